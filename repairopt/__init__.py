@@ -1,0 +1,1 @@
+"""Repairs trained neural networks by mathematical programming."""

@@ -1,0 +1,263 @@
+"""What must become true and what must stay true: properties, constraints, the specification.
+
+A property or a constraint sees ``predict``, a function from inputs ``(N, ...)`` to outputs ``(N, k)`` (logits), and never
+a parameter. So the same object serves the original model, the repaired model, a thousand trial models at once inside
+``torch.vmap``, and differentiation: one definition, no second evaluation path that could disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .errors import SpecificationError
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row comes from, in the user's words.
+
+    Attributes:
+        constraint: Name of the constraint.
+        sample: Index of the sample in the constraint's data, or -1 where no single sample is meant.
+        detail: What the row says, for example ``"class 3 over class 8"``.
+    """
+
+    constraint: str
+    sample: int = -1
+    detail: str = ""
+
+    def __str__(self) -> str:
+        where = f", sample {self.sample}" if self.sample >= 0 else ""
+        what = f": {self.detail}" if self.detail else ""
+        return f"'{self.constraint}'{where}{what}"
+
+
+@runtime_checkable
+class Property(Protocol):
+    """A measurable property of a network; smaller is better and 0 is ideal.
+
+    Only ``name``, ``target`` and ``value`` are needed. A class may also have, and the library then uses:
+
+    * ``soft_value(predict) -> Tensor``: a differentiable stand-in for ``value``, which is often a count;
+    * ``residuals(predict) -> Tensor (q,)``: signed, differentiable parts that are all 0 in the ideal case
+      (Gauss-Newton surrogates are built from them);
+    * ``details(predict) -> dict[str, float]``: figures for the report, for example the rate of each group;
+    * ``on(inputs, labels) -> Property``: the same property measured on other data (held-out columns of the report).
+
+    Attributes:
+        name: What the report calls it.
+        target: The network counts as repaired when ``value <= target``.
+    """
+
+    name: str
+    target: float
+
+    def value(self, predict: Predict) -> Tensor:
+        """The property, a scalar. Must give the same number for the same network each time."""
+        ...
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Something that must stay true, as margins that are non-negative where it holds.
+
+    Only ``name`` and ``margins`` are needed. See :class:`SampleConstraint` for the form that scales.
+
+    Attributes:
+        name: What the report and the rows call it.
+    """
+
+    name: str
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Margins ``(m,)``; held where ``margin >= 0``."""
+        ...
+
+
+@runtime_checkable
+class SampleConstraint(Constraint, Protocol):
+    """A constraint whose margins belong to samples: ``p`` margins for each, a function of that sample's output alone.
+
+    The library evaluates these in batches, linearizes them without a matrix and builds rows for single samples. Row
+    ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p``.
+
+    Attributes:
+        inputs: The samples, ``(N, ...)``.
+    """
+
+    inputs: Tensor
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Margins ``(B, p)`` of the samples with indices ``samples (B,)``, given their outputs ``(B, k)``."""
+        ...
+
+
+@runtime_checkable
+class ChangeConstraint(Protocol):
+    """A constraint on the weight change itself, linear in it; needs no network.
+
+    Attributes:
+        name: What the report and the rows call it.
+    """
+
+    name: str
+
+    def rows(self, initial: npt.NDArray[np.float64]) -> tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """``(A, lower, upper)`` with ``lower <= A delta <= upper``; ``initial (n,)`` are the weights before."""
+        ...
+
+
+@dataclass(frozen=True)
+class CallableProperty:
+    """A plain function ``predict -> number`` as a property.
+
+    Attributes:
+        function: Called with ``predict``; returns a float or a scalar tensor, smaller is better.
+        target: The network counts as repaired when the function returns at most this.
+        name: What the report calls it; the function's own name unless given.
+    """
+
+    function: Callable[[Predict], Any]
+    target: float = 0.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.function, "__name__", type(self.function).__name__))
+
+    def value(self, predict: Predict) -> Tensor:
+        """Whatever the function returns, as a scalar tensor."""
+        return torch.as_tensor(self.function(predict))
+
+
+@dataclass(frozen=True)
+class Specification:
+    """One goal, the constraints, and what is verified but never optimized on.
+
+    Attributes:
+        goal: The property to bring to its target.
+        constraints: What must stay true.
+        held_out: Properties and constraints on data that the repair never sees. One with the name of the goal or of a
+            constraint stands beside it in the report.
+    """
+
+    goal: Property
+    constraints: tuple[Constraint | ChangeConstraint, ...] = ()
+    held_out: tuple[Property | Constraint, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        goal: Any = self.goal
+        if callable(goal) and not hasattr(goal, "value"):
+            goal = CallableProperty(goal)
+            object.__setattr__(self, "goal", goal)
+        if not isinstance(goal, Property):
+            raise SpecificationError(
+                f"goal {goal!r}: expected an object with name, target and value(predict), or a plain function of "
+                f"predict; got {type(goal).__name__}. See repairopt.properties for ready-made ones."
+            )
+        if not np.isfinite(float(goal.target)):
+            raise SpecificationError(f"goal '{goal.name}': target is {goal.target}; expected a finite number.")
+        object.__setattr__(self, "constraints", _as_tuple("constraints", self.constraints))
+        object.__setattr__(self, "held_out", _as_tuple("held_out", self.held_out))
+        for item in self.constraints:
+            if not isinstance(item, Constraint | ChangeConstraint):
+                raise SpecificationError(
+                    f"constraint {item!r}: expected an object with name and margins(predict), or with name and "
+                    f"rows(initial); got {type(item).__name__}. See repairopt.constraints for ready-made ones."
+                )
+        names = [item.name for item in self.constraints]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecificationError(
+                f"constraints: the name '{twice[0]}' is used {names.count(twice[0])} times; reports and rows are told "
+                f"apart by name. Pass name=... to tell them apart."
+            )
+
+    @property
+    def on_outputs(self) -> tuple[Constraint, ...]:
+        """The constraints that look at the network's outputs."""
+        return tuple(c for c in self.constraints if isinstance(c, Constraint))
+
+    @property
+    def on_change(self) -> tuple[ChangeConstraint, ...]:
+        """The constraints that look at the weight change alone."""
+        return tuple(c for c in self.constraints if not isinstance(c, Constraint))
+
+
+def check_inputs(owner: str, inputs: Any, labels: Any = None, classes: int | None = None) -> tuple[Tensor, Any]:
+    """Check and convert data that a user passed to a property or constraint.
+
+    Args:
+        owner: Who asks, in the user's words, for messages.
+        inputs: Array or tensor ``(N, ...)``.
+        labels: Class indices ``(N,)``, or None.
+        classes: Number of classes, if known.
+
+    Returns:
+        ``(inputs, labels)`` as tensors: floating inputs as they came, others as float32; labels as int64.
+
+    Raises:
+        SpecificationError: Empty, NaN, sizes disagree, labels not whole numbers or out of range.
+    """
+    x = torch.as_tensor(inputs)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise SpecificationError(f"{owner}: no inputs, shape {tuple(x.shape)}; expected (N, ...) with N at least 1.")
+    if not x.is_floating_point():
+        x = x.to(torch.float32)
+    bad = ~torch.isfinite(x.detach()).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x.detach())
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise SpecificationError(
+            f"{owner}: {int(bad.sum())} of {x.shape[0]} inputs hold NaN or infinite numbers, the first is row {first}. "
+            f"Drop or impute them."
+        )
+    if labels is None:
+        return x, None
+    y = torch.as_tensor(labels)
+    if y.shape != (x.shape[0],):
+        raise SpecificationError(
+            f"{owner}: labels have shape {tuple(y.shape)}, expected ({x.shape[0]},), one class index for each input. "
+            f"One-hot labels: pass labels.argmax(1)."
+        )
+    if y.is_floating_point() and not bool((y == y.round()).all()):
+        raise SpecificationError(f"{owner}: labels are not whole numbers; expected class indices 0, 1, ...")
+    y = y.to(torch.int64)
+    check_labels(owner, y, classes)
+    return x, y
+
+
+def check_labels(owner: str, labels: Tensor, classes: int | None) -> None:
+    """Check that class indices are within range.
+
+    Args:
+        owner: Who asks, in the user's words.
+        labels: Class indices.
+        classes: Number of outputs of the model, or None where not known yet.
+
+    Raises:
+        SpecificationError: A label is negative or not below ``classes``.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        bad = low if low < 0 else high
+        limit = "0 or more" if classes is None else f"0 to {classes - 1}, for a model with {classes} outputs"
+        raise SpecificationError(
+            f"{owner}: label {bad} at row {int((labels == bad).nonzero()[0])} is out of range; expected {limit}."
+        )
+
+
+def _as_tuple(what: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Mapping | str) or not isinstance(value, Sequence):
+        if hasattr(value, "name"):
+            return (value,)
+        raise SpecificationError(f"{what}: expected a list or tuple, got {type(value).__name__}.")
+    return tuple(value)

@@ -1,0 +1,1 @@
+"""Back ends, one file each; import them from ``repairopt.solvers``."""
