@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from .errors import ProgramError
 from .specify import Source
+from .surrogate import LowRankHessian
 
 Array = npt.NDArray[np.float64]
 Matrix = Any  # a dense float64 array or a scipy.sparse matrix
@@ -40,31 +41,6 @@ class Kind(str, Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-@dataclass(frozen=True, eq=False)
-class LowRankHessian:
-    """``diag(diagonal) + factor factor'``, never formed unless asked.
-
-    Attributes:
-        diagonal: ``(n,)``.
-        factor: ``(n, r)``.
-    """
-
-    diagonal: Array
-    factor: Array
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the matrix that this object stands for."""
-        return (len(self.diagonal), len(self.diagonal))
-
-    def __matmul__(self, vector: Array) -> Array:
-        return self.diagonal * vector + self.factor @ (self.factor.T @ vector)
-
-    def dense(self) -> Array:
-        """The ``(n, n)`` matrix itself."""
-        return np.diag(self.diagonal) + self.factor @ self.factor.T
 
 
 Hessian = Array | LowRankHessian

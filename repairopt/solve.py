@@ -177,7 +177,9 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
     if solver is None:
         names = available_solvers(program.kind)
         if not names:
-            raise SolverNotFoundError(f"No installed solver can take a {program.kind}. Try: pip install repairopt[all].")
+            raise SolverNotFoundError(
+                f"No installed solver can take a {program.kind}. Try: pip install repairopt[all]."
+            )
         classes = [_load(name) for name in names]
         return min(classes, key=lambda c: (_preference(c, program), c.name))()
     backend: Any = _load(solver)() if isinstance(solver, str) else solver

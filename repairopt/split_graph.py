@@ -1,0 +1,173 @@
+"""Split a network where the first changed weight enters, so that what comes before is computed once.
+
+The network is traced with ``torch.fx``. Every node that depends on a changed parameter belongs to the suffix; the values
+that the suffix needs from the rest are the frontier. This covers chains, residual connections and shared inputs alike.
+Networks that cannot be traced (data-dependent control flow) run whole; nothing else changes for them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A network in two parts: ``output = suffix(*prefix(inputs))``.
+
+    Attributes:
+        prefix: From inputs to the frontier, a tuple of tensors with one row for each sample; None when the frontier is
+            the input itself.
+        suffix: From the frontier to the output; holds every changed parameter, under its own name.
+        floats: Numbers that the suffix makes for each sample, all layers together; for memory estimates.
+        widest: The most numbers that one layer of the suffix makes for each sample.
+        last_linear: Name of the linear module that is the whole suffix, or None.
+    """
+
+    prefix: fx.GraphModule | None
+    suffix: nn.Module
+    floats: int
+    widest: int
+    last_linear: str | None = None
+
+
+def split_at(network: nn.Module, changed: set[str], example: Tensor) -> Split | None:
+    """Split ``network`` at the parameters ``changed``.
+
+    Args:
+        network: In evaluation mode; called with one tensor, one row for each sample.
+        changed: Names of parameters of ``network``.
+        example: At least 5 inputs, to see which values belong to samples.
+
+    Returns:
+        The two parts, or None where the network cannot be traced or a traced run disagrees with a plain one.
+    """
+    try:
+        traced = fx.symbolic_trace(network)
+        seen = [_values(traced, example[:size]) for size in (3, 5)]
+    except Exception:  # tracing runs the user's forward on proxies: whatever it raises means "cannot be traced"
+        return None
+    with torch.no_grad():
+        whole = network(example[:5])
+    if not torch.equal(seen[1]["output"], whole) and not torch.allclose(seen[1]["output"], whole, rtol=1e-5):
+        return None
+    split = _cut(traced, changed, seen)
+    if split is not None:
+        with torch.no_grad():
+            frontier = (example[:5],) if split.prefix is None else split.prefix(example[:5])
+            again = split.suffix(*frontier)
+        if not torch.allclose(again, whole, rtol=1e-5, atol=1e-6):
+            return None
+    return split
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n.name] = super().run_node(n)
+        return self.values[n.name]
+
+
+def _values(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Any]:
+    recorder = _Recorder(graph)
+    with torch.no_grad():
+        recorder.run(inputs)
+    return recorder.values
+
+
+def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[str, Any]]) -> Split | None:
+    own = dict(traced.named_parameters(remove_duplicate=False))
+    identities = {id(own[name]) for name in changed if name in own}
+    nodes = list(traced.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    if len(inputs) != 1 or not changed:
+        return None
+
+    late: set[fx.Node] = set()
+    for node in nodes:
+        if _reads(traced, node, identities) or any(parent in late for parent in node.all_input_nodes):
+            late.add(node)
+    per_sample = {node for node in nodes if _is_per_sample(seen, node.name)}
+    pull = True  # a value without a row for each sample (a size, a weight) is made again inside the suffix
+    while pull:
+        needed = {parent for node in late for parent in node.all_input_nodes} - late
+        pulled = {node for node in needed if node not in per_sample}
+        late |= pulled
+        pull = bool(pulled)
+    if inputs[0] in late:
+        return None
+    frontier = [node for node in nodes if node in needed]
+    output = nodes[-1]
+    if output not in late:
+        return None
+
+    suffix = _subgraph(traced, [node for node in nodes if node in late], frontier)
+    before = _ancestors(frontier)
+    early = [node for node in nodes if node in before]
+    prefix = None if frontier == inputs else _subgraph(traced, early, [], frontier)
+    sizes = [seen[0][node.name].numel() // 3 for node in late if node in per_sample and node.op != "output"]
+    return Split(prefix, suffix, sum(sizes), max(sizes, default=1), _last_linear(traced, nodes, late))
+
+
+def _reads(traced: fx.GraphModule, node: fx.Node, identities: set[int]) -> bool:
+    if node.op == "get_attr":
+        try:
+            return id(operator.attrgetter(str(node.target))(traced)) in identities
+        except AttributeError:
+            return False
+    if node.op == "call_module":
+        module = traced.get_submodule(str(node.target))
+        return any(id(parameter) in identities for parameter in module.parameters())
+    return False
+
+
+def _is_per_sample(seen: list[dict[str, Any]], name: str) -> bool:
+    values = [record.get(name) for record in seen]
+    return all(
+        isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
+        for value, size in zip(values, (3, 5), strict=True)
+    )
+
+
+def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _subgraph(
+    traced: fx.GraphModule, nodes: list[fx.Node], inputs: list[fx.Node], outputs: list[fx.Node] | None = None
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
+    copy: Callable[[fx.Node], fx.Node] = lambda node: made[node]  # noqa: E731
+    for node in nodes:
+        if node.op != "output":
+            made[node] = graph.node_copy(node, copy)
+        elif outputs is None:
+            graph.output(fx.map_arg(node.args[0], copy))
+    if outputs is not None:
+        graph.output(tuple(made[node] for node in outputs))
+    module = fx.GraphModule(traced, graph)
+    return module.eval()
+
+
+def _last_linear(traced: fx.GraphModule, nodes: list[fx.Node], late: set[fx.Node]) -> str | None:
+    steps = [node for node in nodes if node in late and node.op != "output"]
+    if len(steps) != 1 or steps[0].op != "call_module":
+        return None
+    module = traced.get_submodule(str(steps[0].target))
+    return str(steps[0].target) if type(module) is nn.Linear else None
