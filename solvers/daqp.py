@@ -1,0 +1,111 @@
+"""DAQP: dual active set for small dense linear and quadratic programs.
+
+Licence MIT, https://darnstrom.github.io/daqp. Kinds LP and QP, singular Hessians included. Its branch and bound is
+left out on purpose: it returned points that were not optimal as optimal. A quadratic program without a lower bound may
+end at the iteration limit rather than as unbounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from repairopt.program import Array, Kind, Program
+from repairopt.solve import Solution, Status
+
+from .matrices import dense_rows
+
+# Every exit flag, with the name that DAQP's documentation gives it.
+STATUS = {
+    2: (Status.FAILED, "soft optimal"),  # no row is declared soft here
+    1: (Status.OPTIMAL, "optimal"),
+    -1: (Status.INFEASIBLE, "infeasible"),
+    -2: (Status.FAILED, "cycling detected"),
+    -3: (Status.UNBOUNDED, "unbounded"),
+    -4: (Status.NO_POINT, "iteration limit"),
+    -5: (Status.FAILED, "nonconvex"),
+    -6: (Status.FAILED, "initial working set overdetermined"),
+    -7: (Status.NO_POINT, "time limit"),
+    -8: (Status.FAILED, "unsupported"),
+}
+OVERDETERMINED = -6
+INFINITE = 1e30
+EQUALITY = 5  # active (1) and immutable (4)
+
+
+@dataclass(frozen=True)
+class DAQP:
+    """LP and QP; the fastest for up to some 60 variables, and for linear programs up to some 300.
+
+    Attributes:
+        time_limit: Seconds, or None. Looked at every 32 iterations, so that small programs run to their end.
+        feasibility_tol: Largest violation of a row, scaled to unit length, that DAQP accepts.
+        verbose: Kept for a common interface; DAQP prints nothing.
+        native: DAQP settings by their own names, for example ``{"pivot_tol": 1e-6}``.
+    """
+
+    time_limit: float | None = None
+    feasibility_tol: float = 1e-9
+    verbose: bool = False
+    native: Mapping[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str] = "daqp"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
+    requires: ClassVar[tuple[str, ...]] = ("daqp",)
+
+    @staticmethod
+    def preference(program: Program) -> float:
+        """The default for LPs of up to 300 variables and QPs of up to 60; measured."""
+        return 0.0 if program.n <= (300 if program.hessian is None else 60) else 20.0
+
+    def solve(self, program: Program) -> Solution:
+        """Translate, run, map the native status."""
+        import daqp
+
+        rows = dense_rows(program)
+        low, high = program.bounds()
+        lower = np.clip(np.concatenate([low, program.lower]), -INFINITE, INFINITE)
+        upper = np.clip(np.concatenate([high, program.upper]), -INFINITE, INFINITE)
+        sense = np.where(lower == upper, EQUALITY, 0).astype(np.int32)
+        hessian = np.array(program.dense_hessian(), order="C")
+        data = (hessian, program.gradient.copy(), rows)
+        delta, _, flag, info = daqp.solve(*data, upper, lower, sense, **self._settings(program))
+        if flag == OVERDETERMINED:
+            flag = _contradiction(rows, lower, upper)
+        status, native = STATUS.get(flag, (Status.FAILED, f"exit flag {flag}"))
+        if status is not Status.OPTIMAL:
+            return Solution(status, message=native, iterations=int(info["iterations"]))
+        duals = np.array(info["lam"])  # bounds first
+        return Solution(
+            status,
+            delta=np.array(delta),
+            message=native,
+            row_duals=duals[program.n :],
+            bound_duals=duals[: program.n],
+            iterations=int(info["iterations"]),
+        )
+
+    def _settings(self, program: Program) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "primal_tol": self.feasibility_tol,
+            "iter_limit": max(100_000, 100 * (program.n + program.m)),  # the native default, 1,000, is too small
+            "eps_prox": -1.0,  # proximal steps where the Hessian is singular ...
+            "eta_prox": 1e-9,  # ... to this accuracy
+        }
+        if self.time_limit is not None:
+            settings["time_limit"] = float(self.time_limit)
+        return settings | dict(self.native)
+
+
+def _contradiction(rows: Array, lower: Array, upper: Array) -> int:
+    """Tell contradicting equality rows, which DAQP calls overdetermined, from merely dependent ones."""
+    n = rows.shape[1]
+    equal = lower == upper
+    system = np.vstack([np.eye(n)[equal[:n]], rows[equal[n:]]])
+    sides = upper[equal]
+    nearest = np.linalg.lstsq(system, sides, rcond=None)[0]
+    contradict = np.abs(system @ nearest - sides).max(initial=0.0) > 1e-7 * (1.0 + np.abs(sides).max(initial=0.0))
+    return -1 if contradict else OVERDETERMINED
