@@ -6,15 +6,17 @@ changed weights are in the last linear layer. Everything runs in batches within 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.autograd import forward_ad
+from torch.func import vmap
 
-from .errors import SpecificationError
-from .evaluate import CACHE_BYTES, Engine
+from .errors import ProgramError, SpecificationError
+from .evaluate import Engine
 from .specify import Predict
 
 
@@ -69,48 +71,41 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
     value, runs = _recorded(engine, function, change)
     outputs = [output for _, output in runs]
     first = torch.autograd.grad(value[0], outputs, create_graph=True, allow_unused=True)
-    eye = torch.eye(engine.n, dtype=engine.dtype, device=engine.device)
-    ways = [tangents(engine, inputs, change, eye) for inputs, _ in runs]  # (n, N, k) for each run
+    slopes = [_output_jacobian(engine, inputs, output.shape[1], change) for inputs, output in runs]  # (N k, n) each
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     curved = [i for i, g in enumerate(first) if g is not None and g.requires_grad]
     for j in range(engine.n if curved else 0):
-        along = [ways[i][j] for i in curved]
-        second = torch.autograd.grad([first[i] for i in curved], outputs, along, retain_graph=True, allow_unused=True)
-        for way, column in zip(ways, second, strict=True):
+        summed = torch.stack([first[i].flatten() @ slopes[i][:, j] for i in curved]).sum()
+        second = torch.autograd.grad(summed, outputs, retain_graph=True, allow_unused=True)
+        for slope, column in zip(slopes, second, strict=True):
             if column is not None:
-                result[:, j] += (way.flatten(1) @ column.flatten()).double()
+                result[:, j] += (column.flatten() @ slope).double()
     for (inputs, _), weight in zip(runs, first, strict=True):
         if weight is not None:
             result += _network_curvature(engine, inputs, weight.detach(), change)
     return (result + result.T) / 2
 
 
-def tangents(engine: Engine, inputs: Tensor, delta: Any, directions: Any, samples: Tensor | None = None) -> Tensor:
-    """Derivatives of the outputs along directions of weight change, by forward mode.
+def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples: Tensor | None = None) -> Tensor:
+    """Derivative of the outputs along one direction of weight change, by a forward-mode product, without a matrix.
 
     Args:
         engine: The network and the ``n`` weights.
         inputs: Samples ``(N, ...)``.
         delta: Where, ``(n,)``.
-        directions: ``(D, n)``.
+        direction: ``(n,)``.
         samples: Indices of the samples wanted, or None for all.
 
     Returns:
-        ``(D, N, k)`` in the model's dtype.
+        ``(N, k)`` in the model's dtype.
     """
-    change, ways = engine.as_delta(delta), engine.as_delta(directions)
+    change, way = engine.as_delta(delta), engine.as_delta(direction)
+    count = inputs.shape[0] if samples is None else len(samples)
+    product = _forward_product if _forward_pays(count * engine.floats(inputs)) else _double_product
     out = []
-    with torch.no_grad():
-        for _, part in engine.batches(inputs, samples, 6 * engine.widest(inputs) * len(ways)):
-            if engine.exact:
-                out.append(torch.stack([_affine_tangent(engine, part[0], way) for way in ways]))
-                continue
-
-            def along(way: Tensor, part: tuple[Tensor, ...] = part) -> Tensor:
-                return jvp(lambda d: engine.run(engine.weights(d), part), (change,), (way,))[1]  # type: ignore[no-any-return]
-
-            out.append(along(ways[0])[None] if len(ways) == 1 else vmap(along)(ways))
-    return torch.cat(out, dim=1)
+    for _, part in engine.batches(inputs, samples, 6 * engine.floats(inputs)):
+        out.append(_affine_tangent(engine, part[0], way) if engine.exact else product(engine, part, change, way))
+    return torch.cat(out)
 
 
 def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = None) -> Tensor:
@@ -137,7 +132,8 @@ def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = No
         moving = change.clone().requires_grad_()
         with torch.enable_grad():
             output = engine.run(engine.weights(moving), part)
-        total += torch.autograd.grad(output, moving, chosen)[0].double()
+            summed = (output * chosen).sum()  # a scalar: grad_outputs would import a symbolic algebra system
+        total += torch.autograd.grad(summed, moving)[0].double()
     return total
 
 
@@ -164,11 +160,50 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
             out.append(_affine_rows(engine, part[0], chosen))
             continue
 
-        def one(d: Tensor, cotangent: Tensor, *row: Tensor) -> Tensor:
-            return (engine.run(engine.weights(d), tuple(r[None] for r in row))[0] * cotangent).sum()
+        def one(d: Tensor, *row: Tensor) -> Tensor:
+            return engine.run(engine.weights(d), tuple(r[None] for r in row))[0]
 
-        out.append(vmap(grad(one), in_dims=(None, 0) + (0,) * len(part))(change, chosen, *part))
+        with torch.enable_grad():  # each row gets its own copy of delta, so one backward pass gives all rows
+            copies = change.expand(len(chosen), -1).clone().requires_grad_()
+            summed = (vmap(one)(copies, *part) * chosen).sum()
+        out.append(torch.autograd.grad(summed, copies)[0])
     return torch.cat(out)
+
+
+def _forward_pays(numbers: int) -> bool:
+    """Forward mode is twice as fast, but its first use imports torch's compiler, most of a second."""
+    return numbers > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
+
+
+def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
+    with torch.no_grad(), forward_ad.dual_level():
+        output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
+        found = forward_ad.unpack_dual(output).tangent
+        return torch.zeros_like(output) if found is None else found
+
+
+def _double_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
+    """The same product by differentiating the reverse-mode product with respect to its cotangent."""
+    moving = change.clone().requires_grad_()
+    with torch.enable_grad():
+        output = engine.run(engine.weights(moving), part)
+        cotangent = torch.zeros_like(output, requires_grad=True)
+        pulled = torch.autograd.grad((output * cotangent).sum(), moving, create_graph=True)[0]
+        return torch.autograd.grad((pulled * way).sum(), cotangent)[0]
+
+
+def _output_jacobian(engine: Engine, inputs: Tensor, classes: int, change: Tensor) -> Tensor:
+    """Derivatives of all outputs, ``(N k, n)``; refused where it would not fit."""
+    count = len(inputs) * classes
+    need = count * engine.n * torch.finfo(engine.dtype).bits // 8
+    if need > engine.memory_limit:
+        raise ProgramError(
+            f"The exact Hessian over {len(inputs):,} samples and {engine.n:,} weights needs {need / 2**30:.1f} GiB. Pass "
+            f"a smaller Location, fewer samples, surrogate='gauss_newton', or raise memory_limit."
+        )
+    every = torch.arange(len(inputs), device=engine.device).repeat_interleave(classes)
+    unit = torch.eye(classes, dtype=engine.dtype, device=engine.device).repeat(len(inputs), 1)
+    return sample_rows(engine, inputs, every, unit, change)
 
 
 def _recorded(
@@ -200,20 +235,21 @@ def _network_curvature(engine: Engine, inputs: Tensor, cotangent: Tensor, change
     total = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     if engine.exact:
         return total
-    eye = torch.eye(engine.n, dtype=engine.dtype, device=engine.device)
     probe = torch.linspace(0.5, 1.5, engine.n, dtype=engine.dtype, device=engine.device)
     for span, part in engine.batches(inputs, None, 8 * engine.floats(inputs)):
-
-        def scalar(d: Tensor, span: slice = span, part: tuple[Tensor, ...] = part) -> Tensor:
-            return (engine.run(engine.weights(d), part) * cotangent[span]).sum()
-
-        def product(way: Tensor, scalar: Callable[[Tensor], Tensor] = scalar) -> Tensor:
-            return jvp(grad(scalar), (change,), (way,))[1]  # type: ignore[no-any-return]
-
-        if not bool((product(probe) == 0).all()):
-            step = max(1, CACHE_BYTES // (4 * part[0].shape[0] * engine.floats(inputs)))
-            total += vmap(product, chunk_size=step)(eye).double()
+        moving = change.clone().requires_grad_()
+        with torch.enable_grad():
+            scalar = (engine.run(engine.weights(moving), part) * cotangent[span]).sum()
+            slope = torch.autograd.grad(scalar, moving, create_graph=True)[0]
+        if not slope.requires_grad or not bool(_derivative(slope @ probe, moving).any()):
+            continue
+        total += torch.stack([_derivative(entry, moving) for entry in slope]).double()
     return total
+
+
+def _derivative(scalar: Tensor, moving: Tensor) -> Tensor:
+    found = torch.autograd.grad(scalar, moving, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(moving) if found is None else found
 
 
 def _affine_parts(engine: Engine, delta: Tensor) -> Iterator[tuple[bool, Tensor, Tensor]]:

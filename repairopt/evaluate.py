@@ -35,6 +35,35 @@ class _Caller(nn.Module):
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)  # type: ignore[no-any-return]
 
 
+class Predictor:
+    """What properties and constraints see: the network at one weight change, as a function of the inputs.
+
+    Attributes:
+        network: Module from one tensor to logits; its parameters bear the model's names with ``model.`` in front.
+        parameters: The changed parameters under those names.
+    """
+
+    def __init__(self, engine: Engine, delta: Tensor, frozen: bool = False) -> None:
+        self._engine, self._delta, self._frozen = engine, delta, frozen
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
+        if not self._frozen:
+            return self._engine.outputs(inputs, self._delta)
+        with torch.no_grad():
+            return self._engine.outputs(inputs, self._delta)
+
+    @property
+    def network(self) -> nn.Module:
+        """The unchanged network in evaluation mode; run it with ``parameters`` replaced."""
+        return self._engine._caller
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The changed parameters, by their names in ``network``."""
+        return {f"model.{name}": value for name, value in self._engine.weights(self._delta).items()}
+
+
 class Engine:
     """Runs one network at any weight change ``delta``, a vector over ``n`` chosen weights.
 
@@ -111,15 +140,9 @@ class Engine:
 
     # ---------------------------------------------------------------- plain runs
 
-    def predict(self, delta: Any = None) -> Predict:
+    def predict(self, delta: Any = None) -> Predictor:
         """The network at ``delta`` as a function from inputs ``(N, ...)`` to outputs ``(N, k)``, without gradients."""
-        change = self.as_delta(delta)
-
-        def run(inputs: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self.outputs(inputs, change)
-
-        return run
+        return Predictor(self, self.as_delta(delta), frozen=True)
 
     def outputs(self, inputs: Tensor, delta: Tensor, samples: Tensor | None = None) -> Tensor:
         """Outputs ``(N, k)``, or ``(len(samples), k)``; in batches within the memory limit; differentiable in delta."""
@@ -149,7 +172,7 @@ class Engine:
         chunk = max(1, min(self.memory_limit // size, max(1, CACHE_BYTES // size), len(deltas)))
 
         def one(delta: Tensor) -> Tensor:
-            return torch.as_tensor(function(lambda inputs: self.outputs(inputs, delta)))
+            return torch.as_tensor(function(Predictor(self, delta)))
 
         with torch.no_grad():
             try:

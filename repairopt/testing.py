@@ -33,8 +33,9 @@ def check_solver(solver: Solver) -> list[str]:
 
     Checked: status, value and unique optimum; optimality conditions and signs of duals, where it returns duals; that a
     ray proves infeasibility, where it returns one; that inputs stay unchanged and a second run agrees; that a tiny
-    time limit is obeyed, where it has a ``time_limit``. Not checked: speed, and programs of more than 100 variables. A failed check raises
-    AssertionError; its message names solver, problem, what was expected and what came.
+    time limit is obeyed, where it has a ``time_limit``. Not checked: speed, and programs of more than 100 variables.
+
+    A failed check raises AssertionError; its message names solver, problem, what was expected and what came.
 
     Args:
         solver: An instance; need not be registered.

@@ -1,0 +1,190 @@
+"""Inputs by group, for group fairness: drawn by setting the protected feature, or real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SpecificationError
+from .specify import check_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSamples:
+    """Inputs and the group of each.
+
+    Attributes:
+        inputs: ``(M, ...)``.
+        member: Group index of each input, ``(M,)``.
+        names: One name for each group.
+        paired: Whether the groups stand one after the other and differ in the protected feature alone, row by row.
+        redraw: How to make the same kind of samples from other rows, or None where that is not known.
+    """
+
+    inputs: Tensor
+    member: Tensor
+    names: tuple[str, ...]
+    paired: bool = False
+    redraw: Callable[[Any], GroupSamples] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.member, minlength=len(self.names))
+        if int(counts.min()) == 0:
+            raise SpecificationError(f"group '{self.names[int(counts.argmin())]}' has no rows; leave it out.")
+
+    @property
+    def q(self) -> int:
+        """Number of groups."""
+        return len(self.names)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Rows of each group, ``(q,)``."""
+        return torch.bincount(self.member, minlength=self.q)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        one = torch.nn.functional.one_hot(self.member, self.q).T
+        return one / self.counts[:, None]
+
+    def mean_by_group(self, values: Tensor) -> Tensor:
+        """Mean of ``values (M, c)`` over each group, ``(q, c)``; works inside ``vmap`` and under differentiation."""
+        if self.paired:
+            return values.reshape(self.q, -1, values.shape[-1]).mean(1)
+        return self._weights.to(values) @ values
+
+    def again(self, inputs: Any) -> GroupSamples:
+        """The same kind of samples from other rows.
+
+        Args:
+            inputs: Rows.
+
+        Returns:
+            New samples.
+
+        Raises:
+            SpecificationError: The groups were given as arrays, so it is not known how other rows fall into groups.
+        """
+        if self.redraw is None:
+            raise SpecificationError(
+                "group gap: its groups were given as arrays, so other rows cannot be divided into groups. Pass the "
+                "held-out gap yourself: held_out=(GroupGap.given(...),)."
+            )
+        return self.redraw(inputs)
+
+
+def sampled_groups(
+    owner: str,
+    inputs: Any,
+    column: int,
+    values: Sequence[float] | None = None,
+    *,
+    count: int = 10_000,
+    rest: str = "joint",
+    seed: int = 0,
+) -> GroupSamples:
+    """Draw ``count`` inputs for each group: the protected column set, the others from their empirical distribution.
+
+    Args:
+        owner: Who asks, for messages.
+        inputs: Rows ``(N, d)``.
+        column: The protected column.
+        values: The groups' values, or None for all that occur.
+        count: Inputs for each group.
+        rest: ``"joint"`` draws whole rows, the same for each group; ``"marginals"`` draws each other column on its own,
+            the same for each group; ``"conditional"`` draws rows of the group itself.
+        seed: Of the draw.
+
+    Returns:
+        The samples; ``paired`` unless ``rest`` is ``"conditional"``.
+
+    Raises:
+        SpecificationError: Unknown ``rest``, column out of range, fewer than two groups, or a group without rows.
+    """
+    x, found = _protected(owner, inputs, column, values)
+    if rest not in ("joint", "marginals", "conditional"):
+        raise SpecificationError(f"'{owner}': rest={rest!r}; choose from joint, marginals, conditional.")
+    draw = torch.Generator().manual_seed(seed)
+    picks = [torch.randint(len(x), (count,), generator=draw) for _ in range(1 if rest == "joint" else x.shape[1])]
+    parts = []
+    for value in found:
+        if rest == "conditional":
+            own = (x[:, column] == value).nonzero()[:, 0]
+            if not len(own):
+                raise SpecificationError(f"'{owner}': no row has value {value:g} in column {column}.")
+            parts.append(x[own[torch.randint(len(own), (count,), generator=draw)]])
+            continue
+        rows = x[picks[0]] if rest == "joint" else torch.stack([x[p, j] for j, p in enumerate(picks)], dim=1)
+        rows[:, column] = value
+        parts.append(rows)
+    return GroupSamples(
+        torch.cat(parts),
+        torch.arange(len(found)).repeat_interleave(count),
+        tuple(f"column {column} = {value:g}" for value in found),
+        paired=rest != "conditional",
+        redraw=lambda other: sampled_groups(owner, other, column, found, count=count, rest=rest, seed=seed + 1),
+    )
+
+
+def observed_groups(
+    owner: str, inputs: Any, column: int | None, values: Any = None, *, sensitive_features: Any = None
+) -> GroupSamples:
+    """Divide real rows into groups.
+
+    Args:
+        owner: Who asks, for messages.
+        inputs: Rows ``(N, ...)``.
+        column: Column that tells the group, or None.
+        values: The groups' values; rows with others are left out. None for all that occur.
+        sensitive_features: The group of each row, ``(N,)``, any type, in place of ``column``.
+
+    Returns:
+        The samples.
+
+    Raises:
+        SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.
+    """
+    if (column is None) == (sensitive_features is None):
+        raise SpecificationError(f"'{owner}': pass either column or sensitive_features, to tell each row's group.")
+    if column is not None:
+        x, found = _protected(owner, inputs, column, values)
+        member = torch.full((len(x),), -1)
+        for a, value in enumerate(found):
+            member[x[:, column] == value] = a
+        names = tuple(f"column {column} = {value:g}" for value in found)
+        redraw: Any = lambda other: observed_groups(owner, other, column, found)  # noqa: E731
+    else:
+        x, _ = check_inputs(f"'{owner}'", inputs)
+        labels = [item.item() if hasattr(item, "item") else item for item in sensitive_features]
+        if len(labels) != len(x):
+            raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
+        found = sorted(set(labels), key=str) if values is None else list(values)
+        place = {value: a for a, value in enumerate(found)}
+        member = torch.tensor([place.get(label, -1) for label in labels])
+        names, redraw = tuple(str(value) for value in found), None
+    if len(found) < 2:
+        raise SpecificationError(f"'{owner}': only one group, {found}; a gap needs at least two.")
+    counts = [int((member == a).sum()) for a in range(len(found))]
+    if 0 in counts:
+        raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
+    known = member >= 0
+    return GroupSamples(x[known], member[known], names, redraw=redraw)
+
+
+def _protected(owner: str, inputs: Any, column: int, values: Sequence[float] | None) -> tuple[Tensor, list[float]]:
+    x, _ = check_inputs(f"'{owner}'", inputs)
+    x = x.to(torch.float32) if not x.is_floating_point() else x
+    if x.ndim != 2 or not 0 <= column < x.shape[1]:
+        raise SpecificationError(
+            f"'{owner}': column {column} does not exist in inputs of shape {tuple(x.shape)}; expected rows (N, d) and a "
+            f"column 0 to {x.shape[-1] - 1}."
+        )
+    found = [float(v) for v in (torch.unique(x[:, column]) if values is None else values)]
+    if len(found) < 2:
+        raise SpecificationError(f"'{owner}': column {column} has only one value, {found}; a gap needs two groups.")
+    return x, found
