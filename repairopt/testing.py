@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def check_property(prop: Property, predict_example: Predict) -> list[str]:
         isinstance(prop, Property), "name, target and value(predict)", f"a {type(prop).__name__} without one of them"
     )
     expect(isinstance(prop.name, str) and prop.name != "", "a name that is a non-empty text", repr(prop.name))
-    expect(bool(np.isfinite(float(prop.target))), "a finite target", prop.target)
+    expect(isinstance(prop.target, Real) and bool(np.isfinite(prop.target)), "a finite target", prop.target)
     first, second = (_scalar(expect, "value", prop.value(predict_example)) for _ in range(2))
     expect(first == second, "the same value from the same predict", f"{first!r}, then {second!r}")
     ran = ["declaration", "value: scalar and finite", "value: deterministic"]
@@ -85,9 +86,8 @@ def check_property(prop: Property, predict_example: Predict) -> list[str]:
     details: Any = getattr(prop, "details", None)
     if details is not None:
         figures = details(predict_example)
-        good = isinstance(figures, dict) and all(
-            isinstance(key, str) and float(figures[key]) == figures[key] for key in figures
-        )
+        pairs = figures.items() if isinstance(figures, dict) else [(figures, figures)]
+        good = all(isinstance(key, str) and isinstance(number, Real) for key, number in pairs)
         expect(good, "details that are a dict from text to number", repr(figures))
         ran.append("details: text to number")
     return ran

@@ -50,7 +50,7 @@ class HiGHS:
         time_limit: Seconds, or None.
         feasibility_tol: Largest violation of rows, bounds and integrality that HiGHS accepts, 1e-10 at least.
         gap_tol: Relative gap at which a mixed-integer program counts as solved.
-        threads: Threads, or None for HiGHS's own choice.
+        threads: Threads, or None for HiGHS's own choice; a number holds for the whole process.
         verbose: Print the native log.
         native: HiGHS options by their own names, for example ``{"mip_heuristic_effort": 0.2}``.
     """
@@ -75,6 +75,8 @@ class HiGHS:
         """Translate, run, map the native status."""
         import highspy
 
+        if self.threads is not None:
+            highspy.Highs.resetGlobalScheduler(True)  # else HiGHS refuses another number of threads than last time
         highs = highspy.Highs()
         for option, value in self._options().items():
             highs.setOptionValue(option, value)
