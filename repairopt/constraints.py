@@ -26,7 +26,8 @@ class _Labels:
         labels: Their classes ``(N,)``.
         margin: Required lead of the label over each rival in the linearized rows, in logits; absorbs linearization error.
         tolerance: Share of the samples that may fail all the same.
-        weight: None for hard rows; a number makes the rows soft, at that price for each logit of violation.
+        weight: None for hard rows; a number makes the rows soft, at that price for a mean
+            violation of one logit over the samples.
         name: What rows and report call it.
         samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
     """

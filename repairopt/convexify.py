@@ -140,7 +140,7 @@ def _stays_positive(
 ) -> tuple[bool, Array]:
     """Accelerated projected gradient until the sign of the minimum is proved; unproved counts as negative."""
     ahead, momentum = point, 1.0
-    for step in range(20_000):
+    for step in range(5_000):
         new = np.clip(ahead - (product(ahead) + gradient) / norm, -radius, radius)
         if (ahead - new) @ (new - point) > 0.0:  # the momentum points uphill: start it again
             momentum = 1.0

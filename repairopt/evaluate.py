@@ -35,6 +35,11 @@ class _Caller(nn.Module):
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)  # type: ignore[no-any-return]
 
 
+def identity(inputs: Tensor) -> tuple[object, ...]:
+    """Tells tensors apart by the memory that they view, so that views of one array share what was computed for it."""
+    return (inputs.data_ptr(), inputs.shape, inputs.stride(), inputs.dtype, inputs.device)
+
+
 class Predictor:
     """What properties and constraints see: the network at one weight change, as a function of the inputs.
 
@@ -98,7 +103,7 @@ class Engine:
         self._takes_integers = False
         self._suffix: nn.Module = self._caller
         self._constants: dict[str, Tensor] = {}
-        self._frontiers: dict[int, tuple[Tensor, int, tuple[Tensor, ...]]] = {}
+        self._frontiers: dict[tuple[object, ...], tuple[Tensor, int, tuple[Tensor, ...]]] = {}
         self._cached_bytes = 0
         self.classes = 0
         self.evaluations = 0  # samples run through the suffix, all weight vectors together
@@ -234,8 +239,8 @@ class Engine:
                 yield span, self._to_frontier(inputs[rows])
 
     def _cached(self, inputs: Tensor) -> tuple[Tensor, ...] | None:
-        known = self._frontiers.get(id(inputs))
-        if known is not None and known[0] is inputs and known[1] == inputs._version:
+        known = self._frontiers.get(identity(inputs))
+        if known is not None and known[1] == inputs._version:
             return known[2]
         with torch.no_grad():
             probe = self._to_frontier(inputs[:1])
@@ -247,7 +252,7 @@ class Engine:
             step = max(1, self.memory_limit // 4 // (widest * probe[0].element_size()))
             parts = [self._to_frontier(block) for block in inputs.split(step)]
         frontier = tuple(torch.cat(block) if len(block) > 1 else block[0] for block in zip(*parts, strict=True))
-        self._frontiers[id(inputs)] = (inputs, inputs._version, frontier)
+        self._frontiers[identity(inputs)] = (inputs, inputs._version, frontier)
         return frontier
 
     def _to_frontier(self, inputs: Tensor) -> tuple[Tensor, ...]:

@@ -25,7 +25,8 @@ class QuadraticFit(NamedTuple):
         hessian: ``H (n, n)``; only its diagonal ``(n,)`` where that is what was fitted; None for a linear model.
         gradient: ``g (n,)``.
         constant: ``c``.
-        ridge: Strength of the ridge on ``H`` (on ``g`` for a linear model), relative to the mean squared singular value.
+        ridge: Strength of the ridge on ``H`` (on ``g`` for a linear model), relative to the mean square of the
+            singular values.
     """
 
     hessian: Array | None
@@ -139,7 +140,9 @@ class Pairs(NamedTuple):
         slope, _, used = solve_ridge(self.points, np.zeros((len(self.points), 0)), (self.plus - self.minus) / 2, ridge)
         return slope, used
 
-    def curvature(self, ridge: float | None, center_weight: float, diagonal: bool = False) -> tuple[Array, float, float]:
+    def curvature(
+        self, ridge: float | None, center_weight: float, diagonal: bool = False
+    ) -> tuple[Array, float, float]:
         """``(H or its diagonal, c, ridge)`` from the sums."""
         features = self.points**2 / 2 if diagonal else curvature_features(self.points)
         level, n = (self.plus + self.minus) / 2, self.points.shape[1]
@@ -196,8 +199,8 @@ def solve_ridge(features: Array, free: Array, targets: Array, ridge: float | Non
     if ridge is None:
         ridge = _best_ridge(u, s**2 / level, inside, left, np.sum(basis**2, axis=1)) if rank else 0.0
     found = vt.T @ (s / (s**2 + ridge * level) * inside)
-    others = np.linalg.lstsq(free, targets - features @ found, rcond=None)[0] if free.shape[1] else np.zeros(0)
-    return found, others, ridge
+    others = np.linalg.lstsq(free, targets - features @ found, rcond=None)[0] if free.shape[1] else free[0, :0]
+    return found, np.asarray(others, dtype=np.float64), ridge
 
 
 def _range(columns: Array) -> Array:

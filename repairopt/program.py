@@ -15,8 +15,7 @@ lower side does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -24,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ProgramError
+from .linearize import Rows
 from .specify import Source
-from .surrogate import LowRankHessian
+from .surrogate import LowRankHessian, Surrogate
 
 Array = npt.NDArray[np.float64]
 Matrix = Any  # a dense float64 array or a scipy.sparse matrix
@@ -180,23 +180,106 @@ class Program:
             parts.append(np.abs(chosen - np.round(chosen)))
         return max(0.0, max(float(np.max(part, initial=0.0)) for part in parts))
 
-    def with_rows(self, matrix: Matrix, lower: Array, upper: Array, sources: Sequence[Source] = ()) -> Program:
-        """The same program with more rows below its own."""
-        if hasattr(self.matrix, "tocsr") or hasattr(matrix, "tocsr"):
-            from scipy import sparse
 
-            stacked = sparse.vstack([sparse.csr_matrix(self.matrix), sparse.csr_matrix(matrix)], format="csr")
-        else:
-            stacked = np.vstack([self.matrix, matrix])
-        own = self.sources or tuple(Source("row") for _ in range(self.m))
-        new = tuple(sources) or tuple(Source("row") for _ in range(len(lower)))
-        return replace(
-            self,
-            matrix=stacked,
-            lower=np.concatenate([self.lower, lower]),
-            upper=np.concatenate([self.upper, upper]),
-            sources=own + new,
-        )
+def build_program(
+    surrogate: Surrogate,
+    rows: Rows,
+    *,
+    box: tuple[Array, Array],
+    change: Rows | None = None,
+    linear: bool = False,
+    proximal: float = 0.0,
+) -> Program:
+    """Build the program for one step: minimize the surrogate subject to the rows and the box.
+
+    Each soft row gets a slack variable behind the weight changes, at the row's price for each unit of violation.
+
+    Args:
+        surrogate: Convex model of the property in the step, over ``n`` weights.
+        rows: Rows from the constraints on outputs.
+        box: Lower and upper bounds of the step, ``(n,)`` each.
+        change: Rows on the step itself; hard unless priced.
+        linear: Drop the quadratic term (AutoRIC's LP variant).
+        proximal: Weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates; makes the smallest step preferred.
+
+    Returns:
+        The program; ``n_delta`` is ``n``.
+    """
+    n = len(surrogate.gradient)
+    both = rows if change is None or not len(change) else _stack(rows, change)
+    soft = np.flatnonzero(np.isfinite(both.price))
+    hessian = None if linear else _with_proximal(surrogate, proximal)
+    lower, upper = box
+    matrix = both.matrix
+    gradient = surrogate.gradient
+    if len(soft):
+        matrix = _with_slacks(both, soft)
+        gradient = np.concatenate([gradient, both.price[soft]])
+        lower = np.concatenate([lower, np.zeros(len(soft))])
+        upper = np.concatenate([upper, np.full(len(soft), np.inf)])
+        hessian = _padded(hessian, len(soft))
+    return Program(
+        gradient=gradient,
+        hessian=hessian,
+        constant=surrogate.constant,
+        matrix=matrix,
+        lower=both.lower,
+        upper=both.upper,
+        delta_lower=lower,
+        delta_upper=upper,
+        sources=both.sources,
+        n_delta=n,
+    )
+
+
+def _stack(first: Rows, second: Rows) -> Rows:
+    if hasattr(first.matrix, "tocsr") or hasattr(second.matrix, "tocsr"):
+        from scipy import sparse
+
+        matrix = sparse.vstack([sparse.csr_matrix(first.matrix), sparse.csr_matrix(second.matrix)], format="csr")
+    else:
+        matrix = np.vstack([first.matrix, second.matrix])
+    join = np.concatenate
+    return Rows(
+        matrix,
+        join([first.lower, second.lower]),
+        join([first.upper, second.upper]),
+        join([first.price, second.price]),
+        first.sources + second.sources,
+    )
+
+
+def _with_proximal(surrogate: Surrogate, proximal: float) -> Hessian | None:
+    if proximal == 0 or surrogate.hessian is None:
+        return surrogate.hessian
+    extra = proximal / surrogate.scale**2
+    if isinstance(surrogate.hessian, LowRankHessian):
+        return LowRankHessian(surrogate.hessian.diagonal + extra, surrogate.hessian.factor)
+    return surrogate.hessian + np.diag(extra)
+
+
+def _with_slacks(rows: Rows, soft: npt.NDArray[np.int64]) -> Matrix:
+    """One more column for each soft row: added to its lower side, so only lower sides may be soft."""
+    if np.any(np.isfinite(rows.upper[soft])):
+        raise ProgramError("program: a soft row has a finite upper side; write it as two rows with lower sides.")
+    count = len(soft)
+    if hasattr(rows.matrix, "tocsr") or count > 2000:
+        from scipy import sparse
+
+        slack = sparse.csr_matrix((np.ones(count), (soft, np.arange(count))), shape=(len(rows), count))
+        return sparse.hstack([sparse.csr_matrix(rows.matrix), slack], format="csr")
+    dense = np.zeros((len(rows), count))
+    dense[soft, np.arange(count)] = 1.0
+    return np.hstack([rows.matrix, dense])
+
+
+def _padded(hessian: Hessian | None, count: int) -> Hessian | None:
+    if hessian is None:
+        return None
+    if isinstance(hessian, LowRankHessian):
+        diagonal = np.concatenate([hessian.diagonal, np.zeros(count)])
+        return LowRankHessian(diagonal, np.vstack([hessian.factor, np.zeros((count, hessian.factor.shape[1]))]))
+    return np.pad(hessian, (0, count))
 
 
 def _vector(name: str, value: Any, size: int, default: float | None = None) -> Array:

@@ -43,6 +43,7 @@ class PropertySampler:
     Attributes:
         scale: ``(n,)``.
         start: Value of the goal itself at the center, never of its soft version.
+        differentiable: Whether the soft value is to be differentiated; set it to False where its gradient says nothing.
         center: Value that :meth:`values` gives at the center.
         evaluations: Weight vectors at which the goal was evaluated or differentiated so far.
 
@@ -56,13 +57,11 @@ class PropertySampler:
         self.at = self.scale * 0.0 if delta0 is None else torch.as_tensor(delta0).detach().cpu().double().numpy()
         if self.at.shape != (engine.n,) or not engine.n:
             raise SpecificationError(
-                f"fit_surrogate: delta0 has shape {self.at.shape} for {engine.n} weights; expected one number for each of "
-                f"at least one weight. Pass the change at which to fit, and a Location that is not empty."
+                f"fit_surrogate: delta0 has shape {self.at.shape} for {engine.n} weights; expected one number for "
+                f"each of at least one weight. Pass the change at which to fit, and a Location that is not empty."
             )
-        function = goal.value
-        if soft:
-            function = self.offers("soft_value", "value='soft'")
-        self._function = function
+        self.differentiable = callable(getattr(goal, "soft_value", None)) or callable(getattr(goal, "residuals", None))
+        self._function = self.offers("soft_value", "value='soft'") if soft else goal.value
         self.start = float(self._evaluate(goal.value, np.zeros((1, engine.n)))[0])
         self.center = float(self.values(np.zeros((1, engine.n)))[0]) if soft else self.start
 
@@ -96,9 +95,15 @@ class PropertySampler:
         """Values ``(K,)`` at offsets ``u (K, n)``."""
         return self._evaluate(self._function, offsets)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether :meth:`gradient` is there to be used."""
+        return self.differentiable and callable(getattr(self.goal, "soft_value", None))
+
     def gradient(self, offset: Array | None = None) -> Array:
         """Gradient of ``soft_value`` in ``u`` at one offset, ``(n,)``."""
-        return self.jacobian("soft_value", offset)[1][0]
+        slope: Array = self.jacobian("soft_value", offset)[1][0]
+        return slope
 
     def jacobian(self, method: str, offset: Array | None = None) -> tuple[Array, Array]:
         """Value ``(q,)`` and derivative in ``u``, ``(q, n)``, of an optional method of the goal at one offset.
@@ -109,9 +114,6 @@ class PropertySampler:
 
         Returns:
             ``(value, derivative)``.
-
-        Raises:
-            SpecificationError: The derivative holds NaN or infinite numbers.
         """
         function = self.offers(method, "a surrogate from derivatives")
         where = self.at if offset is None else self.at + self.scale * offset
@@ -125,9 +127,6 @@ class PropertySampler:
 
         Returns:
             The matrix, symmetric.
-
-        Raises:
-            SpecificationError: It holds NaN or infinite numbers.
         """
         matrix = hessian(self.engine, self.offers("soft_value", "kind='hessian'"), self.at)
         self.evaluations += 1

@@ -1,0 +1,95 @@
+"""Ways to say which weights may change, for :func:`repairopt.localize.localize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, init=False)
+class Layers:
+    """All weights of some modules, for example ``Layers("fc4", "fc6", bias=False)``.
+
+    Attributes:
+        names: Names of modules, or patterns such as ``"fc[46]"``.
+        bias: Whether their biases belong to it.
+    """
+
+    names: tuple[str, ...]
+    bias: bool
+
+    def __init__(self, *names: str, bias: bool = True) -> None:
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "bias", bias)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The weights that leave or enter some neurons.
+
+    Attributes:
+        layer: Name of the layer that makes them; ``"lstm.l1"`` for level 1 of stacked recurrent layers.
+        units: Their numbers from 0: outputs of a linear layer, channels of a convolution, gate rows of an LSTM.
+        weights: ``"outgoing"``, the columns of the next layers that read them, or ``"incoming"``, the rows that make them.
+        bias: Whether the biases of incoming rows belong to it.
+    """
+
+    layer: str
+    units: Sequence[int]
+    weights: str = "outgoing"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The columns of the first layer that reads some input features, for example a protected one.
+
+    Attributes:
+        units: Numbers of the features from 0; of channels where the first layer is a convolution.
+        layer: The layer, or None for the first that reads them.
+    """
+
+    units: Sequence[int]
+    layer: str | None = None
+
+
+@dataclass(frozen=True)
+class CARE:
+    """The neurons with the greatest average causal effect on the undesired behavior (Sun et al., ICSE 2022).
+
+    Undesired behavior is the goal's ``undesired(predict)`` where it has one, else its ``soft_value``, else its ``value``.
+
+    Attributes:
+        count: At most so many neurons.
+        layer: The hidden layer to choose from; None for all.
+        samples: At most so many samples, where the goal has ``subsample(count, seed)``; else all of the goal's.
+        values: Interventions for each neuron.
+        weights: ``"outgoing"`` or ``"incoming"``, as for :class:`Neurons`.
+    """
+
+    count: int = 3
+    layer: str | None = None
+    samples: int = 1000
+    values: int = 16
+    weights: str = "outgoing"
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The weights, or neurons with all incoming weights, with the largest derivative times size of the weight.
+
+    Attributes:
+        count: At most so many.
+        of: ``"goal"``: its soft value, or, where the goal has ``inputs`` and ``labels``, the mean absolute derivative of
+            the loss over misclassified samples; ``"constraints"``: how close their margins are to violation.
+        granularity: ``"weight"`` or ``"neuron"``.
+        within: A selector of the weights to choose among.
+        samples: At most so many misclassified samples.
+    """
+
+    count: int = 100
+    of: str = "goal"
+    granularity: str = "weight"
+    within: Any = "all"
+    samples: int = 100
