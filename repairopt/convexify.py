@@ -122,7 +122,7 @@ def box_radius(product: Callable[[Array], Array], gradient: Array, constant: flo
         return start
     low, high, point = start, 2.0 * start, np.zeros_like(gradient)
     while high <= RADIUS_LIMIT:
-        safe, point = _stays_positive(product, gradient, constant, high, norm, point)
+        safe, point = _stays_positive(product, gradient, constant, high, norm=norm, point=point)
         if not safe:
             break
         low, high = high, 2.0 * high
@@ -130,13 +130,14 @@ def box_radius(product: Callable[[Array], Array], gradient: Array, constant: flo
         return float(np.inf)
     while high - low > 1e-3 * low:
         middle = (low + high) / 2
-        safe, point = _stays_positive(product, gradient, constant, middle, norm, np.clip(point, -middle, middle))
+        point = np.clip(point, -middle, middle)
+        safe, point = _stays_positive(product, gradient, constant, middle, norm=norm, point=point)
         low, high = (middle, high) if safe else (low, middle)
     return low
 
 
 def _stays_positive(
-    product: Callable[[Array], Array], gradient: Array, constant: float, radius: float, norm: float, point: Array
+    product: Callable[[Array], Array], gradient: Array, constant: float, radius: float, *, norm: float, point: Array
 ) -> tuple[bool, Array]:
     """Accelerated projected gradient until the sign of the minimum is proved; unproved counts as negative."""
     ahead, momentum = point, 1.0

@@ -20,7 +20,7 @@ from .surrogate_kinds import FITS, Coefficients, SurrogateSettings, choose_kind
 __all__ = ["FitError", "LowRankHessian", "Surrogate", "SurrogateSettings", "fit_surrogate"]
 
 Array = npt.NDArray[np.float64]
-RADIUS_STEP = 3.0  # an untrusted fit is tried again at a radius smaller by this, or larger where the property was flat
+RADIUS_STEP = 3.0  # between the radii at which an untrusted fit is tried again
 MIN_FRESH = 64  # fresh samples at least: a rank correlation of 64 has a standard error of about 0.1
 
 
@@ -42,7 +42,7 @@ class LowRankHessian:
         return (len(self.diagonal), len(self.diagonal))
 
     def __matmul__(self, vector: Array) -> Array:
-        return self.diagonal * vector + self.factor @ (self.factor.T @ vector)
+        return (self.diagonal * vector.T).T + self.factor @ (self.factor.T @ vector)
 
     def dense(self) -> Array:
         """The ``(n, n)`` matrix itself."""
@@ -53,9 +53,8 @@ class LowRankHessian:
 class FitError:
     """How well a surrogate predicts the property at fresh samples, which the fit has not seen.
 
-    They are spread between the two corners of the box where the surrogate itself falls and rises most, and random points
-    of the box. Random points alone mislead where weights are many: a count changes there by little but noise, whereas
-    the step that a solver takes goes to the corner.
+    They lie between random points of the box and its corner down the surrogate's own gradient, at random shares. Random
+    points alone mislead: a count changes there by little but noise, whereas the step of a solver goes to the corner.
 
     Attributes:
         r2: Share of the variance of the changes that the surrogate explains; negative where worse than none.
@@ -225,9 +224,9 @@ def fit_surrogate(
     ``gradient_hessian`` or ``diagonal_low_rank`` for one with ``soft_value``; else, or where those derivatives are all
     zero (step activations), ``full``, ``diagonal_low_rank`` or ``linear``, the richest that the samples can identify.
 
-    Where the rank correlation on fresh samples is too low, the fit is tried again at most twice: at a larger radius
-    where most samples left the property as it was (counts are flat nearby), else at a smaller one. If none will do, the
-    best comes back with ``trusted=False``.
+    Where the rank correlation on fresh samples is too low, the fit is tried again twice: at three and nine times the
+    radius where most samples left the property as it was (counts are flat nearby), else at a third of the radius (less
+    curved) and three times it (less noise of counting). If none will do, the best comes back with ``trusted=False``.
 
     Args:
         engine: The network and the ``n`` weights.
@@ -242,23 +241,25 @@ def fit_surrogate(
     sampler = PropertySampler(engine, goal, delta0, soft=settings.value == "soft")
     kind = choose_kind(goal, sampler.n, settings) if settings.kind == "auto" else settings.kind
     found = FITS[kind](sampler, settings, settings.radius)
-    if settings.kind == "auto" and not np.any(found.gradient) and sampler.differentiable:
+    if settings.kind == "auto" and sampler.differentiable and not found.moves:
         sampler.differentiable = False
         kind = choose_kind(goal, sampler.n, settings, sampled=True)
         found = FITS[kind](sampler, settings, settings.radius)
     if not settings.validation:
         return _assemble(kind, found, sampler)
     tries: list[Surrogate] = []
-    radius, radii = settings.radius, [settings.radius]
-    while True:
+    factors = [1.0]
+    while factors:
+        factor = factors.pop(0)
+        radius = settings.radius * factor
+        if factor != 1.0 and kind not in ("hessian", "gauss_newton"):  # those two do not depend on the radius
+            found = FITS[kind](sampler, settings, radius)
         surrogate, flat = _validated(_assemble(kind, found, sampler), found, sampler, settings, radius)
         tries.append(surrogate)
-        radius = radius * RADIUS_STEP if flat else radius / RADIUS_STEP
-        if surrogate.trusted or len(tries) == 3 or np.any(np.isclose(radius, radii)):
+        if surrogate.trusted:
             break
-        radii.append(radius)
-        if kind not in ("hessian", "gauss_newton"):  # those two do not depend on the radius
-            found = FITS[kind](sampler, settings, radius)
+        if factor == 1.0:
+            factors = [RADIUS_STEP, RADIUS_STEP**2] if flat else [1.0 / RADIUS_STEP, RADIUS_STEP]
     best = max(tries, key=lambda one: one.fit_error.rank_correlation if one.fit_error else 0.0)
     assert best.fit_error is not None
     return replace(best, fit_error=replace(best.fit_error, evaluations=sampler.evaluations))
@@ -282,8 +283,8 @@ def _validated(
     """The surrogate with its error on fresh samples, and whether the property is flat there."""
     fresh = max(MIN_FRESH, ceil(settings.validation * found.samples))
     random = random_design(sampler.n + 1, fresh, settings.seed)
-    along, corner = random[:, :1], np.sign(found.gradient)  # the corner of the box where the surrogate rises most
-    offsets = radius * (along * corner + (1.0 - np.abs(along)) * random[:, 1:])
+    along, corner = np.abs(random[:, :1]), -np.sign(found.gradient)
+    offsets = radius * (along * corner + (1.0 - along) * random[:, 1:])
     values = sampler.values(offsets)
     actual = values**surrogate.power - sampler.center**surrogate.power
     predicted = surrogate.values(offsets * surrogate.scale) - surrogate.constant

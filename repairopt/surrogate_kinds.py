@@ -102,6 +102,12 @@ class Coefficients(NamedTuple):
     ridge: float = 0.0
     power: int = 1
 
+    @property
+    def moves(self) -> bool:
+        """Whether the model changes at all."""
+        curved = self.hessian if isinstance(self.hessian, tuple) else (self.hessian,)
+        return bool(np.any(self.gradient)) or any(part is not None and bool(np.any(part)) for part in curved)
+
 
 def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bool = False) -> str:
     """The kind that ``"auto"`` stands for.
