@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .attack import Search, attack, attacked_radius
-from .certify import Bound, Certifier
+from .certifier import Bound, Certifier
+from .check_model import shadow
+from .counterexamples import Search, attack, attacked_radius
 from .errors import SpecificationError
 from .propagate_zonotope import Slope
 from .specify import Predict, check_inputs
@@ -179,7 +180,7 @@ class AdversarialError:
             raise SpecificationError(f"'{self.name}': radius is {self.radius}; expected a number from 0.")
 
     def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
-        """The worst points found and their margins, see :func:`repairopt.attack.attack`."""
+        """The worst points found and their margins, see :func:`repairopt.counterexamples.attack`."""
         network, parameters = network_of(predict, self.name)
         bounds: dict[str, Any] = {"lower": self.lower, "upper": self.upper}
         return attack(
@@ -194,7 +195,7 @@ class AdversarialError:
         """One minus the mean probability of the label at the worst points found, which are held fixed."""
         network, parameters = network_of(predict, self.name)
         points, _ = self.attacked(predict)
-        probabilities = torch.softmax(functional_call(network, dict(parameters), (points,)), dim=-1)
+        probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points,)), dim=-1)
         return 1 - probabilities.gather(1, self.labels.to(points.device)[:, None]).mean()
 
     def details(self, predict: Predict) -> dict[str, float]:

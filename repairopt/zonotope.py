@@ -2,7 +2,7 @@
 
 A margin is a lower bound, over all inputs of a ball, of how far the label's logit lies above every other one. Positive
 means: no input of the ball is given another label. The bound is sound in exact arithmetic. In floating point, a
-multiple of the rounding error of the last sums is subtracted (:data:`repairopt.certify.ROUNDING`); this is no proof
+multiple of the rounding error of the last sums is subtracted (:data:`repairopt.certifier.ROUNDING`); this is no proof
 about rounding in earlier layers, so use float64 where that matters.
 
 References:
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .certify import MEMORY_LIMIT, Bound, Certifier
+from .certifier import MEMORY_LIMIT, Bound, Certifier
 from .errors import UnsupportedError
 from .propagate_zonotope import Slope
 from .zonotope_layers import Zonotope
@@ -122,6 +122,14 @@ def certified_radius(
 
     Returns:
         ``(N,)``: the last radius that was itself certified, 0 where none was. A lower bound of the true radius.
+
+    Example:
+        >>> network = nn.Linear(2, 2, bias=False)
+        >>> network.load_state_dict({"weight": torch.eye(2)})
+        <All keys matched successfully>
+        >>> radius = certified_radius(network, [[0.8, 0.2]], [0], tol=0.01)  # the true radius is 0.3
+        >>> bool(0.29 <= radius[0] < 0.3)
+        True
     """
     certifier = Certifier(network, inputs, labels, **options)
     return certifier.radii(parameters or {}, tol=tol, start=start, max_radius=max_radius)

@@ -77,7 +77,7 @@ def box(low: Tensor, high: Tensor) -> Zonotope:
     if len(varies) == 0:
         varies = torch.zeros(1, dtype=torch.int64, device=half.device)
     generators = half.new_zeros(len(half), len(varies), half.shape[1])
-    generators[:, torch.arange(len(varies)), varies] = half[:, varies]
+    generators[:, torch.arange(len(varies), device=half.device), varies] = half[:, varies]
     return Zonotope((low + high) / 2, generators.unflatten(2, low.shape[1:]))
 
 
@@ -156,7 +156,11 @@ def relu(z: Zonotope, slope: float | Tensor | None, columns: int, prune: bool, c
     open_ = (low < 0) & (high > 0)
     one, zero = torch.ones_like(low), torch.zeros_like(low)
     least_area = torch.where(open_, high / torch.where(open_, high - low, one), (low >= 0).to(low.dtype))
-    steepness = least_area if slope is None else torch.where(open_, torch.as_tensor(slope).to(low), least_area)
+    steepness = (
+        least_area
+        if slope is None
+        else torch.where(open_, torch.as_tensor(slope, dtype=low.dtype, device=low.device), least_area)
+    )
     height = torch.where(steepness >= least_area, -steepness * low, (1 - steepness) * high) / 2
     shift = torch.where(open_, height, zero)
     generators = steepness[:, None] * z.generators

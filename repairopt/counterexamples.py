@@ -2,6 +2,7 @@
 
 References:
     Madry, Makelov, Schmidt, Tsipras, Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018.
+    Gowal, Uesato, Qin, Huang, Mann, Kohli, An Alternative Surrogate Loss for PGD-based Adversarial Testing, 2019.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ class Search:
 
     Attributes:
         steps: Gradient steps of each run.
-        restarts: Runs; the first starts at the input, the others at random points of the ball.
+        restarts: Runs; the first starts at the input and goes for the nearest class, the others start at random points
+            of the ball and go for one class each, in the order of their logits.
         seed: Of the random starts; the same seed gives the same search.
     """
 
     steps: int = 20
-    restarts: int = 2
+    restarts: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,9 +69,10 @@ def attack(
         Points ``(N, ...)`` and their margins ``(N,)``: logit of the label minus the largest other one. At most 0 is a
         counterexample; above 0 says nothing.
     """
-    attacker = _Attacker(network, inputs, labels, parameters or {}, lower, upper, search or Search())
-    radii = torch.as_tensor(radius).detach().to(attacker.inputs).expand(len(attacker.inputs))
-    return attacker.run(radii, torch.arange(len(attacker.inputs)))
+    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    like: dict[str, Any] = {"dtype": attacker.inputs.dtype, "device": attacker.inputs.device}
+    radii = torch.as_tensor(radius, **like).detach().expand(len(attacker.inputs))
+    return attacker.run(radii, torch.arange(len(radii), device=radii.device))
 
 
 def attacked_radius(
@@ -108,7 +111,7 @@ def attacked_radius(
     """
     if not (tol > 0 and start > 0 and max_radius > 0):
         raise SpecificationError(f"attacked radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0.")
-    attacker = _Attacker(network, inputs, labels, parameters or {}, lower, upper, search or Search())
+    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
     low = attacker.inputs.new_zeros(len(attacker.inputs))
     high, radii = torch.full_like(low, float("inf")), torch.full_like(low, min(start, max_radius))
     high[attacker.margin(attacker.inputs, attacker.labels) <= 0] = 0.0
@@ -135,21 +138,23 @@ class _Attacker:
         network: nn.Module,
         inputs: Any,
         labels: Any,
-        parameters: Mapping[str, Tensor],
+        *,
+        parameters: Mapping[str, Tensor] | None,
         lower: Bound,
         upper: Bound,
-        search: Search,
+        search: Search | None,
     ) -> None:
         copy = shadow(network)
         own = {name: value.detach() for name, value in (*copy.named_parameters(), *copy.named_buffers())}
-        own.update({name: value.detach() for name, value in parameters.items()})
+        own.update({name: value.detach() for name, value in (parameters or {}).items()})
         self.call: Callable[[Tensor], Tensor] = lambda x: functional_call(copy, own, (x,))
         self.inputs, self.labels = check_inputs("attack", inputs, labels)
         first = next((p for p in own.values() if p.is_floating_point()), self.inputs)
-        self.inputs = self.inputs.detach().to(dtype=first.dtype, device=first.device)
+        like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
+        self.inputs = self.inputs.detach().to(**like)
         self.labels = self.labels.to(first.device)
-        self.lower, self.upper = (torch.as_tensor(side).to(self.inputs) for side in (lower, upper))
-        self.search = search
+        self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
+        self.search = search or Search()
         with torch.no_grad():
             check_labels("attack", self.labels, int(self.call(self.inputs[:1]).shape[1]))
 
@@ -157,18 +162,27 @@ class _Attacker:
         with torch.no_grad():
             return margin(self.call(points), labels)
 
+    def rivals(self, x: Tensor, labels: Tensor, rank: int) -> Tensor:
+        """The class that comes ``rank + 1``-th in the logits after the label, going round."""
+        with torch.no_grad():
+            logits = self.call(x)
+        is_own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+        order = logits.masked_fill(is_own, float("-inf")).argsort(1, descending=True)
+        return order[:, rank % (logits.shape[1] - 1)]
+
     def run(self, radii: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.inputs[rows], self.labels[rows]
         radius = radii[rows].reshape(-1, *[1] * (x.ndim - 1))
         low, high = torch.maximum(x - radius, self.lower), torch.minimum(x + radius, self.upper)
-        slope = grad(lambda points: margin(self.call(points), y).sum())
+        slope = grad(lambda points, rivals: margin(self.call(points), y, rivals).sum())
         best, smallest = x, self.margin(x, y)
         random = torch.Generator().manual_seed(self.search.seed)
         for restart in range(self.search.restarts):
+            rivals = None if restart == 0 else self.rivals(x, y, restart)
             noise = torch.rand(x.shape, generator=random, dtype=torch.float64).to(x)
             points = x if restart == 0 else low + noise * (high - low)
             for _ in range(self.search.steps):
-                points = points - 2.5 * radius / self.search.steps * slope(points).sign()
+                points = points - 2.5 * radius / self.search.steps * slope(points, rivals).sign()
                 points = torch.minimum(torch.maximum(points, low), high)
                 value = self.margin(points, y)
                 better = value < smallest
@@ -177,8 +191,10 @@ class _Attacker:
         return best, smallest
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other one, ``(N,)``."""
+def margin(logits: Tensor, labels: Tensor, rivals: Tensor | None = None) -> Tensor:
+    """Logit of the label minus the largest other one, or that of a given rival, ``(N,)``."""
     is_own = torch.nn.functional.one_hot(labels, logits.shape[-1]).bool()
     own = logits.gather(-1, labels[:, None])[:, 0]
+    if rivals is not None:
+        return own - logits.gather(-1, rivals[:, None])[:, 0]
     return own - logits.masked_fill(is_own, float("-inf")).amax(-1)

@@ -56,7 +56,10 @@ class Certifier:
         self.inputs, self.labels = check_inputs("certified margin", inputs, labels)
         first = next((p for p in self.traced.original.values() if p.is_floating_point()), self.inputs)
         self.inputs = self.inputs.to(first)
-        self.lower, self.upper = (torch.as_tensor(side).to(first) for side in (lower, upper))
+        self.labels = None if labels is None else self.labels.to(first.device)
+        self.lower, self.upper = (
+            torch.as_tensor(side, dtype=first.dtype, device=first.device) for side in (lower, upper)
+        )
         self.slope, self.memory_limit, self.changed = slope, memory_limit, frozenset(changed)
         if bool(((self.inputs < self.lower) | (self.inputs > self.upper)).any()):
             raise SpecificationError(
@@ -70,7 +73,7 @@ class Certifier:
 
     def as_radii(self, radius: Any) -> Tensor:
         """One radius for each input, from a number or a tensor."""
-        radii = torch.as_tensor(radius).detach().to(self.inputs)
+        radii = torch.as_tensor(radius, dtype=self.inputs.dtype, device=self.inputs.device).detach()
         if radii.ndim > 1 or bool((radii < 0).any()) or not bool(torch.isfinite(radii).all()):
             raise SpecificationError(
                 f"certified margin: radius {radius} is not usable; expected a number from 0, or one for each input."
@@ -102,11 +105,11 @@ class Certifier:
                 f"certified margin: {set(parameters) - self.changed} not in changed={self.changed}."
             )
         radii = self.as_radii(radius)
-        rows = torch.arange(len(self.inputs)) if rows is None else rows
+        rows = torch.arange(len(radii), device=radii.device) if rows is None else rows
         parts = []
         for part in rows.split(self._batch):
             values = self.traced.run(self.late, self._before(radii, part), parameters, self.slope)
-            parts.append(_smallest_gap(values[self.traced.nodes[-1]], self.labels[part].to(self.inputs.device)))
+            parts.append(_smallest_gap(values[self.traced.nodes[-1]], self.labels[part]))
         return torch.cat(parts)
 
     def radii(

@@ -1,0 +1,251 @@
+"""Robustness properties on engines, the known radius of a published network, and a repair that widens the radius."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.func import functional_call, grad
+
+from repairopt.counterexamples import Search, attack
+from repairopt.errors import SpecificationError
+from repairopt.evaluate import Engine, Predictor
+from repairopt.program import Program
+from repairopt.robustness import AdversarialError, CertifiedRadius
+from repairopt.solve import solve
+from repairopt.specify import Property
+from repairopt.zonotope import certified_margin, certified_radius, last_layer_zonotope
+
+DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).parents[1] / "../shared/data")) / "autoric"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small network trained on digits, inputs in [0, 1]: network, inputs, labels."""
+    data = load_digits()
+    inputs = torch.tensor(data.data / 16, dtype=torch.float32)
+    labels = torch.tensor(data.target)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(inputs[:1200]), labels[:1200]).backward()
+        optimizer.step()
+    return network.double().requires_grad_(False), inputs.double(), labels
+
+
+@pytest.fixture
+def robust(digits):
+    """Property on six rightly classified inputs, engine on the last layer."""
+    network, inputs, labels = digits
+    few = (network(inputs).argmax(1) == labels).nonzero()[:6, 0]
+    engine = Engine(network, {"4.weight": torch.arange(160), "4.bias": torch.arange(10)})
+    return CertifiedRadius(inputs[few], labels[few], target=1 / 0.05, tol=1e-4), engine
+
+
+def changes(engine, count, scale=0.05):
+    return torch.randn(count, engine.n, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * scale
+
+
+def test_value_is_one_over_the_radius(robust):
+    prop, engine = robust
+    assert isinstance(prop, Property)
+    for delta in (None, *changes(engine, 3)):
+        predict = engine.predict(delta)
+        radius = certified_radius(predict.network, prop.inputs, prop.labels, parameters=predict.parameters, tol=1e-4)
+        expected = 1 / radius.clamp(min=1e-3)
+        assert torch.equal(prop.value(predict), expected.mean())
+        largest = CertifiedRadius(prop.inputs, prop.labels, 20.0, aggregate="max", tol=1e-4)
+        assert torch.equal(largest.value(predict), expected.max())
+        assert torch.equal(prop.value(predict), prop.value(predict))
+
+
+def test_a_plain_module_will_do_and_a_plain_function_will_not(digits, robust):
+    prop, engine = robust
+    assert float(prop.value(digits[0])) == float(prop.value(engine.predict()))
+    for wrong in (prop, AdversarialError(prop.inputs, prop.labels, 0.1)):
+        with pytest.raises(SpecificationError, match=f"'{wrong.name}': needs the network itself"):
+            wrong.value(lambda inputs: inputs)
+
+
+def test_kept_layers_follow_the_network(digits, robust):
+    prop, engine = robust
+    before = prop.value(engine.predict())
+    other = Engine(digits[0], {"0.weight": torch.arange(24 * 64)})
+    delta = torch.randn(24 * 64, generator=torch.Generator().manual_seed(0)) * 0.02
+    assert prop.value(other.predict(delta)) != before
+    assert prop.value(engine.predict()) == before
+    network = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)).double().requires_grad_(False)
+    engine = Engine(network, {"2.bias": torch.arange(10)})
+    first = prop.soft_value(engine.predict())
+    network[0].weight.mul_(2)  # in place: what was kept is out of date
+    assert prop.soft_value(engine.predict()) != first
+
+
+def test_wrong_inputs_count_with_the_smallest_radius(robust):
+    prop, engine = robust
+    wrong = prop.on(prop.inputs, (prop.labels + 1) % 10)
+    assert float(wrong.value(engine.predict())) == pytest.approx(1000)
+    assert wrong.tol == prop.tol
+    assert float(wrong.soft_value(engine.predict())) > wrong.target
+
+
+def test_soft_value_tells_whether_the_target_is_met(robust):
+    prop, engine = robust
+    least = float(prop.radii(engine.predict()).min())
+    for factor, met in ((0.99, True), (1.02, False)):
+        again = CertifiedRadius(prop.inputs, prop.labels, 1 / (factor * least), aggregate="max", tol=1e-4)
+        predict = engine.predict()
+        assert bool(again.soft_value(predict) <= again.target) is met
+        assert bool(again.value(predict) <= again.target) is met
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+def test_soft_value_is_differentiable_and_convex_in_the_last_layer(robust, aggregate):
+    prop, engine = robust
+    prop = CertifiedRadius(prop.inputs, prop.labels, 20.0, aggregate=aggregate)
+
+    def soft(delta):
+        return prop.soft_value(Predictor(engine, delta))
+
+    a, b = changes(engine, 2)
+    slope = grad(soft)(a)
+    quotient = (soft(a + 1e-6 * b) - soft(a - 1e-6 * b)) / 2e-6
+    assert float(slope @ b) == pytest.approx(float(quotient), rel=1e-5)
+    assert soft((a + b) / 2) <= (soft(a) + soft(b)) / 2 + 1e-12
+    assert soft(b) >= soft(a) + slope @ (b - a) - 1e-9
+
+
+def test_details_hold_a_lower_and_an_upper_bound(robust):
+    prop, engine = robust
+    figures = prop.details(engine.predict())
+    for kind in ("mean", "least"):
+        assert 0 < figures[f"{kind} certified radius"] <= figures[f"{kind} attacked radius (upper bound)"] < 1
+    assert figures["inputs certified at the target"] == float((prop.radii(engine.predict()) >= 0.05).sum())
+
+
+def test_error_under_attack(digits):
+    network, inputs, labels = digits
+    inputs, labels = inputs[:100], labels[:100]
+    engine = Engine(network, {"4.weight": torch.arange(160)})
+    errors = [float(AdversarialError(inputs, labels, r).value(engine.predict())) for r in (0.0, 0.1, 0.5)]
+    assert errors[0] == float((network(inputs).argmax(1) != labels).double().mean())
+    assert errors[0] < errors[1] <= errors[2]
+    assert errors[2] > 0.9
+    prop = AdversarialError(inputs, labels, 0.1, search=Search(steps=5))
+    predict = engine.predict()
+    assert prop.value(predict) == prop.value(predict)
+    found = round(100 * float(prop.value(predict)))
+    assert prop.details(predict) == {"attacked points": found, "wrong points": 100 * errors[0]}
+    certified = certified_margin(network, inputs, labels, 0.1) > 0
+    assert float(prop.value(predict)) <= 1 - float(certified.double().mean())
+    points, _ = attack(network, inputs, labels, 0.1, search=Search(steps=5))
+
+    def at_fixed_points(delta):
+        logits = functional_call(network, engine.weights(delta), (points,))
+        return 1 - torch.softmax(logits, 1).gather(1, labels[:, None]).mean()
+
+    zero = torch.zeros(160, dtype=torch.float64)
+    slope = grad(lambda delta: prop.soft_value(Predictor(engine, delta)))(zero)
+    torch.testing.assert_close(slope, grad(at_fixed_points)(zero))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": 0.0}, "one over the radius"),
+        ({"target": 1.0, "aggregate": "sum"}, "aggregate 'sum'"),
+        ({"target": 1.0, "tol": 0.0}, "tol is 0.0"),
+        ({"target": 1.0, "labels": [0]}, "labels have shape"),
+    ],
+)
+def test_misuse_of_the_radius_is_named(options, message):
+    with pytest.raises(SpecificationError, match=message):
+        CertifiedRadius(**{"inputs": torch.rand(2, 3), "labels": [0, 1]} | options)
+
+
+def test_misuse_of_the_attack_is_named():
+    with pytest.raises(SpecificationError, match="radius is -1"):
+        AdversarialError(torch.rand(2, 3), [0, 1], -1.0)
+    with pytest.raises(SpecificationError, match="steps 0"):
+        Search(steps=0)
+
+
+def cut_rows(zonotope, weight, bias, labels):
+    """Rows ``(w_y - w_j) . x + b_y - b_j >= t`` at the worst points, over the changes of weight and bias and ``t``."""
+    gaps = weight[labels][:, None] - weight
+    points = zonotope.lowest(gaps)[1].numpy()
+    k, h = weight.shape
+    rows, sides = [], []
+    for i, label in enumerate(labels.tolist()):
+        for j in set(range(k)) - {label}:
+            row = np.zeros(k * h + k + 1)
+            for unit, sign in ((label, 1), (j, -1)):
+                row[unit * h : (unit + 1) * h] += sign * points[i, j]
+                row[k * h + unit] += sign
+            row[-1] = -1
+            rows.append(row)
+            sides.append(-float(gaps[i, j] @ torch.from_numpy(points[i, j]) + bias[label] - bias[j]))
+    return np.array(rows), np.array(sides)
+
+
+def test_repair_of_the_last_layer_widens_the_certified_radius(digits, robust):
+    network, inputs, labels = digits
+    prop, engine = robust
+    radius = 1.1 * prop.radii(engine.predict())
+    zonotope = last_layer_zonotope(network, prop.inputs, radius)
+    n, delta, bounds = engine.n, np.zeros(engine.n), []
+    limit = np.append(np.full(n, 0.03), np.inf)
+    rows, sides = np.zeros((0, n + 1)), np.zeros(0)
+    for _ in range(30):  # cutting planes of a concave function: the program's value is above the true one, and falls
+        new = engine.weights(torch.from_numpy(delta))
+        matrix, side = cut_rows(zonotope, new["4.weight"], new["4.bias"], prop.labels)
+        rows, sides = np.vstack([rows, matrix]), np.append(sides, side + matrix[:, :n] @ delta)
+        goal = np.append(np.zeros(n), -1.0)
+        upper = np.full(len(sides), np.inf)
+        solution = solve(Program(goal, None, 0.0, rows, sides, upper, -limit, limit))
+        assert solution.found, solution.message
+        delta = solution.delta[:n]
+        given = engine.weights(torch.from_numpy(delta))
+        reached = certified_margin(network, prop.inputs, prop.labels, radius, parameters=given).min()
+        bounds.append((float(reached), float(solution.delta[-1])))
+        if bounds[-1][1] - bounds[-1][0] < 1e-3:
+            break
+    reached, promised = bounds[-1]
+    assert promised - reached < 1e-3
+    assert all(a >= b - 1e-6 for (_, a), (_, b) in zip(bounds, bounds[1:], strict=False))
+    before = float(certified_margin(network, prop.inputs, prop.labels, radius).min())
+    assert before < 0 < reached
+    after = prop.radii(engine.predict(delta))
+    assert bool((after > 1.09 * prop.radii(engine.predict())).all())
+    repaired = functional_call(network, engine.weights(torch.from_numpy(delta)), (inputs[1200:],))
+    kept = (repaired.argmax(1) == labels[1200:]).double().mean()
+    assert kept > (network(inputs[1200:]).argmax(1) == labels[1200:]).double().mean() - 0.03
+
+
+@pytest.mark.data
+def test_published_network_has_its_known_radius():
+    if not (DATA / "mnist_nets.npz").exists():
+        pytest.skip(f"no data at {DATA}; set REPAIROPT_DATA")
+    with np.load(DATA / "mnist_nets.npz") as nets, np.load(DATA / "mnist_deepz_cases.npz") as cases:
+        state = {
+            key.split("/layers.")[1]: torch.from_numpy(nets[key]) for key in nets.files if key.startswith("conv4/")
+        }
+        rows = [int(np.flatnonzero((cases["net"] == "conv4") & (cases["index"] == i))[0]) for i in (0, 1)]
+        inputs = torch.from_numpy(cases["image"][rows])[:, None]
+        labels = torch.from_numpy(cases["label"][rows].astype(np.int64))
+
+    class Normalize(nn.Module):
+        def forward(self, x):
+            return (x - 0.1307) / 0.3081
+
+    conv = [nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Flatten()]
+    dense = [nn.Linear(3136, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)]
+    network = nn.Sequential(Normalize(), *conv, *dense)
+    network.load_state_dict(state)
+    radius = certified_radius(network, inputs, labels, tol=4e-4)
+    assert radius.tolist() == pytest.approx([0.1102, 0.1219], abs=4e-4)

@@ -1,0 +1,158 @@
+"""Layers that zonotopes pass through, against equivalent networks; layers that they do not, by their messages."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from repairopt.counterexamples import attack, attacked_radius
+from repairopt.errors import ModelError, SpecificationError, UnsupportedError
+from repairopt.propagate_zonotope import TracedNetwork
+from repairopt.zonotope import certified_margin, certified_radius
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"dilation": 2}, {"groups": 2, "padding": "same"}])
+def test_convolution_is_its_dense_matrix(options):
+    conv = nn.Conv2d(2, 4, 3, **options).double()
+    points = torch.eye(2 * 6 * 6, dtype=torch.float64).reshape(-1, 2, 6, 6)
+    with torch.no_grad():
+        bias = conv(torch.zeros(1, 2, 6, 6, dtype=torch.float64)).flatten()
+        matrix = (conv(points).flatten(1) - bias).T
+    last = nn.Linear(len(bias), 3).double()
+    dense = nn.Linear(72, len(bias)).double()
+    dense.load_state_dict({"weight": matrix, "bias": bias})
+    inputs, labels = torch.rand(6, 2, 6, 6, dtype=torch.float64), torch.arange(6) % 3
+    margins = [
+        certified_margin(network.double(), inputs, labels, 0.1)
+        for network in (
+            nn.Sequential(conv, nn.ReLU(), nn.Flatten(), last),
+            nn.Sequential(nn.Flatten(), dense, nn.ReLU(), last),
+        )
+    ]
+    torch.testing.assert_close(*margins, rtol=1e-9, atol=1e-9)
+
+
+def test_batch_normalization_is_its_folded_form():
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    first, norm = network[0], network[1]
+    norm.running_mean.uniform_(-0.3, 0.3)
+    norm.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(norm.weight, -1.5, 1.5)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    folded = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), network[3]).double()
+    folded[0].weight.data = scale[:, None].detach() * first.weight.detach()
+    folded[0].bias.data = (scale * (first.bias - norm.running_mean) + norm.bias).detach()
+    inputs, labels = torch.rand(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    network.train()  # bounds are for evaluation mode, and leave the mode alone
+    margins = [certified_margin(net, inputs, labels, 0.2) for net in (network, folded)]
+    torch.testing.assert_close(*margins, rtol=1e-9, atol=1e-9)
+    assert network.training
+
+
+class Cancelling(nn.Module):
+    """Affine in truth: what the branches share cancels only if symbols keep their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.other, self.last = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.view(x.size(0), -1)
+        shared, extra = F.relu(self.hidden(x)), F.relu(self.other(x))
+        out = self.last(x) + shared + extra
+        return 2 * (out - shared) - extra * 2 + 1
+
+
+def test_branches_keep_their_symbols():
+    network = Cancelling().double()
+    plain = nn.Sequential(nn.Flatten(), network.last)
+    inputs, labels = torch.rand(8, 2, 2, dtype=torch.float64), torch.arange(8) % 3
+    bound = certified_margin(network, inputs, labels, 0.3)
+    torch.testing.assert_close(bound, 2 * certified_margin(plain, inputs, labels, 0.3), rtol=1e-9, atol=1e-9)
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.last = function, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.function(self.last, x)
+
+
+def _hooked():
+    layer = nn.Linear(4, 2)
+    layer.register_forward_hook(lambda module, args, output: 2 * output)
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2)), r"layer '1' \(Sigmoid\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), r"layer '1' \(BatchNorm1d\)"),
+        (Calls(lambda last, x: last(torch.cat([x, x], 1)[:, :4])), "operation 'cat'"),
+        (Calls(lambda last, x: last(1 / x)), "operation 'truediv'"),
+        (Calls(lambda last, x: last(x * x)), "operation 'mul'"),
+        (Calls(lambda last, x: last(F.dropout(x))), "operation 'dropout'"),
+        (Calls(lambda last, x: last(x.T.T)), "operation 'getattr'"),
+        (Calls(lambda last, x: last(x) if x.sum() > 0 else last(-x)), "cannot be traced"),
+        (Calls(lambda last, x: last(x + torch.relu_(x))), "operation 'relu_'"),
+        (Calls(lambda last, x: last(x)[:, 0]), "operation 'getitem'"),
+        (_hooked(), r"layer '0' \(Linear\)"),
+    ],
+)
+def test_what_has_no_transformer_is_named(network, message):
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        certified_margin(network, torch.rand(2, 4), [0, 1], 0.1)
+    assert "Calls" in str(caught.value) or "Sequential" in str(caught.value)
+
+
+def test_operations_that_write_into_their_input_are_noticed():
+    def forward(last, x):
+        hidden = last(x)
+        return F.relu(hidden, inplace=True) - 2 * hidden
+
+    network = Calls(forward)
+    nn.init.constant_(network.last.bias, -9.0)
+    with pytest.raises(UnsupportedError, match="write into their input"):
+        certified_margin(network, torch.rand(2, 4), [0, 1], 0.1)
+
+
+def test_misuse_is_named():
+    network, inputs = nn.Linear(4, 2), torch.rand(3, 4)
+    for call, error, message in (
+        (lambda: certified_margin(network, inputs + 1, [0, 1, 0], 0.1), SpecificationError, "not within the bounds"),
+        (lambda: certified_margin(network, inputs, [0, 1, 2], 0.1), SpecificationError, "out of range"),
+        (lambda: certified_margin(network, inputs, [0, 1, 0], -0.1), SpecificationError, "radius -0.1"),
+        (lambda: certified_radius(network, inputs, [0, 1, 0], tol=0), SpecificationError, "tol 0"),
+        (lambda: attacked_radius(network, inputs, [0, 1, 0], start=0), SpecificationError, "start 0"),
+        (lambda: certified_margin(network, inputs, [0, 1, 0], 0.1, parameters={"w": inputs}), ModelError, "'w'"),
+        (lambda: certified_margin(nn.Linear(4, 1), inputs, [0, 0, 0], 0.1), UnsupportedError, "k at least 2"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_the_network_is_left_alone():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(x - torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+    network = Shifted().train()
+    before = {name: (value, value.clone()) for name, value in network.state_dict().items()}, sorted(vars(network))
+    certified_radius(network, torch.rand(3, 4), [0, 1, 0])
+    attack(network, torch.rand(3, 4), [0, 1, 0], 0.1)
+    TracedNetwork(network)
+    assert network.training
+    assert sorted(vars(network)) == before[1]
+    assert all(torch.equal(*pair) for pair in before[0].values())
