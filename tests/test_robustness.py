@@ -249,3 +249,11 @@ def test_published_network_has_its_known_radius():
     network.load_state_dict(state)
     radius = certified_radius(network, inputs, labels, tol=4e-4)
     assert radius.tolist() == pytest.approx([0.1102, 0.1219], abs=4e-4)
+
+    with np.load(DATA / "mnist_reference.npz") as repaired:  # four columns of the published repair
+        weight = network[6].weight.detach().clone()
+        weight[:, repaired["opt_columns"].astype(np.int64)] = torch.from_numpy(repaired["opt_values"]).float()
+    engine = Engine(network, {"6.weight": torch.arange(weight.numel())})
+    predict = engine.predict((weight - network[6].weight).detach().flatten())
+    prop = CertifiedRadius(inputs[:1], labels[:1], target=1 / 0.13, tol=4e-4)
+    assert float(prop.value(predict)) == pytest.approx(1 / 0.1316, rel=4e-3)
