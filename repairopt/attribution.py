@@ -5,7 +5,6 @@ Scores only; :func:`repairopt.localize.localize` turns them into a choice of wei
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import warnings
@@ -14,20 +13,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 from torch.func import vmap
 
 from .differentiate import jacobian, sample_rows
 from .errors import ModelError, SpecificationError
 from .evaluate import CACHE_BYTES, Engine
-from .follow_units import hidden_layers
+from .follow_units import Intervention, hidden_layers
 from .specify import Constraint, Predict
-from .trace_layers import Layer, LayerGraph, run_and_keep
+from .trace_layers import Layer, LayerGraph
 from .weight_selectors import CARE, Gradient
 
 
 def care_scores(
-    graph: LayerGraph, undesired: Callable[[Predict], Any], layers: Sequence[str] | None = None, *, values: int = 16
+    graph: LayerGraph,
+    undesired: Callable[[Predict], Any],
+    layers: Sequence[str] | None = None,
+    *,
+    values: int = 16,
+    score: str = "forced",
 ) -> dict[str, Tensor]:
     """Score each neuron by its average causal effect on the undesired behavior.
 
@@ -43,6 +47,8 @@ def care_scores(
         undesired: From ``predict`` to a number, larger is worse.
         layers: Names of hidden layers; None for all.
         values: Interventions for each neuron.
+        score: ``"forced"``: the mean described above, as published. ``"removed"``: the undesired behavior of the
+            unchanged network minus that mean.
 
     Returns:
         For each layer the scores ``(units,)`` in float64; NaN for neurons that are constant on the data.
@@ -53,17 +59,21 @@ def care_scores(
     References:
         Sun, Sun, Pham and Shi, Causality-Based Neural Network Repair, ICSE 2022.
     """
-    runs: list[Tensor] = []
-    with torch.no_grad():
-        clean = undesired(lambda inputs: runs.append(inputs) or graph.engine.predict()(inputs))  # type: ignore[func-returns-value]
-    if not runs or not math.isfinite(float(clean)):
+    known: dict[int, Tensor] = {}
+
+    def watch(inputs: Tensor) -> Tensor:
+        known[id(inputs)] = inputs
+        return graph.engine.predict()(inputs)
+
+    clean = float(undesired(watch))
+    if not known or not math.isfinite(clean):
         raise SpecificationError(
-            f"goal: undesired behavior of {graph.what} is {float(clean)} after {len(runs)} runs of predict; expected a "
-            f"finite number that depends on predict. Check the data of the goal."
+            f"goal: its undesired behavior in {graph.what} is {clean}, {'' if known else 'without a call of predict'}; "
+            f"expected a finite number that depends on predict. Check the goal's data."
         )
-    known = list({id(inputs): inputs for inputs in runs}.values())
-    hidden = hidden_layers(graph)
-    return {name: _layer_scores(graph, hidden[name], undesired, known, values) for name in layers or hidden}
+    hidden, data = hidden_layers(graph), list(known.values())
+    means = {name: _mean_behavior(graph, hidden[name], undesired, data, values) for name in layers or hidden}
+    return means if score == "forced" else {name: clean - mean for name, mean in means.items()}
 
 
 def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list[tuple[str, int, float]]:
@@ -87,23 +97,27 @@ def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list
     for word, number in (("count", how.count), ("samples", how.samples), ("values", how.values)):
         if number < 1:
             raise SpecificationError(f"CARE: {word}={number}; expected 1 or more.")
+    if how.score not in ("forced", "removed"):
+        raise SpecificationError(f"CARE: score={how.score!r}; expected 'forced' or 'removed'.")
     hidden = hidden_layers(graph) if graph.values else {}
     if how.layer is not None and how.layer not in hidden:
         graph.named(how.layer)
     if not hidden or (how.layer is not None and how.layer not in hidden):
         which = f"layer '{how.layer}' has no neurons" if how.layer else "it has no neurons"
         raise ModelError(
-            f"{graph.what}: {which} that a later layer reads; CARE needs such. Use 'last' or 'gradient', or a layer of: "
+            f"{graph.what}: {which} that a later layer reads; CARE needs some. Use 'last', 'gradient', or one of: "
             f"{', '.join(hidden) or 'none'}."
         )
-    fewer = goal.subsample(how.samples, seed) if hasattr(goal, "subsample") else goal
-    names = next(name for name in ("undesired", "soft_value", "value") if hasattr(fewer, name))
-    scores = care_scores(graph, getattr(fewer, names), [how.layer] if how.layer else None, values=how.values)
+    fewer = _fewer(goal, how.samples, seed)
+    behavior = next(getattr(fewer, name) for name in ("undesired", "soft_value", "value") if hasattr(fewer, name))
+    linear = [name for name, layer in hidden.items() if layer.kind == "linear"]
+    layers = [how.layer] if how.layer else linear or None
+    scores = care_scores(graph, behavior, layers, values=how.values, score=how.score)
     found = [(name, i, float(s)) for name, layer in scores.items() for i, s in enumerate(layer) if not s.isnan()]
     if not found:
         raise SpecificationError(
-            f"CARE: every neuron of {', '.join(scores)} is constant on the goal's data, so none can be blamed. Use more "
-            f"varied data, or another layer."
+            f"CARE: every neuron of {', '.join(scores)} is constant on the goal's data, so none can be blamed. Use "
+            f"more varied data, or another layer."
         )
     return sorted(found, key=lambda item: -item[2])[: how.count]
 
@@ -145,77 +159,24 @@ def gradient_weights(
     return dict(zip(engine.indices, score.split([len(ix) for ix in engine.indices.values()]), strict=True)), text
 
 
-def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
-    """The first inputs that a goal asks the network about, or those of a constraint; without running the network."""
-
-    class Asked(Exception):
-        pass
-
-    seen: list[Tensor] = []
-
-    def ask(inputs: Tensor) -> Tensor:
-        seen.append(inputs)
-        raise Asked
-
-    if goal is not None:
-        with contextlib.suppress(Asked):
-            goal.value(ask)
-    seen += [c.inputs for c in constraints if isinstance(getattr(c, "inputs", None), Tensor)]
-    return seen[0] if seen else None
+def _fewer(goal: Any, count: int, seed: int) -> Any:
+    """The goal on at most ``count`` samples, where it can be had."""
+    if hasattr(goal, "subsample"):
+        return goal.subsample(count, seed)
+    data = _labeled(goal)
+    if data is None or len(data[0]) <= count or not hasattr(goal, "on"):
+        return goal
+    rows = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(seed))[:count]
+    return goal.on(*(part[rows.to(part.device)] for part in data))
 
 
-class _Tail:
-    """What follows an intervention at the units of one layer.
-
-    Args:
-        graph: The network.
-        layer: Whose units are forced.
-    """
-
-    def __init__(self, graph: LayerGraph, layer: Layer) -> None:
-        assert graph.graph is not None
-        self.graph, self.axis = graph, layer.axis
-        self.units = graph.activation(layer)
-        reader = graph.sole_reader(self.units)
-        self.columns = None if reader is None else graph.parameters[reader.weights[0]].detach().T
-        self.start = self.units if reader is None or reader.node is None else reader.node
-        late: dict[fx.Node, None] = {}
-        nodes = list(graph.graph.graph.nodes)
-        for node in nodes:
-            if any(parent is self.start or parent in late for parent in node.all_input_nodes):
-                late[node] = None
-        frontier = {parent for node in late for parent in node.all_input_nodes} - set(late)
-        self.wanted = frontier | {self.units, self.start}
-        self._skipped = dict.fromkeys(node for node in nodes if node not in late)
-        self._runner = fx.Interpreter(graph.graph)
-        made = [graph.values[node] for node in (*late, self.start) if node.op != "output"]
-        self.widest = max(value.numel() // 3 for value in made if isinstance(value, Tensor))
-
-    def before(self, inputs: Tensor) -> dict[fx.Node, Any]:
-        """Values of the unchanged network that the intervention and what follows need."""
-        assert self.graph.graph is not None
-        kept = run_and_keep(self.graph.graph, self.wanted, self.graph.convert(inputs))[1]
-        kept[self.units] = kept[self.units].movedim(self.axis, 0).contiguous()  # a row for each unit
-        return kept
-
-    def force(self, before: dict[fx.Node, Any], unit: Tensor, value: Tensor) -> Tensor:
-        """Outputs of the network with one unit forced to a value, for all samples."""
-        rows = before[self.units]
-        if self.columns is not None:  # the next linear layer changes by a rank-one term
-            forced = torch.addcmul(before[self.start], (value - rows[unit])[..., None], self.columns[unit])
-        else:
-            chosen = (torch.arange(len(rows), device=rows.device) == unit).view(-1, *[1] * (rows.ndim - 1))
-            forced = torch.where(chosen, value, rows).movedim(0, self.axis)
-        return self._runner.run(initial_env={**self._skipped, **before, self.start: forced})  # type: ignore[no-any-return]
-
-
-def _layer_scores(
+def _mean_behavior(
     graph: LayerGraph, layer: Layer, undesired: Callable[[Predict], Any], known: list[Tensor], values: int
 ) -> Tensor:
-    tail = _Tail(graph, layer)
+    cut = Intervention(graph, layer)
     with torch.no_grad():
-        befores = {id(inputs): tail.before(inputs) for inputs in known}
-        taken = [before[tail.units].flatten(1) for before in befores.values()]
+        befores = {id(inputs): cut.before(inputs) for inputs in known}
+        taken = [before[cut.units].flatten(1) for before in befores.values()]
         low = torch.stack([rows.amin(1) for rows in taken]).amin(0)
         high = torch.stack([rows.amax(1) for rows in taken]).amax(0)
         moving = (high > low).nonzero().flatten()
@@ -223,12 +184,12 @@ def _layer_scores(
         if len(moving):
             steps = torch.linspace(0, 1, values, dtype=low.dtype, device=low.device)
             forced = low[moving, None] + (high - low)[moving, None] * steps
-            size = sum(len(inputs) for inputs in known) * tail.widest * low.element_size()
+            size = sum(len(inputs) for inputs in known) * cut.widest * low.element_size()
 
             def one(unit: Tensor, value: Tensor) -> Tensor:
                 def predict(inputs: Tensor) -> Tensor:
                     before = befores.get(id(inputs))  # the goal's own data, or new inputs such as flipped ones
-                    return tail.force(tail.before(inputs) if before is None else before, unit, value)
+                    return cut.force(cut.before(inputs) if before is None else before, unit, value)
 
                 return torch.as_tensor(undesired(predict))
 
@@ -241,7 +202,7 @@ def _batched(function: Callable[[Tensor, Tensor], Tensor], units: Tensor, values
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # vmap's slow fallback is slower than a plain loop
-            return vmap(function, chunk_size=chunk)(units, values).to(torch.float64)  # type: ignore[no-any-return]
+            return vmap(function, chunk_size=chunk)(units, values).to(torch.float64)
     except (RuntimeError, ValueError, TypeError, UserWarning):  # the function reads numbers out of tensors
         pairs = zip(units, values, strict=True)
         return torch.stack([function(unit, value).to(torch.float64).reshape(()) for unit, value in pairs])
@@ -272,14 +233,21 @@ def _slope(engine: Engine, how: Gradient, goal: Any, constraints: Sequence[Any],
     return jacobian(engine, function)[1].abs().sum(0), f"|derivative of '{goal.name}'|"
 
 
+def _labeled(goal: Any) -> tuple[Tensor, Tensor] | None:
+    """The goal's ``inputs`` and ``labels``, if it has them."""
+    inputs, labels = getattr(goal, "inputs", None), getattr(goal, "labels", None)
+    fits = isinstance(inputs, Tensor) and isinstance(labels, Tensor) and labels.shape == inputs.shape[:1]
+    return (inputs, labels) if fits else None  # type: ignore[return-value]
+
+
 def _failing(engine: Engine, goal: Any) -> Tensor:
     """The misclassified samples of a goal whose value is an error rate; none for other goals."""
-    inputs, labels = getattr(goal, "inputs", None), getattr(goal, "labels", None)
-    if isinstance(inputs, Tensor) and isinstance(labels, Tensor) and labels.shape == inputs.shape[:1]:
-        wrong = engine.predict()(inputs).argmax(1).cpu() != labels.cpu()
-        if abs(float(goal.value(engine.predict())) - float(wrong.double().mean())) < 1e-6:
-            return wrong.nonzero().flatten()
-    return torch.zeros(0, dtype=torch.int64)
+    data = _labeled(goal)
+    if data is None:
+        return torch.zeros(0, dtype=torch.int64)
+    wrong = engine.predict()(data[0]).argmax(1).cpu() != data[1].cpu()
+    is_rate = abs(float(goal.value(engine.predict())) - float(wrong.double().mean())) < 1e-6
+    return (wrong & is_rate).nonzero().flatten()
 
 
 def _loss_slope(engine: Engine, goal: Any, samples: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Which weights make a unit, and which weights read it.
+"""Which weights make a unit, which weights read it, and what follows when it is forced to a value.
 
-Readers are found by poisoning the values of the units with NaN and following them through activations, dropout, pooling,
-reshaping, concatenation and sums up to the next layers with weights. That needs no list of operations; where one mixes
-all units (layer norm, softmax), units keep their positions.
+Readers are found by poisoning the values of the units with NaN and following them through activations, dropout,
+pooling, reshaping, concatenation and sums up to the next layers with weights. That needs no list of operations; where
+one mixes all units (layer norm, softmax), units keep their positions. Unit numbers out of range are a
+:class:`SpecificationError` throughout.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from .errors import ModelError, SpecificationError
-from .trace_layers import Layer, LayerGraph, unknown
+from .trace_layers import Layer, LayerGraph, run_and_keep, unknown
 
 
 def incoming(graph: LayerGraph, name: str, units: Sequence[int], bias: bool) -> dict[str, Tensor]:
@@ -31,7 +32,6 @@ def incoming(graph: LayerGraph, name: str, units: Sequence[int], bias: bool) -> 
 
     Raises:
         ModelError: There is no such layer.
-        SpecificationError: A unit number is out of range.
     """
     recurrent = {layer.name for layer in graph.layers if layer.kind == "recurrent"}
     base, _, level = name.rpartition(".")
@@ -62,7 +62,6 @@ def outgoing(graph: LayerGraph, name: str, units: Sequence[int]) -> dict[str, Te
 
     Raises:
         ModelError: No such layer, the network cannot be traced, or nothing with weights reads the layer.
-        SpecificationError: A unit number is out of range.
     """
     calls = graph.named(name)
     if calls[0].kind == "recurrent":
@@ -99,7 +98,6 @@ def input_columns(graph: LayerGraph, units: Sequence[int], name: str | None) -> 
 
     Raises:
         ModelError: There is no such layer, or it does not read these features directly.
-        SpecificationError: A number is out of range.
     """
     values = graph.values
     wanted = graph.layers if name is None else graph.named(name)
@@ -110,7 +108,7 @@ def input_columns(graph: LayerGraph, units: Sequence[int], name: str | None) -> 
         if reader in wanted:
             return reader.name, columns
     raise ModelError(
-        f"{graph.what}: expected input features {list(units)} to be read by {'a layer' if name is None else repr(name)}, "
+        f"{graph.what}: expected {'a layer' if name is None else repr(name)} to read input features {list(units)}, "
         f"but nothing there reads them directly. Leave layer=None, or name the weights with a mask."
     )
 
@@ -147,6 +145,51 @@ def readers(graph: LayerGraph, start: fx.Node, poisoned: Tensor) -> Iterator[tup
         value = _keep_positions(value, values[node], tainted[parents[0]])
         if any(isinstance(v, Tensor) and bool(v.isnan().any()) for v in (value if type(value) is tuple else [value])):
             tainted[node] = value
+
+
+class Intervention:
+    """Forces units of one layer to a value, after its activation function; only what follows runs again.
+
+    Args:
+        graph: The network.
+        layer: Whose units are forced.
+    """
+
+    def __init__(self, graph: LayerGraph, layer: Layer) -> None:
+        assert graph.graph is not None
+        self.graph, self.axis = graph, layer.axis
+        self.units = graph.activation(layer)
+        reader = graph.sole_reader(self.units)
+        self.columns = None if reader is None else graph.parameters[reader.weights[0]].detach().T
+        self.start = self.units if reader is None or reader.node is None else reader.node
+        late: dict[fx.Node, None] = {}
+        nodes = list(graph.graph.graph.nodes)
+        for node in nodes:
+            if any(parent is self.start or parent in late for parent in node.all_input_nodes):
+                late[node] = None
+        frontier = {parent for node in late for parent in node.all_input_nodes} - set(late)
+        self.wanted = frontier | {self.units, self.start}
+        self._skipped = dict.fromkeys(node for node in nodes if node not in late)
+        self._runner = fx.Interpreter(graph.graph)
+        made = [graph.values[node] for node in (*late, self.start) if node.op != "output"]
+        self.widest = max(value.numel() // 3 for value in made if isinstance(value, Tensor))
+
+    def before(self, inputs: Tensor) -> dict[fx.Node, Any]:
+        """Values of the unchanged network that the intervention and what follows need."""
+        assert self.graph.graph is not None
+        kept = run_and_keep(self.graph.graph, self.wanted, self.graph.convert(inputs))[1]
+        kept[self.units] = kept[self.units].movedim(self.axis, 0).contiguous()  # a row for each unit
+        return kept
+
+    def force(self, before: dict[fx.Node, Any], unit: Tensor, value: Tensor) -> Tensor:
+        """Outputs of the network with one unit forced to a value, for all samples."""
+        rows = before[self.units]
+        if self.columns is not None:  # the next linear layer changes by a rank-one term
+            forced = torch.addcmul(before[self.start], (value - rows[unit])[..., None], self.columns[unit])
+        else:
+            chosen = (torch.arange(len(rows), device=rows.device) == unit).view(-1, *[1] * (rows.ndim - 1))
+            forced = torch.where(chosen, value, rows).movedim(0, self.axis)
+        return self._runner.run(initial_env={**self._skipped, **before, self.start: forced})  # type: ignore[no-any-return]
 
 
 def check_units(owner: str, units: Sequence[int], size: int) -> None:

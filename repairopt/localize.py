@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import inf, nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attribution import care_neurons, first_inputs, gradient_weights
+from .attribution import care_neurons, gradient_weights
 from .errors import ModelError, SpecificationError
 from .evaluate import Engine, ForwardFunction
 from .follow_units import hidden_layers, incoming, input_columns, outgoing
 from .specify import Specification
-from .trace_layers import LayerGraph, unknown
+from .trace_layers import LayerGraph, first_inputs, unknown
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 
 
@@ -95,8 +96,8 @@ def localize(
         At least one weight; positions sorted, each once.
 
     Raises:
-        ModelError: Unknown layer or parameter, or the network does not allow this choice.
-        SpecificationError: The choice is malformed or empty, or needs a goal.
+        SpecificationError: The choice is malformed or empty, or needs a goal. An unknown layer or parameter, or a
+            network that does not allow this choice, is a ``ModelError``.
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise SpecificationError(f"count={count!r}: expected a whole number, 1 or more.")
@@ -118,7 +119,7 @@ class _Search:
 
     def __init__(self, graph: LayerGraph, goal: Any, constraints: Sequence[Any], *, seed: int, limit: int) -> None:
         self.graph, self.goal, self.constraints, self.seed, self.limit = graph, goal, constraints, seed, limit
-        self.modules = sorted({name.rpartition(".")[0] for name in graph.names} - {""})
+        self.modules = [name for name, module in graph.model.named_modules() if name and [*module.parameters()]]
 
     def select(self, how: Any) -> Location:
         by_type: dict[Any, Callable[[Any], Location]] = {
@@ -136,8 +137,8 @@ class _Search:
             if isinstance(how, kind):
                 return locate(how)
         raise SpecificationError(
-            f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a name "
-            f"or pattern, Layers, Neurons, Inputs, CARE, Gradient, a Location, a mapping, or a list of these."
+            f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
+            f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, a Location, a mapping, or a list of these."
         )
 
     def auto(self, count: int | None) -> Location:
@@ -162,14 +163,11 @@ class _Search:
             if not own:
                 continue
             indices[name], where = torch.cat([part.indices[name].cpu() for part in own]).unique(return_inverse=True)
-            least = torch.full((len(indices[name]),), -torch.inf, dtype=torch.float64)
-            given = [
-                part.scores[name] if part.scores else torch.full(part.indices[name].shape, -torch.inf) for part in own
-            ]
-            best = least.scatter_reduce(
-                0, where, torch.cat([g.cpu().double() for g in given]).nan_to_num(nan=-torch.inf), "amax"
-            )
-            scores[name] = best.masked_fill(best == -torch.inf, torch.nan)
+            given = [part.scores[name] if part.scores else torch.full((len(part.indices[name]),), nan) for part in own]
+            score = torch.cat([part.cpu().double() for part in given])
+            score = score.masked_fill(score.isnan(), -inf)
+            best = torch.full(indices[name].shape, -inf, dtype=torch.float64).scatter_reduce(0, where, score, "amax")
+            scores[name] = best.masked_fill(best == -inf, nan)
         sizes = {name: self.graph.parameters[name].numel() for name in indices}
         return Location(indices, scores if scored else None, " + ".join(part.method for part in parts), sizes)
 
@@ -250,8 +248,8 @@ class _Search:
         bad = positions.is_floating_point() or positions.ndim != 1
         if bad or bool(((positions < 0) | (positions >= parameter.numel())).any()):
             raise SpecificationError(
-                f"positions in '{name}': got {positions.dtype} of shape {tuple(positions.shape)}; expected a boolean mask of "
-                f"shape {tuple(parameter.shape)}, or a vector of whole numbers from 0 to {parameter.numel() - 1}."
+                f"positions in '{name}': got {positions.dtype} of shape {tuple(positions.shape)}; expected a mask of "
+                f"booleans of shape {tuple(parameter.shape)}, or a vector of whole numbers below {parameter.numel()}."
             )
         return positions.long()
 

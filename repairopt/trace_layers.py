@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,9 +129,9 @@ class LayerGraph:
         if self.graph is None:
             raise ModelError(f"{self.what}: torch.fx cannot trace it, so who reads which unit is unknown. {REMEDY}")
         few = self._few()
+        plain = self.engine.predict()(few)
         with torch.no_grad():
             output, kept = run_and_keep(self.graph, set(self.graph.graph.nodes), few)
-            plain = self._network(few)
         if not torch.allclose(output, plain, rtol=1e-5, atol=1e-6):
             raise ModelError(f"{self.what}: its torch.fx trace and a plain run disagree. {REMEDY}")
         return kept
@@ -226,6 +227,25 @@ def run_and_keep(graph: fx.GraphModule, wanted: set[fx.Node], inputs: Tensor) ->
             return value
 
     return Keeper(graph).run(inputs), kept
+
+
+def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
+    """The first inputs that a goal asks the network about, or those of a constraint; without running the network."""
+
+    class Asked(Exception):
+        pass
+
+    seen: list[Tensor] = []
+
+    def ask(inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        raise Asked
+
+    if goal is not None:
+        with contextlib.suppress(Asked):
+            goal.value(ask)
+    seen += [c.inputs for c in constraints if isinstance(getattr(c, "inputs", None), Tensor)]
+    return seen[0] if seen else None
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:

@@ -31,7 +31,8 @@ class Neurons:
     Attributes:
         layer: Name of the layer that makes them; ``"lstm.l1"`` for level 1 of stacked recurrent layers.
         units: Their numbers from 0: outputs of a linear layer, channels of a convolution, gate rows of an LSTM.
-        weights: ``"outgoing"``, the columns of the next layers that read them, or ``"incoming"``, the rows that make them.
+        weights: ``"outgoing"``, the columns of the next layers that read them, or ``"incoming"``, the rows that make
+            them.
         bias: Whether the biases of incoming rows belong to it.
     """
 
@@ -58,13 +59,17 @@ class Inputs:
 class CARE:
     """The neurons with the greatest average causal effect on the undesired behavior (Sun et al., ICSE 2022).
 
-    Undesired behavior is the goal's ``undesired(predict)`` where it has one, else its ``soft_value``, else its ``value``.
+    Undesired behavior is the goal's ``undesired(predict)``, or its ``soft_value``, or its ``value``: the first it has.
 
     Attributes:
         count: At most so many neurons.
-        layer: The hidden layer to choose from; None for all.
-        samples: At most so many samples, where the goal has ``subsample(count, seed)``; else all of the goal's.
+        layer: The hidden layer to choose from; None for all linear ones, or all where none is linear.
+        samples: At most so many samples, where the goal has ``subsample(count, seed)``, or ``inputs``, ``labels`` and
+            ``on(inputs, labels)``; else all of the goal's.
         values: Interventions for each neuron.
+        score: ``"forced"``, as published: mean undesired behavior while the neuron is forced, which blames neurons that
+            set it off; or ``"removed"``: how much of it vanishes then, which blames neurons that carry it (a gap
+            between groups passes through a neuron only while that neuron is free to differ).
         weights: ``"outgoing"`` or ``"incoming"``, as for :class:`Neurons`.
     """
 
@@ -72,6 +77,7 @@ class CARE:
     layer: str | None = None
     samples: int = 1000
     values: int = 16
+    score: str = "forced"
     weights: str = "outgoing"
 
 
@@ -81,8 +87,9 @@ class Gradient:
 
     Attributes:
         count: At most so many.
-        of: ``"goal"``: its soft value, or, where the goal has ``inputs`` and ``labels``, the mean absolute derivative of
-            the loss over misclassified samples; ``"constraints"``: how close their margins are to violation.
+        of: ``"goal"``: its soft value, or, where its value is the error rate of its ``inputs`` and ``labels``, the mean
+            absolute derivative of the loss over misclassified samples; ``"constraints"``: how close their margins are
+            to violation.
         granularity: ``"weight"`` or ``"neuron"``.
         within: A selector of the weights to choose among.
         samples: At most so many misclassified samples.
