@@ -1,1 +1,74 @@
-"""Repairs trained neural networks by mathematical programming."""
+"""repairopt repairs trained neural networks by mathematical programming.
+
+State what must become true (a goal with a target) and what must stay true (constraints); :func:`solve_repair` finds a
+small weight change, applies it to a copy of the model, and verifies the true network, on repair data and held-out data.
+"""
+
+from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
+from .errors import (
+    ModelError,
+    ProgramError,
+    RepairError,
+    RepairFailedError,
+    SolverError,
+    SolverNotFoundError,
+    SpecificationError,
+    UnsupportedError,
+)
+from .localize import Location
+from .methods import Bisection, Incremental, OneShot
+from .pipeline import Repair, solve_repair
+from .program import Kind, Program
+from .properties import ErrorRate, GroupGap, MissRate
+from .report import Report, Verdict
+from .select_rows import Strictest
+from .sequential import Sequential
+from .solve import Solution, Status, available_solvers
+from .specify import Constraint, Property, Specification
+from .surrogate import SurrogateSettings
+from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
+
+__all__ = [
+    "CARE",
+    "Bisection",
+    "Bound",
+    "ChangeLimit",
+    "Constraint",
+    "ErrorRate",
+    "FixLabels",
+    "Gradient",
+    "GroupGap",
+    "Incremental",
+    "Inputs",
+    "KeepLabels",
+    "KeepOutputs",
+    "Kind",
+    "Layers",
+    "LinearRows",
+    "Location",
+    "MissRate",
+    "ModelError",
+    "Neurons",
+    "OneShot",
+    "OutputBounds",
+    "Program",
+    "ProgramError",
+    "Property",
+    "Repair",
+    "RepairError",
+    "RepairFailedError",
+    "Report",
+    "Sequential",
+    "Solution",
+    "SolverError",
+    "SolverNotFoundError",
+    "Specification",
+    "SpecificationError",
+    "Status",
+    "Strictest",
+    "SurrogateSettings",
+    "UnsupportedError",
+    "Verdict",
+    "available_solvers",
+    "solve_repair",
+]

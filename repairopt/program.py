@@ -206,7 +206,7 @@ def build_program(
         The program; ``n_delta`` is ``n``.
     """
     n = len(surrogate.gradient)
-    both = rows if change is None or not len(change) else _stack(rows, change)
+    both = rows if change is None or not len(change) else stack_rows(rows, change)
     soft = np.flatnonzero(np.isfinite(both.price))
     hessian = None if linear else _with_proximal(surrogate, proximal)
     lower, upper = box
@@ -232,7 +232,8 @@ def build_program(
     )
 
 
-def _stack(first: Rows, second: Rows) -> Rows:
+def stack_rows(first: Rows, second: Rows) -> Rows:
+    """Both sets of rows, one below the other."""
     if hasattr(first.matrix, "tocsr") or hasattr(second.matrix, "tocsr"):
         from scipy import sparse
 

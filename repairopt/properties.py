@@ -17,6 +17,7 @@ from .errors import SpecificationError
 from .sample_groups import GroupSamples, observed_groups, sampled_groups
 from .specify import Predict, check_inputs
 
+LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 SCORES = ("difference", "max_difference", "kl", "jensen_shannon")
 
 
@@ -40,7 +41,8 @@ class GroupGap:
         favorable: The favorable label.
         target: The gap to reach.
         score: One of the scores above.
-        temperature: Of the softmax in the soft value; towards 0 it becomes the count.
+        temperature: Of the softmax in the soft value; towards 0 it becomes the count. None takes Silverman's bandwidth
+            for the spread of the outputs, so that the soft value's slope estimates the slope of the count.
         smoothing: Added to each count in the divergences.
         name: What the report calls it.
 
@@ -52,14 +54,14 @@ class GroupGap:
     favorable: int = 1
     target: float = 0.05
     score: str = "difference"
-    temperature: float = 1.0
+    temperature: float | None = None
     smoothing: float = 0.5
     name: str = "group gap"
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise SpecificationError(f"'{self.name}': score {self.score!r} is unknown; choose from {', '.join(SCORES)}.")
-        if self.temperature <= 0 or self.smoothing <= 0:
+        if (self.temperature is not None and self.temperature <= 0) or self.smoothing <= 0:
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
 
     @classmethod
@@ -122,7 +124,7 @@ class GroupGap:
         """Rate of each label in each group, ``(q, k)``."""
         outputs = predict(self.samples.inputs)
         if soft:
-            labels = torch.softmax(outputs / self.temperature, dim=-1)
+            labels = torch.softmax(outputs / self._temperature(outputs), dim=-1)
         else:
             labels = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
         return self.samples.mean_by_group(labels)
@@ -140,7 +142,7 @@ class GroupGap:
     def residuals(self, predict: Predict) -> Tensor:
         """Signed soft differences of the favorable rate over the pairs of groups, ``(q (q-1) / 2,)``."""
         outputs = predict(self.samples.inputs)
-        chance = torch.softmax(outputs / self.temperature, dim=-1)[..., self.favorable]
+        chance = torch.softmax(outputs / self._temperature(outputs), dim=-1)[..., self.favorable]
         return self._differences(self.samples.mean_by_group(chance[:, None])[:, 0])
 
     def signed_hard(self, predict: Predict) -> Tensor:
@@ -171,6 +173,13 @@ class GroupGap:
     def on(self, inputs: Any, labels: Any = None) -> GroupGap:
         """The same gap on other data; ``labels`` are not used."""
         return replace(self, samples=self.samples.again(inputs))
+
+    def _temperature(self, outputs: Tensor) -> Tensor | float:
+        if self.temperature is not None:
+            return self.temperature
+        lead = outputs.detach()[..., self.favorable] - outputs.detach().mean(-1)
+        bandwidth = 1.06 * lead.std() * outputs.shape[0] ** -0.2  # Silverman, Density Estimation, 1986
+        return (bandwidth * outputs.shape[-1] / (outputs.shape[-1] - 1) * LOGISTIC).clamp(min=1e-6)
 
     def _differences(self, rates: Tensor) -> Tensor:
         pairs = list(combinations(range(self.samples.q), 2))

@@ -8,7 +8,7 @@ a parameter. So the same object serves the original model, the repaired model, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -148,11 +148,13 @@ class Specification:
         constraints: What must stay true.
         held_out: Properties and constraints on data that the repair never sees. One with the name of the goal or of a
             constraint stands beside it in the report.
+        watch: Further properties to report on repair data; neither goal nor constraint.
     """
 
     goal: Property
     constraints: tuple[Constraint | ChangeConstraint, ...] = ()
-    held_out: tuple[Property | Constraint, ...] = field(default=())
+    held_out: tuple[Property | Constraint, ...] = ()
+    watch: tuple[Property, ...] = ()
 
     def __post_init__(self) -> None:
         goal: Any = self.goal
@@ -168,6 +170,7 @@ class Specification:
             raise SpecificationError(f"goal '{goal.name}': target is {goal.target}; expected a finite number.")
         object.__setattr__(self, "constraints", _as_tuple("constraints", self.constraints))
         object.__setattr__(self, "held_out", _as_tuple("held_out", self.held_out))
+        object.__setattr__(self, "watch", _as_tuple("watch", self.watch))
         for item in self.constraints:
             if not isinstance(item, Constraint | ChangeConstraint):
                 raise SpecificationError(

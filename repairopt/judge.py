@@ -1,0 +1,252 @@
+"""Judge weight changes on the true network while a repair runs, and remember the best.
+
+What counts is always the true network on the repair data, never the surrogate or the linearized rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .errors import SpecificationError
+from .evaluate import Engine, identity
+from .linearize import margins_at
+from .specify import ChangeConstraint, Constraint, Property, SampleConstraint
+
+Array = npt.NDArray[np.float64]
+
+
+class Stop(Exception):
+    """Ends a repair early, for example at its time limit; the best point so far is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """One weight change on the true network and the repair data.
+
+    Attributes:
+        delta: The change ``(n,)``.
+        goal: Value of the goal.
+        excess: How far the goal is above its target; 0 where it is met.
+        broken: For each constraint how many samples (or margins) fail.
+        allowed: For each constraint how many may.
+        constant: Whether all inputs get one and the same label, which the original did not do.
+        change_holds: Whether the constraints on the change itself hold.
+        lack: By how much constraints without samples (bounds on properties) fail, all together.
+        error: Share of the labelled samples that are wrong, all sets together; 0 without labels.
+        count: Samples or margins that the constraints speak of, all together.
+    """
+
+    delta: Array
+    goal: float
+    excess: float
+    broken: tuple[int, ...]
+    allowed: tuple[int, ...]
+    constant: bool = False
+    change_holds: bool = True
+    lack: float = 0.0
+    error: float = 0.0
+    count: int = 0
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is at its target."""
+        return self.excess <= 0
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint holds and the network is not degenerate."""
+        return self.change_holds and not self.constant and self.surplus == 0
+
+    @property
+    def surplus(self) -> int:
+        """Failing samples beyond what is allowed, all constraints together."""
+        return sum(max(0, b - a) for b, a in zip(self.broken, self.allowed, strict=True))
+
+    def better_than(self, other: Judgement) -> bool:
+        """Feasible first, then closer to the target, then fewer failing samples."""
+        return self._rank() < other._rank()
+
+    def _rank(self) -> tuple[Any, ...]:
+        return (not self.feasible, self.constant, 0 if self.feasible else self.surplus, self.excess, sum(self.broken))
+
+
+class Judge:
+    """Judges changes and remembers the best.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        goal: The property.
+        constraints: Constraints on outputs, anchored.
+        change: Constraints on the change.
+        deadline: ``time.perf_counter()`` value at which to stop, or None.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        goal: Property,
+        constraints: Sequence[Constraint],
+        change: Sequence[ChangeConstraint] = (),
+        deadline: float | None = None,
+    ) -> None:
+        self.engine, self.goal, self.constraints, self.deadline = engine, goal, tuple(constraints), deadline
+        self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
+        self._labelled = labelled_data([*constraints, goal])
+        self.count = 0
+        self._original_constant = True
+        self.original = self(np.zeros(engine.n))
+        self.best = self.original
+
+    def __call__(self, delta: Array) -> Judgement:
+        """Judge one change, and remember it where it is the best so far.
+
+        Raises:
+            Stop: The deadline has passed.
+        """
+        self.check_time()
+        self.count += 1
+        outputs: dict[tuple[object, ...], Tensor] = {}
+        predict = self.engine.predict(delta)
+
+        def remembered(inputs: Tensor) -> Tensor:
+            key = identity(inputs)
+            if key not in outputs:
+                outputs[key] = predict(inputs)
+            return outputs[key]
+
+        for name in ("network", "parameters"):
+            setattr(remembered, name, getattr(predict, name))
+        goal = goal_value(self.goal, remembered)
+        margins = margins_at(self.engine, self.constraints, delta, outputs)
+        labels = [int(c) for out in outputs.values() for c in torch.unique(out.argmax(-1))]
+        constant = len(set(labels)) == 1
+        if self.count == 1:
+            self._original_constant = constant
+        counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
+        found = Judgement(
+            delta=np.asarray(delta, dtype=np.float64).copy(),
+            goal=goal,
+            excess=max(0.0, goal - float(self.goal.target)),
+            broken=tuple(counted),
+            allowed=tuple(allowed_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)),
+            constant=constant and not self._original_constant,
+            change_holds=all(holds_change(rows, delta) for rows in self.change),
+            lack=_lack(self.constraints, margins),
+            error=self._error(outputs),
+            count=sum(len(m) for m in margins),
+        )
+        if self.count == 1 or found.better_than(self.best):
+            self.best = found
+        return found
+
+    def _error(self, outputs: dict[tuple[object, ...], Tensor]) -> float:
+        wrong, total = 0, 0
+        for inputs, labels in self._labelled:
+            found = outputs.get(identity(inputs))
+            if found is not None:
+                wrong += int((found.argmax(-1) != labels.to(found.device)).sum())
+                total += len(labels)
+        return wrong / total if total else 0.0
+
+    def check_time(self) -> None:
+        """Raise ``Stop`` once the deadline has passed."""
+        if self.deadline is not None and time.perf_counter() > self.deadline:
+            raise Stop("time limit")
+
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, or None."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.perf_counter())
+
+    def halve(self, start: Array, end: Array, keep: Any, halvings: int) -> Judgement | None:
+        """Bisect the segment from ``start`` towards ``end``; ``keep(judgement)`` holds at ``start``.
+
+        Returns:
+            The judgement of the last point at which ``keep`` held, or None if there was none beyond ``start``.
+        """
+        low, high, found = 0.0, 1.0, None
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            judged = self(start + middle * (end - start))
+            if keep(judged):
+                low, found = middle, judged
+            else:
+                high = middle
+        return found
+
+
+def _lack(constraints: Sequence[Any], margins: Sequence[Array]) -> float:
+    """Sum of the negative margins of constraints that are not by sample."""
+    pairs = zip(constraints, margins, strict=True)
+    return float(sum(np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, SampleConstraint)))
+
+
+def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and labels of the constraints and properties that have them, each data set once."""
+    found: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+    for item in items:
+        inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
+        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
+            found.setdefault(identity(inputs), (inputs, labels))
+    return list(found.values())
+
+
+def goal_value(goal: Property, predict: Any) -> float:
+    """The goal as a float.
+
+    Raises:
+        SpecificationError: It is not a finite scalar.
+    """
+    with torch.no_grad():
+        value = torch.as_tensor(goal.value(predict))
+    if value.numel() != 1:
+        raise SpecificationError(
+            f"goal '{goal.name}' returned shape {tuple(value.shape)}; expected one number. Take a mean or a maximum."
+        )
+    number = float(value)
+    if not np.isfinite(number):
+        raise SpecificationError(f"goal '{goal.name}' is {number}; expected a finite number. Look for empty groups.")
+    return number
+
+
+def broken_samples(constraint: Any, margins: Array) -> int:
+    """How many samples have a negative margin; margins where the constraint is not by sample."""
+    fails = margins < 0
+    return int(fails.sum()) if not isinstance(constraint, SampleConstraint) else int(fails_by_sample(constraint, fails).sum())
+
+
+def fails_by_sample(constraint: Any, fails: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """For each sample whether any of its margins fails."""
+    count = sample_count(constraint)
+    return fails.reshape(count, -1).any(1) if count else np.zeros(0, dtype=bool)
+
+
+def sample_count(constraint: Any) -> int:
+    """Samples that an anchored constraint speaks of."""
+    samples = getattr(constraint, "samples", None)
+    return int(constraint.inputs.shape[0] if samples is None else len(samples))
+
+
+def allowed_samples(constraint: Any, margins: Array) -> int:
+    """How many samples may fail: the constraint's tolerance, a share of its samples (of all labels for kept labels)."""
+    share = float(getattr(constraint, "tolerance", 0.0))
+    weight = getattr(constraint, "weight", None)
+    count = sample_count(constraint) if isinstance(constraint, SampleConstraint) else len(margins)
+    if isinstance(constraint, SampleConstraint) and hasattr(constraint, "labels") and share < 1:
+        count = len(constraint.labels)
+    return count if weight is not None and share >= 1 else int(np.floor(share * count + 1e-9))
+
+
+def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6) -> bool:
+    """Whether ``lower <= A delta <= upper`` within ``tol`` relative to ``1 + |side|``."""
+    matrix, lower, upper = rows
+    value = matrix @ delta
+    slack = tol * (1 + np.maximum(np.where(np.isfinite(lower), np.abs(lower), 0), np.where(np.isfinite(upper), np.abs(upper), 0)))
+    return bool(np.all(value >= lower - slack) and np.all(value <= upper + slack))

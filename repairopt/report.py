@@ -1,0 +1,222 @@
+"""Report: every stage's result, the verdict, as text and as JSON."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .errors import RepairFailedError
+from .localize import Location
+from .solve import Status
+from .specify import Source
+from .surrogate import Surrogate
+from .task import Round
+from .verify import Check, LabelCounts, Measure, Verification
+
+
+class Verdict(StrEnum):
+    """What the true network says, on the repair data. ``.meaning`` says what happened, likely causes, what to try."""
+
+    REPAIRED = "repaired"
+    IMPROVED = "improved"
+    VIOLATED = "violated"
+    INFEASIBLE = "infeasible"
+    UNSOLVED = "unsolved"
+
+    @property
+    def meaning(self) -> str:
+        """One or two sentences: what happened, likely causes, what to try."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    Verdict.REPAIRED: "The goal is met and every constraint holds, checked on the repair data with the true network.",
+    Verdict.IMPROVED: (
+        "Every constraint holds and the goal is nearer, but its target is missed. Likely: too few or the wrong weights, "
+        "too small a trust radius, or a target in conflict with the constraints. Try weights='auto' or more layers, a "
+        "larger trust_radius, or a larger tolerance."
+    ),
+    Verdict.VIOLATED: (
+        "A constraint fails on the true network, or the network became constant. Likely: the linearization does not "
+        "hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
+    ),
+    Verdict.INFEASIBLE: (
+        "No weight change satisfies the hard rows together; the rows that gave way are listed. Give constraints a weight "
+        "(soft rows) or a tolerance, or choose more weights."
+    ),
+    Verdict.UNSOLVED: (
+        "No better network was found; the copy equals the original. See the notes. Try other weights, another surrogate "
+        "or method, or a longer time_limit."
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """Three numbers that tell whether to believe the method.
+
+    Attributes:
+        fit_error: Of the surrogate on fresh samples: ``1 - R2``; NaN where it was not sampled.
+        linearization_error: Largest difference between linearized and true margins at the result, in logits.
+        improvement_ratio: Actual over predicted improvement of the goal; near 1 where the model was right.
+    """
+
+    fit_error: float = math.nan
+    linearization_error: float = math.nan
+    improvement_ratio: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was done and what came of it.
+
+    Attributes:
+        verdict: On the repair data and the true network.
+        verification: All measures, checks and counts, repair data and held-out data.
+        location: The weights that could change.
+        changed: Number of weights that did change.
+        largest_change: Largest change of a weight.
+        status: Of the last solve.
+        method: The method and its settings.
+        surrogate: The model of the property that was used last, or None.
+        rounds: Every solve.
+        rows_used: Most rows in one program.
+        gave_way: Hard rows that the elastic program had to violate.
+        trust: Whether to believe the method.
+        seconds: Wall time of each stage.
+        cpu_seconds: Processor time of the whole call.
+        stopped: ``"time limit"`` or ``"interrupted"`` where it ended early, with the best point so far; else empty.
+        notes: Anything worth knowing.
+        seed: Of everything that was drawn.
+        versions: Of the libraries.
+    """
+
+    verdict: Verdict
+    verification: Verification
+    location: Location
+    changed: int
+    largest_change: float
+    status: Status
+    method: str
+    surrogate: Surrogate | None = None
+    rounds: tuple[Round, ...] = ()
+    rows_used: int = 0
+    gave_way: tuple[Source, ...] = ()
+    trust: Trust = Trust()
+    seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: float = math.nan
+    stopped: str = ""
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def raise_if_failed(self) -> Report:
+        """This report, or an exception where the verdict is not REPAIRED.
+
+        Raises:
+            RepairFailedError: Carries the report.
+        """
+        if self.verdict is not Verdict.REPAIRED:
+            raise RepairFailedError(f"repair ended '{self.verdict}'. {self.verdict.meaning}", self)
+        return self
+
+    def labels(self, held_out: bool = False) -> LabelCounts | None:
+        """The counts of the first labelled data set, of the repair data or the held-out data."""
+        return next((c for c in self.verification.labels if c.held_out == held_out), None)
+
+    def measure(self, name: str | None = None, held_out: bool = False) -> Measure | None:
+        """The measure of a name (the goal's by default), on repair data or held-out data."""
+        wanted = self.verification.measures[0].name if name is None else name
+        return next((m for m in self.verification.measures if m.name == wanted and m.held_out == held_out), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and numbers; NaN and infinity become None, so it is JSON."""
+        return _plain(
+            {
+                "verdict": str(self.verdict),
+                "meaning": self.verdict.meaning,
+                "stopped": self.stopped,
+                "status": str(self.status),
+                "method": self.method,
+                "weights": {
+                    "method": self.location.method,
+                    "size": self.location.size,
+                    "changed": self.changed,
+                    "largest_change": self.largest_change,
+                    "parameters": {name: len(ix) for name, ix in self.location.indices.items()},
+                },
+                "measures": [vars(m) for m in self.verification.measures],
+                "checks": [_check_dict(c) for c in self.verification.checks],
+                "labels": [vars(c) for c in self.verification.labels],
+                "constant": self.verification.constant,
+                "surrogate": _surrogate_dict(self.surrogate),
+                "trust": vars(self.trust),
+                "rounds": [vars(r) for r in self.rounds],
+                "rows_used": self.rows_used,
+                "gave_way": [str(source) for source in self.gave_way],
+                "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
+                "notes": list(self.notes),
+                "seed": self.seed,
+                "versions": self.versions,
+            }
+        )
+
+    def __str__(self) -> str:
+        from .report_text import report_text
+
+        return report_text(self)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_dict(check: Check) -> dict[str, Any]:
+    return {
+        "constraint": check.constraint,
+        "held_out": check.held_out,
+        "applied": check.applied,
+        "failed": check.failed,
+        "allowed": check.allowed,
+        "unit": check.unit,
+        "soft": check.soft,
+        "holds": check.holds,
+        "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
+        "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
+    }
+
+
+def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:
+    if surrogate is None:
+        return None
+    return {
+        "kind": surrogate.kind,
+        "power": surrogate.power,
+        "trusted": surrogate.trusted,
+        "convexification": surrogate.convexification,
+        "shift": surrogate.shift,
+        "fit_error": None if surrogate.fit_error is None else vars(surrogate.fit_error),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

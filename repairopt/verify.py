@@ -1,0 +1,270 @@
+"""Verify: the true repaired network on the true specification, on repair data and on held-out data.
+
+Runs both networks anew, whole, from the repaired copy of the model; nothing that the repair computed is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .evaluate import Engine, ForwardFunction, identity
+from .judge import allowed_samples, broken_samples, goal_value, holds_change, sample_count
+from .linearize import anchor, margins_at
+from .specify import Constraint, Property, SampleConstraint, Specification
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A property before and after.
+
+    Attributes:
+        name: The property's name.
+        held_out: Whether its data were held out.
+        before: Value on the original network.
+        after: Value on the repaired network.
+        target: Its target, for the goal; None for what is only watched.
+        details: For each further figure its value before and after.
+    """
+
+    name: str
+    held_out: bool
+    before: float
+    after: float
+    target: float | None = None
+    details: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """A constraint before and after.
+
+    Attributes:
+        constraint: Its name.
+        held_out: Whether its data were held out.
+        before: Margins on the original network, ``(m,)``.
+        after: Margins on the repaired network, ``(m,)``.
+        applied: Inputs that the constraint spoke of; 0 reads "vacuous", not "held".
+        failed: Samples (or margins) that fail after.
+        allowed: How many may.
+        unit: What is counted, ``"samples"`` or ``"rows"``.
+        soft: Whether its rows were soft wishes, so that failing is not a violation.
+    """
+
+    constraint: str
+    held_out: bool
+    before: Array
+    after: Array
+    applied: int
+    failed: int
+    allowed: int
+    unit: str = "samples"
+    soft: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether no more fail than allowed."""
+        return self.failed <= self.allowed
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCounts:
+    """Predictions against labels, before and after, on one set of labelled inputs.
+
+    Attributes:
+        name: Which data.
+        held_out: Whether they were held out.
+        count: Number of inputs.
+        accuracy: Share right, before and after.
+        balanced_accuracy: Mean recall of the classes that occur, before and after.
+        recall: For each class its recall before and after.
+        rate: For each class the share of inputs that are given it, before and after.
+        newly_wrong: Right before, wrong after.
+        newly_right: Wrong before, right after.
+    """
+
+    name: str
+    held_out: bool
+    count: int
+    accuracy: tuple[float, float]
+    balanced_accuracy: tuple[float, float]
+    recall: dict[int, tuple[float, float]]
+    rate: dict[int, tuple[float, float]]
+    newly_wrong: int
+    newly_right: int
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What the true networks do.
+
+    Attributes:
+        measures: The goal first, then what is watched, repair data and held-out data.
+        checks: The constraints.
+        labels: Counts for every labelled set of inputs.
+        constant: Whether the repaired network gives every input the same label, which the original did not.
+    """
+
+    measures: tuple[Measure, ...]
+    checks: tuple[Check, ...]
+    labels: tuple[LabelCounts, ...]
+    constant: bool
+
+    @property
+    def goal_before(self) -> float:
+        """Value of the goal on the repair data before."""
+        return self.measures[0].before
+
+    @property
+    def goal_after(self) -> float:
+        """Value of the goal on the repair data after."""
+        return self.measures[0].after
+
+
+def verify(
+    original: nn.Module,
+    repaired: nn.Module,
+    specification: Specification,
+    *,
+    change: tuple[Array, Array] | None = None,
+    forward_fn: ForwardFunction | None = None,
+    memory_limit: int = 2**30,
+) -> Verification:
+    """Measure both networks on the whole specification.
+
+    Args:
+        original: The network before.
+        repaired: The network after.
+        specification: Goal, constraints and held-out twins; not anchored.
+        change: ``(initial weights, delta)``, ``(n,)`` each, for the constraints on the change.
+        forward_fn: As given to the repair.
+        memory_limit: Bytes for activations.
+
+    Returns:
+        Measures, checks and counts. "Checked on N inputs" is not "proved".
+    """
+    both = _Pair(
+        Engine(original, forward_fn=forward_fn, memory_limit=memory_limit),
+        Engine(repaired, forward_fn=forward_fn, memory_limit=memory_limit),
+    )
+    spec = specification
+    measures = [_measure(both, spec.goal, False, float(spec.goal.target))]
+    measures += [_measure(both, watched, False, None) for watched in spec.watch]
+    checks = [_check(both, constraint, False) for constraint in spec.on_outputs]
+    for item in spec.held_out:
+        if isinstance(item, Constraint):
+            checks.append(_check(both, item, True))
+        else:
+            target = float(spec.goal.target) if item.name == spec.goal.name else None
+            measures.append(_measure(both, item, True, target))
+    if change is not None:
+        checks += [_check_change(c, *change) for c in spec.on_change]
+    sources = [(item, False) for item in (spec.goal, *spec.watch, *spec.constraints)]
+    sources += [(item, True) for item in spec.held_out]
+    return Verification(tuple(measures), tuple(checks), tuple(_label_counts(both, sources)), both.constant())
+
+
+class _Pair:
+    """Both networks; remembers outputs, so that each runs once over each set of inputs."""
+
+    def __init__(self, before: Engine, after: Engine) -> None:
+        self.engines = (before, after)
+        self.known: tuple[dict[Any, Tensor], dict[Any, Tensor]] = ({}, {})
+        self.predictors = tuple(self._remembering(i) for i in range(2))
+
+    def _remembering(self, i: int) -> Any:
+        predict = self.engines[i].predict()
+
+        def remembered(inputs: Tensor) -> Tensor:
+            key = identity(inputs)
+            if key not in self.known[i]:
+                self.known[i][key] = predict(inputs)
+            return self.known[i][key]
+
+        for name in ("network", "parameters"):
+            setattr(remembered, name, getattr(predict, name))
+        return remembered
+
+    def constant(self) -> bool:
+        """Whether the second network gives all inputs one label, and the first did not."""
+        seen = [{int(c) for out in known.values() for c in torch.unique(out.argmax(-1))} for known in self.known]
+        return len(seen[1]) == 1 and len(seen[0]) > 1
+
+
+def _measure(both: _Pair, item: Property, held_out: bool, target: float | None) -> Measure:
+    before, after = (goal_value(item, predict) for predict in both.predictors)
+    details: dict[str, tuple[float, float]] = {}
+    if hasattr(item, "details"):
+        first, second = (item.details(predict) for predict in both.predictors)
+        details = {key: (float(first[key]), float(second[key])) for key in first}
+    return Measure(item.name, held_out, before, after, target, details)
+
+
+def _check(both: _Pair, constraint: Constraint, held_out: bool) -> Check:
+    anchored = anchor(constraint, both.predictors[0])
+    before, after = (margins_at(engine, [anchored], None, known)[0] for engine, known in zip(both.engines, both.known, strict=True))
+    by_sample = isinstance(anchored, SampleConstraint)
+    return Check(
+        constraint=constraint.name,
+        held_out=held_out,
+        before=before,
+        after=after,
+        applied=sample_count(anchored) if by_sample else len(after),
+        failed=broken_samples(anchored, after),
+        allowed=allowed_samples(anchored, after),
+        unit="samples" if by_sample else "rows",
+        soft=getattr(anchored, "weight", None) is not None and getattr(anchored, "tolerance", 0) >= 1,
+    )
+
+
+def _check_change(constraint: Any, initial: Array, delta: Array) -> Check:
+    matrix, lower, upper = constraint.rows(initial)
+    margins = [np.minimum(matrix @ d - lower, upper - matrix @ d) for d in (np.zeros_like(delta), delta)]
+    holds = holds_change((matrix, lower, upper), delta)
+    count = len(margins[1])
+    return Check(constraint.name, False, margins[0], margins[1], count, 0 if holds else int((margins[1] < 0).sum()), 0, "rows")
+
+
+def _label_counts(both: _Pair, items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
+    found, seen = [], set()
+    for item, held_out in items:
+        inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
+        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or identity(inputs) in seen:
+            continue
+        seen.add(identity(inputs))
+        predictions = [predict(inputs).argmax(1).cpu() for predict in both.predictors]
+        found.append(_counts(item.name, held_out, labels.cpu(), predictions[0], predictions[1]))
+    return found
+
+
+def _counts(name: str, held_out: bool, labels: Tensor, before: Tensor, after: Tensor) -> LabelCounts:
+    classes = sorted({int(c) for c in torch.unique(torch.cat([labels, before, after]))})
+    right = (before == labels, after == labels)
+    recall = {
+        c: (float(right[0][labels == c].float().mean()), float(right[1][labels == c].float().mean()))
+        for c in classes
+        if bool((labels == c).any())
+    }
+    rate = {c: (float((before == c).float().mean()), float((after == c).float().mean())) for c in classes}
+    return LabelCounts(
+        name=name,
+        held_out=held_out,
+        count=len(labels),
+        accuracy=(float(right[0].float().mean()), float(right[1].float().mean())),
+        balanced_accuracy=(
+            float(np.mean([r[0] for r in recall.values()])),
+            float(np.mean([r[1] for r in recall.values()])),
+        ),
+        recall=recall,
+        rate=rate,
+        newly_wrong=int((right[0] & ~right[1]).sum()),
+        newly_right=int((~right[0] & right[1]).sum()),
+    )
