@@ -51,7 +51,9 @@ class _Labels:
                 f"constraint '{self.name}': tolerance {self.tolerance} is not a share of the samples, 0 to 1."
             )
         if self.weight is not None and not self.weight > 0:
-            raise SpecificationError(f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard.")
+            raise SpecificationError(
+                f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
+            )
 
     def margins(self, predict: Predict) -> Tensor:
         """Lead of the label over each rival, all samples, flattened ``(N (k - 1),)``."""

@@ -18,7 +18,9 @@ CURVATURE_WORK = 4e9  # multiplications that the Gauss-Newton matrix may take; a
 NEGLIGIBLE = 1e-4  # p (1 - p) below this share of 1/4 adds no curvature worth a row
 
 
-def cross_entropy_model(engine: Engine, data: Sequence[tuple[Tensor, Tensor]], delta: Array, seed: int = 0) -> Surrogate:
+def cross_entropy_model(
+    engine: Engine, data: Sequence[tuple[Tensor, Tensor]], delta: Array, seed: int = 0
+) -> Surrogate:
     """Quadratic model of the mean cross-entropy over all samples, in the step from ``delta``.
 
     Args:
@@ -76,6 +78,8 @@ def _roots(chance: Tensor) -> tuple[Tensor, Tensor]:
         keep = spread > NEGLIGIBLE / 4
         root = spread[keep].sqrt()
         return every[keep], torch.stack([root, -root], dim=1)
-    cotangents = chance.sqrt()[:, :, None] * (torch.eye(classes, device=chance.device, dtype=chance.dtype) - chance[:, None, :])
+    cotangents = chance.sqrt()[:, :, None] * (
+        torch.eye(classes, device=chance.device, dtype=chance.dtype) - chance[:, None, :]
+    )
     keep = (chance * (1 - chance) > NEGLIGIBLE / 4).flatten()
     return every.repeat_interleave(classes)[keep], cotangents.reshape(-1, classes)[keep]

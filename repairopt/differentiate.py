@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.func import vmap
 
 from .errors import ProgramError, SpecificationError
-from .evaluate import Engine
+from .evaluate import Engine, Predictor
 from .specify import Predict
 
 
@@ -38,12 +38,15 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
         SpecificationError: The function's value does not depend on the outputs in a differentiable way.
     """
     change = engine.as_delta(delta)
-    value, runs = _recorded(engine, function, change)
+    value, recorder = _recorded(engine, function, change)
+    leaves = [output for _, output in recorder.runs] + [recorder.moving]
     rows = []
     for i in range(value.numel()):
+        *grads, direct = torch.autograd.grad(value[i], leaves, retain_graph=True, allow_unused=True)
         pulled = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
-        grads = torch.autograd.grad(value[i], [output for _, output in runs], retain_graph=True, allow_unused=True)
-        for (inputs, _), cotangent in zip(runs, grads, strict=True):
+        if direct is not None:
+            pulled += direct.double()
+        for (inputs, _), cotangent in zip(recorder.runs, grads, strict=True):
             if cotangent is not None:
                 pulled += pull_back(engine, inputs, cotangent, change)
         rows.append(pulled)
@@ -68,7 +71,13 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
         SpecificationError: The function's value does not depend on the outputs in a differentiable way.
     """
     change = engine.as_delta(delta)
-    value, runs = _recorded(engine, function, change)
+    value, recorder = _recorded(engine, function, change)
+    runs = recorder.runs
+    if not runs:
+        raise SpecificationError(
+            f"{getattr(function, '__qualname__', function)}: reads the network in place of its outputs, so its exact "
+            f"Hessian is not at hand. Use surrogate='gradient_hessian' or 'diagonal_low_rank'."
+        )
     outputs = [output for _, output in runs]
     first = torch.autograd.grad(value[0], outputs, create_graph=True, allow_unused=True)
     slopes = [_output_jacobian(engine, inputs, output.shape[1], change) for inputs, output in runs]  # (N k, n) each
@@ -206,28 +215,34 @@ def _output_jacobian(engine: Engine, inputs: Tensor, classes: int, change: Tenso
     return sample_rows(engine, inputs, every, unit, change)
 
 
-def _recorded(
-    engine: Engine, function: Callable[[Predict], Tensor], change: Tensor
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The function's value as a graph over its network outputs, which are leaves; and the runs it asked for."""
-    runs: list[tuple[Tensor, Tensor]] = []
+class _Recorder(Predictor):
+    """Remembers each run and gives its outputs as leaves; parameters that are read directly depend on ``moving``."""
 
-    def record(inputs: Tensor) -> Tensor:
-        for known, output in runs:
+    def __init__(self, engine: Engine, change: Tensor) -> None:
+        self.moving = change.clone().requires_grad_()
+        super().__init__(engine, self.moving)
+        self.runs: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        for known, output in self.runs:
             if known is inputs:
                 return output
-        output = engine.predict(change)(inputs).requires_grad_()
-        runs.append((inputs, output))
+        output = self._engine.predict(self.moving.detach())(inputs).requires_grad_()
+        self.runs.append((inputs, output))
         return output
 
+
+def _recorded(engine: Engine, function: Callable[[Predict], Tensor], change: Tensor) -> tuple[Tensor, _Recorder]:
+    """The function's value ``(q,)`` as a graph over its network outputs, which are leaves; and the runs it asked for."""
+    recorder = _Recorder(engine, change)
     with torch.enable_grad():
-        value = torch.as_tensor(function(record)).reshape(-1)
+        value = torch.as_tensor(function(recorder)).reshape(-1)
     if not value.requires_grad:
         raise SpecificationError(
             f"{getattr(function, '__qualname__', function)}: its value does not depend on the network's outputs in a "
             f"differentiable way. Use a sampled surrogate (surrogate='full'), or give the property a soft_value."
         )
-    return value, runs
+    return value, recorder
 
 
 def _network_curvature(engine: Engine, inputs: Tensor, cotangent: Tensor, change: Tensor) -> Tensor:

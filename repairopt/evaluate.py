@@ -32,7 +32,7 @@ class _Caller(nn.Module):
         self.forward_fn = forward_fn
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)  # type: ignore[no-any-return]
+        return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
 
 
 def identity(inputs: Tensor) -> tuple[object, ...]:
@@ -67,6 +67,27 @@ class Predictor:
     def parameters(self) -> dict[str, Tensor]:
         """The changed parameters, by their names in ``network``."""
         return {f"model.{name}": value for name, value in self._engine.weights(self._delta).items()}
+
+
+class Remembering(Predictor):
+    """A predictor that runs each set of inputs once and remembers its outputs, by the identity of the inputs."""
+
+    def __init__(
+        self, engine: Engine, delta: Any = None, outputs: dict[tuple[object, ...], Tensor] | None = None
+    ) -> None:
+        super().__init__(engine, engine.as_delta(delta), frozen=True)
+        self.outputs = {} if outputs is None else outputs
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
+        key = identity(inputs)
+        if key not in self.outputs:
+            self.outputs[key] = super().__call__(inputs)
+        return self.outputs[key]
+
+    def labels(self) -> set[int]:
+        """Every label that was given to any input so far."""
+        return {int(label) for output in self.outputs.values() for label in torch.unique(output.argmax(-1))}
 
 
 class Engine:
@@ -168,11 +189,14 @@ class Engine:
         deltas = self.as_delta(deltas)
         seen: list[int] = []
 
-        def watch(inputs: Tensor) -> Tensor:
-            seen.append(inputs.shape[0] * self.widest(inputs))
-            return self.predict()(inputs)
+        class Watching(Predictor):
+            def __call__(self, inputs: Tensor) -> Tensor:
+                seen.append(inputs.shape[0] * self._engine.widest(inputs))
+                return super().__call__(inputs)
 
-        function(watch)  # fills the caches outside of vmap, and shows how large the runs are
+        function(
+            Watching(self, self.as_delta(None), frozen=True)
+        )  # fills the caches outside of vmap, and shows how large the runs are
         size = max(seen, default=1) * deltas.element_size() * 3
         chunk = max(1, min(self.memory_limit // size, max(1, CACHE_BYTES // size), len(deltas)))
 
@@ -209,7 +233,7 @@ class Engine:
         """Outputs ``(B, k)`` from activations ``part`` at the frontier, with the named parameters replaced."""
         self.evaluations += part[0].shape[0]
         given = {f"model.{name}": value for name, value in weights.items()}
-        return functional_call(self._suffix, {**self._constants, **given}, part)  # type: ignore[no-any-return]
+        return functional_call(self._suffix, {**self._constants, **given}, part)
 
     def widest(self, inputs: Tensor) -> int:
         """The most numbers that one layer after the frontier makes for each sample."""
@@ -279,10 +303,11 @@ class Engine:
         names = {f"model.{name}" for name in self.indices}
         self._split = split_at(self._caller, names, few) if names else None
         self._suffix = self._caller if self._split is None else self._split.suffix
-        self._constants = {
+        changed = {id(p) for name, p in self._caller.named_parameters() if name in names}
+        self._constants = {  # a changed parameter under a second name is left to the tie
             name: value.detach()
             for source in (self._suffix.named_parameters, self._suffix.named_buffers)
             for name, value in source()
-            if name not in names
+            if id(value) not in changed
         }
         self._ready = True

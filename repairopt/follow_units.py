@@ -189,7 +189,7 @@ class Intervention:
         else:
             chosen = (torch.arange(len(rows), device=rows.device) == unit).view(-1, *[1] * (rows.ndim - 1))
             forced = torch.where(chosen, value, rows).movedim(0, self.axis)
-        return self._runner.run(initial_env={**self._skipped, **before, self.start: forced})  # type: ignore[no-any-return]
+        return self._runner.run(initial_env={**self._skipped, **before, self.start: forced})
 
 
 def check_units(owner: str, units: Sequence[int], size: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import SpecificationError
-from .evaluate import Engine, identity
+from .evaluate import Engine, Remembering, identity
 from .linearize import margins_at
 from .specify import ChangeConstraint, Constraint, Property, SampleConstraint
 
@@ -113,21 +113,10 @@ class Judge:
         """
         self.check_time()
         self.count += 1
-        outputs: dict[tuple[object, ...], Tensor] = {}
-        predict = self.engine.predict(delta)
-
-        def remembered(inputs: Tensor) -> Tensor:
-            key = identity(inputs)
-            if key not in outputs:
-                outputs[key] = predict(inputs)
-            return outputs[key]
-
-        for name in ("network", "parameters"):
-            setattr(remembered, name, getattr(predict, name))
-        goal = goal_value(self.goal, remembered)
-        margins = margins_at(self.engine, self.constraints, delta, outputs)
-        labels = [int(c) for out in outputs.values() for c in torch.unique(out.argmax(-1))]
-        constant = len(set(labels)) == 1
+        predict = Remembering(self.engine, delta)
+        goal = goal_value(self.goal, predict)
+        margins = margins_at(predict, self.constraints)
+        constant = len(predict.labels()) == 1
         if self.count == 1:
             self._original_constant = constant
         counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
@@ -140,7 +129,7 @@ class Judge:
             constant=constant and not self._original_constant,
             change_holds=all(holds_change(rows, delta) for rows in self.change),
             lack=_lack(self.constraints, margins),
-            error=self._error(outputs),
+            error=self._error(predict.outputs),
             count=sum(len(m) for m in margins),
         )
         if self.count == 1 or found.better_than(self.best):
@@ -219,13 +208,17 @@ def goal_value(goal: Property, predict: Any) -> float:
 def broken_samples(constraint: Any, margins: Array) -> int:
     """How many samples have a negative margin; margins where the constraint is not by sample."""
     fails = margins < 0
-    return int(fails.sum()) if not isinstance(constraint, SampleConstraint) else int(fails_by_sample(constraint, fails).sum())
+    return (
+        int(fails.sum())
+        if not isinstance(constraint, SampleConstraint)
+        else int(fails_by_sample(constraint, fails).sum())
+    )
 
 
 def fails_by_sample(constraint: Any, fails: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """For each sample whether any of its margins fails."""
     count = sample_count(constraint)
-    return fails.reshape(count, -1).any(1) if count else np.zeros(0, dtype=bool)
+    return np.asarray(fails.reshape(count, -1).any(axis=1)) if count else np.zeros(0, dtype=bool)
 
 
 def sample_count(constraint: Any) -> int:
@@ -248,5 +241,7 @@ def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6
     """Whether ``lower <= A delta <= upper`` within ``tol`` relative to ``1 + |side|``."""
     matrix, lower, upper = rows
     value = matrix @ delta
-    slack = tol * (1 + np.maximum(np.where(np.isfinite(lower), np.abs(lower), 0), np.where(np.isfinite(upper), np.abs(upper), 0)))
+    slack = tol * (
+        1 + np.maximum(np.where(np.isfinite(lower), np.abs(lower), 0), np.where(np.isfinite(upper), np.abs(upper), 0))
+    )
     return bool(np.all(value >= lower - slack) and np.all(value <= upper + slack))

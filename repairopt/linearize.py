@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .differentiate import jacobian, sample_rows, tangent
 from .errors import SpecificationError
-from .evaluate import Engine, identity
+from .evaluate import Engine, Remembering, identity
 from .specify import Constraint, Predict, SampleConstraint, Source
 
 Array = npt.NDArray[np.float64]
@@ -103,7 +103,8 @@ class Linearization:
         Returns:
             One row for each.
         """
-        parts, lower, price, sources = [], [], [], []
+        parts, lower, price = [], [], []
+        sources: list[Source] = []
         for c, index in sorted(picks.items()):
             if not len(index):
                 continue
@@ -181,26 +182,19 @@ def linearize(
         SpecificationError: A constraint returns other than a vector of finite margins.
     """
     where = np.zeros(engine.n) if delta is None else np.asarray(delta, dtype=np.float64)
-    outputs: dict[tuple[object, ...], Tensor] = {}
-    margins = margins_at(engine, constraints, where, outputs)
+    predict = Remembering(engine, where)
+    margins = margins_at(predict, constraints)
     if required is None:
         required = [required_margins(c, m) for c, m in zip(constraints, margins, strict=True)]
-    return Linearization(engine, tuple(constraints), where, margins, tuple(required), outputs)
+    return Linearization(engine, tuple(constraints), where, margins, tuple(required), predict.outputs)
 
 
-def margins_at(
-    engine: Engine,
-    constraints: Sequence[Constraint],
-    delta: Any = None,
-    outputs: dict[tuple[object, ...], Tensor] | None = None,
-) -> tuple[Array, ...]:
-    """True margins of all constraints at a weight change.
+def margins_at(predict: Predict, constraints: Sequence[Constraint]) -> tuple[Array, ...]:
+    """True margins of all constraints.
 
     Args:
-        engine: The network and the ``n`` weights.
+        predict: The network at some weight change; one that remembers its outputs runs each set of inputs once.
         constraints: Anchored constraints.
-        delta: Where, ``(n,)``.
-        outputs: Filled with the network outputs, by the identity of the inputs.
 
     Returns:
         For each constraint the margins ``(m_c,)`` in float64.
@@ -208,21 +202,12 @@ def margins_at(
     Raises:
         SpecificationError: A constraint returns other than a vector of finite margins.
     """
-    known = {} if outputs is None else outputs
-    predict = engine.predict(delta)
-
-    def remembered(inputs: Tensor) -> Tensor:
-        key = identity(inputs)
-        if key not in known:
-            known[key] = predict(inputs)
-        return known[key]
-
     found = []
     for constraint in constraints:
         if isinstance(constraint, SampleConstraint):
-            values = _margins_of(constraint, remembered(constraint.inputs))
+            values = _margins_of(constraint, predict(constraint.inputs))
         else:
-            values = _checked(constraint, constraint.margins(remembered))
+            values = _checked(constraint, constraint.margins(predict))
         found.append(values)
     return tuple(found)
 

@@ -78,8 +78,8 @@ def localize(
         how: One of
 
             * ``"last"`` (weight and bias of the last affine layer in execution order), ``"all"``, ``"care"``,
-              ``"gradient"``, or ``"auto"``: CARE where the network can be traced and has hidden layers and the goal has
-              ``undesired`` or ``soft_value``; else Gradient where the goal is differentiable; else last;
+              ``"gradient"``, or ``"auto"``: Gradient where the goal is differentiable (measured: better and quicker than
+              CARE on the census network); else CARE where the network can be traced and has hidden layers; else last;
             * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
             * a mapping from parameter names to boolean masks or flat positions;
@@ -142,15 +142,14 @@ class _Search:
         )
 
     def auto(self, count: int | None) -> Location:
-        """CARE if it can work with the goal, else Gradient, else the last layer."""
+        """Gradient where the goal is differentiable, else CARE, else the last layer."""
         if self.goal is None:
             return self.select("last" if count is None else Gradient(count, within="last"))
-        smooth = hasattr(self.goal, "undesired") or hasattr(self.goal, "soft_value")
-        if smooth and self.graph.is_traceable and hidden_layers(self.graph):
-            return self.select(CARE() if count is None else CARE(count))
         try:
             return self.select(Gradient() if count is None else Gradient(count))
         except SpecificationError:  # the goal has no derivative
+            if self.graph.is_traceable and hidden_layers(self.graph):
+                return self.select(CARE() if count is None else CARE(count))
             if count is not None:
                 raise
             return self.select("last")

@@ -159,7 +159,11 @@ class Bisection:
             draw = np.random.default_rng(task.seed)
             scale = task.engine.scale.cpu().numpy() * task.trust_radius
             for _ in range(self.tries):
-                self._search(task, zero, np.clip(draw.choice([-1.0, 1.0], len(scale)) * scale, *task.box(zero, task.trust_radius)))
+                self._search(
+                    task,
+                    zero,
+                    np.clip(draw.choice([-1.0, 1.0], len(scale)) * scale, *task.box(zero, task.trust_radius)),
+                )
             return Outcome(task.judge.best.delta, Status.FEASIBLE)
         surrogate, radius = _model(task)
         solution, _ = task.solve_step(surrogate, Rows.empty(task.engine.n), task.box(zero, radius), zero)

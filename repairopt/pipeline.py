@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .apply import apply
 from .errors import SpecificationError
-from .evaluate import Engine, ForwardFunction
+from .evaluate import Engine, ForwardFunction, Remembering
 from .judge import Judge, Judgement, Stop
 from .linearize import Array, anchor, margins_at, required_margins
 from .localize import Location, localize
@@ -142,7 +142,12 @@ def solve_repair(
     with task.timed("verify"):
         initial = engine.initial.double().cpu().numpy()
         verification = verify(
-            model, repaired, specification, change=(initial, final.delta), forward_fn=forward_fn, memory_limit=memory_limit
+            model,
+            repaired,
+            specification,
+            change=(initial, final.delta),
+            forward_fn=forward_fn,
+            memory_limit=memory_limit,
         )
     report = Report(
         verdict=_verdict(verification, outcome, final),
@@ -218,9 +223,9 @@ def _method(method: str | Method, goal: Any) -> Method:
 
 def _task(engine: Engine, spec: Specification, *, deadline: float | None, **settings: Any) -> Task:
     """Everything that is taken from the original network: anchored constraints, required margins, the first judgement."""
-    predict = engine.predict()
+    predict = Remembering(engine)
     anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)
-    margins = margins_at(engine, anchored)
+    margins = margins_at(predict, anchored)
     required = tuple(required_margins(c, m) for c, m in zip(anchored, margins, strict=True))
     judge = Judge(engine, spec.goal, anchored, spec.on_change, deadline)
     return Task(engine, spec.goal, anchored, spec.on_change, judge, required, **settings)
@@ -283,7 +288,7 @@ def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
     lin = outcome.linearization
     if lin is not None and np.any(final.delta != lin.delta):
         with task.timed("verify"):
-            true = margins_at(task.engine, lin.constraints, final.delta)
+            true = margins_at(Remembering(task.engine, final.delta), lin.constraints)
             linear = lin.at(final.delta - lin.delta)
         error = max((float(np.abs(a - b).max(initial=0.0)) for a, b in zip(true, linear, strict=True)), default=0.0)
     if outcome.surrogate is not None and lin is not None and outcome.step is not None:

@@ -172,7 +172,7 @@ class _Step:
         if len(args) != 1 or module._forward_hooks or module._forward_pre_hooks:
             return ""
         if isinstance(module, SAME):
-            return args[0]  # type: ignore[no-any-return]
+            return args[0]
         without_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
         if isinstance(module, AFFINE) and not without_statistics:
             return affine(module, args[0], self.given)

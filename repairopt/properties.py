@@ -60,7 +60,9 @@ class GroupGap:
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
-            raise SpecificationError(f"'{self.name}': score {self.score!r} is unknown; choose from {', '.join(SCORES)}.")
+            raise SpecificationError(
+                f"'{self.name}': score {self.score!r} is unknown; choose from {', '.join(SCORES)}."
+            )
         if (self.temperature is not None and self.temperature <= 0) or self.smoothing <= 0:
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
 
@@ -173,6 +175,10 @@ class GroupGap:
     def on(self, inputs: Any, labels: Any = None) -> GroupGap:
         """The same gap on other data; ``labels`` are not used."""
         return replace(self, samples=self.samples.again(inputs))
+
+    def subsample(self, count: int, seed: int = 0) -> GroupGap:
+        """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
+        return replace(self, samples=self.samples.subsample(count, seed))
 
     def _temperature(self, outputs: Tensor) -> Tensor | float:
         if self.temperature is not None:

@@ -135,7 +135,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and numbers; NaN and infinity become None, so it is JSON."""
-        return _plain(
+        plain: dict[str, Any] = _plain(
             {
                 "verdict": str(self.verdict),
                 "meaning": self.verdict.meaning,
@@ -165,6 +165,7 @@ class Report:
                 "versions": self.versions,
             }
         )
+        return plain
 
     def __str__(self) -> str:
         from .report_text import report_text

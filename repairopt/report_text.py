@@ -80,7 +80,7 @@ def _measure_lines(measures: tuple[Measure, ...]) -> list[str]:
     for name in names:
         found = {m.held_out: m for m in measures if m.name == name}
         here, there = found.get(False), found.get(True)
-        lines.append(_row(name, here and _pair((here.before, here.after)), there and _pair((there.before, there.after))))
+        lines.append(_row(name, *(_pair((m.before, m.after)) if m else None for m in (here, there))))
         keys = list(dict.fromkeys([*(here.details if here else {}), *(there.details if there else {})]))
         for key in keys:
             pairs = [_pair(m.details.get(key)) if m else None for m in (here, there)]
@@ -112,7 +112,7 @@ def _check_lines(checks: tuple[Check, ...]) -> list[str]:
     lines = []
     for name in dict.fromkeys(c.constraint for c in checks):
         found = {c.held_out: c for c in checks if c.constraint == name}
-        cells = []
+        cells: list[tuple[str, str] | None] = []
         for check in (found.get(False), found.get(True)):
             if check is None:
                 cells.append(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,18 @@ class GroupSamples:
         if self.paired:
             return values.reshape(self.q, -1, values.shape[-1]).mean(1)
         return self._weights.to(values) @ values
+
+    def subsample(self, count: int, seed: int = 0) -> GroupSamples:
+        """At most ``count`` random inputs of each group; the same rows of each where the groups are paired."""
+        draw = torch.Generator().manual_seed(seed)
+        if self.paired:
+            each = len(self.member) // self.q
+            rows = torch.randperm(each, generator=draw)[:count].sort().values
+            pick = torch.cat([rows + a * each for a in range(self.q)])
+        else:
+            groups = [(self.member == a).nonzero()[:, 0] for a in range(self.q)]
+            pick = torch.cat([g[torch.randperm(len(g), generator=draw)[:count]].sort().values for g in groups])
+        return replace(self, inputs=self.inputs[pick.to(self.inputs.device)], member=self.member[pick])
 
     def again(self, inputs: Any) -> GroupSamples:
         """The same kind of samples from other rows.

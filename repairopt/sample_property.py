@@ -89,7 +89,7 @@ class PropertySampler:
                 f"goal '{self.goal.name}': {why} needs {method}(predict), which {type(self.goal).__name__} does not "
                 f"have. Add it, or pass kind='auto'."
             )
-        return found  # type: ignore[no-any-return]
+        return found
 
     def values(self, offsets: Array) -> Array:
         """Values ``(K,)`` at offsets ``u (K, n)``."""

@@ -95,9 +95,7 @@ def _strictest(linearization: Linearization, c: int, how: Strictest) -> Index:
     return np.sort(np.concatenate(picked)).astype(np.int64)
 
 
-def _ranked(
-    linearization: Linearization, c: int, index: Index, share: float, largest: bool, normalize: bool
-) -> Index:
+def _ranked(linearization: Linearization, c: int, index: Index, share: float, largest: bool, normalize: bool) -> Index:
     """The share of ``index`` with the smallest (or largest) margin, after dropping rows that no weight influences."""
     count = int(np.ceil(share * len(index) - 1e-9))
     if count == 0 or not len(index):
@@ -113,9 +111,7 @@ def _ranked(
     return index[np.argsort(-rank if largest else rank, kind="stable")[:count]]
 
 
-def _most_violated(
-    linearization: Linearization, how: MostViolated, at: tuple[Array, ...], chosen: Picks
-) -> Picks:
+def _most_violated(linearization: Linearization, how: MostViolated, at: tuple[Array, ...], chosen: Picks) -> Picks:
     lacks = []
     for c, margins in enumerate(at):
         lack = linearization.required[c] - margins

@@ -59,7 +59,9 @@ class Sequential:
         if self.objective not in OBJECTIVES:
             raise SpecificationError(f"method Sequential: objective={self.objective!r}; choose from {OBJECTIVES}.")
         if self.buffer < 0 or self.penalty <= 0 or self.damping <= 0 or self.max_steps < 1:
-            raise SpecificationError("method Sequential: buffer must not be negative; penalty, damping, max_steps above 0.")
+            raise SpecificationError(
+                "method Sequential: buffer must not be negative; penalty, damping, max_steps above 0."
+            )
 
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves."""
@@ -159,7 +161,9 @@ class Sequential:
         if judged.constant or not judged.change_holds:
             return float("inf")
         missed = max(0.0, judged.goal - float(task.goal.target) + self.buffer)
-        return judged.error + self.penalty * (missed + judged.lack) + self.penalty * judged.surplus / max(1, judged.count)
+        return (
+            judged.error + self.penalty * (missed + judged.lack) + self.penalty * judged.surplus / max(1, judged.count)
+        )
 
     # ------------------------------------------------------------ the property as objective
 

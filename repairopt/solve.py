@@ -237,7 +237,7 @@ def _load(name: str) -> type[Solver]:
         known = ", ".join(sorted(_registered())) or "none; is repairopt itself installed (pip install -e .)?"
         raise SolverNotFoundError(f"No solver is called {name!r}. Registered: {known}.")
     try:
-        return point.load()  # type: ignore[no-any-return]
+        return point.load()
     except ImportError as error:
         raise SolverNotFoundError(f"Solver {name!r} ({point.value}) cannot be imported: {error}.") from error
 

@@ -247,4 +247,3 @@ class Task:
         """Union of two selections, order kept."""
         none: Any = np.zeros(0, dtype=np.int64)
         return {c: np.concatenate([picks.get(c, none), new.get(c, none)]) for c in sorted({*picks, *new})}
-

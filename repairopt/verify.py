@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .evaluate import Engine, ForwardFunction, identity
+from .evaluate import Engine, ForwardFunction, Remembering, identity
 from .judge import allowed_samples, broken_samples, goal_value, holds_change, sample_count
 from .linearize import anchor, margins_at
 from .specify import Constraint, Property, SampleConstraint, Specification
@@ -151,10 +151,9 @@ def verify(
     Returns:
         Measures, checks and counts. "Checked on N inputs" is not "proved".
     """
-    both = _Pair(
-        Engine(original, forward_fn=forward_fn, memory_limit=memory_limit),
-        Engine(repaired, forward_fn=forward_fn, memory_limit=memory_limit),
-    )
+    before = Remembering(Engine(original, forward_fn=forward_fn, memory_limit=memory_limit))
+    after = Remembering(Engine(repaired, forward_fn=forward_fn, memory_limit=memory_limit))
+    both = (before, after)
     spec = specification
     measures = [_measure(both, spec.goal, False, float(spec.goal.target))]
     measures += [_measure(both, watched, False, None) for watched in spec.watch]
@@ -169,48 +168,23 @@ def verify(
         checks += [_check_change(c, *change) for c in spec.on_change]
     sources = [(item, False) for item in (spec.goal, *spec.watch, *spec.constraints)]
     sources += [(item, True) for item in spec.held_out]
-    return Verification(tuple(measures), tuple(checks), tuple(_label_counts(both, sources)), both.constant())
+    labels = tuple(_label_counts(both, sources))
+    constant = len(after.labels()) == 1 and len(before.labels()) > 1
+    return Verification(tuple(measures), tuple(checks), labels, constant)
 
 
-class _Pair:
-    """Both networks; remembers outputs, so that each runs once over each set of inputs."""
-
-    def __init__(self, before: Engine, after: Engine) -> None:
-        self.engines = (before, after)
-        self.known: tuple[dict[Any, Tensor], dict[Any, Tensor]] = ({}, {})
-        self.predictors = tuple(self._remembering(i) for i in range(2))
-
-    def _remembering(self, i: int) -> Any:
-        predict = self.engines[i].predict()
-
-        def remembered(inputs: Tensor) -> Tensor:
-            key = identity(inputs)
-            if key not in self.known[i]:
-                self.known[i][key] = predict(inputs)
-            return self.known[i][key]
-
-        for name in ("network", "parameters"):
-            setattr(remembered, name, getattr(predict, name))
-        return remembered
-
-    def constant(self) -> bool:
-        """Whether the second network gives all inputs one label, and the first did not."""
-        seen = [{int(c) for out in known.values() for c in torch.unique(out.argmax(-1))} for known in self.known]
-        return len(seen[1]) == 1 and len(seen[0]) > 1
-
-
-def _measure(both: _Pair, item: Property, held_out: bool, target: float | None) -> Measure:
-    before, after = (goal_value(item, predict) for predict in both.predictors)
+def _measure(both: tuple[Remembering, Remembering], item: Property, held_out: bool, target: float | None) -> Measure:
+    before, after = (goal_value(item, predict) for predict in both)
     details: dict[str, tuple[float, float]] = {}
     if hasattr(item, "details"):
-        first, second = (item.details(predict) for predict in both.predictors)
+        first, second = (item.details(predict) for predict in both)
         details = {key: (float(first[key]), float(second[key])) for key in first}
     return Measure(item.name, held_out, before, after, target, details)
 
 
-def _check(both: _Pair, constraint: Constraint, held_out: bool) -> Check:
-    anchored = anchor(constraint, both.predictors[0])
-    before, after = (margins_at(engine, [anchored], None, known)[0] for engine, known in zip(both.engines, both.known, strict=True))
+def _check(both: tuple[Remembering, Remembering], constraint: Constraint, held_out: bool) -> Check:
+    anchored = anchor(constraint, both[0])
+    before, after = (margins_at(predict, [anchored])[0] for predict in both)
     by_sample = isinstance(anchored, SampleConstraint)
     return Check(
         constraint=constraint.name,
@@ -230,17 +204,19 @@ def _check_change(constraint: Any, initial: Array, delta: Array) -> Check:
     margins = [np.minimum(matrix @ d - lower, upper - matrix @ d) for d in (np.zeros_like(delta), delta)]
     holds = holds_change((matrix, lower, upper), delta)
     count = len(margins[1])
-    return Check(constraint.name, False, margins[0], margins[1], count, 0 if holds else int((margins[1] < 0).sum()), 0, "rows")
+    return Check(
+        constraint.name, False, margins[0], margins[1], count, 0 if holds else int((margins[1] < 0).sum()), 0, "rows"
+    )
 
 
-def _label_counts(both: _Pair, items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
+def _label_counts(both: tuple[Remembering, Remembering], items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
     found, seen = [], set()
     for item, held_out in items:
         inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
         if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or identity(inputs) in seen:
             continue
         seen.add(identity(inputs))
-        predictions = [predict(inputs).argmax(1).cpu() for predict in both.predictors]
+        predictions = [predict(inputs).argmax(1).cpu() for predict in both]
         found.append(_counts(item.name, held_out, labels.cpu(), predictions[0], predictions[1]))
     return found
 
