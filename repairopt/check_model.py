@@ -13,6 +13,10 @@ from .errors import ModelError
 
 def shadow(model: nn.Module) -> nn.Module:
     """A copy of the module structure that shares every tensor, so that evaluation mode touches no object of the user."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}. Wrap a plain function in a module."
+        )
     shared = {id(t): t for source in (model.parameters, model.buffers) for t in source()}
     try:
         return copy.deepcopy(model, dict(shared)).eval()
@@ -24,8 +28,6 @@ def shadow(model: nn.Module) -> nn.Module:
 
 
 def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
     floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
     if not floating:
         raise ModelError(f"model {type(model).__name__}: has no floating-point parameters, so nothing to repair.")

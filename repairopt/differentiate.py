@@ -7,6 +7,7 @@ changed weights are in the last linear layer. Everything runs in batches within 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -174,7 +175,11 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
 
         with torch.enable_grad():  # each row gets its own copy of delta, so one backward pass gives all rows
             copies = change.expand(len(chosen), -1).clone().requires_grad_()
-            summed = (vmap(one)(copies, *part) * chosen).sum()
+            try:
+                outputs = vmap(one)(copies, *part)
+            except RuntimeError:  # vmap knows no LSTM, and no decisions on the data: one sample after the other
+                outputs = torch.stack([one(*row) for row in zip(copies, *part, strict=True)])
+            summed = (outputs * chosen).sum()
         out.append(torch.autograd.grad(summed, copies)[0])
     return torch.cat(out)
 
@@ -185,7 +190,8 @@ def _forward_pays(numbers: int) -> bool:
 
 
 def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
         output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
         found = forward_ad.unpack_dual(output).tangent
         return torch.zeros_like(output) if found is None else found

@@ -201,7 +201,8 @@ class Engine:
         chunk = max(1, min(self.memory_limit // size, max(1, CACHE_BYTES // size), len(deltas)))
 
         def one(delta: Tensor) -> Tensor:
-            return torch.as_tensor(function(Predictor(self, delta)))
+            found = function(Predictor(self, delta))
+            return found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.float64)
 
         with torch.no_grad():
             try:

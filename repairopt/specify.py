@@ -136,7 +136,8 @@ class CallableProperty:
 
     def value(self, predict: Predict) -> Tensor:
         """Whatever the function returns, as a scalar tensor."""
-        return torch.as_tensor(self.function(predict))
+        found = self.function(predict)
+        return found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
