@@ -14,7 +14,7 @@ from .evaluate import Engine
 from .surrogate import Surrogate
 
 Array = npt.NDArray[np.float64]
-CURVATURE_WORK = 4e9  # multiplications that the Gauss-Newton matrix may take; above, a random part of the samples
+CURVATURE_ROWS = 2000  # rows of the Gauss-Newton matrix, at least 4 for each weight; above, a random part of the samples
 NEGLIGIBLE = 1e-4  # p (1 - p) below this share of 1/4 adds no curvature worth a row
 
 
@@ -55,7 +55,7 @@ def _curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, see
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     if not len(samples):
         return result
-    most = max(engine.n, int(CURVATURE_WORK / engine.n**2))
+    most = max(CURVATURE_ROWS, 4 * engine.n)
     share = 1.0
     if len(samples) > most:
         draw = torch.Generator().manual_seed(seed)

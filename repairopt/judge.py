@@ -41,6 +41,7 @@ class Judgement:
         change_holds: Whether the constraints on the change itself hold.
         lack: By how much constraints without samples (bounds on properties) fail, all together.
         error: Share of the labelled samples that are wrong, all sets together; 0 without labels.
+        loss: Mean cross-entropy of the labelled samples; 0 without labels.
         count: Samples or margins that the constraints speak of, all together.
     """
 
@@ -53,6 +54,7 @@ class Judgement:
     change_holds: bool = True
     lack: float = 0.0
     error: float = 0.0
+    loss: float = 0.0
     count: int = 0
 
     @property
@@ -120,6 +122,7 @@ class Judge:
         if self.count == 1:
             self._original_constant = constant
         counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
+        error, loss = self._label_losses(predict.outputs)
         found = Judgement(
             delta=np.asarray(delta, dtype=np.float64).copy(),
             goal=goal,
@@ -129,21 +132,25 @@ class Judge:
             constant=constant and not self._original_constant,
             change_holds=all(holds_change(rows, delta) for rows in self.change),
             lack=_lack(self.constraints, margins),
-            error=self._error(predict.outputs),
+            error=error,
+            loss=loss,
             count=sum(len(m) for m in margins),
         )
         if self.count == 1 or found.better_than(self.best):
             self.best = found
         return found
 
-    def _error(self, outputs: dict[tuple[object, ...], Tensor]) -> float:
-        wrong, total = 0, 0
+    def _label_losses(self, outputs: dict[tuple[object, ...], Tensor]) -> tuple[float, float]:
+        """Error rate and mean cross-entropy over all labelled samples."""
+        wrong, loss, total = 0, 0.0, 0
         for inputs, labels in self._labelled:
             found = outputs.get(identity(inputs))
             if found is not None:
-                wrong += int((found.argmax(-1) != labels.to(found.device)).sum())
+                own = labels.to(found.device)
+                wrong += int((found.argmax(-1) != own).sum())
+                loss += float(torch.nn.functional.cross_entropy(found, own, reduction="sum"))
                 total += len(labels)
-        return wrong / total if total else 0.0
+        return (wrong / total, loss / total) if total else (0.0, 0.0)
 
     def check_time(self) -> None:
         """Raise ``Stop`` once the deadline has passed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ def solve_repair(
         changed=sum(int((change != 0).sum()) for change in delta.values()),
         largest_change=max((float(change.abs().max()) for change in delta.values()), default=0.0),
         status=outcome.status,
-        method=repr(chosen) if isinstance(method, Method) else type(chosen).__name__,
+        method=_describe(chosen),
         surrogate=outcome.surrogate,
         rounds=tuple(task.rounds),
         rows_used=task.rows_used,
@@ -219,6 +219,16 @@ def _method(method: str | Method, goal: Any) -> Method:
     if not isinstance(method, Method) or isinstance(method, type):
         raise SpecificationError(f"method={method!r}: expected a name or an instance with run(task).")
     return method
+
+
+def _describe(method: Any) -> str:
+    """Class and the settings that differ from their defaults."""
+    if not is_dataclass(method):
+        return type(method).__name__
+    changed = [
+        f"{f.name}={getattr(method, f.name)!r}" for f in fields(method) if getattr(method, f.name) != f.default
+    ]
+    return f"{type(method).__name__}({', '.join(changed)})"
 
 
 def _task(engine: Engine, spec: Specification, *, deadline: float | None, **settings: Any) -> Task:
@@ -291,11 +301,8 @@ def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
             true = margins_at(Remembering(task.engine, final.delta), lin.constraints)
             linear = lin.at(final.delta - lin.delta)
         error = max((float(np.abs(a - b).max(initial=0.0)) for a, b in zip(true, linear, strict=True)), default=0.0)
-    if outcome.surrogate is not None and lin is not None and outcome.step is not None:
-        start, end = task.judge(lin.delta).goal, task.judge(outcome.delta).goal
-        model = outcome.surrogate
-        predicted = model.predicted(np.zeros(model.n)) - model.predicted(outcome.step)
-        ratio = (start - end) / predicted if predicted > 1e-9 else float("nan")
+    if outcome.predicted > 1e-9:
+        ratio = (task.judge.original.goal - task.judge(outcome.delta).goal) / outcome.predicted
     return Trust(1 - fit.r2 if fit is not None else float("nan"), error, ratio)
 
 

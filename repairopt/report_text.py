@@ -97,7 +97,7 @@ def _label_lines(labels: tuple[LabelCounts, ...]) -> list[str]:
         there = held[i] if i < len(held) else None
         both = [c for c in (here, there) if c is not None]
         counts = " and ".join(str(c.count) for c in both)
-        lines.append(_row(f"labelled data: {both[0].name}, {counts}", None, None))
+        lines.append(_row(f"labels of {both[0].name!r}: {counts}", None, None))
         lines.append(_row("  accuracy", *(_pair(c.accuracy) if c else None for c in (here, there))))
         lines.append(_row("  balanced accuracy", *(_pair(c.balanced_accuracy) if c else None for c in (here, there))))
         for label in sorted({k for c in both for k in c.recall})[:10]:
