@@ -1,0 +1,56 @@
+"""Fixtures for all tests: a seed, one thread, tiny networks and tasks, the folder of real networks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from sample_networks import chain
+from torch import Tensor, nn
+
+PROJECT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that REPAIROPT_DATA points to, or ``../shared/data`` beside the project."""
+    folder = Path(os.environ.get("REPAIROPT_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}; set REPAIROPT_DATA to the folder that holds autoric/")
+    return folder
+
+
+@pytest.fixture
+def small_net() -> nn.Module:
+    """4 inputs, 3 classes, float64, in evaluation mode."""
+    return chain().double().eval()
+
+
+@pytest.fixture
+def small_inputs() -> Tensor:
+    return torch.randn(30, 4, dtype=torch.float64)
+
+
+@pytest.fixture
+def fingerprint():
+    """A function from a model to everything about it that a repair must leave alone."""
+
+    def of(model: nn.Module) -> tuple[object, ...]:
+        digest = hashlib.sha256()
+        state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+        for name, value in state:
+            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        flags = tuple((name, value.requires_grad, value.grad is None, id(value)) for name, value in state)
+        modes = tuple((name, module.training) for name, module in model.named_modules())
+        return digest.hexdigest(), flags, modes
+
+    return of
