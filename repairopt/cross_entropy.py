@@ -14,7 +14,9 @@ from .evaluate import Engine
 from .surrogate import Surrogate
 
 Array = npt.NDArray[np.float64]
-CURVATURE_ROWS = 2000  # rows of the Gauss-Newton matrix, at least 4 for each weight; above, a random part of the samples
+CURVATURE_ROWS = (
+    2000  # rows of the Gauss-Newton matrix, at least 4 for each weight; above, a random part of the samples
+)
 NEGLIGIBLE = 1e-4  # p (1 - p) below this share of 1/4 adds no curvature worth a row
 
 

@@ -18,7 +18,7 @@ from .apply import apply
 from .errors import SpecificationError
 from .evaluate import Engine, ForwardFunction, Remembering
 from .judge import Judge, Judgement, Stop
-from .linearize import Array, anchor, margins_at, required_margins
+from .linearize import anchor, margins_at, required_margins
 from .localize import Location, localize
 from .methods import Bisection, Incremental, Method, OneShot
 from .report import Report, Trust, Verdict, library_versions
@@ -225,9 +225,7 @@ def _describe(method: Any) -> str:
     """Class and the settings that differ from their defaults."""
     if not is_dataclass(method):
         return type(method).__name__
-    changed = [
-        f"{f.name}={getattr(method, f.name)!r}" for f in fields(method) if getattr(method, f.name) != f.default
-    ]
+    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in fields(method) if getattr(method, f.name) != f.default]
     return f"{type(method).__name__}({', '.join(changed)})"
 
 

@@ -109,7 +109,8 @@ class Program:
         if not np.all(np.isfinite(values)):
             raise ProgramError("program: matrix holds NaN or infinite numbers; look for NaN in the data of the rows.")
         for what, low, high in (("row", self.lower, self.upper), ("bound", self.delta_lower, self.delta_upper)):
-            assert low is not None and high is not None
+            assert low is not None
+            assert high is not None
             bad = np.flatnonzero(low > high)
             if len(bad):
                 i = int(bad[0])
@@ -138,7 +139,8 @@ class Program:
 
     def bounds(self) -> tuple[Array, Array]:
         """``(delta_lower, delta_upper)``, both ``(n,)``."""
-        assert self.delta_lower is not None and self.delta_upper is not None
+        assert self.delta_lower is not None
+        assert self.delta_upper is not None
         return self.delta_lower, self.delta_upper
 
     def dense_hessian(self, memory_limit: float = 4 * 2**30) -> Array:

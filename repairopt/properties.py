@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import SpecificationError
 from .sample_groups import GroupSamples, observed_groups, sampled_groups
-from .specify import Predict, check_inputs
+from .specify import Predict, check_inputs, check_labels
 
 LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 SCORES = ("difference", "max_difference", "kl", "jensen_shannon")
@@ -125,7 +125,7 @@ class GroupGap:
 
     def rates(self, predict: Predict, soft: bool = False) -> Tensor:
         """Rate of each label in each group, ``(q, k)``."""
-        outputs = predict(self.samples.inputs)
+        outputs = self._outputs(predict)
         if soft:
             labels = torch.softmax(outputs / self._temperature(outputs), dim=-1)
         else:
@@ -144,13 +144,13 @@ class GroupGap:
 
     def residuals(self, predict: Predict) -> Tensor:
         """Signed soft differences of the favorable rate over the pairs of groups, ``(q (q-1) / 2,)``."""
-        outputs = predict(self.samples.inputs)
+        outputs = self._outputs(predict)
         chance = torch.softmax(outputs / self._temperature(outputs), dim=-1)[..., self.favorable]
         return self._differences(self.samples.mean_by_group(chance[:, None])[:, 0])
 
     def signed_hard(self, predict: Predict) -> Tensor:
         """Signed differences of the favorable rate by count, ``(q (q-1) / 2,)``."""
-        hit = predict(self.samples.inputs).argmax(-1) == self.favorable
+        hit = self._outputs(predict).argmax(-1) == self.favorable
         return self._differences(self.samples.mean_by_group(hit.to(torch.float32)[:, None])[:, 0])
 
     def undesired(self, predict: Predict) -> Tensor:
@@ -160,7 +160,7 @@ class GroupGap:
         """
         if not self.samples.paired:
             return self.soft_value(predict)
-        outputs = predict(self.samples.inputs)
+        outputs = self._outputs(predict)
         chance = torch.softmax(outputs, dim=-1)[..., self.favorable].reshape(self.samples.q, -1)
         gaps = torch.stack([(chance - chance.roll(s, 0)).abs() for s in range(1, self.samples.q)])
         return gaps.amax(0).mean()
@@ -180,6 +180,15 @@ class GroupGap:
     def subsample(self, count: int, seed: int = 0) -> GroupGap:
         """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
         return replace(self, samples=self.samples.subsample(count, seed))
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.samples.inputs)
+        if not 0 <= self.favorable < outputs.shape[-1]:
+            raise SpecificationError(
+                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
+                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
+            )
+        return outputs
 
     def _temperature(self, outputs: Tensor) -> Tensor | float:
         if self.temperature is not None:
@@ -233,12 +242,12 @@ class ErrorRate:
 
     def value(self, predict: Predict) -> Tensor:
         """Share of wrong points."""
-        outputs = predict(self.inputs)
+        outputs = self._outputs(predict)
         return (outputs.argmax(-1) != self.labels.to(outputs.device)).float().mean()
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label."""
-        outputs = predict(self.inputs)
+        outputs = self._outputs(predict)
         own = torch.softmax(outputs, dim=-1).gather(1, self.labels.to(outputs.device)[:, None])
         return 1 - own.mean()
 
@@ -249,6 +258,11 @@ class ErrorRate:
     def on(self, inputs: Any, labels: Any) -> ErrorRate:
         """The same property on other points."""
         return replace(self, inputs=inputs, labels=labels)
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.inputs)
+        check_labels(f"'{self.name}'", self.labels, outputs.shape[-1])
+        return outputs
 
 
 @dataclass(frozen=True, eq=False)
