@@ -1,4 +1,4 @@
-"""Ready-made constraints: keep and reach labels, keep outputs, output bounds, bounds on properties and on the change."""
+"""Ready-made constraints: on labels, on outputs, on properties and on the weight change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Labels:
     Attributes:
         inputs: Samples ``(N, ...)``.
         labels: Their classes ``(N,)``.
-        margin: Required lead of the label over each rival in the linearized rows, in logits; absorbs linearization error.
+        margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
         tolerance: Share of the samples that may fail all the same.
         weight: None for hard rows; a number makes the rows soft, at that price for a mean
             violation of one logit over the samples.
@@ -50,6 +50,8 @@ class _Labels:
             raise SpecificationError(
                 f"constraint '{self.name}': tolerance {self.tolerance} is not a share of the samples, 0 to 1."
             )
+        if not abs(self.margin) < float("inf"):
+            raise SpecificationError(f"constraint '{self.name}': margin {self.margin} is not a finite number.")
         if self.weight is not None and not self.weight > 0:
             raise SpecificationError(
                 f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
@@ -92,8 +94,8 @@ class KeepLabels(_Labels):
     A row never asks for a larger margin than the sample had before, so no change at all always satisfies it.
 
     Attributes:
-        reference: ``"label"``: the true label, of the samples that the original gets right; ``"original"``: the original
-            prediction, of all samples.
+        reference: ``"label"``: the true label, of the samples that the original gets right; ``"original"``: the
+            original prediction, of all samples.
     """
 
     tolerance: float = 0.01
@@ -226,6 +228,11 @@ class OutputBounds:
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """``bound - matrix @ outputs``, ``(B, p)``."""
+        if self.matrix.shape[1] != outputs.shape[-1]:
+            raise SpecificationError(
+                f"constraint '{self.name}': matrix has {self.matrix.shape[1]} columns; expected one for each of the "
+                f"model's {outputs.shape[-1]} outputs."
+            )
         return self.bound.to(outputs) - outputs @ self.matrix.to(outputs).T
 
     def margins(self, predict: Predict) -> Tensor:
@@ -340,11 +347,20 @@ class LinearRows:
     def rows(self, initial: Array) -> tuple[Any, Array, Array]:
         """The rows, checked against the number of weights."""
         matrix = self.matrix if hasattr(self.matrix, "tocsr") else np.atleast_2d(np.asarray(self.matrix, float))
-        lower = np.broadcast_to(np.asarray(self.lower, float), (matrix.shape[0],))
-        upper = np.broadcast_to(np.asarray(self.upper, float), (matrix.shape[0],))
+        m = matrix.shape[0]
+        sides = [np.asarray(side, float) for side in (self.lower, self.upper)]
+        if any(side.shape not in ((), (1,), (m,)) for side in sides):
+            raise SpecificationError(
+                f"constraint '{self.name}': lower {sides[0].shape} and upper {sides[1].shape} do not fit {m} rows; "
+                f"expected one number, or ({m},)."
+            )
+        entries = matrix.tocsr().data if hasattr(matrix, "tocsr") else matrix
+        if any(np.isnan(values).any() for values in (entries, *sides)):
+            raise SpecificationError(f"constraint '{self.name}': holds NaN; expected numbers. Look at its data.")
+        lower, upper = (np.broadcast_to(side, (m,)) for side in sides)
         if matrix.shape[1] != len(initial):
             raise SpecificationError(
-                f"constraint '{self.name}': matrix has {matrix.shape[1]} columns, expected {len(initial)}, one for each "
-                f"weight of the location."
+                f"constraint '{self.name}': matrix has {matrix.shape[1]} columns, expected {len(initial)}, one for "
+                f"each weight of the location."
             )
         return matrix, lower, upper

@@ -121,6 +121,8 @@ def sampled_groups(
     x, found = _protected(owner, inputs, column, values)
     if rest not in ("joint", "marginals", "conditional"):
         raise SpecificationError(f"'{owner}': rest={rest!r}; choose from joint, marginals, conditional.")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise SpecificationError(f"'{owner}': count={count!r}; expected a whole number, 1 or more.")
     draw = torch.Generator().manual_seed(seed)
     picks = [torch.randint(len(x), (count,), generator=draw) for _ in range(1 if rest == "joint" else x.shape[1])]
     parts = []
@@ -193,8 +195,8 @@ def _protected(owner: str, inputs: Any, column: int, values: Sequence[float] | N
     x = x.to(torch.float32) if not x.is_floating_point() else x
     if x.ndim != 2 or not 0 <= column < x.shape[1]:
         raise SpecificationError(
-            f"'{owner}': column {column} does not exist in inputs of shape {tuple(x.shape)}; expected rows (N, d) and a "
-            f"column 0 to {x.shape[-1] - 1}."
+            f"'{owner}': column {column} does not exist in inputs of shape {tuple(x.shape)}; expected rows (N, d) and "
+            f"a column 0 to {x.shape[-1] - 1}."
         )
     found = [float(v) for v in (torch.unique(x[:, column]) if values is None else values)]
     if len(found) < 2:
