@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from sample_networks import chain
 from torch import Tensor, nn
 
 PROJECT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
+settings.register_profile("repairopt", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("repairopt")
 
 
 @pytest.fixture(autouse=True)
