@@ -12,7 +12,7 @@ from .errors import ModelError
 
 
 def shadow(model: nn.Module) -> nn.Module:
-    """A copy of the module structure that shares every tensor, so that evaluation mode touches no object of the user."""
+    """A copy of the module structure, in evaluation mode, that shares every tensor with the user's model."""
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"model: expected a torch.nn.Module, got {type(model).__name__}. Wrap a plain function in a module."
@@ -28,6 +28,18 @@ def shadow(model: nn.Module) -> nn.Module:
 
 
 def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+    """Check that every parameter is finite float32 or float64.
+
+    Args:
+        model: The user's model.
+        parameters: Its parameters by name.
+
+    Returns:
+        Dtype and device of the first one, in which everything is computed.
+
+    Raises:
+        ModelError: No floating-point parameter, half precision, NaN.
+    """
     floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
     if not floating:
         raise ModelError(f"model {type(model).__name__}: has no floating-point parameters, so nothing to repair.")
@@ -44,6 +56,19 @@ def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[tor
 
 
 def check_positions(name: str, positions: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Check flat positions in a parameter.
+
+    Args:
+        name: Of the parameter.
+        positions: Whole numbers ``(c,)``.
+        parameters: The model's parameters by name.
+
+    Returns:
+        The positions as int64 on the parameter's device.
+
+    Raises:
+        ModelError: Unknown parameter, a position out of range or given twice.
+    """
     if name not in parameters:
         known = ", ".join(list(parameters)[:12])
         raise ModelError(f"weights: the model has no parameter '{name}'. Its parameters: {known}.")
@@ -57,6 +82,7 @@ def check_positions(name: str, positions: Tensor, parameters: Mapping[str, Tenso
 
 
 def accepts(caller: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network runs on inputs of this type as they are."""
     try:
         with torch.no_grad():
             caller(inputs)
@@ -66,6 +92,19 @@ def accepts(caller: nn.Module, inputs: Tensor) -> bool:
 
 
 def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
+    """Check that a network gives finite logits, twice the same, each from its own input alone.
+
+    Args:
+        caller: Has the user's model as ``model``.
+        few: Five inputs.
+        inputs: All inputs, for messages.
+
+    Returns:
+        Number of classes.
+
+    Raises:
+        ModelError: It cannot run, gives another shape, NaN, is random, or mixes the inputs of a batch.
+    """
     what = f"model {type(caller.model).__name__}"
     with torch.no_grad():
         try:

@@ -24,8 +24,8 @@ from .specify import Predict
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
     """Value and derivative of a differentiable function of the outputs.
 
-    The derivative with respect to the outputs is taken first, then pulled back through the network in batches, so memory
-    does not grow with the number of samples.
+    The derivative with respect to the outputs is taken first, then pulled back through the network in batches, so
+    memory does not grow with the number of samples.
 
     Args:
         engine: The network and the ``n`` weights.
@@ -213,8 +213,8 @@ def _output_jacobian(engine: Engine, inputs: Tensor, classes: int, change: Tenso
     need = count * engine.n * torch.finfo(engine.dtype).bits // 8
     if need > engine.memory_limit:
         raise ProgramError(
-            f"The exact Hessian over {len(inputs):,} samples and {engine.n:,} weights needs {need / 2**30:.1f} GiB. Pass "
-            f"a smaller Location, fewer samples, surrogate='gauss_newton', or raise memory_limit."
+            f"The exact Hessian over {len(inputs):,} samples and {engine.n:,} weights needs {need / 2**30:.1f} GiB. "
+            f"Pass a smaller Location, fewer samples, surrogate='gauss_newton', or raise memory_limit."
         )
     every = torch.arange(len(inputs), device=engine.device).repeat_interleave(classes)
     unit = torch.eye(classes, dtype=engine.dtype, device=engine.device).repeat(len(inputs), 1)
@@ -239,7 +239,7 @@ class _Recorder(Predictor):
 
 
 def _recorded(engine: Engine, function: Callable[[Predict], Tensor], change: Tensor) -> tuple[Tensor, _Recorder]:
-    """The function's value ``(q,)`` as a graph over its network outputs, which are leaves; and the runs it asked for."""
+    """The function's value ``(q,)`` as a graph over the network outputs, which are leaves; and its runs."""
     recorder = _Recorder(engine, change)
     with torch.enable_grad():
         value = torch.as_tensor(function(recorder)).reshape(-1)

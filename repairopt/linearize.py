@@ -1,6 +1,6 @@
 """Linearize the constraints: all margins at a weight change without a matrix, rows for chosen margins.
 
-Classification rows follow AutoRIC (TOSEM 2024), section 3.3: the lead of the wanted class over a rival, expanded to first
+Classification rows follow AutoRIC (TOSEM 2024), section 3.3: the lead of the wanted class over a rival, to first
 order in the weights. Exact for weights of the last linear layer; elsewhere while no later ReLU changes sign.
 """
 
@@ -243,8 +243,8 @@ def _checked(constraint: Constraint, margins: Any) -> Array:
     values = torch.as_tensor(margins).detach().cpu().to(torch.float64)
     if values.ndim != 1:
         raise SpecificationError(
-            f"constraint '{constraint.name}' returned margins of shape {tuple(values.shape)}; expected (m,), one number "
-            f"each. Take the margin to the runner-up class, or flatten."
+            f"constraint '{constraint.name}' returned margins of shape {tuple(values.shape)}; expected (m,), one "
+            f"number each. Take the margin to the runner-up class, or flatten."
         )
     array: Array = values.numpy()
     if np.isnan(array).any():

@@ -78,8 +78,9 @@ def localize(
         how: One of
 
             * ``"last"`` (weight and bias of the last affine layer in execution order), ``"all"``, ``"care"``,
-              ``"gradient"``, or ``"auto"``: Gradient where the goal is differentiable (measured: better and quicker than
-              CARE on the census network); else CARE where the network can be traced and has hidden layers; else last;
+              ``"gradient"``, or ``"auto"``: Gradient where the goal is differentiable (measured: better and quicker
+              than CARE on the census network); else CARE where the network can be traced and has hidden layers;
+              else last;
             * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
             * a mapping from parameter names to boolean masks or flat positions;

@@ -1,6 +1,6 @@
 """A sequence of steps that minimize cross-entropy with the property as a row; used by :class:`repairopt.Sequential`.
 
-Sequential quadratic programming with an exact penalty: at the current weights the cross-entropy of the labelled samples is
+Sequential quadratic programming with an exact penalty: at the current weights the cross-entropy of the samples is
 modelled by its gradient and Gauss-Newton curvature, the property by its hard value and its soft gradient. A step is
 accepted when the true merit falls by a fair share of what the models promised; damping follows that share, as in
 Levenberg-Marquardt methods (Nocedal and Wright, Numerical Optimization, 2006, chapters 10 and 18).

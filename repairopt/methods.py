@@ -193,7 +193,7 @@ def _model(task: Task) -> tuple[Surrogate, float]:
         error = raw.fit_error
         task.notes.append(
             f"The surrogate ({raw.kind}) does not predict fresh samples (rank correlation "
-            f"{error.rank_correlation if error else float('nan'):.2f}); what it proposes is checked on the true network."
+            f"{error.rank_correlation if error else float('nan'):.2f}); its proposals are checked on the true network."
         )
     if not np.any(raw.gradient) and not np.any(_diagonal(raw)):
         raise Stop(NO_INFLUENCE)

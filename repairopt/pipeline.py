@@ -230,7 +230,7 @@ def _describe(method: Any) -> str:
 
 
 def _task(engine: Engine, spec: Specification, *, deadline: float | None, **settings: Any) -> Task:
-    """Everything that is taken from the original network: anchored constraints, required margins, the first judgement."""
+    """What is taken from the original network: anchored constraints, required margins, the first judgement."""
     predict = Remembering(engine)
     anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)
     margins = margins_at(predict, anchored)

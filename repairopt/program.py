@@ -16,7 +16,7 @@ lower side does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 Matrix = Any  # a dense float64 array or a scipy.sparse matrix
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """Class of a program, which decides the back ends that can take it."""
 
     LP = "LP"
@@ -52,7 +52,7 @@ class Program:
 
     Attributes:
         gradient: ``g``, shape ``(n,)``.
-        hessian: ``H``, shape ``(n, n)``, full and symmetric, or a :class:`LowRankHessian`, or None for a linear program.
+        hessian: ``H``, shape ``(n, n)``, full and symmetric, or a :class:`LowRankHessian`; None for a linear program.
         constant: ``c``.
         matrix: ``A``, shape ``(m, n)``, dense or ``scipy.sparse``; ``m`` may be 0.
         lower: Lower sides of the rows, shape ``(m,)``, ``-inf`` allowed.
@@ -105,13 +105,17 @@ class Program:
             raise ProgramError(f"program: integer mask has shape {np.shape(self.integer)}, expected ({n},).")
         if len(self.sources) not in (0, m):
             raise ProgramError(f"program: {len(self.sources)} sources for {m} rows; pass one for each row, or none.")
+        if not np.all(np.isfinite(self.gradient)):
+            raise ProgramError("program: gradient holds infinite numbers; look for a surrogate that overflowed.")
+        if isinstance(self.hessian, np.ndarray) and not np.all(np.isfinite(self.hessian)):
+            raise ProgramError("program: hessian holds NaN or infinite numbers; look for a surrogate that overflowed.")
         values = self.matrix.data if hasattr(self.matrix, "tocsr") else self.matrix
         if not np.all(np.isfinite(values)):
             raise ProgramError("program: matrix holds NaN or infinite numbers; look for NaN in the data of the rows.")
         for what, low, high in (("row", self.lower, self.upper), ("bound", self.delta_lower, self.delta_upper)):
             assert low is not None
             assert high is not None
-            bad = np.flatnonzero(low > high)
+            bad = np.flatnonzero((low > high) | (low == np.inf) | (high == -np.inf))
             if len(bad):
                 i = int(bad[0])
                 name = f" ({self.sources[i]})" if what == "row" and self.sources else ""
@@ -201,7 +205,7 @@ def build_program(
         rows: Rows from the constraints on outputs.
         box: Lower and upper bounds of the step, ``(n,)`` each.
         change: Rows on the step itself; hard unless priced.
-        linear: Drop the quadratic term (AutoRIC's LP variant).
+        linear: Drop the quadratic term and the proximal term (AutoRIC's LP variant).
         proximal: Weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates; makes the smallest step preferred.
 
     Returns:
@@ -253,9 +257,11 @@ def stack_rows(first: Rows, second: Rows) -> Rows:
 
 
 def _with_proximal(surrogate: Surrogate, proximal: float) -> Hessian | None:
-    if proximal == 0 or surrogate.hessian is None:
+    if proximal == 0:
         return surrogate.hessian
     extra = proximal / surrogate.scale**2
+    if surrogate.hessian is None:
+        return np.diag(extra)
     if isinstance(surrogate.hessian, LowRankHessian):
         return LowRankHessian(surrogate.hessian.diagonal + extra, surrogate.hessian.factor)
     return surrogate.hessian + np.diag(extra)

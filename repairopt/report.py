@@ -36,21 +36,21 @@ class Verdict(StrEnum):
 _MEANING = {
     Verdict.REPAIRED: "The goal is met and every constraint holds, checked on the repair data with the true network.",
     Verdict.IMPROVED: (
-        "Every constraint holds and the goal is nearer, but its target is missed. Likely: too few or the wrong weights, "
-        "too small a trust radius, or a target in conflict with the constraints. Try weights='auto' or more layers, a "
-        "larger trust_radius, or a larger tolerance."
+        "Every constraint holds and the goal is nearer, but its target is missed. Likely: too few or the wrong "
+        "weights, too small a trust radius, or a target in conflict with the constraints. Try weights='auto' or more "
+        "layers, a larger trust_radius, or a larger tolerance."
     ),
     Verdict.VIOLATED: (
         "A constraint fails on the true network, or the network became constant. Likely: the linearization does not "
         "hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
     ),
     Verdict.INFEASIBLE: (
-        "No weight change satisfies the hard rows together; the rows that gave way are listed. Give constraints a weight "
-        "(soft rows) or a tolerance, or choose more weights."
+        "No weight change satisfies the hard rows together; the rows that gave way are listed. Give constraints a "
+        "weight (soft rows) or a tolerance, or choose more weights."
     ),
     Verdict.UNSOLVED: (
-        "No better network was found; the copy equals the original. See the notes. Try other weights, another surrogate "
-        "or method, or a longer time_limit."
+        "No better network was found; the copy equals the original. See the notes. Try other weights, another "
+        "surrogate or method, or a longer time_limit."
     ),
 }
 

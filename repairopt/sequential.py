@@ -26,9 +26,9 @@ OBJECTIVES = ("auto", "property", "cross_entropy")
 class Sequential:
     """A sequence of programs, judged on the true network.
 
-    With ``objective="cross_entropy"`` a step minimizes the cross-entropy of the labelled samples (Gauss-Newton model, the
-    samples of the label constraints), and the property is a row: its hard value and its soft gradient must reach the
-    target. A damping term grows where a step is rejected. With ``objective="property"`` a step minimizes the surrogate
+    With ``objective="cross_entropy"`` a step minimizes the cross-entropy of the labelled samples (Gauss-Newton model;
+    the samples of the label constraints), and the property is a row: its hard value and its soft gradient must reach
+    the target. A damping term grows where a step is rejected. With ``objective="property"`` a step minimizes the surrogate
     within a trust region that shrinks where a step is rejected; this is section 8 of the specification of AutoRIC.
 
     Attributes:
@@ -68,8 +68,8 @@ class Sequential:
         soft = hasattr(task.goal, "soft_value")
         if self.objective == "cross_entropy" and not (data and soft):
             raise SpecificationError(
-                f"method Sequential: objective='cross_entropy' needs labelled samples (KeepLabels) and a goal with "
-                f"soft_value; '{task.goal.name}' has {'one' if soft else 'none'}, and {len(data)} labelled sets are given."
+                f"method Sequential: objective='cross_entropy' needs labelled samples (KeepLabels), got {len(data)} "
+                f"sets, and a goal with soft_value; '{task.goal.name}' has {'one' if soft else 'none'}."
             )
         if self.objective == "property" or not (data and soft):
             return self._by_property(task)

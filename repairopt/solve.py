@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, is_dataclass, replace
+from enum import StrEnum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -19,11 +19,13 @@ import numpy as np
 
 from .errors import ProgramError, SolverError, SolverNotFoundError, UnsupportedError
 from .program import Array, Kind, Program
+from .surrogate import LowRankHessian
 
 GROUP = "repairopt.solvers"
+LARGEST_CHECKED = 5000  # variables up to which a Hessian is factorized to see that it is convex
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How a solve ended. ``.meaning`` says what happened, likely causes and what to try."""
 
     OPTIMAL = "optimal"
@@ -32,9 +34,6 @@ class Status(str, Enum):
     UNBOUNDED = "unbounded"
     NO_POINT = "no point"
     FAILED = "failed"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def meaning(self) -> str:
@@ -157,6 +156,7 @@ def solve(
             f"'{backend.name}' crashed on a {program.kind} with {program.n} variables and {program.m} rows: "
             f"{type(error).__name__}: {error}. Try another solver: {', '.join(available_solvers(program.kind))}."
         ) from error
+    _check_shapes(program, solution, backend.name)
     return _recheck(program, solution, backend.name, time.perf_counter() - started, feasibility_tol)
 
 
@@ -177,9 +177,7 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
     if solver is None:
         names = available_solvers(program.kind)
         if not names:
-            raise SolverNotFoundError(
-                f"No installed solver can take a {program.kind}. Try: pip install repairopt[all]."
-            )
+            raise SolverNotFoundError(f"No installed solver takes a {program.kind}. Try: pip install repairopt[all].")
         classes = [_load(name) for name in names]
         return min(classes, key=lambda c: (_preference(c, program), c.name))()
     backend: Any = _load(solver)() if isinstance(solver, str) else solver
@@ -192,7 +190,7 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
     if absent:
         raise SolverNotFoundError(
             f"'{backend.name}' needs {' and '.join(absent)}, which is not installed. "
-            f"Try: pip install repairopt[{backend.name}]."
+            f"Try: pip install {' '.join(absent)}."
         )
     if program.kind not in backend.kinds:
         able = [name for name in available_solvers(program.kind) if name != backend.name]
@@ -254,14 +252,21 @@ def _preference(backend: Any, program: Program) -> float:
 
 def _with_time_limit(backend: Any, limit: float | None) -> Any:
     own = getattr(backend, "time_limit", None)
-    if limit is None or not hasattr(backend, "time_limit") or (own is not None and own <= limit):
+    if limit is None or not is_dataclass(backend) or not hasattr(backend, "time_limit"):
+        return backend
+    if own is not None and own <= limit:
         return backend
     return replace(backend, time_limit=limit)
 
 
 def _check_convex(program: Program) -> None:
     """Several solvers report success on indefinite programs (measured), so definiteness is checked first."""
-    if not isinstance(program.hessian, np.ndarray) or program.n > 2000:
+    if isinstance(program.hessian, LowRankHessian) and float(program.hessian.diagonal.min(initial=0.0)) < 0:
+        raise ProgramError(
+            f"program: the Hessian's diagonal part has an entry of {float(program.hessian.diagonal.min()):.3g}; "
+            f"expected none below 0. Convexify the surrogate (convexify='project')."
+        )
+    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_CHECKED:
         return
     scale = max(1e-300, float(np.abs(program.hessian).max()))
     if not np.allclose(program.hessian, program.hessian.T, rtol=0, atol=1e-9 * scale):
@@ -274,6 +279,17 @@ def _check_convex(program: Program) -> None:
             f"program: the Hessian is not positive semidefinite (smallest eigenvalue {smallest:.3g}, largest entry "
             f"{scale:.3g}). Convexify the surrogate (convexify='project'), or use a solver for nonconvex programs."
         ) from None
+
+
+def _check_shapes(program: Program, solution: Any, name: str) -> None:
+    """A back end is somebody's code: what it returns is checked before it is used."""
+    if not isinstance(solution, Solution) or not isinstance(solution.status, Status):
+        raise SolverError(f"'{name}' returned {type(solution).__name__}; expected a Solution with a Status.")
+    sizes = {"delta": program.n, "row_duals": program.m, "bound_duals": program.n, "ray": program.m}
+    for what, size in sizes.items():
+        value = getattr(solution, what)
+        if value is not None and np.shape(value) != (size,):
+            raise SolverError(f"'{name}' returned {what} of shape {np.shape(value)}; expected ({size},) or None.")
 
 
 def _recheck(program: Program, solution: Solution, name: str, seconds: float, tol: float) -> Solution:

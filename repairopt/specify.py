@@ -1,7 +1,7 @@
 """What must become true and what must stay true: properties, constraints, the specification.
 
-A property or a constraint sees ``predict``, a function from inputs ``(N, ...)`` to outputs ``(N, k)`` (logits), and never
-a parameter. So the same object serves the original model, the repaired model, a thousand trial models at once inside
+A property or a constraint sees ``predict``, a function from inputs ``(N, ...)`` to logits ``(N, k)``, and never a
+parameter. So the same object serves the original model, the repaired model, a thousand trial models at once inside
 ``torch.vmap``, and differentiation: one definition, no second evaluation path that could disagree.
 """
 

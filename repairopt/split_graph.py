@@ -1,7 +1,7 @@
 """Split a network where the first changed weight enters, so that what comes before is computed once.
 
-The network is traced with ``torch.fx``. Every node that depends on a changed parameter belongs to the suffix; the values
-that the suffix needs from the rest are the frontier. This covers chains, residual connections and shared inputs alike.
+The network is traced with ``torch.fx``. Every node that depends on a changed parameter belongs to the suffix; what
+the suffix needs from the rest is the frontier. This covers chains, residual connections and shared inputs alike.
 Networks that cannot be traced (data-dependent control flow) run whole; nothing else changes for them.
 """
 
