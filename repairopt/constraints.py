@@ -43,7 +43,7 @@ class _Labels:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"constraint '{self.name}'", self.inputs, self.labels)
+        x, y = check_inputs(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
         if not 0 <= self.tolerance <= 1:
@@ -165,7 +165,7 @@ class KeepOutputs:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs)[0])
+        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
         if not self.distance >= 0:
             raise SpecificationError(f"constraint '{self.name}': distance {self.distance} must not be negative.")
 
@@ -216,7 +216,7 @@ class OutputBounds:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs)[0])
+        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
         matrix, bound = torch.as_tensor(self.matrix), torch.as_tensor(self.bound)
         if matrix.ndim != 2 or bound.shape != matrix.shape[:1]:
             raise SpecificationError(

@@ -119,7 +119,7 @@ class GroupGap:
         name = options.get("name", "group gap")
         if len(groups) < 2:
             raise SpecificationError(f"'{name}': {len(groups)} group given; a gap needs at least two.")
-        parts = [check_inputs(f"'{name}', group {a}", group)[0] for a, group in enumerate(groups)]
+        parts = [check_inputs(f"'{name}', group {a}", group, integers=True)[0] for a, group in enumerate(groups)]
         member = torch.cat([torch.full((len(part),), a) for a, part in enumerate(parts)])
         return cls(GroupSamples(torch.cat(parts), member, tuple(f"group {a}" for a in range(len(parts)))), **options)
 
@@ -236,7 +236,7 @@ class ErrorRate:
     name: str = "error rate"
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels)
+        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
 
@@ -284,7 +284,7 @@ class MissRate:
     name: str = "miss rate"
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels)
+        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels, integers=True)
         if not bool((y == self.label).any()):
             raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")
         object.__setattr__(self, "inputs", x)

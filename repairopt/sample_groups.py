@@ -173,7 +173,7 @@ def observed_groups(
         names = tuple(f"column {column} = {value:g}" for value in found)
         redraw: Any = lambda other: observed_groups(owner, other, column, found)  # noqa: E731
     else:
-        x, _ = check_inputs(f"'{owner}'", inputs)
+        x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
         labels = [item.item() if hasattr(item, "item") else item for item in sensitive_features]
         if len(labels) != len(x):
             raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
@@ -191,7 +191,7 @@ def observed_groups(
 
 
 def _protected(owner: str, inputs: Any, column: int, values: Sequence[float] | None) -> tuple[Tensor, list[float]]:
-    x, _ = check_inputs(f"'{owner}'", inputs)
+    x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
     x = x.to(torch.float32) if not x.is_floating_point() else x
     if x.ndim != 2 or not 0 <= column < x.shape[1]:
         raise SpecificationError(

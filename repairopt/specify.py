@@ -197,7 +197,9 @@ class Specification:
         return tuple(c for c in self.constraints if not isinstance(c, Constraint))
 
 
-def check_inputs(owner: str, inputs: Any, labels: Any = None, classes: int | None = None) -> tuple[Tensor, Any]:
+def check_inputs(
+    owner: str, inputs: Any, labels: Any = None, classes: int | None = None, *, integers: bool = False
+) -> tuple[Tensor, Any]:
     """Check and convert data that a user passed to a property or constraint.
 
     Args:
@@ -205,9 +207,10 @@ def check_inputs(owner: str, inputs: Any, labels: Any = None, classes: int | Non
         inputs: Array or tensor ``(N, ...)``.
         labels: Class indices ``(N,)``, or None.
         classes: Number of classes, if known.
+        integers: Whether whole numbers stay as they are, for networks with embeddings; else they become float32.
 
     Returns:
-        ``(inputs, labels)`` as tensors: floating inputs as they came, others as float32; labels as int64.
+        ``(inputs, labels)`` as tensors, labels as int64.
 
     Raises:
         SpecificationError: Empty, NaN, sizes disagree, labels not whole numbers or out of range.
@@ -215,7 +218,7 @@ def check_inputs(owner: str, inputs: Any, labels: Any = None, classes: int | Non
     x = torch.as_tensor(inputs)
     if x.ndim == 0 or x.shape[0] == 0:
         raise SpecificationError(f"{owner}: no inputs, shape {tuple(x.shape)}; expected (N, ...) with N at least 1.")
-    if not x.is_floating_point():
+    if not x.is_floating_point() and not integers:
         x = x.to(torch.float32)
     bad = ~torch.isfinite(x.detach()).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x.detach())
     if bool(bad.any()):
