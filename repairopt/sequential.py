@@ -28,8 +28,8 @@ class Sequential:
 
     With ``objective="cross_entropy"`` a step minimizes the cross-entropy of the labelled samples (Gauss-Newton model;
     the samples of the label constraints), and the property is a row: its hard value and its soft gradient must reach
-    the target. A damping term grows where a step is rejected. With ``objective="property"`` a step minimizes the surrogate
-    within a trust region that shrinks where a step is rejected; this is section 8 of the specification of AutoRIC.
+    the target. A damping term grows where a step is rejected. With ``objective="property"`` a step minimizes the
+    surrogate within a trust region that shrinks where a step is rejected.
 
     Attributes:
         objective: One of the two, or ``"auto"``: cross-entropy where there are labels and a soft goal.

@@ -252,7 +252,7 @@ def _preference(backend: Any, program: Program) -> float:
 
 def _with_time_limit(backend: Any, limit: float | None) -> Any:
     own = getattr(backend, "time_limit", None)
-    if limit is None or not is_dataclass(backend) or not hasattr(backend, "time_limit"):
+    if limit is None or isinstance(backend, type) or not is_dataclass(backend) or not hasattr(backend, "time_limit"):
         return backend
     if own is not None and own <= limit:
         return backend

@@ -93,7 +93,7 @@ def test_wrong_kind_names_alternatives():
 def test_no_solver_for_the_kind():
     if available_solvers(Kind.MIQP):
         pytest.skip("a back end for MIQP is installed")
-    with pytest.raises(SolverNotFoundError, match="No installed solver can take a MIQP"):
+    with pytest.raises(SolverNotFoundError, match="No installed solver takes a MIQP"):
         solve(nearest_integer_point().program)
 
 
