@@ -99,13 +99,15 @@ class Judge:
         change: Sequence[ChangeConstraint] = (),
         deadline: float | None = None,
     ) -> None:
-        self.engine, self.goal, self.constraints, self.deadline = engine, goal, tuple(constraints), deadline
+        self.engine, self.goal, self.constraints = engine, goal, tuple(constraints)
+        self.deadline: float | None = None  # the original is judged whatever the time
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
         self._labelled = labelled_data([*constraints, goal])
         self.count = 0
         self._original_constant = True
         self.original = self(np.zeros(engine.n))
         self.best = self.original
+        self.deadline = deadline
 
     def __call__(self, delta: Array) -> Judgement:
         """Judge one change, and remember it where it is the best so far.

@@ -24,7 +24,7 @@ from .methods import Bisection, Incremental, Method, OneShot
 from .report import Report, Trust, Verdict, library_versions
 from .sequential import Sequential
 from .solve import Solver, Status
-from .specify import CallableProperty, Property, Specification
+from .specify import CallableProperty, Constraint, Property, Specification
 from .surrogate import SurrogateSettings
 from .task import Outcome, Round, Task
 from .verify import Verification, verify
@@ -183,7 +183,8 @@ def _specification(goal: Any, constraints: Any, target: float | None, held_out: 
                 f"goal {goal!r}: target= can override the target of a dataclass only; set it on the object."
             ) from None
     spec = Specification(goal, constraints, (), watch)
-    if isinstance(held_out, tuple | list) and len(held_out) == 2 and not any(hasattr(i, "name") for i in held_out):
+    pair = isinstance(held_out, tuple | list) and len(held_out) == 2
+    if pair and not any(isinstance(item, Property | Constraint) for item in held_out):
         inputs, labels = held_out
         items = [spec.goal, *spec.watch, *spec.on_outputs]
         held_out = tuple(item.on(inputs, labels) for item in items if hasattr(item, "on"))
