@@ -1,0 +1,153 @@
+"""The tree reads as the pipeline: who may import whom, no back end loaded early, nothing too long."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# The pipeline, first stage first. A module may import those above it, and those before it in its own line.
+STAGES = [
+    ("exceptions", "errors"),
+    ("what must become true, what must stay true", "specify"),
+    ("ready-made properties and constraints", "sample_groups properties constraints"),
+    ("run the network: batches, many weight vectors, memory", "split_graph check_model evaluate"),
+    ("derivatives without a matrix", "differentiate"),
+    ("robustness: certified radius, counterexamples", "zonotope_layers propagate_zonotope certifier zonotope"),
+    ("robustness: as properties", "counterexamples robustness"),
+    ("which weights may change", "trace_layers follow_units weight_selectors attribution localize"),
+    ("quadratic model of the property: parts", "least_squares convexify sample_property surrogate_kinds"),
+    ("quadratic model of the property", "surrogate"),
+    ("constraints as rows", "linearize select_rows"),
+    ("the program and its solution", "program solve"),
+    ("known programs, conformance checks for users' own classes", "problems testing"),
+    ("write the change into a copy", "apply"),
+    ("the true network judges, during a repair and after it", "judge verify"),
+    ("a repair in progress", "task"),
+    ("the methods: loops over model, rows, program, solve, judge", "cross_entropy loss_sequence sequential methods"),
+    ("what was done and what came of it", "report_text report"),
+    ("solve_repair(): the stages in order", "pipeline"),
+]
+ORDER = [name for _, names in STAGES for name in names.split()]
+SOLVERS_MAY_IMPORT = {"errors", "program", "solve"}
+LOADED_LATE = {
+    "clarabel",
+    "cvxpy",
+    "daqp",
+    "gurobipy",
+    "highspy",
+    "osqp",
+    "piqp",
+    "pyomo",
+    "pyscipopt",
+    "scipy",
+    "sklearn",
+}
+FILE_LINES, FUNCTION_LINES = 400, 60
+
+CORE = sorted((PROJECT / "repairopt").glob("*.py"))
+BACK_ENDS = sorted((PROJECT / "solvers").glob("*.py"))
+SCRIPTS = sorted((PROJECT / "examples").glob("*.py")) + sorted((PROJECT / "benchmarks").glob("*.py"))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def runs(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only type checkers see."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
+            yield from runs(child)
+
+
+def imported(node: ast.AST) -> set[str]:
+    """Absolute names of the modules that a file of ``repairopt/`` or ``solvers/`` imports, siblings as ``.name``."""
+    found: set[str] = set()
+    for each in runs(node):
+        if isinstance(each, ast.Import):
+            found |= {alias.name for alias in each.names}
+        elif isinstance(each, ast.ImportFrom) and each.level:
+            found |= {f".{each.module}"} if each.module else {f".{alias.name}" for alias in each.names}
+        elif isinstance(each, ast.ImportFrom) and each.module == "repairopt":
+            found |= {f"repairopt.{alias.name}" for alias in each.names}
+        elif isinstance(each, ast.ImportFrom):
+            found.add(str(each.module))
+    return found
+
+
+def at_module_level(module: ast.Module) -> ast.Module:
+    """The file without the bodies of its functions."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+    return Strip().visit(module)
+
+
+def named(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def test_every_module_has_its_place():
+    modules = {path.stem for path in CORE} - {"__init__"}
+    assert len(ORDER) == len(set(ORDER))
+    assert modules == set(ORDER), "a new module needs a place in STAGES, a removed one leaves it"
+
+
+@pytest.mark.parametrize("path", CORE, ids=named)
+def test_stages_import_only_stages_before_them(path):
+    if path.stem == "__init__":
+        return
+    siblings = {name[1:].split(".")[0] for name in imported(tree(path)) if name.startswith(".")}
+    late = sorted(name for name in siblings if ORDER.index(name) >= ORDER.index(path.stem))
+    assert not late, f"{path.name} imports {', '.join(late)}, which come after it in the pipeline"
+    absolute = sorted(name for name in imported(tree(path)) if name.split(".")[0] in ("repairopt", "solvers"))
+    assert not absolute, f"{path.name} imports {', '.join(absolute)}; inside the package, use relative imports"
+
+
+def test_only_the_package_imports_the_pipeline_and_nothing_imports_testing():
+    users = {path.stem: imported(tree(path)) for path in CORE}
+    assert [name for name, names in users.items() if ".pipeline" in names] == ["__init__"]
+    assert not [name for name, names in users.items() if ".testing" in names]
+
+
+@pytest.mark.parametrize("path", BACK_ENDS, ids=named)
+def test_back_ends_know_the_program_and_the_solution_only(path):
+    names = imported(tree(path))
+    core = {name.partition("repairopt.")[2] for name in names if name.split(".")[0] == "repairopt"}
+    assert core <= SOLVERS_MAY_IMPORT
+    assert "torch" not in names
+
+
+@pytest.mark.parametrize("path", [p for p in CORE if p.stem in ("program", "solve")], ids=named)
+def test_programs_and_solving_are_free_of_torch(path):
+    assert not [name for name in imported(tree(path)) if name.split(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize("path", CORE + BACK_ENDS, ids=named)
+def test_no_heavy_library_is_imported_at_module_level(path):
+    early = {name.split(".")[0] for name in imported(at_module_level(tree(path)))}
+    assert not early & LOADED_LATE
+
+
+@pytest.mark.parametrize("path", CORE + BACK_ENDS + SCRIPTS, ids=named)
+def test_files_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
+
+
+@pytest.mark.parametrize("path", CORE + BACK_ENDS + SCRIPTS, ids=named)
+def test_functions_are_short(path):
+    long = {}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            if body and body[-1].end_lineno - body[0].lineno + 1 > FUNCTION_LINES:
+                long[node.name] = body[-1].end_lineno - body[0].lineno + 1
+    assert not long, f"split functions of more than {FUNCTION_LINES} lines"

@@ -1,0 +1,58 @@
+"""The wheel holds what it must, and importing the package loads no more than it must."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+NOT_LOADED = ["clarabel", "daqp", "highspy", "osqp", "piqp", "scipy.stats", "sklearn", "torch._dynamo"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """Built from a copy, so that the checkout stays as it is; without network."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    for name in ("repairopt", "solvers"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(target), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (found,) = target.glob("*.whl")
+    return zipfile.ZipFile(found)
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_of_both_folders(wheel):
+    names = set(wheel.namelist())
+    core = {f"repairopt/{path.name}" for path in (PROJECT / "repairopt").glob("*.py")}
+    back_ends = {f"repairopt/solvers/{path.name}" for path in (PROJECT / "solvers").glob("*.py")}
+    assert core | back_ends | {"repairopt/py.typed"} <= names
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"repairopt"}, "nothing else may be installed"
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_wheel_registers_every_back_end(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    text = wheel.read(name).decode()
+    assert "[repairopt.solvers]" in text
+    files = {path.stem for path in (PROJECT / "solvers").glob("*.py")} - {"__init__", "matrices"}
+    registered = {line.split(" = ")[0] for line in text.splitlines() if " = " in line}
+    assert registered == files
+
+
+@pytest.mark.parametrize("statement", ["import repairopt", "import repairopt; repairopt.available_solvers()"])
+def test_import_loads_no_solver_library(statement):
+    code = f"import sys; {statement}; print([name for name in {NOT_LOADED} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
