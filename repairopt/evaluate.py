@@ -139,13 +139,20 @@ class Engine:
 
     @property
     def scale(self) -> Tensor:
-        """Natural size of a change of each weight, ``(n,)`` in float64: ``max(|weight|, rms of its parameter)``."""
+        """Natural size of a change of each weight, ``(n,)`` in float64: ``max(|weight|, rms of its parameter)``.
+
+        A parameter that is zero throughout, such as a fresh bias, takes the rms of all parameters of the model.
+        """
         parts = []
         for name, ix in self.indices.items():
             base = self._initial[name].to(torch.float64)
-            rms = max(float(base.square().mean().sqrt()), 1e-12)
+            rms = float(base.square().mean().sqrt()) or self._rms()
             parts.append(base.flatten()[ix].abs().clamp(min=rms))
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def _rms(self) -> float:
+        flat = [p.detach().flatten().double() for p in self.model.parameters() if p.is_floating_point()]
+        return float(torch.cat(flat).square().mean().sqrt()) or 1.0
 
     def weights(self, delta: Tensor) -> dict[str, Tensor]:
         """The changed parameters, by name, at a weight change ``delta (n,)``."""

@@ -175,6 +175,17 @@ def test_scale_is_the_larger_of_the_weight_and_the_rms_of_its_parameter():
     assert engine.initial.tolist() == [3.0, -4.0, 0.0, 0.0]
 
 
+def test_a_parameter_of_zeros_takes_the_size_of_the_others():
+    model = nn.Linear(1, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[4.0], [0.0]]))
+        model.bias.zero_()
+    assert Engine(model, {"bias": torch.arange(2)}).scale.tolist() == [2.0, 2.0]  # sqrt((16 + 0 + 0 + 0) / 4)
+    with torch.no_grad():
+        model.weight.zero_()
+    assert Engine(model, {"bias": torch.arange(2)}).scale.tolist() == [1.0, 1.0]
+
+
 # ------------------------------------------------------------------------ models and data that cannot be used
 
 
