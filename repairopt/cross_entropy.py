@@ -14,9 +14,7 @@ from .evaluate import Engine
 from .surrogate import Surrogate
 
 Array = npt.NDArray[np.float64]
-CURVATURE_ROWS = (
-    2000  # rows of the Gauss-Newton matrix, at least 4 for each weight; above, a random part of the samples
-)
+CURVATURE_NUMBERS = 8_000_000  # in the derivatives for the Gauss-Newton matrix; above, a part of the samples
 NEGLIGIBLE = 1e-4  # p (1 - p) below this share of 1/4 adds no curvature worth a row
 
 
@@ -57,7 +55,7 @@ def _curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, see
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     if not len(samples):
         return result
-    most = max(CURVATURE_ROWS, 4 * engine.n)
+    most = max(4 * engine.n, CURVATURE_NUMBERS // (engine.n_changed + engine.floats(inputs)))
     share = 1.0
     if len(samples) > most:
         draw = torch.Generator().manual_seed(seed)

@@ -143,7 +143,7 @@ def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = No
         with torch.enable_grad():
             output = engine.run(engine.weights(moving), part)
             summed = (output * chosen).sum()  # a scalar: grad_outputs would import a symbolic algebra system
-        total += torch.autograd.grad(summed, moving)[0].double()
+        total += _derivative(summed, moving).double()
     return total
 
 
@@ -180,7 +180,7 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
             except RuntimeError:  # vmap knows no LSTM, and no decisions on the data: one sample after the other
                 outputs = torch.stack([one(*row) for row in zip(copies, *part, strict=True)])
             summed = (outputs * chosen).sum()
-        out.append(torch.autograd.grad(summed, copies)[0])
+        out.append(_derivative(summed, copies))
     return torch.cat(out)
 
 
@@ -190,11 +190,14 @@ def _forward_pays(numbers: int) -> bool:
 
 
 def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
-    with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
-        output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
-        found = forward_ad.unpack_dual(output).tangent
-        return torch.zeros_like(output) if found is None else found
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
+            output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
+            found = forward_ad.unpack_dual(output).tangent
+            return torch.zeros_like(output) if found is None else found
+    except NotImplementedError:  # some operation has no forward mode
+        return _double_product(engine, part, change, way)
 
 
 def _double_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
@@ -203,8 +206,8 @@ def _double_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, wa
     with torch.enable_grad():
         output = engine.run(engine.weights(moving), part)
         cotangent = torch.zeros_like(output, requires_grad=True)
-        pulled = torch.autograd.grad((output * cotangent).sum(), moving, create_graph=True)[0]
-        return torch.autograd.grad((pulled * way).sum(), cotangent)[0]
+        pulled = _derivative((output * cotangent).sum(), moving, create_graph=True)
+        return _derivative((pulled * way).sum(), cotangent)
 
 
 def _output_jacobian(engine: Engine, inputs: Tensor, classes: int, change: Tensor) -> Tensor:
@@ -261,15 +264,23 @@ def _network_curvature(engine: Engine, inputs: Tensor, cotangent: Tensor, change
         moving = change.clone().requires_grad_()
         with torch.enable_grad():
             scalar = (engine.run(engine.weights(moving), part) * cotangent[span]).sum()
-            slope = torch.autograd.grad(scalar, moving, create_graph=True)[0]
-        if not slope.requires_grad or not bool(_derivative(slope @ probe, moving).any()):
+            slope = _derivative(scalar, moving, create_graph=True)
+        if not slope.requires_grad or not bool(_derivative(slope @ probe, moving, retain_graph=True).any()):
             continue
-        total += torch.stack([_derivative(entry, moving) for entry in slope]).double()
+        total += torch.stack([_derivative(entry, moving, retain_graph=True) for entry in slope]).double()
     return total
 
 
-def _derivative(scalar: Tensor, moving: Tensor) -> Tensor:
-    found = torch.autograd.grad(scalar, moving, retain_graph=True, allow_unused=True)[0]
+def _derivative(scalar: Tensor, moving: Tensor, **options: bool) -> Tensor:
+    """Derivative of a scalar; zeros where there is none, as for step activations."""
+    if not scalar.requires_grad:
+        return torch.zeros_like(moving)
+    try:
+        found = torch.autograd.grad(scalar, moving, allow_unused=True, **options)[0]
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):  # torch's words for an operation without a derivative
+            raise
+        found = None
     return torch.zeros_like(moving) if found is None else found
 
 

@@ -117,7 +117,7 @@ class _Sequence:
                 line = _line(self.models)
                 promised += max(0.0, self.at.goal - max(0.0, self.models.promised(solution.delta)))
                 linearization = self.models.linearization
-                outcome = Outcome(trial.delta, solution.status, line, linearization, solution.delta, predicted=promised)
+                outcome = Outcome(trial.delta, solution.status, line, linearization, solution.delta, (), promised, True)
                 self.at, aim, rejected = trial, self.target, 0
                 self.models = _models(self.task, self.data, trial)
                 self.damping = max(self.damping / 3, 1e-9) if share > 0.5 else self.damping
@@ -154,7 +154,7 @@ class _Sequence:
         """Solve; where the step breaks more samples than allowed, add the rows it violates most and solve again."""
         task, lin = self.task, self.models.linearization
         picks = _single_rows(lin)
-        box = task.box(self.at.delta, task.trust_radius * 3)
+        box = task.box(self.at.delta, task.trust_radius)
         trial: Judgement | None = None
         for _ in range(8):
             with task.timed("linearize"):

@@ -65,7 +65,7 @@ def solve_repair(
     program: str = "qp",
     surrogate: str | SurrogateSettings = "auto",
     convexify: str = "project",
-    trust_radius: float = 0.3,
+    trust_radius: float = 1.0,
     solver: str | Solver | None = None,
     shrink: bool = True,
     forward_fn: ForwardFunction | None = None,
@@ -95,7 +95,7 @@ def solve_repair(
         convexify: ``"project"``, ``"shift"``, ``"abs"`` or ``"none"``.
         trust_radius: Largest change of a weight in one program, in units of ``max(|weight|, rms of its parameter)``.
         solver: Back end by name or instance; None chooses an open-source one.
-        shrink: Where the goal is met with room, go back towards the original as far as it stays met.
+        shrink: Where a method overshoots the target, go back towards the original as far as the target stays met.
         forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
         time_limit: Seconds after which the best point so far is returned, marked so.
         memory_limit: Bytes that activations and intermediate results may take.
@@ -272,7 +272,14 @@ def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgeme
             proposed = judge.best
         elif not proposed.feasible and judge.best.feasible:
             proposed = judge.best
-        if shrink and not stopped and proposed.met and proposed.feasible and np.any(proposed.delta):
+        if (
+            shrink
+            and not outcome.aimed
+            and not stopped
+            and proposed.met
+            and proposed.feasible
+            and np.any(proposed.delta)
+        ):
             proposed = _shrunk(judge, proposed)
     return proposed
 

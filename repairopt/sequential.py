@@ -102,7 +102,7 @@ class Sequential:
                 promised += predicted
                 outcome = Outcome(trial.delta, solution.status, surrogate, lin, solution.delta, gave_way, promised)
                 judged, surrogate = trial, None
-                radius = min(task.trust_radius * 3, radius * 2) if ratio > 0.75 and moved > 0.99 * radius else radius
+                radius = min(task.trust_radius, radius * 2) if ratio > 0.75 and moved > 0.99 * radius else radius
                 if judged.met and judged.feasible:
                     break
             else:

@@ -65,6 +65,7 @@ class Outcome:
         step: The step from ``linearization.delta`` to ``delta``, ``(n,)``, or None.
         gave_way: Hard rows that the elastic program had to violate.
         predicted: Improvement of the goal that the surrogates predicted, or NaN.
+        aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
     """
 
     delta: Array
@@ -74,6 +75,7 @@ class Outcome:
     step: Array | None = None
     gave_way: tuple[Source, ...] = ()
     predicted: float = float("nan")
+    aimed: bool = False
 
 
 @dataclass(eq=False)
@@ -106,7 +108,7 @@ class Task:
     surrogate: SurrogateSettings
     convexify: str = "project"
     linear: bool = False
-    trust_radius: float = 0.3
+    trust_radius: float = 1.0
     solver: str | Solver | None = None
     feasibility_tol: float = 1e-6
     seed: int = 0
