@@ -162,6 +162,7 @@ def _subgraph(
     if outputs is not None:
         graph.output(tuple(made[node] for node in outputs))
     module = fx.GraphModule(traced, graph)
+    type(module).__call__ = nn.Module.__call__  # fx would print every exception, also those that the engine answers
     return module.eval()
 
 
