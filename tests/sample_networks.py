@@ -105,6 +105,22 @@ class ReadsData(nn.Module):
         return self.out(torch.relu(hidden))
 
 
+class Steps(nn.Module):
+    """A step as activation: by ``sign``, whose derivative is 0, ``heaviside``, which has none, or a comparison."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__()
+        self.step, self.first, self.out = step, nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.step == "sign":
+            return self.out(torch.sign(x))
+        if self.step == "heaviside":
+            return self.out(torch.heaviside(x, torch.ones_like(x)))
+        return self.out((x > 0).to(x.dtype))
+
+
 class Tied(nn.Module):
     """One matrix under two names."""
 
@@ -156,5 +172,8 @@ CASES = [
     Case("words", Words, (3,), ("embed.weight",), "out.weight", integers=True),
     Case("untraceable", Untraceable, (4,), ("second.weight",), "out.weight"),
     Case("reads data", ReadsData, (4,), ("first.weight",), "out.weight"),
+    Case("sign", lambda: Steps("sign"), (4,), ("first.weight",), "out.weight"),
+    Case("heaviside", lambda: Steps("heaviside"), (4,), ("first.weight",), "out.weight"),
+    Case("comparison", lambda: Steps("comparison"), (4,), ("first.weight",), "out.weight"),
     Case("tied", Tied, (4,), ("first.weight",), "out.weight"),
 ]

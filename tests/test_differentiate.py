@@ -94,7 +94,8 @@ def test_jacobian_against_finite_differences_and_autograd(case):
     def direct(delta):
         return scores(lambda x: engine.outputs(x, delta), inputs)
 
-    torch.testing.assert_close(rows, torch.autograd.functional.jacobian(direct, at))
+    if case.name != "heaviside":  # autograd refuses it; here a step has derivative 0
+        torch.testing.assert_close(rows, torch.autograd.functional.jacobian(direct, at))
 
 
 @EVERY
@@ -109,7 +110,7 @@ def test_hessian_against_autograd_and_finite_differences(case, last):
     torch.testing.assert_close(found, found.T)
     expected = slope(lambda d: jacobian(engine, loss, d)[1][0], at, way)
     torch.testing.assert_close(found @ way, expected, rtol=1e-5, atol=1e-7)
-    if case.name != "recurrent":
+    if last or case.name not in ("recurrent", "heaviside"):  # no double derivative, and none at all
         exact = torch.autograd.functional.hessian(lambda d: loss(lambda x: engine.outputs(x, d)), at)
         torch.testing.assert_close(found, exact)
 

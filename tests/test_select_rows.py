@@ -15,7 +15,7 @@ from repairopt.select_rows import MostViolated, Strictest, select_rows
 
 
 class Given:
-    """A constraint whose margins and rows are given: ``margins + matrix @ delta`` for a linear network of one sample."""
+    """A constraint with given margins at the start, and rows of given lengths."""
 
     def __init__(self, margins, lengths=None, name="given", weight=None, required=0.0):
         self.name, self.weight, self.needs = name, weight, required
