@@ -25,7 +25,9 @@ from .surrogate import Surrogate
 from .task import NO_INFLUENCE, Outcome, Task
 
 GOAL_PRICE = 20.0  # of each unit by which a step misses the target; above what the loss can gain
+ENOUGH = 0.6  # share of the way to the target after which a run is not started anew
 LEAST_SHARE = 0.1  # of the promised fall of the merit, for a step to be accepted
+LEAST_FALL = 1e-3  # promised fall of the merit, relative to it, below which rejected steps end a run
 
 
 class Settings(Protocol):
@@ -85,7 +87,9 @@ def loss_sequence(task: Task, data: list[tuple[Tensor, Tensor]], settings: Setti
         reached = sequence.merit(sequence.at)
         if best is None or reached < best[0]:
             best = (reached, outcome)
-        if sequence.at.met and sequence.at.feasible:
+        wanted = task.judge.original.goal - sequence.target
+        gained = task.judge.original.goal - sequence.at.goal
+        if sequence.at.feasible and gained > ENOUGH * wanted:
             break
     assert best is not None
     return best[1]
@@ -109,7 +113,7 @@ class _Sequence:
             solution, trial = self._try(aim)
             if trial is None or solution.delta is None:
                 return replace(outcome, status=solution.status)
-            share = self._share(trial, solution.delta)
+            share, fall = self._share(trial, solution.delta)
             accepted = share > LEAST_SHARE
             note = f"damping {self.damping:.2g}, aim {aim:.4g}, {share:.2f} of the promised fall"
             self.task.record(f"step {index + 1}", trial, accepted=accepted, note=note)
@@ -126,7 +130,8 @@ class _Sequence:
                 self.damping *= 4
                 aim = (aim + max(self.target, self.at.goal)) / 2
             moved = np.abs(solution.delta / self.models.loss.scale).max()
-            if rejected >= 8 or (rejected >= 2 and moved < self.settings.smallest_step):
+            idle = moved < self.settings.smallest_step or fall < LEAST_FALL * self.merit(self.at)
+            if rejected >= 8 or (rejected >= 2 and idle):
                 break
         return outcome
 
@@ -142,13 +147,13 @@ class _Sequence:
         broken = judged.surplus / max(1, judged.count)
         return (judged.error + judged.loss) / 2 + self.settings.penalty * (missed + judged.lack + broken)
 
-    def _share(self, trial: Judgement, step: Array) -> float:
-        """Actual over promised fall of the merit."""
+    def _share(self, trial: Judgement, step: Array) -> tuple[float, float]:
+        """Actual over promised fall of the merit, and the promised fall."""
         missed = max(0.0, self.at.goal - self.target) - max(0.0, self.models.promised(step) - self.target)
         loss = self.models.loss.constant - self.models.loss.value(step)
         promised = loss / 2 + self.settings.penalty * (missed + self.at.lack)
         actual = self.merit(self.at) - self.merit(trial)
-        return actual / max(promised, 1e-9) if actual > 1e-7 else min(0.0, actual)
+        return (actual / max(promised, 1e-9) if actual > 1e-7 else min(0.0, actual)), promised
 
     def _try(self, aim: float) -> tuple[Solution, Judgement | None]:
         """Solve; where the step breaks more samples than allowed, add the rows it violates most and solve again."""

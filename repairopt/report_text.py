@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .verify import Check, LabelCounts, Measure
 
-if TYPE_CHECKING:
-    from .report import Report
-
 WIDTH = 96
 NAME = 40
+MOST_CLASSES = 4  # up to which the text gives the recall of each; to_dict() always does
 
 
-def report_text(report: Report) -> str:
-    """The report as lines of at most 96 characters: verdict, table, change, trust, time."""
+def report_text(report: Any) -> str:
+    """A :class:`repairopt.Report` as lines of at most 96 characters: verdict, table, change, trust, time."""
     v = report.verification
     goal = v.measures[0]
     lines = [f"{str(report.verdict).upper()}   {goal.name}: {_number(goal.before)} -> {_number(goal.after)}"]
@@ -31,7 +29,7 @@ def report_text(report: Report) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _caveats(report: Report) -> list[str]:
+def _caveats(report: Any) -> list[str]:
     found = []
     if report.stopped:
         found.append(f"Stopped early ({report.stopped}); this is the best point found until then.")
@@ -100,12 +98,21 @@ def _label_lines(labels: tuple[LabelCounts, ...]) -> list[str]:
         lines.append(_row(f"labels of {both[0].name!r}: {counts}", None, None))
         lines.append(_row("  accuracy", *(_pair(c.accuracy) if c else None for c in (here, there))))
         lines.append(_row("  balanced accuracy", *(_pair(c.balanced_accuracy) if c else None for c in (here, there))))
-        for label in sorted({k for c in both for k in c.recall})[:10]:
+        classes = sorted({k for c in both for k in c.recall})
+        if len(classes) > MOST_CLASSES:
+            lines.append(_row("  lowest recall of a class", *(_lowest_recall(c) for c in (here, there))))
+        for label in classes if len(classes) <= MOST_CLASSES else ():
             pairs = [_pair(c.recall.get(label)) if c else None for c in (here, there)]
             lines.append(_row(f"  recall, class {label}", *pairs))
         flips = [("", f"{c.newly_wrong} / {c.newly_right}") if c else None for c in (here, there)]
         lines.append(_row("  newly wrong / newly right", *flips))
     return lines
+
+
+def _lowest_recall(counts: LabelCounts | None) -> tuple[str, str] | None:
+    if counts is None:
+        return None
+    return _pair((min(r[0] for r in counts.recall.values()), min(r[1] for r in counts.recall.values())))
 
 
 def _check_lines(checks: tuple[Check, ...]) -> list[str]:
@@ -125,7 +132,7 @@ def _check_lines(checks: tuple[Check, ...]) -> list[str]:
     return lines
 
 
-def _how(report: Report) -> list[str]:
+def _how(report: Any) -> list[str]:
     solvers = ", ".join(dict.fromkeys(r.solver for r in report.rounds if r.solver)) or "none"
     kept = sum(r.accepted for r in report.rounds)
     text = (
@@ -139,7 +146,7 @@ def _how(report: Report) -> list[str]:
     return [*textwrap.wrap(text, WIDTH, subsequent_indent="  "), *textwrap.wrap(how, WIDTH, subsequent_indent="  ")]
 
 
-def _believe(report: Report) -> list[str]:
+def _believe(report: Any) -> list[str]:
     kind = "none" if report.surrogate is None else report.surrogate.kind
     trust = report.trust
     text = (
@@ -150,7 +157,7 @@ def _believe(report: Report) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
-def _time(report: Report) -> list[str]:
+def _time(report: Any) -> list[str]:
     stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report.seconds.items())
     versions = ", ".join(f"{name} {value}" for name, value in report.versions.items())
     text = f"seconds: {stages}; processor {report.cpu_seconds:.2f}; seed {report.seed}"
