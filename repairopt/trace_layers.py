@@ -241,7 +241,9 @@ def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
         seen.append(inputs)
         raise Asked
 
-    if goal is not None:
+    if isinstance(getattr(goal, "inputs", None), Tensor):
+        seen.append(goal.inputs)
+    elif goal is not None:
         with contextlib.suppress(Asked):
             goal.value(ask)
     seen += [c.inputs for c in constraints if isinstance(getattr(c, "inputs", None), Tensor)]
