@@ -95,9 +95,8 @@ def test_every_kind_of_network_goes_through(case, weights):
     goal = ErrorRate(inputs[:4], labels[:4], target=0.5)
     keep = KeepLabels(inputs, labels, tolerance=0.1)
     names = list(case.early) if weights == "early" else case.last
-    found = solve_repair(
-        model, goal, [keep], weights=names, forward_fn=case.forward_fn, trust_radius=2.0, method=Bisection()
-    )
+    options = {"weights": names, "forward_fn": case.forward_fn, "trust_radius": 2.0}
+    found = solve_repair(model, goal, [keep], method=Bisection(), **options)
     assert found.report.verification.goal_before == 1.0
     assert found.report.verdict in (Verdict.REPAIRED, Verdict.IMPROVED, Verdict.UNSOLVED)
     if weights == "last":
