@@ -271,12 +271,13 @@ def _network_curvature(engine: Engine, inputs: Tensor, cotangent: Tensor, change
     return total
 
 
-def _derivative(scalar: Tensor, moving: Tensor, **options: bool) -> Tensor:
+def _derivative(scalar: Tensor, moving: Tensor, *, create_graph: bool = False, retain_graph: bool = False) -> Tensor:
     """Derivative of a scalar; zeros where there is none, as for step activations."""
     if not scalar.requires_grad:
         return torch.zeros_like(moving)
     try:
-        found = torch.autograd.grad(scalar, moving, allow_unused=True, **options)[0]
+        keep = create_graph or retain_graph
+        found = torch.autograd.grad(scalar, moving, None, keep, create_graph, allow_unused=True)[0]
     except RuntimeError as error:
         if "is not implemented" not in str(error):  # torch's words for an operation without a derivative
             raise

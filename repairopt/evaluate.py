@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -141,15 +142,17 @@ class Engine:
     def scale(self) -> Tensor:
         """Natural size of a change of each weight, ``(n,)`` in float64: ``max(|weight|, rms of its parameter)``.
 
-        A parameter that is zero throughout, such as a fresh bias, takes the rms of all parameters of the model.
+        A parameter that is next to zero throughout, such as a fresh bias, takes the rms of all parameters of the model.
         """
         parts = []
         for name, ix in self.indices.items():
             base = self._initial[name].to(torch.float64)
-            rms = float(base.square().mean().sqrt()) or self._rms()
+            rms = float(base.square().mean().sqrt())
+            rms = self._rms if rms < 1e-6 * self._rms else rms
             parts.append(base.flatten()[ix].abs().clamp(min=rms))
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
+    @cached_property
     def _rms(self) -> float:
         flat = [p.detach().flatten().double() for p in self.model.parameters() if p.is_floating_point()]
         return float(torch.cat(flat).square().mean().sqrt()) or 1.0

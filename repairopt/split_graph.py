@@ -162,7 +162,8 @@ def _subgraph(
     if outputs is not None:
         graph.output(tuple(made[node] for node in outputs))
     module = fx.GraphModule(traced, graph)
-    type(module).__call__ = nn.Module.__call__  # fx would print every exception, also those that the engine answers
+    # fx would print every exception to stderr, also those that the engine answers:
+    type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return module.eval()
 
 

@@ -182,6 +182,14 @@ def test_a_parameter_of_zeros_takes_the_size_of_the_others():
         model.bias.zero_()
     assert Engine(model, {"bias": torch.arange(2)}).scale.tolist() == [2.0, 2.0]  # sqrt((16 + 0 + 0 + 0) / 4)
     with torch.no_grad():
+        model.bias.fill_(1e-9)
+    assert Engine(model, {"bias": torch.arange(2)}).scale.tolist() == pytest.approx([2.0, 2.0])
+    with torch.no_grad():
+        model.bias.fill_(0.01)
+    assert Engine(model, {"bias": torch.arange(2)}).scale.tolist() == pytest.approx([0.01, 0.01])
+    with torch.no_grad():
+        model.bias.zero_()
+    with torch.no_grad():
         model.weight.zero_()
     assert Engine(model, {"bias": torch.arange(2)}).scale.tolist() == [1.0, 1.0]
 
