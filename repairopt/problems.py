@@ -6,7 +6,7 @@ enough to be enumerated.
 
 Example:
     >>> [problem.name for problem in known_programs("MIQP")]
-    ['nearest integer point']
+    ['nearest integer point', 'at most 2 of 4', 'quadratic, no integer point', 'unbounded integer quadratic']
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class KnownProgram:
         status: How a solve must end.
         objective: Optimal value, constant included; NaN where there is none.
         delta: The optimum where it is unique, else None.
+        nonconvex: Whether the Hessian has a negative eigenvalue; only for back ends that say they take such programs.
     """
 
     name: str
@@ -41,13 +42,15 @@ class KnownProgram:
     status: Status
     objective: float = float("nan")
     delta: Array | None = None
+    nonconvex: bool = False
 
 
-def known_programs(kind: Kind | str | None = None) -> list[KnownProgram]:
+def known_programs(kind: Kind | str | None = None, *, nonconvex: bool = False) -> list[KnownProgram]:
     """All programs of this module.
 
     Args:
         kind: Only programs of this kind.
+        nonconvex: Those with an indefinite Hessian too.
 
     Returns:
         New objects with new arrays on each call.
@@ -57,9 +60,10 @@ def known_programs(kind: Kind | str | None = None) -> list[KnownProgram]:
         *(badly_scaled_linear, conflicting_rows, conflicting_equalities, row_against_box, unbounded_linear),
         *(dense_quadratic, low_rank_quadratic, singular_quadratic, many_optima, equality_rows, two_sided_rows),
         *(fixed_variables, unconstrained, badly_scaled_quadratic, quadratic_conflict, unbounded_quadratic),
-        *(knapsack, mixed_integer_linear, integer_conflict, unbounded_integer, nearest_integer_point),
+        *(knapsack, mixed_integer_linear, integer_conflict, unbounded_integer, nearest_integer_point, few_of_many),
+        *(quadratic_integer_conflict, unbounded_integer_quadratic, saddle, concave, farthest_integer_point),
     )
-    problems = [build() for build in builders]
+    problems = [problem for problem in (build() for build in builders) if nonconvex or not problem.nonconvex]
     return [problem for problem in problems if kind is None or problem.program.kind is Kind(kind)]
 
 
@@ -281,3 +285,49 @@ def nearest_integer_point() -> KnownProgram:
     program = _program(-hessian @ center, bounds=[(-3, 3)] * 2, hessian=hessian, integer=np.ones(2, dtype=bool))
     program = replace(program, constant=0.5 * float(center @ hessian @ center))
     return KnownProgram("nearest integer point", program, Status.OPTIMAL, 0.063, _array(0, 1))
+
+
+def few_of_many() -> KnownProgram:
+    """Change at most 2 of 4 weights, by a big-M of 2; the weight with the steepest slope is not among the best two.
+
+    The last four variables are switches: ``|d[i]| <= 2 s[i]``, and at most two switches are on.
+    """
+    hessian = np.zeros((8, 8))
+    hessian[:4, :4] = _array([4, 2, 0, 1], [2, 3, 1, 0], [0, 1, 2, 1], [1, 0, 1, 4])
+    unit = np.eye(8)
+    rows = [(-INF, sign * unit[i] - 2 * unit[4 + i], 0) for i in range(4) for sign in (1, -1)]
+    rows += [(-INF, unit[4:].sum(axis=0), 2)]
+    mask, bounds = np.arange(8) >= 4, [(-2, 2)] * 4 + [(0, 1)] * 4
+    program = _program([-6, -5, -2, -4, 0, 0, 0, 0], rows, bounds, hessian=hessian, integer=mask, n_delta=4)
+    return KnownProgram("at most 2 of 4", program, Status.OPTIMAL, -37 / 6, _array(0, 5 / 3, 0, 1, 0, 1, 0, 1))
+
+
+def quadratic_integer_conflict() -> KnownProgram:
+    """:func:`integer_conflict` under a positive definite Hessian."""
+    program = replace(integer_conflict().program, hessian=_array([2, 1], [1, 2]))
+    return KnownProgram("quadratic, no integer point", program, Status.INFEASIBLE)
+
+
+def unbounded_integer_quadratic() -> KnownProgram:
+    """:func:`unbounded_quadratic` over the integers."""
+    program = replace(unbounded_quadratic().program, integer=np.ones(2, dtype=bool))
+    return KnownProgram("unbounded integer quadratic", program, Status.UNBOUNDED)
+
+
+def saddle() -> KnownProgram:
+    """The product xy over a box: -3 at (-1, 3); (1, -2) at -2 is better than all around it, and not the best."""
+    program = _program([0, 0], bounds=[(-1, 1), (-2, 3)], hessian=_array([0, 1], [1, 0]))
+    return KnownProgram("saddle", program, Status.OPTIMAL, -3.0, _array(-1, 3), nonconvex=True)
+
+
+def concave() -> KnownProgram:
+    """A concave objective over a pentagon, best at the corner (2, 1) that the row x + y <= 3 cuts."""
+    program = _program([-1, 1], [(-INF, [1, 1], 3)], [(-1, 2)] * 2, hessian=-_array([2, 1], [1, 2]))
+    return KnownProgram("concave", program, Status.OPTIMAL, -8.0, _array(2, 1), nonconvex=True)
+
+
+def farthest_integer_point() -> KnownProgram:
+    """Of the whole-numbered points with -2.5 <= x, y <= 2.4 and x - y <= 3, the one farthest from (0.3, 0.2)."""
+    center, mask = _array(0.3, 0.2), np.ones(2, dtype=bool)
+    program = _program(center, [(-INF, [1, -1], 3)], [(-2.5, 2.4)] * 2, hessian=-np.eye(2), integer=mask)
+    return KnownProgram("farthest integer point", program, Status.OPTIMAL, -5.0, _array(-2, -2), nonconvex=True)

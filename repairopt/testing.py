@@ -32,9 +32,11 @@ REPEAT_TOL = 1e-9  # between two runs
 def check_solver(solver: Solver) -> list[str]:
     """Run a back end on every known program of its kinds, through the core, and check all that it returns.
 
-    Checked: status, value and unique optimum; optimality conditions and signs of duals, where it returns duals; that a
-    ray proves infeasibility, where it returns one; that inputs stay unchanged and a second run agrees; that a tiny
-    time limit is obeyed, where it has a ``time_limit``. Not checked: speed, and programs of more than 100 variables.
+    Checked: status, value and unique optimum; that a bound is not above it; optimality conditions and signs of duals,
+    where it returns duals; that a ray proves infeasibility, where it returns one; that inputs stay unchanged and a
+    second run agrees; that a tiny time limit is obeyed, where it has a ``time_limit``. A back end with
+    ``nonconvex = True`` gets indefinite Hessians too and has to find the global optimum. Not checked: speed, and
+    programs of more than 100 variables.
 
     A failed check raises AssertionError; its message names solver, problem, what was expected and what came.
 
@@ -47,7 +49,7 @@ def check_solver(solver: Solver) -> list[str]:
     _check_declaration(solver)
     ran = ["declaration"]
     for kind in sorted(solver.kinds):
-        for problem in known_programs(kind):
+        for problem in known_programs(kind, nonconvex=getattr(solver, "nonconvex", False)):
             ran += [f"{problem.name}: {check}" for check in _check_problem(solver, problem)]
         if hasattr(solver, "time_limit"):
             _check_time_limit(solver, kind)

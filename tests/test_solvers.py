@@ -10,15 +10,24 @@ from hypothesis import strategies as st
 from repairopt.problems import INF, conflicting_rows, dense_quadratic, knapsack, known_programs, linear
 from repairopt.program import Kind, Program
 from repairopt.solve import Status, available_solvers, solve
-from repairopt.solvers import DAQP, OSQP, PIQP, Clarabel, HiGHS
+from repairopt.solvers import DAQP, OSQP, PIQP, Clarabel, HiGHS, ProxQP, SciPy
 from repairopt.testing import check_solver
 
-BACKENDS = [DAQP(), PIQP(), PIQP(sparse=True), PIQP(sparse=False), HiGHS(), HiGHS(threads=1), Clarabel(), OSQP()]
+BACKENDS = [DAQP(), PIQP(), PIQP(sparse=True), PIQP(sparse=False), HiGHS(), HiGHS(threads=1), SciPy(), Clarabel()]
+BACKENDS += [
+    ProxQP(),
+    OSQP(),
+]  # SCIP and Gurobi: test_solvers_mixed_integer.py; CVXPY and Pyomo: test_solvers_layers.py
 
 
 def label(backend):
     extra = [f"{name}={value}" for name, value in vars(backend).items() if value != getattr(type(backend)(), name)]
     return "-".join([backend.name, *extra])
+
+
+def installed(kind):
+    """Names of the back ends of this file that can take the kind."""
+    return sorted({backend.name for backend in BACKENDS} & set(available_solvers(kind)))
 
 
 def needs(backend):
@@ -72,7 +81,7 @@ def test_farkas_rays(backend):
 
 
 def test_known_duals():
-    for name in available_solvers(Kind.QP):
+    for name in installed(Kind.QP):
         solution = solve(dense_quadratic().program, name)
         np.testing.assert_allclose(solution.row_duals, [2, 0, -1], atol=1e-5, err_msg=name)
         np.testing.assert_allclose(solution.bound_duals, [0, -3, 0, 0], atol=1e-5, err_msg=name)
@@ -93,6 +102,8 @@ LIMITS = [
     HiGHS(native={"simplex_iteration_limit": 0, "presolve": "off"}),
     Clarabel(native={"max_iter": 1}),
     OSQP(native={"max_iter": 1}),
+    ProxQP(native={"max_iter": 1}),
+    SciPy(native={"maxiter": 1, "presolve": False}),
 ]
 
 
@@ -130,20 +141,22 @@ def native_names(backend):
     library = importlib.import_module(backend.requires[0])
     if backend.name == "piqp":
         return set(library.Status.__members__)
+    if backend.name == "proxqp":
+        return set(library.proxqp.QPSolverOutput.__members__)
     if backend.name == "osqp":
         return {status.name for status in library.SolverStatus}
     kind = library.HighsModelStatus if backend.name == "highs" else library.SolverStatus
     return {name for name in dir(kind) if not name.startswith("_") and name not in ("name", "value")}
 
 
-@pytest.mark.parametrize("backend", [PIQP(), HiGHS(), Clarabel(), OSQP()], ids=label)
+@pytest.mark.parametrize("backend", [PIQP(), HiGHS(), Clarabel(), OSQP(), ProxQP()], ids=label)
 def test_every_native_status_has_a_meaning(backend):
     needs(backend)
     table = importlib.import_module(f"repairopt.solvers.{backend.name}").STATUS
     assert native_names(backend) <= set(table)
 
 
-@pytest.mark.parametrize("backend", [DAQP(), PIQP(), HiGHS(), Clarabel(), OSQP()], ids=label)
+@pytest.mark.parametrize("backend", [DAQP(), PIQP(), HiGHS(), Clarabel(), OSQP(), ProxQP(), SciPy()], ids=label)
 def test_an_unknown_native_status_is_failed_and_its_text_kept(backend, monkeypatch):
     needs(backend)
     program = linear().program if Kind.LP in backend.kinds else dense_quadratic().program
@@ -171,7 +184,7 @@ def test_dependent_equality_rows_are_no_contradiction():
     sides = np.array([1.0, 2, 3, 4])
     program = Program(gradient=np.zeros(3), hessian=np.eye(3), matrix=rows, lower=sides, upper=sides)
     expected = np.linalg.lstsq(rows, sides, rcond=None)[0]
-    for name in available_solvers(Kind.QP):
+    for name in installed(Kind.QP):
         np.testing.assert_allclose(solve(program, name).delta, expected, atol=1e-6, err_msg=name)
 
 
@@ -205,7 +218,7 @@ def random_programs(draw):
 @given(random_programs())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_back_ends_agree(program):
-    names = [name for name in available_solvers(program.kind) if name != "osqp"]
+    names = [name for name in installed(program.kind) if name != "osqp"]
     assert len(names) >= 2
     solutions = [solve(program, name) for name in names]
     reference = solutions[names.index("daqp")]

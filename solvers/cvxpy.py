@@ -1,0 +1,206 @@
+"""CVXPY: a modeling layer that reaches every solver it has, and takes further constraints as expressions.
+
+License Apache-2.0, https://www.cvxpy.org. All kinds, as far as the solver behind it takes them. The layer costs some
+10 ms on small programs, and on large ones more time and memory than the solve: use it for solvers that repairopt has no
+back end for, or for constraints that are no rows, by ``extra`` or :func:`as_cvxpy`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from repairopt.errors import UnsupportedError
+from repairopt.program import Kind, Program
+from repairopt.solve import Solution, Status
+
+from .matrices import sparse_rows
+
+# Every status of cvxpy. "Inaccurate" means looser tolerances: no proof, so never OPTIMAL, INFEASIBLE or UNBOUNDED.
+STATUS = {
+    "optimal": Status.OPTIMAL,
+    "optimal_inaccurate": Status.FEASIBLE,
+    "infeasible": Status.INFEASIBLE,
+    "infeasible_inaccurate": Status.FAILED,
+    "unbounded": Status.UNBOUNDED,
+    "unbounded_inaccurate": Status.FAILED,
+    "infeasible_or_unbounded": Status.FAILED,  # told apart by a second run without objective
+    "user_limit": Status.NO_POINT,
+    "solver_error": Status.FAILED,
+}
+DEFAULT = {Kind.LP: "CLARABEL", Kind.QP: "CLARABEL", Kind.MILP: "HIGHS", Kind.MIQP: "SCIP"}
+INSTALL = {"SCIP": "pyscipopt", "HIGHS": "highspy", "CLARABEL": "clarabel"}
+# How the solvers behind CVXPY call the time limit and the tolerances; "a.b" is option b within option a.
+TIME_LIMIT = {
+    "CLARABEL": "time_limit",
+    "OSQP": "time_limit",
+    "HIGHS": "time_limit",
+    "SCS": "time_limit_secs",
+    "SCIP": "scip_params.limits/time",
+    "GUROBI": "TimeLimit",
+}
+TOLERANCES = {
+    "CLARABEL": ("tol_feas", "tol_gap_abs", "tol_gap_rel"),
+    "OSQP": ("eps_abs", "eps_rel"),
+    "HIGHS": ("primal_feasibility_tolerance", "dual_feasibility_tolerance", "mip_feasibility_tolerance"),
+    "SCS": ("eps_abs", "eps_rel"),
+    "SCIP": ("scip_params.numerics/feastol",),
+    "GUROBI": ("FeasibilityTol", "OptimalityTol"),
+}
+
+
+@dataclass(frozen=True)
+class CVXPY:
+    """Any solver that CVXPY has.
+
+    Attributes:
+        solver: Its name in CVXPY, for example ``"SCS"``; None for Clarabel (LP, QP), HiGHS (MILP), SCIP (MIQP).
+        extra: Function from the weight change, a CVXPY expression ``(n,)``, to further constraints on it.
+        time_limit: Seconds, or None. Obeyed by CLARABEL, OSQP, HIGHS, SCS, SCIP and GUROBI; others take theirs in
+            ``native``.
+        feasibility_tol: Tolerance of the same solvers; None for 1e-9, or 1e-8 in SCIP.
+        verbose: Print the native log.
+        native: Keyword arguments of ``cvxpy.Problem.solve``, the solver's own options among them.
+    """
+
+    solver: str | None = None
+    extra: Callable[[Any], list[Any]] | None = None
+    time_limit: float | None = None
+    feasibility_tol: float | None = None
+    verbose: bool = False
+    native: Mapping[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str] = "cvxpy"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
+    requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
+
+    @staticmethod
+    def preference(program: Program) -> float:
+        """Never the default: the open-source solvers behind it are faster without it."""
+        return float("inf")
+
+    def solve(self, program: Program) -> Solution:
+        """Translate, run, map the native status."""
+        import cvxpy
+
+        solver = self.solver or DEFAULT[program.kind]
+        _check_solver(cvxpy, solver, program.kind)
+        problem, delta = as_cvxpy(program)
+        if self.extra is not None:
+            change = delta if program.n_delta == program.n else delta[: program.n_delta]
+            problem = cvxpy.Problem(problem.objective, problem.constraints + list(self.extra(change)))
+        native = self._run(cvxpy, problem, solver)
+        status = STATUS.get(native.partition(":")[0], Status.FAILED)
+        if native == "infeasible_or_unbounded":
+            without = self._run(cvxpy, cvxpy.Problem(cvxpy.Minimize(0), problem.constraints), solver)
+            outcomes = {"optimal": Status.UNBOUNDED, "infeasible": Status.INFEASIBLE}
+            status = outcomes.get(without, Status.FAILED)
+        if status is Status.NO_POINT and delta.value is not None and program.integer is not None:
+            status = Status.FEASIBLE
+        message = f"{native} ({solver})"
+        if status not in (Status.OPTIMAL, Status.FEASIBLE):
+            return Solution(status, message=message)
+        rows, bounds = _duals(program, problem) if self.extra is None else (None, None)
+        return Solution(status, delta=np.array(delta.value), message=message, row_duals=rows, bound_duals=bounds)
+
+    def _run(self, cvxpy: Any, problem: Any, solver: str) -> str:
+        started = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the status says the same
+            try:
+                problem.solve(solver=solver, verbose=self.verbose, **self._options(solver))
+            except cvxpy.error.SolverError as error:
+                _check_takes(cvxpy, problem, solver)
+                late = self.time_limit is not None and time.monotonic() - started >= self.time_limit
+                return "user_limit" if late else f"solver_error: {error}"
+        return str(problem.status)
+
+    def _options(self, solver: str) -> dict[str, Any]:
+        tolerance = self.feasibility_tol if self.feasibility_tol is not None else 1e-8 if solver == "SCIP" else 1e-9
+        options: dict[str, Any] = dict.fromkeys(TOLERANCES.get(solver, ()), tolerance)
+        if self.time_limit is not None and solver in TIME_LIMIT:
+            options[TIME_LIMIT[solver]] = float(self.time_limit)
+        flat = {name: value for name, value in options.items() if "." not in name}
+        for name in options.keys() - flat.keys():
+            outer, inner = name.split(".")
+            flat.setdefault(outer, {})[inner] = options[name]
+        return flat | dict(self.native)
+
+
+def as_cvxpy(program: Program) -> tuple[Any, Any]:
+    """The program as a CVXPY problem, to add to or to solve again and again.
+
+    The gradient and all finite sides are parameters, by name in ``problem.param_dict``: ``gradient``, and where there
+    are such, ``sides`` (equality rows), ``upper``, ``lower``, ``delta_upper`` and ``delta_lower``, each holding its
+    finite entries in order. After a change of values, ``problem.solve()`` skips the translation.
+
+    Args:
+        program: What to translate.
+
+    Returns:
+        The problem, and its variable ``(n,)``; the first ``program.n_delta`` entries are the weight change.
+    """
+    import cvxpy
+
+    mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
+    kinds = {} if program.integer is None else {"integer": True} if mask.all() else {"integer": (np.flatnonzero(mask),)}
+    delta = cvxpy.Variable(program.n, name="delta", **kinds)
+    gradient = cvxpy.Parameter(program.n, name="gradient", value=program.gradient)
+    objective = gradient @ delta + program.constant
+    if program.hessian is not None:
+        objective = objective + 0.5 * cvxpy.quad_form(delta, cvxpy.psd_wrap(program.dense_hessian()))
+    constraints, rows = [], sparse_rows(program)
+    for name, (kept, sides) in _sides(program).items():
+        if len(kept):
+            side = cvxpy.Parameter(len(kept), name=name, value=sides)
+            left = delta[kept] if name.startswith("delta") else rows[kept] @ delta
+            relations = {"sides": left == side, "upper": left <= side, "lower": left >= side}
+            constraints.append(relations[name.removeprefix("delta_")])
+    return cvxpy.Problem(cvxpy.Minimize(objective), constraints), delta
+
+
+def _sides(program: Program) -> dict[str, tuple[Any, Any]]:
+    """For each block of constraints its lines and their sides."""
+    low, high = program.bounds()
+    equal = program.lower == program.upper
+    masks = {
+        "sides": (equal, program.upper),
+        "upper": (~equal & np.isfinite(program.upper), program.upper),
+        "lower": (~equal & np.isfinite(program.lower), program.lower),
+        "delta_upper": (np.isfinite(high), high),
+        "delta_lower": (np.isfinite(low), low),
+    }
+    return {name: (np.flatnonzero(mask), side[mask]) for name, (mask, side) in masks.items()}
+
+
+def _duals(program: Program, problem: Any) -> tuple[Any, Any]:
+    blocks = {name: kept for name, (kept, _) in _sides(program).items() if len(kept)}
+    if program.integer is not None or any(each.dual_value is None for each in problem.constraints):
+        return None, None
+    rows, bounds = np.zeros(program.m), np.zeros(program.n)
+    for (name, kept), constraint in zip(blocks.items(), problem.constraints, strict=True):
+        target, sign = bounds if name.startswith("delta") else rows, -1.0 if name.endswith("lower") else 1.0
+        target[kept] += sign * np.asarray(constraint.dual_value)
+    return rows, bounds
+
+
+def _check_solver(cvxpy: Any, solver: str, kind: Kind) -> None:
+    installed = cvxpy.installed_solvers()
+    if solver not in installed:
+        raise UnsupportedError(
+            f"CVXPY's solver {solver} for a {kind} is not installed. CVXPY has: {', '.join(installed)}. "
+            f"Try: pip install {INSTALL.get(solver, solver.lower())}."
+        )
+
+
+def _check_takes(cvxpy: Any, problem: Any, solver: str) -> None:
+    """Tells a solver that cannot take the problem, which fails before it runs, from one that failed."""
+    try:
+        problem.get_problem_data(solver)
+    except cvxpy.error.SolverError as error:
+        raise UnsupportedError(f"CVXPY's solver {solver} cannot take this program: {error}") from error

@@ -1,0 +1,121 @@
+"""ProxQP: proximal augmented Lagrangian for quadratic programs, dense or sparse.
+
+License BSD-2-Clause, https://github.com/Simple-Robotics/proxsuite. Kind QP. Its own defaults call programs infeasible
+that have a solution; the thresholds here are tighter. No wheel for Windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from repairopt.program import Array, Kind, Program
+from repairopt.solve import Solution, Status
+
+from .matrices import dense_rows
+
+# Every proxqp.QPSolverOutput.
+STATUS = {
+    "PROXQP_SOLVED": Status.OPTIMAL,
+    "PROXQP_MAX_ITER_REACHED": Status.NO_POINT,
+    "PROXQP_PRIMAL_INFEASIBLE": Status.INFEASIBLE,
+    "PROXQP_DUAL_INFEASIBLE": Status.UNBOUNDED,
+    "PROXQP_SOLVED_CLOSEST_PRIMAL_FEASIBLE": Status.FAILED,  # a point that violates rows; not asked for here
+    "PROXQP_NOT_RUN": Status.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class ProxQP:
+    """QP by the dense variant of ProxQP.
+
+    ProxQP knows no time limit; ``native={"max_iter": 50}`` bounds the work instead.
+
+    Attributes:
+        feasibility_tol: Largest residual of the rows and of the optimality conditions, absolute and relative.
+        gap_tol: Largest duality gap, absolute and relative.
+        verbose: Print the native log.
+        native: ProxQP settings by their own names, for example ``{"max_iter": 500}``.
+    """
+
+    feasibility_tol: float = 1e-9
+    gap_tol: float = 1e-9
+    verbose: bool = False
+    native: Mapping[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str] = "proxqp"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
+    requires: ClassVar[tuple[str, ...]] = ("proxsuite",)
+
+    @staticmethod
+    def preference(program: Program) -> float:
+        """After DAQP, PIQP and Clarabel."""
+        return 35.0
+
+    def solve(self, program: Program) -> Solution:
+        """Translate, run, map the native status."""
+        from proxsuite import proxqp
+
+        low, high = program.bounds()
+        matrix = np.vstack([dense_rows(program), np.eye(program.n)])
+        lower, upper = np.concatenate([program.lower, low]), np.concatenate([program.upper, high])
+        equal = np.flatnonzero(lower == upper)
+        above = np.flatnonzero((lower != upper) & np.isfinite(upper))
+        below = np.flatnonzero((lower != upper) & np.isfinite(lower))  # as -row <= -side: ProxQP sees no infeasibility
+        backend = proxqp.dense.QP(program.n, len(equal), len(above) + len(below))  # through the lower side of a row
+        for option, value in self._settings().items():
+            setattr(backend.settings, option, value)
+        sides = np.concatenate([upper[above], -lower[below]])
+        inequalities = (np.vstack([matrix[above], -matrix[below]]), np.full(len(sides), -np.inf), sides)
+        backend.init(program.dense_hessian(), program.gradient, matrix[equal], upper[equal], *inequalities)
+        backend.solve()
+        result, info = backend.results, backend.results.info
+        native = info.status.name
+        status = STATUS.get(native, Status.FAILED)
+        if status is Status.NO_POINT and _falls_without_limit(program, (matrix, lower, upper), np.array(result.x)):
+            status = Status.UNBOUNDED
+        if status is not Status.OPTIMAL:
+            return Solution(status, message=native, iterations=int(info.iter))
+        duals = np.zeros(len(lower))
+        duals[equal] = result.y
+        duals[above] += result.z[: len(above)]
+        duals[below] -= result.z[len(above) :]
+        return Solution(
+            status,
+            delta=np.array(result.x),
+            message=native,
+            row_duals=duals[: program.m],
+            bound_duals=duals[program.m :],
+            iterations=int(info.iter),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "verbose": self.verbose,
+            "eps_abs": self.feasibility_tol,
+            "eps_rel": self.feasibility_tol,
+            "check_duality_gap": True,
+            "eps_duality_gap_abs": self.gap_tol,
+            "eps_duality_gap_rel": self.gap_tol,
+            "eps_primal_inf": 1e-12,  # the native default, 1e-4, calls feasible programs infeasible
+            "eps_dual_inf": 1e-12,
+        }
+        return settings | dict(self.native)
+
+
+def _falls_without_limit(program: Program, lines: tuple[Array, Array, Array], point: Array) -> bool:
+    """Whether the way to a point far out has no curvature and no row or bound in it, and leads down.
+
+    ProxQP's own test for unbounded programs takes rows with one side for rows with two.
+    """
+    size = float(np.abs(point).max())
+    if not 1e8 < size < np.inf:
+        return False
+    way, hessian, (matrix, lower, upper) = point / size, program.dense_hessian(), lines
+    values, small = matrix @ way, 1e-6 * np.abs(matrix).sum(axis=1)
+    stopped = (np.isfinite(upper) & (values > small)) | (np.isfinite(lower) & (values < -small))
+    flat = np.abs(hessian @ way).max() <= 1e-6 * np.abs(hessian).max()
+    return bool(flat and program.gradient @ way < 0 and not np.any(stopped))

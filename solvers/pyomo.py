@@ -1,0 +1,194 @@
+"""Pyomo: a modeling layer that reaches every solver with a ``SolverFactory`` name.
+
+License BSD-3-Clause, https://www.pyomo.org. All kinds, as far as the solver behind it takes them. Building a model
+costs far more than most solves (19 s for 222 variables and 50,000 rows, measured): use it for solvers that repairopt
+has no back end for, or to add to the model, by :func:`as_pyomo`. A missing executable ends as FAILED with the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from repairopt.program import Array, Kind, Program
+from repairopt.solve import Solution, Status
+
+from .matrices import sparse_hessian, sparse_rows
+
+# Every pyomo.opt.TerminationCondition. A limit with a feasible point in hand becomes FEASIBLE in solve().
+STATUS = {
+    "optimal": Status.OPTIMAL,
+    "globallyOptimal": Status.OPTIMAL,
+    "locallyOptimal": Status.FEASIBLE,  # no proof
+    "feasible": Status.FEASIBLE,
+    "infeasible": Status.INFEASIBLE,
+    "unbounded": Status.UNBOUNDED,
+    "infeasibleOrUnbounded": Status.FAILED,  # told apart by a second run without objective
+    "maxTimeLimit": Status.NO_POINT,
+    "maxIterations": Status.NO_POINT,
+    "maxEvaluations": Status.NO_POINT,
+    "minFunctionValue": Status.NO_POINT,
+    "minStepLength": Status.NO_POINT,
+    "noSolution": Status.NO_POINT,
+    "userInterrupt": Status.NO_POINT,
+    "resourceInterrupt": Status.NO_POINT,
+    "intermediateNonInteger": Status.NO_POINT,
+    "licensingProblems": Status.FAILED,
+    "invalidProblem": Status.FAILED,
+    "internalSolverError": Status.FAILED,
+    "solverFailure": Status.FAILED,
+    "error": Status.FAILED,
+    "other": Status.FAILED,
+    "unknown": Status.FAILED,
+}
+WITHOUT_DUALS = ("scip",)  # beginnings of names; Pyomo raises where it is asked for their duals
+_HIGHS = ("primal_feasibility_tolerance", "dual_feasibility_tolerance", "mip_feasibility_tolerance")
+TOLERANCES = {
+    "appsi_highs": _HIGHS,
+    "highs": _HIGHS,
+    "scip_direct": ("numerics/feastol",),
+    "gurobi_direct": ("FeasibilityTol", "OptimalityTol"),
+}
+
+
+@dataclass(frozen=True)
+class Pyomo:
+    """Any solver that Pyomo reaches.
+
+    Attributes:
+        solver: Its ``SolverFactory`` name, for example ``"cbc"``; None for HiGHS (LP, MILP, and QP with free variables)
+            or SCIP (QP, MIQP).
+        time_limit: Seconds, or None; some solvers look at it rarely.
+        feasibility_tol: Tolerance of HiGHS, SCIP and Gurobi; other solvers take theirs in ``native``.
+        verbose: Print the native log.
+        native: Options of the solver by its own names.
+    """
+
+    solver: str | None = None
+    time_limit: float | None = None
+    feasibility_tol: float = 1e-8
+    verbose: bool = False
+    native: Mapping[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str] = "pyomo"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
+    requires: ClassVar[tuple[str, ...]] = ("pyomo",)
+
+    @staticmethod
+    def preference(program: Program) -> float:
+        """Never the default: the open-source solvers behind it are faster without it."""
+        return float("inf")
+
+    def solve(self, program: Program) -> Solution:
+        """Translate, run, map the native status."""
+        import pyomo.environ as pyo
+        from pyomo.common.log import LoggingIntercept
+
+        name = self.solver or _default(program)
+        with LoggingIntercept(module="pyomo"):  # Pyomo logs a traceback where a solver is missing
+            solver = pyo.SolverFactory(name)
+            available = solver.available(exception_flag=False)
+        if not available:
+            text = f"Pyomo's solver {name} is not available here; install its executable or Python package, or choose"
+            return Solution(Status.FAILED, message=f"{text} another: Pyomo(solver=...).")
+        model = as_pyomo(program)
+        if program.integer is None and not name.startswith(WITHOUT_DUALS):
+            model.dual = pyo.Suffix(direction=pyo.Suffix.IMPORT)
+        native, found = self._run(solver, name, model)
+        status = STATUS.get(native, Status.FAILED)
+        if native == "infeasibleOrUnbounded":
+            model.objective.set_value(0.0)
+            without, _ = self._run(solver, name, model)
+            outcomes = {"optimal": Status.UNBOUNDED, "infeasible": Status.INFEASIBLE}
+            status = outcomes.get(without, Status.FAILED)
+        if status is Status.NO_POINT and found and program.integer is not None:
+            status = Status.FEASIBLE
+        message = f"{native} ({name})"
+        if status not in (Status.OPTIMAL, Status.FEASIBLE):
+            return Solution(status, message=message)
+        delta = np.array([model.delta[j].value for j in range(program.n)], dtype=np.float64)
+        rows, bounds = _duals(program, model, delta)
+        return Solution(status, delta=delta, message=message, row_duals=rows, bound_duals=bounds)
+
+    def _run(self, solver: Any, name: str, model: Any) -> tuple[str, bool]:
+        options = dict.fromkeys(TOLERANCES.get(name, ()), self.feasibility_tol) | dict(self.native)
+        limit = {} if self.time_limit is None else {"timelimit": float(self.time_limit)}
+        result = solver.solve(model, tee=self.verbose, load_solutions=False, options=options, **limit)
+        found = len(result.solution) > 0 and str(result.solver.status) != "error"
+        if found:
+            result.solver.status = "ok"  # else Pyomo warns; what became of it is in the termination condition
+            model.solutions.load_from(result)
+        return str(result.solver.termination_condition), found
+
+
+def as_pyomo(program: Program) -> Any:
+    """The program as a Pyomo model, to add to or to solve by other means.
+
+    Args:
+        program: What to translate.
+
+    Returns:
+        A ``ConcreteModel`` with the variables ``delta[0]`` to ``delta[n - 1]``, the first ``program.n_delta`` of them
+        the weight change, the constraints ``rows[i]`` (rows without sides left out), and ``objective``.
+    """
+    import pyomo.environ as pyo
+    from pyomo.core.expr import LinearExpression
+
+    mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
+    low, high = ([_side(side) for side in sides] for sides in program.bounds())
+    model, rows = pyo.ConcreteModel(), sparse_rows(program)
+    model.delta = pyo.Var(
+        range(program.n),
+        domain=lambda _, j: pyo.Integers if mask[j] else pyo.Reals,
+        bounds=lambda _, j: (low[j], high[j]),
+    )
+    delta = list(model.delta.values())
+
+    def row(_: Any, i: int) -> Any:
+        part = slice(rows.indptr[i], rows.indptr[i + 1])
+        coefficients, chosen = rows.data[part].tolist(), [delta[j] for j in rows.indices[part]]
+        if not chosen:  # Pyomo refuses rows without variables
+            coefficients, chosen = [0.0], delta[:1]
+        left = LinearExpression(constant=0.0, linear_coefs=coefficients, linear_vars=chosen)
+        lower, upper = program.lower[i], program.upper[i]
+        return (left, float(upper)) if lower == upper else (_side(lower), left, _side(upper))
+
+    kept = np.flatnonzero(np.isfinite(program.lower) | np.isfinite(program.upper))
+    model.rows = pyo.Constraint(kept.tolist(), rule=row)
+    objective = LinearExpression(constant=program.constant, linear_coefs=program.gradient.tolist(), linear_vars=delta)
+    if program.hessian is not None:
+        upper = sparse_hessian(program).tocoo()
+        values = (np.where(upper.row == upper.col, 0.5, 1.0) * upper.data).tolist()
+        terms = (value * delta[i] * delta[j] for i, j, value in zip(upper.row, upper.col, values, strict=True))
+        objective = objective + pyo.quicksum(terms)
+    model.objective = pyo.Objective(expr=objective, sense=pyo.minimize)
+    return model
+
+
+def _default(program: Program) -> str:
+    if program.hessian is None:
+        return "appsi_highs"
+    free = not np.all(np.isfinite(program.bounds()))
+    return "highs" if free and program.integer is None else "scip_direct"  # SCIP may search on over free variables
+
+
+def _duals(program: Program, model: Any, delta: Array) -> tuple[Array | None, Array | None]:
+    """Pyomo's duals are slopes of the optimum in the sides: the other sign than ours.
+
+    The multipliers of the bounds are what is left of the gradient; Pyomo loses those of newer solvers.
+    """
+    duals = getattr(model, "dual", {})
+    if program.integer is not None or any(row not in duals for row in model.rows.values()):
+        return None, None
+    rows = np.zeros(program.m)
+    for i, row in model.rows.items():
+        rows[i] = -duals[row]
+    slope = program.gradient + program.matrix.T @ rows
+    return rows, -(slope if program.hessian is None else slope + program.hessian @ delta)
+
+
+def _side(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
