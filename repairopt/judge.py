@@ -37,7 +37,7 @@ class Judgement:
         excess: How far the goal is above its target; 0 where it is met.
         broken: For each constraint how many samples (or margins) fail.
         allowed: For each constraint how many may.
-        constant: Whether all inputs get one and the same label, which the original did not do.
+        constant: Whether all inputs get one and the same label, though not all labels are that one.
         change_holds: Whether the constraints on the change itself hold.
         lack: By how much constraints without samples (bounds on properties) fail, all together.
         error: Share of the labelled samples that are wrong, all sets together; 0 without labels.
@@ -77,7 +77,7 @@ class Judgement:
         return self._rank() < other._rank()
 
     def _rank(self) -> tuple[Any, ...]:
-        return (not self.feasible, self.constant, 0 if self.feasible else self.surplus, self.excess, sum(self.broken))
+        return (not self.feasible, self.surplus, self.constant, self.excess, sum(self.broken))
 
 
 class Judge:
@@ -104,7 +104,6 @@ class Judge:
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
         self._labelled = labelled_data([*constraints, goal])
         self.count = 0
-        self._original_constant = True
         self.original = self(np.zeros(engine.n))
         self.best = self.original
         self.deadline = deadline
@@ -120,9 +119,6 @@ class Judge:
         predict = Remembering(self.engine, delta)
         goal = goal_value(self.goal, predict)
         margins = margins_at(predict, self.constraints)
-        constant = len(predict.labels()) == 1
-        if self.count == 1:
-            self._original_constant = constant
         counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
         error, loss = self._label_losses(predict.outputs)
         found = Judgement(
@@ -131,7 +127,7 @@ class Judge:
             excess=max(0.0, goal - float(self.goal.target)),
             broken=tuple(counted),
             allowed=tuple(allowed_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)),
-            constant=constant and not self._original_constant,
+            constant=is_constant(predict, self._labelled),
             change_holds=all(holds_change(rows, delta) for rows in self.change),
             lack=_lack(self.constraints, margins),
             error=error,
@@ -194,6 +190,15 @@ def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
         if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
             found.setdefault(identity(inputs), (inputs, labels))
     return list(found.values())
+
+
+def is_constant(predict: Remembering, labelled: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether every input that was run got one and the same label, and that is not simply the right answer to all."""
+    found = predict.labels()
+    if len(found) != 1:
+        return False
+    wanted = {int(label) for _, labels in labelled for label in torch.unique(labels)}
+    return wanted != found
 
 
 def goal_value(goal: Property, predict: Any) -> float:

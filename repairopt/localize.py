@@ -45,7 +45,7 @@ class Location:
     def describe(self) -> list[str]:
         """One line for each parameter, such as ``"fc4.weight: 24 of 128"``."""
         of = {name: f" of {self.sizes[name]}" if name in self.sizes else "" for name in self.indices}
-        return [f"{name}: {len(positions)}{of[name]}" for name, positions in self.indices.items()]
+        return [f"{name}: {len(ix)}{of[name]}" for name, ix in self.indices.items() if len(ix)]
 
     @classmethod
     def from_masks(cls, masks: Mapping[str, Any], method: str = "given masks") -> Location:

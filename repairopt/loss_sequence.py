@@ -22,7 +22,7 @@ from .select_rows import MostViolated, select_rows
 from .solve import Solution, Status
 from .specify import Source
 from .surrogate import Surrogate
-from .task import NO_INFLUENCE, Outcome, Task
+from .task import FLAT, NO_INFLUENCE, Outcome, Task
 
 GOAL_PRICE = 20.0  # of each unit by which a step misses the target; above what the loss can gain
 ENOUGH = 0.6  # share of the way to the target after which a run is not started anew
@@ -191,7 +191,7 @@ def _models(task: Task, data: list[tuple[Tensor, Tensor]], judged: Judgement) ->
             if len(signed) == 1:  # two groups: a row for each sign, so that no step overshoots
                 slope = jacobian(task.engine, goal.residuals, judged.delta)[1][0].cpu().numpy()
                 lines = [(slope, float(signed[0])), (-slope, -float(signed[0]))]
-    if not any(np.any(slope) for slope, _ in lines):
+    if all(np.abs(slope * loss.scale).max(initial=0.0) < FLAT for slope, _ in lines):
         raise Stop(NO_INFLUENCE)
     with task.timed("linearize"):
         lin = linearize(task.engine, task.constraints, judged.delta, required=task.required)

@@ -5,19 +5,19 @@ Each is a frozen dataclass of settings with one method, ``run(task) -> Outcome``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from .errors import SpecificationError
-from .judge import Judgement, Stop
+from .judge import Judgement
 from .linearize import Array, Linearization, Picks, Rows, linearize
 from .select_rows import MostViolated, Strictest, select_rows
 from .solve import Solution, Status
 from .specify import Source
 from .surrogate import Surrogate
-from .task import NO_INFLUENCE, Outcome, Task
+from .task import Outcome, Task
 
 
 @runtime_checkable
@@ -97,6 +97,7 @@ class Incremental:
         with task.timed("linearize"):
             rows = linearization.rows(picks)
         best: tuple[Judgement, Outcome] | None = None
+        conflict: tuple[Source, ...] = ()
         last = Outcome(zero, Status.NO_POINT, surrogate, linearization)
         for index in range(self.max_rounds):
             solution, gave_way = task.solve_step(surrogate, rows, task.box(zero, radius), zero)
@@ -109,10 +110,15 @@ class Incremental:
             if best is None or judged.better_than(best[0]):
                 best = (judged, last)
             task.record(f"round {index + 1}", judged, note=_gave_way(gave_way))
+            conflict = gave_way or conflict
             if judged.feasible:
                 break
+            count = len(rows)
             picks, rows, radius = self._grow(task, linearization, picks, rows, solution.delta, radius)
-        return last if best is None else best[1]
+            if gave_way and len(rows) == count:
+                break  # hard rows are in conflict, and no other row helps
+        found = last if best is None else best[1]
+        return replace(found, gave_way=found.gave_way or conflict)
 
     def _grow(
         self, task: Task, linearization: Linearization, picks: Picks, rows: Rows, step: Array, radius: float
@@ -149,6 +155,8 @@ class Bisection:
     tries: int = 20
 
     def __post_init__(self) -> None:
+        if self.halvings < 1 or self.tries < 1:
+            raise SpecificationError("method Bisection: halvings and tries must be at least 1.")
         if self.start not in ("optimum", "random"):
             raise SpecificationError(f"method Bisection: start={self.start!r}; choose optimum or random.")
 
@@ -195,16 +203,7 @@ def _model(task: Task) -> tuple[Surrogate, float]:
             f"The surrogate ({raw.kind}) does not predict fresh samples (rank correlation "
             f"{error.rank_correlation if error else float('nan'):.2f}); its proposals are checked on the true network."
         )
-    if not np.any(raw.gradient) and not np.any(_diagonal(raw)):
-        raise Stop(NO_INFLUENCE)
     return raw, min(task.trust_radius, max(raw.positive_radius(), 0.05 * task.trust_radius))
-
-
-def _diagonal(surrogate: Surrogate) -> Array:
-    hessian = surrogate.hessian
-    if hessian is None:
-        return np.zeros(1)
-    return np.diag(hessian) if isinstance(hessian, np.ndarray) else hessian.diagonal + (hessian.factor**2).sum(1)
 
 
 def _outcome(

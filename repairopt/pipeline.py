@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .apply import apply
+from .convexify import check_way
 from .errors import SpecificationError
 from .evaluate import Engine, ForwardFunction, Remembering
 from .judge import Judge, Judgement, Stop
@@ -124,9 +125,9 @@ def solve_repair(
     task = _task(
         engine,
         specification,
-        deadline=None if time_limit is None else started + time_limit,
+        deadline=None if time_limit is None else started + _positive("time_limit", time_limit),
         surrogate=_settings(surrogate, seed),
-        convexify=convexify,
+        convexify=_checked_way(convexify),
         linear=_is_linear(program),
         trust_radius=_positive("trust_radius", trust_radius),
         solver=solver,
@@ -201,6 +202,11 @@ def _is_linear(program: str) -> bool:
     if program not in ("qp", "lp"):
         raise SpecificationError(f"program={program!r}; choose qp or lp.")
     return program == "lp"
+
+
+def _checked_way(convexify: str) -> str:
+    check_way(convexify)
+    return convexify
 
 
 def _positive(name: str, value: float) -> float:
@@ -314,13 +320,13 @@ def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
 
 def _verdict(verification: Verification, outcome: Outcome, final: Judgement) -> Verdict:
     goal = verification.measures[0]
-    if verification.constant or any(not c.holds and not c.soft for c in verification.checks if not c.held_out):
+    became_constant = verification.constant and not verification.constant_before
+    if became_constant or any(not c.holds and not c.soft for c in verification.checks if not c.held_out):
         changed = bool(np.any(final.delta))
-        if changed:
-            return Verdict.VIOLATED
-        return Verdict.INFEASIBLE if outcome.gave_way or outcome.status is Status.INFEASIBLE else Verdict.VIOLATED
+        conflict = bool(outcome.gave_way) or (not changed and outcome.status is Status.INFEASIBLE)
+        return Verdict.INFEASIBLE if conflict else Verdict.VIOLATED
     assert goal.target is not None
-    if goal.after <= goal.target:
+    if goal.after <= goal.target and not verification.constant:
         return Verdict.REPAIRED
     if goal.after < goal.before:
         return Verdict.IMPROVED

@@ -41,7 +41,7 @@ _MEANING = {
         "layers, a larger trust_radius, or a larger tolerance."
     ),
     Verdict.VIOLATED: (
-        "A constraint fails on the true network, or the network became constant. Likely: the linearization does not "
+        "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does not "
         "hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
     ),
     Verdict.INFEASIBLE: (

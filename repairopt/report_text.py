@@ -41,7 +41,7 @@ def _caveats(report: Any) -> list[str]:
     if held_out is None:
         found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
     if report.verification.constant:
-        found.append("The repaired network gives every input the same label.")
+        found.append("The network gives every input the same label; that is never counted as a repair.")
     found += list(report.notes)
     if report.gave_way:
         shown = "; ".join(str(source) for source in report.gave_way[:3])

@@ -73,7 +73,12 @@ class Sequential:
             )
         if self.objective == "property" or not (data and soft):
             return self._by_property(task)
-        return loss_sequence(task, data, self)
+        try:
+            return loss_sequence(task, data, self)
+        except Stop as stop:
+            if self.objective != "auto" or str(stop) != NO_INFLUENCE:
+                raise
+        return self._by_property(task)  # no slope, for example behind a step activation: sample
 
     def _by_property(self, task: Task) -> Outcome:
         judged, radius = task.judge.original, task.trust_radius / 3
@@ -83,8 +88,6 @@ class Sequential:
         for index in range(self.max_steps):
             if surrogate is None:
                 surrogate = task.fit(judged.delta)
-                if not np.any(surrogate.gradient) and surrogate.hessian is None:
-                    raise Stop(NO_INFLUENCE)
                 with task.timed("linearize"):
                     lin = linearize(task.engine, task.constraints, judged.delta, required=task.required)
                     rows = lin.rows(select_rows(lin, self.selection))

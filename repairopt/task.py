@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .evaluate import Engine
-from .judge import Judge, Judgement
+from .judge import Judge, Judgement, Stop
 from .linearize import Linearization, Picks, Rows
 from .program import Program, build_program, stack_rows
 from .solve import Solution, Solver, Status, available_solvers, solve
@@ -21,6 +21,7 @@ from .surrogate import Surrogate, SurrogateSettings, fit_surrogate
 
 Array = npt.NDArray[np.float64]
 NO_INFLUENCE = "no chosen weight influences the goal; choose other weights, or widen the trust radius"
+FLAT = 1e-7  # change of the goal for a change of a weight by its natural size
 ELASTIC_PRICE = 1e4  # of a violated hard row in the elastic program, relative to the objective's slope
 
 
@@ -134,6 +135,8 @@ class Task:
         with self.timed("surrogate"):
             settings = replace(self.surrogate, kind="linear") if self.linear else self.surrogate
             fitted = fit_surrogate(self.engine, self.goal, settings, delta)
+            if is_flat(fitted):
+                raise Stop(NO_INFLUENCE)
             return fitted if self.linear else fitted.convexified(self.convexify)
 
     def box(self, delta: Array, radius: float) -> tuple[Array, Array]:
@@ -210,20 +213,24 @@ class Task:
             solution = solve(
                 program, self.solver, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left()
             )
-            if solution.status in (Status.FAILED, Status.NO_POINT) and self.solver is None:
+            if solution.status in (Status.FAILED, Status.NO_POINT, Status.INFEASIBLE) and self.solver is None:
                 solution = self._try_others(program, solution)
         self._last = (program.m, program.n, solution)
         return solution
 
     def _try_others(self, program: Program, failed: Solution) -> Solution:
-        """The default back end failed: try the other installed ones, and say so in the notes."""
+        """The default back end failed, or found no point: ask others (one, where it says infeasible); note it."""
         for name in available_solvers(program.kind):
             if name == failed.solver:
                 continue
             again = solve(program, name, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left())
             if again.found or again.status in (Status.INFEASIBLE, Status.UNBOUNDED):
-                self.notes.append(f"'{failed.solver}' failed ({failed.message}); '{name}' solved the program.")
+                note = f"'{failed.solver}' ended '{failed.status}' ({failed.message}); '{name}' {again.status}."
+                if again.status is not failed.status and note not in self.notes:
+                    self.notes.append(note)
                 return again
+            if failed.status is Status.INFEASIBLE:
+                break
         return failed
 
     def record(self, step: str, judged: Judgement | None = None, *, accepted: bool = True, note: str = "") -> None:
@@ -249,3 +256,17 @@ class Task:
         """Union of two selections, order kept."""
         none: Any = np.zeros(0, dtype=np.int64)
         return {c: np.concatenate([picks.get(c, none), new.get(c, none)]) for c in sorted({*picks, *new})}
+
+
+def is_flat(surrogate: Surrogate) -> bool:
+    """Whether no weight changes the modelled property by more than rounding, over its natural size."""
+    slope = np.abs(surrogate.gradient * surrogate.scale).max(initial=0.0)
+    curve = np.abs(_diagonal(surrogate) * surrogate.scale**2).max(initial=0.0)
+    return bool(max(slope, curve) < FLAT)
+
+
+def _diagonal(surrogate: Surrogate) -> Array:
+    hessian = surrogate.hessian
+    if hessian is None:
+        return np.zeros(1)
+    return np.diag(hessian) if isinstance(hessian, np.ndarray) else hessian.diagonal + (hessian.factor**2).sum(1)

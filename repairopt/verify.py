@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from .evaluate import Engine, ForwardFunction, Remembering, identity
-from .judge import allowed_samples, broken_samples, goal_value, holds_change, sample_count
+from .judge import (
+    allowed_samples,
+    broken_samples,
+    goal_value,
+    holds_change,
+    is_constant,
+    labelled_data,
+    sample_count,
+)
 from .linearize import anchor, margins_at
 from .specify import Constraint, Property, SampleConstraint, Specification
 
@@ -110,13 +118,15 @@ class Verification:
         measures: The goal first, then what is watched, repair data and held-out data.
         checks: The constraints.
         labels: Counts for every labelled set of inputs.
-        constant: Whether the repaired network gives every input the same label, which the original did not.
+        constant: Whether the repaired network gives every input the same label, though not all labels are that one.
+        constant_before: Whether the original network does.
     """
 
     measures: tuple[Measure, ...]
     checks: tuple[Check, ...]
     labels: tuple[LabelCounts, ...]
     constant: bool
+    constant_before: bool = False
 
     @property
     def goal_before(self) -> float:
@@ -169,8 +179,9 @@ def verify(
     sources = [(item, False) for item in (spec.goal, *spec.watch, *spec.constraints)]
     sources += [(item, True) for item in spec.held_out]
     labels = tuple(_label_counts(both, sources))
-    constant = len(after.labels()) == 1 and len(before.labels()) > 1
-    return Verification(tuple(measures), tuple(checks), labels, constant)
+    labelled = labelled_data([item for item, _ in sources])
+    constants = (is_constant(after, labelled), is_constant(before, labelled))
+    return Verification(tuple(measures), tuple(checks), labels, *constants)
 
 
 def _measure(both: tuple[Remembering, Remembering], item: Property, held_out: bool, target: float | None) -> Measure:
