@@ -1,0 +1,62 @@
+"""The examples run as scripts, and print what they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EACH_HALF = {"gap_before", "gap_after", "accuracy_before", "accuracy_after"}
+ALTOGETHER = {"weights", "constraints_used", "seconds", "cpu_seconds", "method", "status", "verdict"}
+
+
+def run(script: str, *options: str, data: Path | None = None) -> str:
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    if data is not None:
+        environment["REPAIROPT_DATA"] = str(data)
+    command = [sys.executable, str(EXAMPLES / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_digits_are_repaired_without_breaking_a_guard():
+    found = json.loads(run("digits_failures.py", "--json"))
+    assert found["verdict"] == "repaired"
+    before, after = found["figures"]["original"], found["figures"]["repair, last layer"]
+    assert before["efficacy"] == 0
+    assert after["efficacy"] == 1
+    assert after["broken_guards"] == 0
+    assert after["generalization"] > 0.6
+    assert after["drawdown"] < 0.02
+    assert after["accuracy_rotated"] > before["accuracy_rotated"] + 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(("script", "target"), [("census_fairness.py", 0.07), ("bank_fairness.py", 0.02)])
+def test_real_networks_are_repaired(script, target, data_dir):
+    found = json.loads(run(script, "--json", data=data_dir))
+    here, there = found["repair"], found["held_out"]
+    assert set(found) >= ALTOGETHER
+    assert set(here) == set(there) >= EACH_HALF
+    assert found["verdict"] == "repaired"
+    assert here["gap_after"] <= target + 1e-6
+    assert there["gap_after"] < there["gap_before"]
+    assert there["accuracy_after"] > there["accuracy_before"] - 0.01
+
+
+@pytest.mark.parametrize("script", ["census_fairness.py", "bank_fairness.py"])
+def test_missing_data_are_named(script, tmp_path):
+    command = [sys.executable, str(EXAMPLES / script)]
+    environment = dict(os.environ, REPAIROPT_DATA=str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert "REPAIROPT_DATA" in done.stderr
+    assert "Traceback" not in done.stderr
