@@ -146,8 +146,10 @@ def _solve(gurobipy: Any, model: Any, program: Program) -> Solution:
     if not model.IsMIP:
         answer = {"row_duals": by_row(-np.asarray(rows.Pi)), "bound_duals": -np.asarray(delta.RC)}
     else:
-        answer = {"bound": float(model.ObjBound)}
-        native = native if status is Status.OPTIMAL else f"{native}, gap {100 * model.MIPGap:.3g} %"
+        bound, percent = float(model.ObjBound), 100 * float(model.MIPGap)
+        answer = {"bound": bound if abs(bound) < gurobipy.GRB.INFINITY else float("nan")}
+        if status is not Status.OPTIMAL:
+            native += f", gap {percent:.3g} %" if percent < 1e6 else ", gap unknown"
     return Solution(status, delta=np.asarray(delta.X), message=native, iterations=work, **answer)
 
 

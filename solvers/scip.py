@@ -89,11 +89,12 @@ class SCIP:
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
             return Solution(status, message=native, iterations=nodes)
         best, bound = model.getBestSol(), float(model.getDualbound())
+        bounded = abs(bound) < model.infinity()
         return Solution(
             status,
             delta=np.array([model.getSolVal(best, variable) for variable in variables]),
-            bound=bound if abs(bound) < model.infinity() else float("nan"),
-            message=native if status is Status.OPTIMAL else f"{native}, gap {100 * model.getGap():.3g} %",
+            bound=bound if bounded else float("nan"),
+            message=_with_gap(native, 100 * model.getGap() if bounded else np.inf, status),
             iterations=nodes,
         )
 
@@ -178,6 +179,12 @@ def _floor(program: Program) -> float | None:
         return None
     least = -0.5 * float(np.sum(slope[curved] ** 2 / curvature[curved]))
     return least - 1e-6 * (1 + abs(least))
+
+
+def _with_gap(native: str, percent: float, status: Status) -> str:
+    if status is Status.OPTIMAL:
+        return native
+    return f"{native}, gap {percent:.3g} %" if percent < 1e6 else f"{native}, gap unknown"
 
 
 def _side(value: float) -> float | None:
