@@ -175,11 +175,10 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
         UnsupportedError: The named back end cannot take the kind.
     """
     if solver is None:
-        names = available_solvers(program.kind)
+        names = preferred_solvers(program)
         if not names:
             raise SolverNotFoundError(f"No installed solver takes a {program.kind}. Try: pip install repairopt[all].")
-        classes = [_load(name) for name in names]
-        return min(classes, key=lambda c: (_preference(c, program), c.name))()
+        return _load(names[0])()
     backend: Any = _load(solver)() if isinstance(solver, str) else solver
     if not isinstance(backend, Solver) or isinstance(backend, type):
         raise SolverNotFoundError(
@@ -221,6 +220,19 @@ def available_solvers(kind: Kind | str | None = None) -> list[str]:
         if not _missing(backend.requires) and (wanted is None or wanted in backend.kinds):
             found.append(name)
     return found
+
+
+def preferred_solvers(program: Program) -> list[str]:
+    """Names of the installed back ends that may be chosen for a program without being asked for, best first.
+
+    Args:
+        program: Its kind and size decide.
+
+    Returns:
+        Names; a back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out.
+    """
+    rated = [(_preference(_load(name), program), name) for name in available_solvers(program.kind)]
+    return [name for rate, name in sorted(rated) if np.isfinite(rate)]
 
 
 @cache

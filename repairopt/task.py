@@ -15,7 +15,7 @@ from .evaluate import Engine
 from .judge import Judge, Judgement, Stop
 from .linearize import Linearization, Picks, Rows
 from .program import Program, build_program, stack_rows
-from .solve import Solution, Solver, Status, available_solvers, solve
+from .solve import Solution, Solver, Status, preferred_solvers, solve
 from .specify import ChangeConstraint, Constraint, Property, Source
 from .surrogate import Surrogate, SurrogateSettings, fit_surrogate
 
@@ -220,7 +220,7 @@ class Task:
 
     def _try_others(self, program: Program, failed: Solution) -> Solution:
         """The default back end failed, or found no point: ask others (one, where it says infeasible); note it."""
-        for name in available_solvers(program.kind):
+        for name in preferred_solvers(program):
             if name == failed.solver:
                 continue
             again = solve(program, name, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left())
