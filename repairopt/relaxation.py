@@ -13,7 +13,7 @@ from .solve import Solution
 Index = npt.NDArray[np.int64]
 PATIENCE = 2  # rounds for which a row stays though slack
 SLACK = 1e-6  # room above which a row counts as slack
-REACH, FARTHEST = 1e3, 1e10  # first and last artificial bounds
+REACH, FARTHEST = 1e3, 1e6  # first and last artificial bounds
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from .cvxpy import CVXPY, as_cvxpy
 from .daqp import DAQP
 from .gurobi import Gurobi
 from .highs import HiGHS
+from .matrix_free import WoodburyIPM
 from .osqp import OSQP
 from .piqp import PIQP
 from .proxqp import ProxQP
@@ -24,6 +25,7 @@ __all__ = [
     "ProxQP",
     "Pyomo",
     "SciPy",
+    "WoodburyIPM",
     "as_cvxpy",
     "as_pyomo",
 ]
