@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import ProgramError
-from .program import Array, Hessian, Program
+from .program import Array, Program
 from .specify import Source
-from .surrogate import LowRankHessian
+from .switches import Index, Limits, flat, owned, sources_of, switched
 
-Index = npt.NDArray[np.int64]
 Choice = npt.NDArray[np.bool_]  # for each item whether it is chosen
-Limits = tuple[tuple[Index, int], ...]
+Groups = Iterable[Sequence[int] | Index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ class IntegerProgram:
         return clean
 
 
-def limit_changes(program: Program, count: int, groups: Iterable[Sequence[int]] | None = None) -> IntegerProgram:
+def limit_changes(program: Program, count: int, groups: Groups | None = None) -> IntegerProgram:
     """At most ``count`` of the weights, or of the groups of weights, change.
 
     Args:
@@ -111,7 +109,7 @@ def limit_changes(program: Program, count: int, groups: Iterable[Sequence[int]] 
 
     n = int(program.n_delta or 0)
     items = checked(program, count, "weight", np.arange(n)[:, None] if groups is None else groups, n)
-    index, owner = _flat(items)
+    index, owner = flat(items)
     low, high = (side[index] for side in program.bounds())
     free = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high))
     if len(free):
@@ -126,12 +124,12 @@ def limit_changes(program: Program, count: int, groups: Iterable[Sequence[int]] 
     forced[owner[(low > 0) | (high < 0)]] = 1.0
     limits: Limits = ((np.arange(many), count),)
     source = Source("few changes", -1, "only chosen weights change")
-    extended = _switched(
+    extended = switched(
         program,
         sparse.vstack([sparse.csr_matrix(program.matrix), change, change]),
-        sparse.vstack([none, _owned(-high, owner, many), _owned(-low, owner, many)]),
+        sparse.vstack([none, owned(-high, owner, many), owned(-low, owner, many)]),
         (np.concatenate([program.lower, -infinite, zero]), np.concatenate([program.upper, zero, infinite])),
-        (*_sources(program), *(source,) * (2 * weights)),
+        (*sources_of(program), *(source,) * (2 * weights)),
         limits=limits,
         bounds=(forced, np.ones(many)),
     )
@@ -141,7 +139,7 @@ def limit_changes(program: Program, count: int, groups: Iterable[Sequence[int]] 
 def allow_broken(
     program: Program,
     count: int | Mapping[str, int],
-    samples: Iterable[Sequence[int]] | None = None,
+    samples: Groups | None = None,
     *,
     reach: tuple[Array, Array] | None = None,
 ) -> IntegerProgram:
@@ -177,9 +175,7 @@ def allow_broken(
     return _breakable(program, items, reach, limits=((np.arange(len(items)), count),))
 
 
-def maximize_fixed(
-    program: Program, samples: Iterable[Sequence[int]], *, reach: tuple[Array, Array] | None = None
-) -> IntegerProgram:
+def maximize_fixed(program: Program, samples: Groups, *, reach: tuple[Array, Array] | None = None) -> IntegerProgram:
     """As few samples as possible stay wrong, while all other rows hold; the program's own objective does not count.
 
     Args:
@@ -221,6 +217,15 @@ def row_range(program: Program) -> tuple[Array, Array]:
     return least, greatest
 
 
+def row_excess(program: Program, reach: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    """How far each row can be below its lower side and above its upper side, ``(m,)`` each; 0 where it never is."""
+    least, greatest = row_range(program) if reach is None else reach
+    lower, upper = np.isfinite(program.lower), np.isfinite(program.upper)
+    lack = np.where(lower, np.where(lower, program.lower, 0.0) - least, 0.0)
+    excess = np.where(upper, greatest - np.where(upper, program.upper, 0.0), 0.0)
+    return np.maximum(0.0, lack), np.maximum(0.0, excess)
+
+
 def _breakable(
     program: Program,
     items: tuple[Index, ...],
@@ -231,9 +236,8 @@ def _breakable(
     """Each sample's binary adds to each side of its rows what the row can lack at most."""
     from scipy import sparse
 
-    least, greatest = row_range(program) if reach is None else reach
-    lack, excess = np.maximum(0.0, program.lower - least), np.maximum(0.0, greatest - program.upper)
-    many, (index, owner) = len(items), _flat(items)
+    lack, excess = row_excess(program, reach)
+    many, (index, owner) = len(items), flat(items)
     endless = index[~np.isfinite(lack[index]) | ~np.isfinite(excess[index])]
     if len(endless):
         name = f" ({program.sources[endless[0]]})" if program.sources else ""
@@ -245,13 +249,13 @@ def _breakable(
     below, above = np.isfinite(program.lower[index]), np.isfinite(program.upper[index])
     under, over = index[below], index[above]
     order = np.concatenate([plain, under, over])
-    none, sources = sparse.csr_matrix((len(plain), many)), _sources(program)
+    none, sources = sparse.csr_matrix((len(plain), many)), sources_of(program)
     breaks = np.zeros(many)
     np.maximum.at(breaks, owner, np.maximum(lack, excess)[index])
-    extended = _switched(
+    extended = switched(
         program,
         sparse.csr_matrix(program.matrix)[order],
-        sparse.vstack([none, _owned(lack[under], owner[below], many), _owned(-excess[over], owner[above], many)]),
+        sparse.vstack([none, owned(lack[under], owner[below], many), owned(-excess[over], owner[above], many)]),
         (
             np.concatenate([program.lower[plain], program.lower[under], np.full(len(over), -np.inf)]),
             np.concatenate([program.upper[plain], np.full(len(under), np.inf), program.upper[over]]),
@@ -264,42 +268,7 @@ def _breakable(
     return IntegerProgram(extended, program, "rows", items, limits, counts)
 
 
-def _switched(
-    program: Program,
-    left: Any,
-    right: Any,
-    sides: tuple[Array, Array],
-    sources: tuple[Source, ...],
-    *,
-    limits: Limits,
-    bounds: tuple[Array, Array],
-    counts: bool = False,
-) -> Program:
-    """The program over its variables and the binaries: rows ``left``, ``right``, and one for each limit."""
-    from scipy import sparse
-
-    many = right.shape[1]
-    budget = sparse.lil_matrix((len(limits), program.n + many))
-    for i, (items, _) in enumerate(limits):
-        budget[i, program.n + items] = 1.0
-    low, high = program.bounds()
-    join = np.concatenate
-    return Program(
-        gradient=join([np.zeros(program.n), np.ones(many)] if counts else [program.gradient, np.zeros(many)]),
-        hessian=None if counts else _padded(program.hessian, many),
-        constant=0.0 if counts else program.constant,
-        matrix=sparse.vstack([sparse.hstack([left, right]), budget], format="csr"),
-        lower=join([sides[0], np.full(len(limits), -np.inf)]),
-        upper=join([sides[1], [float(most) for _, most in limits]]),
-        delta_lower=join([low, bounds[0]]),
-        delta_upper=join([high, bounds[1]]),
-        integer=np.arange(program.n + many) >= program.n,
-        sources=sources + tuple(Source("choice", -1, f"at most {most} of {len(items)}") for items, most in limits),
-        n_delta=program.n_delta,
-    )
-
-
-def checked(program: Program, count: float, what: str, groups: Iterable[Any], size: int) -> tuple[Index, ...]:
+def checked(program: Program, count: float, what: str, groups: Groups, size: int) -> tuple[Index, ...]:
     """The groups as index arrays, after a look at everything that the user passed.
 
     Raises:
@@ -310,7 +279,7 @@ def checked(program: Program, count: float, what: str, groups: Iterable[Any], si
     if count < 0 or count != int(count):
         raise ProgramError(f"program: count is {count}; expected a whole number, 0 or more.")
     items = tuple(np.atleast_1d(np.asarray(group)).astype(np.int64) for group in groups)
-    index, _ = _flat(items)
+    index, _ = flat(items)
     if len(index) and (index.min() < 0 or index.max() >= size):
         bad = index[(index < 0) | (index >= size)][0]
         raise ProgramError(f"program: {what} {bad} does not exist; expected 0 to {size - 1}.")
@@ -318,26 +287,3 @@ def checked(program: Program, count: float, what: str, groups: Iterable[Any], si
     if np.any(times > 1):
         raise ProgramError(f"program: {what} {values[times > 1][0]} is in two groups; expected one. Merge the groups.")
     return items
-
-
-def _flat(items: Sequence[Index]) -> tuple[Index, Index]:
-    """All indices, and for each the item that it belongs to."""
-    index = np.concatenate([np.zeros(0, dtype=np.int64), *items])
-    return index, np.repeat(np.arange(len(items)), [len(item) for item in items]).astype(np.int64)
-
-
-def _owned(values: Array, owner: Index, many: int) -> Any:
-    from scipy import sparse
-
-    return sparse.csr_matrix((values, (np.arange(len(values)), owner)), shape=(len(values), many))
-
-
-def _sources(program: Program) -> tuple[Source, ...]:
-    return program.sources or tuple(Source("row", -1, str(i)) for i in range(program.m))
-
-
-def _padded(hessian: Hessian | None, count: int) -> Hessian | None:
-    if hessian is None or isinstance(hessian, np.ndarray):
-        return None if hessian is None else np.pad(hessian, (0, count))
-    factor = np.vstack([hessian.factor, np.zeros((count, hessian.factor.shape[1]))])
-    return LowRankHessian(np.concatenate([hessian.diagonal, np.zeros(count)]), factor)

@@ -7,13 +7,14 @@ Whatever ends the search, the best point comes back with its gap.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .choice_search import Incumbent
 from .errors import SolverError, SolverNotFoundError
-from .incumbent import Incumbent, find_incumbent
+from .incumbent import find_incumbent
 from .integer_program import Choice, IntegerProgram
 from .program import Array, Program
 from .solve import Solution, Solver, Status, find_solver, solve
@@ -44,7 +45,7 @@ class IntegerSolution:
 
     status: Status
     delta: Array | None = None
-    chosen: Choice = np.zeros(0, dtype=bool)
+    chosen: Choice = field(default_factory=lambda: np.zeros(0, dtype=bool))
     objective: float = float("nan")
     bound: float = -float("inf")
     gap: float = float("nan")
@@ -252,9 +253,9 @@ def _prepared(backend: Any, integer: IntegerProgram, found: Incumbent | None, ga
     """The back end with the point to start from and the gap at which to stop, where it knows of these."""
     if not is_dataclass(backend) or isinstance(backend, type):
         return backend
-    options = {field.name: field for field in fields(backend)}
+    options = {option.name: option for option in fields(backend)}
     changes: dict[str, Any] = {}
-    if "gap_tol" in options and backend.gap_tol == options["gap_tol"].default:
+    if "gap_tol" in options and getattr(backend, "gap_tol", None) == options["gap_tol"].default:
         changes["gap_tol"] = gap_tol
     if "start" in options and found is not None:
         changes["start"] = integer.lift(found.delta, found.chosen)
