@@ -17,8 +17,8 @@ def load(name: str) -> dict[str, np.ndarray]:
     path = folder / "autoric" / name
     if not path.is_file():
         sys.exit(
-            f"{name} is not in {folder / 'autoric'}. Set REPAIROPT_DATA to the folder that holds autoric/{name}, or run "
-            f"examples/digits_failures.py, which needs no data."
+            f"{name} is not in {folder / 'autoric'}. Set REPAIROPT_DATA to the folder that holds autoric/{name}, or "
+            f"run examples/digits_failures.py, which needs no data."
         )
     with np.load(path, allow_pickle=False) as bundle:
         return {key: bundle[key] for key in bundle.files}

@@ -41,8 +41,8 @@ _MEANING = {
         "layers, a larger trust_radius, or a larger tolerance."
     ),
     Verdict.VIOLATED: (
-        "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does not "
-        "hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
+        "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does "
+        "not hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
     ),
     Verdict.INFEASIBLE: (
         "No weight change satisfies the hard rows together; the rows that gave way are listed. Give constraints a "

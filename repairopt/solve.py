@@ -263,12 +263,14 @@ def _preference(backend: Any, program: Program) -> float:
 
 
 def _with_time_limit(backend: Any, limit: float | None) -> Any:
+    """The back end with this limit, where it has one and it is not stricter already."""
     own = getattr(backend, "time_limit", None)
     if limit is None or isinstance(backend, type) or not is_dataclass(backend) or not hasattr(backend, "time_limit"):
         return backend
     if own is not None and own <= limit:
         return backend
-    return replace(backend, time_limit=limit)
+    limited: Any = replace(backend, time_limit=limit)  # type: ignore[type-var]
+    return limited
 
 
 def _check_convex(program: Program) -> None:

@@ -178,11 +178,11 @@ class Specification:
                     f"constraint {item!r}: expected an object with name and margins(predict), or with name and "
                     f"rows(initial); got {type(item).__name__}. See repairopt.constraints for ready-made ones."
                 )
-        for item in (*self.held_out, *self.watch):
-            if not isinstance(item, Property | Constraint):
+        for other in (*self.held_out, *self.watch):
+            if not isinstance(other, Property | Constraint):
                 raise SpecificationError(
                     f"held_out, watch: expected properties and constraints, or for held_out one pair (inputs, labels); "
-                    f"got {type(item).__name__}."
+                    f"got {type(other).__name__}."
                 )
         names = [item.name for item in self.constraints]
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -24,7 +24,7 @@ from .errors import ProgramError
 from .program import Array, Program
 from .relaxation import FARTHEST, REACH, Index, WorkingRows, at_reach, certified_gap, relaxation
 from .row_oracles import RowOracle
-from .solve import Solution, Solver, Status, available_solvers, find_solver, solve
+from .solve import Solution, Solver, Status, find_solver, preferred_solvers, solve
 
 INWARD = 0.5  # share of the feasible part of the way that the inner point moves
 NEAR = 1e-4  # relative gap up to which a point that the back end calls feasible only is worked with
@@ -167,7 +167,7 @@ class _Loop:
             self._solve(self.solver, time_limit)
         if self.solution.status is Status.FAILED and self.solver is None:
             first = self.solution
-            for name in available_solvers(self.program.kind):
+            for name in preferred_solvers(self.program):
                 if name != first.solver and self.solution.status is Status.FAILED:
                     self._solve(name, time_limit)
             self.notes.append(f"'{first.solver}' failed in round {self.rounds}, tried '{self.solution.solver}'")
@@ -272,10 +272,10 @@ class _Loop:
         counts = f"{self.rounds} rounds, {self.passes} passes, {len(self.working.index)} of {m} rows"
         text = "; ".join([solution.message, counts, *self.notes])
         duals = {name: self.working.spread(getattr(solution, name), own, m) for name in ("row_duals", "ray")}
-        counts = {
+        measured = {
             name: getattr(self, name) for name in ("rounds", "passes", "largest", "pass_seconds", "solve_seconds")
         }
-        values: dict[str, Any] = {**vars(solution), **duals, **counts, "message": text, "violation": violation}
+        values: dict[str, Any] = {**vars(solution), **duals, **measured, "message": text, "violation": violation}
         return WorkingSetSolution(**values, gap=gap, working=self.working.index)
 
     def _solve(self, solver: Any, time_limit: float | None) -> None:
