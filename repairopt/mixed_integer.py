@@ -23,6 +23,7 @@ SEARCH_SHARE = 0.25  # of the time limit, for the first point; seldom used up
 SEARCH_SECONDS = 20.0  # for the first point where there is no time limit
 VIOLATED = 1e-7  # violation of a row of length 1 above which it joins a group
 VIOLATION = 1e-6  # largest of a point on a grid
+NEGLIGIBLE = 1e-9  # difference of objectives that is none
 SAFETY = 1e-7  # taken off bounds that a continuous solve gave, relative to 1 + |bound|
 
 
@@ -37,7 +38,8 @@ class IntegerSolution:
         chosen: For each item whether it was chosen; empty on a grid and where there is no point.
         objective: What was minimized, at ``delta``; NaN where there is no point.
         bound: Proven lower bound on it, in floating-point arithmetic; ``-inf`` where nothing was proven.
-        gap: ``(objective - bound) / |objective|``; NaN where there is no point.
+        gap: ``objective - bound`` over ``|objective|``, or over the ``|objective|`` of no change where that is larger;
+            NaN where there is no point.
         solver: Where the point came from: ``"incumbent"`` or the name of the back end.
         seconds: Wall time, all together.
         message: Native status text of the back end.
@@ -93,21 +95,33 @@ def solve_integer(
         best.raise_bound(groups_bound(integer, time_limit=search))
     if best.gap() <= gap_tol:
         return best.solution(Status.OPTIMAL, "")
-    try:
-        backend = _prepared(find_solver(integer.program, solver), integer, found, gap_tol)
-    except SolverNotFoundError as error:
-        return best.solution(Status.FEASIBLE if found else Status.NO_POINT, str(error))
     left = None if time_limit is None else max(0.1, time_limit - (time.perf_counter() - started))
     try:
-        answer = solve(integer.program, backend, time_limit=left)
-    except SolverError as error:
-        answer = Solution(Status.FAILED, message=str(error))
+        answer = _branched(best, solver, gap_tol, left)
+    except SolverNotFoundError as error:
+        return best.solution(Status.FEASIBLE if found else Status.NO_POINT, str(error))
     if answer.status in (Status.INFEASIBLE, Status.UNBOUNDED) and best.point is None:
         return best.solution(answer.status, answer.message)
     best.take(answer)
     if best.point is None:
         return best.solution(answer.status if not answer.found else Status.NO_POINT, answer.message)
     return best.solution(Status.OPTIMAL if best.gap() <= gap_tol * (1 + 1e-6) else Status.FEASIBLE, answer.message)
+
+
+def _branched(best: _Best, solver: str | Solver | None, gap_tol: float, time_limit: float | None) -> Solution:
+    """What a branch-and-cut back end says."""
+    offset, point = best.offset(), best.point
+    program = replace(best.integer.program, constant=best.integer.program.constant + offset)
+    share = gap_tol
+    if point is not None:
+        share *= min(1.0, best.scale(point.objective) / max(NEGLIGIBLE, abs(point.objective + offset)))
+    start = None if point is None else best.integer.lift(point.delta, point.chosen)
+    backend = _prepared(find_solver(program, solver), start, share)
+    try:
+        answer = solve(program, backend, time_limit=time_limit)
+    except SolverError as error:
+        return Solution(Status.FAILED, message=str(error))
+    return replace(answer, objective=answer.objective - offset, bound=answer.bound - offset)
 
 
 class _Best:
@@ -126,8 +140,18 @@ class _Best:
         """Relative distance of point and bound, infinite without a point."""
         if self.point is None:
             return float("inf")
-        value = self.point.objective
-        return max(0.0, value - self.bound) / max(1e-9, abs(value)) if value - self.bound > 1e-9 else 0.0
+        away = self.point.objective - self.bound
+        return away / self.scale(self.point.objective) if away > NEGLIGIBLE else 0.0
+
+    def scale(self, value: float) -> float:
+        """What a gap is relative to: a share of next to nothing would never be proven."""
+        unchanged = 0.0 if self.integer.counts else abs(self.integer.original.constant)
+        return max(abs(value), unchanged, NEGLIGIBLE)
+
+    def offset(self) -> float:
+        """Added to the objective for the back end, whose own relative gap must not be one of next to nothing."""
+        unchanged = 0.0 if self.integer.counts else abs(self.integer.original.constant)
+        return unchanged if self.bound > -0.5 * unchanged else 0.0
 
     def take(self, answer: Solution) -> None:
         """Take point and bound of a back end; the point is solved anew with its choice fixed, which makes it exact."""
@@ -249,7 +273,7 @@ def _safe(bound: float) -> float:
     return bound - SAFETY * (1.0 + abs(bound)) if np.isfinite(bound) else -float("inf")
 
 
-def _prepared(backend: Any, integer: IntegerProgram, found: Incumbent | None, gap_tol: float) -> Any:
+def _prepared(backend: Any, start: Array | None, gap_tol: float) -> Any:
     """The back end with the point to start from and the gap at which to stop, where it knows of these."""
     if not is_dataclass(backend) or isinstance(backend, type):
         return backend
@@ -257,6 +281,6 @@ def _prepared(backend: Any, integer: IntegerProgram, found: Incumbent | None, ga
     changes: dict[str, Any] = {}
     if "gap_tol" in options and getattr(backend, "gap_tol", None) == options["gap_tol"].default:
         changes["gap_tol"] = gap_tol
-    if "start" in options and found is not None:
-        changes["start"] = integer.lift(found.delta, found.chosen)
+    if "start" in options and start is not None:
+        changes["start"] = start
     return replace(backend, **changes) if changes else backend
