@@ -31,9 +31,9 @@ def find_incumbent(
     """Search for a good feasible point by solving continuous programs.
 
     Starts from nothing chosen and adds what the multipliers promise most; starts from everything chosen and drops what
-    is used least; starts from what fractional choices use. What is best is improved by swaps,
-    then disturbed and improved again, until nothing helps or the time is over. On a grid the continuous optimum is
-    rounded, one weight after the other.
+    is used least; starts from what fractional choices use. Swaps improve each; the best is disturbed and improved
+    again, until nothing helps or the time is over. On a grid the continuous optimum is rounded, one weight after the
+    other. For the fewest items, charges for use say which must be chosen.
 
     Args:
         integer: From :mod:`repairopt.integer_program`.
@@ -77,7 +77,7 @@ class _Search(ChoiceSearch):
     # ---------------------------------------------------------------- few changes, few broken
 
     def improve_starts(self, draw: np.random.Generator) -> None:
-        """Start from both ends, improve the better end, disturb it and improve again."""
+        """Start from both ends and from fractions, swap, disturb the best and improve it again."""
         if not self.integer.allows(self.forced):
             return  # more items must be chosen than may be
         ends = [self.grow(self.forced.copy()), self.thin(), self.grow(self.relaxed())]
@@ -155,7 +155,7 @@ class _Search(ChoiceSearch):
                 fewer = chosen.copy()
                 fewer[out] = False
                 without = self.at(fewer)
-                for more in self.additions(fewer, without) if without.found else ():
+                for more in self.additions(fewer, without if without.found else found):
                     trial = self.at(more)
                     if trial.found and _improves(trial.objective, best):
                         best, chosen_best, improved = trial.objective, more, True

@@ -91,7 +91,7 @@ def test_a_time_limit_returns_the_best_point_so_far():
     integer = limit_changes(sparse_change(60), 8)
     started = time.perf_counter()
     found = find_incumbent(integer, time_limit=0.3)
-    assert time.perf_counter() - started < 2.0
+    assert time.perf_counter() - started < 5.0
     check(integer, found)
     assert find_incumbent(integer, time_limit=0.0) is None
 
@@ -116,7 +116,7 @@ def test_a_time_limit_gives_the_incumbent_and_its_gap():
     integer = allow_broken(broken_samples(200), 5, singles(200))
     found = solve_integer(integer, time_limit=3.0)
     assert found.status is Status.FEASIBLE
-    assert found.seconds < 8.0
+    assert found.seconds < 20.0
     assert found.bound < found.objective
     assert found.gap == pytest.approx((found.objective - found.bound) / abs(found.objective))
     assert integer.restricted(found.chosen).violation(found.delta) <= 1e-6
