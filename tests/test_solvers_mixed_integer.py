@@ -150,7 +150,7 @@ def test_a_limit_returns_the_incumbent_with_bound_and_gap(backend, native):
     assert np.count_nonzero(np.abs(solution.delta[:60]) > 1e-6) <= 10
     if np.isnan(solution.bound):
         assert solution.message == f"{native}, gap unknown"
-        assert "sol" in native.lower()  # the others had the time to bound
+        assert "limit" in native.lower()  # ended before a bound was known: by solutions, or on a busy machine
     else:
         assert solution.bound < solution.objective
         assert solution.message.startswith(f"{native}, gap ")
