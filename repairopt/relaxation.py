@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .program import Array, Matrix, Program
 from .solve import Solution
+from .specify import Source
 
 Index = npt.NDArray[np.int64]
 PATIENCE = 2  # rounds for which a row stays though slack
@@ -86,7 +87,7 @@ class WorkingRows:
 
 
 def relaxation(head: Program, working: WorkingRows, reach: float) -> Program:
-    """The head with the rows at hand, and bounds of ``reach`` where it has none nearer."""
+    """The head with the rows at hand, named by their place in the oracle; bounds of ``reach`` where none is nearer."""
     low, high = head.bounds()
     matrix = working.matrix
     if matrix.shape[1] < head.n:
@@ -98,7 +99,7 @@ def relaxation(head: Program, working: WorkingRows, reach: float) -> Program:
         upper=np.concatenate([head.upper, working.upper]),
         delta_lower=np.maximum(low, np.minimum(-reach, high)),
         delta_upper=np.minimum(high, np.maximum(reach, low)),
-        sources=(),
+        sources=(head.sources or (Source("head", -1),) * head.m) + tuple(Source("row", int(i)) for i in working.index),
     )
 
 

@@ -60,7 +60,7 @@ def solve_working_set(
     rows: RowOracle,
     *,
     solver: str | Solver | None = None,
-    batch: int = 200,
+    batch: int | None = None,
     feasibility_tol: float = 1e-9,
     gap_tol: float = 1e-8,
     time_limit: float | None = None,
@@ -77,10 +77,10 @@ def solve_working_set(
         rows: The many rows.
         solver: Back end, or None for the default of each round's program; where that fails, the next one is tried.
             It starts anew in each round unless it remembers its last point, as ``woodbury`` does.
-        batch: Rows to add in a round.
+        batch: Rows to add in a round; None for 200, and up to 500 between 400 and 5,000 weights; measured.
         feasibility_tol: Violation of a row of the oracle, absolute, above which it is added.
-        gap_tol: Where the gap at the end is larger, relative to ``1 + |objective|``, the last round is solved again
-            with tolerances a thousand times smaller, if the back end has such options.
+        gap_tol: Where the gap at the end is larger, relative to ``1 + |objective|``, or a row at hand is violated by
+            more than ``feasibility_tol``, the last round is solved again with tolerances a thousand times smaller.
         time_limit: Wall seconds, or None.
         max_rounds: Solves at most.
         start: A point that satisfies most rows, ``(n,)``; None for the point of the box nearest to zero.
@@ -95,8 +95,8 @@ def solve_working_set(
     """
     if program_head.integer is not None:
         raise ProgramError("working set: the program has integer variables; solve it with all rows at once.")
-    low, high = program_head.bounds()
-    inner = np.clip(np.zeros(program_head.n) if start is None else np.asarray(start, dtype=np.float64), low, high)
+    inner = np.clip(np.zeros(program_head.n) if start is None else start, *program_head.bounds())
+    batch = batch or (200 if program_head.n > 5000 else min(500, max(200, program_head.n // 2)))
     loop = _Loop(program_head, rows, solver, _Options(batch, feasibility_tol, gap_tol), inner)
     deadline = None if time_limit is None else time.perf_counter() + time_limit
     loop.begin()
@@ -220,9 +220,10 @@ class _Loop:
         return True
 
     def tighten(self) -> bool:
-        """Ask for more accuracy, once, where the gap is too large."""
-        gap = certified_gap(self.program, self.solution)
-        if self.loose is not None or not gap > self.options.gap_tol * (1.0 + abs(self.solution.objective)):
+        """Ask for more accuracy, once, where the gap or the violation of a row at hand is too large."""
+        wide = certified_gap(self.program, self.solution) > self.options.gap_tol * (1.0 + abs(self.solution.objective))
+        off = self.excess.max(initial=0.0) > self.options.feasibility_tol
+        if self.loose is not None or not (wide or off):
             return False
         backend: Any = find_solver(self.program, self.solver)
         if not (is_dataclass(backend) and hasattr(backend, "feasibility_tol") and hasattr(backend, "gap_tol")):
@@ -269,13 +270,11 @@ class _Loop:
             else:
                 gap = solution.objective - solution.bound
         own, m = self.head.m, self.oracle.m
-        counts = f"{self.rounds} rounds, {self.passes} passes, {len(self.working.index)} of {m} rows"
-        text = "; ".join([solution.message, counts, *self.notes])
+        text = f"{solution.message}; {self.rounds} rounds, {self.passes} passes, {len(self.working.index)} of {m} rows"
+        text = "; ".join([text, *self.notes])
         duals = {name: self.working.spread(getattr(solution, name), own, m) for name in ("row_duals", "ray")}
-        measured = {
-            name: getattr(self, name) for name in ("rounds", "passes", "largest", "pass_seconds", "solve_seconds")
-        }
-        values: dict[str, Any] = {**vars(solution), **duals, **measured, "message": text, "violation": violation}
+        took = {name: getattr(self, name) for name in ("rounds", "passes", "largest", "pass_seconds", "solve_seconds")}
+        values: dict[str, Any] = {**vars(solution), **duals, **took, "message": text, "violation": violation}
         return WorkingSetSolution(**values, gap=gap, working=self.working.index)
 
     def _solve(self, solver: Any, time_limit: float | None) -> None:

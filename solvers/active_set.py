@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ EXACT = 1e-10  # relative residual of the active rows
 SHARE = 0.2  # of the columns: where more change, the matrix is formed anew
 
 
-def active_set(data: Data, delta: Tensor, steps: int, deadline: float | None = None) -> Point | None:
+def active_set(
+    data: Data, delta: Tensor, steps: int, deadline: float | None = None, system: System | None = None
+) -> Point | None:
     """Solve from a guess.
 
     Args:
@@ -34,19 +37,18 @@ def active_set(data: Data, delta: Tensor, steps: int, deadline: float | None = N
         delta: Where the guess is taken: rows that hold with equality or are violated there, variables on bounds.
         steps: Steps at most.
         deadline: Time of ``time.perf_counter()`` at which to give up.
+        system: The system of the same program, where another solve has left some of it.
 
     Returns:
         The optimum, or None where the steps did not settle.
     """
-    system = _System(data)
+    system = system or System(data)
     delta = torch.minimum(torch.maximum(delta, data.low), data.high)
-    value = data.rows @ delta
+    value, equal = data.rows @ delta, data.lower == data.upper
     near = TIGHT * (1.0 + value.abs())
-    below, above = value <= data.lower + near, value >= data.upper - near
-    above &= ~below
+    below = equal | (value <= data.lower + near)
+    above = ~below & (value >= data.upper - near)
     at_low, at_high = delta <= data.low, delta >= data.high
-    equal = data.lower == data.upper
-    duals = torch.zeros_like(data.lower)
     for count in range(1, steps + 1):
         if deadline is not None and time.perf_counter() > deadline:
             return None
@@ -70,21 +72,51 @@ def active_set(data: Data, delta: Tensor, steps: int, deadline: float | None = N
         if all(torch.equal(new, old) for new, old in sets):
             meant = torch.cat([sides, y[len(active) :]])
             off = torch.cat([value[active], products[len(duals) :]]) - meant
-            if bool((off.abs() > EXACT * (1.0 + meant.abs())).any()):
-                return None
-            slope = data.curvature * (wanted - delta)
-            return Point("solved", delta, duals, slope, count)
+            settled = not bool((off.abs() > EXACT * (1.0 + meant.abs())).any())
+            return Point("solved", delta, duals, data.curvature * (wanted - delta), count) if settled else None
         below, above, at_low, at_high = new_below, new_above, new_low, new_high
     return None
 
 
-class _System:
-    """The Gram matrix of the free columns, kept up to date."""
+class System:
+    """The Gram matrix of the free columns, kept up to date from step to step and from round to round.
 
-    def __init__(self, data: Data) -> None:
-        self.data, self.k = data, len(data.lower)
+    Args:
+        data: The program.
+        names: A number for each row by which it is known again, or None.
+        previous: The system of an earlier round, of the same variables, curvature and factor.
+    """
+
+    def __init__(self, data: Data, names: Tensor | None = None, previous: System | None = None) -> None:
+        self.data: Any = data
+        self.k, self.names = len(data.lower), names
         self.free = torch.zeros(0, dtype=torch.bool)
         self.gram = torch.zeros(0)
+        if previous is not None and names is not None and previous.names is not None and len(previous.free):
+            self._inherit(previous, names, previous.names)
+
+    def release(self) -> System:
+        """Let go of the program, whose rows are large; the rest is enough for the next round."""
+        self.data = None
+        return self
+
+    def _inherit(self, previous: System, names: Tensor, old_names: Tensor) -> None:
+        """Take over what belongs to rows that are still there; form what belongs to the new ones."""
+        data, device = self.data, names.device
+        order = torch.argsort(old_names)
+        place = torch.searchsorted(old_names[order], names).clamp(max=max(0, len(order) - 1))
+        known = old_names[order][place] == names if len(order) else torch.zeros_like(names, dtype=torch.bool)
+        new = (~known).nonzero().squeeze(1)
+        if 2 * len(new) > self.k:
+            return
+        rank = torch.arange(len(data.factor), device=device)
+        kept = torch.cat([known.nonzero().squeeze(1), self.k + rank])
+        source = torch.cat([order[place[known]], previous.k + rank])
+        self.gram = torch.zeros((self.k + len(rank),) * 2, dtype=torch.float64, device=device)
+        self.gram[kept.unsqueeze(1), kept] = previous.gram[source.unsqueeze(1), source]
+        block = data.products(new, torch.where(previous.free, 1.0 / data.curvature, 0.0))
+        self.gram[new], self.gram[:, new] = block, block.T
+        self.free = previous.free
 
     def solve(self, free: Tensor, active: Tensor, sides: Tensor, bounded: Tensor) -> Tensor | None:
         """Multipliers of the active rows, then of the factor; None where the system is singular."""

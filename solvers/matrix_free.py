@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 from repairopt.working_set import solve_working_set
 
-from .active_set import active_set
+from .active_set import System, active_set
 from .interior_point import Limits, Point, interior_point
 from .program_tensors import LARGEST_DENSE, Data, ProgramTensors
 
@@ -94,7 +95,7 @@ class _Inner:
 
     options: WoodburyIPM
     time_limit: float | None = None
-    memory: dict[str, Array] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     name: ClassVar[str] = "woodbury"
     kinds: ClassVar[frozenset[Kind]] = WoodburyIPM.kinds
@@ -111,7 +112,9 @@ class _Inner:
         if parts.n and parts.diagonal.min() > EVEN * parts.diagonal.max():
             data = parts.data(copy=False)
             guess = -data.gradient / data.curvature if last is None else parts.tensor(last[parts.free])
-            point = active_set(data, guess, COLD_STEPS if last is None else WARM_STEPS, deadline)
+            system = System(data, _names(parts), self.memory.get("system"))
+            point = active_set(data, guess, COLD_STEPS if last is None else WARM_STEPS, deadline, system)
+            self.memory["system"] = system.release()
         if point is None:
             point = interior_point(parts.data(), limits)
         if point.ending in ("stalled", "iterations"):
@@ -148,6 +151,14 @@ class _TensorRows:
         """Copies of some rows."""
         source = self.matrix if self.sparse else self.program.matrix
         return source[index], self.program.lower[index], self.program.upper[index]
+
+
+def _names(parts: ProgramTensors) -> Tensor | None:
+    """Numbers by which the rows of a working set are known again in the next round; None where they are not unique."""
+    samples = [source.sample for source in parts.program.sources]
+    if not samples or len(set(samples)) < len(samples):
+        return None
+    return torch.tensor(samples, device=parts.device)[torch.as_tensor(parts.used, device=parts.device)]
 
 
 def _solution(parts: ProgramTensors, point: Point) -> Solution:

@@ -66,6 +66,15 @@ class Data:
                 gram[i:, i : i + TRIANGLE].addmm_(part[i:], part[i : i + TRIANGLE].T)
         return torch.tril(gram) + torch.tril(gram, -1).T
 
+    def products(self, index: Tensor, inverse: Tensor) -> Tensor:
+        """``A[index] diag(inverse) [A; F]'``."""
+        found = inverse.new_zeros((len(index), len(self.rows) + len(self.factor)))
+        for j in range(0, len(inverse), BLOCK):
+            span = slice(j, j + BLOCK)
+            part = torch.cat([self.rows[:, span], self.factor[:, span]])
+            found.addmm_(part[index] * inverse[span], part.T)
+        return found
+
     def columns(self, index: Tensor) -> Tensor:
         """Some columns of ``[A; F]``."""
         return torch.cat([self.rows[:, index], self.factor[:, index]])
