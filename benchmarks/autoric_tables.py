@@ -44,7 +44,7 @@ class Run:
 class Settings:
     """Size of the runs of the peers; smaller with ``--quick``."""
 
-    steps: int = 200
+    steps: int = 300
     swarm: int = 100
 
 
@@ -120,8 +120,8 @@ METHODS: dict[str, Runner] = {
     ),
     "sequential, buffer, auto weights": repaired(Sequential(buffer=BUFFER), weights="auto"),
     "Adam + penalty, same weights": tuned(),
-    "Adam + penalty, all weights": tuned(whole=True, penalties=(1.0, 3.0, 10.0), rates=(0.003,)),
-    "fine-tuning, all weights": tuned(whole=True, penalties=(0.0,), rates=(0.003,)),
+    "Adam + penalty, all weights": tuned(whole=True, penalties=(1.0, 10.0, 100.0), rates=(0.0003,)),
+    "fine-tuning, all weights": tuned(whole=True, penalties=(0.0,), rates=(0.0003,)),
     "CARE swarm": swarm,
     "always the common answer": lambda task, split, settings: Run(majority(task), 0.0),
     "one-shot QP, projected, no rows": repaired(OneShot(), with_constraints=False, convexify="project", **FAITHFUL),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from repairopt.localize import localize
 
 TEMPERATURE = 0.5  # of the softmax in the penalty
-SEARCHED_LAYER = "fc3"  # the paper's neurons are outputs of this layer
+BATCH = 1024  # rows, and inputs of each group, in a step
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Sweep:
     """Runs of Adam to choose from.
 
     Attributes:
-        penalties: Prices of the soft gap.
+        penalties: Prices of the squared soft gap.
         rates: Learning rates.
-        steps: Full-batch steps of each run.
+        steps: Steps of each run.
         whole: All weights of the network in place of the located ones.
     """
 
     penalties: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
-    rates: tuple[float, ...] = (0.01, 0.03)
-    steps: int = 200
+    rates: tuple[float, ...] = (0.003, 0.01)
+    steps: int = 300
     whole: bool = False
 
 
@@ -94,8 +94,9 @@ def tune(task: Task, indices: tuple[Tensor, Tensor], sweep: Sweep, seed: int) ->
 def _adam(task: Task, train: Half, penalty: float, rate: float, sweep: Sweep) -> nn.Module:
     network = copy.deepcopy(task.network)
     assert isinstance(network, FeedForward)
-    inputs = torch.cat([train.rows, train.goal.samples.inputs])
-    cut, counts, groups = len(train.rows), train.goal.samples.counts.tolist(), train.goal.samples.member
+    member = train.goal.samples.member
+    groups = [train.goal.samples.inputs[member == a] for a in range(train.goal.samples.q)]
+    parts = [train.rows, *groups]
     mask: Tensor | None = None
     if sweep.whole:
         chosen, run = list(network.parameters()), network
@@ -106,24 +107,29 @@ def _adam(task: Task, train: Half, penalty: float, rate: float, sweep: Sweep) ->
         mask = mask.view_as(network.fc4.weight)
         chosen = [network.fc4.weight]
         with torch.no_grad():  # layers before the changed one are run once
-            inputs = torch.relu(network.fc3(torch.relu(network.fc2(torch.relu(network.fc1(inputs))))))
+            parts = [before_fc4(network, part) for part in parts]
         run = nn.Sequential(network.fc4, nn.ReLU(), network.fc5, nn.ReLU(), network.fc6)
-    order = torch.argsort(groups, stable=True)
     optimizer = torch.optim.Adam(chosen, lr=rate)
+    draw = torch.Generator().manual_seed(0)
     for _ in range(sweep.steps):
-        outputs = run(inputs)
-        loss = nn.functional.cross_entropy(outputs[:cut], train.labels)
+        picks = [torch.randint(len(part), (BATCH,), generator=draw) for part in parts]
+        outputs = run(torch.cat([part[pick] for part, pick in zip(parts, picks, strict=True)])).split(BATCH)
+        loss = nn.functional.cross_entropy(outputs[0], train.labels[picks[0]])
         if penalty:
-            chance = torch.softmax(outputs[cut:] / TEMPERATURE, dim=1)[:, FAVORABLE]
-            means = [part.mean() for part in chance[order].split(counts)]
+            means = [torch.softmax(output / TEMPERATURE, dim=1)[:, FAVORABLE].mean() for output in outputs[1:]]
             pairs = list(combinations(means, 2))
-            loss = loss + penalty * sum((a - b).abs() for a, b in pairs) / len(pairs)
+            loss = loss + penalty * sum((a - b) ** 2 for a, b in pairs) / len(pairs)
         optimizer.zero_grad()
         loss.backward()
         if mask is not None:
             network.fc4.weight.grad *= mask
         optimizer.step()
     return network
+
+
+def before_fc4(network: FeedForward, inputs: Tensor) -> Tensor:
+    """Activations of the third layer, whose outgoing weights the paper changes."""
+    return torch.relu(network.fc3(torch.relu(network.fc2(torch.relu(network.fc1(inputs))))))
 
 
 def care_swarm(
@@ -151,7 +157,7 @@ def care_swarm(
     units = torch.tensor(list(task.weights.units))
     with torch.no_grad():
         inputs = torch.cat([half.rows, half.paired.flatten(0, 1)])
-        hidden = torch.relu(network.fc3(torch.relu(network.fc2(torch.relu(network.fc1(inputs))))))
+        hidden = before_fc4(network, inputs)
         base, each = network.fc4(hidden), hidden[:, units, None] * network.fc4.weight.T[units]  # (N, r, 8)
         cut = len(half.rows)
 
