@@ -22,9 +22,9 @@ sys.path.insert(0, str(FOLDER.parent / "tests"))
 
 from integer_instances import broken_samples, singles, sparse_change  # noqa: E402
 
-from repairopt.incumbent import find_incumbent  # noqa: E402
-from repairopt.integer_program import IntegerProgram, allow_broken, limit_changes  # noqa: E402
-from repairopt.mixed_integer import groups_bound, relaxation_bound, solve_integer  # noqa: E402
+from repairopt.choices.incumbent import find_incumbent  # noqa: E402
+from repairopt.choices.integer_program import IntegerProgram, allow_broken, limit_changes  # noqa: E402
+from repairopt.choices.mixed_integer import groups_bound, relaxation_bound, solve_integer  # noqa: E402
 from repairopt.solve import solve  # noqa: E402
 from repairopt.solvers import SCIP  # noqa: E402
 

@@ -15,18 +15,18 @@ from .errors import (
     SpecificationError,
     UnsupportedError,
 )
+from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
-from .methods import Bisection, Incremental, OneShot
+from .methods.autoric import Bisection, Incremental, OneShot
+from .methods.sequential import Sequential
 from .pipeline import Repair, solve_repair
 from .program import Kind, Program
 from .properties import ErrorRate, GroupGap, MissRate
 from .report import Report, Verdict
 from .select_rows import Strictest
-from .sequential import Sequential
 from .solve import Solution, Status, available_solvers
 from .specify import Constraint, Property, Specification
 from .surrogate import SurrogateSettings
-from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 
 __all__ = [
     "CARE",

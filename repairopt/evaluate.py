@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from .check_model import accepts, check_model, check_outputs, check_positions, shadow
+from .network.check_model import accepts, check_model, check_outputs, check_positions, shadow
+from .network.split_graph import Split, split_at
 from .specify import Predict
-from .split_graph import Split, split_at
 
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
 CACHE_BYTES = 8 * 2**20  # weight vectors are batched in chunks of about this size: larger ones leave the CPU cache

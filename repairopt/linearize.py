@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .differentiate import jacobian, sample_rows, tangent
 from .errors import SpecificationError
 from .evaluate import Engine, Remembering, identity
+from .network.differentiate import jacobian, sample_rows, tangent
 from .specify import Constraint, Predict, SampleConstraint, Source
 
 Array = npt.NDArray[np.float64]

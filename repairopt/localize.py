@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attribution import care_neurons, gradient_weights
 from .errors import ModelError, SpecificationError
 from .evaluate import Engine, ForwardFunction
-from .follow_units import hidden_layers, incoming, input_columns, outgoing
+from .localization.attribution import care_neurons, gradient_weights
+from .localization.follow_units import hidden_layers, incoming, input_columns, outgoing
+from .localization.trace_layers import LayerGraph, first_inputs, unknown
+from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .specify import Specification
-from .trace_layers import LayerGraph, first_inputs, unknown
-from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 
 
 @dataclass(frozen=True, eq=False)

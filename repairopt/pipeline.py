@@ -15,19 +15,19 @@ import numpy as np
 from torch import Tensor, nn
 
 from .apply import apply
-from .convexify import check_way
 from .errors import SpecificationError
 from .evaluate import Engine, ForwardFunction, Remembering
 from .judge import Judge, Judgement, Stop
 from .linearize import anchor, margins_at, required_margins
 from .localize import Location, localize
-from .methods import Bisection, Incremental, Method, OneShot
+from .methods.autoric import Bisection, Incremental, Method, OneShot
+from .methods.sequential import Sequential
+from .methods.task import Outcome, Round, Task
 from .report import Report, Trust, Verdict, library_versions
-from .sequential import Sequential
 from .solve import Solver, Status
 from .specify import CallableProperty, Constraint, Property, Specification
 from .surrogate import SurrogateSettings
-from .task import Outcome, Round, Task
+from .surrogates.convexify import check_way
 from .verify import Verification, verify
 
 METHODS: dict[str, Callable[[], Method]] = {

@@ -11,10 +11,10 @@ from typing import Any
 
 from .errors import RepairFailedError
 from .localize import Location
+from .methods.task import Round
 from .solve import Status
 from .specify import Source
 from .surrogate import Surrogate
-from .task import Round
 from .verify import Check, LabelCounts, Measure, Verification
 
 
@@ -168,7 +168,7 @@ class Report:
         return plain
 
     def __str__(self) -> str:
-        from .report_text import report_text
+        from .reporting.report_text import report_text
 
         return report_text(self)
 

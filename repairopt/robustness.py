@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .certifier import Bound, Certifier
-from .check_model import shadow
-from .counterexamples import Search, attack, attacked_radius
 from .errors import SpecificationError
-from .propagate_zonotope import Slope
+from .network.check_model import shadow
+from .propagation.certifier import Bound, Certifier
+from .propagation.counterexamples import Search, attack, attacked_radius
+from .propagation.propagate_zonotope import Slope
 from .specify import Predict, check_inputs
 
 
@@ -42,7 +42,7 @@ class CertifiedRadius:
         max_radius: Where doubling ends.
         min_radius: Smaller radii count as this one, also those of wrongly classified inputs.
         reference: Radius at which :meth:`soft_value` takes margins; None for ``1 / target``.
-        slope: Slope of the ReLU relaxation, see :func:`repairopt.zonotope.certified_margin`.
+        slope: Slope of the ReLU relaxation, see :func:`repairopt.propagation.zonotope.certified_margin`.
         search: How hard :meth:`details` looks for counterexamples.
         name: What the report calls it.
 
@@ -180,7 +180,7 @@ class AdversarialError:
             raise SpecificationError(f"'{self.name}': radius is {self.radius}; expected a number from 0.")
 
     def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
-        """The worst points found and their margins, see :func:`repairopt.counterexamples.attack`."""
+        """The worst points found and their margins, see :func:`repairopt.propagation.counterexamples.attack`."""
         network, parameters = network_of(predict, self.name)
         bounds: dict[str, Any] = {"lower": self.lower, "upper": self.upper}
         return attack(

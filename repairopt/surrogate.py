@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .convexify import box_radius, check_way, convex_diagonal, convex_matrix, sufficient_radius
 from .errors import SpecificationError
 from .evaluate import Engine
-from .least_squares import rank_correlation
-from .sample_property import PropertySampler, random_design
 from .specify import Property
-from .surrogate_kinds import FITS, Coefficients, SurrogateSettings, choose_kind
+from .surrogates.convexify import box_radius, check_way, convex_diagonal, convex_matrix, sufficient_radius
+from .surrogates.least_squares import rank_correlation
+from .surrogates.sample_property import PropertySampler, random_design
+from .surrogates.surrogate_kinds import FITS, Coefficients, SurrogateSettings, choose_kind
 
 __all__ = ["FitError", "LowRankHessian", "Surrogate", "SurrogateSettings", "fit_surrogate"]
 
@@ -147,7 +147,7 @@ class Surrogate:
         Args:
             how: ``"project"`` (nearest in scaled coordinates; concave directions become flat, so bound the step),
                 ``"shift"`` (a proximal term around ``delta0``), ``"abs"`` (between the two) or ``"none"``. A
-                :class:`LowRankHessian` is treated through its diagonal alone, see :mod:`repairopt.convexify`.
+                :class:`LowRankHessian` is treated through its diagonal alone.
 
         Returns:
             A new surrogate.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
-from repairopt.working_set import solve_working_set
+from repairopt.working_sets.working_set import solve_working_set
 
 from .active_set import System, active_set
 from .interior_point import Limits, Point, interior_point

@@ -15,35 +15,51 @@ STAGES = [
     ("exceptions", "errors"),
     ("what must become true, what must stay true", "specify"),
     ("ready-made properties and constraints", "sample_groups properties constraints"),
-    ("run the network: batches, many weight vectors, memory", "split_graph check_model evaluate"),
-    ("derivatives without a matrix", "differentiate"),
-    ("robustness: certified radius, counterexamples", "zonotope_layers propagate_zonotope certifier zonotope"),
-    ("robustness: as properties", "counterexamples robustness"),
-    ("which weights may change", "trace_layers follow_units weight_selectors attribution localize"),
-    ("quadratic model of the property: parts", "least_squares convexify sample_property surrogate_kinds"),
-    ("quadratic model of the property", "surrogate"),
+    ("run the network: batches, many weight vectors, memory", "network.split_graph network.check_model evaluate"),
+    ("derivatives without a matrix", "network.differentiate"),
+    (
+        "robustness: certified radius, counterexamples",
+        "propagation.zonotope_layers propagation.propagate_zonotope propagation.certifier propagation.zonotope "
+        "propagation.counterexamples robustness",
+    ),
+    (
+        "which weights may change",
+        "localization.trace_layers localization.follow_units localization.weight_selectors localization.attribution "
+        "localize",
+    ),
+    (
+        "quadratic model of the property",
+        "surrogates.least_squares surrogates.convexify surrogates.sample_property surrogates.surrogate_kinds surrogate",
+    ),
     ("constraints as rows", "linearize select_rows"),
     ("the program and its solution", "program solve"),
-    ("programs with too many rows: the few that matter", "row_oracles relaxation working_set"),
-    ("certificates of a solution", "dual_bound rational elastic exact_check farkas recover_duals certify conflict"),
+    (
+        "programs with too many rows: the few that matter",
+        "working_sets.row_oracles working_sets.relaxation working_sets.working_set",
+    ),
+    (
+        "certificates of a solution",
+        "certificates.dual_bound certificates.rational certificates.elastic certificates.exact_check "
+        "certificates.farkas certificates.recover_duals certificates.certify certificates.conflict",
+    ),
     (
         "choices: few weights, few broken samples, weights on a grid",
-        "switches integer_program weight_grid choice_search",
+        "choices.switches choices.integer_program choices.weight_grid choices.choice_search choices.incumbent "
+        "choices.mixed_integer",
     ),
-    ("choices: a good point, a proven bound", "incumbent mixed_integer"),
     ("known programs, conformance checks for users' own classes", "problems testing"),
     ("write the change into a copy", "apply"),
     ("the true network judges, during a repair and after it", "judge verify"),
-    ("a repair in progress", "task"),
+    ("a repair in progress", "methods.task"),
     (
         "the methods: loops over model, rows, program, solve, judge",
-        "cross_entropy loss_sequence sequential methods sparse_repair",
+        "methods.cross_entropy methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair",
     ),
-    ("what was done and what came of it", "report_text report"),
+    ("what was done and what came of it", "reporting.report_text report"),
     ("solve_repair(): the stages in order", "pipeline"),
 ]
 ORDER = [name for _, names in STAGES for name in names.split()]
-SOLVERS_MAY_IMPORT = {"errors", "program", "solve", "working_set"}
+SOLVERS_MAY_IMPORT = {"errors", "program", "solve", "working_sets.working_set"}
 LOADED_LATE = {
     "clarabel",
     "cvxpy",
@@ -59,7 +75,7 @@ LOADED_LATE = {
 }
 FILE_LINES, FUNCTION_LINES = 400, 60
 
-CORE = sorted((PROJECT / "repairopt").glob("*.py"))
+CORE = sorted((PROJECT / "repairopt").rglob("*.py"))
 BACK_ENDS = sorted((PROJECT / "solvers").glob("*.py"))
 SCRIPTS = sorted((PROJECT / "examples").glob("*.py")) + sorted((PROJECT / "benchmarks").glob("*.py"))
 
@@ -74,6 +90,20 @@ def runs(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
             yield from runs(child)
+
+
+def dotted(path: Path) -> str:
+    """Name of a module within the package, ``folder.module``; empty for those of ``__init__``."""
+    parts = path.relative_to(PROJECT / "repairopt").with_suffix("").parts
+    return "" if parts[-1] == "__init__" else ".".join(parts)
+
+
+def modules_of(path: Path) -> set[str]:
+    """Names within the package of the modules that one of its files imports."""
+    folder = "".join(f"{part}." for part in path.relative_to(PROJECT / "repairopt").parts[:-1])
+    names = imported(tree(path))
+    siblings = {folder + name[1:] for name in names if name.startswith(".")}
+    return siblings | {name.removeprefix("repairopt.") for name in names if name.startswith("repairopt.")}
 
 
 def imported(node: ast.AST) -> set[str]:
@@ -106,26 +136,31 @@ def named(path: Path) -> str:
 
 
 def test_every_module_has_its_place():
-    modules = {path.stem for path in CORE} - {"__init__"}
+    modules = {dotted(path) for path in CORE} - {""}
     assert len(ORDER) == len(set(ORDER))
     assert modules == set(ORDER), "a new module needs a place in STAGES, a removed one leaves it"
 
 
 @pytest.mark.parametrize("path", CORE, ids=named)
 def test_stages_import_only_stages_before_them(path):
-    if path.stem == "__init__":
+    if not dotted(path):
         return
-    siblings = {name[1:].split(".")[0] for name in imported(tree(path)) if name.startswith(".")}
-    late = sorted(name for name in siblings if ORDER.index(name) >= ORDER.index(path.stem))
+    late = sorted(name for name in modules_of(path) if ORDER.index(name) >= ORDER.index(dotted(path)))
     assert not late, f"{path.name} imports {', '.join(late)}, which come after it in the pipeline"
-    absolute = sorted(name for name in imported(tree(path)) if name.split(".")[0] in ("repairopt", "solvers"))
-    assert not absolute, f"{path.name} imports {', '.join(absolute)}; inside the package, use relative imports"
+
+
+@pytest.mark.parametrize("path", CORE, ids=named)
+def test_files_of_a_folder_are_imported_as_siblings_others_by_their_whole_name(path):
+    own = "".join(f"{part}." for part in path.relative_to(PROJECT / "repairopt").parts[:-1])
+    wrong = [name for name in imported(tree(path)) if own and name.startswith(f"repairopt.{own}")]
+    at_top = [name for name in imported(tree(path)) if not own and name.startswith("repairopt.")]
+    assert not wrong + at_top, "use relative imports for files of the same folder"
 
 
 def test_only_the_package_imports_the_pipeline_and_nothing_imports_testing():
-    users = {path.stem: imported(tree(path)) for path in CORE}
-    assert [name for name, names in users.items() if ".pipeline" in names] == ["__init__"]
-    assert not [name for name, names in users.items() if ".testing" in names]
+    users = {named(path): modules_of(path) for path in CORE}
+    assert [name for name, names in users.items() if "pipeline" in names] == ["repairopt/__init__.py"]
+    assert not [name for name, names in users.items() if "testing" in names]
 
 
 @pytest.mark.parametrize("path", BACK_ENDS, ids=named)

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repairopt.certify import Certificate, CertificateVerdict, certify
-from repairopt.dual_bound import dual_bound, objective_scale
+from repairopt.certificates.certify import Certificate, CertificateVerdict, certify
+from repairopt.certificates.dual_bound import dual_bound, objective_scale
+from repairopt.certificates.exact_check import exact_bound
+from repairopt.certificates.rational import round_up
 from repairopt.errors import ProgramError
-from repairopt.exact_check import exact_bound
 from repairopt.problems import INF, dense_quadratic, known_programs, linear
 from repairopt.program import Kind, Program
-from repairopt.rational import round_up
 from repairopt.solve import Solution, Status, available_solvers, solve
 
 OPTIMAL, FEASIBLE = CertificateVerdict.OPTIMAL, CertificateVerdict.FEASIBLE

@@ -6,11 +6,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from infeasible_programs import infeasible_at, proves
 
-from repairopt.certify import farkas_certificate, least_violation
-from repairopt.conflict import Conflict, Member, explain_conflict, restricted
-from repairopt.elastic import row_violations
+from repairopt.certificates.certify import farkas_certificate, least_violation
+from repairopt.certificates.conflict import Conflict, Member, explain_conflict, restricted
+from repairopt.certificates.elastic import row_violations
+from repairopt.certificates.farkas import check_ray
 from repairopt.errors import ProgramError, SolverError
-from repairopt.farkas import check_ray
 from repairopt.problems import INF, conflicting_rows, known_programs, linear
 from repairopt.program import Program
 from repairopt.solve import Status, available_solvers, solve

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repairopt.certify import CertificateVerdict, certify
-from repairopt.dual_bound import curvature_deficit, dual_bound
-from repairopt.exact_check import exact_bound
+from repairopt.certificates.certify import CertificateVerdict, certify
+from repairopt.certificates.dual_bound import curvature_deficit, dual_bound
+from repairopt.certificates.exact_check import exact_bound
 from repairopt.problems import INF, dense_quadratic
 from repairopt.program import Kind, Program
 from repairopt.solve import Solution, Status, available_solvers, solve

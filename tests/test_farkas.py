@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from infeasible_programs import barely_feasible, exact_margin, infeasible_at, proves
 
-from repairopt.certify import CertificateVerdict, certify, farkas_certificate
-from repairopt.conflict import explain_conflict
+from repairopt.certificates.certify import CertificateVerdict, certify, farkas_certificate
+from repairopt.certificates.conflict import explain_conflict
+from repairopt.certificates.farkas import check_ray
+from repairopt.certificates.rational import as_fractions
 from repairopt.errors import ProgramError
-from repairopt.farkas import check_ray
 from repairopt.problems import INF, conflicting_rows, known_programs
 from repairopt.program import Program
-from repairopt.rational import as_fractions
 from repairopt.solve import Solution, Status, available_solvers, solve
 
 INFEASIBLE = [p for p in known_programs() if p.status is Status.INFEASIBLE and p.program.integer is None]

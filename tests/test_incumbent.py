@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from integer_instances import broken_samples, enumerated, singles, sparse_change, wrong_samples
 
 from repairopt import Kind, Program, Solution, Status, UnsupportedError, available_solvers
-from repairopt.incumbent import find_incumbent
-from repairopt.integer_program import allow_broken, limit_changes, maximize_fixed
-from repairopt.mixed_integer import groups_bound, relaxation_bound, solve_integer
+from repairopt.choices.incumbent import find_incumbent
+from repairopt.choices.integer_program import allow_broken, limit_changes, maximize_fixed
+from repairopt.choices.mixed_integer import groups_bound, relaxation_bound, solve_integer
+from repairopt.choices.weight_grid import grid
 from repairopt.solve import solve
-from repairopt.weight_grid import grid
 
 quadratic = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 

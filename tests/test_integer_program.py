@@ -10,11 +10,11 @@ from integer_instances import broken_samples, enumerated, singles, sparse_change
 from scipy import sparse
 
 from repairopt import Kind, Program, ProgramError, Status, available_solvers
-from repairopt.integer_program import allow_broken, limit_changes, maximize_fixed, row_range, rows_by_sample
-from repairopt.mixed_integer import solve_integer
+from repairopt.choices.integer_program import allow_broken, limit_changes, maximize_fixed, row_range, rows_by_sample
+from repairopt.choices.mixed_integer import solve_integer
+from repairopt.choices.weight_grid import grid
 from repairopt.solve import solve
 from repairopt.specify import Source
-from repairopt.weight_grid import grid
 
 quadratic = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 EXACT = {"time_limit": 30.0, "gap_tol": 1e-7}

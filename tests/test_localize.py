@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repairopt.attribution import care_scores
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.evaluate import Engine
+from repairopt.localization.attribution import care_scores
+from repairopt.localization.trace_layers import LayerGraph
+from repairopt.localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from repairopt.localize import Location, localize
-from repairopt.trace_layers import LayerGraph
-from repairopt.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 
 DATA = (
     Path(os.environ.get("REPAIROPT_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")) / "autoric"

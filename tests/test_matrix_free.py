@@ -13,11 +13,11 @@ from scipy import sparse
 from repairopt.errors import ProgramError
 from repairopt.problems import known_programs
 from repairopt.program import Kind, Program
-from repairopt.relaxation import certified_gap
 from repairopt.solve import Status, available_solvers, find_solver, solve
 from repairopt.solvers import PIQP, WoodburyIPM
 from repairopt.surrogate import LowRankHessian
 from repairopt.testing import check_solver
+from repairopt.working_sets.relaxation import certified_gap
 
 INF = np.inf
 INNER = import_module("repairopt.solvers.matrix_free")

@@ -24,8 +24,8 @@ from repairopt import (
     solve_repair,
 )
 from repairopt.judge import Judge
-from repairopt.methods import Method
-from repairopt.task import Outcome
+from repairopt.methods.autoric import Method
+from repairopt.methods.task import Outcome
 
 ALL = Strictest(positive=1, negative=1)
 NONE = Strictest(positive=0, negative=0)

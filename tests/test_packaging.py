@@ -37,7 +37,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 @pytest.mark.slow
 def test_wheel_holds_every_module_of_both_folders(wheel):
     names = set(wheel.namelist())
-    core = {f"repairopt/{path.name}" for path in (PROJECT / "repairopt").glob("*.py")}
+    core = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "repairopt").rglob("*.py")}
     back_ends = {f"repairopt/solvers/{path.name}" for path in (PROJECT / "solvers").glob("*.py")}
     assert core | back_ends | {"repairopt/py.typed"} <= names
     top = {name.split("/")[0] for name in names}

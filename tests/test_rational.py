@@ -4,9 +4,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repairopt.exact_check import exact_objective, exact_violation
+from repairopt.certificates.exact_check import exact_objective, exact_violation
+from repairopt.certificates.rational import (
+    as_fractions,
+    exact_product,
+    exact_solve,
+    is_semidefinite,
+    round_down,
+    round_up,
+)
 from repairopt.program import Program
-from repairopt.rational import as_fractions, exact_product, exact_solve, is_semidefinite, round_down, round_up
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=True)
 

@@ -20,8 +20,8 @@ from repairopt import (
     solve_repair,
 )
 from repairopt.evaluate import Engine
-from repairopt.methods import Method
-from repairopt.sparse_repair import AtMostBroken, FewWeights, MostFixed, weight_groups
+from repairopt.methods.autoric import Method
+from repairopt.methods.sparse_repair import AtMostBroken, FewWeights, MostFixed, weight_groups
 
 pytestmark = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 ALL = Strictest(positive=1, negative=1)

@@ -6,7 +6,7 @@ from sample_networks import CASES, Residual, Tied, chain
 from torch import nn
 
 from repairopt.evaluate import Engine
-from repairopt.split_graph import split_at
+from repairopt.network.split_graph import split_at
 
 
 class Shell(nn.Module):

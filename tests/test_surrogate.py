@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from repairopt.convexify import convex_matrix, sufficient_radius
 from repairopt.errors import SpecificationError
 from repairopt.evaluate import Engine
-from repairopt.least_squares import fit_diagonal_low_rank, fit_quadratic, rank_correlation, unknowns
 from repairopt.surrogate import LowRankHessian, Surrogate, SurrogateSettings, fit_surrogate
-from repairopt.surrogate_kinds import KINDS, choose_kind
+from repairopt.surrogates.convexify import convex_matrix, sufficient_radius
+from repairopt.surrogates.least_squares import fit_diagonal_low_rank, fit_quadratic, rank_correlation, unknowns
+from repairopt.surrogates.surrogate_kinds import KINDS, choose_kind
 
 SMOOTH = [kind for kind in KINDS if kind not in ("gauss_newton", "linear")]
 

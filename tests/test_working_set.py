@@ -15,11 +15,11 @@ from repairopt.errors import ProgramError
 from repairopt.evaluate import Engine
 from repairopt.linearize import anchor, linearize
 from repairopt.program import Program
-from repairopt.relaxation import certified_gap
-from repairopt.row_oracles import DenseRows, FeatureRows, LinearizedRows, RowOracle
 from repairopt.solve import Solution, Status, solve
 from repairopt.solvers import DAQP, PIQP, HiGHS
-from repairopt.working_set import solve_working_set
+from repairopt.working_sets.relaxation import certified_gap
+from repairopt.working_sets.row_oracles import DenseRows, FeatureRows, LinearizedRows, RowOracle
+from repairopt.working_sets.working_set import solve_working_set
 
 INF = np.inf
 
@@ -253,7 +253,7 @@ class Failing:
 
 
 def test_another_back_end_where_the_default_fails(monkeypatch):
-    import repairopt.working_set as module
+    import repairopt.working_sets.working_set as module
 
     head, matrix, lower = head_and_rows(20, 3000)
     plain = module.solve
@@ -412,8 +412,8 @@ MEMORY = """
 import resource, sys
 import numpy as np
 from repairopt.program import Program
-from repairopt.row_oracles import FeatureRows
-from repairopt.working_set import solve_working_set
+from repairopt.working_sets.row_oracles import FeatureRows
+from repairopt.working_sets.working_set import solve_working_set
 random = np.random.default_rng(0)
 features = np.maximum(random.normal(size=(60_000, 64)), 0.0)
 outputs = features @ random.normal(size=(64, 10))

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repairopt.certifier import Certifier
-from repairopt.counterexamples import Search, attack, attacked_radius
 from repairopt.errors import SpecificationError, UnsupportedError
-from repairopt.zonotope import certified_margin, certified_radius, certify, last_layer_zonotope
+from repairopt.propagation.certifier import Certifier
+from repairopt.propagation.counterexamples import Search, attack, attacked_radius
+from repairopt.propagation.zonotope import certified_margin, certified_radius, certify, last_layer_zonotope
 
 
 @pytest.fixture(autouse=True)

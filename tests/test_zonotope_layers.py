@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repairopt.counterexamples import attack, attacked_radius
 from repairopt.errors import ModelError, SpecificationError, UnsupportedError
-from repairopt.propagate_zonotope import TracedNetwork
-from repairopt.zonotope import certified_margin, certified_radius
+from repairopt.propagation.counterexamples import attack, attacked_radius
+from repairopt.propagation.propagate_zonotope import TracedNetwork
+from repairopt.propagation.zonotope import certified_margin, certified_radius
 
 
 @pytest.fixture(autouse=True)

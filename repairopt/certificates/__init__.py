@@ -1,0 +1,1 @@
+"""What is proven about a solution: bounds, Farkas proofs, conflicts, exact checks."""

@@ -1,0 +1,1 @@
+"""Mixed-integer programs: few weights, few broken samples, weights on a grid."""

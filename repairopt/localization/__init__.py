@@ -1,0 +1,1 @@
+"""Which weights may change: layers and units, selectors, attribution."""

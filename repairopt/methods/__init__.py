@@ -1,0 +1,1 @@
+"""The methods: loops over model, rows, program, solve and judge."""

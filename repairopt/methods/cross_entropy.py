@@ -1,0 +1,88 @@
+"""Cross-entropy of labelled samples as a quadratic model: exact gradient, Gauss-Newton curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repairopt.evaluate import Engine
+from repairopt.network.differentiate import pull_back, sample_rows
+from repairopt.surrogate import Surrogate
+
+Array = npt.NDArray[np.float64]
+CURVATURE_NUMBERS = 8_000_000  # in the derivatives for the Gauss-Newton matrix; above, a part of the samples
+NEGLIGIBLE = 1e-4  # p (1 - p) below this share of 1/4 adds no curvature worth a row
+
+
+def cross_entropy_model(
+    engine: Engine, data: Sequence[tuple[Tensor, Tensor]], delta: Array, seed: int = 0
+) -> Surrogate:
+    """Quadratic model of the mean cross-entropy over all samples, in the step from ``delta``.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        data: Pairs of inputs ``(N, ...)`` and labels ``(N,)``.
+        delta: Where, ``(n,)``.
+        seed: Chooses the samples for the curvature where all would be too many.
+
+    Returns:
+        Surrogate with a positive semidefinite ``(n, n)`` Hessian.
+    """
+    total = sum(len(labels) for _, labels in data)
+    gradient = np.zeros(engine.n)
+    hessian = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
+    loss = 0.0
+    for inputs, labels in data:
+        outputs = engine.predict(delta)(inputs)
+        own = labels.to(outputs.device)
+        loss += float(torch.nn.functional.cross_entropy(outputs, own, reduction="sum")) / total
+        chance = torch.softmax(outputs, dim=1)
+        error = chance.clone()
+        error[torch.arange(len(own), device=own.device), own] -= 1
+        gradient += pull_back(engine, inputs, error / total, delta).cpu().numpy()
+        hessian += _curvature(engine, inputs, chance, delta, seed) / total
+    scale = engine.scale.cpu().numpy()
+    return Surrogate(gradient, hessian.cpu().numpy(), loss, scale, kind="cross_entropy")
+
+
+def _curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, seed: int) -> Tensor:
+    """Sum over samples of ``J' (diag(p) - p p') J``, from its square root, a few samples at a time."""
+    samples, cotangents = _roots(chance)
+    result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
+    if not len(samples):
+        return result
+    most = max(4 * engine.n, CURVATURE_NUMBERS // (engine.n_changed + engine.floats(inputs)))
+    share = 1.0
+    if len(samples) > most:
+        draw = torch.Generator().manual_seed(seed)
+        pick = torch.randperm(len(samples), generator=draw)[:most].sort().values.to(samples.device)
+        share, samples, cotangents = most / len(samples), samples[pick], cotangents[pick]
+    step = max(1, engine.memory_limit // (32 * engine.n))
+    for start in range(0, len(samples), step):
+        span = slice(start, start + step)
+        rows = sample_rows(engine, inputs, samples[span], cotangents[span], delta)
+        rows = (
+            rows.double()
+        )  # a product in float32 is neither symmetric nor positive semidefinite to float64's rounding
+        result += rows.T @ rows
+    return (result + result.T) / (2 * share)
+
+
+def _roots(chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``c`` with ``sum c c' = diag(p) - p p'`` for each sample: one for two classes, else one a class."""
+    count, classes = chance.shape
+    every = torch.arange(count, device=chance.device)
+    if classes == 2:
+        spread = chance[:, 0] * chance[:, 1]
+        keep = spread > NEGLIGIBLE / 4
+        root = spread[keep].sqrt()
+        return every[keep], torch.stack([root, -root], dim=1)
+    cotangents = chance.sqrt()[:, :, None] * (
+        torch.eye(classes, device=chance.device, dtype=chance.dtype) - chance[:, None, :]
+    )
+    keep = (chance * (1 - chance) > NEGLIGIBLE / 4).flatten()
+    return every.repeat_interleave(classes)[keep], cotangents.reshape(-1, classes)[keep]

@@ -1,0 +1,272 @@
+"""What every repair method works with: the engine, the judge, the settings, and one way to solve for a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from repairopt.evaluate import Engine
+from repairopt.judge import Judge, Judgement, Stop
+from repairopt.linearize import Linearization, Picks, Rows
+from repairopt.program import Program, build_program, stack_rows
+from repairopt.solve import Solution, Solver, Status, preferred_solvers, solve
+from repairopt.specify import ChangeConstraint, Constraint, Property, Source
+from repairopt.surrogate import Surrogate, SurrogateSettings, fit_surrogate
+
+Array = npt.NDArray[np.float64]
+NO_INFLUENCE = "no chosen weight influences the goal; choose other weights, or widen the trust radius"
+FLAT = 1e-7  # change of the goal for a change of a weight by its natural size
+ELASTIC_PRICE = 1e4  # of a violated hard row in the elastic program, relative to the objective's slope
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One solve and what became of it.
+
+    Attributes:
+        step: What was done, in words.
+        status: Of the solve.
+        rows: Rows in the program.
+        variables: Variables in the program, slacks included.
+        solver: The back end.
+        seconds: Wall time of the solve.
+        goal: The goal on the true network afterwards, or NaN.
+        broken: Failing samples beyond what is allowed, on the true network, or -1.
+        accepted: Whether the point was kept.
+        note: Anything worth knowing.
+    """
+
+    step: str
+    status: str
+    rows: int = 0
+    variables: int = 0
+    solver: str = ""
+    seconds: float = 0.0
+    goal: float = float("nan")
+    broken: int = -1
+    accepted: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method returns.
+
+    Attributes:
+        delta: The weight change that it proposes, ``(n,)``.
+        status: Of the solve that made it.
+        surrogate: The model of the property that was used last, or None.
+        linearization: The linearized constraints that were used last, or None.
+        step: The step from ``linearization.delta`` to ``delta``, ``(n,)``, or None.
+        gave_way: Hard rows that the elastic program had to violate.
+        predicted: Improvement of the goal that the surrogates predicted, or NaN.
+        aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
+    """
+
+    delta: Array
+    status: Status
+    surrogate: Surrogate | None = None
+    linearization: Linearization | None = None
+    step: Array | None = None
+    gave_way: tuple[Source, ...] = ()
+    predicted: float = float("nan")
+    aimed: bool = False
+
+
+@dataclass(eq=False)
+class Task:
+    """A repair in progress.
+
+    Attributes:
+        engine: The network and the ``n`` weights.
+        goal: The property.
+        constraints: Constraints on outputs, anchored.
+        change: Constraints on the change.
+        judge: Judges points on the true network.
+        required: Smallest margin that the rows of each constraint ask for.
+        surrogate: How to model the property.
+        convexify: How to make the model convex.
+        linear: Solve linear programs (AutoRIC's LP variant).
+        trust_radius: Largest change of a weight, in units of its natural size.
+        solver: Back end, or None.
+        feasibility_tol: Largest relative violation of a row.
+        seed: For everything that draws.
+        progress: Called with each round, or None.
+    """
+
+    engine: Engine
+    goal: Property
+    constraints: tuple[Constraint, ...]
+    change: tuple[ChangeConstraint, ...]
+    judge: Judge
+    required: tuple[Array, ...]
+    surrogate: SurrogateSettings
+    convexify: str = "project"
+    linear: bool = False
+    trust_radius: float = 1.0
+    solver: str | Solver | None = None
+    feasibility_tol: float = 1e-6
+    seed: int = 0
+    progress: Callable[[Round], None] | None = None
+    rounds: list[Round] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rows_used: int = 0
+    notes: list[str] = field(default_factory=list)
+    _last: tuple[int, int, Solution | None] = (0, 0, None)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of a block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def fit(self, delta: Array | None = None) -> Surrogate:
+        """A convex model of the property around ``delta``."""
+        self.judge.check_time()
+        with self.timed("surrogate"):
+            settings = replace(self.surrogate, kind="linear") if self.linear else self.surrogate
+            fitted = fit_surrogate(self.engine, self.goal, settings, delta)
+            if is_flat(fitted):
+                raise Stop(NO_INFLUENCE)
+            return fitted if self.linear else fitted.convexified(self.convexify)
+
+    def box(self, delta: Array, radius: float) -> tuple[Array, Array]:
+        """Bounds of a step from ``delta``: the trust box, and the user's limits on the change where they are bounds."""
+        scale = self.engine.scale.cpu().numpy()
+        lower, upper = -radius * scale, radius * scale
+        initial = self.engine.initial.double().cpu().numpy()
+        for constraint in self.change:
+            if hasattr(constraint, "box"):
+                low, high = constraint.box(initial)
+                lower, upper = np.maximum(lower, low - delta), np.minimum(upper, high - delta)
+        return np.minimum(lower, 0.0), np.maximum(upper, 0.0)
+
+    def change_rows(self, delta: Array) -> Rows:
+        """The user's rows on the change, as rows on a step from ``delta``."""
+        found = Rows.empty(self.engine.n)
+        initial = self.engine.initial.double().cpu().numpy()
+        for constraint in self.change:
+            if hasattr(constraint, "box"):
+                continue
+            matrix, lower, upper = constraint.rows(initial)
+            at = matrix @ delta
+            price = np.full(len(lower), np.inf)
+            sources = tuple(Source(constraint.name, -1, f"row {i}") for i in range(len(lower)))
+            found = stack_rows(found, Rows(matrix, lower - at, upper - at, price, sources))
+        return found
+
+    def solve_step(
+        self,
+        surrogate: Surrogate,
+        rows: Rows,
+        box: tuple[Array, Array],
+        delta: Array,
+        *,
+        extra: Rows | None = None,
+        proximal: float = 0.0,
+    ) -> tuple[Solution, tuple[Source, ...]]:
+        """Solve for a step; where hard rows are in conflict, solve the elastic program and name the rows that gave way.
+
+        Args:
+            surrogate: Convex model of the objective.
+            rows: Rows from the constraints.
+            box: Bounds of the step.
+            delta: The point that the step starts from.
+            extra: Further rows on the step.
+            proximal: Weight of the squared scaled step.
+
+        Returns:
+            The solution, its ``delta`` cut to the ``n`` weights, and the hard rows that gave way.
+        """
+        change = self.change_rows(delta)
+        if extra is not None and len(extra):
+            change = stack_rows(change, extra)
+        self.rows_used = max(self.rows_used, len(rows) + len(change))
+        program = build_program(surrogate, rows, box=box, change=change, linear=self.linear, proximal=proximal)
+        solution = self._solve(program)
+        gave_way: tuple[Source, ...] = ()
+        if solution.status is Status.INFEASIBLE:
+            slope = max(1e-6, float(np.abs(surrogate.gradient * surrogate.scale).max(initial=0.0)))
+            elastic = replace(rows, price=np.where(np.isfinite(rows.price), rows.price, ELASTIC_PRICE * slope))
+            program = build_program(surrogate, elastic, box=box, change=change, linear=self.linear, proximal=proximal)
+            solution = self._solve(program)
+            if solution.delta is not None:
+                lack = elastic.lower - elastic.matrix @ solution.delta[: self.engine.n]
+                hard = ~np.isfinite(rows.price)
+                gave_way = tuple(rows.sources[i] for i in np.flatnonzero(hard & (lack > 1e-6)))
+        if solution.delta is not None:
+            solution = replace(solution, delta=solution.delta[: self.engine.n])
+        return solution, gave_way
+
+    def _solve(self, program: Program) -> Solution:
+        self.judge.check_time()
+        with self.timed("solve"):
+            solution = solve(
+                program, self.solver, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left()
+            )
+            if solution.status in (Status.FAILED, Status.NO_POINT, Status.INFEASIBLE) and self.solver is None:
+                solution = self._try_others(program, solution)
+        self._last = (program.m, program.n, solution)
+        return solution
+
+    def _try_others(self, program: Program, failed: Solution) -> Solution:
+        """The default back end failed, or found no point: ask others (one, where it says infeasible); note it."""
+        for name in preferred_solvers(program):
+            if name == failed.solver:
+                continue
+            again = solve(program, name, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left())
+            if again.found or again.status in (Status.INFEASIBLE, Status.UNBOUNDED):
+                note = f"'{failed.solver}' ended '{failed.status}' ({failed.message}); '{name}' {again.status}."
+                if again.status is not failed.status and note not in self.notes:
+                    self.notes.append(note)
+                return again
+            if failed.status is Status.INFEASIBLE:
+                break
+        return failed
+
+    def record(self, step: str, judged: Judgement | None = None, *, accepted: bool = True, note: str = "") -> None:
+        """Log the last solve and what the true network said."""
+        m, n, solution = self._last
+        entry = Round(
+            step=step,
+            status=str(solution.status) if solution is not None else "",
+            rows=m,
+            variables=n,
+            solver=solution.solver if solution is not None else "",
+            seconds=solution.seconds if solution is not None else 0.0,
+            goal=judged.goal if judged is not None else float("nan"),
+            broken=judged.surplus if judged is not None else -1,
+            accepted=accepted,
+            note=note,
+        )
+        self.rounds.append(entry)
+        if self.progress is not None:
+            self.progress(entry)
+
+    def merge(self, picks: Picks, new: Picks) -> Picks:
+        """Union of two selections, order kept."""
+        none: Any = np.zeros(0, dtype=np.int64)
+        return {c: np.concatenate([picks.get(c, none), new.get(c, none)]) for c in sorted({*picks, *new})}
+
+
+def is_flat(surrogate: Surrogate) -> bool:
+    """Whether no weight changes the modelled property by more than rounding, over its natural size."""
+    slope = np.abs(surrogate.gradient * surrogate.scale).max(initial=0.0)
+    curve = np.abs(_diagonal(surrogate) * surrogate.scale**2).max(initial=0.0)
+    return bool(max(slope, curve) < FLAT)
+
+
+def _diagonal(surrogate: Surrogate) -> Array:
+    hessian = surrogate.hessian
+    if hessian is None:
+        return np.zeros(1)
+    return np.diag(hessian) if isinstance(hessian, np.ndarray) else hessian.diagonal + (hessian.factor**2).sum(1)

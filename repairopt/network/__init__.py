@@ -1,0 +1,1 @@
+"""The network under a weight change: checks, the split before the first changed weight, derivatives."""

@@ -1,0 +1,137 @@
+"""Checks of the user's model, each with a message that says what to do; and the copy that the engine runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """A copy of the module structure, in evaluation mode, that shares every tensor with the user's model."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}. Wrap a plain function in a module."
+        )
+    shared = {id(t): t for source in (model.parameters, model.buffers) for t in source()}
+    try:
+        return copy.deepcopy(model, dict(shared)).eval()
+    except Exception as error:
+        raise ModelError(
+            f"model {type(model).__name__}: its modules cannot be copied ({type(error).__name__}: {error}). Remove "
+            f"attributes that cannot be copied (open files, locks, tensors with a gradient history)."
+        ) from error
+
+
+def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+    """Check that every parameter is finite float32 or float64.
+
+    Args:
+        model: The user's model.
+        parameters: Its parameters by name.
+
+    Returns:
+        Dtype and device of the first one, in which everything is computed.
+
+    Raises:
+        ModelError: No floating-point parameter, half precision, NaN.
+    """
+    floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
+    if not floating:
+        raise ModelError(f"model {type(model).__name__}: has no floating-point parameters, so nothing to repair.")
+    for name, parameter in floating.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ModelError(
+                f"model {type(model).__name__}: parameter '{name}' is {parameter.dtype}; repair needs float32 or "
+                f"float64. Pass model.float(), and cast the repaired model back."
+            )
+        if not bool(torch.isfinite(parameter.detach()).all()):
+            raise ModelError(f"model {type(model).__name__}: parameter '{name}' holds NaN or infinite numbers.")
+    first = next(iter(floating.values()))
+    return first.dtype, first.device
+
+
+def check_positions(name: str, positions: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Check flat positions in a parameter.
+
+    Args:
+        name: Of the parameter.
+        positions: Whole numbers ``(c,)``.
+        parameters: The model's parameters by name.
+
+    Returns:
+        The positions as int64 on the parameter's device.
+
+    Raises:
+        ModelError: Unknown parameter, a position out of range or given twice.
+    """
+    if name not in parameters:
+        known = ", ".join(list(parameters)[:12])
+        raise ModelError(f"weights: the model has no parameter '{name}'. Its parameters: {known}.")
+    size = parameters[name].numel()
+    ix = torch.as_tensor(positions, dtype=torch.int64, device=parameters[name].device)
+    if ix.ndim != 1 or (len(ix) and (int(ix.min()) < 0 or int(ix.max()) >= size)):
+        raise ModelError(f"weights: positions in '{name}' must be a vector of numbers 0 to {size - 1}.")
+    if len(torch.unique(ix)) != len(ix):
+        raise ModelError(f"weights: a position in '{name}' is given twice.")
+    return ix
+
+
+def accepts(caller: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network runs on inputs of this type as they are."""
+    try:
+        with torch.no_grad():
+            caller(inputs)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
+    """Check that a network gives finite logits, twice the same, each from its own input alone.
+
+    Args:
+        caller: Has the user's model as ``model``.
+        few: Five inputs.
+        inputs: All inputs, for messages.
+
+    Returns:
+        Number of classes.
+
+    Raises:
+        ModelError: It cannot run, gives another shape, NaN, is random, or mixes the inputs of a batch.
+    """
+    what = f"model {type(caller.model).__name__}"
+    with torch.no_grad():
+        try:
+            output = caller(few)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{what}: cannot run on inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {error}). "
+                f"Check the shape of the data, or pass forward_fn=lambda model, x: ..."
+            ) from error
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(
+                f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). "
+                f"Pass forward_fn=lambda model, x: ... that returns them."
+            )
+        if not bool(torch.isfinite(output).all()):
+            raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
+        again = caller(few)
+        if not torch.allclose(output, again, rtol=1e-5, atol=1e-6):
+            raise ModelError(
+                f"{what}: two passes over the same 5 inputs disagree by {float((output - again).abs().max()):.3g}, in "
+                f"evaluation mode. Look for dropout called without its training flag, or other randomness in forward."
+            )
+        alone = torch.cat([caller(few[i : i + 1]) for i in range(len(few))])
+        if not torch.allclose(output, alone, rtol=1e-3, atol=1e-4):
+            raise ModelError(
+                f"{what}: the output of an input depends on the others in its batch (difference "
+                f"{float((output - alone).abs().max()):.3g}). Look for batch statistics in forward."
+            )
+    return int(output.shape[1])

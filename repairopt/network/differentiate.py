@@ -1,0 +1,313 @@
+"""Derivatives of outputs and of functions of outputs with respect to the weight change, without a matrix.
+
+Forward mode for directions, reverse mode for functions and for the rows of single samples; exact structure where the
+changed weights are in the last linear layer. Everything runs in batches within the engine's memory limit.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import vmap
+
+from repairopt.errors import ProgramError, SpecificationError
+from repairopt.evaluate import Engine, Predictor
+from repairopt.specify import Predict
+
+
+def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
+    """Value and derivative of a differentiable function of the outputs.
+
+    The derivative with respect to the outputs is taken first, then pulled back through the network in batches, so
+    memory does not grow with the number of samples.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        function: From ``predict`` to a scalar or a vector ``(q,)``.
+        delta: Where, ``(n,)``; None for no change.
+
+    Returns:
+        ``(value (q,), jacobian (q, n))`` in float64.
+
+    Raises:
+        SpecificationError: The function's value does not depend on the outputs in a differentiable way.
+    """
+    change = engine.as_delta(delta)
+    value, recorder = _recorded(engine, function, change)
+    leaves = [output for _, output in recorder.runs] + [recorder.moving]
+    rows = []
+    for i in range(value.numel()):
+        *grads, direct = torch.autograd.grad(value[i], leaves, retain_graph=True, allow_unused=True)
+        pulled = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
+        if direct is not None:
+            pulled += direct.double()
+        for (inputs, _), cotangent in zip(recorder.runs, grads, strict=True):
+            if cotangent is not None:
+                pulled += pull_back(engine, inputs, cotangent, change)
+        rows.append(pulled)
+    return value.detach().to(torch.float64), torch.stack(rows)
+
+
+def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> Tensor:
+    """Second derivative of a scalar, twice differentiable function of the outputs.
+
+    The sum of the function's curvature in the outputs, ``J' F J``, and the network's own curvature, which is zero where
+    the outputs are piecewise linear in the changed weights.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        function: From ``predict`` to a scalar.
+        delta: Where, ``(n,)``; None for no change.
+
+    Returns:
+        ``(n, n)`` in float64, symmetric.
+
+    Raises:
+        SpecificationError: The function's value does not depend on the outputs in a differentiable way.
+    """
+    change = engine.as_delta(delta)
+    value, recorder = _recorded(engine, function, change)
+    runs = recorder.runs
+    if not runs:
+        raise SpecificationError(
+            f"{getattr(function, '__qualname__', function)}: reads the network in place of its outputs, so its exact "
+            f"Hessian is not at hand. Use surrogate='gradient_hessian' or 'diagonal_low_rank'."
+        )
+    outputs = [output for _, output in runs]
+    first = torch.autograd.grad(value[0], outputs, create_graph=True, allow_unused=True)
+    slopes = [_output_jacobian(engine, inputs, output.shape[1], change) for inputs, output in runs]  # (N k, n) each
+    result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
+    curved = [i for i, g in enumerate(first) if g is not None and g.requires_grad]
+    for j in range(engine.n if curved else 0):
+        summed = torch.stack([first[i].flatten() @ slopes[i][:, j] for i in curved]).sum()
+        second = torch.autograd.grad(summed, outputs, retain_graph=True, allow_unused=True)
+        for slope, column in zip(slopes, second, strict=True):
+            if column is not None:
+                result[:, j] += (column.flatten() @ slope).double()
+    for (inputs, _), weight in zip(runs, first, strict=True):
+        if weight is not None:
+            result += _network_curvature(engine, inputs, weight.detach(), change)
+    return (result + result.T) / 2
+
+
+def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples: Tensor | None = None) -> Tensor:
+    """Derivative of the outputs along one direction of weight change, by a forward-mode product, without a matrix.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        inputs: Samples ``(N, ...)``.
+        delta: Where, ``(n,)``.
+        direction: ``(n,)``.
+        samples: Indices of the samples wanted, or None for all.
+
+    Returns:
+        ``(N, k)`` in the model's dtype.
+    """
+    change, way = engine.as_delta(delta), engine.as_delta(direction)
+    count = inputs.shape[0] if samples is None else len(samples)
+    product = _forward_product if _forward_pays(count * engine.floats(inputs)) else _double_product
+    out = []
+    for _, part in engine.batches(inputs, samples, 6 * engine.floats(inputs)):
+        out.append(_affine_tangent(engine, part[0], way) if engine.exact else product(engine, part, change, way))
+    return torch.cat(out)
+
+
+def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = None) -> Tensor:
+    """Derivative of ``sum(cotangent * outputs)`` by reverse mode.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        inputs: Samples ``(N, ...)``.
+        cotangent: ``(N, k)``.
+        delta: Where, ``(n,)``.
+
+    Returns:
+        ``(n,)`` in float64.
+    """
+    change = engine.as_delta(delta)
+    total = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
+    for span, part in engine.batches(inputs, None, 3 * engine.floats(inputs)):
+        chosen = cotangent[span].to(engine.dtype)
+        if engine.exact:
+            weight = (chosen.T @ part[0]).flatten()
+            parts = [chosen.sum(0)[ix] if bias else weight[ix] for bias, ix, _ in _affine_parts(engine, change)]
+            total += torch.cat(parts).double()
+            continue
+        moving = change.clone().requires_grad_()
+        with torch.enable_grad():
+            output = engine.run(engine.weights(moving), part)
+            summed = (output * chosen).sum()  # a scalar: grad_outputs would import a symbolic algebra system
+        total += _derivative(summed, moving).double()
+    return total
+
+
+def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Tensor, delta: Any = None) -> Tensor:
+    """Derivatives of ``cotangent . output`` for chosen samples, one row each.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        inputs: Samples ``(N, ...)``.
+        samples: Indices ``(R,)``; may repeat.
+        cotangents: ``(R, k)``.
+        delta: Where, ``(n,)``.
+
+    Returns:
+        ``(R, n)`` in the model's dtype; the same for every ``delta`` where the weights are in the last linear layer.
+    """
+    change = engine.as_delta(delta)
+    if not len(samples):
+        return torch.zeros(0, engine.n, dtype=engine.dtype, device=engine.device)
+    out = []
+    for span, part in engine.batches(inputs, samples, 3 * engine.n_changed + 4 * engine.floats(inputs)):
+        chosen = cotangents[span].to(engine.dtype)
+        if engine.exact:
+            out.append(_affine_rows(engine, part[0], chosen))
+            continue
+
+        def one(d: Tensor, *row: Tensor) -> Tensor:
+            return engine.run(engine.weights(d), tuple(r[None] for r in row))[0]
+
+        with torch.enable_grad():  # each row gets its own copy of delta, so one backward pass gives all rows
+            copies = change.expand(len(chosen), -1).clone().requires_grad_()
+            try:
+                outputs = vmap(one)(copies, *part)
+            except RuntimeError:  # vmap knows no LSTM, and no decisions on the data: one sample after the other
+                outputs = torch.stack([one(*row) for row in zip(copies, *part, strict=True)])
+            summed = (outputs * chosen).sum()
+        out.append(_derivative(summed, copies))
+    return torch.cat(out)
+
+
+def _forward_pays(numbers: int) -> bool:
+    """Forward mode is twice as fast, but its first use imports torch's compiler, most of a second."""
+    return numbers > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
+
+
+def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
+            output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
+            found = forward_ad.unpack_dual(output).tangent
+            return torch.zeros_like(output) if found is None else found
+    except NotImplementedError:  # some operation has no forward mode
+        return _double_product(engine, part, change, way)
+
+
+def _double_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
+    """The same product by differentiating the reverse-mode product with respect to its cotangent."""
+    moving = change.clone().requires_grad_()
+    with torch.enable_grad():
+        output = engine.run(engine.weights(moving), part)
+        cotangent = torch.zeros_like(output, requires_grad=True)
+        pulled = _derivative((output * cotangent).sum(), moving, create_graph=True)
+        return _derivative((pulled * way).sum(), cotangent)
+
+
+def _output_jacobian(engine: Engine, inputs: Tensor, classes: int, change: Tensor) -> Tensor:
+    """Derivatives of all outputs, ``(N k, n)``; refused where it would not fit."""
+    count = len(inputs) * classes
+    need = count * engine.n * torch.finfo(engine.dtype).bits // 8
+    if need > engine.memory_limit:
+        raise ProgramError(
+            f"The exact Hessian over {len(inputs):,} samples and {engine.n:,} weights needs {need / 2**30:.1f} GiB. "
+            f"Pass a smaller Location, fewer samples, surrogate='gauss_newton', or raise memory_limit."
+        )
+    every = torch.arange(len(inputs), device=engine.device).repeat_interleave(classes)
+    unit = torch.eye(classes, dtype=engine.dtype, device=engine.device).repeat(len(inputs), 1)
+    return sample_rows(engine, inputs, every, unit, change)
+
+
+class _Recorder(Predictor):
+    """Remembers each run and gives its outputs as leaves; parameters that are read directly depend on ``moving``."""
+
+    def __init__(self, engine: Engine, change: Tensor) -> None:
+        self.moving = change.clone().requires_grad_()
+        super().__init__(engine, self.moving)
+        self.runs: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        for known, output in self.runs:
+            if known is inputs:
+                return output
+        output = self._engine.predict(self.moving.detach())(inputs).requires_grad_()
+        self.runs.append((inputs, output))
+        return output
+
+
+def _recorded(engine: Engine, function: Callable[[Predict], Tensor], change: Tensor) -> tuple[Tensor, _Recorder]:
+    """The function's value ``(q,)`` as a graph over the network outputs, which are leaves; and its runs."""
+    recorder = _Recorder(engine, change)
+    with torch.enable_grad():
+        value = torch.as_tensor(function(recorder)).reshape(-1)
+    if not value.requires_grad:
+        raise SpecificationError(
+            f"{getattr(function, '__qualname__', function)}: its value does not depend on the network's outputs in a "
+            f"differentiable way. Use a sampled surrogate (surrogate='full'), or give the property a soft_value."
+        )
+    return value, recorder
+
+
+def _network_curvature(engine: Engine, inputs: Tensor, cotangent: Tensor, change: Tensor) -> Tensor:
+    """Second derivative of ``cotangent . outputs``; skipped where a probe finds the outputs piecewise linear."""
+    total = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
+    if engine.exact:
+        return total
+    probe = torch.linspace(0.5, 1.5, engine.n, dtype=engine.dtype, device=engine.device)
+    for span, part in engine.batches(inputs, None, 8 * engine.floats(inputs)):
+        moving = change.clone().requires_grad_()
+        with torch.enable_grad():
+            scalar = (engine.run(engine.weights(moving), part) * cotangent[span]).sum()
+            slope = _derivative(scalar, moving, create_graph=True)
+        if not slope.requires_grad or not bool(_derivative(slope @ probe, moving, retain_graph=True).any()):
+            continue
+        total += torch.stack([_derivative(entry, moving, retain_graph=True) for entry in slope]).double()
+    return total
+
+
+def _derivative(scalar: Tensor, moving: Tensor, *, create_graph: bool = False, retain_graph: bool = False) -> Tensor:
+    """Derivative of a scalar; zeros where there is none, as for step activations."""
+    if not scalar.requires_grad:
+        return torch.zeros_like(moving)
+    try:
+        keep = create_graph or retain_graph
+        found = torch.autograd.grad(scalar, moving, None, keep, create_graph, allow_unused=True)[0]
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):  # torch's words for an operation without a derivative
+            raise
+        found = None
+    return torch.zeros_like(moving) if found is None else found
+
+
+def _affine_parts(engine: Engine, delta: Tensor) -> Iterator[tuple[bool, Tensor, Tensor]]:
+    """For each changed parameter of the last linear layer: whether it is the bias, positions, its piece of delta."""
+    start = 0
+    for name, ix in engine.indices.items():
+        yield name.endswith("bias"), ix, delta[start : start + len(ix)]
+        start += len(ix)
+
+
+def _affine_tangent(engine: Engine, features: Tensor, way: Tensor) -> Tensor:
+    out = torch.zeros(features.shape[0], engine.classes, dtype=engine.dtype, device=engine.device)
+    for bias, ix, piece in _affine_parts(engine, way):
+        if bias:
+            out[:, ix] += piece
+        else:
+            matrix = torch.zeros(engine.classes * features.shape[1], dtype=engine.dtype, device=engine.device)
+            matrix[ix] = piece
+            out += features @ matrix.view(engine.classes, -1).T
+    return out
+
+
+def _affine_rows(engine: Engine, features: Tensor, cotangents: Tensor) -> Tensor:
+    width = features.shape[1]
+    parts = []
+    for bias, ix, _ in _affine_parts(engine, torch.zeros(engine.n, device=engine.device)):
+        parts.append(cotangents[:, ix] if bias else cotangents[:, ix // width] * features[:, ix % width])
+    return torch.cat(parts, dim=1)

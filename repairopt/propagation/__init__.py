@@ -1,0 +1,1 @@
+"""Robustness: zonotopes through the network, certified radii, the search for counterexamples."""

@@ -1,0 +1,1 @@
+"""Parts of the quadratic model of a property: fits, kinds, convexification."""

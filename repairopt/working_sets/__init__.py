@@ -1,0 +1,1 @@
+"""Programs with too many rows: the few that matter."""
