@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from sample_networks import CASES
 from torch import nn
 
-from repairopt import differentiate
 from repairopt.errors import ProgramError, SpecificationError
 from repairopt.evaluate import Engine
+from repairopt.network import differentiate
 from repairopt.network.differentiate import hessian, jacobian, pull_back, sample_rows, tangent
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
