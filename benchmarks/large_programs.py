@@ -97,7 +97,7 @@ def described(found: Any, seconds: float, floor: float, before: float) -> dict[s
     line |= {"before": before, "peak": peak(), "violation": found.violation, "objective": found.objective}
     for name in ("rounds", "passes", "pass_seconds", "largest"):
         line[name] = getattr(found, name, None)
-    line["gap"] = getattr(found, "gap", None)
+    line["gap"] = getattr(found, "distance", None)
     return line
 
 

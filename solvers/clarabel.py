@@ -15,7 +15,8 @@ import numpy as np
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import sparse_hessian, sparse_rows
+from .choice import rank
+from .matrices import sparse_bytes, sparse_hessian, sparse_rows
 
 # Every clarabel.SolverStatus. "Almost" means a thousand times looser tolerances: no proof, so never OPTIMAL.
 STATUS = {
@@ -58,10 +59,15 @@ class Clarabel:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("clarabel",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """After DAQP, PIQP and HiGHS."""
-        return 30.0
+    def memory(program: Program) -> float:
+        """The rows and the Hessian three times in sparse storage, and the factors of a quasi-definite system."""
+        return 3.0 * sparse_bytes(program) + 8.0 * program.n**2
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""

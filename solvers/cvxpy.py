@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,9 @@ from repairopt.errors import UnsupportedError
 from repairopt.program import Kind, Program
 from repairopt.solve import Solution, Status
 
+from .highs_banner import quiet_highs
 from .matrices import sparse_rows
+from .same_rows import same_hessian
 
 # Every status of cvxpy. "Inaccurate" means looser tolerances: no proof, so never OPTIMAL, INFEASIBLE or UNBOUNDED.
 STATUS = {
@@ -84,16 +86,30 @@ class CVXPY:
         """Never the default: the open-source solvers behind it are faster without it."""
         return float("inf")
 
+    def session(self) -> _Session:
+        """A twin that keeps its problem: where gradient and sides alone change, CVXPY skips the translation."""
+        return _Session(self)
+
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
+        return self._finish(program, *self._translated(program))
+
+    def _translated(self, program: Program) -> tuple[Any, Any]:
         import cvxpy
 
-        solver = self.solver or DEFAULT[program.kind]
-        _check_solver(cvxpy, solver, program.kind)
+        _check_solver(cvxpy, self.solver or DEFAULT[program.kind], program.kind)
         problem, delta = as_cvxpy(program)
         if self.extra is not None:
             change = delta if program.n_delta == program.n else delta[: program.n_delta]
             problem = cvxpy.Problem(problem.objective, problem.constraints + list(self.extra(change)))
+        return problem, delta
+
+    def _finish(self, program: Program, problem: Any, delta: Any) -> Solution:
+        import cvxpy
+
+        solver = self.solver or DEFAULT[program.kind]
+        if solver == "HIGHS":
+            quiet_highs()
         native = self._run(cvxpy, problem, solver)
         status = STATUS.get(native.partition(":")[0], Status.FAILED)
         if native == "infeasible_or_unbounded":
@@ -102,11 +118,12 @@ class CVXPY:
             status = outcomes.get(without, Status.FAILED)
         if status is Status.NO_POINT and delta.value is not None and program.integer is not None:
             status = Status.FEASIBLE
-        message = f"{native} ({solver})"
+        message, plain = f"{native} ({solver})", self.extra is None  # else the program is not the whole problem
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
-            return Solution(status, message=message)
-        rows, bounds = _duals(program, problem) if self.extra is None else (None, None)
-        return Solution(status, delta=np.array(delta.value), message=message, row_duals=rows, bound_duals=bounds)
+            return Solution(status, message=message, retry=plain)
+        rows, bounds = _duals(program, problem) if plain else (None, None)
+        point = np.array(delta.value)
+        return Solution(status, point, message=message, row_duals=rows, bound_duals=bounds, retry=plain)
 
     def _run(self, cvxpy: Any, problem: Any, solver: str) -> str:
         started = time.monotonic()
@@ -130,6 +147,45 @@ class CVXPY:
             outer, inner = name.split(".")
             flat.setdefault(outer, {})[inner] = options[name]
         return flat | dict(self.native)
+
+
+@dataclass
+class _Session:
+    """Keeps the problem of the last program."""
+
+    options: CVXPY
+    time_limit: float | None = None
+    verbose: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)  # shared by copies with another time limit
+
+    name: ClassVar[str] = CVXPY.name
+    kinds: ClassVar[frozenset[Kind]] = CVXPY.kinds
+    requires: ClassVar[tuple[str, ...]] = CVXPY.requires
+
+    def solve(self, program: Program) -> Solution:
+        """New values for the parameters of the last problem, or a new problem."""
+        options = self.options if self.time_limit is None else replace(self.options, time_limit=self.time_limit)
+        last = self.memory.get("program")
+        if last is None or not _same_but_parameters(last, program):
+            self.memory["problem"] = options._translated(program)
+        problem, delta = self.memory["problem"]
+        for name, (kept, sides) in _sides(program).items():
+            if len(kept):
+                problem.param_dict[name].value = sides
+        problem.param_dict["gradient"].value = program.gradient
+        self.memory["program"] = program
+        return options._finish(program, problem, delta)
+
+
+def _same_but_parameters(last: Program, program: Program) -> bool:
+    """Whether gradient and the values of finite sides are all that differs."""
+    if last.n != program.n or last.m != program.m or last.kind is not program.kind:
+        return False
+    same = last.constant == program.constant and same_hessian(last, program) and last.n_delta == program.n_delta
+    pairs = zip(_sides(last).values(), _sides(program).values(), strict=True)
+    same = same and all(np.array_equal(a, b) for (a, _), (b, _) in pairs)
+    same = same and (program.integer is None or np.array_equal(last.integer, program.integer))  # type: ignore[arg-type]
+    return same and bool(abs(sparse_rows(last) - sparse_rows(program)).sum() == 0)
 
 
 def as_cvxpy(program: Program) -> tuple[Any, Any]:

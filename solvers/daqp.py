@@ -16,7 +16,8 @@ import numpy as np
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import dense_rows
+from .choice import rank
+from .matrices import dense_bytes, dense_rows
 
 # Every exit flag, with the name that DAQP's documentation gives it.
 STATUS = {
@@ -56,10 +57,15 @@ class DAQP:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("daqp",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """The default for LPs of up to 300 variables and QPs of up to 60; measured."""
-        return 0.0 if program.n <= (300 if program.hessian is None else 60) else 20.0
+    def memory(program: Program) -> float:
+        """The Hessian and the rows three times: both copied, both again in DAQP's own workspace."""
+        return 3.0 * dense_bytes(program)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from repairopt.program import Kind, Program
+from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
 from .matrices import sparse_hessian, sparse_rows
@@ -63,6 +63,7 @@ class Gurobi:
         node_limit: Nodes of the search tree, or None.
         feasibility_tol: Largest violation of rows and of the optimality conditions that Gurobi accepts, 1e-9 at least.
         gap_tol: Relative gap at which a mixed-integer or nonconvex program counts as solved.
+        start: A point to start a mixed-integer program from, ``(n,)``, or None.
         threads: Threads, or None for Gurobi's own choice.
         verbose: Print the native log.
         native: Gurobi parameters by their own names, for example ``{"MIPFocus": 1}``, license parameters included.
@@ -72,6 +73,7 @@ class Gurobi:
     node_limit: int | None = None
     feasibility_tol: float = 1e-9
     gap_tol: float = 1e-6
+    start: Array | None = None
     threads: int | None = None
     verbose: bool = False
     native: Mapping[str, Any] = field(default_factory=dict)
@@ -93,12 +95,13 @@ class Gurobi:
         errors = _names(gurobipy.GRB.Error)
         try:
             with gurobipy.Env(params=self._parameters()) as env, gurobipy.Model(env=env) as model:
-                return _solve(gurobipy, model, program)
+                return _solve(gurobipy, model, program, self.start)
         except gurobipy.GurobiError as error:
             remedy = REMEDY.get(errors.get(error.errno, ""))
             if remedy is None:
                 raise
-            return Solution(Status.FAILED, message=f"{error}: {remedy.format(open=OPEN[program.kind])}.")
+            text = f"{error}: {remedy.format(open=OPEN[program.kind])}."
+            return Solution(Status.FAILED, message=text, retry=False)
 
     def _parameters(self) -> dict[str, Any]:
         parameters: dict[str, Any] = {
@@ -119,8 +122,10 @@ class Gurobi:
         return parameters | dict(self.native)
 
 
-def _solve(gurobipy: Any, model: Any, program: Program) -> Solution:
+def _solve(gurobipy: Any, model: Any, program: Program, start: Array | None) -> Solution:
     delta, rows, owners, signs = _translate(gurobipy, model, program)
+    if start is not None and program.integer is not None:
+        delta.Start = start
     model.optimize()
     if model.Status in (gurobipy.GRB.INF_OR_UNBD, gurobipy.GRB.NUMERIC):
         model.Params.DualReductions = 0
@@ -132,6 +137,7 @@ def _solve(gurobipy: Any, model: Any, program: Program) -> Solution:
     if status is Status.NO_POINT and model.SolCount > 0 and model.IsMIP:
         status = Status.FEASIBLE
     work = max(int(model.IterCount), int(model.BarIterCount))
+    interrupted = native == "INTERRUPTED"
 
     def by_row(values: Any) -> Any:
         total = np.zeros(program.m)
@@ -142,7 +148,8 @@ def _solve(gurobipy: Any, model: Any, program: Program) -> Solution:
         ray = by_row(np.asarray(rows.FarkasDual)) if program.m else None
         return Solution(status, message=native, ray=ray, iterations=work)
     if status not in (Status.OPTIMAL, Status.FEASIBLE):
-        return Solution(status, message=native, iterations=work)
+        return Solution(status, message=native, iterations=work, interrupted=interrupted)
+    answer: dict[str, Any]
     if not model.IsMIP:
         answer = {"row_duals": by_row(-np.asarray(rows.Pi)), "bound_duals": -np.asarray(delta.RC)}
     else:
@@ -150,6 +157,7 @@ def _solve(gurobipy: Any, model: Any, program: Program) -> Solution:
         answer = {"bound": bound if abs(bound) < gurobipy.GRB.INFINITY else float("nan")}
         if status is not Status.OPTIMAL:
             native += f", gap {percent:.3g} %" if percent < 1e6 else ", gap unknown"
+    answer["interrupted"] = interrupted
     return Solution(status, delta=np.asarray(delta.X), message=native, iterations=work, **answer)
 
 

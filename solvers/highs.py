@@ -7,7 +7,7 @@ Licence MIT, https://highs.dev. Its QP solver is left out on purpose: it returne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,11 @@ import numpy as np
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import sparse_rows
+from .choice import rank
+from .highs_banner import quiet_highs
+from .highs_model import add_rows, build_model, change_model
+from .matrices import sparse_bytes
+from .same_rows import KnownRows
 
 # Every HighsModelStatus. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = {
@@ -40,6 +44,7 @@ STATUS = {
     "kPostsolveError": Status.FAILED,
     "kUnknown": Status.FAILED,
 }
+LONG = 1_000_000  # entries of a linear program from which on Ctrl-C is listened to while it is solved
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class HiGHS:
         time_limit: Seconds, or None.
         feasibility_tol: Largest violation of rows, bounds and integrality that HiGHS accepts, 1e-10 at least.
         gap_tol: Relative gap at which a mixed-integer program counts as solved.
+        start: A point to start a mixed-integer program from, ``(n,)``, or None.
         threads: Threads, or None for HiGHS's own choice; a number holds for the whole process.
         verbose: Print the native log.
         native: HiGHS options by their own names, for example ``{"mip_heuristic_effort": 0.2}``.
@@ -58,6 +64,7 @@ class HiGHS:
     time_limit: float | None = None
     feasibility_tol: float = 1e-9
     gap_tol: float = 1e-6
+    start: Array | None = None
     threads: int | None = None
     verbose: bool = False
     native: Mapping[str, Any] = field(default_factory=dict)
@@ -66,34 +73,38 @@ class HiGHS:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.MILP})
     requires: ClassVar[tuple[str, ...]] = ("highspy",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """The default for mixed-integer programs, and for linear ones too large for a dense matrix ``(n, n)``."""
-        return 0.0 if program.kind is Kind.MILP else 15.0
+    def memory(program: Program) -> float:
+        """The matrix three times: the model, the scaled copy of the simplex method, its row-wise form."""
+        return 3.0 * sparse_bytes(program)
+
+    def session(self) -> _Session:
+        """A twin that keeps its model and basis: rows are added to and taken from it, and dual simplex goes on."""
+        return _Session(self)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
-        import highspy
+        highspy = quiet_highs()
+        highs = self._fresh(highspy)
+        highs.passModel(build_model(highspy, program))
+        if self.start is not None and program.integer is not None:
+            guess = highspy.HighsSolution()
+            guess.col_value = list(self.start)
+            highs.setSolution(guess)
+        return _run(highspy, highs, program)
 
+    def _fresh(self, highspy: Any) -> Any:
         if self.threads is not None:
             highspy.Highs.resetGlobalScheduler(True)  # else HiGHS refuses another number of threads than last time
         highs = highspy.Highs()
         for option, value in self._options().items():
             highs.setOptionValue(option, value)
-        highs.passModel(_model(highspy, program))
-        highs.run()
-        native = highs.getModelStatus().name
-        if native == "kUnboundedOrInfeasible":
-            status = _without_objective(highs, program.n)
-        else:
-            status = STATUS.get(native, Status.FAILED)
-        info = highs.getInfo()
-        if status is Status.NO_POINT and info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
-            status = Status.FEASIBLE
-        ray = _ray(highs) if status is Status.INFEASIBLE and program.kind is Kind.LP else None
-        if status not in (Status.OPTIMAL, Status.FEASIBLE):
-            return Solution(status, message=native, ray=ray)
-        return _point(program, highs.getSolution(), info, status, native)
+        return highs
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
@@ -110,18 +121,81 @@ class HiGHS:
         return options | dict(self.native)
 
 
-def _model(highspy: Any, program: Program) -> Any:
-    model, rows = highspy.HighsLp(), sparse_rows(program)
-    model.num_col_, model.num_row_ = program.n, program.m
-    model.col_cost_, model.offset_ = program.gradient, program.constant
-    model.col_lower_, model.col_upper_ = program.bounds()
-    model.row_lower_, model.row_upper_ = program.lower, program.upper
-    model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    model.a_matrix_.start_, model.a_matrix_.index_, model.a_matrix_.value_ = rows.indptr, rows.indices, rows.data
-    if program.integer is not None:
-        kinds = highspy.HighsVarType
-        model.integrality_ = [kinds.kInteger if flag else kinds.kContinuous for flag in program.integer]
-    return model
+@dataclass
+class _Session:
+    """Keeps the model of the last linear program; where rows come and go, the basis stays."""
+
+    options: HiGHS
+    time_limit: float | None = None
+    verbose: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)  # shared by copies with another time limit
+
+    name: ClassVar[str] = HiGHS.name
+    kinds: ClassVar[frozenset[Kind]] = HiGHS.kinds
+    requires: ClassVar[tuple[str, ...]] = HiGHS.requires
+
+    def solve(self, program: Program) -> Solution:
+        """Update the model where the last program shares rows, else build it."""
+        options = self.options if self.time_limit is None else replace(self.options, time_limit=self.time_limit)
+        known = KnownRows.of(program) if program.kind is Kind.LP else None
+        if known is None:
+            return options.solve(program)
+        highspy, last = quiet_highs(), self.memory.get("known")
+        matches = None if last is None else last.matches(program)
+        if last is None or matches is None:
+            self.memory["highs"] = highs = options._fresh(highspy)
+            highs.passModel(build_model(highspy, program))
+            order = np.arange(program.m)
+        else:
+            highs = self.memory["highs"]
+            if options.time_limit is not None:  # HiGHS counts the time of all runs of a model
+                highs.setOptionValue("time_limit", highs.getRunTime() + float(options.time_limit))
+            order = change_model(highs, last.program, self.memory["order"], program, matches)
+            new = np.flatnonzero(matches < 0)
+            add_rows(highs, program, new)
+            order = np.concatenate([order, new])
+        self.memory["known"], self.memory["order"] = known, order
+        found = _run(highspy, highs, program, order)
+        if found.status is not Status.OPTIMAL:
+            self.memory.clear()
+        return found
+
+
+def _run(highspy: Any, highs: Any, program: Program, order: Any = None) -> Solution:
+    """Run and map; ``order`` says which row of the program each row of the model is, where they differ."""
+    interrupted = _listening(highs) if _is_long(program) else highs.run() is None
+    native = highs.getModelStatus().name
+    if native == "kUnboundedOrInfeasible":
+        status = _without_objective(highs, program.n)
+    else:
+        status = STATUS.get(native, Status.FAILED)
+    info = highs.getInfo()
+    if status is Status.NO_POINT and info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
+        status = Status.FEASIBLE
+    ray = _ray(highs) if status is Status.INFEASIBLE and program.kind is Kind.LP else None
+    if status not in (Status.OPTIMAL, Status.FEASIBLE):
+        return Solution(status, message=native, ray=_ordered(ray, order), interrupted=interrupted)
+    found = _point(program, highs.getSolution(), info, status, native)
+    return replace(found, row_duals=_ordered(found.row_duals, order), interrupted=interrupted)
+
+
+def _is_long(program: Program) -> bool:
+    return program.integer is not None or program.m * program.n >= LONG
+
+
+def _listening(highs: Any) -> bool:
+    """Run in a thread, so that Ctrl-C arrives; it ends the run at once, with the best point so far."""
+    highs.HandleUserInterrupt = True
+    highs.startSolve()
+    interrupted = False
+    while True:
+        try:
+            done, _ = highs.wait(0.05)
+            if done:
+                return interrupted
+        except KeyboardInterrupt:
+            interrupted = True
+            highs.cancelSolve()
 
 
 def _without_objective(highs: Any, n: int) -> Status:
@@ -135,6 +209,14 @@ def _without_objective(highs: Any, n: int) -> Status:
 def _ray(highs: Any) -> Array | None:
     _, exists, ray = highs.getDualRay()  # positive where the lower side holds: the other sign than ours
     return -np.asarray(ray) if exists else None
+
+
+def _ordered(values: Array | None, order: Any) -> Array | None:
+    if values is None or order is None:
+        return values
+    found = np.zeros(len(order))
+    found[order] = values
+    return found
 
 
 def _point(program: Program, solution: Any, info: Any, status: Status, native: str) -> Solution:

@@ -15,11 +15,12 @@ def dense_rows(program: Program) -> Array:
     return np.ascontiguousarray(matrix.toarray() if hasattr(matrix, "tocsr") else matrix, dtype=np.float64)
 
 
-def sparse_rows(program: Program) -> Any:
-    """``A`` as a ``scipy.sparse`` CSR matrix ``(m, n)`` without stored zeros; never shares memory with the program."""
+def sparse_rows(program: Program, index: Any = None) -> Any:
+    """``A``, or some of its rows, as a ``scipy.sparse`` CSR matrix without stored zeros; shares no memory with it."""
     from scipy import sparse
 
-    rows = sparse.csr_matrix(program.matrix, dtype=np.float64, copy=True)
+    chosen = program.matrix if index is None else program.matrix[index]
+    rows = sparse.csr_matrix(chosen, dtype=np.float64, copy=True)
     rows.sum_duplicates()
     rows.eliminate_zeros()
     return rows
@@ -32,3 +33,15 @@ def sparse_hessian(program: Program) -> Any:
     if program.hessian is None:
         return sparse.csc_matrix((program.n, program.n))
     return sparse.csc_matrix(np.triu(program.dense_hessian()))
+
+
+def sparse_bytes(program: Program) -> float:
+    """Bytes of ``A`` and ``H`` in sparse storage, at 12 an entry."""
+    matrix, hessian = program.matrix, program.hessian
+    entries = matrix.nnz if hasattr(matrix, "tocsr") else program.m * program.n
+    return 12.0 * (entries + (0 if hessian is None else program.n**2 // 2))
+
+
+def dense_bytes(program: Program) -> float:
+    """Bytes of ``A`` and of ``H`` in dense storage, one after the other."""
+    return 8.0 * (program.m * program.n + program.n**2)

@@ -24,8 +24,9 @@ from repairopt.solve import Solution, Status
 from repairopt.working_sets.working_set import solve_working_set
 
 from .active_set import System, active_set
+from .choice import rank
 from .interior_point import Limits, Point, interior_point
-from .program_tensors import LARGEST_DENSE, Data, ProgramTensors
+from .program_tensors import Data, ProgramTensors
 
 # Every ending of interior_point(), where the program turned out to be neither infeasible nor unbounded.
 STATUS = {
@@ -67,11 +68,10 @@ class WoodburyIPM:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("torch",)
 
-    @staticmethod
-    def preference(program: Program) -> float:
-        """The default for large QPs without a dense Hessian; elsewhere after all others."""
-        dense = program.hessian is None or isinstance(program.hessian, np.ndarray)
-        return 40.0 if dense or program.n <= LARGEST_DENSE else 5.0
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
 
     def solve(self, program: Program) -> Solution:
         """All rows at once where they are few, else a working set of them."""

@@ -7,15 +7,17 @@ Linear programs are left out on purpose: it needs too many steps on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from repairopt.program import Kind, Program
+from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import sparse_hessian, sparse_rows
+from .choice import rank
+from .matrices import sparse_bytes, sparse_hessian, sparse_rows
+from .same_rows import KnownRows, carried, same_hessian
 
 # Every osqp.SolverStatus. "Inaccurate" means ten times looser tolerances: no proof, so never OPTIMAL or INFEASIBLE.
 STATUS = {
@@ -53,27 +55,45 @@ class OSQP:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("osqp",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """Last of the built-in ones."""
-        return 40.0
+    def memory(program: Program) -> float:
+        """The rows and the Hessian four times in sparse storage, one for the factors."""
+        return 4.0 * sparse_bytes(program)
+
+    def session(self) -> _Session:
+        """A twin that updates gradient and sides where nothing else changed, and starts from its last point else."""
+        return _Session(self)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
+        return self._finish(program, self._setup(program))
+
+    def _setup(self, program: Program) -> Any:
         import osqp
         from scipy import sparse
 
-        low, high = program.bounds()
-        bounded = np.flatnonzero(np.isfinite(low) | np.isfinite(high))
+        bounded = _bounded(program)
         identity = sparse.identity(program.n, format="csr")[bounded]
         matrix = sparse.vstack([sparse_rows(program), identity], format="csc")
-        lower, upper = np.concatenate([program.lower, low[bounded]]), np.concatenate([program.upper, high[bounded]])
         backend = osqp.OSQP(algebra="builtin")
-        backend.setup(sparse_hessian(program), program.gradient, matrix, lower, upper, **self._settings())
+        data = (sparse_hessian(program), program.gradient, matrix, *_sides(program))
+        backend.setup(*data, **self._settings())
+        return backend
+
+    def _finish(self, program: Program, backend: Any) -> Solution:
+        import osqp
+
+        bounded = _bounded(program)
         result, native = _run(osqp, backend, polish="polishing" not in self.native)
         status = STATUS.get(native, Status.FAILED)
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
-            return Solution(status, message=native, iterations=result.info.iter)
+            stopped = native == "OSQP_SIGINT"
+            return Solution(status, message=native, iterations=result.info.iter, interrupted=stopped)
         bound_duals = np.zeros(program.n)
         bound_duals[bounded] = result.y[program.m :]
         return Solution(
@@ -97,6 +117,60 @@ class OSQP:
         if self.time_limit is not None:
             settings["time_limit"] = float(self.time_limit)
         return settings | dict(self.native)
+
+
+@dataclass
+class _Session:
+    """Keeps the factors of the last program, and its point."""
+
+    options: OSQP
+    time_limit: float | None = None
+    verbose: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)  # shared by copies with another time limit
+
+    name: ClassVar[str] = OSQP.name
+    kinds: ClassVar[frozenset[Kind]] = OSQP.kinds
+    requires: ClassVar[tuple[str, ...]] = OSQP.requires
+
+    def solve(self, program: Program) -> Solution:
+        """Update the model, or build it and start from the last point."""
+        options = self.options if self.time_limit is None else replace(self.options, time_limit=self.time_limit)
+        known, last = KnownRows.of(program), self.memory.get("known")
+        matches = None if known is None or last is None else last.matches(program)
+        if last is None or matches is None:
+            backend = options._setup(program)
+        elif _same_model(last.program, program, matches):
+            backend = self.memory["backend"]
+            lower, upper = _sides(program)
+            backend.update(q=program.gradient, l=lower, u=upper)
+        else:
+            backend = options._setup(program)
+            point: Solution = self.memory["solution"]
+            if point.delta is not None and point.bound_duals is not None:
+                duals = [carried(point.row_duals, matches), point.bound_duals[_bounded(program)]]
+                backend.warm_start(x=point.delta, y=np.concatenate(duals))
+        found = options._finish(program, backend)
+        self.memory.update(known=known, backend=backend, solution=found)
+        if known is None or found.status is not Status.OPTIMAL:
+            self.memory.clear()
+        return found
+
+
+def _same_model(last: Program, program: Program, matches: Any) -> bool:
+    """Whether two programs differ in gradient and sides alone."""
+    same_rows = last.m == program.m and np.array_equal(matches, np.arange(program.m))
+    return same_rows and same_hessian(last, program) and np.array_equal(_bounded(last), _bounded(program))
+
+
+def _bounded(program: Program) -> Any:
+    low, high = program.bounds()
+    return np.flatnonzero(np.isfinite(low) | np.isfinite(high))
+
+
+def _sides(program: Program) -> tuple[Array, Array]:
+    """Sides of the rows, then of the variables that have bounds."""
+    (low, high), bounded = program.bounds(), _bounded(program)
+    return np.concatenate([program.lower, low[bounded]]), np.concatenate([program.upper, high[bounded]])
 
 
 def _run(osqp: Any, backend: Any, *, polish: bool) -> tuple[Any, str]:

@@ -15,7 +15,8 @@ import numpy as np
 from repairopt.program import Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import dense_rows, sparse_hessian, sparse_rows
+from .choice import rank
+from .matrices import dense_bytes, dense_rows, sparse_bytes, sparse_hessian, sparse_rows
 
 # Every piqp.Status.
 STATUS = {
@@ -56,10 +57,15 @@ class PIQP:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("piqp",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """Second to DAQP where that is fast; behind HiGHS for LPs whose matrix ``(n, n)`` would be large."""
-        return 10.0 if program.hessian is not None or program.n <= 5000 else 18.0
+    def memory(program: Program) -> float:
+        """The Hessian and the rows four times in the dense variant, where most entries are stored."""
+        return 3.0 * sparse_bytes(program) if _is_sparse(program) else 4.0 * dense_bytes(program)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""

@@ -15,7 +15,9 @@ import numpy as np
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import dense_rows
+from .choice import rank
+from .matrices import dense_bytes, dense_rows
+from .same_rows import KnownRows, carried
 
 # Every proxqp.QPSolverOutput.
 STATUS = {
@@ -50,13 +52,26 @@ class ProxQP:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("proxsuite",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """After DAQP, PIQP and Clarabel."""
-        return 35.0
+    def memory(program: Program) -> float:
+        """The Hessian, the rows and those of the bounds four times."""
+        return 4.0 * (dense_bytes(program) + 8.0 * program.n**2)
+
+    def session(self) -> _Session:
+        """A twin that starts from its last point and multipliers."""
+        return _Session(self)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
+        return self._solve(program, None)
+
+    def _solve(self, program: Program, start: tuple[Array, Array] | None) -> Solution:
+        """From a point and multipliers of rows and bounds, where there are such."""
         from proxsuite import proxqp
 
         low, high = program.bounds()
@@ -71,7 +86,13 @@ class ProxQP:
         sides = np.concatenate([upper[above], -lower[below]])
         inequalities = (np.vstack([matrix[above], -matrix[below]]), np.full(len(sides), -np.inf), sides)
         backend.init(program.dense_hessian(), program.gradient, matrix[equal], upper[equal], *inequalities)
-        backend.solve()
+        if start is None:
+            backend.solve()
+        else:
+            point, held = start
+            signed = np.concatenate([np.maximum(held[above], 0.0), np.maximum(-held[below], 0.0)])
+            backend.settings.initial_guess = proxqp.InitialGuess.WARM_START
+            backend.solve(point, held[equal], signed)
         result, info = backend.results, backend.results.info
         native = info.status.name
         status = STATUS.get(native, Status.FAILED)
@@ -104,6 +125,35 @@ class ProxQP:
             "eps_dual_inf": 1e-12,
         }
         return settings | dict(self.native)
+
+
+@dataclass
+class _Session:
+    """Remembers the last program and its answer."""
+
+    options: ProxQP
+    verbose: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str] = ProxQP.name
+    kinds: ClassVar[frozenset[Kind]] = ProxQP.kinds
+    requires: ClassVar[tuple[str, ...]] = ProxQP.requires
+
+    def solve(self, program: Program) -> Solution:
+        """From the last point, with the multipliers of the rows that are still there."""
+        known, last = KnownRows.of(program), self.memory.get("known")
+        matches = None if known is None or last is None else last.matches(program)
+        start = None
+        if matches is not None:
+            point: Solution = self.memory["solution"]
+            assert point.delta is not None
+            assert point.bound_duals is not None
+            start = point.delta, np.concatenate([carried(point.row_duals, matches), point.bound_duals])
+        found = self.options._solve(program, start)
+        self.memory.update(known=known, solution=found)
+        if known is None or found.status is not Status.OPTIMAL:
+            self.memory.clear()
+        return found
 
 
 def _falls_without_limit(program: Program, lines: tuple[Array, Array, Array], point: Array) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
+from .highs_banner import quiet_highs
 from .matrices import sparse_hessian, sparse_rows
 
 # Every pyomo.opt.TerminationCondition. A limit with a feasible point in hand becomes FEASIBLE in solve().
@@ -88,12 +90,14 @@ class Pyomo:
         from pyomo.common.log import LoggingIntercept
 
         name = self.solver or _default(program)
+        if "highs" in name and find_spec("highspy") is not None:
+            quiet_highs()
         with LoggingIntercept(module="pyomo"):  # Pyomo logs a traceback where a solver is missing
             solver = pyo.SolverFactory(name)
             available = solver.available(exception_flag=False)
         if not available:
             text = f"Pyomo's solver {name} is not available here; install its executable or Python package, or choose"
-            return Solution(Status.FAILED, message=f"{text} another: Pyomo(solver=...).")
+            return Solution(Status.FAILED, message=f"{text} another: Pyomo(solver=...).", retry=False)
         model = as_pyomo(program)
         if program.integer is None and not name.startswith(WITHOUT_DUALS):
             model.dual = pyo.Suffix(direction=pyo.Suffix.IMPORT)

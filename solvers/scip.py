@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from repairopt.program import Kind, Program
+from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import sparse_hessian, sparse_rows
+from .choice import rank
+from .matrices import sparse_bytes, sparse_hessian, sparse_rows
 
 # Every SCIP status. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = {
@@ -50,6 +51,7 @@ class SCIP:
         node_limit: Nodes of the search tree, or None.
         feasibility_tol: Largest violation of rows, bounds and integrality that SCIP accepts.
         gap_tol: Relative gap at which a program counts as solved.
+        start: A point to start from, ``(n,)``, or None; one that is not feasible is ignored.
         threads: Number of solver instances that race each other; None or 1 for one, which is reproducible.
         verbose: Print the native log.
         native: SCIP parameters by their own names, for example ``{"limits/memory": 4096}``.
@@ -59,6 +61,7 @@ class SCIP:
     node_limit: int | None = None
     feasibility_tol: float = 1e-8
     gap_tol: float = 1e-6
+    start: Array | None = None
     threads: int | None = None
     verbose: bool = False
     native: Mapping[str, Any] = field(default_factory=dict)
@@ -68,17 +71,22 @@ class SCIP:
     requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
     nonconvex: ClassVar[bool] = True
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """The default for MIQPs; behind HiGHS for MILPs, behind all others for continuous programs."""
-        return {Kind.MIQP: 0.0, Kind.MILP: 10.0}.get(program.kind, 60.0)
+    def memory(program: Program) -> float:
+        """A hundred bytes for each entry: expressions on the way, constraints inside."""
+        return 9.0 * sparse_bytes(program)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
         if program.integer is not None and not np.all(np.isfinite(program.bounds())):
             # SCIP runs on and on where a mixed-integer program is unbounded. Then, and only then, for numbers that are
             # fractions, is the relaxation unbounded too, unless no point is feasible (Meyer 1974).
-            relaxed, _ = self._run(replace(program, integer=None))
+            relaxed, _ = self._run(replace(program, integer=None), start=False)
             if relaxed.getStatus() in ("unbounded", "inforunbd"):
                 return Solution(self._without_objective(program), message=f"{relaxed.getStatus()} relaxation")
         model, variables = self._run(program)
@@ -86,8 +94,9 @@ class SCIP:
         status = self._without_objective(program) if native == "inforunbd" else STATUS.get(native, Status.FAILED)
         if status is Status.NO_POINT and model.getNSols() > 0:
             status = Status.FEASIBLE
+        interrupted = native in ("userinterrupt", "terminate")
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
-            return Solution(status, message=native, iterations=nodes)
+            return Solution(status, message=native, iterations=nodes, interrupted=interrupted)
         best, bound = model.getBestSol(), float(model.getDualbound())
         bounded = abs(bound) < model.infinity()
         return Solution(
@@ -96,14 +105,15 @@ class SCIP:
             bound=bound if bounded else float("nan"),
             message=_with_gap(native, 100 * model.getGap() if bounded else np.inf, status),
             iterations=nodes,
+            interrupted=interrupted,
         )
 
     def _without_objective(self, program: Program) -> Status:
         """Tells unbounded, where there is a point, from infeasible."""
-        model, _ = self._run(program, objective=False)
+        model, _ = self._run(program, objective=False, start=False)
         return Status.UNBOUNDED if model.getNSols() > 0 else STATUS.get(model.getStatus(), Status.FAILED)
 
-    def _run(self, program: Program, *, objective: bool = True) -> tuple[Any, list[Any]]:
+    def _run(self, program: Program, *, objective: bool = True, start: bool = True) -> tuple[Any, list[Any]]:
         from pyscipopt import Model
 
         model = Model()
@@ -111,8 +121,9 @@ class SCIP:
         model.setParams(self._parameters())
         variables = _variables(model, program)
         _add_rows(model, program, variables)
-        if objective:
-            _add_objective(model, program, variables)
+        height = _add_objective(model, program, variables) if objective else None
+        if start and self.start is not None:
+            _add_start(model, program, self.start, variables, height)
         if self.threads is not None and self.threads > 1:
             model.solveConcurrent()
         else:
@@ -152,13 +163,36 @@ def _add_rows(model: Any, program: Program, variables: list[Any]) -> None:
             model.addCons(ExprCons(row, lhs=_side(lower), rhs=_side(upper)))
 
 
-def _add_objective(model: Any, program: Program, variables: list[Any]) -> None:
-    """SCIP takes linear objectives only: the height of a point above the paraboloid stands for a quadratic one."""
+def _add_start(model: Any, program: Program, point: Array, variables: list[Any], height: Any) -> None:
+    """Hand SCIP a point; what stands for the quadratic part of the objective gets its value there, rounded up."""
+    solution = model.createSol()
+    whole = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
+    for variable, value in zip(variables, np.where(whole, np.round(point), point).tolist(), strict=True):
+        model.setSolVal(solution, variable, value)
+    if height is not None:
+        value = program.objective(point) - program.constant
+        model.setSolVal(solution, height, value + 1e-9 * (1.0 + abs(value)))
+    model.addSol(solution)
+
+
+def _add_objective(model: Any, program: Program, variables: list[Any]) -> Any:
+    """SCIP takes linear objectives only: the height of a point above the paraboloid stands for a quadratic one.
+
+    Args:
+        model: Filled here.
+        program: Its objective.
+        variables: Those of the program.
+
+    Returns:
+        The variable of the height, or None.
+    """
     from pyscipopt.scip import Expr, ExprCons, Term
 
     terms = {Term(variable): float(g) for variable, g in zip(variables, program.gradient, strict=True)}
+    variable = None
     if program.hessian is not None:
-        height, upper = Term(model.addVar(lb=_floor(program), ub=None)), sparse_hessian(program).tocoo()
+        variable = model.addVar(lb=_floor(program), ub=None)
+        height, upper = Term(variable), sparse_hessian(program).tocoo()
         values = np.where(upper.row == upper.col, 0.5, 1.0) * upper.data
         for i, j, value in zip(upper.row, upper.col, values.tolist(), strict=True):
             terms[Term(variables[i], variables[j])] = value
@@ -166,6 +200,7 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> None:
         terms = {height: 1.0}
     model.setObjective(Expr(terms), "minimize")
     model.addObjoffset(program.constant)
+    return variable
 
 
 def _floor(program: Program) -> float | None:

@@ -15,7 +15,8 @@ import numpy as np
 from repairopt.program import Array, Kind, Program
 from repairopt.solve import Solution, Status
 
-from .matrices import sparse_rows
+from .choice import rank
+from .matrices import sparse_bytes, sparse_rows
 
 # Every status of scipy.optimize.linprog and milp. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = {
@@ -51,10 +52,15 @@ class SciPy:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.MILP})
     requires: ClassVar[tuple[str, ...]] = ("scipy",)
 
+    @classmethod
+    def preference(cls, program: Program) -> float:
+        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
+        return rank(cls.name, program)
+
     @staticmethod
-    def preference(program: Program) -> float:
-        """After all that are made for the kind."""
-        return 50.0
+    def memory(program: Program) -> float:
+        """The matrix four times."""
+        return 4.0 * sparse_bytes(program)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""

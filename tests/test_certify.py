@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repairopt.certificates.certify import Certificate, CertificateVerdict, certify
-from repairopt.certificates.dual_bound import dual_bound, objective_scale
+from repairopt.certificates.dual_bound import dual_bound
 from repairopt.certificates.exact_check import exact_bound
 from repairopt.certificates.rational import round_up
 from repairopt.errors import ProgramError
 from repairopt.problems import INF, dense_quadratic, known_programs, linear
 from repairopt.program import Kind, Program
 from repairopt.solve import Solution, Status, available_solvers, solve
+from repairopt.solving.recheck import objective_scale
 
 OPTIMAL, FEASIBLE = CertificateVerdict.OPTIMAL, CertificateVerdict.FEASIBLE
 

@@ -11,6 +11,7 @@ from repairopt.problems import dense_quadratic, knapsack, linear, nearest_intege
 from repairopt.program import Kind, Program
 from repairopt.solve import Solution, Status, available_solvers, find_solver, solve
 from repairopt.solvers import DAQP, PIQP, HiGHS
+from repairopt.solving.run_solver import run_solver
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def test_a_solver_that_takes_nonconvex_programs_gets_them():
 @pytest.mark.parametrize("status", [Status.OPTIMAL, Status.FEASIBLE])
 @pytest.mark.parametrize("point", [[3.0, 1.1], [3.1, 0.0], [-0.1, 0.0]])
 def test_a_claim_that_violates_a_row_or_bound_is_failed(status, point):
-    solution = solve(linear().program, Fixed(Solution(status, np.array(point), message="native text")))
+    solution = run_solver(linear().program, Fixed(Solution(status, np.array(point), message="native text")))
     assert solution.status is Status.FAILED
     assert not solution.found
     assert solution.violation == pytest.approx(0.1)
@@ -149,15 +150,14 @@ def test_small_violations_pass_relative_to_the_side():
 
 def test_the_core_recomputes_what_the_solver_reports():
     lie = Solution(Status.OPTIMAL, np.array([3.0, 1.0]), objective=-99.0, violation=7.0, solver="other", seconds=-1.0)
-    solution = solve(linear().program, Fixed(replace(lie, row_duals=np.array([2.0, 0.5]), bound_duals=np.zeros(2))))
-    assert (solution.status, solution.solver, solution.objective, solution.violation) == (
-        Status.OPTIMAL,
-        "fixed",
-        -10.0,
-        0.0,
-    )
+    wrong = replace(lie, row_duals=np.array([2.0, 0.5]), bound_duals=np.zeros(2), stationarity=0.0, gap=0.0)
+    solution = run_solver(linear().program, Fixed(wrong))
+    assert (solution.solver, solution.objective, solution.violation) == ("fixed", -10.0, 0.0)
     assert solution.seconds >= 0
     assert solution.stationarity == pytest.approx(max(abs(-3 + 2.5), abs(-2 + 2 + 1.5)))
+    assert solution.complementarity == pytest.approx(0.5 * 1.0)  # the second row has room of 1
+    assert (solution.status, solution.claimed) == (Status.FEASIBLE, Status.OPTIMAL)
+    assert "claimed optimal, but the multipliers leave a gradient of 0.429 (relative)" in solution.message
 
 
 @pytest.mark.parametrize("crash", [ZeroDivisionError("native"), ImportError("native"), ValueError("native")])
@@ -199,6 +199,6 @@ def test_every_status_says_what_it_means(status):
 
 
 def test_outcomes_are_values():
-    for status in (Status.INFEASIBLE, Status.UNBOUNDED, Status.NO_POINT, Status.FAILED):
+    for status in (Status.UNBOUNDED, Status.NO_POINT, Status.FAILED):
         solution = solve(linear().program, Fixed(Solution(status, message="text")))
         assert (solution.status, solution.found, solution.message) == (status, False, "text")

@@ -80,9 +80,9 @@ def test_multipliers_of_all_rows_prove_the_answer():
     assert np.abs(slope).max() < 1e-7
     assert found.row_duals.max() <= 1e-9  # lower sides pull down
     gap = certified_gap(program, found)
-    assert gap == pytest.approx(found.gap, abs=1e-10)
-    assert 0 <= found.gap <= 1e-8 * (1 + abs(found.objective))
-    assert found.bound == found.objective - found.gap
+    assert gap == pytest.approx(found.distance, abs=1e-10)
+    assert 0 <= found.distance <= 1e-8 * (1 + abs(found.objective))
+    assert found.bound == found.objective - found.distance
     assert "5000 rows" in found.message
 
 
@@ -227,7 +227,7 @@ def test_a_limit_gives_the_inner_point_and_its_gap():
     assert found.rounds == 2
     assert (lower - matrix @ found.delta).max() <= 1e-9
     assert found.bound <= optimum <= found.objective
-    assert found.gap == pytest.approx(found.objective - found.bound)
+    assert found.distance == pytest.approx(found.objective - found.bound)
     lower += matrix @ np.full(40, 0.3)
     found = solve_working_set(head, DenseRows(matrix, lower), max_rounds=1)
     assert found.status is Status.NO_POINT
@@ -256,8 +256,8 @@ def test_another_back_end_where_the_default_fails(monkeypatch):
     import repairopt.working_sets.working_set as module
 
     head, matrix, lower = head_and_rows(20, 3000)
-    plain = module.solve
-    monkeypatch.setattr(module, "solve", lambda p, s, **k: plain(p, Failing() if s is None else s, **k))
+    plain = module.find_solver
+    monkeypatch.setattr(module, "find_solver", lambda p, s: Failing() if s is None else plain(p, s))
     found = solve_working_set(head, DenseRows(matrix, lower))
     assert found.status is Status.OPTIMAL
     assert "'failing' failed in round 1" in found.message
@@ -269,8 +269,8 @@ def test_a_loose_back_end_is_asked_for_more_accuracy():
     loose = PIQP(feasibility_tol=1e-6, gap_tol=1e-6)
     rough = solve_working_set(head, DenseRows(matrix, lower), solver=loose, gap_tol=1.0, feasibility_tol=1e-6)
     fine = solve_working_set(head, DenseRows(matrix, lower), solver=loose, gap_tol=1e-8, feasibility_tol=1e-6)
-    assert rough.gap > 1e-8 * (1 + abs(rough.objective))
-    assert fine.gap <= 1e-8 * (1 + abs(fine.objective))
+    assert rough.distance > 1e-8 * (1 + abs(rough.objective))
+    assert fine.distance <= 1e-8 * (1 + abs(fine.objective))
 
 
 @given(st.integers(0, 10_000))

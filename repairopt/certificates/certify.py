@@ -25,10 +25,11 @@ from fractions import Fraction
 import numpy as np
 
 from repairopt.program import Array, Program
-from repairopt.solve import Solution, Status
+from repairopt.solving.recheck import objective_scale, violations
+from repairopt.solving.solution import Solution, Status
 
-from .dual_bound import DualBound, curvature_deficit, dual_bound, objective_scale
-from .elastic import LeastViolation, least_violation, relative_violation
+from .dual_bound import DualBound, curvature_deficit, dual_bound
+from .elastic import LeastViolation, least_violation
 from .exact_check import exact_bound, exact_objective, exact_violation
 from .farkas import FarkasCertificate, farkas_certificate
 from .rational import round_down, round_up
@@ -175,12 +176,13 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
 
 
 def _primal(program: Program, delta: Array, tol: float, exact: bool) -> Certificate:
+    violation, relative = violations(program, delta, np.asarray(program.matrix @ delta), floor=0.0)
     return Certificate(
         CertificateVerdict.NOT_CERTIFIED,
         tol=tol,
         exact=exact,
-        violation=program.violation(delta),
-        relative_violation=relative_violation(program, delta),
+        violation=violation,
+        relative_violation=relative,
         objective=program.objective(delta),
     )
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from repairopt.errors import ProgramError
 from repairopt.program import Program
-from repairopt.solve import Solver, Status, solve
+from repairopt.solving.run_solver import run_solver
+from repairopt.solving.solution import Solver, Status
 from repairopt.specify import Source
 
 from .dual_bound import absolute_columns, gamma
@@ -244,7 +245,7 @@ def _integer_conflict(program: Program, solver: str | Solver, deadline: float | 
         part, _ = restricted(program, members)
         low, high = program.bounds()
         part = replace(part, delta_lower=low, delta_upper=high)
-        status = solve(part, solver, time_limit=_left(deadline)).status
+        status = run_solver(part, solver, time_limit=_left(deadline)).status
         return members if status is Status.INFEASIBLE else None
 
     sides = [(program.upper, True), (program.lower, False)]

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.program import Array, Program
+from repairopt.solving.recheck import row_norms
 from repairopt.surrogate import LowRankHessian
 
 UNIT = 2.0**-53  # relative error of one operation
@@ -81,20 +82,6 @@ def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: flo
     return DualBound(gap, rounding, anchor, duals, lack, reach)
 
 
-def objective_scale(program: Program, delta: Array) -> float:
-    """The size of the objective's terms at a point: what gaps are measured against."""
-    least, quadratic = float(np.abs(program.gradient).max(initial=0.0)), 0.0
-    if program.hessian is not None:
-        quadratic = 0.5 * abs(float(delta @ (program.hessian @ delta)))
-        hessian = program.hessian
-        if isinstance(hessian, np.ndarray):
-            least += float(np.abs(hessian.diagonal()).max(initial=0.0))
-        else:
-            least += float((np.abs(hessian.diagonal) + (hessian.factor**2).sum(axis=1)).max(initial=0.0))
-    scale = max(quadratic + float(np.abs(program.gradient) @ np.abs(delta)), min(1.0, least))
-    return scale if scale > 0 else 1.0
-
-
 def gamma(count: int) -> float:
     """Relative error of a sum of ``count`` products, in any order."""
     return count * UNIT / (1.0 - count * UNIT)
@@ -104,15 +91,6 @@ def rows_of(program: Program, rows: Any) -> Array:
     """Some rows of ``A`` as a dense array."""
     part = program.matrix[rows]
     return np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float64)
-
-
-def row_norms(program: Program) -> Array:
-    """Euclidean norm of each row."""
-    if hasattr(program.matrix, "tocsr"):
-        from scipy.sparse import linalg
-
-        return np.asarray(linalg.norm(program.matrix, axis=1)) if program.m else np.zeros(0)
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", program.matrix, program.matrix)))
 
 
 def absolute_columns(program: Program, duals: Array) -> Array:

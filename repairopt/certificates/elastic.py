@@ -15,10 +15,11 @@ import numpy as np
 
 from repairopt.errors import SolverError
 from repairopt.program import Array, Program
-from repairopt.solve import Solution, Solver, Status, find_solver, solve
+from repairopt.solving.recheck import row_norms
+from repairopt.solving.registry import find_solver
+from repairopt.solving.run_solver import run_solver
+from repairopt.solving.solution import Solution, Solver, Status
 from repairopt.specify import Source
-
-from .dual_bound import row_norms
 
 PHASE_ONE = "highs"  # simplex: its multipliers are vertices, and pass an exact check at every depth (measured)
 PHASE_ONE_TOL = 1e-10  # the tightest that it takes
@@ -155,22 +156,6 @@ def row_violations(program: Program, delta: Array) -> Array:
     return violations
 
 
-def relative_violation(program: Program, delta: Array) -> float:
-    """Largest violation of row, bound or integrality, over the scales of :mod:`repairopt.certificates.certify`."""
-    low, high = program.bounds()
-    values, size = np.asarray(program.matrix @ delta), max(1.0, float(np.abs(delta).max(initial=0.0)))
-    groups = [(program.lower, values, program.upper, size * row_norms(program)), (low, delta, high, np.ones(program.n))]
-    worst = 0.0
-    for lower, value, upper, least in groups:
-        for excess, side in ((lower - value, lower), (value - upper, upper)):
-            scale = np.maximum(np.where(np.isfinite(side), np.abs(side), 0.0), least)
-            worst = max(worst, float(np.max(excess / np.where(scale > 0, scale, 1.0), initial=0.0)))
-    if program.integer is not None:
-        chosen = delta[program.integer]
-        worst = max(worst, float(np.max(np.abs(chosen - np.round(chosen)), initial=0.0)))
-    return worst
-
-
 def _worst(excess: Array, count: int) -> Any:
     order = np.argsort(-excess, kind="stable")[:count]
     return order[excess[order] > 0]
@@ -190,7 +175,7 @@ def _solve_elastic(
     if tol is not None and tol > PHASE_ONE_TOL and is_dataclass(backend):
         backend = replace(backend, feasibility_tol=PHASE_ONE_TOL)  # type: ignore[type-var]
     started = time.perf_counter()
-    found = solve(elastic, backend, time_limit=time_limit)
+    found = run_solver(elastic, backend, time_limit=time_limit)
     duals = None
     if found.row_duals is not None:
         duals = np.zeros(program.m)

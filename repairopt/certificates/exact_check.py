@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from repairopt.program import Array, Program
+from repairopt.solving.recheck import row_norms
 from repairopt.surrogate import LowRankHessian
 
-from .dual_bound import DualBound, gamma, near_zero, row_norms, rows_of
+from .dual_bound import DualBound, gamma, near_zero, rows_of
 from .rational import (
     LARGEST,
     LARGEST_SOLVE,

@@ -21,9 +21,10 @@ import numpy as np
 
 from repairopt.errors import ProgramError
 from repairopt.program import Array, Program
-from repairopt.solve import Solver, Status
+from repairopt.solving.recheck import row_norms
+from repairopt.solving.solution import Solver, Status
 
-from .dual_bound import UNIT, absolute_columns, gamma, row_norms, rows_of
+from .dual_bound import UNIT, absolute_columns, gamma, rows_of
 from .elastic import elastic_points
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, round_down
 

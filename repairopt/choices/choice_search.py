@@ -9,7 +9,9 @@ import numpy as np
 
 from repairopt.errors import SolverError
 from repairopt.program import Array, Kind, Program
-from repairopt.solve import Solution, Solver, Status, find_solver, solve
+from repairopt.solving.registry import find_solver
+from repairopt.solving.run_solver import run_solver
+from repairopt.solving.solution import Solution, Solver, Status
 
 from .integer_program import Choice, IntegerProgram, row_excess
 
@@ -74,7 +76,7 @@ class ChoiceSearch:
         if like not in self.backends:
             self.backends[like] = find_solver(program, self.solver)
         try:
-            return solve(program, self.backends[like], time_limit=left)
+            return run_solver(program, self.backends[like], time_limit=left)
         except SolverError as error:
             return Solution(Status.FAILED, message=str(error))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from repairopt.program import Array, Program
-from repairopt.solve import Solution, Solver
+from repairopt.solving.solution import Solution, Solver
 
 from .choice_search import ChoiceSearch, Incumbent, TimeUp
 from .integer_program import Choice, IntegerProgram

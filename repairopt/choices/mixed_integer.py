@@ -119,7 +119,7 @@ def _branched(best: _Best, solver: str | Solver | None, gap_tol: float, time_lim
     start = None if point is None else best.integer.lift(point.delta, point.chosen)
     backend = _prepared(find_solver(program, solver), start, share)
     try:
-        answer = solve(program, backend, time_limit=time_limit)
+        answer = solve(program, backend, time_limit=time_limit, prove=False)
     except SolverError as error:
         return Solution(Status.FAILED, message=str(error))
     return replace(answer, objective=answer.objective - offset, bound=answer.bound - offset)
@@ -265,7 +265,7 @@ class _Groups:
 
 def _solved(program: Program) -> Solution:
     try:
-        return solve(program)
+        return solve(program, prove=False)
     except SolverError as error:
         return Solution(Status.FAILED, message=str(error))
 

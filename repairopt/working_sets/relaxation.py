@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.program import Array, Matrix, Program
-from repairopt.solve import Solution
+from repairopt.solving.solution import Solution
 from repairopt.specify import Source
 
 Index = npt.NDArray[np.int64]

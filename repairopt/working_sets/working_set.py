@@ -22,7 +22,10 @@ import numpy as np
 
 from repairopt.errors import ProgramError
 from repairopt.program import Array, Program
-from repairopt.solve import Solution, Solver, Status, find_solver, preferred_solvers, solve
+from repairopt.solving.recheck import objective_scale
+from repairopt.solving.registry import find_solver, preferred_solvers
+from repairopt.solving.run_solver import run_solver
+from repairopt.solving.solution import Solution, Solver, Status
 
 from .relaxation import FARTHEST, REACH, Index, WorkingRows, at_reach, certified_gap, relaxation
 from .row_oracles import RowOracle
@@ -37,8 +40,9 @@ class WorkingSetSolution(Solution):
     """A solution, and what it took. ``row_duals`` has the head's own rows first, then all rows of the oracle.
 
     Attributes:
-        gap: Bound on ``objective - optimum`` from the multipliers alone, see
-            :func:`repairopt.working_sets.relaxation.certified_gap`; ``bound`` is the objective minus it.
+        distance: Bound on ``objective - optimum`` from the multipliers alone, see
+            :func:`repairopt.working_sets.relaxation.certified_gap`; ``bound`` is the objective minus it, ``gap`` is its
+            size over that of the objective's terms.
         rounds: Solves.
         passes: Times that all rows were looked at.
         largest: Most rows that a solve was given.
@@ -47,7 +51,7 @@ class WorkingSetSolution(Solution):
         working: Rows of the oracle in the last solve.
     """
 
-    gap: float = float("nan")
+    distance: float = float("nan")
     rounds: int = 0
     passes: int = 0
     largest: int = 0
@@ -77,7 +81,8 @@ def solve_working_set(
             ``n_delta`` variables. Must have no integers.
         rows: The many rows.
         solver: Back end, or None for the default of each round's program; where that fails, the next one is tried.
-            It starts anew in each round unless it remembers its last point, as ``woodbury`` does.
+            One with a ``session()`` updates its model from round to round; interior point and DAQP start anew (warm
+            starts of DAQP do not pay where the Hessian is singular, measured).
         batch: Rows to add in a round; None for 200, and up to 500 between 400 and 5,000 weights; measured.
         feasibility_tol: Violation of a row of the oracle, absolute, above which it is added.
         gap_tol: Where the gap at the end is larger, relative to ``1 + |objective|``, or a row at hand is violated by
@@ -144,6 +149,7 @@ class _Loop:
     pass_seconds: float = 0.0
     solve_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    sessions: dict[Any, Any] = field(default_factory=dict)
 
     def begin(self) -> None:
         """All rows where they are few, else those that are tightest at the start."""
@@ -262,25 +268,36 @@ class _Loop:
         return self._result(Solution(Status.FEASIBLE, self.inner, value, **found))
 
     def _result(self, solution: Solution) -> WorkingSetSolution:
-        gap, violation = float("nan"), float("nan")
+        distance, gap, violation = float("nan"), float("nan"), float("nan")
         if solution.delta is not None:
             violation = max(self.head.violation(solution.delta), float(self.excess.max(initial=0.0)))
             if solution.row_duals is not None:
-                gap = certified_gap(self.program, solution)
-                solution = replace(solution, bound=solution.objective - gap)
+                distance = certified_gap(self.program, solution)
+                solution = replace(solution, bound=solution.objective - distance)
             else:
-                gap = solution.objective - solution.bound
+                distance = solution.objective - solution.bound
+            gap = abs(distance) / objective_scale(self.head, np.asarray(solution.delta))
         own, m = self.head.m, self.oracle.m
         text = f"{solution.message}; {self.rounds} rounds, {self.passes} passes, {len(self.working.index)} of {m} rows"
         text = "; ".join([text, *self.notes])
         duals = {name: self.working.spread(getattr(solution, name), own, m) for name in ("row_duals", "ray")}
         took = {name: getattr(self, name) for name in ("rounds", "passes", "largest", "pass_seconds", "solve_seconds")}
-        values: dict[str, Any] = {**vars(solution), **duals, **took, "message": text, "violation": violation}
-        return WorkingSetSolution(**values, gap=gap, working=self.working.index)
+        found = {"message": text, "violation": violation, "gap": gap, "attempts": ()}
+        values: dict[str, Any] = {**vars(solution), **duals, **took, **found}
+        return WorkingSetSolution(**values, distance=distance, working=self.working.index)
 
     def _solve(self, solver: Any, time_limit: float | None) -> None:
         self.program = relaxation(self.head, self.working, self.reach)
-        self.solution = solve(self.program, solver, time_limit=time_limit)
+        options: Any = {"time_limit": time_limit, "checked": self.rounds > 1}  # the Hessian stays the same
+        self.solution = run_solver(self.program, self._session(solver), **options)
+
+    def _session(self, solver: Any) -> Any:
+        """The back end; where it can go on from its last program, one that does so from round to round."""
+        backend: Any = find_solver(self.program, solver)
+        if not callable(getattr(backend, "session", None)):
+            return backend
+        key = solver if solver is None or isinstance(solver, str) else id(solver)
+        return self.sessions.setdefault((key, backend.name), backend.session())
 
     def _point(self) -> Array:
         assert self.solution.delta is not None

@@ -1,0 +1,70 @@
+"""Keep what a native library prints: it writes to the process's own file descriptors, past Python's ``sys.stdout``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LARGEST_LOG = 1_000_000  # characters that are kept; of longer logs the beginning and the end
+
+
+@dataclass
+class NativeOutput:
+    """What was printed.
+
+    Attributes:
+        text: Filled when the block ends.
+    """
+
+    text: str = ""
+
+
+@contextlib.contextmanager
+def native_output(*, wanted: bool, echo: bool = True) -> Iterator[NativeOutput]:
+    """Take what native code prints within the block, and print it through ``sys.stdout`` afterwards.
+
+    So it appears in notebooks too, which never see the process's own output. Not while other threads print: the file
+    descriptors belong to the whole process.
+
+    Args:
+        wanted: Without, nothing is touched.
+        echo: Whether to print it afterwards.
+
+    Yields:
+        An object whose ``text`` is set at the end of the block.
+    """
+    found = NativeOutput()
+    if not wanted:
+        yield found
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved: list[tuple[int, int]] = []
+    with tempfile.TemporaryFile() as file:
+        try:
+            for descriptor in (1, 2):
+                with contextlib.suppress(OSError):  # a process without standard output
+                    saved.append((descriptor, os.dup(descriptor)))
+                    os.dup2(file.fileno(), descriptor)
+            yield found
+        finally:
+            sys.stdout.flush()
+            for descriptor, copy in saved:
+                os.dup2(copy, descriptor)
+                os.close(copy)
+            file.seek(0)
+            found.text = _shortened(file.read().decode("utf-8", errors="replace"))
+            if echo:
+                sys.stdout.write(found.text)
+                sys.stdout.flush()
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LARGEST_LOG:
+        return text
+    half = LARGEST_LOG // 2
+    return f"{text[:half]}\n... {len(text) - LARGEST_LOG:,} characters left out ...\n{text[-half:]}"

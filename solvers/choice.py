@@ -1,0 +1,87 @@
+"""Which back end is taken when none is asked for: one table, measured by ``benchmarks/solvers.py``.
+
+The first line that fits a program counts. Its back ends are taken in order, those that are not installed left out. Not
+in the table, so never chosen unasked: licensed ones, modelling layers, and back ends of other packages, which state a
+``preference`` of their own (ranks here are 0, 1, 2, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from repairopt.program import Kind, Program
+
+NEVER = float("inf")
+LARGE = 100_000  # places in a matrix from which on its storage decides
+SPARSE = 0.1  # share of stored entries up to which a matrix in sparse storage counts as sparse
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table.
+
+    Attributes:
+        kind: Kind of program.
+        order: Back ends, the best first.
+        variables: Most variables that the line speaks of.
+        sparse: Whether the line is for sparse matrices only, see ``SPARSE``.
+        low_rank: Whether the line is for Hessians given as a diagonal and a factor only.
+        because: What was measured.
+    """
+
+    kind: Kind
+    order: tuple[str, ...]
+    variables: float = NEVER
+    sparse: bool = False
+    low_rank: bool = False
+    because: str = ""
+
+    def fits(self, program: Program) -> bool:
+        """Whether the line speaks of a program."""
+        return (
+            program.kind is self.kind
+            and program.n <= self.variables
+            and (not self.sparse or is_sparse(program))
+            and (not self.low_rank or not (program.hessian is None or isinstance(program.hessian, np.ndarray)))
+        )
+
+
+TABLE = (
+    Rule(Kind.LP, ("highs", "piqp", "clarabel", "scipy", "daqp"), sparse=True, because="simplex uses sparsity"),
+    Rule(Kind.LP, ("daqp", "piqp", "highs", "clarabel", "scipy", "woodbury", "scip"), 300, because="fastest up to 300"),
+    Rule(Kind.LP, ("piqp", "highs", "clarabel", "scipy", "daqp", "woodbury"), 5000, because="fastest above 300"),
+    Rule(Kind.LP, ("highs", "piqp", "scipy", "woodbury"), because="PIQP's dense (n, n) matrix grows too large"),
+    Rule(Kind.QP, ("daqp", "piqp", "clarabel", "proxqp", "osqp", "woodbury", "scip"), 60, because="fastest up to 60"),
+    Rule(Kind.QP, ("piqp", "clarabel", "proxqp", "daqp", "osqp", "woodbury", "scip"), 5000, because="fastest above 60"),
+    Rule(Kind.QP, ("woodbury", "piqp", "clarabel", "osqp"), low_rank=True, because="no dense Hessian is built"),
+    Rule(Kind.QP, ("piqp", "clarabel", "osqp", "woodbury"), because="no other takes a dense Hessian of that size"),
+    Rule(Kind.MILP, ("highs", "scip", "scipy"), because="fastest open one"),
+    Rule(Kind.MIQP, ("scip",), because="the only open one that proves its bound"),
+)
+
+
+def rank(name: str, program: Program) -> float:
+    """Place of a back end in the line that fits a program; infinite where it has none."""
+    for rule in TABLE:
+        if rule.fits(program):
+            return float(rule.order.index(name)) if name in rule.order else NEVER
+    return NEVER
+
+
+def is_sparse(program: Program) -> bool:
+    """Whether the matrix is large, stored as a sparse one, and has few entries."""
+    matrix = program.matrix
+    size = program.m * program.n
+    return hasattr(matrix, "tocsr") and size >= LARGE and matrix.nnz <= SPARSE * size
+
+
+def described() -> Iterator[tuple[str, str, str]]:
+    """The table as text: kind, which programs, back ends."""
+    for rule in TABLE:
+        parts = ["sparse"] if rule.sparse else []
+        parts += ["low-rank Hessian"] if rule.low_rank else []
+        parts += [] if rule.variables == NEVER else [f"up to {rule.variables:,.0f} variables"]
+        yield str(rule.kind), ", ".join(parts) or "any other", ", ".join(rule.order)

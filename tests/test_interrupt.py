@@ -1,0 +1,52 @@
+"""Ctrl-C during a long native solve: the best point so far comes back, marked so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")]
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from repairopt.program import Program
+from repairopt.solve import solve
+
+random, n = np.random.default_rng(0), 90
+factor = random.normal(size=(n, n))
+program = Program(
+    gradient=10 * random.normal(size=n),
+    hessian=factor @ factor.T if {quadratic} else None,
+    matrix=random.normal(size=(150, n)),
+    upper=1.0 + random.exponential(size=150),
+    delta_lower=np.full(n, -5.0),
+    delta_upper=np.full(n, 5.0),
+    integer=np.ones(n, dtype=bool),
+)
+print("go", flush=True)
+started = time.perf_counter()
+found = solve(program, {solver!r})
+print(found.status.name, found.interrupted, len(found.attempts), found.delta is not None, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("solver", "quadratic"), [("highs", False), ("scip", True)])
+def test_ctrl_c_returns_the_best_point(solver, quadratic):
+    library = {"highs": "highspy", "scip": "pyscipopt"}[solver]
+    if find_spec(library) is None:
+        pytest.skip(f"{solver}: {library} is not installed")
+    code = SCRIPT.format(solver=solver, quadratic=quadratic)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "go\n"
+        time.sleep(4)
+        assert run.poll() is None, "the program was solved before it could be interrupted"
+        run.send_signal(signal.SIGINT)
+        status, interrupted, attempts, found = run.stdout.readlines()[-1].split()
+        run.wait(60)
+    assert (interrupted, attempts) == ("True", "1")
+    assert (status, found) in (("FEASIBLE", "True"), ("NO_POINT", "False"))
