@@ -4,6 +4,7 @@ State what must become true (a goal with a target) and what must stay true (cons
 small weight change, applies it to a copy of the model, and verifies the true network, on repair data and held-out data.
 """
 
+from .conclude import Repair
 from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
 from .errors import (
     ModelError,
@@ -15,11 +16,12 @@ from .errors import (
     SpecificationError,
     UnsupportedError,
 )
+from .formulate import RepairProgram, formulate_repair
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
 from .methods.autoric import Bisection, Incremental, OneShot
 from .methods.sequential import Sequential
-from .pipeline import Repair, solve_repair
+from .pipeline import solve_repair
 from .program import Kind, Program
 from .properties import ErrorRate, GroupGap, MissRate
 from .report import Report, Verdict
@@ -57,6 +59,7 @@ __all__ = [
     "Repair",
     "RepairError",
     "RepairFailedError",
+    "RepairProgram",
     "Report",
     "Sequential",
     "Solution",
@@ -70,5 +73,6 @@ __all__ = [
     "UnsupportedError",
     "Verdict",
     "available_solvers",
+    "formulate_repair",
     "solve_repair",
 ]

@@ -9,9 +9,11 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .certificates.conflict import Conflict, explain_conflict
 from .errors import RepairFailedError
 from .localize import Location
 from .methods.task import Round
+from .program import Program
 from .solve import Status
 from .specify import Source
 from .surrogate import Surrogate
@@ -86,10 +88,12 @@ class Report:
         rounds: Every solve.
         rows_used: Most rows in one program.
         gave_way: Hard rows that the elastic program had to violate.
+        infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
         trust: Whether to believe the method.
         seconds: Wall time of each stage.
         cpu_seconds: Processor time of the whole call.
-        stopped: ``"time limit"`` or ``"interrupted"`` where it ended early, with the best point so far; else empty.
+        stopped: ``"time limit"``, ``"interrupted"`` or ``"solver failed"`` where it ended early, with the best point so
+            far; else empty.
         notes: Anything worth knowing.
         seed: Of everything that was drawn.
         versions: Of the libraries.
@@ -106,6 +110,7 @@ class Report:
     rounds: tuple[Round, ...] = ()
     rows_used: int = 0
     gave_way: tuple[Source, ...] = ()
+    infeasible: Program | None = field(default=None, repr=False)
     trust: Trust = Trust()
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: float = math.nan
@@ -123,6 +128,19 @@ class Report:
         if self.verdict is not Verdict.REPAIRED:
             raise RepairFailedError(f"repair ended '{self.verdict}'. {self.verdict.meaning}", self)
         return self
+
+    def explain_conflict(self, *, time_limit: float | None = None) -> Conflict | None:
+        """Which constraints, and which samples of them, cannot hold together, none of which could be left out.
+
+        Speaks of the linear model at the last step that had no solution: exact for the last linear layer.
+
+        Args:
+            time_limit: Seconds; what has been reached is returned then.
+
+        Returns:
+            An irreducible set with its proof, in the names of the constraints; None where every step had a solution.
+        """
+        return None if self.infeasible is None else explain_conflict(self.infeasible, time_limit=time_limit)
 
     def labels(self, held_out: bool = False) -> LabelCounts | None:
         """The counts of the first labelled data set, of the repair data or the held-out data."""

@@ -62,7 +62,8 @@ STAGES = [
         "methods.cross_entropy methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair",
     ),
     ("what was done and what came of it", "reporting.report_text report"),
-    ("solve_repair(): the stages in order", "pipeline"),
+    ("the beginning and the end of every repair", "prepare conclude"),
+    ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
 ]
 ORDER = [name for _, names in STAGES for name in names.split()]
 SOLVERS_MAY_IMPORT = {"errors", "program", "solve", "solving.native_output", "working_sets.working_set"}

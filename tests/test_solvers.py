@@ -89,7 +89,7 @@ def test_known_duals():
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=label)
 def test_options_cannot_be_changed_and_have_common_names(backend):
-    common = {"time_limit", "feasibility_tol", "gap_tol", "threads", "verbose", "native", "sparse"}
+    common = {"time_limit", "feasibility_tol", "gap_tol", "start", "threads", "verbose", "native", "sparse"}
     assert set(vars(backend)) <= common
     assert {"feasibility_tol", "verbose", "native"} <= set(vars(backend))
     with pytest.raises(FrozenInstanceError):

@@ -44,6 +44,7 @@ class IntegerSolution:
         solver: Where the point came from: ``"incumbent"`` or the name of the back end.
         seconds: Wall time, all together.
         message: Native status text of the back end.
+        interrupted: Whether Ctrl-C ended the search.
     """
 
     status: Status
@@ -55,6 +56,7 @@ class IntegerSolution:
     solver: str = ""
     seconds: float = 0.0
     message: str = ""
+    interrupted: bool = False
 
 
 def solve_integer(
@@ -105,8 +107,10 @@ def solve_integer(
         return best.solution(answer.status, answer.message)
     best.take(answer)
     if best.point is None:
-        return best.solution(answer.status if not answer.found else Status.NO_POINT, answer.message)
-    return best.solution(Status.OPTIMAL if best.gap() <= gap_tol * (1 + 1e-6) else Status.FEASIBLE, answer.message)
+        status = answer.status if not answer.found else Status.NO_POINT
+    else:
+        status = Status.OPTIMAL if best.gap() <= gap_tol * (1 + 1e-6) else Status.FEASIBLE
+    return replace(best.solution(status, answer.message), interrupted=answer.interrupted)
 
 
 def _branched(best: _Best, solver: str | Solver | None, gap_tol: float, time_limit: float | None) -> Solution:

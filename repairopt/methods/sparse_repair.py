@@ -89,6 +89,8 @@ class _Choosing(ABC):
             _log(task, f"choice {index + 1}", found, judged, rows)
             if best is None or judged.better_than(best[0]):
                 best = (judged, outcome)
+            if found.interrupted:
+                raise Stop("interrupted")
             if judged.feasible:
                 break
             with task.timed("select"):
@@ -293,6 +295,7 @@ def _log(task: Task, step: str, found: IntegerSolution, judged: Judgement | None
         variables=task.engine.n + len(found.chosen),
         solver=found.solver,
         seconds=found.seconds,
+        message=found.message,
         goal=float("nan") if judged is None else judged.goal,
         broken=-1 if judged is None else judged.surplus,
         accepted=judged is not None,

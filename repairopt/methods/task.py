@@ -15,7 +15,7 @@ from repairopt.evaluate import Engine
 from repairopt.judge import Judge, Judgement, Stop
 from repairopt.linearize import Linearization, Picks, Rows
 from repairopt.program import Program, build_program, stack_rows
-from repairopt.solve import Solution, Solver, Status, preferred_solvers, solve
+from repairopt.solve import Solution, Solver, Status, solve
 from repairopt.specify import ChangeConstraint, Constraint, Property, Source
 from repairopt.surrogate import Surrogate, SurrogateSettings, fit_surrogate
 
@@ -36,6 +36,8 @@ class Round:
         variables: Variables in the program, slacks included.
         solver: The back end.
         seconds: Wall time of the solve.
+        message: What the back end said, in its own words, and what the recheck found.
+        log: What the native library printed, where the back end is verbose.
         goal: The goal on the true network afterwards, or NaN.
         broken: Failing samples beyond what is allowed, on the true network, or -1.
         accepted: Whether the point was kept.
@@ -48,6 +50,8 @@ class Round:
     variables: int = 0
     solver: str = ""
     seconds: float = 0.0
+    message: str = ""
+    log: str = ""
     goal: float = float("nan")
     broken: int = -1
     accepted: bool = True
@@ -95,6 +99,7 @@ class Task:
         linear: Solve linear programs (AutoRIC's LP variant).
         trust_radius: Largest change of a weight, in units of its natural size.
         solver: Back end, or None.
+        isolate: Whether back ends run in a process of their own.
         feasibility_tol: Largest relative violation of a row.
         seed: For everything that draws.
         progress: Called with each round, or None.
@@ -111,6 +116,7 @@ class Task:
     linear: bool = False
     trust_radius: float = 1.0
     solver: str | Solver | None = None
+    isolate: bool = False
     feasibility_tol: float = 1e-6
     seed: int = 0
     progress: Callable[[Round], None] | None = None
@@ -118,6 +124,7 @@ class Task:
     seconds: dict[str, float] = field(default_factory=dict)
     rows_used: int = 0
     notes: list[str] = field(default_factory=list)
+    infeasible: Program | None = None  # the last one that was found to have no solution
     _last: tuple[int, int, Solution | None] = (0, 0, None)
 
     @contextmanager
@@ -211,27 +218,21 @@ class Task:
         self.judge.check_time()
         with self.timed("solve"):
             solution = solve(
-                program, self.solver, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left()
+                program,
+                self.solver,
+                feasibility_tol=self.feasibility_tol,
+                time_limit=self.judge.time_left(),
+                isolate=self.isolate,
             )
-            if solution.status in (Status.FAILED, Status.NO_POINT, Status.INFEASIBLE) and self.solver is None:
-                solution = self._try_others(program, solution)
         self._last = (program.m, program.n, solution)
+        if len(solution.attempts) > 1:
+            note = f"Trouble in a solve: {'; then '.join(map(str, solution.attempts))}."
+            self.notes += [] if note in self.notes else [note]
+        if solution.status is Status.INFEASIBLE:
+            self.infeasible = program
+        if solution.interrupted:
+            raise Stop("interrupted")
         return solution
-
-    def _try_others(self, program: Program, failed: Solution) -> Solution:
-        """The default back end failed, or found no point: ask others (one, where it says infeasible); note it."""
-        for name in preferred_solvers(program):
-            if name == failed.solver:
-                continue
-            again = solve(program, name, feasibility_tol=self.feasibility_tol, time_limit=self.judge.time_left())
-            if again.found or again.status in (Status.INFEASIBLE, Status.UNBOUNDED):
-                note = f"'{failed.solver}' ended '{failed.status}' ({failed.message}); '{name}' {again.status}."
-                if again.status is not failed.status and note not in self.notes:
-                    self.notes.append(note)
-                return again
-            if failed.status is Status.INFEASIBLE:
-                break
-        return failed
 
     def record(self, step: str, judged: Judgement | None = None, *, accepted: bool = True, note: str = "") -> None:
         """Log the last solve and what the true network said."""
@@ -243,6 +244,8 @@ class Task:
             variables=n,
             solver=solution.solver if solution is not None else "",
             seconds=solution.seconds if solution is not None else 0.0,
+            message=solution.message if solution is not None else "",
+            log=solution.log if solution is not None else "",
             goal=judged.goal if judged is not None else float("nan"),
             broken=judged.surplus if judged is not None else -1,
             accepted=accepted,

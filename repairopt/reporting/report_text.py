@@ -46,7 +46,7 @@ def _caveats(report: Any) -> list[str]:
     if report.gave_way:
         shown = "; ".join(str(source) for source in report.gave_way[:3])
         more = f" and {len(report.gave_way) - 3} more" if len(report.gave_way) > 3 else ""
-        found.append(f"Hard rows that gave way: {shown}{more}.")
+        found.append(f"Hard rows that gave way: {shown}{more}. report.explain_conflict() names the rows in conflict.")
     out = []
     for text in found:
         out += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")

@@ -1,0 +1,171 @@
+"""Prepare a repair: check what was passed, choose the weights, judge the original network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from .errors import SpecificationError
+from .evaluate import Engine, ForwardFunction, Remembering
+from .judge import Judge
+from .linearize import anchor, margins_at, required_margins
+from .localize import Location, localize
+from .methods.task import Round, Task
+from .solve import Solver
+from .specify import CallableProperty, Constraint, Property, Specification
+from .surrogate import SurrogateSettings
+from .surrogates.convexify import check_way
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that a method needs, and what the end of a repair needs.
+
+    Attributes:
+        model: The user's model; not modified.
+        specification: Goal, constraints, what is watched and held out.
+        location: The weights that may change.
+        task: The repair in progress.
+        forward_fn: As passed.
+        memory_limit: As passed.
+        started: Wall clock at the start, seconds.
+        cpu_started: Processor time at the start, seconds.
+    """
+
+    model: nn.Module
+    specification: Specification
+    location: Location
+    task: Task
+    forward_fn: ForwardFunction | None
+    memory_limit: int
+    started: float
+    cpu_started: float
+
+
+def prepare_repair(
+    model: nn.Module,
+    goal: Property | Callable[..., Any],
+    constraints: Any = (),
+    *,
+    target: float | None = None,
+    held_out: Any = (),
+    watch: Any = (),
+    weights: Any = "auto",
+    program: str = "qp",
+    surrogate: str | SurrogateSettings = "auto",
+    convexify: str = "project",
+    trust_radius: float = 1.0,
+    solver: str | Solver | None = None,
+    isolate: bool = False,
+    forward_fn: ForwardFunction | None = None,
+    time_limit: float | None = None,
+    memory_limit: int = 2**30,
+    feasibility_tol: float = 1e-6,
+    seed: int = 0,
+    progress: Callable[[Round], None] | None = None,
+) -> Prepared:
+    """Check what was passed, choose the weights, judge the original network.
+
+    Args:
+        model: As for :func:`repairopt.solve_repair`, as all that follows.
+        goal: Same.
+        constraints: Same.
+        target: Same.
+        held_out: Same.
+        watch: Same.
+        weights: Same.
+        program: Same.
+        surrogate: Same.
+        convexify: Same.
+        trust_radius: Same.
+        solver: Same.
+        isolate: Same.
+        forward_fn: Same.
+        time_limit: Same.
+        memory_limit: Same.
+        feasibility_tol: Same.
+        seed: Same.
+        progress: Same.
+
+    Returns:
+        The repair, ready for a method.
+
+    Raises:
+        SpecificationError: Goal, constraints or data are malformed.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    specification = _specification(goal, constraints, target, held_out, watch)
+    seconds: dict[str, float] = {}
+    where = localize(
+        model, weights, goal=specification.goal, constraints=specification.on_outputs, forward_fn=forward_fn, seed=seed
+    )
+    seconds["localize"] = time.perf_counter() - started
+    engine = Engine(model, where.indices, forward_fn=forward_fn, memory_limit=memory_limit)
+    check_way(convexify)
+    task = _task(
+        engine,
+        specification,
+        deadline=None if time_limit is None else started + _positive("time_limit", time_limit),
+        surrogate=_settings(surrogate, seed),
+        convexify=convexify,
+        linear=_is_linear(program),
+        trust_radius=_positive("trust_radius", trust_radius),
+        solver=solver,
+        isolate=isolate,
+        feasibility_tol=feasibility_tol,
+        seed=seed,
+        progress=progress,
+        seconds=seconds,
+    )
+    return Prepared(model, specification, where, task, forward_fn, memory_limit, started, cpu)
+
+
+def _specification(goal: Any, constraints: Any, target: float | None, held_out: Any, watch: Any) -> Specification:
+    if callable(goal) and not hasattr(goal, "value"):
+        goal = CallableProperty(goal, 0.0 if target is None else float(target))
+    elif target is not None:
+        try:
+            goal = replace(goal, target=float(target))
+        except TypeError:
+            raise SpecificationError(
+                f"goal {goal!r}: target= can override the target of a dataclass only; set it on the object."
+            ) from None
+    spec = Specification(goal, constraints, (), watch)
+    pair = isinstance(held_out, tuple | list) and len(held_out) == 2
+    if pair and not any(isinstance(item, Property | Constraint) for item in held_out):
+        inputs, labels = held_out
+        items = [spec.goal, *spec.watch, *spec.on_outputs]
+        held_out = tuple(item.on(inputs, labels) for item in items if hasattr(item, "on"))
+    return replace(spec, held_out=held_out)
+
+
+def _settings(surrogate: str | SurrogateSettings, seed: int) -> SurrogateSettings:
+    if isinstance(surrogate, SurrogateSettings):
+        return surrogate
+    return SurrogateSettings(kind=surrogate, seed=seed)
+
+
+def _is_linear(program: str) -> bool:
+    if program not in ("qp", "lp"):
+        raise SpecificationError(f"program={program!r}; choose qp or lp.")
+    return program == "lp"
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise SpecificationError(f"{name}={value}; expected a number above 0.")
+    return float(value)
+
+
+def _task(engine: Engine, spec: Specification, *, deadline: float | None, **settings: Any) -> Task:
+    """What is taken from the original network: anchored constraints, required margins, the first judgement."""
+    predict = Remembering(engine)
+    anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)
+    margins = margins_at(predict, anchored)
+    required = tuple(required_margins(c, m) for c, m in zip(anchored, margins, strict=True))
+    judge = Judge(engine, spec.goal, anchored, spec.on_change, deadline)
+    return Task(engine, spec.goal, anchored, spec.on_change, judge, required, **settings)
