@@ -20,7 +20,9 @@ from .formulate import RepairProgram, formulate_repair
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
 from .methods.autoric import Bisection, Incremental, OneShot
+from .methods.grid_repair import OnGrid
 from .methods.sequential import Sequential
+from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
 from .pipeline import solve_repair
 from .program import Kind, Program
 from .properties import ErrorRate, GroupGap, MissRate
@@ -32,11 +34,13 @@ from .surrogate import SurrogateSettings
 
 __all__ = [
     "CARE",
+    "AtMostBroken",
     "Bisection",
     "Bound",
     "ChangeLimit",
     "Constraint",
     "ErrorRate",
+    "FewWeights",
     "FixLabels",
     "Gradient",
     "GroupGap",
@@ -50,7 +54,9 @@ __all__ = [
     "Location",
     "MissRate",
     "ModelError",
+    "MostFixed",
     "Neurons",
+    "OnGrid",
     "OneShot",
     "OutputBounds",
     "Program",

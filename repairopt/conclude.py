@@ -92,6 +92,9 @@ def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgeme
     judge.deadline = None
     with task.timed("fall back"):
         proposed = judge(outcome.delta)
+        if outcome.indivisible:
+            keep = proposed.surplus <= judge.original.surplus and not proposed.constant and proposed.change_holds
+            return proposed if keep else judge.original
         if proposed.surplus > judge.original.surplus or proposed.constant or not proposed.change_holds:
             zero = np.zeros_like(outcome.delta)
             judge.halve(zero, outcome.delta, lambda j: j.surplus <= judge.original.surplus and not j.constant, 10)

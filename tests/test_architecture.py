@@ -59,7 +59,8 @@ STAGES = [
     ("a repair in progress", "methods.task"),
     (
         "the methods: loops over model, rows, program, solve, judge",
-        "methods.cross_entropy methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair",
+        "methods.cross_entropy methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
+        "methods.grid_repair",
     ),
     ("what was done and what came of it", "reporting.report_text report"),
     ("the beginning and the end of every repair", "prepare conclude"),

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,10 @@ from repairopt.errors import ProgramError, SolverError, SolverNotFoundError, Uns
 from repairopt.problems import dense_quadratic, knapsack, linear, nearest_integer_point
 from repairopt.program import Kind, Program
 from repairopt.solve import Solution, Status, available_solvers, find_solver, solve
-from repairopt.solvers import DAQP, PIQP, HiGHS
+from repairopt.solvers import DAQP, PIQP, HiGHS, choice
+from repairopt.solving import registry
 from repairopt.solving.run_solver import run_solver
+from repairopt.surrogate import LowRankHessian
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,28 @@ def test_available_solvers_by_kind():
 def test_default_by_kind_and_size(n, quadratic, name):
     program = Program(gradient=np.ones(n), hessian=np.eye(n) if quadratic else None)
     assert find_solver(program).name == name
+
+
+def test_default_by_density_and_structure():
+    from scipy import sparse
+
+    rows = sparse.random(1000, 200, density=0.02, format="csr", rng=0)
+    assert find_solver(Program(gradient=np.ones(200), matrix=rows)).name == "highs"
+    assert find_solver(Program(gradient=np.ones(200), matrix=rows.toarray())).name == "daqp"
+    wide = LowRankHessian(np.ones(6000), np.ones((6000, 1)))
+    assert find_solver(Program(gradient=np.ones(6000), hessian=wide)).name == "woodbury"
+
+
+def test_the_table_of_choices_is_the_one_in_the_documentation():
+    text = (Path(__file__).resolve().parents[1] / "solvers" / "README.md").read_text(encoding="utf-8")
+    for kind, which, order in choice.described():
+        assert f"| {kind} | {which} | {order} |" in text
+    names = {name for rule in choice.TABLE for name in rule.order}
+    assert names <= set(registry._registered())
+    for name in set(registry._registered()) - names:
+        assert registry.load_solver(name).preference(linear().program) == np.inf
+    for kind in Kind:
+        assert [rule for rule in choice.TABLE if rule.kind is kind][-1].variables == np.inf, "every program fits a line"
 
 
 def test_default_for_mixed_integer():

@@ -30,6 +30,7 @@ class Incumbent:
         objective: What the program minimizes, there.
         seconds: Wall time of the search.
         solves: Continuous programs solved for it.
+        interrupted: Whether Ctrl-C ended the search.
     """
 
     delta: Array
@@ -37,6 +38,7 @@ class Incumbent:
     objective: float
     seconds: float = 0.0
     solves: int = 0
+    interrupted: bool = False
 
 
 class TimeUp(Exception):

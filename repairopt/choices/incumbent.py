@@ -55,6 +55,11 @@ def find_incumbent(
             search.improve_starts(np.random.default_rng(seed))
     except TimeUp:
         pass
+    except KeyboardInterrupt:
+        found = search.best()
+        if found is None:
+            raise
+        return replace(found, interrupted=True)
     return search.best()
 
 

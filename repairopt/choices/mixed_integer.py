@@ -93,6 +93,8 @@ def solve_integer(
         find_solver(integer.program, solver)  # what is wrong with the choice is said before anything runs
     found = find_incumbent(integer, time_limit=search, seed=seed)
     best = _Best(integer, found, started)
+    if found is not None and found.interrupted:
+        return replace(best.solution(Status.FEASIBLE, "interrupted"), interrupted=True)
     best.raise_bound(relaxation_bound(integer))
     if best.gap() > gap_tol:
         best.raise_bound(groups_bound(integer, time_limit=search))

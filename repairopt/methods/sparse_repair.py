@@ -38,7 +38,7 @@ UNITS = ("weights", "neurons", "layers")
 
 
 @dataclass(frozen=True)
-class _Choosing(ABC):
+class Choosing(ABC):
     """What the methods share.
 
     Attributes:
@@ -130,7 +130,7 @@ class _Choosing(ABC):
 
 
 @dataclass(frozen=True)
-class FewWeights(_Choosing):
+class FewWeights(Choosing):
     """At most ``count`` weights, neurons or layers change; which ones is part of the program.
 
     Attributes:
@@ -173,7 +173,7 @@ class FewWeights(_Choosing):
 
 
 @dataclass(frozen=True)
-class AtMostBroken(_Choosing):
+class AtMostBroken(Choosing):
     """So many samples may break; which ones is part of the program.
 
     Other methods keep every row that they know of, and fall short of what a constraint's tolerance would allow.
@@ -199,7 +199,7 @@ class AtMostBroken(_Choosing):
 
 
 @dataclass(frozen=True)
-class MostFixed(_Choosing):
+class MostFixed(Choosing):
     """As many wrong samples as possible get right, while the hard rows hold; which ones is part of the program.
 
     The wrong samples are those of soft constraints by sample, such as ``FixLabels``; their price does not matter. Of

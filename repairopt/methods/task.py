@@ -71,6 +71,7 @@ class Outcome:
         gave_way: Hard rows that the elastic program had to violate.
         predicted: Improvement of the goal that the surrogates predicted, or NaN.
         aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
+        indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
     delta: Array
@@ -81,6 +82,7 @@ class Outcome:
     gave_way: tuple[Source, ...] = ()
     predicted: float = float("nan")
     aimed: bool = False
+    indivisible: bool = False
 
 
 @dataclass(eq=False)
