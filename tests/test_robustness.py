@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -25,7 +24,7 @@ DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).parents[1] / "../sha
 @pytest.fixture(scope="module")
 def digits():
     """A small network trained on digits, inputs in [0, 1]: network, inputs, labels."""
-    data = load_digits()
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     inputs = torch.tensor(data.data / 16, dtype=torch.float32)
     labels = torch.tensor(data.target)
     torch.manual_seed(0)

@@ -59,6 +59,8 @@ class Counted:
 @pytest.mark.parametrize("solver", [None, "daqp", "piqp", "clarabel", "woodbury"])
 @pytest.mark.parametrize(("n", "m"), [(5, 3000), (20, 4000), (40, 3000)])
 def test_as_everything_at_once(solver, n, m):
+    if solver == "clarabel":
+        pytest.importorskip("clarabel")
     head, matrix, lower = head_and_rows(n, m)
     found = solve_working_set(head, DenseRows(matrix, lower), solver=solver, batch=50)
     expected = everything(head, matrix, lower)
@@ -184,6 +186,7 @@ def test_unbounded_until_the_rows_hold_it():
 
 
 def test_infeasible_with_a_ray_for_all_rows():
+    pytest.importorskip("clarabel")
     head, matrix, lower = head_and_rows(8, 3000)
     matrix[2000], matrix[2001] = matrix[1000], -matrix[1000]
     lower[2000] = lower[2001] = 0.5
