@@ -57,6 +57,13 @@ STAGES = [
     ),
     ("what was done and what came of it", "reporting.report_text report"),
     ("solve_repair(): the stages in order", "pipeline"),
+    (
+        "a repair as a file: apply, revert, stack, export, log",
+        "patches.extras patches.tensor_bits patches.weights patches.fingerprints patches.safe_files "
+        "patches.differences patches.factorize patches.low_rank patches.choose_form patches.claims patches.changes "
+        "patches.patch_header patches.patch patches.stack patches.merge patches.onnx_export patches.lora_export "
+        "patches.audit",
+    ),
 ]
 ORDER = [name for _, names in STAGES for name in names.split()]
 SOLVERS_MAY_IMPORT = {"errors", "program", "solve", "working_sets.working_set"}
@@ -66,10 +73,15 @@ LOADED_LATE = {
     "daqp",
     "gurobipy",
     "highspy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "osqp",
+    "peft",
     "piqp",
     "pyomo",
     "pyscipopt",
+    "safetensors",
     "scipy",
     "sklearn",
 }
