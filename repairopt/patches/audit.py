@@ -109,7 +109,11 @@ class AuditLog:
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
         """The open file, for this process alone where the system has such locks."""
-        with open(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o666), "r+b") as file:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise AuditError(f"audit log '{self.path}': cannot be written to ({error}). Give another path.") from error
+        with open(handle, "r+b") as file:
             try:
                 import fcntl
             except ImportError:  # Windows: one process a log
@@ -250,6 +254,9 @@ def record_repair(
     log: AuditLog, report: Report, *, model: nn.Module | None = None, inputs: Mapping[str, Tensor] | None = None
 ) -> LogEnd:
     """Log a finished repair from its report: where it started from, each round, the verdict.
+
+    To have each round on the disk as soon as it is done, log it from ``solve_repair(..., progress=...)`` instead:
+    ``progress=lambda entry: log.append("round", **vars(entry))``.
 
     Args:
         log: To append to.

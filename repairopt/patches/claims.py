@@ -68,7 +68,9 @@ class PatchInfo:
         for claim in self.claims:
             mark = {True: "met", False: "NOT MET"}.get(claim.get("met"), "")  # type: ignore[arg-type]
             rest = [
-                f"{key} {value}" for key, value in claim.items() if key not in ("name", "met") and value is not None
+                f"{key} {_short(value)}"
+                for key, value in claim.items()
+                if key not in ("name", "met") and value is not None
             ]
             lines.append("; ".join(filter(None, [str(claim.get("name", "")), mark, *rest])))
         return lines
@@ -151,6 +153,10 @@ def claims_from_report(report: Report) -> list[Claim]:
         name, basis = f"accuracy on the inputs of '{counts.name}'", f"{counts.count} labelled inputs"
         claims.append({"name": name, **figures, "data": _split(counts.held_out), "basis": basis})
     return [{key: _finite(value) for key, value in claim.items()} for claim in claims]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _split(held_out: bool) -> str:

@@ -12,6 +12,8 @@ lead towards one that is both, so that few entries are left to correct.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -36,30 +38,30 @@ def find_factors(
         Factors ``(m, r)`` and ``(r, n)``, finite; or None where the rank is larger than that. Where an entry is not
         finite, the difference is taken as 0.
     """
+    nothing = np.zeros((len(before), 0)), np.zeros((0, before.shape[1]))
     with np.errstate(all="ignore"):
         difference = after - before
-        rounding = spacing(after, dtype)
-    usable = np.isfinite(difference)
-    difference, rounding = np.where(usable, difference, 0.0), np.where(usable, rounding, 0.0)
-    largest = float(np.abs(difference).max(initial=0.0))
-    if largest == 0:
-        return np.zeros((len(difference), 0)), np.zeros((0, difference.shape[1]))
-    scale = float(2.0 ** np.floor(np.log2(largest)))
-    difference, rounding = difference / scale, rounding / scale
-    basis = _row_basis(difference, rounding, most)
-    if basis is None:
-        return None
-    left, right = _refine(difference, rounding / 2, basis)
-    factors = (left * np.sqrt(scale), right * np.sqrt(scale))
-    if dtype != torch.float64:
-        factors = (factors[0].astype(np.float32).astype(np.float64), factors[1].astype(np.float32).astype(np.float64))
-    return factors
+        usable = np.isfinite(difference)
+        difference = np.where(usable, difference, 0.0)
+        largest = float(np.abs(difference).max(initial=0.0))
+        if largest == 0:
+            return nothing
+        scale = math.ldexp(1.0, math.frexp(largest)[1] - 1)
+        difference, rounding = difference / scale, np.where(usable, spacing(after, dtype), 0.0) / scale
+        basis = _row_basis(difference, rounding, most)
+        if basis is None:
+            return None
+        if not len(basis):
+            return nothing
+        factors = [factor * math.sqrt(scale) for factor in _refine(difference, rounding / 2, basis)]
+        if dtype != torch.float64:
+            factors = [factor.astype(np.float32).astype(np.float64) for factor in factors]
+    return (factors[0], factors[1]) if all(np.isfinite(factor).all() for factor in factors) else nothing
 
 
 def _row_basis(difference: Values, rounding: Values, most: int | None) -> Values | None:
     """Orthonormal rows ``(r, n)`` that span what is more than rounding; None where there are more than ``most``."""
-    with np.errstate(under="ignore"):
-        variance = np.square(rounding) / 12
+    variance = np.square(rounding) / 12
     noise = float(np.sqrt(variance.sum(0).max()) + np.sqrt(variance.sum(1).max()))
     small, columns = min(difference.shape), _FIRST_COLUMNS
     draw = np.random.default_rng(0)
@@ -81,7 +83,7 @@ def _refine(difference: Values, reach: Values, rows: Values) -> tuple[Values, Va
     """Factors whose product is within ``reach`` of the difference in as many entries as the steps achieve."""
     best, fewest = (np.zeros((len(difference), 0)), rows[:0]), difference.size + 1
     wanted = difference
-    for _ in range(_STEPS if len(rows) else 1):
+    for _ in range(_STEPS):
         columns = np.linalg.qr(wanted @ rows.T)[0]
         inner, sizes, rows = np.linalg.svd(columns.T @ wanted, full_matrices=False)
         left, right = (columns @ inner) * np.sqrt(sizes), np.sqrt(sizes)[:, None] * rows

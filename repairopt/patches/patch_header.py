@@ -30,7 +30,7 @@ def to_parts(what: Comparison, info: PatchInfo) -> tuple[str, dict[str, Tensor]]
         info: Origin and claims.
 
     Returns:
-        JSON text with sorted keys, and the tensors, named ``weight:part``.
+        JSON text, and the tensors, named ``weight:part``.
     """
     tensors: dict[str, Tensor] = {}
     changes = []
@@ -50,7 +50,7 @@ def to_parts(what: Comparison, info: PatchInfo) -> tuple[str, dict[str, Tensor]]
         "changes": changes,
         "info": info.to_dict(),
     }
-    return json.dumps(header, sort_keys=True, allow_nan=False), tensors
+    return json.dumps(header, allow_nan=False), tensors
 
 
 def from_parts(text: str, tensors: Mapping[str, Tensor]) -> tuple[Comparison, PatchInfo]:

@@ -76,8 +76,9 @@ def write_bits(bits: Bits, target: Tensor) -> None:
 def to_float64(bits: Bits, dtype: torch.dtype) -> Values:
     """The values of floating-point entries, exactly."""
     if dtype == torch.bfloat16:
-        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return bits.view(f"f{bits.itemsize}").astype(np.float64)
+        bits = bits.astype(np.uint32) << np.uint32(16)
+    with np.errstate(invalid="ignore"):  # signaling NaN
+        return bits.view(f"f{bits.itemsize}").astype(np.float64)
 
 
 def round_to_bits(values: Values, dtype: torch.dtype) -> Bits:
@@ -85,17 +86,20 @@ def round_to_bits(values: Values, dtype: torch.dtype) -> Bits:
 
     Rounds half to even; to bfloat16 by way of float32. NaN is not allowed. Overflow gives infinity.
     """
-    if dtype == torch.bfloat16:
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype != torch.bfloat16:
+            return values.astype(f"f{dtype.itemsize}").view(bits_type(dtype))
         wide = values.astype(np.float32).view(np.uint32)
-        odd = (wide >> np.uint32(16)) & np.uint32(1)
-        return ((wide + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
-    return values.astype(f"f{dtype.itemsize}").view(bits_type(dtype))
+    odd = (wide >> np.uint32(16)) & np.uint32(1)
+    return ((wide + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
 
 
 def spacing(values: Values, dtype: torch.dtype) -> Values:
-    """Distance from each value to the next one of a dtype; that of subnormal numbers is given too small."""
+    """Distance from each value to the next larger one of a dtype; infinite where the value is not finite."""
     _, exponents = np.frexp(values)
-    return np.ldexp(1.0, exponents - _PRECISION[dtype])
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    distances = np.maximum(np.ldexp(1.0, exponents - _PRECISION[dtype]), smallest)
+    return np.where(np.isfinite(values), np.where(values == 0, smallest, distances), np.inf)
 
 
 def freeze(array: npt.NDArray[np.generic]) -> None:
