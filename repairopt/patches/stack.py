@@ -106,8 +106,8 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
     Args:
         model: With the weights of the first patch's base; not modified.
         patches: In order: each made on top of the one before.
-        same_base: Whether patches that were made on weights further down may be stacked too, where they touch other
-            entries than those applied since.
+        same_base: Whether a patch that was made on earlier weights, or on another patch alone, may be stacked too,
+            where it touches other entries than the patches that it was not made on.
 
     Returns:
         The copy. Each patch of a chain is checked by its hashes, each other one entry by entry.
@@ -123,9 +123,10 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
             f"the patches are in conflict:{lines}\nMake the later one on top of the earlier, or leave one out.",
             conflicts,
         )
-    current, passed = model, [fingerprint(model)]
+    current, now = model, fingerprint(model)
+    passed = [now]
     for number, patch in enumerate(patches):
-        if patch.base == passed[-1] or patch.base not in passed:
+        if patch.base == now or patch.base not in passed:
             current = _checked(number, patch, current, back=False)
         elif same_base:
             current = _move_entries(number, patch, current, back=False)
@@ -134,7 +135,8 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
                 f"patches[{number}] was made on the weights before the last patch, not on top of it. Pass "
                 f"same_base=True to stack patches that touch different entries, or make it anew on top."
             )
-        passed.append(fingerprint(current))
+        now = fingerprint(current)
+        passed += [now, patch.repaired]  # which differ where the patch stands beside another
     return current if patches else copy_model(model)
 
 
