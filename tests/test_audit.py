@@ -179,6 +179,13 @@ def test_two_processes_write_one_chain(path):
         assert [e["data"]["number"] for e in lines(path) if e["data"]["writer"] == name] == list(range(100))
 
 
+def test_lines_of_others_are_checked_before_the_next_one_is_written(written, path):
+    with path.open("a") as file:
+        file.write("\n")
+    with pytest.raises(AuditError, match=r"line 5: is not JSON"):
+        written.append("after a blank line")
+
+
 def test_numbers_of_every_kind_are_logged(path):
     log = AuditLog(path)
     log.append(

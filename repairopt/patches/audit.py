@@ -129,8 +129,8 @@ class AuditLog:
             raise AuditError(f"audit log '{self.path}': became shorter since it was opened. Do not edit it.")
         file.seek(self._size)
         added = file.read()
-        whole, _, rest = added.rpartition(b"\n")
-        if whole:
+        whole, newline, rest = added.rpartition(b"\n")
+        if newline:
             self._end = _follow(str(self.path), self._end, whole.split(b"\n"))
         self._size = size - len(rest)
         if rest:
