@@ -48,3 +48,35 @@ class RepairFailedError(RepairError, RuntimeError):
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class PatchError(RepairError, ValueError):
+    """A patch cannot be made, read or applied: foreign or damaged file, weights that it does not fit."""
+
+
+class WrongBaseError(PatchError):
+    """The weights are not those that a patch was made for, or made of. The message names the tensors that differ."""
+
+
+class PatchConflictError(PatchError):
+    """Patches that cannot be stacked.
+
+    Attributes:
+        conflicts: What :func:`repairopt.patches.find_conflicts` found.
+    """
+
+    def __init__(self, message: str, conflicts: Any = ()) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
+
+
+class ExportError(RepairError, RuntimeError):
+    """A model or patch cannot be exported, or what was exported computes something else."""
+
+
+class AuditError(RepairError, ValueError):
+    """An audit log is broken: a line was changed, removed, added or put elsewhere. The message names the line."""
+
+
+class MissingExtraError(RepairError, ImportError):
+    """An optional library is not installed. The message names the extra that brings it."""

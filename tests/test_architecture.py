@@ -65,6 +65,13 @@ STAGES = [
     ("what was done and what came of it", "reporting.report_text report"),
     ("the beginning and the end of every repair", "prepare conclude"),
     ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
+    (
+        "a repair as a file: apply, revert, stack, export, log",
+        "patches.extras patches.tensor_bits patches.weights patches.fingerprints patches.safe_files "
+        "patches.differences patches.factorize patches.low_rank patches.choose_form patches.claims patches.changes "
+        "patches.patch_header patches.patch patches.stack patches.merge patches.onnx_export patches.lora_export "
+        "patches.audit",
+    ),
 ]
 ORDER = [name for _, names in STAGES for name in names.split()]
 SOLVERS_MAY_IMPORT = {"errors", "program", "solve", "solving.native_output", "working_sets.working_set"}
@@ -74,10 +81,15 @@ LOADED_LATE = {
     "daqp",
     "gurobipy",
     "highspy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "osqp",
+    "peft",
     "piqp",
     "pyomo",
     "pyscipopt",
+    "safetensors",
     "scipy",
     "sklearn",
 }

@@ -39,6 +39,20 @@ def test_digits_are_repaired_without_breaking_a_guard():
 
 
 @pytest.mark.slow
+def test_a_patch_is_shipped_and_taken_back(tmp_path):
+    found = json.loads(run("patch_and_revert.py", "--json", "--folder", str(tmp_path)).splitlines()[-1])
+    assert found["verdict"] == "repaired"
+    assert found["applied_exactly"]
+    assert found["reverted_exactly"]
+    assert "6 differ: '0.weight'" in found["refused"]
+    assert found["conflicts"]
+    assert set(found["lora_ranks"]) == {"4"}
+    assert found["onnx_difference"] < 1e-4
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "audit.jsonl", "gap.safetensors", "model.onnx"}
+    assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == found["log_lines"]
+
+
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(("script", "target"), [("census_fairness.py", 0.07), ("bank_fairness.py", 0.02)])
 def test_real_networks_are_repaired(script, target, data_dir):

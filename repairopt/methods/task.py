@@ -42,6 +42,7 @@ class Round:
         broken: Failing samples beyond what is allowed, on the true network, or -1.
         accepted: Whether the point was kept.
         note: Anything worth knowing.
+        violation: Residual of the solution: its largest violation of a row or bound, recomputed; NaN without one.
     """
 
     step: str
@@ -56,6 +57,7 @@ class Round:
     broken: int = -1
     accepted: bool = True
     note: str = ""
+    violation: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +254,7 @@ class Task:
             broken=judged.surplus if judged is not None else -1,
             accepted=accepted,
             note=note,
+            violation=solution.violation if solution is not None else float("nan"),
         )
         self.rounds.append(entry)
         if self.progress is not None:

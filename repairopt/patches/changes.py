@@ -1,0 +1,178 @@
+"""Compare two sets of weights: one change for each weight that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import PatchError, WrongBaseError
+
+from .choose_form import make_difference
+from .differences import Difference, Kind
+from .fingerprints import Fingerprint, fingerprint
+from .tensor_bits import DTYPES, FLOATS, dtype_name, to_bits, to_float64
+from .weights import Ties, Weights, fill_ties, listed, state_of, ties_of, transient_buffers
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How one weight changes.
+
+    Attributes:
+        names: Of the weight; several where it is tied.
+        difference: Sparse, dense or low-rank.
+        count: Entries whose bits change.
+        largest: Largest change of an entry; None where it is no finite number.
+    """
+
+    names: tuple[str, ...]
+    difference: Difference
+    count: int
+    largest: float | None
+
+    def __str__(self) -> str:
+        kind, form = self.difference.kind, self.difference.form.replace("_", "-")
+        rank = getattr(self.difference, "rank", None)
+        form += "" if rank is None else f" (rank {rank})"
+        largest = "" if self.largest is None else f", largest change {self.largest:.3g}"
+        what = f"{' = '.join(self.names)}  {dtype_name(kind.dtype)} {kind.shape}"
+        return f"{what}  {self.count} of {kind.size} entries{largest}; {form}, {self.difference.bytes} bytes"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What leads from some weights to others.
+
+    Attributes:
+        changes: One for each weight that differs.
+        base: SHA-256 of the first.
+        repaired: SHA-256 of the second.
+        ties: Names of tied weights in the first.
+    """
+
+    changes: tuple[Change, ...]
+    base: Fingerprint
+    repaired: Fingerprint
+    ties: Ties
+
+
+def compare(base: Weights, repaired: Weights, form: str | Mapping[str, str] = "auto") -> Comparison:
+    """Compare two sets of weights.
+
+    Args:
+        base: A module or state dict.
+        repaired: The same with other values.
+        form: Of the differences: one for all, or by name.
+
+    Returns:
+        Changes and hashes.
+
+    Raises:
+        PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
+        ModelError: No weights.
+    """
+    old, new = state_of(base, "base"), state_of(repaired, "repaired")
+    ties = ties_of(old)
+    new = fill_ties(new, ties)
+    _check_same_kinds(old, new)
+    _check_transient(base, repaired)
+    before, after = fingerprint(old), fingerprint(new)
+    _check_ties(ties, after)
+    groups = {name: next((group for group in ties if name in group), (name,)) for name in old}
+    changed = dict.fromkeys(groups[name] for name in old if before.tensors[name] != after.tensors[name])
+    forms = dict(form) if isinstance(form, Mapping) else dict.fromkeys(old, form)
+    if unknown := [name for name in forms if name not in old]:
+        raise PatchError(f"form: the weights have no {listed(unknown)}. Use their names, or one form for all.")
+    changes = tuple(
+        _change(names, old[names[0]], new[names[0]], next((forms[n] for n in names if n in forms), "auto"))
+        for names in changed
+    )
+    return Comparison(changes, before, after, ties)
+
+
+def _change(names: tuple[str, ...], old: Tensor, new: Tensor, form: str) -> Change:
+    if dtype_name(old.dtype) not in DTYPES:
+        raise PatchError(
+            f"weight '{names[0]}': has type {old.dtype}, which patches cannot change; they can change "
+            f"{', '.join(DTYPES)}."
+        )
+    kind = Kind(old.dtype, tuple(old.shape))
+    before, after = to_bits(old), to_bits(new)
+    try:
+        difference = make_difference(kind, before, after, form)
+    except PatchError as error:
+        raise PatchError(f"weight '{names[0]}': {error}") from error
+    return Change(names, difference, int((before != after).sum()), _largest(old, new))
+
+
+def _largest(old: Tensor, new: Tensor) -> float | None:
+    if old.dtype not in FLOATS:
+        return None
+    with np.errstate(all="ignore"):
+        change = np.abs(to_float64(to_bits(new), new.dtype) - to_float64(to_bits(old), old.dtype)).max()
+    return float(change) if np.isfinite(change) else None
+
+
+def _check_same_kinds(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    only = {"base": [n for n in old if n not in new], "repaired": [n for n in new if n not in old]}
+    for side, names in only.items():
+        if names:
+            raise PatchError(
+                f"only the {side} weights have {listed(names)}; a patch needs the same names on both sides."
+            )
+    for name, value in old.items():
+        if (value.dtype, value.shape) != (new[name].dtype, new[name].shape):
+            raise PatchError(
+                f"weight '{name}': is {value.dtype} {tuple(value.shape)} in the base but {new[name].dtype} "
+                f"{tuple(new[name].shape)} in the repaired weights; a patch changes values alone. Cast before."
+            )
+
+
+def _check_ties(ties: Ties, after: Fingerprint) -> None:
+    for group in ties:
+        if len({after.tensors[name] for name in group}) > 1:
+            raise PatchError(
+                f"{listed(group)} are one tied weight in the base, but differ in the repaired weights. Tie them "
+                f"there, or untie them in the base before the repair."
+            )
+
+
+def _check_transient(base: Weights, repaired: Weights) -> None:
+    """A buffer outside of the state dict that differs would be lost without a word."""
+    if not (isinstance(base, nn.Module) and isinstance(repaired, nn.Module)):
+        return
+    old, new = fingerprint(transient_buffers(base)), fingerprint(transient_buffers(repaired))
+    if old != new:
+        raise PatchError(
+            f"buffers outside of the state dict: {old.differences(new)}. A patch holds what state_dict() holds; "
+            f"register them with persistent=True."
+        )
+
+
+def check_is_base(found: Comparison, base_model: nn.Module, repair: Any) -> None:
+    """Check that a repair started from a model: the differences are exactly the changes that it reports.
+
+    Args:
+        found: The comparison of the model with the repaired one.
+        base_model: The model.
+        repair: The repair, with ``model`` and ``delta``.
+
+    Raises:
+        WrongBaseError: They are not.
+    """
+    old, new = state_of(base_model), state_of(repair.model)
+    wrong = [change.names[0] for change in found.changes if not any(name in repair.delta for name in change.names)]
+    for name, delta in repair.delta.items():
+        change = new[name].detach().cpu() - old[name].detach().cpu()
+        if not torch.equal(change, delta.detach().cpu()):
+            wrong.append(name)
+    if wrong:
+        raise WrongBaseError(
+            f"base_model: {listed(wrong)} differ from the repaired model by something else than the repair changed. "
+            f"Pass the model that was given to solve_repair, as it was then."
+        )

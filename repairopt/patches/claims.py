@@ -1,0 +1,167 @@
+"""What a patch says about itself: who made it of what, and what is claimed of the repaired model.
+
+Claims are any JSON. Those that :func:`claims_from_report` writes have the same keys throughout: ``name``, ``value``,
+``before``, ``bound`` (None where nothing is promised), ``met``, ``data`` (``"repair"`` or ``"held-out"``), ``basis``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from repairopt.errors import PatchError
+
+if TYPE_CHECKING:
+    from repairopt.report import Report
+
+Claim = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchInfo:
+    """The origin of a patch and what is claimed of it.
+
+    Attributes:
+        solver: The back ends that found the change, or however else it came to be.
+        seed: Of everything that was drawn, or None.
+        spec_hash: SHA-256 of the specification, 64 hexadecimal digits, or empty; see :func:`hash_spec`.
+        claims: What is claimed of the repaired model; dicts of anything that JSON knows.
+        notes: Free text.
+        versions: Of Python, repairopt and the libraries.
+        created: When, UTC, ISO 8601.
+
+    Raises:
+        PatchError: Claims that JSON does not know, or ``spec_hash`` is no SHA-256.
+    """
+
+    solver: str = ""
+    seed: int | None = None
+    spec_hash: str = ""
+    claims: Sequence[Mapping[str, Any]] = ()
+    notes: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        if self.spec_hash and not re.fullmatch(r"[0-9a-f]{64}", str(self.spec_hash)):
+            raise PatchError(
+                f"spec_hash={self.spec_hash!r}: expected 64 hexadecimal digits. hash_spec(...) makes them of a text, "
+                f"a file or anything that JSON knows."
+            )
+        object.__setattr__(self, "claims", tuple(_checked_claim(i, claim) for i, claim in enumerate(self.claims)))
+        object.__setattr__(self, "versions", {str(key): str(value) for key, value in self.versions.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON for the header of a file."""
+        return {**vars(self), "claims": list(self.claims), "versions": dict(self.versions)}
+
+    def claim_lines(self) -> list[str]:
+        """One line for each claim, with a mark where it is not met."""
+        lines = []
+        for claim in self.claims:
+            mark = {True: "met", False: "NOT MET"}.get(claim.get("met"), "")  # type: ignore[arg-type]
+            rest = [
+                f"{key} {_short(value)}"
+                for key, value in claim.items()
+                if key not in ("name", "met") and value is not None
+            ]
+            lines.append("; ".join(filter(None, [str(claim.get("name", "")), mark, *rest])))
+        return lines
+
+
+def _checked_claim(number: int, claim: Any) -> Claim:
+    if not isinstance(claim, Mapping):
+        raise PatchError(f"claims[{number}]: expected a dict, got {type(claim).__name__}. Put it as {{'name': ...}}.")
+    try:
+        plain: Claim = json.loads(json.dumps(dict(claim), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PatchError(
+            f"claims[{number}], {dict(claim).get('name', 'without a name')!r}: is not JSON ({error}). Use numbers that "
+            f"are finite, strings, lists, dicts, True, False, None."
+        ) from error
+    return plain
+
+
+def hash_spec(spec: Any) -> str:
+    """SHA-256 of a specification, so that a patch names the one it was made for.
+
+    Args:
+        spec: A text, bytes, the path of a file (``pathlib.Path``), or anything that JSON knows, whose keys are sorted.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        PatchError: None of these, or no such file.
+
+    Example:
+        >>> hash_spec("gap <= 0.05") == hash_spec(b"gap <= 0.05")
+        True
+        >>> hash_spec({"a": 1, "b": 2}) == hash_spec({"b": 2, "a": 1})
+        True
+    """
+    if isinstance(spec, os.PathLike):
+        try:
+            with open(spec, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise PatchError(f"spec '{os.fspath(spec)}': cannot be read ({error}).") from error
+    if isinstance(spec, str):
+        spec = spec.encode()
+    if not isinstance(spec, bytes):
+        try:
+            spec = json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PatchError(
+                f"spec of type {type(spec).__name__}: is not JSON ({error}). Pass a text, bytes, a pathlib.Path, or "
+                f"plain dicts and lists."
+            ) from error
+    return hashlib.sha256(spec).hexdigest()
+
+
+def claims_from_report(report: Report) -> list[Claim]:
+    """Claims that a report of a repair supports.
+
+    Args:
+        report: Of :func:`repairopt.solve_repair`.
+
+    Returns:
+        One claim for each measure, each constraint and each set of labelled data, those on held-out data included,
+        met or not. Every figure was counted on the true network; none is a proof, and none has an interval.
+    """
+    checked = "counted on the true network"
+    claims: list[Claim] = []
+    for measure in report.verification.measures:
+        met = None if measure.target is None else measure.after <= measure.target
+        figures = {"value": measure.after, "before": measure.before, "bound": measure.target, "met": met}
+        claims.append({"name": measure.name, **figures, "data": _split(measure.held_out), "basis": checked})
+    for check in report.verification.checks:
+        figures = {"value": check.failed, "before": int((check.before < 0).sum()), "bound": check.allowed}
+        counted = f"{check.unit} that fail, of {check.applied}; " + ("a wish" if check.soft else "a hard constraint")
+        claims.append(
+            {"name": check.constraint, **figures, "met": check.holds, "data": _split(check.held_out), "basis": counted}
+        )
+    for counts in report.verification.labels:
+        figures = {"value": counts.accuracy[1], "before": counts.accuracy[0], "bound": None, "met": None}
+        name, basis = f"accuracy on the inputs of '{counts.name}'", f"{counts.count} labelled inputs"
+        claims.append({"name": name, **figures, "data": _split(counts.held_out), "basis": basis})
+    return [{key: _finite(value) for key, value in claim.items()} for claim in claims]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _split(held_out: bool) -> str:
+    return "held-out" if held_out else "repair"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,252 @@
+"""The difference of one tensor, in three forms: sparse, dense, low-rank; each exact to the bit in both directions.
+
+* Sparse: the positions that change, with the entries before and after.
+* Dense: exclusive or of the bit patterns before and after, which applies and reverts alike.
+* Low rank: factors of a sum of outer products, added in a fixed order of float64 operations, and sparse corrections
+  where rounding does not give the exact result; see :mod:`repairopt.patches.low_rank`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repairopt.errors import PatchError
+
+from .fingerprints import digest_entries
+from .tensor_bits import Bits, bits_type, from_bits, to_bits
+
+Positions = npt.NDArray[np.int64]
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Type and shape of a tensor that changes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+class Difference(Protocol):
+    """How one tensor changes; ``form`` is the name of the class in files."""
+
+    form: ClassVar[str]
+
+    @property
+    def kind(self) -> Kind:
+        """Type and shape of the tensor."""
+        ...
+
+    @property
+    def touched(self) -> Positions:
+        """Flat positions that it changes or depends on, sorted."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors in a file."""
+        ...
+
+    def move(self, bits: Bits, back: bool = False) -> Bits:
+        """The entries after, from those before; or the other way."""
+        ...
+
+    def stale(self, bits: Bits, back: bool = False) -> Positions:
+        """Touched positions without the value that ``move`` starts from; all of them where it cannot be told which."""
+        ...
+
+    def parts(self) -> tuple[dict[str, Tensor], Facts]:
+        """What to write to a file: tensors by the name of the part, and facts for the header."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """Some entries change.
+
+    Attributes:
+        kind: Of the tensor.
+        positions: Flat positions ``(c,)``, sorted.
+        before: Their bits in the base, ``(c,)``.
+        after: Their bits after the repair, ``(c,)``.
+    """
+
+    form: ClassVar[str] = "sparse"
+    kind: Kind
+    positions: Positions
+    before: Bits
+    after: Bits
+
+    @classmethod
+    def between(cls, kind: Kind, before: Bits, after: Bits) -> Sparse:
+        """From the bits of the whole tensor before and after."""
+        positions = np.flatnonzero(before != after)
+        return cls(kind, positions, before[positions], after[positions])
+
+    @classmethod
+    def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> Sparse:
+        """From what ``parts`` gave.
+
+        Raises:
+            PatchError: Positions out of range or not sorted, or tensors of another type or size.
+        """
+        positions = read_positions(kind, tensors["positions"])
+        sides = []
+        for side in ("before", "after"):
+            expect(tensors[side].dtype == kind.dtype, f"'{side}' has type {tensors[side].dtype}")
+            expect(tensors[side].shape == positions.shape, f"'{side}' has shape {tuple(tensors[side].shape)}")
+            sides.append(to_bits(tensors[side]))
+        return cls(kind, positions, *sides)
+
+    @property
+    def touched(self) -> Positions:
+        """The positions that change."""
+        return self.positions
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors in a file."""
+        return sparse_bytes(self.kind, len(self.positions))
+
+    def move(self, bits: Bits, back: bool = False) -> Bits:
+        """The entries with the new values at the positions; ``back`` with the old ones."""
+        moved = bits.copy()
+        moved[self.positions] = self.before if back else self.after
+        return moved
+
+    def stale(self, bits: Bits, back: bool = False) -> Positions:
+        """The positions that do not have the value of the base; ``back`` that of the repair."""
+        return self.positions[bits[self.positions] != (self.after if back else self.before)]
+
+    def parts(self) -> tuple[dict[str, Tensor], Facts]:
+        """Positions, entries before, entries after."""
+        sides = {"before": self.before, "after": self.after}
+        entries = {name: from_bits(bits, self.kind.dtype, bits.shape) for name, bits in sides.items()}
+        return {"positions": write_positions(self.kind, self.positions), **entries}, {}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Many entries change.
+
+    Attributes:
+        kind: Of the tensor.
+        flips: Exclusive or of the bits before and after, ``(numel,)``.
+        before: Digest of the bits that change, before.
+        after: Digest of the same, after.
+    """
+
+    form: ClassVar[str] = "dense"
+    kind: Kind
+    flips: Bits
+    before: str
+    after: str
+
+    @classmethod
+    def between(cls, kind: Kind, before: Bits, after: Bits) -> Dense:
+        """From the bits of the whole tensor before and after."""
+        at = before != after
+        return cls(kind, before ^ after, digest_entries(before[at]), digest_entries(after[at]))
+
+    @classmethod
+    def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> Dense:
+        """From what ``parts`` gave.
+
+        Raises:
+            PatchError: The tensor has another type or shape.
+        """
+        flips = read_flips(kind, tensors["flips"])
+        expect(tensors["flips"].shape == kind.shape, f"'flips' has shape {tuple(tensors['flips'].shape)}")
+        return cls(kind, flips, str(facts["before"]), str(facts["after"]))
+
+    @property
+    def touched(self) -> Positions:
+        """The positions that change."""
+        return np.flatnonzero(self.flips)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors in a file."""
+        return self.kind.size * self.kind.dtype.itemsize
+
+    def move(self, bits: Bits, back: bool = False) -> Bits:
+        """The entries with the bits flipped, which is its own inverse."""
+        return bits ^ self.flips
+
+    def stale(self, bits: Bits, back: bool = False) -> Positions:
+        """Nothing, or everything that it touches: a digest does not tell which entry is another."""
+        at = self.touched
+        right = digest_entries(bits[at]) == (self.after if back else self.before)
+        return at[:0] if right else at
+
+    def parts(self) -> tuple[dict[str, Tensor], Facts]:
+        """Flipped bits; digests of the entries that change."""
+        return {"flips": write_flips(self.flips, self.kind.shape)}, {"before": self.before, "after": self.after}
+
+
+def sparse_bytes(kind: Kind, count: int, values: int = 2) -> int:
+    """Bytes of positions and values of ``count`` entries in a file."""
+    return count * (_positions_dtype(kind).itemsize + values * kind.dtype.itemsize)
+
+
+def _positions_dtype(kind: Kind) -> torch.dtype:
+    return torch.int32 if kind.size <= 2**31 else torch.int64
+
+
+def write_positions(kind: Kind, positions: Positions) -> Tensor:
+    """Flat positions as a tensor for a file."""
+    return torch.from_numpy(positions.copy()).to(_positions_dtype(kind))
+
+
+def read_positions(kind: Kind, tensor: Tensor) -> Positions:
+    """Flat positions from a file.
+
+    Raises:
+        PatchError: They are no positions in the tensor, not sorted, or one is given twice.
+    """
+    expect(tensor.dtype == _positions_dtype(kind) and tensor.ndim == 1, f"positions of type {tensor.dtype}")
+    positions = tensor.numpy().astype(np.int64)
+    inside = not len(positions) or (positions[0] >= 0 and positions[-1] < kind.size)
+    expect(bool(inside) and bool((np.diff(positions) > 0).all()), "positions that are out of range or not sorted")
+    return positions
+
+
+def write_flips(flips: Bits, shape: tuple[int, ...]) -> Tensor:
+    """Flipped bits as a tensor for a file; safetensors knows signed integers of every size everywhere."""
+    dtype = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flips.itemsize]
+    return from_bits(flips, dtype, shape)
+
+
+def read_flips(kind: Kind, tensor: Tensor) -> Bits:
+    """Flipped bits from a file.
+
+    Raises:
+        PatchError: They are of another size than the tensor's entries.
+    """
+    expect(not tensor.is_floating_point() and tensor.element_size() == kind.dtype.itemsize, f"flips of {tensor.dtype}")
+    flips = to_bits(tensor)
+    assert flips.dtype == bits_type(kind.dtype)
+    return flips
+
+
+def expect(right: bool, wrong: str) -> None:
+    """Refuse the content of a file.
+
+    Raises:
+        PatchError: It is not right.
+    """
+    if not right:
+        raise PatchError(f"the patch holds {wrong}, which does not fit the tensor. The file is damaged; get it again.")

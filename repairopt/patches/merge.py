@@ -1,0 +1,74 @@
+"""Weights with a patch merged into them, and files of weights: safetensors, never pickles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from repairopt.errors import PatchError
+
+from .fingerprints import fingerprint
+from .patch import Patch
+from .patch_header import HEADER
+from .safe_files import read_tensors, write_tensors
+from .weights import Weights, state_of
+
+
+def merged_state_dict(weights: Weights, patch: Patch) -> dict[str, Tensor]:
+    """The weights of a model with a patch applied, as tensors of their own on the CPU.
+
+    Args:
+        weights: A module or state dict with the weights of the patch's base; not modified.
+        patch: To merge.
+
+    Returns:
+        For each parameter and persistent buffer its tensor, contiguous, sharing memory with nothing, tied weights
+        included: what :func:`save_weights` and ``load_state_dict`` take.
+
+    Raises:
+        WrongBaseError: The weights are not those of the base.
+    """
+    state = dict(weights) if isinstance(weights, Mapping) else state_of(weights)
+    return _standalone(patch.apply_to_state_dict(state))
+
+
+def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_of(state).items()}
+
+
+def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Write weights as a safetensors file, which is there whole or not at all.
+
+    Args:
+        weights: A module or state dict. Tied weights are written under each name, so that ``load_state_dict`` finds
+            them all.
+        path: Of the file; replaced where it exists.
+
+    Raises:
+        PatchError: The folder does not exist.
+    """
+    state = _standalone(state_of(weights, "weights"))
+    write_tensors(path, state, {"format": "pt", "repairopt_weights_sha256": fingerprint(state).total})
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a safetensors file of weights. Nothing in it is executed; a pickle is refused.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        The state dict, on the CPU.
+
+    Raises:
+        PatchError: Another kind of file, cut short, a patch, or weights that were changed after ``save_weights``.
+    """
+    tensors, texts = read_tensors(path)
+    if HEADER in texts:
+        raise PatchError(f"'{os.fspath(path)}': is a patch, not weights. Patch.load reads it.")
+    expected = texts.get("repairopt_weights_sha256")
+    if expected is not None and fingerprint(tensors).total != expected:
+        raise PatchError(f"'{os.fspath(path)}': its weights do not match their hash; they were changed. Get it again.")
+    return tensors

@@ -1,0 +1,306 @@
+"""Patch: a repair as a file that can be reviewed, shipped, applied to a model and reverted, exactly.
+
+A patch knows the SHA-256 of the weights that it was made for and of those that it leads to. It refuses other weights
+and names the tensors that differ; what it wrote is hashed again and compared. Nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from repairopt.errors import PatchError, WrongBaseError
+from repairopt.report import library_versions
+
+from .changes import Change, Comparison, check_is_base, compare
+from .claims import PatchInfo, claims_from_report, hash_spec
+from .fingerprints import Fingerprint, digest_bits, fingerprint
+from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
+from .safe_files import read_tensors, write_tensors
+from .tensor_bits import Bits, dtype_name, from_bits, to_bits
+from .weights import Ties, Weights, copy_model, fill_ties, state_of, write_into
+
+if TYPE_CHECKING:
+    from repairopt.conclude import Repair
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """The difference between two sets of weights, with what is known about it. ``print`` it to review it.
+
+    Attributes:
+        changes: One for each weight that changes.
+        base: SHA-256 of the weights that it applies to.
+        repaired: SHA-256 of the weights that it leads to.
+        ties: Names of tied weights of the base.
+        info: Solver, seed, hash of the specification, claims, notes, versions, date.
+
+    Example:
+        >>> import torch
+        >>> base = {"weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+        >>> patch = Patch.between(base, {"weight": torch.tensor([[1.0, 2.5], [3.0, 4.0]])}, notes="by hand")
+        >>> print(patch.changes[0])
+        weight  float32 (2, 2)  1 of 4 entries, largest change 0.5; sparse, 12 bytes
+        >>> patch.apply_to_state_dict(base)["weight"]
+        tensor([[1.0000, 2.5000],
+                [3.0000, 4.0000]])
+    """
+
+    changes: tuple[Change, ...]
+    base: Fingerprint
+    repaired: Fingerprint
+    ties: Ties = ()
+    info: PatchInfo = field(default_factory=PatchInfo)
+
+    @classmethod
+    def between(
+        cls, base: Weights, repaired: Weights, *, form: str | Mapping[str, str] = "auto", spec: Any = None, **info: Any
+    ) -> Patch:
+        """The patch that leads from some weights to others.
+
+        Args:
+            base: A module or state dict; neither is modified or kept.
+            repaired: The same with other values. Parameters and persistent buffers are compared.
+            form: ``"sparse"``, ``"low_rank"``, ``"dense"``, ``"auto"`` (the smallest), or these by name of the weight.
+            spec: What the repair was for; its SHA-256 is kept. See :func:`repairopt.patches.hash_spec`.
+            **info: Fields of :class:`PatchInfo`: ``solver``, ``seed``, ``spec_hash`` (where the hash is at hand),
+                ``claims``, ``notes``, ``versions``, ``created``.
+
+        Returns:
+            The patch.
+
+        Raises:
+            PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
+            ModelError: No weights.
+        """
+        return cls._of(compare(base, repaired, form), _info(spec, info))
+
+    @classmethod
+    def from_repair(cls, repair: Repair, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
+        """The patch of a repair.
+
+        Args:
+            repair: What :func:`repairopt.solve_repair` returned.
+            base_model: The model that was given to it.
+            spec: What the repair was for; its SHA-256 is kept.
+            **info: Fields of :class:`PatchInfo`, and ``form``. What is not given is taken from the report: solvers,
+                seed, claims, notes, versions.
+
+        Returns:
+            The patch.
+
+        Raises:
+            WrongBaseError: ``base_model`` is not the model that was repaired.
+        """
+        report = repair.report
+        found = compare(base_model, repair.model, info.pop("form", "auto"))
+        check_is_base(found, base_model, repair)
+        known = {
+            "solver": ", ".join(dict.fromkeys(entry.solver for entry in report.rounds if entry.solver)),
+            "seed": report.seed,
+            "claims": claims_from_report(report),
+            "notes": " ".join([f"Verdict {report.verdict}. Method {report.method}.", *report.notes]),
+            "versions": library_versions() | report.versions,
+        }
+        return cls._of(found, _info(spec, {**known, **info}))
+
+    @classmethod
+    def _of(cls, found: Comparison, info: PatchInfo) -> Patch:
+        return cls(found.changes, found.base, found.repaired, found.ties, info)
+
+    @cached_property
+    def _parts(self) -> tuple[str, dict[str, Tensor]]:
+        return to_parts(Comparison(self.changes, self.base, self.repaired, self.ties), self.info)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of everything in the patch. Keep it elsewhere: it tells a patch from one that was made to look so."""
+        return content_hash(*self._parts)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the patch as a safetensors file, which is there whole or not at all.
+
+        Args:
+            path: Of the file; replaced where it exists.
+
+        Raises:
+            PatchError: The folder does not exist.
+        """
+        text, tensors = self._parts
+        write_tensors(path, tensors, {HEADER: text, CONTENT: self.content_hash})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Patch:
+        """Read a patch. Nothing in the file is executed.
+
+        Args:
+            path: Of a file that ``save`` wrote.
+            expected_hash: The :attr:`content_hash` that it must have, from where you trust. Without it damage and
+                careless edits are found, but not an edit that updates the hash in the file as well.
+
+        Returns:
+            The patch, equal to the one that was saved.
+
+        Raises:
+            PatchError: Another kind of file, cut short, changed, of another format, or with another content hash.
+        """
+        tensors, texts = read_tensors(path)
+        what = f"'{os.fspath(path)}'"
+        if HEADER not in texts:
+            raise PatchError(f"{what}: is a safetensors file, but no patch of repairopt. load_weights reads weights.")
+        text = texts[HEADER]
+        found = content_hash(text, tensors)
+        if found != texts.get(CONTENT):
+            raise PatchError(f"{what}: its content does not match its hash; it was changed or damaged. Get it again.")
+        if expected_hash is not None and found != expected_hash:
+            raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
+        try:
+            return cls._of(*from_parts(text, tensors))
+        except PatchError as error:
+            raise PatchError(f"{what}: {error}") from error
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A repaired copy of a model.
+
+        Args:
+            model: With the weights of the base, on any device; not modified.
+
+        Returns:
+            The copy, whose weights are those of the repair to the bit; checked by their hash.
+
+        Raises:
+            WrongBaseError: The model has other weights; the message names the tensors.
+            PatchError: The copy does not have the hash of the repair.
+        """
+        return self._moved_copy(model, back=False)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """A copy of a patched model with the weights from before.
+
+        Args:
+            model: With the weights of the repair, on any device; not modified.
+
+        Returns:
+            The copy, whose weights are those of the base to the bit; checked by their hash.
+
+        Raises:
+            WrongBaseError: The model has other weights; the message names the tensors.
+            PatchError: The copy does not have the hash of the base.
+        """
+        return self._moved_copy(model, back=True)
+
+    def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The repaired state dict.
+
+        Args:
+            state: The weights of the base; not modified. Of tied weights one name is enough.
+
+        Returns:
+            A new dict with the same keys in the same order. Weights that do not change are the same tensors, those
+            that change are new ones, on the device of the old.
+
+        Raises:
+            WrongBaseError: The weights are others; the message names the tensors.
+            PatchError: The result does not have the hash of the repair.
+        """
+        return self._moved_state(state, back=False)
+
+    def revert_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict from before; as :meth:`apply_to_state_dict`, the other way."""
+        return self._moved_state(state, back=True)
+
+    def _moved_copy(self, model: nn.Module, back: bool) -> nn.Module:
+        if not isinstance(model, nn.Module):
+            raise PatchError(
+                f"model: expected a torch.nn.Module, got {type(model).__name__}. For weights alone use "
+                f"apply_to_state_dict or revert_state_dict."
+            )
+        new = self._new_bits(state_of(model), back)
+        moved = copy_model(model)
+        write_into(moved, new)
+        wanted, found = (self.base if back else self.repaired), fingerprint(moved)
+        if found != wanted:
+            raise PatchError(
+                f"model {type(model).__name__}: the copy is not what the patch promises: {wanted.differences(found)}. "
+                f"Look for weights that share a part of their memory. The model was not modified."
+            )
+        return moved
+
+    def _moved_state(self, state: Mapping[str, Tensor], back: bool) -> dict[str, Tensor]:
+        present = state_of(state, "state dict")
+        new = self._new_bits(fill_ties(present, self.ties), back)
+        made: dict[str, Tensor] = {}
+        for change in self.changes:
+            kind = change.difference.kind
+            device = next(present[name].device for name in change.names if name in present)
+            tensor = from_bits(new[change.names[0]], kind.dtype, kind.shape).to(device)
+            made |= dict.fromkeys(change.names, tensor)
+        return {name: made.get(name, value) for name, value in state.items()}
+
+    def _new_bits(self, state: Mapping[str, Tensor], back: bool) -> dict[str, Bits]:
+        """For each weight that changes its new bits, checked before and after."""
+        self.check_base(state, back)
+        new: dict[str, Bits] = {}
+        for change in self.changes:
+            new |= dict.fromkeys(change.names, change.difference.move(to_bits(state[change.names[0]]), back))
+        wanted = (self.base if back else self.repaired).tensors
+        for change in self.changes:
+            kind = change.difference.kind
+            digest = digest_bits(new[change.names[0]], dtype_name(kind.dtype), kind.shape)
+            if any(digest != wanted[name] for name in change.names):
+                raise PatchError(
+                    f"weight '{change.names[0]}': the result is not what the patch promises. Either the patch is "
+                    f"damaged, or this process flushes subnormal numbers: call torch.set_flush_denormal(False) first."
+                )
+        return new
+
+    def check_base(self, weights: Weights, back: bool = False) -> None:
+        """Check that weights are those that the patch applies to.
+
+        Args:
+            weights: A module or state dict.
+            back: Whether it shall be reverted.
+
+        Raises:
+            WrongBaseError: They are others; the message names the tensors.
+        """
+        found = fingerprint(fill_ties(state_of(weights), self.ties))
+        wanted, other = (self.repaired, self.base) if back else (self.base, self.repaired)
+        if found == wanted:
+            return
+        if found == other:
+            state = "is not applied to these weights" if back else "is applied to these weights already"
+            raise WrongBaseError(f"the patch {state}; there is nothing to do.")
+        goal = "the weights that it led to" if back else "the weights that it was made for"
+        raise WrongBaseError(
+            f"the patch does not fit: these are not {goal} (SHA-256 {found.total[:12]}, expected "
+            f"{wanted.total[:12]}); {wanted.differences(found)}. Load the right weights, or make a patch for these."
+        )
+
+    def __str__(self) -> str:
+        info = self.info
+        lines = [f"patch of {sum(c.count for c in self.changes)} entries in {len(self.changes)} weights"]
+        lines += [f"  {change}" for change in self.changes]
+        lines += [f"base      {self.base.total}", f"repaired  {self.repaired.total}", f"content   {self.content_hash}"]
+        lines += [f"spec      {info.spec_hash}"] if info.spec_hash else []
+        lines += [f"created   {info.created}; solver {info.solver or 'not given'}; seed {info.seed}"]
+        lines += [f"notes     {info.notes}"] if info.notes else []
+        return "\n".join(lines + [f"claim     {claim}" for claim in info.claim_lines()])
+
+
+def _info(spec: Any, info: dict[str, Any]) -> PatchInfo:
+    if unknown := set(info) - set(PatchInfo.__dataclass_fields__):
+        known = ", ".join(PatchInfo.__dataclass_fields__)
+        raise PatchError(
+            f"a patch has no field {', '.join(sorted(unknown))}; choose of {known}, or put it into claims."
+        )
+    if spec is not None:
+        if info.get("spec_hash"):
+            raise PatchError("spec and spec_hash were both given; give one of them.")
+        info = {**info, "spec_hash": hash_spec(spec)}
+    return PatchInfo(**{"versions": library_versions(), **info})

@@ -1,0 +1,114 @@
+"""Read and write safetensors files: whole or not at all, and nothing else than safetensors.
+
+A pickle runs code when it is loaded. Files are therefore opened by the safetensors library alone, which reads numbers
+and one JSON header; whatever it does not take is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from repairopt.errors import PatchError
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Its tensors by name, on the CPU, and the texts of its header.
+
+    Raises:
+        PatchError: There is no such file, or it is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise PatchError(f"'{os.fspath(path)}': no such file.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise PatchError(f"'{os.fspath(path)}': {_what_it_is(Path(path))} ({error}). Nothing was loaded.") from error
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"PK\x03\x04"):
+        return (
+            "is a zip archive such as torch.save writes, whose pickle can run any code when it is loaded; expected "
+            "safetensors. Convert it where you trust it, by repairopt.patches.save_weights"
+        )
+    if start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05":
+        return (
+            "is a pickle, which can run any code when it is loaded; expected safetensors. Convert it where you trust "
+            "it, by repairopt.patches.save_weights"
+        )
+    return "is not a whole safetensors file; it was cut short, damaged, or is of another kind. Get it again"
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write a safetensors file that is there whole or not at all, also where the process is killed.
+
+    Args:
+        path: Of the file; replaced where it exists.
+        tensors: Contiguous, on the CPU, none sharing memory with another.
+        texts: For the header.
+
+    Raises:
+        PatchError: The folder does not exist.
+    """
+    from safetensors.torch import save_file
+
+    with whole_file(path) as unfinished:
+        save_file(dict(tensors), unfinished, dict(texts))
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to, which takes the place of ``path`` at the end of the block, and is removed after an exception.
+
+    Args:
+        path: Of the file; its folder must exist.
+
+    Yields:
+        A new path in the same folder, so that it can be renamed in one step.
+
+    Raises:
+        PatchError: The folder does not exist.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise PatchError(f"'{os.fspath(path)}': there is no folder '{target.parent}'. Make it before.")
+    unfinished = target.parent / f".{target.name}.{secrets.token_hex(4)}.unfinished"
+    try:
+        handle = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(handle).st_mode & 0o777  # what the user's mask leaves; safetensors would give 0600
+        os.close(handle)
+        yield unfinished
+        unfinished.chmod(mode)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+        sync_folder(target.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
