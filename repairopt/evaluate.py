@@ -8,6 +8,7 @@ shares the tensors and is in evaluation mode.
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from .network.check_model import accepts, check_model, check_outputs, check_positions, shadow
+from .network.linear_tape import ChangedLayer, LinearTape, changed_layers
 from .network.split_graph import Split, split_at
 from .specify import Predict
 
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
+POINTS = 3  # weight changes whose outputs and passes are kept
 CACHE_BYTES = 8 * 2**20  # weight vectors are batched in chunks of about this size: larger ones leave the CPU cache
 
 
@@ -56,8 +59,7 @@ class Predictor:
         """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
         if not self._frozen:
             return self._engine.outputs(inputs, self._delta)
-        with torch.no_grad():
-            return self._engine.outputs(inputs, self._delta)
+        return self._engine.known_outputs(inputs, self._delta)
 
     @property
     def network(self) -> nn.Module:
@@ -127,6 +129,8 @@ class Engine:
         self._constants: dict[str, Tensor] = {}
         self._frontiers: dict[tuple[object, ...], tuple[Tensor, int, tuple[Tensor, ...]]] = {}
         self._cached_bytes = 0
+        self._layers: list[ChangedLayer] | None = None
+        self._known: OrderedDict[bytes, dict[tuple[object, ...], tuple[Tensor, int, Any]]] = OrderedDict()
         self.classes = 0
         self.evaluations = 0  # samples run through the suffix, all weight vectors together
 
@@ -185,6 +189,52 @@ class Engine:
         weights = self.weights(delta) if self.n else {}
         parts = [self.run(weights, part) for _, part in self.batches(inputs, samples, 3 * self.widest(inputs))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
+        """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
+        known = self._point(delta)
+        key = ("outputs", *identity(inputs))
+        if key not in known or known[key][1] != inputs._version:
+            with torch.no_grad():
+                known[key] = (inputs, inputs._version, self.outputs(inputs, delta))
+        found: Tensor = known[key][2]
+        return found
+
+    def tapes(self, inputs: Tensor, delta: Tensor) -> list[tuple[slice, LinearTape]] | None:
+        """Passes over all samples that several derivatives can be taken from; remembered for the last weight changes.
+
+        Returns:
+            For each batch its samples and its pass; None where the changed weights are not those of linear layers, or
+            the activations of all samples do not fit into a quarter of the memory limit.
+        """
+        self._prepare(inputs)
+        size = 4 * self.floats(inputs) * inputs.shape[0] * (torch.finfo(self.dtype).bits // 8)
+        if self._layers is None or size > self.memory_limit // 4:
+            return None
+        known, key = self._point(delta), ("tapes", *identity(inputs))
+        if key not in known or known[key][1] != inputs._version:
+            parts = self.batches(inputs, None, 4 * self.floats(inputs))
+            layers = self._layers
+            found = [(span, LinearTape(self, layers, part, delta)) for span, part in parts]
+            known[key] = (inputs, inputs._version, found)
+            outputs = found[0][1].outputs if len(found) == 1 else torch.cat([tape.outputs for _, tape in found])
+            known.setdefault(("outputs", *identity(inputs)), (inputs, inputs._version, outputs))
+        tapes: list[tuple[slice, LinearTape]] = known[key][2]
+        return tapes
+
+    def layers(self, inputs: Tensor) -> list[ChangedLayer] | None:
+        """The linear layers that hold all changed weights, or None where some are used in another way."""
+        self._prepare(inputs)
+        return self._layers
+
+    def _point(self, delta: Tensor) -> dict[tuple[object, ...], tuple[Tensor, int, Any]]:
+        key = delta.detach().cpu().numpy().tobytes()
+        if key not in self._known:
+            while len(self._known) >= POINTS:
+                self._known.popitem(last=False)
+            self._known[key] = {}
+        self._known.move_to_end(key)
+        return self._known[key]
 
     def values(self, function: Callable[[Predict], Any], deltas: Tensor) -> Tensor:
         """``function(predict)`` at each of ``K`` weight changes, in one batch where the function allows it.
@@ -321,4 +371,5 @@ class Engine:
             for name, value in source()
             if id(value) not in changed
         }
+        self._layers = changed_layers(self._suffix, self.indices)
         self._ready = True

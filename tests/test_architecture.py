@@ -15,7 +15,10 @@ STAGES = [
     ("exceptions", "errors"),
     ("what must become true, what must stay true", "specify"),
     ("ready-made properties and constraints", "sample_groups properties constraints"),
-    ("run the network: batches, many weight vectors, memory", "network.split_graph network.check_model evaluate"),
+    (
+        "run the network: batches, many weight vectors, memory",
+        "network.split_graph network.check_model network.linear_tape evaluate",
+    ),
     ("derivatives without a matrix", "network.differentiate"),
     (
         "robustness: certified radius, counterexamples",

@@ -20,6 +20,8 @@ from repairopt.errors import ProgramError, SpecificationError
 from repairopt.evaluate import Engine, Predictor
 from repairopt.specify import Predict
 
+from .linear_tape import LinearTape
+
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
     """Value and derivative of a differentiable function of the outputs.
@@ -132,6 +134,11 @@ def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = No
     """
     change = engine.as_delta(delta)
     total = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
+    tapes = None if engine.exact else engine.tapes(inputs, change)
+    if tapes is not None:
+        for span, tape in tapes:
+            total += tape.pull_back(cotangent[span].to(tape.outputs)).double()
+        return total
     for span, part in engine.batches(inputs, None, 3 * engine.floats(inputs)):
         chosen = cotangent[span].to(engine.dtype)
         if engine.exact:
@@ -163,6 +170,10 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
     change = engine.as_delta(delta)
     if not len(samples):
         return torch.zeros(0, engine.n, dtype=engine.dtype, device=engine.device)
+    if not engine.exact and engine.layers(inputs) is not None:
+        fast = _rows_from_tapes(engine, inputs, samples.to(engine.device), cotangents, change)
+        if fast is not None:
+            return fast
     out = []
     for span, part in engine.batches(inputs, samples, 3 * engine.n_changed + 4 * engine.floats(inputs)):
         chosen = cotangents[span].to(engine.dtype)
@@ -181,6 +192,26 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
                 outputs = torch.stack([one(*row) for row in zip(copies, *part, strict=True)])
             summed = (outputs * chosen).sum()
         out.append(_derivative(summed, copies))
+    return torch.cat(out)
+
+
+def _rows_from_tapes(
+    engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Tensor, change: Tensor
+) -> Tensor | None:
+    """The rows where the changed weights are those of linear layers that see one vector for each sample."""
+    layers = engine.layers(inputs)
+    assert layers is not None
+    if len(torch.unique(samples)) * 2 >= inputs.shape[0]:  # nearly all samples: from a pass that others use too
+        tapes = engine.tapes(inputs, change)
+        if tapes is not None and len(tapes) == 1:
+            return tapes[0][1].rows(samples, cotangents) if tapes[0][1].flat else None
+    out = []
+    for span, part in engine.batches(inputs, samples, engine.n + 4 * engine.floats(inputs)):
+        tape = LinearTape(engine, layers, part, change)
+        if not tape.flat:
+            return None
+        rows = torch.arange(tape.outputs.shape[0], device=engine.device)
+        out.append(tape.rows(rows, cotangents[span].to(engine.dtype)))
     return torch.cat(out)
 
 
@@ -236,7 +267,7 @@ class _Recorder(Predictor):
         for known, output in self.runs:
             if known is inputs:
                 return output
-        output = self._engine.predict(self.moving.detach())(inputs).requires_grad_()
+        output = self._engine.predict(self.moving.detach())(inputs).detach().requires_grad_()
         self.runs.append((inputs, output))
         return output
 

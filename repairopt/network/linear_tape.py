@@ -1,0 +1,186 @@
+"""One pass over samples, kept for several derivatives, where the changed weights are those of linear layers.
+
+The derivative of a sample's output in a weight ``w_ij`` of a linear layer is signal ``i`` behind the layer times
+activation ``j`` before it. So one pass gives the activations, one backward pass for each vector of cotangents gives the
+signals of all samples at once, and rows of chosen weights are products of two gathered arrays: no parameter is copied
+for each sample, nothing of the size of samples times parameters is made.
+
+References:
+    Goodfellow, Efficient Per-Example Gradient Computations, 2015.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from repairopt.evaluate import Engine
+
+
+@dataclass(frozen=True, eq=False)
+class ChangedLayer:
+    """A linear layer with weights that may change.
+
+    Attributes:
+        module: The layer, as the suffix calls it.
+        weight: Positions of the changed entries in the flat weight, or None.
+        bias: Positions of the changed entries in the bias, or None.
+        columns: Where the changed weight entries stand in ``delta``, a slice, or None.
+        bias_columns: The same for the bias.
+    """
+
+    module: nn.Linear
+    weight: Tensor | None
+    bias: Tensor | None
+    columns: slice | None
+    bias_columns: slice | None
+
+
+def changed_layers(suffix: nn.Module, indices: Mapping[str, Tensor]) -> list[ChangedLayer] | None:
+    """The linear layers that hold all changed weights.
+
+    Args:
+        suffix: What the engine runs; its parameters bear the model's names with ``model.`` in front.
+        indices: For each parameter name the flat positions that ``delta`` runs over, in its order.
+
+    Returns:
+        The layers; None where a changed parameter is used in another way, or a layer more than once.
+    """
+    if not isinstance(suffix, fx.GraphModule) or not indices:
+        return None
+    calls = Counter(str(node.target) for node in suffix.graph.nodes if node.op == "call_module")
+    owners = Counter(id(p) for _, p in suffix.named_parameters(remove_duplicate=False))
+    spans, start = {}, 0
+    for name, index in indices.items():
+        spans[name] = slice(start, start + len(index))
+        start += len(index)
+    found, used = [], set()
+    for target in calls:
+        module = suffix.get_submodule(target)
+        names = {kind: f"{target.removeprefix('model.')}.{kind}" for kind in ("weight", "bias")}
+        mine = {kind: name for kind, name in names.items() if name in indices}
+        if not mine:
+            continue
+        shared = any(owners[id(parameter)] > 1 for parameter in module.parameters())
+        if type(module) is not nn.Linear or calls[target] != 1 or shared or not target.startswith("model."):
+            return None
+        used |= set(mine.values())
+        weight, bias = (mine.get(kind) for kind in ("weight", "bias"))
+        found.append(
+            ChangedLayer(
+                module,
+                None if weight is None else indices[weight],
+                None if bias is None else indices[bias],
+                None if weight is None else spans[weight],
+                None if bias is None else spans[bias],
+            )
+        )
+    direct = any(node.op == "get_attr" and _is_parameter(suffix, str(node.target)) for node in suffix.graph.nodes)
+    return found if used == set(indices) and not direct else None
+
+
+class LinearTape:
+    """Activations and graph of one pass.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        layers: From :func:`changed_layers`.
+        part: Activations at the frontier, one row for each sample.
+        change: ``delta`` as a tensor.
+
+    Attributes:
+        outputs: ``(N, k)``, without graph.
+        flat: Whether every layer saw one vector for each sample; without, no rows can be made.
+    """
+
+    def __init__(self, engine: Engine, layers: list[ChangedLayer], part: tuple[Tensor, ...], change: Tensor) -> None:
+        self.engine, self.layers, self.change = engine, layers, change
+        self.inputs: list[Tensor] = [torch.empty(0)] * len(layers)
+        self.behind: list[Tensor] = [torch.empty(0)] * len(layers)
+        hooks = [layer.module.register_forward_hook(self._recorder(k)) for k, layer in enumerate(layers)]
+        try:
+            with torch.enable_grad():
+                self.graph = engine.run(engine.weights(change), part)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.outputs = self.graph.detach()
+        count = self.outputs.shape[0]
+        self.flat = all(x.ndim == 2 and x.shape[0] == count for x in self.inputs)
+
+    def _recorder(self, k: int) -> Any:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            self.inputs[k] = args[0].detach()
+            if not output.requires_grad:
+                output.requires_grad_()
+            self.behind[k] = output
+            return output.clone()  # what follows may write into it
+
+        return record
+
+    def signals(self, cotangent: Tensor) -> list[Tensor]:
+        """Derivatives of ``sum(cotangent * outputs)`` behind each layer, of the shape of its output.
+
+        Zeros where there are none, as before step activations.
+        """
+        found: Any = [None] * len(self.behind)
+        if self.graph.requires_grad:
+            try:
+                found = torch.autograd.grad(self.graph, self.behind, cotangent, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):  # torch's words for an operation without a derivative
+                    raise
+        return [torch.zeros_like(z) if g is None else g for g, z in zip(found, self.behind, strict=True)]
+
+    def pull_back(self, cotangent: Tensor) -> Tensor:
+        """Derivative of ``sum(cotangent * outputs)`` in the weights, ``(n,)``."""
+        total = torch.zeros(self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
+        for layer, x, signal in zip(self.layers, self.inputs, self.signals(cotangent), strict=True):
+            signal, x = signal.flatten(0, -2), x.flatten(0, -2)
+            if layer.weight is not None:
+                total[layer.columns] = (signal.T @ x).flatten()[layer.weight]
+            if layer.bias is not None:
+                total[layer.bias_columns] = signal.sum(0)[layer.bias]
+        return total
+
+    def rows(self, samples: Tensor, cotangents: Tensor) -> Tensor:
+        """Derivative of ``cotangent . output`` for each row's sample, ``(R, n)``; samples may repeat."""
+        rows = torch.empty(len(samples), self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
+        for place in _without_repeats(samples):
+            chosen = samples[place]
+            spread = torch.zeros_like(self.outputs)
+            spread[chosen] = cotangents[place].to(spread)
+            for layer, x, signal in zip(self.layers, self.inputs, self.signals(spread), strict=True):
+                x, signal = x[chosen], signal[chosen]
+                if layer.weight is not None:
+                    width = x.shape[1]
+                    rows[place, layer.columns] = signal[:, layer.weight // width] * x[:, layer.weight % width]
+                if layer.bias is not None:
+                    rows[place, layer.bias_columns] = signal[:, layer.bias]
+        return rows
+
+
+def _without_repeats(samples: Tensor) -> Iterator[Tensor]:
+    """Positions in groups, so that no sample is twice in one."""
+    order = torch.argsort(samples, stable=True)
+    ordered = samples[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    start = torch.nonzero(first)[:, 0]
+    counts = torch.diff(start, append=torch.tensor([len(samples)], device=samples.device))
+    rank = torch.arange(len(samples), device=samples.device) - torch.repeat_interleave(start, counts)
+    for r in range(int(counts.max()) if len(samples) else 0):
+        yield order[rank == r]
+
+
+def _is_parameter(module: nn.Module, target: str) -> bool:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part, None)
+    return isinstance(value, nn.Parameter)
