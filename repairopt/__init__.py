@@ -23,6 +23,7 @@ from .methods.autoric import Bisection, Incremental, OneShot
 from .methods.grid_repair import OnGrid
 from .methods.sequential import Sequential
 from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
+from .methods.sqp import SQP
 from .pipeline import solve_repair
 from .program import Kind, Program
 from .properties import ErrorRate, GroupGap, MissRate
@@ -33,6 +34,7 @@ from .specify import Constraint, Property, Specification
 from .surrogate import SurrogateSettings
 
 __all__ = [
+    "SQP",
     "CARE",
     "AtMostBroken",
     "Bisection",

@@ -18,6 +18,7 @@ from .evaluate import ForwardFunction
 from .judge import Stop
 from .methods.autoric import Bisection, Incremental, Method, OneShot
 from .methods.sequential import Sequential
+from .methods.sqp import SQP
 from .methods.task import Outcome, Round, Task
 from .prepare import prepare_repair
 from .solve import Solver, Status
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "incremental": Incremental,
     "bisection": Bisection,
     "sequential": Sequential,
+    "sqp": SQP,
 }
 
 
@@ -38,6 +40,7 @@ def solve_repair(
     constraints: Any = (),
     *,
     target: float | None = None,
+    data: Any = (),
     held_out: Any = (),
     watch: Any = (),
     weights: Any = "auto",
@@ -64,6 +67,8 @@ def solve_repair(
             and ``value(predict)``, or a plain function of ``predict`` together with ``target``.
         constraints: What must stay true (see ``repairopt.constraints``).
         target: Overrides the goal's target.
+        data: Labelled samples ``(inputs, labels)``, or a list of such pairs, whose loss is kept small; by default those
+            of the constraints and of the goal.
         held_out: Data that only the report sees: a pair ``(inputs, labels)``, for which goal and constraints make their
             twins, or a list of properties and constraints.
         watch: Further properties to report, before and after.
@@ -100,6 +105,7 @@ def solve_repair(
         goal,
         constraints,
         target=target,
+        data=data,
         held_out=held_out,
         watch=watch,
         weights=weights,

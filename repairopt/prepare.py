@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import SpecificationError
 from .evaluate import Engine, ForwardFunction, Remembering
@@ -16,7 +16,7 @@ from .linearize import anchor, margins_at, required_margins
 from .localize import Location, localize
 from .methods.task import Round, Task
 from .solve import Solver
-from .specify import CallableProperty, Constraint, Property, Specification
+from .specify import CallableProperty, Constraint, Property, Specification, check_inputs
 from .surrogate import SurrogateSettings
 from .surrogates.convexify import check_way
 
@@ -52,6 +52,7 @@ def prepare_repair(
     constraints: Any = (),
     *,
     target: float | None = None,
+    data: Any = (),
     held_out: Any = (),
     watch: Any = (),
     weights: Any = "auto",
@@ -75,6 +76,7 @@ def prepare_repair(
         goal: Same.
         constraints: Same.
         target: Same.
+        data: Same.
         held_out: Same.
         watch: Same.
         weights: Same.
@@ -117,6 +119,7 @@ def prepare_repair(
         solver=solver,
         isolate=isolate,
         feasibility_tol=feasibility_tol,
+        data=_labelled(data),
         seed=seed,
         progress=progress,
         seconds=seconds,
@@ -141,6 +144,19 @@ def _specification(goal: Any, constraints: Any, target: float | None, held_out: 
         items = [spec.goal, *spec.watch, *spec.on_outputs]
         held_out = tuple(item.on(inputs, labels) for item in items if hasattr(item, "on"))
     return replace(spec, held_out=held_out)
+
+
+def _labelled(data: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+    """``(inputs, labels)``, or a list of such pairs, checked."""
+    if isinstance(data, tuple | list) and not len(data):
+        return ()
+    single = isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple)
+    pairs = [data] if single else data
+    if not isinstance(pairs, list | tuple) or any(not isinstance(p, tuple | list) or len(p) != 2 for p in pairs):
+        raise SpecificationError(
+            f"data: expected a pair (inputs, labels), or a list of such pairs; got {type(data).__name__}."
+        )
+    return tuple(check_inputs("data", *pair, integers=True) for pair in pairs)
 
 
 def _settings(surrogate: str | SurrogateSettings, seed: int) -> SurrogateSettings:

@@ -123,6 +123,11 @@ class GroupGap:
         member = torch.cat([torch.full((len(part),), a) for a, part in enumerate(parts)])
         return cls(GroupSamples(torch.cat(parts), member, tuple(f"group {a}" for a in range(len(parts)))), **options)
 
+    @property
+    def combine(self) -> str:
+        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for divergences."""
+        return {"difference": "mean", "max_difference": "max"}.get(self.score, "")
+
     def rates(self, predict: Predict, soft: bool = False) -> Tensor:
         """Rate of each label in each group, ``(q, k)``."""
         outputs = self._outputs(predict)

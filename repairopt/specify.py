@@ -50,6 +50,8 @@ class Property(Protocol):
     * ``soft_value(predict) -> Tensor``: a differentiable stand-in for ``value``, which is often a count;
     * ``residuals(predict) -> Tensor (q,)``: signed, differentiable parts that are all 0 in the ideal case
       (Gauss-Newton surrogates are built from them);
+    * ``signed_hard(predict) -> Tensor (q,)`` and ``combine``, ``"mean"`` or ``"max"``: the same parts by count, of
+      whose sizes the value is the mean or the largest (each then gets rows of its own, for both signs);
     * ``details(predict) -> dict[str, float]``: figures for the report, for example the rate of each group;
     * ``on(inputs, labels) -> Property``: the same property measured on other data (held-out columns of the report).
 

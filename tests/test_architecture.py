@@ -61,8 +61,12 @@ STAGES = [
     ("the true network judges, during a repair and after it", "judge verify"),
     ("a repair in progress", "methods.task"),
     (
+        "typed bounds: limits, objectives, points, steps, the filter, the sequence",
+        "methods.cross_entropy sqp.limits sqp.objectives sqp.points sqp.step sqp.filter sqp.sequence",
+    ),
+    (
         "the methods: loops over model, rows, program, solve, judge",
-        "methods.cross_entropy methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
+        "methods.sqp methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
         "methods.grid_repair",
     ),
     ("what was done and what came of it", "reporting.report_text report"),

@@ -44,13 +44,27 @@ def cross_entropy_model(
         error = chance.clone()
         error[torch.arange(len(own), device=own.device), own] -= 1
         gradient += pull_back(engine, inputs, error / total, delta).cpu().numpy()
-        hessian += _curvature(engine, inputs, chance, delta, seed) / total
+        hessian += softmax_curvature(engine, inputs, chance, delta, seed) / total
     scale = engine.scale.cpu().numpy()
     return Surrogate(gradient, hessian.cpu().numpy(), loss, scale, kind="cross_entropy")
 
 
-def _curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, seed: int) -> Tensor:
-    """Sum over samples of ``J' (diag(p) - p p') J``, from its square root, a few samples at a time."""
+def softmax_curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, seed: int = 0) -> Tensor:
+    """Gauss-Newton curvature of cross-entropies: sum over samples of ``J' (diag(p) - p p') J``.
+
+    The same whatever probabilities the cross-entropy is taken against. Built from its square root, a few samples at a
+    time; from a part of the samples where all would be too many.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        inputs: Samples ``(N, ...)``.
+        chance: Their probabilities ``p`` at ``delta``, ``(N, k)``.
+        delta: Where, ``(n,)``.
+        seed: Chooses the samples where all would be too many.
+
+    Returns:
+        ``(n, n)`` in float64, symmetric positive semidefinite.
+    """
     samples, cotangents = _roots(chance)
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     if not len(samples):
@@ -65,9 +79,7 @@ def _curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, see
     for start in range(0, len(samples), step):
         span = slice(start, start + step)
         rows = sample_rows(engine, inputs, samples[span], cotangents[span], delta)
-        rows = (
-            rows.double()
-        )  # a product in float32 is neither symmetric nor positive semidefinite to float64's rounding
+        rows = rows.double()  # a product in float32 is neither symmetric nor semidefinite to the rounding of float64
         result += rows.T @ rows
     return (result + result.T) / (2 * share)
 

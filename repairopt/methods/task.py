@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from repairopt.evaluate import Engine
 from repairopt.judge import Judge, Judgement, Stop
@@ -73,6 +74,7 @@ class Outcome:
         gave_way: Hard rows that the elastic program had to violate.
         predicted: Improvement of the goal that the surrogates predicted, or NaN.
         aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
+        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
         indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
@@ -84,6 +86,7 @@ class Outcome:
     gave_way: tuple[Source, ...] = ()
     predicted: float = float("nan")
     aimed: bool = False
+    prices: dict[str, float] = field(default_factory=dict)
     indivisible: bool = False
 
 
@@ -98,6 +101,7 @@ class Task:
         change: Constraints on the change.
         judge: Judges points on the true network.
         required: Smallest margin that the rows of each constraint ask for.
+        data: Labelled samples whose loss is kept small; empty to take those of constraints and goal.
         surrogate: How to model the property.
         convexify: How to make the model convex.
         linear: Solve linear programs (AutoRIC's LP variant).
@@ -122,6 +126,7 @@ class Task:
     solver: str | Solver | None = None
     isolate: bool = False
     feasibility_tol: float = 1e-6
+    data: tuple[tuple[Tensor, Tensor], ...] = ()
     seed: int = 0
     progress: Callable[[Round], None] | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -203,13 +208,13 @@ class Task:
             change = stack_rows(change, extra)
         self.rows_used = max(self.rows_used, len(rows) + len(change))
         program = build_program(surrogate, rows, box=box, change=change, linear=self.linear, proximal=proximal)
-        solution = self._solve(program)
+        solution = self.solve_program(program)
         gave_way: tuple[Source, ...] = ()
         if solution.status is Status.INFEASIBLE:
             slope = max(1e-6, float(np.abs(surrogate.gradient * surrogate.scale).max(initial=0.0)))
             elastic = replace(rows, price=np.where(np.isfinite(rows.price), rows.price, ELASTIC_PRICE * slope))
             program = build_program(surrogate, elastic, box=box, change=change, linear=self.linear, proximal=proximal)
-            solution = self._solve(program)
+            solution = self.solve_program(program)
             if solution.delta is not None:
                 lack = elastic.lower - elastic.matrix @ solution.delta[: self.engine.n]
                 hard = ~np.isfinite(rows.price)
@@ -218,7 +223,8 @@ class Task:
             solution = replace(solution, delta=solution.delta[: self.engine.n])
         return solution, gave_way
 
-    def _solve(self, program: Program) -> Solution:
+    def solve_program(self, program: Program) -> Solution:
+        """Solve a program within the time left; trouble is noted, Ctrl-C ends the repair."""
         self.judge.check_time()
         with self.timed("solve"):
             solution = solve(

@@ -1,0 +1,94 @@
+"""SQP: typed bounds by sequential quadratic programming; the default wherever a property has a soft value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.judge import labelled_data
+from repairopt.sqp.limits import collect_limits
+from repairopt.sqp.objectives import OBJECTIVES, make_objective
+from repairopt.sqp.points import Surroundings
+from repairopt.sqp.sequence import Sequence
+
+from .task import Outcome, Task
+
+
+@dataclass(frozen=True)
+class SQP:
+    """Every typed bound is a linear constraint at each step, with its value by count and the slope of its soft value.
+
+    A step minimizes a model of the objective subject to the bounds, rows of samples that must not break, and a box. It
+    is damped, accepted by a filter on the true network (what the bounds miss, and the objective), and corrected for
+    curvature where it is rejected for that. No penalty weighs bounds against the objective.
+
+    Attributes:
+        objective: What is kept small: ``"cross_entropy"`` of the labelled data (half of it their error rate);
+            ``"closeness"`` to the original network's probabilities on all inputs at hand; ``"l2"``, ``"l1"``,
+            ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
+            are labels, else closeness.
+        closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
+        buffer: Taken off the bounds in the rows, for data that the repair does not see: one number for all, or by the
+            names of the goal and of the bounds.
+        max_steps: Accepted and rejected steps together.
+        damping: First damping, relative to the mean curvature.
+        batch: Rows to add where a step breaks more samples than allowed.
+        smallest_step: Stop when the scaled step is smaller, in infinity norm.
+        smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
+    """
+
+    objective: str = "auto"
+    closeness: float = 0.15
+    buffer: float | Mapping[str, float] = 0.0
+    max_steps: int = 40
+    damping: float = 1e-2
+    batch: int = 100
+    smallest_step: float = 1e-3
+    smallest_fall: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("auto", *OBJECTIVES):
+            raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
+        if not 0 <= self.closeness <= 1:
+            raise SpecificationError(f"method SQP: closeness={self.closeness} is not a share, 0 to 1.")
+        buffers = [self.buffer] if not isinstance(self.buffer, Mapping) else list(self.buffer.values())
+        if any(not buffer >= 0 for buffer in buffers) or not self.damping > 0 or self.max_steps < 1:
+            raise SpecificationError("method SQP: a buffer must not be negative; damping, max_steps above 0.")
+
+    def run(self, task: Task) -> Outcome:
+        """Step until nothing improves."""
+        return Sequence(task, self.surroundings(task), self).run()
+
+    def surroundings(self, task: Task) -> Surroundings:
+        """The limits and the objective of a repair."""
+        buffers = dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
+        limits = collect_limits(task.goal, task.constraints, buffers)
+        data = list(task.data) or labelled_data([*task.constraints, task.goal])
+        inputs = _inputs(task, data)
+        name = self.objective
+        if name == "auto":
+            name = "cross_entropy" if data else "closeness" if inputs else "l2"
+        if (name == "cross_entropy" and not data) or (name == "closeness" and not inputs):
+            raise SpecificationError(
+                f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
+                f"or choose objective='l2'."
+            )
+        return Surroundings(
+            task, limits, make_objective(name, task.engine, data, inputs, share=self.closeness, seed=task.seed)
+        )
+
+
+def _inputs(task: Task, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Every set of inputs that the repair knows, each once."""
+    found: dict[int, Tensor] = {inputs.data_ptr(): inputs for inputs, _ in data}
+    items: list[Any] = [task.goal, *task.constraints, *(getattr(c, "property", None) for c in task.constraints)]
+    for item in items:
+        for holder in (item, getattr(item, "samples", None)):
+            inputs = getattr(holder, "inputs", None)
+            if isinstance(inputs, Tensor):
+                found.setdefault(inputs.data_ptr(), inputs)
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Sequential quadratic programming with typed bounds: limits, objectives, steps, the filter, the sequence."""

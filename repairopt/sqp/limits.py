@@ -1,0 +1,152 @@
+"""Limits: every typed bound of a repair, with its hard value and linear rows from soft derivatives.
+
+``gap <= t``, ``recall >= r``, ``accuracy drop <= a``: the goal with its target, every :class:`repairopt.Bound`, and
+every other constraint that is not by sample. At each point a limit gives its value *by count*, which is what the user
+typed, and rows whose constants are that value and whose slopes come from the soft, differentiable stand-in. The soft
+value alone converges to the wrong place, and a count has no slope (measured).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from repairopt.constraints import Bound
+from repairopt.errors import SpecificationError
+from repairopt.evaluate import Engine
+from repairopt.judge import goal_value
+from repairopt.linearize import Array
+from repairopt.network.differentiate import jacobian
+from repairopt.specify import Constraint, Predict, Property, SampleConstraint
+
+COMBINED = ("max", "mean")
+BAND = 0.5  # share of the buffer that a point may use up; rows aim at all of it
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """A limit in the step ``d`` from some point: the size of ``values + slopes @ d``, put together, must not exceed it.
+
+    Attributes:
+        values: By count, ``(p,)``.
+        slopes: ``(p, n)``.
+        combine: ``"max"``: the largest entry; ``"max_abs"``, ``"mean_abs"``: largest or mean absolute entry.
+    """
+
+    values: Array
+    slopes: Array
+    combine: str = "max"
+
+    def at(self, step: Array) -> float:
+        """The value that the lines promise at a step."""
+        moved = self.values + self.slopes @ step
+        if self.combine == "mean_abs":
+            return float(np.abs(moved).mean())
+        return float((np.abs(moved) if self.combine == "max_abs" else moved).max())
+
+    def shifted(self, step: Array, value: Array) -> Lines:
+        """The same slopes with constants that make the lines exact at a step, for second-order corrections."""
+        return Lines(value - self.slopes @ step, self.slopes, self.combine)
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """One typed bound.
+
+    Attributes:
+        name: What rows, prices and the report call it.
+        property: What is bounded.
+        limit: Its largest value.
+        buffer: Taken off the limit in the rows.
+    """
+
+    name: str
+    property: Any
+    limit: float
+    buffer: float = 0.0
+
+    @functools.cached_property
+    def aim(self) -> float:
+        """What rows ask for."""
+        return self.limit - self.buffer
+
+    @functools.cached_property
+    def accepted(self) -> float:
+        """The largest value of a point that counts as meeting the limit: half the buffer is for the noise of counts."""
+        return self.limit - BAND * self.buffer
+
+    def value(self, predict: Predict) -> float:
+        """By count."""
+        return goal_value(self.property, predict)
+
+    def parts(self, predict: Predict) -> Array:
+        """What the lines speak of, by count: the signed parts of the property, or its value alone."""
+        prop: Any = self.property
+        if _signed(prop):
+            return np.atleast_1d(prop.signed_hard(predict).detach().double().cpu().numpy())
+        return np.array([self.value(predict)])
+
+    def lines(self, engine: Engine, delta: Array) -> Lines:
+        """Values by count and slopes of the soft stand-in around a weight change ``(n,)``."""
+        prop: Any = self.property
+        predict = engine.predict(delta)
+        if _signed(prop):
+            slopes = jacobian(engine, prop.residuals, delta)[1].cpu().numpy()
+            return Lines(self.parts(predict), slopes, f"{prop.combine}_abs")
+        soft = getattr(prop, "soft_value", prop.value)
+        slopes = jacobian(engine, soft, delta)[1].cpu().numpy()
+        return Lines(self.parts(predict), slopes)
+
+
+class _Margin:
+    """A constraint that is not by sample, as a property: minus its smallest margin."""
+
+    def __init__(self, constraint: Any) -> None:
+        self.constraint, self.name, self.target = constraint, constraint.name, 0.0
+
+    def value(self, predict: Predict) -> Any:
+        return -self.constraint.margins(predict).min()
+
+    def soft_value(self, predict: Predict) -> Any:
+        soft = getattr(self.constraint, "soft_margins", self.constraint.margins)
+        return -soft(predict).min()
+
+
+def collect_limits(goal: Property, constraints: Sequence[Constraint], buffers: dict[str, float]) -> list[Limit]:
+    """All limits of a repair, the goal first.
+
+    Args:
+        goal: With its target.
+        constraints: Anchored; those by sample are left out, they are rows of their own.
+        buffers: What to take off the limits of that name; ``""`` for all others. A bound's own buffer is added.
+
+    Returns:
+        The limits.
+
+    Raises:
+        SpecificationError: A buffer is for a limit that does not exist.
+    """
+    every = buffers.get("", 0.0)
+    limits = [Limit(goal.name, goal, float(goal.target), buffers.get(goal.name, every))]
+    for constraint in constraints:
+        if isinstance(constraint, Bound):
+            assert constraint.limit is not None
+            buffer = buffers.get(constraint.name, every) + constraint.buffer
+            limits.append(Limit(constraint.name, constraint.property, constraint.limit, buffer))
+        elif not isinstance(constraint, SampleConstraint):
+            limits.append(Limit(constraint.name, _Margin(constraint), 0.0, buffers.get(constraint.name, every)))
+    unknown = sorted(set(buffers) - {""} - {limit.name for limit in limits})
+    if unknown:
+        raise SpecificationError(
+            f"buffer: there is no bound called '{unknown[0]}'; expected names among "
+            f"{', '.join(repr(limit.name) for limit in limits)}."
+        )
+    return limits
+
+
+def _signed(prop: Any) -> bool:
+    return getattr(prop, "combine", None) in COMBINED and hasattr(prop, "residuals") and hasattr(prop, "signed_hard")

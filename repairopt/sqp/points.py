@@ -1,0 +1,121 @@
+"""Points of the sequence: what the true network says at a weight change, and the models around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from repairopt.judge import Judgement, Stop
+from repairopt.linearize import Array, Linearization, linearize, margins_at
+from repairopt.methods.task import FLAT, NO_INFLUENCE, Task
+from repairopt.specify import SampleConstraint
+
+from .limits import Limit, Lines
+from .objectives import Objective, ObjectiveModel
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A weight change, judged.
+
+    Attributes:
+        judged: On the repair data.
+        values: Of the limits, by count, ``(L,)``.
+        objective: Its value.
+        missed: By how much the limits are missed, all together, with the share of samples beyond what constraints
+            allow and the logits that they lack; infinite for a constant network or a change that is not allowed.
+    """
+
+    judged: Judgement
+    values: Array
+    objective: float
+    missed: float
+
+    @property
+    def delta(self) -> Array:
+        """The weight change, ``(n,)``."""
+        return self.judged.delta
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Everything known around a point.
+
+    Attributes:
+        objective: Model of the objective.
+        lines: Of each limit.
+        linearization: The constraints by sample.
+        strict: Positions of the hard ones that allow no failure; their rows are always kept.
+    """
+
+    objective: ObjectiveModel
+    lines: list[Lines]
+    linearization: Linearization
+    strict: tuple[int, ...]
+
+
+class Surroundings:
+    """Judges points and makes models of one repair.
+
+    Args:
+        task: The repair in progress.
+        limits: The goal first.
+        objective: What is minimized.
+    """
+
+    def __init__(self, task: Task, limits: Sequence[Limit], objective: Objective) -> None:
+        self.task, self.limits, self.objective = task, list(limits), objective
+        self.strict = tuple(c for c, one in enumerate(task.constraints) if _is_strict(one))
+        self.aims = np.array([limit.aim for limit in limits])
+        self.accepted = np.array([limit.accepted for limit in limits])
+
+    def point(self, delta: Array) -> Point:
+        """Judge a weight change."""
+        judged = self.task.judge(delta)
+        predict = self.task.engine.predict(delta)
+        rest = [limit.value(predict) for limit in self.limits[1:]]
+        values = np.array([judged.goal, *rest])
+        return Point(judged, values, self.objective.value(delta), self._missed(judged, values))
+
+    def models(self, point: Point) -> Models:
+        """Models around a point.
+
+        Raises:
+            Stop: No weight influences any limit that is missed.
+        """
+        task = self.task
+        task.judge.check_time()
+        with task.timed("surrogate"):
+            objective = self.objective.model(point.delta)
+            lines = [limit.lines(task.engine, point.delta) for limit in self.limits]
+        scale = task.engine.scale.cpu().numpy()
+        missed = [line for line, value, aim in zip(lines, point.values, self.aims, strict=True) if value > aim]
+        if missed and all(np.abs(line.slopes * scale).max(initial=0.0) < FLAT for line in missed):
+            raise Stop(NO_INFLUENCE)
+        with task.timed("linearize"):
+            lin = linearize(task.engine, task.constraints, point.delta, required=task.required)
+        return Models(objective, lines, lin, self.strict)
+
+    def promised(self, models: Models, step: Array) -> float:
+        """By how much the limits' aims are missed where the lines are right."""
+        values = np.array([line.at(step) for line in models.lines])
+        return float(np.maximum(0.0, values - self.accepted).sum())
+
+    def _missed(self, judged: Judgement, values: Array) -> float:
+        if judged.constant or not judged.change_holds:
+            return float("inf")
+        missed = float(np.maximum(0.0, values - self.accepted).sum())
+        if judged.surplus:
+            missed += judged.surplus / max(1, judged.count)
+            predict = self.task.engine.predict(judged.delta)
+            chosen = [self.task.constraints[c] for c in self.strict]
+            lack = sum(float(np.maximum(0.0, -m).sum()) for m in margins_at(predict, chosen))
+            missed += lack / max(1, judged.count)
+        return missed
+
+
+def _is_strict(constraint: object) -> bool:
+    hard = getattr(constraint, "weight", None) is None
+    return isinstance(constraint, SampleConstraint) and hard and float(getattr(constraint, "tolerance", 0.0)) == 0.0

@@ -1,0 +1,329 @@
+"""The sequence of steps: model, solve, judge, accept by the filter; damped, with second-order corrections.
+
+References:
+    Nocedal and Wright, Numerical Optimization, 2006, chapter 18.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from repairopt.linearize import Array, Picks, Rows
+from repairopt.methods.task import Outcome, Task
+from repairopt.program import Program
+from repairopt.select_rows import MostViolated, select_rows
+from repairopt.solve import Solution, Status
+from repairopt.surrogate import Surrogate
+from repairopt.working_sets.row_oracles import LinearizedRows
+from repairopt.working_sets.working_set import solve_working_set
+
+from .filter import MET, Filter
+from .points import Models, Point, Surroundings
+from .step import StepProgram, limit_prices
+
+GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
+PRICES = (20.0, 2000.0)  # of a missed limit in a step, tried in turn, relative to the size of the objective
+FIX_PRICE = 100.0  # of each logit that a sample to be fixed lacks in a step, over the number of samples
+REJECTIONS = 8  # in a row, that end a sequence
+HALVINGS = 4  # on the way to a point that misses bounds
+ROW_ROUNDS = 8  # solves of a step as rows of samples join
+
+
+class Settings(Protocol):
+    """What the sequence reads of :class:`repairopt.SQP`."""
+
+    @property
+    def max_steps(self) -> int: ...  # noqa: D102
+    @property
+    def damping(self) -> float: ...  # noqa: D102
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+    @property
+    def smallest_step(self) -> float: ...  # noqa: D102
+    @property
+    def smallest_fall(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A solved step program.
+
+    Attributes:
+        solution: Its answer.
+        program: What was solved; rows of samples that a working set held are left out.
+        step: ``(n,)``, or None.
+        models: What it was made from.
+    """
+
+    solution: Solution
+    program: Program
+    step: Array | None
+    models: Models
+
+
+class Sequence:
+    """One run from the original network.
+
+    Args:
+        task: The repair in progress.
+        surroundings: Judges points and makes models.
+        settings: Of the method.
+        start: Where to begin; None for no change.
+    """
+
+    def __init__(self, task: Task, surroundings: Surroundings, settings: Settings, start: Array | None = None) -> None:
+        self.task, self.around, self.settings = task, surroundings, settings
+        self.scale = task.engine.scale.cpu().numpy()
+        self.at = surroundings.point(np.zeros(task.engine.n) if start is None else start)
+        self.best, self.filter = self.at, Filter()
+        self.models: Models | None = None
+        self.last: Step | None = None
+        self.damping, self.aims = settings.damping, surroundings.aims.copy()
+
+    def run(self) -> Outcome:
+        """Step until nothing improves; the best point is kept whatever ends it."""
+        rejected, quiet, status = 0, 0, Status.NO_POINT
+        for index in range(self.settings.max_steps):
+            if self.models is None:
+                self.models = self.around.models(self.at)
+            found = self._solve(self.models)
+            status = found.solution.status
+            if found.step is None:
+                self.task.record(f"step {index + 1}", None, accepted=False, note=found.solution.message)
+                break
+            promised = self.models.objective.constant - self._objective_at(found)
+            trial, found, how = self._trial(found, promised)
+            accepted = how == "part of the way" or self._accepted(trial, promised)
+            self._note(index, trial, accepted, how)
+            moved = float(np.abs(found.step / self.scale).max(initial=0.0)) if found.step is not None else 0.0
+            small = moved < self.settings.smallest_step
+            if accepted:
+                fall = self.at.objective - trial.objective
+                still = self.at.missed <= MET and fall < self.settings.smallest_fall * abs(self.at.objective)
+                quiet = quiet + 1 if still else 0
+                self._move(trial, found)
+                rejected = 0
+                if quiet >= 2:
+                    break
+            else:
+                rejected += 1
+                self.damping *= LOSS
+                self.aims = (self.aims + np.maximum(self.around.aims, self.at.values)) / 2
+            nothing = self.at.missed <= MET and promised < self.settings.smallest_fall * abs(self.at.objective)
+            if rejected >= REJECTIONS or (rejected >= 2 and (small or nothing)):
+                break
+        return self._outcome(status)
+
+    # ---------------------------------------------------------------- one step
+
+    def _solve(self, models: Models, lines: Any = None) -> Step:
+        """Solve for a step; limits are missed only as far as they must be."""
+        task = self.task
+        box = task.box(self.at.delta, task.trust_radius)
+        unit = max(1e-3, abs(self.at.objective)) if models.objective.hessian is not None else 1.0
+        price = PRICES[0]
+        for price in PRICES:
+            parts = StepProgram(
+                models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box
+            )
+            slacks = [
+                parts.add_limit(limit.name, line, aim, price * unit)
+                for limit, line, aim in zip(self.around.limits, lines or models.lines, self.aims, strict=True)
+            ]
+            parts.add_rows(task.change_rows(self.at.delta))
+            found = self._with_rows(models, parts)
+            if found.step is None or found.solution.delta is None:
+                return found
+            lacking = [parts.slack(slack, found.solution.delta) > 1e-7 for slack in slacks]
+            if not any(lacking):
+                return found
+        return found
+
+    def _with_rows(self, models: Models, parts: StepProgram) -> Step:
+        """The step with the rows of samples: strict ones by a working set, others as the true network breaks them."""
+        task, lin = self.task, models.linearization
+        lacking = _lacking(models)
+        parts.add_rows(replace(fixed := lin.rows(lacking), price=np.full(len(fixed), FIX_PRICE / max(1, len(fixed)))))
+        program = parts.program()
+        task.rows_used = max(task.rows_used, program.m)
+        strict = [c for c in models.strict if len(lin.margins[c])]
+        if strict:
+            rows = _Held(LinearizedRows(lin, tuple(strict)), lacking, strict)
+            with task.timed("solve"):
+                tol = 1e-6 if lin.engine.dtype.itemsize <= 4 else 1e-9
+                options: Any = {"solver": task.solver, "feasibility_tol": tol, "time_limit": task.judge.time_left()}
+                answer: Solution = solve_working_set(program, rows, **options)
+            task._last = (program.m + rows.m, program.n, answer)
+        else:
+            answer = task.solve_program(program)
+        step = None if answer.delta is None else answer.delta[: parts.n]
+        return Step(answer, program, step, models)
+
+    def _curvature(self, models: Models) -> float:
+        hessian = models.objective.hessian
+        if hessian is None:
+            return 1e-6
+        return max(1e-12, float(np.mean(np.diag(hessian) * self.scale**2)))
+
+    def _objective_at(self, found: Step) -> float:
+        assert found.step is not None
+        model = found.models.objective
+        if model.norm:
+            return self.around.objective.value(self.at.delta + found.step)
+        return model.at(found.step)
+
+    def _trial(self, found: Step, promised: float) -> tuple[Point, Step, str]:
+        """Judge the step; one that misses more for curvature is corrected once, one that breaks samples gets rows."""
+        assert found.step is not None
+        trial = self.around.point(self.at.delta + found.step)
+        if self._fits(trial, promised):
+            return trial, found, ""
+        again = self._kept(found, trial) if trial.judged.surplus > self.at.judged.surplus else None
+        if again is None:
+            again = self._corrected(found, trial)
+        note = ""
+        if again is not None and again.step is not None:
+            other = self.around.point(self.at.delta + again.step)
+            if self._fits(other, promised):
+                return other, again, "corrected"
+            if other.missed < trial.missed:
+                trial, found, note = other, again, "corrected"
+        part = self._part_of_the_way(trial)
+        if part is not None:
+            return part, replace(found, step=part.delta - self.at.delta), "part of the way"
+        return trial, found, note
+
+    def _part_of_the_way(self, trial: Point) -> Point | None:
+        """Bisection on the true network, from a point that meets the bounds towards a better one that misses them."""
+        if self.at.missed > MET or trial.objective >= self.at.objective or not np.isfinite(trial.missed):
+            return None
+        low, high, best = 0.0, 1.0, None
+        for _ in range(HALVINGS):
+            share = (low + high) / 2
+            point = self.around.point(self.at.delta + share * (trial.delta - self.at.delta))
+            if point.missed <= MET:
+                low = share
+                best = point if best is None or point.objective < best.objective else best
+            else:
+                high = share
+        return best if best is not None and best.objective < self.at.objective else None
+
+    def _kept(self, found: Step, trial: Point) -> Step | None:
+        """The step again, with rows for the samples that it breaks beyond what constraints allow."""
+        models, step = found.models, found.step
+        picks: Picks = {}
+        lin = models.linearization
+        for _ in range(ROW_ROUNDS):
+            assert step is not None
+            new = select_rows(lin, MostViolated(self.settings.batch), step=step, chosen=picks)
+            new = {c: index for c, index in new.items() if c not in models.strict}
+            if sum(map(len, new.values())) == 0:
+                return found
+            picks = self.task.merge(picks, new)
+            found = self._again(models, lin.rows(picks))
+            if found.step is None:
+                return None
+            step = found.step
+            if self.around.point(self.at.delta + step).judged.surplus <= self.at.judged.surplus:
+                return found
+        return found
+
+    def _again(self, models: Models, rows: Rows) -> Step:
+        task, box = self.task, self.task.box(self.at.delta, self.task.trust_radius)
+        parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
+        unit = max(1e-3, abs(self.at.objective)) if models.objective.hessian is not None else 1.0
+        for limit, line, aim in zip(self.around.limits, models.lines, self.aims, strict=True):
+            parts.add_limit(limit.name, line, aim, PRICES[0] * unit)
+        parts.add_rows(task.change_rows(self.at.delta))
+        parts.add_rows(rows)
+        return self._with_rows(models, parts)
+
+    def _corrected(self, found: Step, trial: Point) -> Step | None:
+        """Second-order correction: the lines moved so that they are right at the trial point."""
+        step = found.step
+        assert step is not None
+        if not np.isfinite(trial.missed) or trial.missed <= self.around.promised(found.models, step) + 1e-6:
+            return None
+        predict = self.task.engine.predict(trial.delta)
+        pairs = zip(found.models.lines, self.around.limits, strict=True)
+        return self._solve(found.models, [line.shifted(step, limit.parts(predict)) for line, limit in pairs])
+
+    # ---------------------------------------------------------------- what becomes of it
+
+    def _fits(self, trial: Point, promised: float) -> bool:
+        """Whether the filter would take the trial; nothing is remembered."""
+        pair = (trial.missed, trial.objective)
+        return Filter(list(self.filter.entries)).judge((self.at.missed, self.at.objective), pair, promised)
+
+    def _accepted(self, trial: Point, promised: float) -> bool:
+        pair = (trial.missed, trial.objective)
+        return self.filter.judge((self.at.missed, self.at.objective), pair, promised)
+
+    def _move(self, trial: Point, found: Step) -> None:
+        promised = found.models.objective.constant - self._objective_at(found)
+        actual = self.at.objective - trial.objective
+        assert found.step is not None
+        wanted = self.at.missed - self.around.promised(found.models, found.step)
+        got = self.at.missed - trial.missed
+        good = got > 0.5 * wanted if self.at.missed > MET else actual > 0.5 * promised
+        self.damping = max(self.damping / GAIN, 1e-9) if good else self.damping
+        self.at, self.models, self.last, self.aims = trial, None, found, self.around.aims.copy()
+        if (trial.missed, trial.objective) < (self.best.missed, self.best.objective):
+            self.best = trial
+
+    def _note(self, index: int, trial: Point, accepted: bool, how: str) -> None:
+        text = f"damping {self.damping:.2g}, misses {trial.missed:.3g}, objective {trial.objective:.4f}"
+        text += f", {how}" if how else ""
+        self.task.record(f"step {index + 1}", trial.judged, accepted=accepted, note=text)
+
+    def _outcome(self, status: Status) -> Outcome:
+        last = self.last
+        if last is None:
+            return Outcome(self.best.delta, status)
+        lines, start = last.models.lines[0], last.models.linearization.delta
+        slope = lines.slopes[int(np.abs(lines.values).argmax())]
+        surrogate = Surrogate(slope, None, float(self.at.values[0]), self.scale, kind="linear")
+        names = [limit.name for limit in self.around.limits]
+        return Outcome(
+            self.best.delta,
+            last.solution.status,
+            surrogate,
+            last.models.linearization,
+            self.best.delta - start,
+            aimed=True,
+            prices=limit_prices(last.program, last.solution.row_duals, names),
+        )
+
+
+class _Held:
+    """The rows of strict constraints that hold now; those that do not stand in the program, at a price."""
+
+    def __init__(self, rows: LinearizedRows, lacking: Picks, strict: list[int]) -> None:
+        self.rows_of, self.m = rows, rows.m
+        start = np.cumsum([0] + [len(rows.linearization.margins[c]) for c in strict])
+        self.left_out = np.concatenate(
+            [np.zeros(0, dtype=np.int64)] + [start[k] + lacking.get(c, []) for k, c in enumerate(strict)]
+        ).astype(np.int64)
+
+    def violations(self, delta: Array) -> Array:
+        """Of rows that hold now; the others count as slack."""
+        found = self.rows_of.violations(delta)
+        found[self.left_out] = -np.inf
+        return found
+
+    def rows(self, index: Any) -> Any:
+        """Of the linearization."""
+        return self.rows_of.rows(index)
+
+
+def _lacking(models: Models) -> Picks:
+    """Rows of strict constraints that do not hold at the point itself: samples that are to be fixed."""
+    lin = models.linearization
+    return {
+        c: np.flatnonzero(lin.margins[c] < lin.required[c] - 1e-9).astype(np.int64)
+        for c in models.strict
+        if len(lin.margins[c])
+    }
