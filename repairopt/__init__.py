@@ -26,7 +26,7 @@ from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
 from .methods.sqp import SQP
 from .pipeline import solve_repair
 from .program import Kind, Program
-from .properties import ErrorRate, GroupGap, MissRate
+from .properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
 from .report import Report, Verdict
 from .select_rows import Strictest
 from .solve import Solution, Status, available_solvers
@@ -36,6 +36,7 @@ from .surrogate import SurrogateSettings
 __all__ = [
     "SQP",
     "CARE",
+    "AccuracyDrop",
     "AtMostBroken",
     "Bisection",
     "Bound",
@@ -44,6 +45,7 @@ __all__ = [
     "ErrorRate",
     "FewWeights",
     "FixLabels",
+    "FlipRate",
     "Gradient",
     "GroupGap",
     "Incremental",
@@ -59,6 +61,7 @@ __all__ = [
     "MostFixed",
     "Neurons",
     "OnGrid",
+    "OddsGap",
     "OneShot",
     "OutputBounds",
     "Program",

@@ -250,7 +250,8 @@ class Bound:
 
     Attributes:
         property: What is bounded.
-        limit: Its limit; None for the value that the original network has ("not worse than before").
+        limit: Its limit; None for the value that the original network has ("not worse than before"), and ``slack``.
+        slack: Added to the original network's value where that is the limit.
         buffer: Taken off the limit in the linearized row.
         weight: None for a hard row, or the price of a violation.
         name: What rows and report call it; the property's name unless given.
@@ -258,6 +259,7 @@ class Bound:
 
     property: Property
     limit: float | None = None
+    slack: float = 0.0
     buffer: float = 0.0
     weight: float | None = None
     name: str = ""
@@ -268,7 +270,11 @@ class Bound:
 
     def anchor(self, predict: Predict) -> Bound:
         """Take the limit from the original network ``predict`` where none was given."""
-        return self if self.limit is not None else replace(self, limit=float(self.property.value(predict)))
+        bounded: Any = self.property
+        if hasattr(bounded, "anchor"):
+            bounded = bounded.anchor(predict)
+        limit = self.limit if self.limit is not None else float(bounded.value(predict)) + self.slack
+        return replace(self, property=bounded, limit=limit)
 
     def margins(self, predict: Predict) -> Tensor:
         """``limit - value``, shape ``(1,)``."""

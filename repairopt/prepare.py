@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import SpecificationError
@@ -120,6 +121,7 @@ def prepare_repair(
         isolate=isolate,
         feasibility_tol=feasibility_tol,
         data=_labelled(data),
+        new_counts=_new_counts(engine, specification),
         seed=seed,
         progress=progress,
         seconds=seconds,
@@ -144,6 +146,17 @@ def _specification(goal: Any, constraints: Any, target: float | None, held_out: 
         items = [spec.goal, *spec.watch, *spec.on_outputs]
         held_out = tuple(item.on(inputs, labels) for item in items if hasattr(item, "on"))
     return replace(spec, held_out=held_out)
+
+
+def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
+    """How many held-out samples goal and bounds will be measured on; of the held-out data nothing else is read."""
+    found: dict[str, int] = {}
+    for item in spec.held_out:
+        measured: Any = getattr(item, "property", item)
+        if hasattr(measured, "interval"):
+            with torch.no_grad():
+                found[item.name] = int(anchor(measured, engine.predict()).interval(engine.predict(), 0.9).count)
+    return found
 
 
 def _labelled(data: Any) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -181,7 +194,8 @@ def _task(engine: Engine, spec: Specification, *, deadline: float | None, **sett
     """What is taken from the original network: anchored constraints, required margins, the first judgement."""
     predict = Remembering(engine)
     anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)
+    goal = anchor(spec.goal, predict)
     margins = margins_at(predict, anchored)
     required = tuple(required_margins(c, m) for c, m in zip(anchored, margins, strict=True))
-    judge = Judge(engine, spec.goal, anchored, spec.on_change, deadline)
-    return Task(engine, spec.goal, anchored, spec.on_change, judge, required, **settings)
+    judge = Judge(engine, goal, anchored, spec.on_change, deadline)
+    return Task(engine, goal, anchored, spec.on_change, judge, required, **settings)

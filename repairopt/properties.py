@@ -1,225 +1,23 @@
-"""Ready-made properties: gap between groups, error on given points, recall.
+"""Ready-made properties: gaps between groups, error on given points, recall, changes against the original network.
 
-Robustness properties stand in :mod:`repairopt.robustness`.
+Gaps stand in :mod:`repairopt.group_gaps`, robustness properties in :mod:`repairopt.robustness`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import SpecificationError
-from .sample_groups import GroupSamples, observed_groups, sampled_groups
+from .group_gaps import GroupGap, OddsGap
+from .intervals import Interval, matched_interval, rate_interval
 from .specify import Predict, check_inputs, check_labels
 
-LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
-SCORES = ("difference", "max_difference", "kl", "jensen_shannon")
-
-
-@dataclass(frozen=True, eq=False)
-class GroupGap:
-    """How differently a network treats groups (demographic parity), by count and in a differentiable form.
-
-    Build it with :meth:`sampled` (inputs made by setting the protected feature: the network's own dependence on it),
-    :meth:`observed` (real rows by group: what people experience) or :meth:`given` (one array of inputs for each group).
-    The two kinds differ: closing one can widen the other, so report both.
-
-    Scores, over the rates ``theta_a`` with which group ``a`` gets each label:
-
-    * ``difference``: mean over pairs of groups of ``|theta_a(favorable) - theta_b(favorable)|``;
-    * ``max_difference``: the largest of these, fairlearn's ``demographic_parity_difference``;
-    * ``kl``: mean over ordered pairs of the Kullback-Leibler divergence, counts smoothed by ``smoothing``;
-    * ``jensen_shannon``: mean divergence from the average group; symmetric, at most ``ln q``.
-
-    Attributes:
-        samples: Inputs and the group of each.
-        favorable: The favorable label.
-        target: The gap to reach.
-        score: One of the scores above.
-        temperature: Of the softmax in the soft value; towards 0 it becomes the count. None takes twice Silverman's
-            bandwidth for the spread of the outputs, so that the soft value's slope estimates the slope of the count
-            over a step (measured: better than a fixed temperature on the census network).
-        smoothing: Added to each count in the divergences.
-        name: What the report calls it.
-
-    References:
-        AutoRIC: Automated Neural Network Repairing Based on Constrained Optimization, TOSEM 2024.
-    """
-
-    samples: GroupSamples
-    favorable: int = 1
-    target: float = 0.05
-    score: str = "difference"
-    temperature: float | None = None
-    smoothing: float = 0.5
-    name: str = "group gap"
-
-    def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise SpecificationError(
-                f"'{self.name}': score {self.score!r} is unknown; choose from {', '.join(SCORES)}."
-            )
-        if (self.temperature is not None and self.temperature <= 0) or self.smoothing <= 0:
-            raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
-
-    @classmethod
-    def sampled(cls, inputs: Any, column: int, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
-        """Gap on inputs made from ``inputs`` by setting one column to each group's value.
-
-        Args:
-            inputs: Rows ``(N, d)`` to draw the other columns from.
-            column: The protected column.
-            values: The groups' values in it; None for all values found.
-            **options: ``count`` (10,000 for each group), ``rest`` (``"joint"``: same rows for each group;
-                ``"marginals"``: each other column drawn on its own; ``"conditional"``: rows of that group only),
-                ``seed``, and the attributes of the class.
-
-        Returns:
-            The property, with its inputs drawn once.
-        """
-        split = {key: options.pop(key) for key in ("count", "rest", "seed") if key in options}
-        return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
-
-    @classmethod
-    def observed(cls, inputs: Any, column: int | None = None, values: Any = None, **options: Any) -> GroupGap:
-        """Gap on real rows, each in the group that its own data say.
-
-        Args:
-            inputs: Rows ``(N, ...)``.
-            column: Column that tells the group, or None with ``sensitive_features``.
-            values: The groups' values in it; rows with other values are left out. None for all values found.
-            **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
-
-        Returns:
-            The property.
-        """
-        features = options.pop("sensitive_features", None)
-        name = options.get("name", "group gap")
-        return cls(observed_groups(name, inputs, column, values, sensitive_features=features), **options)
-
-    @classmethod
-    def given(cls, groups: Sequence[Any], **options: Any) -> GroupGap:
-        """Gap on one array of inputs for each group.
-
-        Args:
-            groups: Two or more arrays ``(N_a, ...)``.
-            **options: The attributes of the class.
-
-        Returns:
-            The property.
-
-        Raises:
-            SpecificationError: Fewer than two groups, or one without rows.
-        """
-        name = options.get("name", "group gap")
-        if len(groups) < 2:
-            raise SpecificationError(f"'{name}': {len(groups)} group given; a gap needs at least two.")
-        parts = [check_inputs(f"'{name}', group {a}", group, integers=True)[0] for a, group in enumerate(groups)]
-        member = torch.cat([torch.full((len(part),), a) for a, part in enumerate(parts)])
-        return cls(GroupSamples(torch.cat(parts), member, tuple(f"group {a}" for a in range(len(parts)))), **options)
-
-    @property
-    def combine(self) -> str:
-        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for divergences."""
-        return {"difference": "mean", "max_difference": "max"}.get(self.score, "")
-
-    def rates(self, predict: Predict, soft: bool = False) -> Tensor:
-        """Rate of each label in each group, ``(q, k)``."""
-        outputs = self._outputs(predict)
-        if soft:
-            labels = torch.softmax(outputs / self._temperature(outputs), dim=-1)
-        else:
-            labels = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
-        return self.samples.mean_by_group(labels)
-
-    def value(self, predict: Predict) -> Tensor:
-        """The score by count."""
-        if self.score in ("kl", "jensen_shannon"):
-            return self._score(self.rates(predict))
-        return self._from_differences(self.signed_hard(predict))
-
-    def soft_value(self, predict: Predict) -> Tensor:
-        """The score with probabilities in place of counts; differentiable where no difference is exactly 0."""
-        return self._score(self.rates(predict, soft=True))
-
-    def residuals(self, predict: Predict) -> Tensor:
-        """Signed soft differences of the favorable rate over the pairs of groups, ``(q (q-1) / 2,)``."""
-        outputs = self._outputs(predict)
-        chance = torch.softmax(outputs / self._temperature(outputs), dim=-1)[..., self.favorable]
-        return self._differences(self.samples.mean_by_group(chance[:, None])[:, 0])
-
-    def signed_hard(self, predict: Predict) -> Tensor:
-        """Signed differences of the favorable rate by count, ``(q (q-1) / 2,)``."""
-        hit = self._outputs(predict).argmax(-1) == self.favorable
-        return self._differences(self.samples.mean_by_group(hit.to(torch.float32)[:, None])[:, 0])
-
-    def undesired(self, predict: Predict) -> Tensor:
-        """Mean change of the favorable probability when the protected value of an input is changed (CARE's measure).
-
-        Falls back to the soft score where the groups are not paired.
-        """
-        if not self.samples.paired:
-            return self.soft_value(predict)
-        outputs = self._outputs(predict)
-        chance = torch.softmax(outputs, dim=-1)[..., self.favorable].reshape(self.samples.q, -1)
-        gaps = torch.stack([(chance - chance.roll(s, 0)).abs() for s in range(1, self.samples.q)])
-        return gaps.amax(0).mean()
-
-    def details(self, predict: Predict) -> dict[str, float]:
-        """Favorable rate of each group and the standard error of the largest pairwise difference."""
-        rates = self.rates(predict)[:, self.favorable].double()
-        out = {f"favorable rate, {group}": float(r) for group, r in zip(self.samples.names, rates, strict=True)}
-        variance = rates * (1 - rates) / self.samples.counts.to(rates.device)
-        out["standard error"] = float(variance.topk(2).values.sum().sqrt())
-        return out
-
-    def on(self, inputs: Any, labels: Any = None) -> GroupGap:
-        """The same gap on other data; ``labels`` are not used."""
-        return replace(self, samples=self.samples.again(inputs))
-
-    def subsample(self, count: int, seed: int = 0) -> GroupGap:
-        """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
-        return replace(self, samples=self.samples.subsample(count, seed))
-
-    def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.samples.inputs)
-        if not 0 <= self.favorable < outputs.shape[-1]:
-            raise SpecificationError(
-                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
-                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
-            )
-        return outputs
-
-    def _temperature(self, outputs: Tensor) -> Tensor | float:
-        if self.temperature is not None:
-            return self.temperature
-        lead = outputs.detach()[..., self.favorable] - outputs.detach().mean(-1)
-        bandwidth = 2 * 1.06 * lead.std() * outputs.shape[0] ** -0.2  # Silverman, Density Estimation, 1986
-        return (bandwidth * outputs.shape[-1] / (outputs.shape[-1] - 1) * LOGISTIC).clamp(min=1e-6)
-
-    def _differences(self, rates: Tensor) -> Tensor:
-        pairs = list(combinations(range(self.samples.q), 2))
-        return torch.stack([rates[a] - rates[b] for a, b in pairs])
-
-    def _from_differences(self, differences: Tensor) -> Tensor:
-        return differences.abs().amax() if self.score == "max_difference" else differences.abs().mean()
-
-    def _score(self, rates: Tensor) -> Tensor:
-        if self.score in ("difference", "max_difference"):
-            return self._from_differences(self._differences(rates[:, self.favorable]))
-        counts = self.samples.counts.to(rates)[:, None]
-        theta = (rates * counts + self.smoothing) / (counts + self.smoothing * rates.shape[1])
-        if self.score == "jensen_shannon":
-            middle = theta.mean(0, keepdim=True)
-            return (theta * (theta / middle).log()).sum(1).mean()
-        logs = theta.log()
-        pairs = (theta[:, None] * (logs[:, None] - logs[None])).sum(2)
-        return pairs.sum() / (self.samples.q * (self.samples.q - 1))
+__all__ = ["AccuracyDrop", "ErrorRate", "FlipRate", "GroupGap", "MissRate", "OddsGap"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +43,11 @@ class ErrorRate:
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
 
+    @property
+    def statistical(self) -> bool:
+        """Whether the points stand for a population, so that the share is to hold on new ones; not for a target of 0."""
+        return self.target > 0
+
     def value(self, predict: Predict) -> Tensor:
         """Share of wrong points."""
         outputs = self._outputs(predict)
@@ -260,9 +63,20 @@ class ErrorRate:
         """Number of wrong points."""
         return {"wrong points": float(self.value(predict)) * len(self.labels)}
 
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the share on new points lies; exact."""
+        outputs = self._outputs(predict)
+        wrong = int((outputs.argmax(-1) != self.labels.to(outputs.device)).sum())
+        return rate_interval(wrong, len(self.labels), confidence)
+
     def on(self, inputs: Any, labels: Any) -> ErrorRate:
         """The same property on other points."""
         return replace(self, inputs=inputs, labels=labels)
+
+    def where(self, keep: Callable[[Tensor], Tensor]) -> ErrorRate:
+        """The same property on the points that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
+        mask = keep(self.inputs)
+        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()])
 
     def _outputs(self, predict: Predict) -> Tensor:
         outputs = predict(self.inputs)
@@ -306,10 +120,127 @@ class MissRate:
         outputs = predict(self.inputs)
         return 1 - (torch.softmax(outputs, dim=-1)[:, self.label] * self._weight(outputs)).sum()
 
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the share on new points of the class lies; exact."""
+        own = (self.labels == self.label).nonzero()[:, 0]
+        found = predict(self.inputs).argmax(-1).cpu()[own]
+        return rate_interval(int((found != self.label).sum()), len(own), confidence)
+
     def on(self, inputs: Any, labels: Any) -> MissRate:
         """The same property on other points."""
         return replace(self, inputs=inputs, labels=labels)
 
+    def where(self, keep: Callable[[Tensor], Tensor]) -> MissRate:
+        """The same property on the points that ``keep`` chooses."""
+        mask = keep(self.inputs)
+        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()])
+
     def _weight(self, outputs: Tensor) -> Tensor:
         own = (self.labels == self.label).to(outputs)
         return own / own.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyDrop:
+    """By how much accuracy fell, against the original network on the same samples; negative where it rose.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        labels: Their classes ``(N,)``.
+        target: The largest drop, 0.01 for one point.
+        name: What the report calls it.
+        right: Which samples the original network gets right; set by ``anchor``.
+    """
+
+    inputs: Any
+    labels: Any
+    target: float = 0.01
+    name: str = "accuracy drop"
+    right: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels, integers=True)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+
+    def anchor(self, predict: Predict) -> AccuracyDrop:
+        """Remember what the original network ``predict`` gets right."""
+        return replace(self, right=self._right(predict))
+
+    def value(self, predict: Predict) -> Tensor:
+        """Accuracy before minus accuracy now."""
+        return self._before().float().mean() - self._right(predict).float().mean()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """Accuracy before minus the mean probability of the true label."""
+        outputs = predict(self.inputs)
+        chance = torch.softmax(outputs, dim=-1).gather(-1, self.labels.to(outputs.device)[:, None])
+        return self._before().float().mean().to(outputs.device) - chance.mean()
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Samples that became wrong, and right."""
+        before, now = self._before(), self._right(predict)
+        return {"newly wrong": float((before & ~now).sum()), "newly right": float((~before & now).sum())}
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the drop on new data lies, from the samples that changed."""
+        before, now = self._before(), self._right(predict)
+        return matched_interval(int((before & ~now).sum()), int((~before & now).sum()), len(now), confidence)
+
+    def on(self, inputs: Any, labels: Any) -> AccuracyDrop:
+        """The same property on other samples."""
+        return replace(self, inputs=inputs, labels=labels, right=None)
+
+    def where(self, keep: Callable[[Tensor], Tensor]) -> AccuracyDrop:
+        """The same property on the samples that ``keep`` chooses."""
+        mask = keep(self.inputs)
+        right = None if self.right is None else self.right[mask.cpu()]
+        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()], right=right)
+
+    def _right(self, predict: Predict) -> Tensor:
+        outputs = predict(self.inputs)
+        check_labels(f"'{self.name}'", self.labels, outputs.shape[-1])
+        return outputs.argmax(-1).cpu() == self.labels.cpu()
+
+    def _before(self) -> Tensor:
+        if self.right is None:
+            raise SpecificationError(
+                f"'{self.name}': compares with the original network, which is not known here. Use it as a goal or in a "
+                f"Bound of solve_repair, or call anchor(original) first."
+            )
+        return self.right
+
+
+@dataclass(frozen=True, eq=False)
+class FlipRate(AccuracyDrop):
+    """Share of the samples that the original network gets right and this one does not (negative flip rate).
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        labels: Their classes ``(N,)``.
+        target: The largest share of all samples.
+        name: What the report calls it.
+        right: Which samples the original network gets right; set by ``anchor``.
+
+    References:
+        Yan, Xiong, Kundu, Yang, Deng, Wang, Xia and Soatto, Positive-Congruent Training, CVPR 2021.
+    """
+
+    target: float = 0.005
+    name: str = "flip rate"
+
+    def value(self, predict: Predict) -> Tensor:
+        """Samples that became wrong, over all."""
+        return (self._before() & ~self._right(predict)).float().mean()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """One minus the mean probability of the true label, over the samples that were right, times their share."""
+        outputs = predict(self.inputs)
+        chance = torch.softmax(outputs, dim=-1).gather(-1, self.labels.to(outputs.device)[:, None])[:, 0]
+        before = self._before().to(outputs)
+        return ((1 - chance) * before).mean()
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the share on new data lies; exact."""
+        flipped = int((self._before() & ~self._right(predict)).sum())
+        return rate_interval(flipped, len(self.labels), confidence)

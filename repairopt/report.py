@@ -17,6 +17,7 @@ from .program import Program
 from .solve import Status
 from .specify import Source
 from .surrogate import Surrogate
+from .validity.claims import Claim
 from .verify import Check, LabelCounts, Measure, Verification
 
 
@@ -89,6 +90,9 @@ class Report:
         rows_used: Most rows in one program.
         gave_way: Hard rows that the elastic program had to violate.
         infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
+        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        claims: What is known of the bounds on new data, from cross-validation.
+        buffers: What was taken off goal and bounds in the rows, by name.
         trust: Whether to believe the method.
         seconds: Wall time of each stage.
         cpu_seconds: Processor time of the whole call.
@@ -111,6 +115,9 @@ class Report:
     rows_used: int = 0
     gave_way: tuple[Source, ...] = ()
     infeasible: Program | None = field(default=None, repr=False)
+    prices: dict[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    buffers: dict[str, float] = field(default_factory=dict)
     trust: Trust = Trust()
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: float = math.nan

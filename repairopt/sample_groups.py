@@ -24,6 +24,7 @@ class GroupSamples:
         names: One name for each group.
         paired: Whether the groups stand one after the other and differ in the protected feature alone, row by row.
         redraw: How to make the same kind of samples from other rows, or None where that is not known.
+        rows: For real rows the positions among those passed, ``(M,)``; None where inputs were made.
     """
 
     inputs: Tensor
@@ -31,6 +32,7 @@ class GroupSamples:
     names: tuple[str, ...]
     paired: bool = False
     redraw: Callable[[Any], GroupSamples] | None = field(default=None, repr=False)
+    rows: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.member, minlength=len(self.names))
@@ -68,7 +70,15 @@ class GroupSamples:
         else:
             groups = [(self.member == a).nonzero()[:, 0] for a in range(self.q)]
             pick = torch.cat([g[torch.randperm(len(g), generator=draw)[:count]].sort().values for g in groups])
-        return replace(self, inputs=self.inputs[pick.to(self.inputs.device)], member=self.member[pick])
+        own: Any = None if self.rows is None else self.rows[pick]
+        return replace(self, inputs=self.inputs[pick.to(self.inputs.device)], member=self.member[pick], rows=own)
+
+    def where(self, keep: Tensor) -> GroupSamples:
+        """The inputs of a mask ``(M,)``; they no longer count as paired."""
+        mask = keep.cpu()
+        rows: Any = None if self.rows is None else self.rows[mask]
+        chosen = self.inputs[keep.to(self.inputs.device)]
+        return replace(self, inputs=chosen, member=self.member[mask], paired=False, rows=rows)
 
     def again(self, inputs: Any) -> GroupSamples:
         """The same kind of samples from other rows.
@@ -187,7 +197,7 @@ def observed_groups(
     if 0 in counts:
         raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
     known = member >= 0
-    return GroupSamples(x[known], member[known], names, redraw=redraw)
+    return GroupSamples(x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0])
 
 
 def _protected(owner: str, inputs: Any, column: int, values: Sequence[float] | None) -> tuple[Tensor, list[float]]:

@@ -185,6 +185,7 @@ def verify(
 
 
 def _measure(both: tuple[Remembering, Remembering], item: Property, held_out: bool, target: float | None) -> Measure:
+    item = anchor(item, both[0])
     before, after = (goal_value(item, predict) for predict in both)
     details: dict[str, tuple[float, float]] = {}
     if hasattr(item, "details"):

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 STAGES = [
     ("exceptions", "errors"),
     ("what must become true, what must stay true", "specify"),
-    ("ready-made properties and constraints", "sample_groups properties constraints"),
+    ("ready-made properties and constraints", "intervals sample_groups group_gaps properties constraints"),
     (
         "run the network: batches, many weight vectors, memory",
         "network.split_graph network.check_model network.linear_tape evaluate",
@@ -59,10 +59,11 @@ STAGES = [
     ("known programs, conformance checks for users' own classes", "problems testing"),
     ("write the change into a copy", "apply"),
     ("the true network judges, during a repair and after it", "judge verify"),
-    ("a repair in progress", "methods.task"),
+    ("whether bounds hold on new data", "validity.rows validity.claims"),
+    ("a repair in progress", "methods.task methods.subtask"),
     (
         "typed bounds: limits, objectives, points, steps, the filter, the sequence",
-        "methods.cross_entropy sqp.limits sqp.objectives sqp.points sqp.step sqp.filter sqp.sequence",
+        "methods.cross_entropy sqp.limits sqp.objectives sqp.points sqp.step sqp.filter sqp.sequence sqp.confident",
     ),
     (
         "the methods: loops over model, rows, program, solve, judge",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.judge import labelled_data
+from repairopt.sqp.confident import run_confidently
 from repairopt.sqp.limits import collect_limits
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
@@ -32,8 +33,11 @@ class SQP:
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
+        confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
+            cross-validation sets their buffers. None for no such buffers.
+        folds: Of the cross-validation.
         buffer: Taken off the bounds in the rows, for data that the repair does not see: one number for all, or by the
-            names of the goal and of the bounds.
+            names of the goal and of the bounds; None for what ``confidence`` asks for.
         max_steps: Accepted and rejected steps together.
         damping: First damping, relative to the mean curvature.
         batch: Rows to add where a step breaks more samples than allowed.
@@ -43,7 +47,9 @@ class SQP:
 
     objective: str = "auto"
     closeness: float = 0.15
-    buffer: float | Mapping[str, float] = 0.0
+    confidence: float | None = 0.95
+    folds: int = 3
+    buffer: float | Mapping[str, float] | None = None
     max_steps: int = 40
     damping: float = 1e-2
     batch: int = 100
@@ -55,17 +61,30 @@ class SQP:
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
         if not 0 <= self.closeness <= 1:
             raise SpecificationError(f"method SQP: closeness={self.closeness} is not a share, 0 to 1.")
-        buffers = [self.buffer] if not isinstance(self.buffer, Mapping) else list(self.buffer.values())
+        if self.confidence is not None and not 0.5 < self.confidence < 1:
+            raise SpecificationError(f"method SQP: confidence={self.confidence}; expected above 0.5 and below 1.")
+        if self.folds < 2:
+            raise SpecificationError(f"method SQP: folds={self.folds}; expected 2 or more.")
+        buffers = list(self._buffers().values())
         if any(not buffer >= 0 for buffer in buffers) or not self.damping > 0 or self.max_steps < 1:
             raise SpecificationError("method SQP: a buffer must not be negative; damping, max_steps above 0.")
 
     def run(self, task: Task) -> Outcome:
-        """Step until nothing improves."""
-        return Sequence(task, self.surroundings(task), self).run()
+        """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""
+        if self.buffer is None and self.confidence is not None:
+            options: Any = {"confidence": self.confidence, "folds": self.folds}
+            found = run_confidently(task, self.surroundings, self, **options)
+            if found is not None:
+                return replace(found.outcome, claims=found.claims, buffers=found.buffers)
+        return Sequence(task, self.surroundings(task, self._buffers()), self).run()
 
-    def surroundings(self, task: Task) -> Surroundings:
-        """The limits and the objective of a repair."""
-        buffers = dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
+    def _buffers(self) -> dict[str, float]:
+        if self.buffer is None:
+            return {}
+        return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
+
+    def surroundings(self, task: Task, buffers: dict[str, float]) -> Surroundings:
+        """The limits, with what is taken off them by name, and the objective of a repair."""
         limits = collect_limits(task.goal, task.constraints, buffers)
         data = list(task.data) or labelled_data([*task.constraints, task.goal])
         inputs = _inputs(task, data)

@@ -19,6 +19,7 @@ from repairopt.program import Program, build_program, stack_rows
 from repairopt.solve import Solution, Solver, Status, solve
 from repairopt.specify import ChangeConstraint, Constraint, Property, Source
 from repairopt.surrogate import Surrogate, SurrogateSettings, fit_surrogate
+from repairopt.validity.claims import Claim
 
 Array = npt.NDArray[np.float64]
 NO_INFLUENCE = "no chosen weight influences the goal; choose other weights, or widen the trust radius"
@@ -75,6 +76,8 @@ class Outcome:
         predicted: Improvement of the goal that the surrogates predicted, or NaN.
         aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
         prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        claims: About new data.
+        buffers: What was taken off goal and bounds, by name.
         indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
@@ -87,6 +90,8 @@ class Outcome:
     predicted: float = float("nan")
     aimed: bool = False
     prices: dict[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    buffers: dict[str, float] = field(default_factory=dict)
     indivisible: bool = False
 
 
@@ -101,6 +106,8 @@ class Task:
         change: Constraints on the change.
         judge: Judges points on the true network.
         required: Smallest margin that the rows of each constraint ask for.
+        new_counts: For goal and bounds by name how many samples (of the smallest group) they will be measured on, where
+            that is known; a bound is then to be met on so many, not on the whole population.
         data: Labelled samples whose loss is kept small; empty to take those of constraints and goal.
         surrogate: How to model the property.
         convexify: How to make the model convex.
@@ -127,6 +134,7 @@ class Task:
     isolate: bool = False
     feasibility_tol: float = 1e-6
     data: tuple[tuple[Tensor, Tensor], ...] = ()
+    new_counts: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     progress: Callable[[Round], None] | None = None
     rounds: list[Round] = field(default_factory=list)

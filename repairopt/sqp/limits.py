@@ -24,7 +24,7 @@ from repairopt.network.differentiate import jacobian
 from repairopt.specify import Constraint, Predict, Property, SampleConstraint
 
 COMBINED = ("max", "mean")
-BAND = 0.5  # share of the buffer that a point may use up; rows aim at all of it
+BAND, WIDEST = 0.5, 0.004  # share of the buffer that a point may use up, and the most; rows aim at all of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +76,8 @@ class Limit:
 
     @functools.cached_property
     def accepted(self) -> float:
-        """The largest value of a point that counts as meeting the limit: half the buffer is for the noise of counts."""
-        return self.limit - BAND * self.buffer
+        """The largest value of a point that counts as meeting the limit: a little above the aim, for the noise of counts."""
+        return self.aim + min(BAND * self.buffer, WIDEST)
 
     def value(self, predict: Predict) -> float:
         """By count."""

@@ -282,7 +282,7 @@ class Sequence:
     def _outcome(self, status: Status) -> Outcome:
         last = self.last
         if last is None:
-            return Outcome(self.best.delta, status)
+            return Outcome(self.best.delta, status, aimed=True)
         lines, start = last.models.lines[0], last.models.linearization.delta
         slope = lines.slopes[int(np.abs(lines.values).argmax())]
         surrogate = Surrogate(slope, None, float(self.at.values[0]), self.scale, kind="linear")

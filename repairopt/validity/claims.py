@@ -1,0 +1,95 @@
+"""Claims about new data: each bound with its value, interval, and whether it is met with the confidence asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf, sqrt
+from typing import Any
+
+from repairopt.intervals import Interval, normal_quantile
+from repairopt.specify import Predict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is known of a bound on new data.
+
+    Attributes:
+        name: Of the goal or bound.
+        limit: The typed bound.
+        interval: Of the value, two-sided with confidence ``2 confidence - 1``, so that its upper end alone is a bound
+            of the confidence asked for.
+        confidence: That the value on the population lies below ``interval.high``.
+        rows: Samples (of the smallest group) that would show the bound, were the value what it is here; None where it
+            is shown already, infinite where the value itself is above the limit.
+        never: Whether the samples are too few to ever show the bound, even if the value were 0.
+        source: Which data: ``"cross-validation"``, ``"held-out data"``.
+    """
+
+    name: str
+    limit: float
+    interval: Interval
+    confidence: float
+    rows: float | None
+    never: bool
+    source: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound is met with the confidence asked for."""
+        return self.interval.high <= self.limit
+
+    def __str__(self) -> str:
+        ends = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
+        share = f"{100 * self.confidence:.4g} %"
+        text = f"{self.name}: {self.interval.value:.4f} on {self.source} ({ends}), limit {self.limit:.4f}: "
+        if self.met:
+            return text + f"met with {share} confidence"
+        if self.interval.value > self.limit:
+            return text + "not met"
+        few = (
+            f"; about {self.rows:,.0f} rows of the smallest group would show it" if self.rows not in (None, inf) else ""
+        )
+        never = " (too few rows to show it whatever the network does)" if self.never else ""
+        return text + f"not shown with {share} confidence{never}{few}"
+
+
+def make_claim(name: str, prop: Any, limit: float, predict: Predict, *, confidence: float, source: str) -> Claim | None:
+    """A claim about a property, or None where it has no ``interval``.
+
+    Args:
+        name: What the claim is called.
+        prop: The property.
+        limit: The typed bound.
+        predict: The network, or networks, that are measured.
+        confidence: One-sided.
+        source: Which data.
+
+    Returns:
+        The claim.
+    """
+    if not hasattr(prop, "interval"):
+        return None
+    interval = prop.interval(predict, 2.0 * confidence - 1.0)
+    reach = interval.error * normal_quantile(confidence)
+    rows: float | None = None
+    if interval.high > limit:
+        rows = inf if interval.value >= limit else ceil(interval.count * (reach / (limit - interval.value)) ** 2)
+    least = reach * sqrt(_least_share(interval))
+    return Claim(name, limit, interval, confidence, rows, limit > 0 and least >= limit, source)
+
+
+def _least_share(interval: Interval) -> float:
+    """Variance at the best value there could be, relative to that at this one.
+
+    A difference of rates keeps its variance where it becomes 0; a rate loses it, and what is left is that of one hit.
+    """
+    if "Clopper" in interval.method and interval.value > 0:
+        return min(1.0, 1.0 / max(1.0, interval.value * interval.count))
+    return 1.0
+
+
+def describe_claims(claims: Sequence[Claim]) -> list[str]:
+    """The claims as lines."""
+    return [str(claim) for claim in claims]
