@@ -45,7 +45,7 @@ class ErrorRate:
 
     @property
     def statistical(self) -> bool:
-        """Whether the points stand for a population, so that the share is to hold on new ones; not for a target of 0."""
+        """Whether the points stand for a population: then the share is to hold on new ones; not for a target of 0."""
         return self.target > 0
 
     def value(self, predict: Predict) -> Tensor:

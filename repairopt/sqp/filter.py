@@ -1,4 +1,8 @@
-"""The filter: no penalty has to weigh a missed bound against the objective.
+"""Which steps to accept: by a share of what the models promised, and by a filter where that comes to a stop.
+
+A fixed weight of what bounds miss against the objective says whether models and network agree; it is no penalty that a
+repair ends at a balance of, because a sequence that it stops goes on by the filter, which asks for less missed at any
+price in the objective, but never for a pair that an earlier point dominates.
 
 References:
     Fletcher and Leyffer, Nonlinear programming without a penalty function, 2002.
@@ -12,47 +16,72 @@ from dataclasses import dataclass, field
 
 LESS_MISSED = 0.9  # of what a point in the filter misses, that a new one may
 LESS_OBJECTIVE = 1e-2  # of what it misses, by which the objective must be smaller otherwise
-SHARE = 0.1  # of the promised fall of the objective, where no bound is missed
+SHARE = 0.1  # of the promised fall
+WEIGHT = 10.0  # of what is missed, in the fall that is compared with what was promised
 MET = 1e-9  # missed by less counts as met
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What bounds miss, all together, and the objective: at a point, or as models promise them.
+
+    Attributes:
+        missed: Not negative.
+        objective: Its value.
+    """
+
+    missed: float
+    objective: float
+
+    @property
+    def weighted(self) -> float:
+        """Both in one number."""
+        return self.objective + WEIGHT * self.missed
 
 
 @dataclass
 class Filter:
-    """Pairs of what was missed and of the objective that a new point has to better in one of the two."""
+    """Pairs that a new point has to better in one of the two."""
 
-    entries: list[tuple[float, float]] = field(default_factory=list)
+    entries: list[Pair] = field(default_factory=list)
 
-    def accepts(self, missed: float, objective: float) -> bool:
-        """Whether no entry dominates a point."""
+    def accepts(self, trial: Pair) -> bool:
+        """Whether no entry dominates a pair."""
         return all(
-            missed <= LESS_MISSED * old or objective <= best - LESS_OBJECTIVE * old for old, best in self.entries
+            trial.missed <= LESS_MISSED * old.missed or trial.objective <= old.objective - LESS_OBJECTIVE * old.missed
+            for old in self.entries
         )
 
-    def add(self, missed: float, objective: float) -> None:
-        """Remember a point; those that it dominates are forgotten."""
-        self.entries = [pair for pair in self.entries if pair[0] < missed or pair[1] < objective]
-        self.entries.append((missed, objective))
+    def add(self, pair: Pair) -> None:
+        """Remember a pair; those that it dominates are forgotten."""
+        self.entries = [old for old in self.entries if old.missed < pair.missed or old.objective < pair.objective]
+        self.entries.append(pair)
 
-    def judge(self, now: tuple[float, float], trial: tuple[float, float], promised: float) -> bool:
-        """Whether to go from one pair to another.
+    def judge(self, now: Pair, trial: Pair, promised: Pair, *, stopped: bool) -> bool:
+        """Whether to go from one point to another.
 
         Args:
-            now: What is missed and the objective, at the current point.
-            trial: The same at the trial point.
-            promised: Fall of the objective that the model promised.
+            now: At the current point.
+            trial: At the trial point.
+            promised: What the models promised of the trial point.
+            stopped: Whether several steps in a row were rejected.
 
         Returns:
-            Whether the trial is accepted. Where bounds are met, they must stay met and the objective must fall by a
-            share of what was promised. Where some are missed, less must be missed, or as much with a smaller objective.
+            Where bounds are met: whether they stay met and the objective falls by a share of what was promised. Where
+            some are missed: whether both together fall by a share of what was promised; once stopped, whether less is
+            missed and the filter accepts the pair.
         """
-        missed, objective = trial
-        if not missed < float("inf"):
+        if not trial.missed < float("inf"):
             return False
-        if now[0] <= MET:
-            return missed <= MET and objective <= now[1] - SHARE * max(0.0, promised) and objective < now[1]
-        if not self.accepts(missed, objective):
-            return False
-        better = missed <= LESS_MISSED * now[0] or (missed <= now[0] and objective < now[1])
-        if better:
-            self.add(*now)
-        return better
+        if now.missed <= MET:
+            fall = SHARE * max(0.0, now.objective - promised.objective)
+            return trial.missed <= MET and trial.objective < now.objective - fall
+        fall = now.weighted - trial.weighted
+        if fall > 0 and fall >= SHARE * (now.weighted - promised.weighted):
+            return True
+        return stopped and trial.missed <= LESS_MISSED * now.missed and self.accepts(trial)
+
+    def left(self, now: Pair) -> None:
+        """Remember a point that is left while bounds are missed."""
+        if now.missed > MET:
+            self.add(now)

@@ -76,7 +76,7 @@ class Limit:
 
     @functools.cached_property
     def accepted(self) -> float:
-        """The largest value of a point that counts as meeting the limit: a little above the aim, for the noise of counts."""
+        """The largest value that counts as meeting the limit: a little above the aim, for the noise of counts."""
         return self.aim + min(BAND * self.buffer, WIDEST)
 
     def value(self, predict: Predict) -> float:

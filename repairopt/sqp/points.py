@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repairopt.judge import Judgement, Stop
+from repairopt.judge import Judgement, Stop, sample_count
 from repairopt.linearize import Array, Linearization, linearize, margins_at
 from repairopt.methods.task import FLAT, NO_INFLUENCE, Task
 from repairopt.specify import SampleConstraint
 
+from .filter import Pair
 from .limits import Limit, Lines
 from .objectives import Objective, ObjectiveModel
 
@@ -37,6 +38,11 @@ class Point:
     def delta(self) -> Array:
         """The weight change, ``(n,)``."""
         return self.judged.delta
+
+    @property
+    def pair(self) -> Pair:
+        """What is missed and the objective."""
+        return Pair(self.missed, self.objective)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,8 @@ class Surroundings:
     def __init__(self, task: Task, limits: Sequence[Limit], objective: Objective) -> None:
         self.task, self.limits, self.objective = task, list(limits), objective
         self.strict = tuple(c for c, one in enumerate(task.constraints) if _is_strict(one))
+        self.by_sample = tuple(c for c, one in enumerate(task.constraints) if isinstance(one, SampleConstraint))
+        self.samples = max(1, sum(sample_count(task.constraints[c]) for c in self.by_sample))
         self.aims = np.array([limit.aim for limit in limits])
         self.accepted = np.array([limit.accepted for limit in limits])
 
@@ -98,21 +106,27 @@ class Surroundings:
             lin = linearize(task.engine, task.constraints, point.delta, required=task.required)
         return Models(objective, lines, lin, self.strict)
 
-    def promised(self, models: Models, step: Array) -> float:
-        """By how much the limits' aims are missed where the lines are right."""
+    def promised(self, models: Models, step: Array, delta: Array) -> Pair:
+        """What the limits miss and the objective where the models are right at a step from ``delta``."""
         values = np.array([line.at(step) for line in models.lines])
-        return float(np.maximum(0.0, values - self.accepted).sum())
+        norm = models.objective.norm
+        objective = self.objective.value(delta + step) if norm else models.objective.at(step)
+        return Pair(float(np.maximum(0.0, values - self.accepted).sum()), objective)
+
+    def surplus(self, judged: Judgement) -> int:
+        """Samples that fail beyond what the constraints by sample allow."""
+        return sum(max(0, judged.broken[c] - judged.allowed[c]) for c in self.by_sample)
 
     def _missed(self, judged: Judgement, values: Array) -> float:
         if judged.constant or not judged.change_holds:
             return float("inf")
         missed = float(np.maximum(0.0, values - self.accepted).sum())
-        if judged.surplus:
-            missed += judged.surplus / max(1, judged.count)
+        surplus = self.surplus(judged)
+        if surplus:
+            missed += surplus / self.samples
             predict = self.task.engine.predict(judged.delta)
             chosen = [self.task.constraints[c] for c in self.strict]
-            lack = sum(float(np.maximum(0.0, -m).sum()) for m in margins_at(predict, chosen))
-            missed += lack / max(1, judged.count)
+            missed += sum(float(np.maximum(0.0, -m).sum()) for m in margins_at(predict, chosen)) / self.samples
         return missed
 
 

@@ -20,13 +20,15 @@ from repairopt.surrogate import Surrogate
 from repairopt.working_sets.row_oracles import LinearizedRows
 from repairopt.working_sets.working_set import solve_working_set
 
-from .filter import MET, Filter
+from .filter import MET, Filter, Pair
 from .points import Models, Point, Surroundings
 from .step import StepProgram, limit_prices
 
 GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
-PRICES = (20.0, 2000.0)  # of a missed limit in a step, tried in turn, relative to the size of the objective
+WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
+PRICE = 20.0  # of a missed limit in a step, for each unit
 FIX_PRICE = 100.0  # of each logit that a sample to be fixed lacks in a step, over the number of samples
+STOPPED = 3  # rejections in a row after which the filter decides
 REJECTIONS = 8  # in a row, that end a sequence
 HALVINGS = 4  # on the way to a point that misses bounds
 ROW_ROUNDS = 8  # solves of a step as rows of samples join
@@ -80,12 +82,13 @@ class Sequence:
         self.at = surroundings.point(np.zeros(task.engine.n) if start is None else start)
         self.best, self.filter = self.at, Filter()
         self.models: Models | None = None
+        self.rejected = 0
         self.last: Step | None = None
-        self.damping, self.aims = settings.damping, surroundings.aims.copy()
+        self.damping, self.aims, self.radius = settings.damping, surroundings.aims.copy(), task.trust_radius
 
     def run(self) -> Outcome:
         """Step until nothing improves; the best point is kept whatever ends it."""
-        rejected, quiet, status = 0, 0, Status.NO_POINT
+        quiet, status = 0, Status.NO_POINT
         for index in range(self.settings.max_steps):
             if self.models is None:
                 self.models = self.around.models(self.at)
@@ -94,9 +97,9 @@ class Sequence:
             if found.step is None:
                 self.task.record(f"step {index + 1}", None, accepted=False, note=found.solution.message)
                 break
-            promised = self.models.objective.constant - self._objective_at(found)
-            trial, found, how = self._trial(found, promised)
-            accepted = how == "part of the way" or self._accepted(trial, promised)
+            trial, found, how = self._trial(found)
+            promised = self._promised(found)
+            accepted = how == "part of the way" or self._fits(trial, promised)
             self._note(index, trial, accepted, how)
             moved = float(np.abs(found.step / self.scale).max(initial=0.0)) if found.step is not None else 0.0
             small = moved < self.settings.smallest_step
@@ -104,16 +107,17 @@ class Sequence:
                 fall = self.at.objective - trial.objective
                 still = self.at.missed <= MET and fall < self.settings.smallest_fall * abs(self.at.objective)
                 quiet = quiet + 1 if still else 0
-                self._move(trial, found)
-                rejected = 0
+                self._move(trial, found, promised)
                 if quiet >= 2:
                     break
             else:
-                rejected += 1
+                self.rejected += 1
                 self.damping *= LOSS
+                self.radius = min(self.radius, moved) * NARROWER
                 self.aims = (self.aims + np.maximum(self.around.aims, self.at.values)) / 2
-            nothing = self.at.missed <= MET and promised < self.settings.smallest_fall * abs(self.at.objective)
-            if rejected >= REJECTIONS or (rejected >= 2 and (small or nothing)):
+            wanted = self.at.objective - promised.objective
+            nothing = self.at.missed <= MET and wanted < self.settings.smallest_fall * abs(self.at.objective)
+            if self.rejected >= REJECTIONS or (self.rejected >= 2 and (small or nothing)):
                 break
         return self._outcome(status)
 
@@ -121,26 +125,15 @@ class Sequence:
 
     def _solve(self, models: Models, lines: Any = None) -> Step:
         """Solve for a step; limits are missed only as far as they must be."""
-        task = self.task
-        box = task.box(self.at.delta, task.trust_radius)
-        unit = max(1e-3, abs(self.at.objective)) if models.objective.hessian is not None else 1.0
-        price = PRICES[0]
-        for price in PRICES:
-            parts = StepProgram(
-                models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box
-            )
-            slacks = [
-                parts.add_limit(limit.name, line, aim, price * unit)
-                for limit, line, aim in zip(self.around.limits, lines or models.lines, self.aims, strict=True)
-            ]
-            parts.add_rows(task.change_rows(self.at.delta))
-            found = self._with_rows(models, parts)
-            if found.step is None or found.solution.delta is None:
-                return found
-            lacking = [parts.slack(slack, found.solution.delta) > 1e-7 for slack in slacks]
-            if not any(lacking):
-                return found
-        return found
+        return self._with_rows(models, self._parts(models, lines))
+
+    def _parts(self, models: Models, lines: Any = None) -> StepProgram:
+        box = self.task.box(self.at.delta, min(self.radius, self.task.trust_radius))
+        parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
+        for limit, line, aim in zip(self.around.limits, lines or models.lines, self.aims, strict=True):
+            parts.add_limit(limit.name, line, aim, PRICE)
+        parts.add_rows(self.task.change_rows(self.at.delta))
+        return parts
 
     def _with_rows(self, models: Models, parts: StepProgram) -> Step:
         """The step with the rows of samples: strict ones by a working set, others as the true network breaks them."""
@@ -168,26 +161,24 @@ class Sequence:
             return 1e-6
         return max(1e-12, float(np.mean(np.diag(hessian) * self.scale**2)))
 
-    def _objective_at(self, found: Step) -> float:
+    def _promised(self, found: Step) -> Pair:
         assert found.step is not None
-        model = found.models.objective
-        if model.norm:
-            return self.around.objective.value(self.at.delta + found.step)
-        return model.at(found.step)
+        return self.around.promised(found.models, found.step, self.at.delta)
 
-    def _trial(self, found: Step, promised: float) -> tuple[Point, Step, str]:
+    def _trial(self, found: Step) -> tuple[Point, Step, str]:
         """Judge the step; one that misses more for curvature is corrected once, one that breaks samples gets rows."""
         assert found.step is not None
         trial = self.around.point(self.at.delta + found.step)
-        if self._fits(trial, promised):
+        if self._fits(trial, self._promised(found)):
             return trial, found, ""
-        again = self._kept(found, trial) if trial.judged.surplus > self.at.judged.surplus else None
+        worse = self.around.surplus(trial.judged) > self.around.surplus(self.at.judged)
+        again = self._kept(found, trial) if worse else None
         if again is None:
             again = self._corrected(found, trial)
         note = ""
         if again is not None and again.step is not None:
             other = self.around.point(self.at.delta + again.step)
-            if self._fits(other, promised):
+            if self._fits(other, self._promised(again)):
                 return other, again, "corrected"
             if other.missed < trial.missed:
                 trial, found, note = other, again, "corrected"
@@ -227,17 +218,13 @@ class Sequence:
             if found.step is None:
                 return None
             step = found.step
-            if self.around.point(self.at.delta + step).judged.surplus <= self.at.judged.surplus:
+            now = self.around.point(self.at.delta + step)
+            if self.around.surplus(now.judged) <= self.around.surplus(self.at.judged):
                 return found
         return found
 
     def _again(self, models: Models, rows: Rows) -> Step:
-        task, box = self.task, self.task.box(self.at.delta, self.task.trust_radius)
-        parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
-        unit = max(1e-3, abs(self.at.objective)) if models.objective.hessian is not None else 1.0
-        for limit, line, aim in zip(self.around.limits, models.lines, self.aims, strict=True):
-            parts.add_limit(limit.name, line, aim, PRICES[0] * unit)
-        parts.add_rows(task.change_rows(self.at.delta))
+        parts = self._parts(models)
         parts.add_rows(rows)
         return self._with_rows(models, parts)
 
@@ -245,7 +232,7 @@ class Sequence:
         """Second-order correction: the lines moved so that they are right at the trial point."""
         step = found.step
         assert step is not None
-        if not np.isfinite(trial.missed) or trial.missed <= self.around.promised(found.models, step) + 1e-6:
+        if not np.isfinite(trial.missed) or trial.missed <= self._promised(found).missed + 1e-6:
             return None
         predict = self.task.engine.predict(trial.delta)
         pairs = zip(found.models.lines, self.around.limits, strict=True)
@@ -253,24 +240,22 @@ class Sequence:
 
     # ---------------------------------------------------------------- what becomes of it
 
-    def _fits(self, trial: Point, promised: float) -> bool:
-        """Whether the filter would take the trial; nothing is remembered."""
-        pair = (trial.missed, trial.objective)
-        return Filter(list(self.filter.entries)).judge((self.at.missed, self.at.objective), pair, promised)
+    def _fits(self, trial: Point, promised: Pair) -> bool:
+        return self.filter.judge(self.at.pair, trial.pair, promised, stopped=self.rejected >= STOPPED)
 
-    def _accepted(self, trial: Point, promised: float) -> bool:
-        pair = (trial.missed, trial.objective)
-        return self.filter.judge((self.at.missed, self.at.objective), pair, promised)
-
-    def _move(self, trial: Point, found: Step) -> None:
-        promised = found.models.objective.constant - self._objective_at(found)
-        actual = self.at.objective - trial.objective
-        assert found.step is not None
-        wanted = self.at.missed - self.around.promised(found.models, found.step)
-        got = self.at.missed - trial.missed
-        good = got > 0.5 * wanted if self.at.missed > MET else actual > 0.5 * promised
+    def _move(self, trial: Point, found: Step, promised: Pair) -> None:
+        now = self.at.pair
+        if now.missed > MET:
+            good = now.weighted - trial.pair.weighted > 0.5 * (now.weighted - promised.weighted)
+        else:
+            good = now.objective - trial.objective > 0.5 * (now.objective - promised.objective)
         self.damping = max(self.damping / GAIN, 1e-9) if good else self.damping
+        moved = float(np.abs((trial.delta - self.at.delta) / self.scale).max(initial=0.0))
+        if good and moved > 0.9 * self.radius:
+            self.radius = min(self.task.trust_radius, WIDER * self.radius)
+        self.filter.left(now)
         self.at, self.models, self.last, self.aims = trial, None, found, self.around.aims.copy()
+        self.rejected = 0
         if (trial.missed, trial.objective) < (self.best.missed, self.best.objective):
             self.best = trial
 
