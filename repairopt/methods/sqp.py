@@ -14,7 +14,7 @@ from repairopt.sqp.confident import run_confidently
 from repairopt.sqp.limits import collect_limits
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
-from repairopt.sqp.sequence import Sequence
+from repairopt.sqp.sequence import run_sequence
 
 from .task import Outcome, Task
 
@@ -40,6 +40,9 @@ class SQP:
             names of the goal and of the bounds; None for what ``confidence`` asks for.
         max_steps: Accepted and rejected steps together.
         damping: First damping, relative to the mean curvature.
+        restarts: Where a run ends with bounds missed, or with an objective more than a twentieth above the original's,
+            the sequence starts so often again from the original, each time with 30 times the damping and a third of
+            the trust radius; the best end is kept.
         batch: Rows to add where a step breaks more samples than allowed.
         smallest_step: Stop when the scaled step is smaller, in infinity norm.
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
@@ -52,6 +55,7 @@ class SQP:
     buffer: float | Mapping[str, float] | None = None
     max_steps: int = 40
     damping: float = 1e-2
+    restarts: int = 2
     batch: int = 100
     smallest_step: float = 1e-3
     smallest_fall: float = 1e-3
@@ -76,7 +80,7 @@ class SQP:
             found = run_confidently(task, self.surroundings, self, **options)
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers)
-        return Sequence(task, self.surroundings(task, self._buffers()), self).run()
+        return run_sequence(task, self.surroundings(task, self._buffers()), self)
 
     def _buffers(self) -> dict[str, float]:
         if self.buffer is None:

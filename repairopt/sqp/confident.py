@@ -27,8 +27,7 @@ from repairopt.validity.rows import Folds
 
 from .limits import Limit
 from .points import Surroundings
-from .sequence import Sequence as Steps
-from .sequence import Settings
+from .sequence import Settings, run_sequence
 
 ROUNDS = 4  # of enlarging buffers
 MOST = 0.9  # share of a bound that its buffer may take
@@ -104,7 +103,7 @@ def run_confidently(
         outcomes = []
         for k, part in enumerate(tasks):
             try:
-                outcomes.append(Steps(part, make(part, buffers), settings, starts[k]).run())
+                outcomes.append(run_sequence(part, make(part, buffers), settings, starts[k]))
             except Stop:
                 if found is not None:
                     return found

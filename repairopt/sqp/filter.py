@@ -21,7 +21,7 @@ WEIGHT = 10.0  # of what is missed, in the fall that is compared with what was p
 MET = 1e-9  # missed by less counts as met
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Pair:
     """What bounds miss, all together, and the objective: at a point, or as models promise them.
 

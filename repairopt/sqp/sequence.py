@@ -26,6 +26,8 @@ from .step import StepProgram, limit_prices
 
 GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
 WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
+CALMER, CLOSER = 30.0, 0.3  # factors of damping and trust radius in each further run
+DEAR = 0.05  # rise of the objective, relative to it, after which a run is started anew
 PRICE = 20.0  # of a missed limit in a step, for each unit
 FIX_PRICE = 100.0  # of each logit that a sample to be fixed lacks in a step, over the number of samples
 STOPPED = 3  # rejections in a row after which the filter decides
@@ -41,6 +43,8 @@ class Settings(Protocol):
     def max_steps(self) -> int: ...  # noqa: D102
     @property
     def damping(self) -> float: ...  # noqa: D102
+    @property
+    def restarts(self) -> int: ...  # noqa: D102
     @property
     def batch(self) -> int: ...  # noqa: D102
     @property
@@ -66,6 +70,35 @@ class Step:
     models: Models
 
 
+def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, start: Array | None = None) -> Outcome:
+    """Run the sequence, again with more damping where it ends badly; the best end is kept.
+
+    Args:
+        task: The repair in progress.
+        surroundings: Judges points and makes models.
+        settings: Of the method.
+        start: Where to begin the first run; None for no change.
+
+    Returns:
+        What the best run proposes.
+    """
+    best: Sequence | None = None
+    outcome, status = None, Status.NO_POINT
+    for run in range(settings.restarts + 1):
+        sequence = Sequence(task, surroundings, settings, start if run == 0 else None)
+        sequence.damping *= CALMER**run
+        sequence.radius *= CLOSER**run
+        first = sequence.at if run or start is None else surroundings.point(np.zeros(task.engine.n))
+        status = sequence.run()
+        if best is None or sequence.best.pair < best.best.pair:
+            best, outcome = sequence, sequence.outcome(status)
+        rise = best.best.objective - first.objective
+        if best.best.missed <= MET and rise <= DEAR * abs(first.objective):
+            break
+    assert outcome is not None
+    return outcome
+
+
 class Sequence:
     """One run from the original network.
 
@@ -86,8 +119,8 @@ class Sequence:
         self.last: Step | None = None
         self.damping, self.aims, self.radius = settings.damping, surroundings.aims.copy(), task.trust_radius
 
-    def run(self) -> Outcome:
-        """Step until nothing improves; the best point is kept whatever ends it."""
+    def run(self) -> Status:
+        """Step until nothing improves; the best point is kept whatever ends it; the status of the last solve."""
         quiet, status = 0, Status.NO_POINT
         for index in range(self.settings.max_steps):
             if self.models is None:
@@ -119,7 +152,7 @@ class Sequence:
             nothing = self.at.missed <= MET and wanted < self.settings.smallest_fall * abs(self.at.objective)
             if self.rejected >= REJECTIONS or (self.rejected >= 2 and (small or nothing)):
                 break
-        return self._outcome(status)
+        return status
 
     # ---------------------------------------------------------------- one step
 
@@ -256,7 +289,7 @@ class Sequence:
         self.filter.left(now)
         self.at, self.models, self.last, self.aims = trial, None, found, self.around.aims.copy()
         self.rejected = 0
-        if (trial.missed, trial.objective) < (self.best.missed, self.best.objective):
+        if trial.pair < self.best.pair:
             self.best = trial
 
     def _note(self, index: int, trial: Point, accepted: bool, how: str) -> None:
@@ -264,7 +297,8 @@ class Sequence:
         text += f", {how}" if how else ""
         self.task.record(f"step {index + 1}", trial.judged, accepted=accepted, note=text)
 
-    def _outcome(self, status: Status) -> Outcome:
+    def outcome(self, status: Status) -> Outcome:
+        """What the run proposes."""
         last = self.last
         if last is None:
             return Outcome(self.best.delta, status, aimed=True)
