@@ -19,7 +19,7 @@ STAGES = [
         "run the network: batches, many weight vectors, memory",
         "network.split_graph network.check_model network.linear_tape evaluate",
     ),
-    ("derivatives without a matrix", "network.differentiate"),
+    ("derivatives without a matrix", "network.differentiate network.whiten"),
     (
         "robustness: certified radius, counterexamples",
         "propagation.zonotope_layers propagation.propagate_zonotope propagation.certifier propagation.zonotope "
@@ -63,7 +63,8 @@ STAGES = [
     ("a repair in progress", "methods.task methods.subtask"),
     (
         "typed bounds: limits, objectives, points, steps, the filter, the sequence",
-        "methods.cross_entropy sqp.limits sqp.objectives sqp.points sqp.step sqp.filter sqp.sequence sqp.confident",
+        "methods.cross_entropy sqp.limits sqp.objectives sqp.filter sqp.points sqp.step sqp.sequence sqp.augmented "
+        "sqp.confident",
     ),
     (
         "the methods: loops over model, rows, program, solve, judge",

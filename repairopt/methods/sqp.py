@@ -10,6 +10,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.judge import labelled_data
+from repairopt.sqp.augmented import run_augmented
 from repairopt.sqp.confident import run_confidently
 from repairopt.sqp.limits import collect_limits
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
@@ -33,6 +34,7 @@ class SQP:
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
+        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
             cross-validation sets their buffers. None for no such buffers.
         folds: Of the cross-validation.
@@ -44,12 +46,17 @@ class SQP:
             the sequence starts so often again from the original, each time with 30 times the damping and a third of
             the trust radius; the best end is kept.
         batch: Rows to add where a step breaks more samples than allowed.
+        largest_dense: Weights above which steps are no longer quadratic programs with a dense Hessian, but L-BFGS steps
+            on an augmented Lagrangian, at most ``inner_steps`` for each of at most ``outer_steps`` multipliers.
+        outer_steps: See there.
+        inner_steps: See there.
         smallest_step: Stop when the scaled step is smaller, in infinity norm.
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
     """
 
     objective: str = "auto"
     closeness: float = 0.15
+    ridge: float = 1e-3
     confidence: float | None = 0.95
     folds: int = 3
     buffer: float | Mapping[str, float] | None = None
@@ -57,8 +64,11 @@ class SQP:
     damping: float = 1e-2
     restarts: int = 2
     batch: int = 100
+    largest_dense: int = 400
+    outer_steps: int = 8
+    inner_steps: int = 30
     smallest_step: float = 1e-3
-    smallest_fall: float = 1e-3
+    smallest_fall: float = 5e-3
 
     def __post_init__(self) -> None:
         if self.objective not in ("auto", *OBJECTIVES):
@@ -77,10 +87,16 @@ class SQP:
         """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""
         if self.buffer is None and self.confidence is not None:
             options: Any = {"confidence": self.confidence, "folds": self.folds}
-            found = run_confidently(task, self.surroundings, self, **options)
+            found = run_confidently(task, self.surroundings, self.minimize, **options)
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers)
-        return run_sequence(task, self.surroundings(task, self._buffers()), self)
+        return self.minimize(task, self.surroundings(task, self._buffers()))
+
+    def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
+        """By quadratic programs where their Hessian is small, else matrix-free."""
+        if task.engine.n > self.largest_dense:
+            return run_augmented(task, around, self, start)
+        return run_sequence(task, around, self, start)
 
     def _buffers(self) -> dict[str, float]:
         if self.buffer is None:
@@ -100,9 +116,10 @@ class SQP:
                 f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
                 f"or choose objective='l2'."
             )
-        return Surroundings(
-            task, limits, make_objective(name, task.engine, data, inputs, share=self.closeness, seed=task.seed)
+        objective = make_objective(
+            name, task.engine, data, inputs, share=self.closeness, ridge=self.ridge, seed=task.seed
         )
+        return Surroundings(task, limits, objective, inputs)
 
 
 def _inputs(task: Task, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -27,13 +27,13 @@ from repairopt.validity.rows import Folds
 
 from .limits import Limit
 from .points import Surroundings
-from .sequence import Settings, run_sequence
 
 ROUNDS = 4  # of enlarging buffers
 MOST = 0.9  # share of a bound that its buffer may take
 EXCESS = 1.1  # of what is lacking, by which a buffer grows
 
 MakeSurroundings = Callable[[Task, dict[str, float]], Surroundings]
+Minimize = Callable[[Task, Surroundings, Array | None], Outcome]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +75,14 @@ class Stitched:
 
 
 def run_confidently(
-    task: Task, make: MakeSurroundings, settings: Settings, *, confidence: float, folds: int
+    task: Task, make: MakeSurroundings, minimize: Minimize, *, confidence: float, folds: int
 ) -> Validated | None:
     """Repair so that each bound is met on new data with a confidence.
 
     Args:
         task: The repair.
         make: From a task and buffers to limits and objective.
-        settings: Of the sequence.
+        minimize: From a task, its surroundings and a start to an outcome.
         confidence: One-sided.
         folds: Number of folds.
 
@@ -103,7 +103,7 @@ def run_confidently(
         outcomes = []
         for k, part in enumerate(tasks):
             try:
-                outcomes.append(run_sequence(part, make(part, buffers), settings, starts[k]))
+                outcomes.append(minimize(part, make(part, buffers), starts[k]))
             except Stop:
                 if found is not None:
                     return found

@@ -17,6 +17,7 @@ from repairopt.evaluate import Engine
 from repairopt.linearize import Array
 from repairopt.methods.cross_entropy import softmax_curvature
 from repairopt.network.differentiate import pull_back
+from repairopt.specify import Predict
 
 Data = tuple[Tensor, Tensor]
 
@@ -45,7 +46,13 @@ class ObjectiveModel:
 
 
 class Objective(Protocol):
-    """What is minimized."""
+    """What is minimized.
+
+    Attributes:
+        on_outputs: Whether it is a function of the network's outputs; else of the weight change alone.
+    """
+
+    on_outputs: bool
 
     def value(self, delta: Array) -> float:
         """At a weight change; counts where the user counts."""
@@ -53,6 +60,14 @@ class Objective(Protocol):
 
     def model(self, delta: Array) -> ObjectiveModel:
         """Around a weight change."""
+        ...
+
+    def soft(self, predict: Predict) -> Tensor:
+        """Differentiable in the outputs; zero where it is no function of them."""
+        ...
+
+    def change(self, delta: Array) -> tuple[float, Array]:
+        """The part that is a function of the weight change alone, and its gradient."""
         ...
 
 
@@ -69,14 +84,20 @@ class SoftmaxLoss:
         engine: The network and the ``n`` weights.
         data: Pairs of inputs and labels; labels may be None where ``share`` is 1.
         share: Of the distance.
+        ridge: Weight of half the mean squared change, each weight over its natural size.
         seed: Chooses the samples for the curvature where all would be too many.
 
     References:
         Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
 
-    def __init__(self, engine: Engine, data: Sequence[tuple[Tensor, Any]], share: float = 0.0, seed: int = 0) -> None:
-        self.engine, self.data, self.share, self.seed = engine, list(data), share, seed
+    on_outputs = True
+
+    def __init__(
+        self, engine: Engine, data: Sequence[tuple[Tensor, Any]], share: float = 0.0, ridge: float = 0.0, seed: int = 0
+    ) -> None:
+        self.engine, self.data, self.share, self.ridge, self.seed = engine, list(data), share, ridge, seed
+        self.scale = engine.scale.cpu().numpy()
         self.count = sum(len(inputs) for inputs, _ in data)
         original = engine.predict()
         self.original = [torch.softmax(original(x), -1) if share else None for x, _ in data]
@@ -93,7 +114,25 @@ class SoftmaxLoss:
                 own = labels.to(outputs.device)
                 loss = -float(logs.gather(1, own[:, None]).sum()) + int((outputs.argmax(-1) != own).sum())
                 total += (1.0 - self.share) * loss / 2
-        return total / self.count
+        return total / self.count + self.change(delta)[0]
+
+    def soft(self, predict: Predict) -> Tensor:
+        """Without the error rate, which has no slope."""
+        total: Any = 0.0
+        for (inputs, labels), wanted in zip(self.data, self.original, strict=True):
+            logs = torch.log_softmax(predict(inputs), -1)
+            if wanted is not None:
+                total = total + self.share * torch.nn.functional.kl_div(logs, wanted, reduction="sum")
+            if self.share < 1:
+                own = labels.to(logs.device)
+                total = total + (1.0 - self.share) / 2 * torch.nn.functional.nll_loss(logs, own, reduction="sum")
+        return torch.as_tensor(total / self.count)
+
+    def change(self, delta: Array) -> tuple[float, Array]:
+        """The ridge."""
+        scaled = delta / self.scale
+        weight = self.ridge / max(1, len(delta))
+        return 0.5 * weight * float(scaled @ scaled), weight * scaled / self.scale
 
     def model(self, delta: Array) -> ObjectiveModel:
         """Quadratic model around a weight change."""
@@ -113,7 +152,9 @@ class SoftmaxLoss:
                 error[torch.arange(len(chance), device=chance.device), labels.to(chance.device)] -= own_share
             gradient += pull_back(engine, inputs, error / self.count, delta).cpu().numpy()
             hessian += softmax_curvature(engine, inputs, chance, delta, self.seed) / self.count
-        return ObjectiveModel(gradient, (self.share + own_share) * hessian.cpu().numpy(), self.value(delta))
+        curvature = (self.share + own_share) * hessian.cpu().numpy()
+        curvature[np.diag_indices(engine.n)] += self.ridge / max(1, engine.n) / self.scale**2
+        return ObjectiveModel(gradient + self.change(delta)[1], curvature, self.value(delta))
 
 
 class SmallestChange:
@@ -124,6 +165,8 @@ class SmallestChange:
         norm: ``"l2"`` (half the mean square), ``"l1"`` (mean) or ``"linf"`` (largest).
     """
 
+    on_outputs = False
+
     def __init__(self, engine: Engine, norm: str = "l2") -> None:
         self.scale, self.norm = engine.scale.cpu().numpy(), norm
 
@@ -133,6 +176,20 @@ class SmallestChange:
         if self.norm == "l2":
             return 0.5 * float(np.mean(scaled**2))
         return float(scaled.mean() if self.norm == "l1" else scaled.max(initial=0.0))
+
+    def soft(self, predict: Predict) -> Tensor:
+        """Nothing."""
+        return torch.zeros(())
+
+    def change(self, delta: Array) -> tuple[float, Array]:
+        """The norm and a subgradient; of the largest entry for ``"linf"``."""
+        scaled, value = delta / self.scale, self.value(delta)
+        if self.norm == "l2":
+            return value, scaled / (len(delta) * self.scale)
+        if self.norm == "l1":
+            return value, np.sign(scaled) / (len(delta) * self.scale)
+        largest = int(np.abs(scaled).argmax())
+        return value, np.where(np.arange(len(delta)) == largest, np.sign(scaled) / self.scale, 0.0)
 
     def model(self, delta: Array) -> ObjectiveModel:
         """Exact."""
@@ -147,11 +204,11 @@ OBJECTIVES = ("cross_entropy", "closeness", "l2", "l1", "linf")
 
 
 def make_objective(
-    name: str, engine: Engine, data: Sequence[Data], inputs: Sequence[Tensor], *, share: float, seed: int
+    name: str, engine: Engine, data: Sequence[Data], inputs: Sequence[Tensor], *, share: float, ridge: float, seed: int
 ) -> Any:
     """The objective of a name; see :class:`repairopt.SQP`."""
     if name == "cross_entropy":
-        return SoftmaxLoss(engine, data, share, seed)
+        return SoftmaxLoss(engine, data, share, ridge, seed)
     if name == "closeness":
-        return SoftmaxLoss(engine, [(x, None) for x in inputs], 1.0, seed)
+        return SoftmaxLoss(engine, [(x, None) for x in inputs], 1.0, ridge, seed)
     return SmallestChange(engine, name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from repairopt.judge import Judgement, Stop, sample_count
 from repairopt.linearize import Array, Linearization, linearize, margins_at
@@ -69,10 +70,13 @@ class Surroundings:
         task: The repair in progress.
         limits: The goal first.
         objective: What is minimized.
+        inputs: All sets of inputs at hand.
     """
 
-    def __init__(self, task: Task, limits: Sequence[Limit], objective: Objective) -> None:
-        self.task, self.limits, self.objective = task, list(limits), objective
+    def __init__(
+        self, task: Task, limits: Sequence[Limit], objective: Objective, inputs: Sequence[Tensor] = ()
+    ) -> None:
+        self.task, self.limits, self.objective, self.inputs = task, list(limits), objective, list(inputs)
         self.strict = tuple(c for c, one in enumerate(task.constraints) if _is_strict(one))
         self.by_sample = tuple(c for c, one in enumerate(task.constraints) if isinstance(one, SampleConstraint))
         self.samples = max(1, sum(sample_count(task.constraints[c]) for c in self.by_sample))
