@@ -2,8 +2,8 @@
 
 Each round solves with the rows of the working set, looks at *all* rows by one pass without a matrix of its own, adds
 rows that the solution violates, and drops rows that were slack for some rounds: only while the objective rises, since
-rows that come and go at the same objective may do so forever (seen on a real network). The solution of the last round is
-optimal for fewer rows, so its value is a lower bound; that it violates no row proves it optimal for all of them.
+else the same rows may come and go forever (seen on a real network). The solution of the last round is optimal for fewer
+rows, so its value is a lower bound; that it violates no row proves it optimal for all of them.
 
 Which violated rows to add decides how many passes there are. The loop keeps a point inside (at first the start, where
 a repair satisfies most rows) and adds the rows that the way from there to the solution crosses *first*, in place of
