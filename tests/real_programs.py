@@ -246,10 +246,17 @@ def least_change(delta: np.ndarray) -> Program:
 def repair_last_layer(task: PointRepair, solver: str | None = None) -> tuple[nn.Module, WorkingSetSolution]:
     """One program, rows by a working set."""
     head, linearization = task.last_layer()
-    found = solve_working_set(head, LinearizedRows(linearization), solver=solver)
+    found = solve_working_set(head, LinearizedRows(linearization), solver=solver, batch=100)
     if found.delta is None:
         raise ValueError(f"{found.status}: {found.message}")
     return task.repaired(linearization.engine, found.delta), found
+
+
+def first_step(task: PointRepair, layer: int, share: float) -> tuple[Program, LinearizedRows]:
+    """The program of the first step of :func:`repair_layer`."""
+    engine = task.engine(layer)
+    here = linearize(engine, task.constraints(engine))
+    return least_change(np.zeros(engine.n)), LinearizedRows(_aimed(here, share))
 
 
 def repair_layer(task: PointRepair, layer: int, shares: Sequence[float]) -> tuple[nn.Module, int]:
@@ -269,11 +276,15 @@ def repair_layer(task: PointRepair, layer: int, shares: Sequence[float]) -> tupl
         fixed, kept = here.margins
         if fixed.min() > 0.1 * task.fix_margin and kept.min() > 0:
             return task.repaired(engine, delta), taken
-        lacks = [np.maximum(0.0, want - margin) for want, margin in zip(required, here.margins, strict=True)]
-        aims = tuple(want - (1.0 - share) * lack for want, lack in zip(required, lacks, strict=True))
-        rows = LinearizedRows(replace(here, required=aims))
+        rows = LinearizedRows(_aimed(here, share))
         found = solve_working_set(least_change(delta), rows, solver="woodbury", batch=100, feasibility_tol=1e-2)
         if found.delta is None:
-            break
+            raise ValueError(f"step {taken + 1}: {found.status}: {found.message}")
         delta = delta + found.delta
     return task.repaired(engine, delta), len(shares)
+
+
+def _aimed(here: Linearization, share: float) -> Linearization:
+    """Rows that ask for a share of what each margin lacks."""
+    pairs = zip(here.required, here.margins, strict=True)
+    return replace(here, required=tuple(want - (1 - share) * np.maximum(0.0, want - margin) for want, margin in pairs))
