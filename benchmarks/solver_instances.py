@@ -28,6 +28,7 @@ SIZES = [(24, 200), (24, 2_000), (24, 20_000), (24, 500_000), (222, 2_000), (222
 SIZES += [(1_000, 5_000), (4_000, 5_000)]
 LOW_RANK = [(60, 500), (222, 2_000), (1_000, 5_000), (4_000, 5_000), (20_000, 2_000)]
 QUICK = [(12, 100), (24, 200)]
+REAL = "Programs of real repairs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +48,14 @@ class Instance:
         family: Programs that differ in size alone; a back end that was too slow for one is not tried on larger ones.
         name: What the tables call it.
         kind: LP or QP.
-        size: Weights and rows, as far as known before it is built; for the rule of the family.
+        size: Weights and rows, for the rule of the family; None where the family shares no size.
         build: Makes it; the same each time.
     """
 
     family: str
     name: str
     kind: Kind
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     build: Callable[[], Built] = field(repr=False)
 
 
@@ -71,26 +72,26 @@ def instances(quick: bool = False) -> list[Instance]:
 
 def real_instances(quick: bool) -> list[Instance]:
     """From repairs of real networks, as far as the data are there."""
-    found: list[tuple[str, Kind, tuple[int, int], Callable[[], Built]]] = []
+    found: list[tuple[str, Kind, Callable[[], Built]]] = []
     if (DATA / "provable").is_dir():
         for size in (1,) if quick else (5, 100):
             name = f"watermarks, sets of {size}"
-            found.append((f"{name}, reciprocal", Kind.LP, (1501, size), partial(watermarks, size, "reciprocal")))
+            found.append((f"{name}, reciprocal", Kind.LP, partial(watermarks, size, "reciprocal")))
             if not quick:
-                found.append((f"{name}, as published", Kind.LP, (1501, 3000), partial(watermarks, size, "program")))
+                found.append((f"{name}, as published", Kind.LP, partial(watermarks, size, "program")))
         if not quick:
-            found.append(("fog 3x100, rows that matter", Kind.QP, (1010, 300), partial(fog, "3_100", True)))
-            found.append(("fog 3x100, all rows", Kind.QP, (1010, 18_180), partial(fog, "3_100", False)))
-            found.append(("fog 9x200, rows that matter", Kind.QP, (2010, 300), partial(fog, "9_200", True)))
-            found.append(("fog 9x200, all rows", Kind.QP, (2010, 17_982), partial(fog, "9_200", False)))
-            found.append(("misclassified 256x2, rows that matter", Kind.QP, (2570, 600), misclassified))
-            found.append(("fog 9x200, third layer, rows that matter", Kind.QP, (40_200, 150), third_layer))
+            found.append(("fog 3x100, rows that matter", Kind.QP, partial(fog, "3_100", True)))
+            found.append(("fog 3x100, all rows", Kind.QP, partial(fog, "3_100", False)))
+            found.append(("fog 9x200, rows that matter", Kind.QP, partial(fog, "9_200", True)))
+            found.append(("fog 9x200, all rows", Kind.QP, partial(fog, "9_200", False)))
+            found.append(("misclassified 256x2, rows that matter", Kind.QP, misclassified))
+            found.append(("fog 9x200, third layer, rows that matter", Kind.QP, third_layer))
     if (DATA / "autoric").is_dir() and not quick:
         for task in ("M1 gender", "M2 age"):
             for how in ("one-shot", "incremental", "sequential"):
                 name = f"{'census' if task == 'M1 gender' else 'bank'}, {how}"
-                found.append((name, Kind.QP, (24 if task == "M1 gender" else 100, 1000), partial(step, task, how)))
-    return [Instance(f"real: {name}", name, kind, size, build) for name, kind, size, build in found]
+                found.append((name, Kind.QP, partial(step, task, how)))
+    return [Instance(REAL, name, kind, None, build) for name, kind, build in found]
 
 
 # -------------------------------------------------------------------- generated

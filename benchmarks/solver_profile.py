@@ -16,6 +16,7 @@ from solver_tables import by_instance, cells
 LARGEST = 1000.0  # factor at which the picture ends
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#bcbd22", "#9467bd"]
 STYLES = ["-", "--", "-.", ":"]
+LEGEND: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 9, "columnspacing": 1.2, "handlelength": 2.4}
 
 
 def ratios(records: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]]:
@@ -57,7 +58,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("time over that of the fastest")
         axis.set_title(f"{count} {'linear' if kind == 'LP' else 'quadratic'} programs")
         axis.grid(alpha=0.3)
-        axis.legend(title="solved at all", loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=3, frameon=False)
+        axis.legend(title="solved at all", loc="upper center", bbox_to_anchor=(0.5, -0.13), **LEGEND)
     axes[0].set_ylabel("share of programs solved")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)

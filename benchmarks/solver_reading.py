@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from solver_instances import REAL
 from solver_layers import WITHIN_MS, WITHIN_PERCENT
 from solver_runs import BY_ROWS, DEFAULT
-from solver_tables import Cell, by_instance, cells, clock, verdict
+from solver_tables import Cell, by_instance, cells, clock, titled, verdict
 
 Record = dict[str, Any]
 
@@ -30,20 +31,20 @@ def reading(found: dict[str, list[Record]]) -> str:
 
 
 def fastest(records: Sequence[Record]) -> list[str]:
-    """A line for each family and number of weights."""
-    groups: dict[tuple[str, int], list[tuple[Record, dict[str, Cell]]]] = {}
-    for (family, _), group in by_instance(records).items():
-        groups.setdefault((family, group[0]["n"]), []).append((group[0], cells(group)))
+    """A line for each family and number of weights, and for each program of a real repair."""
+    groups: dict[str, list[tuple[Record, dict[str, Cell]]]] = {}
+    for (family, name), group in by_instance(records).items():
+        title = f"{name if family == REAL else family}, {group[0]['n']:,} weights"
+        groups.setdefault(title, []).append((group[0], cells(group)))
     lines = []
-    for (family, n), members in groups.items():
+    for title, members in groups.items():
         parts = []
         for first, each in members:
             best = least(each)
             ratio = verdict(each.get(DEFAULT), [best] if best else []).replace("*", "")
             note = f" [{ratio}]" if ratio else ""
             parts.append(f"{first['m']:,} rows {f'{best.way} {best.shown}' if best else 'none'}{note}")
-        title = family.removeprefix("real: ")
-        lines.append(f"{title}, {n:,} weights: {'; '.join(parts)}.")
+        lines.append(f"{title}: {'; '.join(parts)}.")
     return lines
 
 
@@ -65,10 +66,9 @@ def disagreements(records: Sequence[Record]) -> list[str]:
         taken = group[0]["preferred"][0]
         used = next((record["solver"] for record in group if record["way"] == DEFAULT and record.get("solver")), taken)
         how = "fails" if ratio == "fails" else f"takes {used} and {default.shown}, {ratio} times as long"
-        title = f"{family}, {name}" if not family.startswith("real") else name
         kind = " on few rows" if best.way.startswith(BY_ROWS) else ""
         way = best.way.removeprefix(BY_ROWS)
-        lines.append(f"{title}: {way}{kind} needs {clock(best.seconds)}, the default {how}.")
+        lines.append(f"{titled(family, name)}: {way}{kind} needs {clock(best.seconds)}, the default {how}.")
     return lines
 
 
@@ -82,7 +82,7 @@ def wrong_claims(records: Sequence[Record]) -> list[str]:
                 said = first.get("claimed") or first["status"]
                 off = f"violation {one.violation:.0e}, gap {one.gap:.0e}" if math.isfinite(one.gap) else "no point"
                 ended = f"; the core made it '{first['status']}'" if first.get("claimed") else "; the core believed it"
-                lines.append(f"{one.way} on {family.removeprefix('real: ')}, {name}: '{said}' with {off}{ended}.")
+                lines.append(f"{one.way} on {titled(family, name)}: '{said}' with {off}{ended}.")
     return lines
 
 
@@ -95,8 +95,7 @@ def costs(records: Sequence[Record]) -> list[str]:
         small = r["n"] <= 24
         holds = 1e3 * extra <= WITHIN_MS if small else percent <= WITHIN_PERCENT
         bar = f"{WITHIN_MS:g} ms" if small else f"{WITHIN_PERCENT:g} %"
-        lines.append(
-            f"{r['solver']}, {r['n']} x {r['m']:,}: {1e3 * extra:.2f} ms, {percent:.1f} % of the native call; of it the "
-            f"checks {1e3 * r['checks']:.2f} ms. Bar {bar}: {'holds' if holds else 'missed'}."
-        )
+        size = f"{r['solver']}, {r['n']} x {r['m']:,}"
+        checks, ends = f"the checks alone take {1e3 * r['checks']:.2f} ms", "holds" if holds else "missed"
+        lines.append(f"{size}: {1e3 * extra:.2f} ms, {percent:.1f} % of the native call; {checks}. Bar {bar}: {ends}.")
     return lines

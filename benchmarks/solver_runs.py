@@ -39,11 +39,21 @@ ENOUGH, LONG = 0.3, 3.0  # seconds of a run below which 5 are made, and below wh
 SHORT = 0.03  # seconds below which solves are timed many at once
 FLAT = 1e-6  # relative stationarity that counts as zero
 MANY = 5  # rows for each weight above which a working set is tried too
+LARGEST = {  # entries of the matrix above which a back end is not tried: far too slow there, or over its size limit
+    "pyomo": 100_000,
+    "scip": 100_000,
+    "cvxpy": 500_000,
+    "osqp": 500_000,
+    "proxqp": 500_000,
+    "gurobi": 4_000_000,
+    "scipy": 4_000_000,
+}
 
 
 def ways(kind: Kind, built: Built) -> list[str]:
     """Every back end, the default choice, and working sets with those that could serve."""
-    found = [*available_solvers(kind), DEFAULT]
+    entries = built.program.n * built.program.m
+    found = [name for name in available_solvers(kind) if entries <= LARGEST.get(name, math.inf)] + [DEFAULT]
     if built.rows is not None and built.program.m > MANY * built.program.n:
         inner = ["daqp", "piqp", "woodbury", "clarabel", "highs"]
         found += [BY_ROWS + name for name in inner if name in available_solvers(kind)]
@@ -95,7 +105,8 @@ def runs(built: Built, way: str, most: int = 5) -> Iterator[Record]:
 
 
 def allow(seconds: int | None) -> None:
-    """From now on, CPU seconds after which the process ends; None for no limit."""
+    """From now on, CPU seconds after which the process ends, or ten times as many by the clock; None for no limit."""
+    signal.alarm(0 if seconds is None else 10 * seconds)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = hard if seconds is None else int(time.process_time()) + seconds + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
@@ -144,11 +155,21 @@ def measure(instance: Instance, skipped: set[str]) -> list[Record]:
             return [record | {"instance": instance.name, "family": instance.family} for record in found]
         if not lines:
             raise RuntimeError(f"{instance.name}: {done.stderr[-2000:]}")
-        late = -done.returncode in (signal.SIGXCPU, signal.SIGKILL)
-        last = "" if late else (done.stderr.strip().splitlines() or [""])[-1][:200]
         if "status" not in lines[-1]:
-            found.append(lines[-1] | {"status": LATE if late else "crashed", "message": last})
+            found.append(lines[-1] | ended(-done.returncode, done.stderr))
         over |= {line["way"] for line in lines}
+
+
+def ended(by: int, text: str) -> Record:
+    """What is said of a way whose process a signal ended."""
+    if by in (signal.SIGXCPU, signal.SIGKILL):
+        return {"status": LATE, "message": ""}
+    if by == signal.SIGALRM:
+        return {
+            "status": "hung",
+            "message": f"no answer after {10 * LIMIT} s by the clock, without using the processor",
+        }
+    return {"status": "crashed", "message": (text.strip().splitlines() or [""])[-1][:200]}
 
 
 def measure_all(chosen: list[Instance], log: Callable[[str], None]) -> list[Record]:
@@ -156,7 +177,7 @@ def measure_all(chosen: list[Instance], log: Callable[[str], None]) -> list[Reco
     found: list[Record] = []
     late: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for instance in chosen:
-        n, m = instance.size
+        n, m = instance.size or (0, 0)
         skipped = {
             way
             for (family, way), sizes in late.items()
@@ -164,7 +185,7 @@ def measure_all(chosen: list[Instance], log: Callable[[str], None]) -> list[Reco
         }
         records = measure(instance, skipped)
         for record in records:
-            if record["status"] == LATE:
+            if record["status"] in (LATE, "hung") and instance.size:
                 late.setdefault((instance.family, record["way"]), []).append(instance.size)
         found += records
         log(f"{instance.family}, {instance.name}: {len(records)} runs")

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from solver_instances import REAL
 from solver_runs import BY_ROWS, DEFAULT
 
 Record = dict[str, Any]
 ACCURATE = 1e-6  # relative gap, and violation, of an answer that counts as right
 CLOSE, TICK = 1.25, 0.5e-3  # ratio and seconds up to which two times count as the same
 NONE = ""
+LIMITS = ("size limit", "too large")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def cell(way: str, group: Sequence[Record], best: float) -> Cell:
     message = str(first.get("message", "")).replace("|", "/")
     if "objective" not in first:
         late = first["status"].startswith(">")
-        shown = first["status"] if late else "size limit" if "size-limited" in message else first["status"]
+        shown = "size limit" if "size-limited" in message else "too large" if " GiB" in message else first["status"]
         false = first["status"] in ("infeasible", "unbounded") or bool(first.get("claimed"))
         return Cell(way, math.inf, len(group), shown, wrong=false, message="" if late else message)
     gap = (first["objective"] - best) / first["scale"]
@@ -89,7 +91,7 @@ def family_tables(records: Sequence[Record]) -> list[str]:
     """CPU seconds by instance and way: one table for each family, real programs together."""
     groups: dict[str, dict[tuple[str, str], list[Record]]] = {}
     for key, group in by_instance(records).items():
-        groups.setdefault("Programs of real repairs" if key[0].startswith("real") else key[0], {})[key] = group
+        groups.setdefault(key[0], {})[key] = group
     found = []
     for title, rows in groups.items():
         filled = {key: cells(group) for key, group in rows.items()}
@@ -98,7 +100,8 @@ def family_tables(records: Sequence[Record]) -> list[str]:
         body = []
         for key, each in filled.items():
             least = min((c.seconds for c in each.values()), default=math.inf)
-            line = [f"{key[1]}, {rows[key][0]['n']:,} x {rows[key][0]['m']:,}" if "real" in key[0] else key[1]]
+            size = f"{rows[key][0]['n']:,} x {rows[key][0]['m']:,}"
+            line = [f"{key[1]}, {size}" if key[0] == REAL else size]
             body.append(line + [shown(each.get(way), least) for way in names])
         found.append(markdown(title, ["weights x rows", *names], body))
     return found
@@ -119,13 +122,13 @@ def accuracy_table(records: Sequence[Record]) -> str:
         tried = [each[way] for each in every.values() if way in each]
         right = [c for c in tried if c.right]
         late = sum(c.shown.startswith(">") for c in tried)
-        limited = sum(c.shown == "size limit" for c in tried)
+        limited = sum(c.shown in LIMITS for c in tried)
         other = len(tried) - len(right) - late - limited - sum(c.wrong for c in tried)
         worst = [f"{max((getattr(c, what) for c in right), default=math.nan):.0e}" for what in ("violation", "gap")]
         proven = sum(c.own for c in right)
         counts = [len(tried), len(right), proven, sum(c.wrong for c in tried), late, limited, other]
         body.append([way, *map(str, counts), *worst])
-    head = ["way", "tried", "right", "proven by its own multipliers", "wrong claims", "too slow", "size limit"]
+    head = ["way", "tried", "right", "proven by its own multipliers", "wrong claims", "too slow", "size, memory"]
     return markdown("Accuracy", [*head, "failed otherwise", "largest violation", "largest gap"], body)
 
 
@@ -134,11 +137,11 @@ def failure_table(records: Sequence[Record]) -> str:
     body = []
     for (family, name), group in by_instance(records).items():
         for one in cells(group).values():
-            if not one.right and not one.shown.startswith(">") and one.shown != "size limit":
+            if not one.right and not one.shown.startswith(">") and one.shown not in LIMITS:
                 first = next(record for record in group if record["way"] == one.way)
                 numbers = [f"{one.violation:.0e}", f"{one.gap:.0e}"] if math.isfinite(one.gap) else ["", ""]
                 status = f"{first['status']}, claimed {first['claimed']}" if first.get("claimed") else first["status"]
-                body.append([f"{family}: {name}".removeprefix("real: "), one.way, status, *numbers, one.message[:90]])
+                body.append([titled(family, name), one.way, status, *numbers, one.message[:90]])
     return markdown("Answers that are not right", ["instance", "way", "status", "violation", "gap", "message"], body)
 
 
@@ -153,13 +156,18 @@ def rules_table(records: Sequence[Record]) -> str:
         default = each.get(DEFAULT)
         rows = [c for way, c in each.items() if way.startswith(BY_ROWS) and c.right]
         quick = min(rows, key=lambda c: c.seconds, default=None)
-        line = [f"{family}: {name}" if not family.startswith("real") else name, f"{first['n']:,} x {first['m']:,}"]
+        line = [titled(family, name)] + ([f"{first['n']:,} x {first['m']:,}"] if family == REAL else [NONE])
         line += [f"{best.way} {best.shown}" if best else "none", f"{quick.way} {quick.shown}" if quick else NONE]
         line += [f"{first['preferred'][0]} {taken.shown}" if taken else f"{first['preferred'][0]}, not run"]
         line += [default.shown if default else NONE]
         body.append([*line, verdict(default, [c for c in (best, quick) if c])])
     head = ["instance", "size", "fastest on all rows", "fastest on few rows", "first by the rules", "default"]
     return markdown("Rules against measurements", [*head, "default over the best"], body)
+
+
+def titled(family: str, name: str) -> str:
+    """An instance in one phrase."""
+    return name if family == REAL else f"{family}, {name}"
 
 
 def verdict(default: Cell | None, best: Sequence[Cell]) -> str:
