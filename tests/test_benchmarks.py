@@ -66,3 +66,54 @@ def test_speed(data_dir, tmp_path):
             assert all(map(math.isfinite, found))
     floor = next(rows for title, rows in tables.items() if title == "Floor")
     assert float(dict(map(tuple, floor[1:]))["ratio to the floor"]) > 1
+
+
+def test_solvers(data_dir, tmp_path):
+    pytest.importorskip("matplotlib")
+    tables = printed("solvers.py", data_dir, tmp_path)
+    accuracy = {row[0]: row for row in tables["Accuracy"][1:]}
+    for way in ("daqp", "piqp", "highs", "scip", "woodbury", "default", "rows + daqp"):
+        tried, right, _, wrong = map(int, accuracy[way][1:5])
+        assert tried == right > 0
+        assert wrong == 0
+    assert len(tables["Answers that are not right"]) == 1  # the head alone
+    assert {row[0] for row in tables["Mixed-integer programs"][1:]} == {
+        "at most 8 of 12 weights change",
+        "at most 5 of 30 rows break",
+    }
+    for title in (
+        "What solve() adds to the native call",
+        "Direct, through CVXPY, through Pyomo",
+        "Rules against measurements",
+    ):
+        assert len(tables[title]) > 1
+    for head, *rows in tables.values():
+        assert all(len(row) == len(head) for row in rows)
+    assert "## Reading" in (tmp_path / "solvers.md").read_text()
+    picture = (tmp_path / "solver_profiles.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    runs = (tmp_path / "solver_programs.csv").read_text().splitlines()
+    assert len(runs) - 1 >= sum(int(row[1]) for row in accuracy.values())
+
+
+def test_solvers_are_held_to_the_best_bound():
+    """An answer off by more than 1e-6 is not right, whoever calls it optimal; nor is one that violates a row."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from solver_tables import cells
+
+    good = {
+        "way": "good",
+        "status": "optimal",
+        "objective": 1.0,
+        "violation": 0.0,
+        "gap": 1e-9,
+        "scale": 1.0,
+        "cpu": 1.0,
+    }
+    far = {**good, "way": "far", "objective": 1.0 + 3e-6, "gap": float("nan")}
+    outside = {**good, "way": "outside", "violation": 1e-4}
+    gone = {"way": "gone", "status": "infeasible", "message": ""}
+    found = cells([good, far, outside, gone])
+    assert [way for way, one in found.items() if one.right] == ["good"]
+    assert [way for way, one in found.items() if one.wrong] == ["far", "outside", "gone"]
+    assert found["far"].seconds == math.inf

@@ -17,6 +17,7 @@ from repairopt.linearize import anchor, linearize
 from repairopt.program import Program
 from repairopt.solve import Solution, Status, solve
 from repairopt.solvers import DAQP, PIQP, HiGHS
+from repairopt.working_sets import working_set
 from repairopt.working_sets.relaxation import certified_gap
 from repairopt.working_sets.row_oracles import DenseRows, FeatureRows, LinearizedRows, RowOracle
 from repairopt.working_sets.working_set import solve_working_set
@@ -97,6 +98,23 @@ def test_one_pass_a_round_and_only_few_rows_built():
     assert len(oracle.built) <= 100 * found.rounds
     assert found.pass_seconds > 0
     assert found.solve_seconds > 0
+
+
+@pytest.mark.parametrize(("objective", "kept"), [(7.0, 8), (5.0, 8), (7.1, 1)])
+def test_rows_are_dropped_only_while_the_objective_rises(objective, kept):
+    """Else the same rows may come and go forever; a program on which they did is in test_known_answers.py."""
+    head, matrix, lower = head_and_rows(5, 40)
+    options = working_set._Options(batch=1, feasibility_tol=1e-9, gap_tol=1e-8)
+    loop = working_set._Loop(head, DenseRows(matrix, lower), None, options, np.zeros(5))
+    loop.working.add(np.arange(7), loop.oracle.rows(np.arange(7)))
+    loop.working.slack_rounds[:] = 5
+    loop.excess, loop.dropped_at = np.full(40, -1.0), 7.0
+    loop.excess[30] = 1.0
+    loop.solution = Solution(Status.OPTIMAL, np.zeros(5), objective)
+    loop.update(np.array([30]))
+    assert len(loop.working.index) == kept
+    assert loop.working.index[-1] == 30
+    assert loop.dropped_at == max(7.0, objective)
 
 
 def test_few_rows_are_given_at_once():

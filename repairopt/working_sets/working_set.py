@@ -1,8 +1,9 @@
 """Working sets: programs whose rows are too many to hand to a solver, solved with the few that matter.
 
 Each round solves with the rows of the working set, looks at *all* rows by one pass without a matrix of its own, adds
-rows that the solution violates, and drops rows that were slack for some rounds. The solution of the last round is
-optimal for fewer rows, so its value is a lower bound; that it violates no row proves it optimal for all of them.
+rows that the solution violates, and drops rows that were slack for some rounds: only while the objective rises, since
+else the same rows may come and go forever (seen on a real network). The solution of the last round is optimal for fewer
+rows, so its value is a lower bound; that it violates no row proves it optimal for all of them.
 
 Which violated rows to add decides how many passes there are. The loop keeps a point inside (at first the start, where
 a repair satisfies most rows) and adds the rows that the way from there to the solution crosses *first*, in place of
@@ -31,6 +32,7 @@ from .relaxation import FARTHEST, REACH, Index, WorkingRows, at_reach, certified
 from .row_oracles import RowOracle
 
 INWARD = 0.5  # share of the feasible part of the way that the inner point moves
+RISE = 1e-9  # relative rise of the objective since rows were dropped last, above which rows may be dropped again
 NEAR = 1e-4  # relative gap up to which a point that the back end calls feasible only is worked with
 FEW = 4_000_000  # entries up to which all rows are given at once, if they are at most 5 for each weight
 
@@ -150,6 +152,7 @@ class _Loop:
     solve_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     sessions: dict[Any, Any] = field(default_factory=dict)
+    dropped_at: float = -float("inf")  # objective when rows were dropped last; only above it are rows dropped again
 
     def begin(self) -> None:
         """All rows where they are few, else those that are tightest at the start."""
@@ -203,7 +206,9 @@ class _Loop:
         """Drop rows that stayed slack, add the rows crossed first on the way from the inner point, move that point."""
         if not len(bad):
             return
-        self.working.drop(self.excess[self.working.index])
+        if self.solution.objective > self.dropped_at + RISE * (1.0 + abs(self.solution.objective)):
+            self.dropped_at = self.solution.objective
+            self.working.drop(self.excess[self.working.index])
         batch, lacks = self.options.batch, self.excess[bad]
         inside = self.inside if len(self.inside) else np.zeros(self.oracle.m)
         room = np.maximum(-inside[bad], 0.0)
