@@ -104,7 +104,7 @@ def test_fog_small_network(provable):
     task = PointRepair.fog(provable, "mnist_relu_3_100", fix_margin=0.3, keep_margin=5.0)
     model, found = repair_last_layer(task, "daqp")
     assert found.status is Status.OPTIMAL
-    assert found.gap <= 1e-8
+    assert found.distance <= 1e-8
     assert np.abs(found.delta).max() <= 3.0
     figures = task.measured(model)
     assert figures["efficacy"] == 100.0
