@@ -17,6 +17,7 @@ from .errors import (
     UnsupportedError,
 )
 from .formulate import RepairProgram, formulate_repair
+from .frontier import Frontier, FrontierPoint, trace_frontier
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
 from .methods.autoric import Bisection, Incremental, OneShot
@@ -24,6 +25,7 @@ from .methods.grid_repair import OnGrid
 from .methods.sequential import Sequential
 from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
 from .methods.sqp import SQP
+from .out_of_reach import Unmet, explain_unmet
 from .pipeline import solve_repair
 from .program import Kind, Program
 from .properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
@@ -86,4 +88,9 @@ __all__ = [
     "available_solvers",
     "formulate_repair",
     "solve_repair",
+    "trace_frontier",
+    "explain_unmet",
+    "Frontier",
+    "FrontierPoint",
+    "Unmet",
 ]
