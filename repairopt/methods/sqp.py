@@ -21,6 +21,9 @@ from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
 
+MANY_WEIGHTS_RIDGE = 1e-2
+
+
 @dataclass(frozen=True)
 class SQP:
     """Every typed bound is a linear constraint at each step, with its value by count and the slope of its soft value.
@@ -35,7 +38,8 @@ class SQP:
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
-        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size.
+        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
+            None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
             cross-validation sets their buffers. None for no such buffers.
         folds: Of the cross-validation.
@@ -59,7 +63,7 @@ class SQP:
 
     objective: str = "auto"
     closeness: float = 0.15
-    ridge: float = 1e-3
+    ridge: float | None = None
     confidence: float | None = 0.95
     folds: int = 3
     buffer: float | Mapping[str, float] | None = None
@@ -132,9 +136,10 @@ class SQP:
                 f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
                 f"or choose objective='l2'."
             )
-        objective = make_objective(
-            name, task.engine, data, inputs, share=self.closeness, ridge=self.ridge, seed=task.seed
-        )
+        ridge = self.ridge
+        if ridge is None:
+            ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
+        objective = make_objective(name, task.engine, data, inputs, share=self.closeness, ridge=ridge, seed=task.seed)
         return Surroundings(task, limits, objective, inputs)
 
 
