@@ -20,7 +20,6 @@ from repairopt.sqp.sequence import run_sequence
 from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
-
 MANY_WEIGHTS_RIDGE = 1e-2
 
 
