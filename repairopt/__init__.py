@@ -4,6 +4,7 @@ State what must become true (a goal with a target) and what must stay true (cons
 small weight change, applies it to a copy of the model, and verifies the true network, on repair data and held-out data.
 """
 
+from .calibrate_margin import CalibratedMargin, calibrate_margin
 from .conclude import Repair
 from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
 from .errors import (
@@ -88,6 +89,8 @@ __all__ = [
     "available_solvers",
     "formulate_repair",
     "solve_repair",
+    "calibrate_margin",
+    "CalibratedMargin",
     "trace_frontier",
     "explain_unmet",
     "Frontier",

@@ -64,7 +64,7 @@ STAGES = [
     (
         "typed bounds: limits, objectives, points, steps, the filter, the sequence",
         "methods.cross_entropy sqp.limits sqp.expected_gain sqp.objectives sqp.filter sqp.points sqp.step sqp.sequence "
-        "sqp.augmented sqp.confident",
+        "sqp.augmented sqp.confident sqp.generalization",
     ),
     (
         "the methods: loops over model, rows, program, solve, judge",
@@ -74,7 +74,10 @@ STAGES = [
     ("what was done and what came of it", "reporting.report_text report"),
     ("the beginning and the end of every repair", "prepare choose_weights conclude"),
     ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
-    ("many repairs: the trade-off, and what to say of bounds out of reach", "threshold_frontier frontier out_of_reach"),
+    (
+        "many repairs: the trade-off, and what to say of bounds out of reach",
+        "threshold_frontier frontier out_of_reach calibrate_margin",
+    ),
     (
         "a repair as a file: apply, revert, stack, export, log",
         "patches.extras patches.tensor_bits patches.weights patches.fingerprints patches.safe_files "
@@ -190,7 +193,12 @@ def test_files_of_a_folder_are_imported_as_siblings_others_by_their_whole_name(p
 
 def test_only_the_package_imports_the_pipeline_and_nothing_imports_testing():
     users = {named(path): modules_of(path) for path in CORE}
-    allowed = {"repairopt/__init__.py", "repairopt/frontier.py", "repairopt/out_of_reach.py"}
+    allowed = {
+        "repairopt/__init__.py",
+        "repairopt/frontier.py",
+        "repairopt/out_of_reach.py",
+        "repairopt/calibrate_margin.py",
+    }
     assert {name for name, names in users.items() if "pipeline" in names} == allowed
     assert not [name for name, names in users.items() if "testing" in names]
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.judge import labelled_data
+from repairopt.judge import Judge, labelled_data
 from repairopt.sqp.augmented import run_augmented
 from repairopt.sqp.confident import run_confidently
+from repairopt.sqp.generalization import judge_generalization
 from repairopt.sqp.limits import collect_limits
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
@@ -95,11 +96,22 @@ class SQP:
         if inner is task:
             return self._run(task)
         try:
-            return self._run(inner)
+            found = self._run(inner)
+            if self.confidence is not None and found.delta.any():
+                said = judge_generalization(task, self._without_data, folds=self.folds)
+                task.notes += [said] if said else []
+            return found
         finally:  # whatever ended it, the best point is known to the repair
             if inner.judge.best is not inner.judge.original:
                 task.judge(inner.judge.best.delta)
             task.rows_used = max(task.rows_used, inner.rows_used)
+
+    def _without_data(self, task: Task) -> Outcome:
+        """A repair of some of the points, for what it does to the others."""
+        judge = Judge(task.engine, task.goal, task.constraints, (), task.judge.deadline)
+        judge.change = task.judge.change
+        inner = with_rows_of_goal(replace(task, judge=judge, start=None))
+        return self.minimize(inner, self.surroundings(inner, self.named_buffers()))
 
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
