@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 STAGES = [
     ("exceptions", "errors"),
     ("what must become true, what must stay true", "specify"),
-    ("ready-made properties and constraints", "intervals sample_groups group_gaps properties constraints"),
+    ("ready-made properties and constraints", "intervals sample_groups group_gaps group_metrics properties constraints"),
     (
         "run the network: batches, many weight vectors, memory",
         "network.split_graph network.check_model network.linear_tape evaluate",
@@ -71,12 +71,23 @@ STAGES = [
         "methods.sqp methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
         "methods.grid_repair",
     ),
-    ("what was done and what came of it", "reporting.report_text report"),
+    ("files that are there whole or not at all", "patches.safe_files"),
+    (
+        "what pictures show, and the pictures",
+        "pictures.evidence pictures.affected pictures.by_group pictures.collect pictures.style pictures.plot_groups "
+        "pictures.plot_samples pictures.plot_weights pictures.plot_progress pictures.plot_inputs pictures.gallery",
+    ),
+    (
+        "what was done and what came of it: text, page, report",
+        "reporting.plain_words reporting.report_text reporting.claim_table reporting.html_page reporting.from_result "
+        "reporting.show report",
+    ),
     ("the beginning and the end of every repair", "prepare conclude"),
+    ("the page of a repair, from memory or from a folder", "html_report"),
     ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
     (
         "a repair as a file: apply, revert, stack, export, log",
-        "patches.extras patches.tensor_bits patches.weights patches.fingerprints patches.safe_files "
+        "patches.extras patches.tensor_bits patches.weights patches.fingerprints "
         "patches.differences patches.factorize patches.low_rank patches.choose_form patches.claims patches.changes "
         "patches.patch_header patches.patch patches.stack patches.merge patches.onnx_export patches.lora_export "
         "patches.audit",
@@ -90,10 +101,14 @@ LOADED_LATE = {
     "daqp",
     "gurobipy",
     "highspy",
+    "fairlearn",
+    "jinja2",
+    "matplotlib",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "osqp",
+    "pandas",
     "peft",
     "piqp",
     "pyomo",
@@ -101,6 +116,8 @@ LOADED_LATE = {
     "safetensors",
     "scipy",
     "sklearn",
+    "tensorboard",
+    "transformers",
 }
 FILE_LINES, FUNCTION_LINES = 400, 60
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from repairopt.verify import Check, LabelCounts, Measure
 
+from .plain_words import list_caveats
+
 WIDTH = 96
 NAME = 40
 MOST_CLASSES = 4  # up to which the text gives the recall of each; to_dict() always does
@@ -30,25 +32,8 @@ def report_text(report: Any) -> str:
 
 
 def _caveats(report: Any) -> list[str]:
-    found = []
-    if report.stopped:
-        found.append(f"Stopped early ({report.stopped}); this is the best point found until then.")
-    held_out = report.measure(held_out=True)
-    if held_out is not None and held_out.target is not None and held_out.after > held_out.target:
-        found.append(
-            f"On held-out data the target is missed: {_number(held_out.after)} against {_number(held_out.target)}."
-        )
-    if held_out is None:
-        found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
-    if report.verification.constant:
-        found.append("The network gives every input the same label; that is never counted as a repair.")
-    found += list(report.notes)
-    if report.gave_way:
-        shown = "; ".join(str(source) for source in report.gave_way[:3])
-        more = f" and {len(report.gave_way) - 3} more" if len(report.gave_way) > 3 else ""
-        found.append(f"Hard rows that gave way: {shown}{more}. report.explain_conflict() names the rows in conflict.")
     out = []
-    for text in found:
+    for text in list_caveats(report.to_dict()):
         out += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
     return out
 
