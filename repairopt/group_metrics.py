@@ -67,8 +67,8 @@ class GroupMetrics:
         y_pred: Answers ``(N,)``.
         sensitive_features: The group of each sample ``(N,)``, any type.
         pos_label: The favorable label.
-        metrics: Functions of ``(y_true, y_pred)`` by name, fairlearn's among them; by default count, accuracy, selection
-            rate, true and false positive rate.
+        metrics: Functions of ``(y_true, y_pred)`` by name, fairlearn's among them; by default count, accuracy,
+            selection rate, true and false positive rate.
 
     Raises:
         SpecificationError: Sizes disagree, or nothing is given.
@@ -122,7 +122,9 @@ class GroupMetrics:
 
     def difference(self, method: str = "between_groups") -> dict[str, float]:
         """Largest difference of each metric, between two groups or between a group and all samples."""
-        return {name: _difference(list(self.by_group[name].values()), self._overall(name, method)) for name in self.metrics}
+        return {
+            name: _difference(list(self.by_group[name].values()), self._overall(name, method)) for name in self.metrics
+        }
 
     def ratio(self, method: str = "between_groups") -> dict[str, float]:
         """Smallest ratio of each metric, between two groups or between a group and all samples; at most 1."""
@@ -133,7 +135,7 @@ class GroupMetrics:
         return self._rates(selection_rate).difference(method)["rate"]
 
     def equalized_odds_difference(self, method: str = "between_groups", agg: str = "worst_case") -> float:
-        """The larger (``agg="worst_case"``) or the mean (``"mean"``) of the differences of true and false positive rate.
+        """The larger, or the mean, of the differences of true and false positive rate (``agg="worst_case"``, ``"mean"``).
 
         Raises:
             SpecificationError: Another ``agg``.

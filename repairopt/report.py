@@ -134,7 +134,7 @@ class Report(Shown):
     subjects: Subjects | None = field(default=None, repr=False)
 
     @cached_property
-    def evidence(self) -> Evidence:  # type: ignore[override]
+    def evidence(self) -> Evidence:
         """What the pictures show; the first call runs both networks over the data of goal and constraints."""
         if self.subjects is None:
             return evidence_from_dict(self.to_dict())

@@ -14,7 +14,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 STAGES = [
     ("exceptions", "errors"),
     ("what must become true, what must stay true", "specify"),
-    ("ready-made properties and constraints", "intervals sample_groups group_gaps group_metrics properties constraints"),
+    (
+        "ready-made properties and constraints",
+        "intervals sample_groups group_gaps group_metrics properties constraints",
+    ),
     (
         "run the network: batches, many weight vectors, memory",
         "network.split_graph network.check_model network.linear_tape evaluate",

@@ -145,13 +145,17 @@ def test_metrics_by_group_are_those_of_the_networks(fair, page):
         cells = dict(zip(first.metrics, first.after[a], strict=True))
         assert cells["count"] == int(own.sum())
         assert cells["selection_rate"] == pytest.approx(float((answers[own] == 1).float().mean()))
-        assert cells["true_positive_rate"] == pytest.approx(float((answers[own & (toy.labels == 1)] == 1).float().mean()))
+        assert cells["true_positive_rate"] == pytest.approx(
+            float((answers[own & (toy.labels == 1)] == 1).float().mean())
+        )
     assert first.gaps["demographic parity difference"][1] == pytest.approx(fair.report.measure().after, abs=1e-6)
     assert page.row("demographic parity difference")[1] == f"{fair.report.measure().before:.4f}"
 
 
 def test_the_page_needs_no_network_and_no_script(page):
-    sources = [value for _, attributes in page.attributes for key, value in attributes.items() if key in ("src", "href")]
+    sources = [
+        value for _, attributes in page.attributes for key, value in attributes.items() if key in ("src", "href")
+    ]
     assert len(sources) >= 8
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert not [tag for tag, _ in page.attributes if tag in ("script", "link", "iframe")]

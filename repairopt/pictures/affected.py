@@ -50,8 +50,8 @@ def most_affected(
                 continue
             seen.add(key)
             known = np.full(len(rows), -1) if labels is None else labels.cpu()[rows].numpy()
-            pairs = [answer[rows].numpy() for answer in answers]
-            found.append(AffectedInputs(name, held_out, rows.numpy(), chosen, known, *pairs, shift[rows].numpy()))
+            old, new = (answer[rows].numpy() for answer in answers)
+            found.append(AffectedInputs(name, held_out, rows.numpy(), chosen, known, old, new, shift[rows].numpy()))
     return tuple(found)
 
 

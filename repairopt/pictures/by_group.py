@@ -32,7 +32,8 @@ def group_tables(items: Sequence[tuple[Any, bool]], both: tuple[Remembering, Rem
     found, seen = [], set()
     for item, held_out in items:
         gap: Any = getattr(item, "property", item)
-        samples, favorable = getattr(gap, "samples", None), getattr(gap, "favorable", None)
+        samples: Any = getattr(gap, "samples", None)
+        favorable = getattr(gap, "favorable", None)
         if favorable is None or getattr(samples, "rows", None) is None:
             continue
         labels = _labels(gap, labelled)

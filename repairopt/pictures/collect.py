@@ -163,11 +163,11 @@ def _robustness(items: Sequence[tuple[Any, bool]], both: Both) -> list[Margins]:
     for item, held_out in items:
         prop: Any = getattr(item, "property", item)
         if isinstance(prop, CertifiedRadius):
-            radii = [prop.radii(predict).double().cpu().numpy() for predict in both]
-            found.append(Margins(prop.name, held_out, "certified radius", *radii, threshold=1 / prop.target))
+            old, new = (prop.radii(predict).double().cpu().numpy() for predict in both)
+            found.append(Margins(prop.name, held_out, "certified radius", old, new, threshold=1 / prop.target))
         elif isinstance(prop, AdversarialError):
-            leads = [prop.attacked(predict)[1].double().cpu().numpy() for predict in both]
-            found.append(Margins(prop.name, held_out, "lead under attack, logits", *leads))
+            old, new = (prop.attacked(predict)[1].double().cpu().numpy() for predict in both)
+            found.append(Margins(prop.name, held_out, "lead under attack, logits", old, new))
     return found
 
 
@@ -239,7 +239,8 @@ def _held_out_claims(
 def _bounded(items: Sequence[tuple[Any, bool]], both: Both) -> tuple[tuple[str, bool, float, float, float], ...]:
     found = []
     for item, held_out in items:
-        prop, limit = getattr(item, "property", None), getattr(item, "limit", None)
+        prop: Any = getattr(item, "property", None)
+        limit = getattr(item, "limit", None)
         if hasattr(prop, "value") and limit is not None:
             with torch.no_grad():
                 before, after = (float(prop.value(predict)) for predict in both)

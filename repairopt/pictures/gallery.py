@@ -82,12 +82,17 @@ def _samples(evidence: Evidence) -> Drawn:
     for margins in evidence.margins[:MOST]:
         fell, rose = margins.crossed
         alt = f"{margins.name}: {fell} samples fell below the threshold, {rose} rose above it."
-        caption = f"Each point is a sample, the dashed lines are the threshold of {margins.threshold:.3g}: {_counted(margins)}"
+        limit = f"{margins.threshold:.3g}"
+        caption = f"Each point is a sample, the dashed lines are the threshold of {limit}: {_counted(margins)}"
         yield plot_margins(margins), alt, caption
     for slack in evidence.slacks[:MOST]:
         failed = int((slack.after < slack.threshold).sum())
         alt = f"{slack.name}: {failed} of {len(slack.after)} samples fail after the repair."
-        yield plot_slack(slack), alt, "How far each sample is from breaking the constraint; left of the dashed line it does."
+        yield (
+            plot_slack(slack),
+            alt,
+            "How far each sample is from breaking the constraint; left of the dashed line it does.",
+        )
 
 
 def _counted(margins: Margins) -> str:
@@ -113,4 +118,3 @@ def _images(evidence: Evidence) -> Drawn:
             alt = f"{len(affected.rows)} images of {affected.name}; {changed} have a new answer."
             caption = "The inputs whose probabilities changed most, with the answer before → after."
             yield plot_inputs(affected), alt, caption
-

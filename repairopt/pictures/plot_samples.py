@@ -33,9 +33,7 @@ def plot_margins(margins: Margins) -> Any:
         options: Any = {"linestyle": "none", "rasterized": True}
         axes.plot(before[stayed], after[stayed], ".", color=QUIET, ms=3, label="on the same side", **options)
         axes.plot(before[fell], after[fell], "x", color=WORSE, mew=1.6, label=f"now fail: {fell.sum():,}", **options)
-        axes.plot(
-            *(before[rose], after[rose], "^"), color=BETTER, ms=5, label=f"now hold: {rose.sum():,}", **options
-        )
+        axes.plot(*(before[rose], after[rose], "^"), color=BETTER, ms=5, label=f"now hold: {rose.sum():,}", **options)
         axes.set_xlabel(f"{margins.quantity}, before")
         axes.set_ylabel("after")
         axes.set_title(wrapped(f"{margins.name}, {split_name(margins.held_out)}, {len(before):,} samples", 52))

@@ -22,7 +22,7 @@ from repairopt.errors import MissingExtraError
 BEFORE, AFTER = "#E69F00", "#0072B2"  # orange, blue
 WORSE, BETTER, QUIET = "#D55E00", "#009E73", "#8C8C8C"  # vermilion, bluish green, grey
 WIDTH = 4.8  # inches; the text is still readable where the picture is 340 pixels wide
-SETTINGS = {
+SETTINGS: Any = {
     "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from repairopt.pictures.evidence import Evidence
 from repairopt.validity.claims import Claim
@@ -104,23 +103,20 @@ def _crossed(claim: Plain) -> Row:
 
 
 def _check(check: Plain, bounded: Sequence[float] | None, claims: dict[str, Claim]) -> Row:
-    split = SPLITS[check["held_out"]]
+    name, split = check["constraint"], SPLITS[check["held_out"]]
     if bounded is not None:
-        before, after, limit = bounded
-        row = Row(check["constraint"], split, number(before), number(after))
-        return _judged(
-            row, f"at most {number(limit)}", check["holds"], claims.get(row.name) if check["held_out"] else None
-        )
-    failed, applied = f"{check['failed']:,} of {check['applied']:,} fail", check["applied"]
-    before_failed = check.get("failed_before")
-    before = "" if before_failed is None else f"{before_failed:,} fail"
-    if applied == 0:
-        return Row(check["constraint"], split, before, "", "", "", "vacuous: spoke of no input")
+        before, after, limit = map(number, bounded)
+        claim = claims.get(name) if check["held_out"] else None
+        return _judged(Row(name, split, before, after), f"at most {limit}", check["holds"], claim)
+    failed_before = check.get("failed_before")
+    fails = "" if failed_before is None else f"{failed_before:,} fail"
+    failed = f"{check['failed']:,} of {check['applied']:,} fail"
+    if check["applied"] == 0:
+        return Row(name, split, fails, "", "", "", "vacuous: spoke of no input")
     if check["soft"]:
-        return Row(check["constraint"], split, before, failed, "", "a wish")
-    limit = f"at most {check['allowed']:,} may fail"
-    holds = check["holds"]
-    return Row(check["constraint"], split, before, failed, "", limit, "met" if holds else "not met", holds)
+        return Row(name, split, fails, failed, "", "", "a wish")
+    allowed, holds = f"at most {check['allowed']:,} may fail", bool(check["holds"])
+    return Row(name, split, fails, failed, "", allowed, "met" if holds else "not met", holds)
 
 
 def _accuracies(labels: Sequence[Plain]) -> list[Row]:

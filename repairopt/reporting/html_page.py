@@ -17,8 +17,8 @@ from .plain_words import Plain, list_caveats, measured, number, summarize
 TONES = {"repaired": "good", "improved": "open"}
 NO_PICTURES = "Pictures need Matplotlib, which is not installed here: pip install repairopt[report]"
 NO_EVIDENCE = (
-    "Only the figures of the report were at hand, neither networks nor data, so pictures of single samples, weights and "
-    "inputs are missing. save_evidence(repair.report.evidence, folder) keeps what they need."
+    "Only the figures of the report were at hand, neither networks nor data, so pictures of single samples, weights "
+    "and inputs are missing. save_evidence(repair.report.evidence, folder) keeps what they need."
 )
 METRICS = {
     "count": "rows",

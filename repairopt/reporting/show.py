@@ -29,7 +29,9 @@ class Shown:
         """The report as JSON."""
         raise NotImplementedError
 
-    def to_html(self, *, title: str = "Repair report", frontier: Sequence[Any] = (), features: Sequence[str] = ()) -> str:
+    def to_html(
+        self, *, title: str = "Repair report", frontier: Sequence[Any] = (), features: Sequence[str] = ()
+    ) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 
         Args:
