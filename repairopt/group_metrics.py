@@ -135,7 +135,7 @@ class GroupMetrics:
         return self._rates(selection_rate).difference(method)["rate"]
 
     def equalized_odds_difference(self, method: str = "between_groups", agg: str = "worst_case") -> float:
-        """The larger, or the mean, of the differences of true and false positive rate (``agg="worst_case"``, ``"mean"``).
+        """The larger (``agg="worst_case"``) or mean (``"mean"``) difference of true and false positive rates.
 
         Raises:
             SpecificationError: Another ``agg``.

@@ -13,6 +13,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # The pipeline, first stage first. A module may import those above it, and those before it in its own line.
 STAGES = [
     ("exceptions", "errors"),
+    ("users' data as tensors", "convert_data"),
     ("what must become true, what must stay true", "specify"),
     (
         "ready-made properties and constraints",
@@ -22,6 +23,7 @@ STAGES = [
         "run the network: batches, many weight vectors, memory",
         "network.split_graph network.check_model network.linear_tape evaluate",
     ),
+    ("named inputs in one tensor", "huggingface"),
     ("derivatives without a matrix", "network.differentiate network.whiten"),
     (
         "robustness: certified radius, counterexamples",
