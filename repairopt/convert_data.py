@@ -1,7 +1,7 @@
 """The one place where a user's data become tensors: arrays, pandas frames, datasets, loaders.
 
-Whatever takes ``(inputs, labels)`` takes these as well, with no labels beside them: a ``TensorDataset`` or any dataset of
-pairs, a ``DataLoader`` (read once, whole). Inputs alone may be a frame, whose columns must be numbers.
+Whatever takes ``(inputs, labels)`` takes these as well, with no labels beside them: a ``TensorDataset`` or any dataset
+of pairs, a ``DataLoader`` (read once, whole). Inputs alone may be a frame, whose columns must be numbers.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
     loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=BATCH)
     if isinstance(loader.dataset, IterableDataset) and not hasattr(loader.dataset, "__len__"):
         raise SpecificationError(
-            f"{owner}: a {type(loader.dataset).__name__} without a length may never end. Collect what you want of it in "
-            f"a TensorDataset."
+            f"{owner}: a {type(loader.dataset).__name__} without a length may never end. Collect what you want of it "
+            f"in a TensorDataset."
         )
     parts: list[Any] = list(loader)
     if not parts:
@@ -169,6 +169,6 @@ def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(tensors, Mapping):
         got = f"dicts of {', '.join(map(repr, tensors))}"
     raise SpecificationError(
-        f"{owner}: the samples of the {type(data).__name__} are {got}; expected pairs (inputs, label) of numbers. Give a "
-        f"TensorDataset(inputs, labels); token inputs become one tensor by PackedInputs of repairopt.huggingface."
+        f"{owner}: the samples of the {type(data).__name__} are {got}; expected pairs (inputs, label) of numbers. Give "
+        f"a TensorDataset(inputs, labels); token inputs become one tensor by PackedInputs of repairopt.huggingface."
     )

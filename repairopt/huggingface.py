@@ -69,7 +69,7 @@ class PackedInputs:
         logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
         if not isinstance(logits, Tensor):
             raise ModelError(
-                f"model {type(model).__name__}: its call returned a {type(answer).__name__} without logits. Use a model "
-                f"for classification, or pass a forward_fn of your own."
+                f"model {type(model).__name__}: its call returned a {type(answer).__name__} without logits. Use a "
+                f"model for classification, or pass a forward_fn of your own."
             )
         return logits

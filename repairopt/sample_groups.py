@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -157,12 +157,18 @@ def sampled_groups(
         torch.arange(len(found)).repeat_interleave(count),
         tuple(f"{label} = {value:g}" for value in found),
         paired=rest != "conditional",
-        redraw=lambda other: sampled_groups(
-            *(owner, other, column if is_frame(other) else where, found),
-            **{"count": count, "rest": rest, "seed": seed + 1, "label": label},
+        redraw=partial(
+            _sampled_again, owner, (column, where), found, count=count, rest=rest, seed=seed + 1, label=label
         ),
         columns=column_names(inputs),
     )
+
+
+def _sampled_again(
+    owner: str, columns: tuple[int | str, int], values: Sequence[float], inputs: Any, **options: Any
+) -> GroupSamples:
+    """The same groups from other rows; the column by its name where they are a frame, else by its position."""
+    return sampled_groups(owner, inputs, columns[0] if is_frame(inputs) else columns[1], values, **options)
 
 
 def observed_groups(
@@ -217,7 +223,9 @@ def observed_groups(
     if 0 in counts:
         raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
     known = member >= 0
-    return GroupSamples(x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0], columns=column_names(inputs))
+    return GroupSamples(
+        x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0], columns=column_names(inputs)
+    )
 
 
 def _label(column: int | str) -> str:

@@ -125,7 +125,7 @@ class Classifier:
             )
         return found
 
-    def _goal(self, inputs: Tensor, labels: Tensor, groups: Any) -> Property:
+    def _goal(self, inputs: Tensor, labels: Tensor, groups: Any) -> Any:
         if not isinstance(self.goal, str):
             return self.goal(inputs, labels)
         if self.goal not in GOALS:
@@ -140,7 +140,9 @@ class Classifier:
                 f"RepairedClassifier: goal={self.goal!r} compares groups. Pass sensitive_features= to fit, one entry "
                 f"for each row."
             )
-        favorable = len(self.classes_) - 1 if self.favorable is None else int(_codes([self.favorable], self.classes_)[0])
+        favorable = (
+            len(self.classes_) - 1 if self.favorable is None else int(_codes([self.favorable], self.classes_)[0])
+        )
         options: dict[str, Any] = {"sensitive_features": groups, "favorable": favorable, "target": self.target}
         if self.goal == "demographic_parity":
             return GroupGap.observed(inputs, score="max_difference", **options)

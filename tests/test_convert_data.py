@@ -182,7 +182,9 @@ class TestFrames:
         frame["job"], frame["since"] = "clerk", pandas.Timestamp("2020-01-01")
         with pytest.raises(SpecificationError, match="columns 'job', 'since' are not numbers.*get_dummies"):
             KeepLabels(frame, toy.labels)
-        with pytest.raises(SpecificationError, match="no column 'gender' in the DataFrame; its columns: merit, sex, job"):
+        with pytest.raises(
+            SpecificationError, match="no column 'gender' in the DataFrame; its columns: merit, sex, job"
+        ):
             GroupGap.observed(frame, column="gender")
         with pytest.raises(SpecificationError, match="no column 'sex' in the Tensor, which has no names"):
             GroupGap.observed(toy.inputs, column="sex")
