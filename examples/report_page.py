@@ -68,7 +68,7 @@ def write_picture(repair: Repair, path: Path) -> None:
     parts = [Image.open(io.BytesIO(picture_bytes(figure, "png", dpi=100))).convert("RGB") for figure in figures]
     sheet = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), "white")
     for k, part in enumerate(parts):
-        sheet.paste(part, (sum(other.width for other in parts[:k]), (sheet.height - part.height) // 2))
+        sheet.paste(part, (sum(other.width for other in parts[:k]), 0))
     sheet.quantize(128).save(path, optimize=True)
 
 

@@ -17,6 +17,8 @@ from .errors import (
     UnsupportedError,
 )
 from .formulate import RepairProgram, formulate_repair
+from .group_metrics import GroupMetrics
+from .html_report import write_html
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
 from .methods.autoric import Bisection, Incremental, OneShot
@@ -48,6 +50,7 @@ __all__ = [
     "FlipRate",
     "Gradient",
     "GroupGap",
+    "GroupMetrics",
     "Incremental",
     "Inputs",
     "KeepLabels",
@@ -86,4 +89,5 @@ __all__ = [
     "available_solvers",
     "formulate_repair",
     "solve_repair",
+    "write_html",
 ]

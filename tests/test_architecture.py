@@ -122,6 +122,7 @@ LOADED_LATE = {
     "safetensors",
     "scipy",
     "sklearn",
+    "mlflow",
     "tensorboard",
     "transformers",
 }

@@ -15,7 +15,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 PRINTS = {
     "add_a_property": r"^(repaired|improved) 0\.\d+$",
-    "add_a_solver": r"^\['linear'.*\]\noptimal$",
+    "add_a_solver": r"^\['declaration', 'linear: answer',.*\]\noptimal$",
 }
 
 
