@@ -38,7 +38,7 @@ def repaired() -> Repair:
 # ## The page, now and later
 #
 # `save_html` runs both networks over the data once more, to see which samples crossed. What the pictures show goes into
-# `evidence.npz`, some hundred kilobytes; with `result.json` beside it the page can be written anew without the networks.
+# `evidence.npz`, some hundred kilobytes; with `result.json` beside it the page is written anew without networks.
 
 
 # %%
