@@ -76,7 +76,8 @@ def _measure(measure: Plain, claims: dict[str, Claim]) -> Row:
 
 def _judged(row: Row, limit: str, met: bool, claim: Claim | None) -> Row:
     """A row with its result; with a claim, met means with its confidence."""
-    interval, good = "", met
+    interval = ""
+    good: bool | None = met
     result = "met" if met else "not met"
     if claim is not None:
         interval = _ends(claim.interval.low, claim.interval.high)
@@ -84,6 +85,7 @@ def _judged(row: Row, limit: str, met: bool, claim: Claim | None) -> Row:
         if claim.met:
             result = f"met with {share} confidence"
         elif met:
+            good = None
             result = f"met here, not shown with {share} confidence"
     return Row(row.name, row.data, row.before, row.after, interval, limit, result, good)
 

@@ -15,7 +15,7 @@ def number(value: Any) -> str:
     """A figure for people: four decimals, or four digits where it is small; a dash where there is none.
 
     Example:
-        >>> number(0.123456), number(0.00012345), number(1.0), number(None)
+        >>> number(0.123456), number(0.00012346), number(1.0), number(None)
         ('0.1235', '0.0001235', '1', '-')
     """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
