@@ -17,6 +17,7 @@ from .errors import (
     UnsupportedError,
 )
 from .formulate import RepairProgram, formulate_repair
+from .frontier import Frontier, FrontierPoint, trace_frontier
 from .group_metrics import GroupMetrics
 from .html_report import write_html
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
@@ -26,6 +27,7 @@ from .methods.grid_repair import OnGrid
 from .methods.sequential import Sequential
 from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
 from .methods.sqp import SQP
+from .out_of_reach import Unmet, explain_unmet
 from .pipeline import solve_repair
 from .program import Kind, Program
 from .properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
@@ -89,5 +91,10 @@ __all__ = [
     "available_solvers",
     "formulate_repair",
     "solve_repair",
+    "trace_frontier",
+    "explain_unmet",
+    "Frontier",
+    "FrontierPoint",
+    "Unmet",
     "write_html",
 ]

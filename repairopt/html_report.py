@@ -23,7 +23,7 @@ def write_html(
     path: str | Path,
     *,
     title: str = "Repair report",
-    frontier: Sequence[Any] = (),
+    frontier: Any = (),
     features: Sequence[str] = (),
 ) -> Path:
     """Write a report as one HTML page that needs no network.
@@ -34,7 +34,7 @@ def write_html(
             weights and inputs, ``evidence.npz`` (from :func:`repairopt.pictures.evidence.save_evidence`).
         path: Of the page; whole or not there at all.
         title: Heading of the page.
-        frontier: Points with ``value`` and ``accuracy``, of repairs for other targets.
+        frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
         features: Names of the input columns.
 
     Returns:

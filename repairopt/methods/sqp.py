@@ -17,7 +17,10 @@ from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
 from repairopt.sqp.sequence import run_sequence
 
+from .subtask import with_rows_of_goal
 from .task import Outcome, Task
+
+MANY_WEIGHTS_RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class SQP:
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
-        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size.
+        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
+            None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
             cross-validation sets their buffers. None for no such buffers.
         folds: Of the cross-validation.
@@ -58,7 +62,7 @@ class SQP:
 
     objective: str = "auto"
     closeness: float = 0.15
-    ridge: float = 1e-3
+    ridge: float | None = None
     confidence: float | None = 0.95
     folds: int = 3
     buffer: float | Mapping[str, float] | None = None
@@ -81,18 +85,29 @@ class SQP:
             raise SpecificationError(f"method SQP: confidence={self.confidence}; expected above 0.5 and below 1.")
         if self.folds < 2:
             raise SpecificationError(f"method SQP: folds={self.folds}; expected 2 or more.")
-        buffers = list(self._buffers().values())
+        buffers = list(self.named_buffers().values())
         if any(not buffer >= 0 for buffer in buffers) or not self.damping > 0 or self.max_steps < 1:
             raise SpecificationError("method SQP: a buffer must not be negative; damping, max_steps above 0.")
 
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""
+        inner = with_rows_of_goal(task)
+        if inner is task:
+            return self._run(task)
+        try:
+            return self._run(inner)
+        finally:  # whatever ended it, the best point is known to the repair
+            if inner.judge.best is not inner.judge.original:
+                task.judge(inner.judge.best.delta)
+            task.rows_used = max(task.rows_used, inner.rows_used)
+
+    def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {"confidence": self.confidence, "folds": self.folds}
             found = run_confidently(task, self.surroundings, self.minimize, **options)
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers)
-        return self.minimize(task, self.surroundings(task, self._buffers()))
+        return self.minimize(task, self.surroundings(task, self.named_buffers()))
 
     def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
         """By quadratic programs where their Hessian is small, else matrix-free."""
@@ -101,7 +116,8 @@ class SQP:
             return run_augmented(task, around, self, start)
         return run_sequence(task, around, self, start)
 
-    def _buffers(self) -> dict[str, float]:
+    def named_buffers(self) -> dict[str, float]:
+        """What the user wants taken off the limits, by name; ``""`` for all."""
         if self.buffer is None:
             return {}
         return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
@@ -119,9 +135,10 @@ class SQP:
                 f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
                 f"or choose objective='l2'."
             )
-        objective = make_objective(
-            name, task.engine, data, inputs, share=self.closeness, ridge=self.ridge, seed=task.seed
-        )
+        ridge = self.ridge
+        if ridge is None:
+            ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
+        objective = make_objective(name, task.engine, data, inputs, share=self.closeness, ridge=ridge, seed=task.seed)
         return Surroundings(task, limits, objective, inputs)
 
 

@@ -18,7 +18,6 @@ from repairopt.judge import labelled_data
 from repairopt.linearize import anchor
 from repairopt.robustness import AdversarialError, CertifiedRadius
 from repairopt.specify import Specification
-from repairopt.validity.claims import Claim, make_claim
 from repairopt.verify import Verification
 
 from .affected import most_affected
@@ -51,16 +50,13 @@ class Subjects:
     memory_limit: int = 2**30
 
 
-def collect_evidence(
-    subjects: Subjects, verification: Verification, rounds: Sequence[Any] = (), *, confidence: float = 0.95
-) -> Evidence:
+def collect_evidence(subjects: Subjects, verification: Verification, rounds: Sequence[Any] = ()) -> Evidence:
     """Run both networks and note what the pictures show.
 
     Args:
         subjects: The networks and the specification.
         verification: Of the same, from :func:`repairopt.verify.verify`.
         rounds: Of the repair.
-        confidence: One-sided, of the claims about held-out data.
 
     Returns:
         The evidence; a few hundred kilobytes.
@@ -76,7 +72,6 @@ def collect_evidence(
         affected=most_affected(items, both),
         tables=group_tables(items, both),
         progress=_progress(verification, rounds),
-        claims=_held_out_claims(items, subjects.specification, both[1], confidence),
         bounded=_bounded(items, both),
     )
 
@@ -216,24 +211,6 @@ def _progress(verification: Verification, rounds: Sequence[Any]) -> Progress | N
     broken = np.array([-1, *(one.broken for one in rounds)])
     accepted = np.array([True, *(one.accepted for one in rounds)])
     return Progress(values, broken, accepted, math.nan if goal.target is None else goal.target, goal.name)
-
-
-def _held_out_claims(
-    items: Sequence[tuple[Any, bool]], specification: Specification, after: Remembering, confidence: float
-) -> tuple[Claim, ...]:
-    """Claims from the held-out twins of the goal and of bounds on properties."""
-    found = []
-    for item, held_out in items:
-        if not held_out:
-            continue
-        prop: Any = getattr(item, "property", item)
-        limit = getattr(item, "limit", None)
-        if limit is None and item.name == specification.goal.name:
-            limit = float(specification.goal.target)
-        if limit is not None:
-            options: Any = {"confidence": confidence, "source": "held-out data"}
-            found.append(make_claim(item.name, prop, float(limit), after, **options))
-    return tuple(claim for claim in found if claim is not None)
 
 
 def _bounded(items: Sequence[tuple[Any, bool]], both: Both) -> tuple[tuple[str, bool, float, float, float], ...]:

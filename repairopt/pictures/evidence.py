@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
-from repairopt.intervals import Interval
-from repairopt.validity.claims import Claim
 
 Array = npt.NDArray[Any]
 FILE = "evidence.npz"
@@ -182,7 +180,6 @@ class Evidence:
         affected: The inputs whose answers changed most.
         tables: Metrics by group.
         progress: Of the repair, or None.
-        claims: About new data, from held-out data.
         bounded: For each bound on a property, by its name and whether the data were held out, the value of the
             property before, after and its limit.
     """
@@ -194,7 +191,6 @@ class Evidence:
     affected: tuple[AffectedInputs, ...] = ()
     tables: tuple[GroupTable, ...] = ()
     progress: Progress | None = None
-    claims: tuple[Claim, ...] = ()
     bounded: tuple[tuple[str, bool, float, float, float], ...] = ()
 
 
@@ -247,8 +243,7 @@ def load_evidence(folder: str | Path) -> Evidence:
 
 
 CLASSES: dict[str, Any] = {
-    one.__name__: one
-    for one in (Rates, Margins, LayerChange, AffectedInputs, GroupTable, Progress, Evidence, Claim, Interval)
+    one.__name__: one for one in (Rates, Margins, LayerChange, AffectedInputs, GroupTable, Progress, Evidence)
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Picture:
 def draw_gallery(
     evidence: Evidence,
     *,
-    frontier: Sequence[Any] = (),
+    frontier: Any = (),
     chosen: tuple[float, float] | None = None,
     original: tuple[float, float] | None = None,
 ) -> list[Picture]:
@@ -44,7 +44,7 @@ def draw_gallery(
 
     Args:
         evidence: What the pictures show.
-        frontier: Points with ``value`` and ``accuracy``, of repairs for other targets.
+        frontier: Points with ``value`` and ``accuracy``, of repairs for other targets; or a ``Frontier``.
         chosen: Value and accuracy of this repair.
         original: Value and accuracy of the original network.
 
@@ -55,10 +55,11 @@ def draw_gallery(
         MissingExtraError: Matplotlib is not installed.
     """
     drawn = [*_groups(evidence)]
-    if frontier:
-        figure = plot_frontier(frontier, chosen, original)
+    points = list(getattr(frontier, "points", frontier))
+    if points:
+        figure = plot_frontier(points, chosen, original)
         text = "What accuracy each level of the property costs; the square is this repair."
-        drawn.append((figure, f"Frontier of {len(frontier)} repairs.", text))
+        drawn.append((figure, f"Frontier of {len(points)} repairs.", text))
     drawn += [*_samples(evidence), *_weights(evidence)]
     if evidence.progress is not None and len(evidence.progress.goal) > 1:
         figure = plot_convergence(evidence.progress)

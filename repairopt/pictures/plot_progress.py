@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,12 +48,12 @@ def plot_convergence(progress: Progress) -> Any:
 
 
 def plot_frontier(
-    points: Sequence[Any], chosen: tuple[float, float] | None = None, original: tuple[float, float] | None = None
+    points: Any, chosen: tuple[float, float] | None = None, original: tuple[float, float] | None = None
 ) -> Any:
     """What accuracy each level of the property costs.
 
     Args:
-        points: Objects with ``value``, ``accuracy`` and, if they have it, ``target``; in any order.
+        points: Objects with ``value`` and ``accuracy``, in any order; or a :class:`repairopt.Frontier` of them.
         chosen: Value and accuracy of the repair that the report is about.
         original: Value and accuracy of the original network.
 
@@ -64,6 +63,7 @@ def plot_frontier(
     Raises:
         SpecificationError: No points, or one without value or accuracy.
     """
+    points = list(getattr(points, "points", points))
     if not points or any(not hasattr(p, "value") or not hasattr(p, "accuracy") for p in points):
         raise SpecificationError(
             "frontier: expected one or more points with .value and .accuracy. Pass what trace_frontier returns."
@@ -79,7 +79,7 @@ def plot_frontier(
             axes.plot(chosen[0], 100 * chosen[1], "s", color=AFTER, ms=9, label="this repair")
         axes.set_xlabel("property, smaller is better")
         axes.set_ylabel("accuracy, %")
-        axes.set_title("Accuracy against the property")
+        axes.set_title("Accuracy against the property, repair data")
         axes.margins(0.08)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repairopt.pictures.evidence import Evidence
-from repairopt.validity.claims import Claim
 
 from .plain_words import Plain, number, percent
 
@@ -43,14 +42,15 @@ def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
 
     Args:
         plain: A report as a dict.
-        evidence: Claims about held-out data and values of bounded properties; may be empty.
+        evidence: Values of bounded properties; may be empty.
 
     Returns:
         The goal first, then constraints, then what is only watched, then accuracies.
     """
     measures, checks = plain["measures"], plain["checks"]
-    crossed = {claim["name"]: claim for claim in plain.get("claims", [])}
-    held_out = {claim.name: claim for claim in evidence.claims}
+    claims = plain.get("claims", [])
+    held_out = {claim["name"]: claim for claim in claims if claim["source"] == SPLITS[True]}
+    crossed = {claim["name"]: claim for claim in claims if claim["source"] != SPLITS[True]}
     bounded = {(name, split): values for name, split, *values in evidence.bounded}
     goal = measures[0]["name"]
     rows = [_measure(m, held_out) for m in measures if m["name"] == goal]
@@ -64,7 +64,7 @@ def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
     return rows + _accuracies(plain["labels"])
 
 
-def _measure(measure: Plain, claims: dict[str, Claim]) -> Row:
+def _measure(measure: Plain, claims: dict[str, Plain]) -> Row:
     split, target = measure["held_out"], measure["target"]
     row = Row(measure["name"], SPLITS[split], number(measure["before"]), number(measure["after"]))
     claim = claims.get(measure["name"]) if split else None
@@ -74,15 +74,15 @@ def _measure(measure: Plain, claims: dict[str, Claim]) -> Row:
     return _judged(row, f"at most {number(target)}", met, claim)
 
 
-def _judged(row: Row, limit: str, met: bool, claim: Claim | None) -> Row:
+def _judged(row: Row, limit: str, met: bool, claim: Plain | None) -> Row:
     """A row with its result; with a claim, met means with its confidence."""
     interval = ""
     good: bool | None = met
     result = "met" if met else "not met"
     if claim is not None:
-        interval = _ends(claim.interval.low, claim.interval.high)
-        share = f"{100 * claim.confidence:.4g} %"
-        if claim.met:
+        interval = _ends(claim["interval"]["low"], claim["interval"]["high"])
+        share = f"{100 * claim['confidence']:.4g} %"
+        if claim["met"]:
             result = f"met with {share} confidence"
         elif met:
             good = None
@@ -104,7 +104,7 @@ def _crossed(claim: Plain) -> Row:
     return Row(claim["name"], claim["source"], "", number(value), ends, f"at most {number(limit)}", result, good)
 
 
-def _check(check: Plain, bounded: Sequence[float] | None, claims: dict[str, Claim]) -> Row:
+def _check(check: Plain, bounded: Sequence[float] | None, claims: dict[str, Plain]) -> Row:
     name, split = check["constraint"], SPLITS[check["held_out"]]
     if bounded is not None:
         before, after, limit = map(number, bounded)

@@ -34,7 +34,7 @@ def render_page(
     evidence: Evidence,
     *,
     title: str = "Repair report",
-    frontier: Sequence[Any] = (),
+    frontier: Any = (),
     features: Sequence[str] = (),
     complete: bool = True,
 ) -> str:
@@ -44,7 +44,7 @@ def render_page(
         plain: A report as a dict, from :meth:`repairopt.Report.to_dict`.
         evidence: What the pictures show.
         title: Heading and title of the page.
-        frontier: Points with ``value`` and ``accuracy``, of repairs for other targets.
+        frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
         features: Names of the input columns.
         complete: Whether the evidence was collected from networks and data.
 
@@ -105,14 +105,12 @@ def _tone(plain: Plain) -> str:
 
 
 def on_frontier(plain: Plain) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Value of the goal and accuracy, after and before, on held-out data where there are any with labels."""
-    for held_out in (True, False):
-        measure = measured(plain, held_out=held_out)
-        sets = [counts for counts in plain["labels"] if counts["held_out"] == held_out]
-        if measure is not None and sets:
-            before, after = max(sets, key=lambda counts: counts["count"])["accuracy"]
-            return (measure["after"], after), (measure["before"], before)
-    return None, None
+    """Value of the goal and accuracy, after and before, on the repair data, as the points of a frontier have it."""
+    goal, sets = plain["measures"][0], [counts for counts in plain["labels"] if not counts["held_out"]]
+    if not sets:
+        return None, None
+    before, after = max(sets, key=lambda counts: counts["count"])["accuracy"]
+    return (goal["after"], after), (goal["before"], before)
 
 
 def _costs(plain: Plain) -> list[list[str]]:

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 Plain = dict[str, Any]
+LOST_RECALL = 0.05  # of a class, above which there is a warning
 
 
 def number(value: Any) -> str:
@@ -67,7 +68,7 @@ def list_caveats(plain: Plain) -> list[str]:
         found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
     if plain["constant"]:
         found.append("The network gives every input the same label; that is never counted as a repair.")
-    found += plain["notes"]
+    found += [*plain["notes"], *_lost_classes(plain["labels"])]
     rows = plain["gave_way"]
     if rows:
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
@@ -82,6 +83,20 @@ def measured(plain: Plain, *, held_out: bool) -> Plain | None:
     """The goal's measure on repair data or held-out data."""
     name = plain["measures"][0]["name"]
     return next((m for m in plain["measures"] if m["name"] == name and m["held_out"] == held_out), None)
+
+
+def _lost_classes(labels: list[Plain]) -> list[str]:
+    """A warning where a bound was met by giving up a class."""
+    counts = next((one for one in labels if not one["held_out"]), None)
+    lost = {k: pair for k, pair in (counts["recall"] if counts else {}).items() if pair[0] - pair[1] > LOST_RECALL}
+    if not lost:
+        return []
+    worst = max(lost, key=lambda k: lost[k][0] - lost[k][1])
+    before, after = lost[worst]
+    return [
+        f"Recall of class {worst} fell from {before:.3f} to {after:.3f}. If that is too much, bound it, for example "
+        f"with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
+    ]
 
 
 def _outcome(plain: Plain) -> str:

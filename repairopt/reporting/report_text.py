@@ -27,7 +27,7 @@ def report_text(report: Any) -> str:
     lines += _measure_lines(v.measures)
     lines += _label_lines(v.labels)
     lines += _check_lines(v.checks)
-    lines += ["", *_how(report), *_believe(report), *_time(report)]
+    lines += ["", *_new_data(report), *_how(report), *_believe(report), *_time(report)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -36,6 +36,21 @@ def _caveats(report: Any) -> list[str]:
     for text in list_caveats(report.to_dict()):
         out += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
     return out
+
+
+def _new_data(report: Any) -> list[str]:
+    """Claims about new data, what was taken off the bounds for them, and what the bounds cost."""
+    lines = []
+    for claim in report.claims:
+        lines += textwrap.wrap(f"new data: {claim}", WIDTH, subsequent_indent="  ")
+    buffers = [f"{_number(size)} off '{name}'" for name, size in report.buffers.items() if size > 0]
+    if buffers:
+        lines += textwrap.wrap(f"buffers for new data: {', '.join(buffers)}", WIDTH, subsequent_indent="  ")
+    prices = [f"'{name}' {_number(0.01 * price)}" for name, price in report.prices.items() if price > 0]
+    if prices:
+        text = f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}"
+        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return [*lines, ""] if lines else []
 
 
 def _heads() -> str:

@@ -29,14 +29,12 @@ class Shown:
         """The report as JSON."""
         raise NotImplementedError
 
-    def to_html(
-        self, *, title: str = "Repair report", frontier: Sequence[Any] = (), features: Sequence[str] = ()
-    ) -> str:
+    def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 
         Args:
             title: Heading of the page.
-            frontier: Points with ``value`` and ``accuracy`` of repairs for other targets, for a picture of the trade.
+            frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
             features: Names of the input columns, for the table of the most affected inputs.
 
         Returns:
@@ -109,11 +107,11 @@ class Shown:
             raise SpecificationError("report: no rounds were run, so there is no progress to plot. See report.notes.")
         return plot_convergence(progress)
 
-    def plot_frontier(self, points: Sequence[Any]) -> Any:
+    def plot_frontier(self, points: Any) -> Any:
         """Accuracy against the property, with this repair marked; a Matplotlib figure.
 
         Args:
-            points: With ``value`` and ``accuracy``, of repairs for other targets.
+            points: From :func:`repairopt.trace_frontier`, or a list of objects with ``value`` and ``accuracy``.
         """
         return plot_frontier(points, *on_frontier(self.to_dict()))
 
