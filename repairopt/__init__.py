@@ -19,6 +19,8 @@ from .errors import (
 )
 from .formulate import RepairProgram, formulate_repair
 from .frontier import Frontier, FrontierPoint, trace_frontier
+from .group_metrics import GroupMetrics
+from .html_report import write_html
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
 from .methods.autoric import Bisection, Incremental, OneShot
@@ -51,6 +53,7 @@ __all__ = [
     "FlipRate",
     "Gradient",
     "GroupGap",
+    "GroupMetrics",
     "Incremental",
     "Inputs",
     "KeepLabels",
@@ -96,4 +99,5 @@ __all__ = [
     "Frontier",
     "FrontierPoint",
     "Unmet",
+    "write_html",
 ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from repairopt.intervals import rate_interval
-from repairopt.judge import Stop
+from repairopt.judge import Stop, labelled_data
 from repairopt.linearize import Array
 from repairopt.methods.task import Outcome, Task
 
@@ -25,7 +25,7 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         folds: Number of parts.
 
     Returns:
-        The share of points repaired unseen, and whether that is better than guessing; empty for fewer than 8 points.
+        The share of points repaired unseen, and whether that is better than chance; empty for fewer than 8 points.
     """
     goal = task.goal
     predict = task.engine.predict()
@@ -35,6 +35,9 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
     wrong = (outputs.argmax(-1).cpu() != labels.cpu()).nonzero()[:, 0]
     if len(wrong) < LEAST_POINTS:
         return ""
+    others = [x for x, _ in labelled_data(task.constraints)] or [inputs]
+    before = [predict(x).argmax(-1).cpu() for x in others]
+    changed, total = 0, 0
     part = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(task.seed)) % folds
     fixed = 0
     for fold in range(folds):
@@ -47,14 +50,21 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         except Stop:
             return ""
         with torch.no_grad():
-            answers = task.engine.predict(delta)(inputs[left_out.to(inputs.device)]).argmax(-1).cpu()
+            now = task.engine.predict(delta)
+            answers = now(inputs[left_out.to(inputs.device)]).argmax(-1).cpu()
+            for x, old in zip(others, before, strict=True):
+                changed += int((now(x).argmax(-1).cpu() != old).sum())
+                total += len(old)
         fixed += int((answers == labels[left_out].cpu()).sum())
-    guessing = 1.0 / outputs.shape[1]
+    chance = changed / max(1, total) / max(1, outputs.shape[1] - 1)
     share, least = fixed / len(wrong), rate_interval(fixed, len(wrong), CONFIDENCE).low
-    text = f"Of {len(wrong)} wrong points {100 * share:.0f} % were right in repairs that had not seen them"
-    if least <= guessing:
+    text = (
+        f"Of {len(wrong)} wrong points {100 * share:.0f} % were right in repairs that had not seen them; by chance, as "
+        f"often as such repairs change the label of another input to a given one, {100 * chance:.1f} % would be"
+    )
+    if least <= chance:
         return (
-            f"{text}, not shown to be better than guessing ({100 * guessing:.0f} %): the mistakes look like noise. "
-            f"Expect the repair to fix these points, and nothing on similar inputs."
+            f"{text}. That is not shown to be better: the mistakes look like noise. Expect the repair to fix these "
+            f"points, and nothing on similar inputs."
         )
-    return f"{text}: expect about as much on similar inputs."
+    return f"{text}. Expect about as much on similar inputs."
