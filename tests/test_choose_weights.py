@@ -59,38 +59,38 @@ def test_limits_are_taken_on_the_side_on_which_they_are_larger():
     assert np.allclose(needs, [0.25, 0.15, 0.2])
 
 
-def biased_history(rows):
-    """Eight features, of which the last, the group, shifts the label; a network that has learned it by heart."""
+def biased_network(rows):
+    """Eight features, of which the last is the group; a network that has learned a fair task, then favors a group."""
     torch.manual_seed(3)
     x = torch.randn(rows, 8)
     x[:, 7] = (x[:, 7] > 0).float()
-    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
     y = (x[:, 0] + 0.5 * x[:, 1] + 0.3 * torch.randn(rows) > 0).long()
-    biased = y.clone()
-    biased[(x[:, 7] > 0) & (x[:, 0] + 0.5 * x[:, 1] > -0.7)] = 1
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(120):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), biased).backward()
+        nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
+    with torch.no_grad():  # through the weights of one column alone
+        model[0].weight[:, 7] += 0.5 * torch.sign(model[2].weight[1] - model[2].weight[0])
     return model.eval(), x, y
 
 
 def test_the_column_that_carries_the_gap_is_found():
-    model, x, y = biased_history(1000)
+    model, x, y = biased_network(1000)
     gap = GroupGap.observed(x, 7, target=0.05)
     keep = KeepLabels(x, y, tolerance=0.1)
     found = solve_repair(model, gap, [keep], method=SQP(confidence=None))
     location = found.report.location
     assert found.report.verdict is Verdict.REPAIRED
-    assert found.report.measure().before > 0.2
+    assert found.report.measure().before > 0.1
     assert location.method.startswith("expected gain: input 7")
     assert {int(position) % 8 for position in location.indices["0.weight"]} == {7}
     assert len(location.indices["0.weight"]) == 12
 
 
 def test_for_few_rows_the_choice_is_the_usual_one():
-    model, x, y = biased_history(250)
+    model, x, y = biased_network(250)
     gap = GroupGap.observed(x, 7, target=0.1)
     keep = KeepLabels(x, y, tolerance=0.2)
     found = solve_repair(model, gap, [keep], method=SQP(confidence=None))
