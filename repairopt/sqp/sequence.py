@@ -163,8 +163,9 @@ class Sequence:
     def _parts(self, models: Models, lines: Any = None) -> StepProgram:
         box = self.task.box(self.at.delta, min(self.radius, self.task.trust_radius))
         parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
-        for limit, line, aim in zip(self.around.limits, lines or models.lines, self.aims, strict=True):
-            parts.add_limit(limit.name, line, aim, PRICE)
+        free = self.around.by_rows and not self.around.objective.on_outputs and self.at.missed <= MET
+        for k, (limit, line, aim) in enumerate(zip(self.around.limits, lines or models.lines, self.aims, strict=True)):
+            parts.add_limit(limit.name, line, aim, 0.0 if free and k == 0 else PRICE)  # rows hold it, exactly
         parts.add_rows(self.task.change_rows(self.at.delta))
         return parts
 
