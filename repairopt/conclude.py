@@ -14,9 +14,10 @@ from .judge import Judge, Judgement
 from .linearize import margins_at
 from .methods.task import Outcome, Task
 from .prepare import Prepared
-from .report import Report, Trust, Verdict, library_versions
+from .report import Report, Trust, Verdict
 from .solve import Status
 from .verify import Verification, verify
+from .versions import library_versions
 
 
 @dataclass(frozen=True, eq=False)

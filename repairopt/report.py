@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .certificates.conflict import Conflict, explain_conflict
@@ -196,17 +194,6 @@ class Report:
         from .reporting.report_text import report_text
 
         return report_text(self)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _check_dict(check: Check) -> dict[str, Any]:
