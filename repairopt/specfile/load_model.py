@@ -55,8 +55,7 @@ def load_model(file: SpecFile) -> nn.Module:
         kind = type(network).__name__
         raise file.fail(("model", "factory"), f"{model.factory} returned a {kind}; expected a torch.nn.Module.")
     if model.weights is not None:
-        path = _existing(file, "weights", model.weights)
-        _fill(file, network, read_state(file, path), path)
+        fill_weights(file, network, _existing(file, "weights", model.weights))
     return network.eval()
 
 
@@ -75,6 +74,8 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
         SpecFileError: Another kind of file, a damaged one, or one that needs code to be read.
     """
     where = ("model", "weights")
+    if not path.is_file():
+        raise file.fail(where, f"there is no file '{path}'")
     if path.suffix == ".safetensors":
         try:
             return load_weights(path)
@@ -96,7 +97,18 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
     return found
 
 
-def _fill(file: SpecFile, network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
+    """Load a file of weights into a network.
+
+    Args:
+        file: The spec, for messages.
+        network: Changed in place.
+        path: Of safetensors, or of a state dict of ``torch.save``.
+
+    Raises:
+        SpecFileError: Not such a file, or weights that do not fit.
+    """
+    state = read_state(file, path)
     own = network.state_dict()
     missing, extra = [n for n in own if n not in state], [n for n in state if n not in own]
     wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
