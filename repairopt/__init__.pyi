@@ -11,6 +11,8 @@ from .errors import (
     UnsupportedError,
 )
 from .formulate import RepairProgram, formulate_repair
+from .language.bind import BoundStatement, bind_statement
+from .language.row_sets import Data, RowSet
 from .language.statements import Statement, parse
 from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .localize import Location
@@ -35,8 +37,10 @@ __all__ = [
     "AtMostBroken",
     "Bisection",
     "Bound",
+    "BoundStatement",
     "ChangeLimit",
     "Constraint",
+    "Data",
     "ErrorRate",
     "FewWeights",
     "FixLabels",
@@ -67,6 +71,7 @@ __all__ = [
     "RepairFailedError",
     "RepairProgram",
     "Report",
+    "RowSet",
     "Sequential",
     "Solution",
     "SolverError",
@@ -80,6 +85,7 @@ __all__ = [
     "UnsupportedError",
     "Verdict",
     "available_solvers",
+    "bind_statement",
     "formulate_repair",
     "parse",
     "solve_repair",

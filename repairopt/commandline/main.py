@@ -27,7 +27,7 @@ def example(text: str) -> str:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=CODES)
 @click.version_option(package_name="repairopt", prog_name="repairopt")
 def cli() -> None:
-    """Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
+    r"""Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
 
     \b
     Example:

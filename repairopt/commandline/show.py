@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from repairopt.runs.results import CheckResult, PatchResult, Result, SolversResult, SolveResult, VerifyResult
+    from repairopt.runs.results import CheckResult, PatchResult, Result, SolveResult, SolversResult, VerifyResult
 
 WIDTH = 100
 

@@ -7,7 +7,7 @@ most 0.45, ``certified_radius >= 0.1`` an inverse radius of at most 10; reports 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from repairopt.errors import LanguageError, RepairError, SpecificationError
 from repairopt.properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
 from repairopt.robustness import AdversarialError, CertifiedRadius
 
+from .own_measure import OwnMeasure
 from .python_code import load_code
 from .row_sets import Data, RowSet, holds
-from .statements import Statement, did_you_mean
+from .statements import Statement, did_you_mean, parse
 
 WAYS: dict[str, Callable[[float], float]] = {
     "": lambda v: v,
@@ -90,20 +91,27 @@ class BoundStatement:
         return Bound(self.item, limit=float(self.item.target), name=self.statement.name)
 
 
-def bind_statement(statement: Statement, data: Data, on: str | None = None) -> BoundStatement:
-    """The statement on data; see :meth:`Statement.bind`.
+def bind_statement(statement: Statement | str, data: Data, on: str | None = None) -> BoundStatement:
+    """A goal or bound on data: a property or constraint of the library.
 
     Args:
-        statement: From :func:`repairopt.parse`.
-        data: Sets of rows.
-        on: Set to use in place of ``repair``.
+        statement: The text, or what :func:`repairopt.parse` made of it.
+        data: Sets of rows by name, with their columns and classes.
+        on: Set to use in place of ``repair``, such as ``held_out``.
 
     Returns:
-        Property or constraint.
+        The library's object, and the way back from its value to the unit of the statement.
 
     Raises:
-        LanguageError: There is no such set, column or class, or the library refuses the data.
+        LanguageError: There is no such set, column or class, or the library refuses the data; the message points at it.
+
+    Example:
+        >>> rows = RowSet([[0.0], [1.0]], [0, 1], {"sex": ["f", "m"]})
+        >>> bind_statement("accuracy >= 0.75", Data({"repair": rows})).as_constraint().limit
+        0.25
     """
+    if isinstance(statement, str):
+        statement = parse(statement)
     arguments = dict(statement.arguments)
     if on is not None and arguments.get("data") == "repair":
         arguments["data"] = on
@@ -323,14 +331,14 @@ class _Binder:
         """One over the radius."""
         rows = self.rows()
         aggregate = {"mean": "mean", "least": "max"}[self.arguments["aggregate"]]
-        ends = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
+        ends: dict[str, Any] = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
         target = self.limit("1 / ", 10.0)
         item = CertifiedRadius(rows.inputs, rows.labels, target=target, aggregate=aggregate, name=self.name, **ends)
         return self.made(item, rows, "1 / ")
 
     def attack_error(self) -> BoundStatement:
         """Points found by gradient steps."""
-        ends = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
+        ends: dict[str, Any] = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
         return self._rate(AdversarialError, radius=float(self.arguments["radius"]), **ends)
 
     # ---------------------------------------------------------------- change, own code
@@ -363,32 +371,4 @@ class _Binder:
             raise self.statement.fail("function", str(error)) from error
         below = bool(self.statement.bounds) and self.statement.bounds[0][0] == ">="
         way = "- " if below else ""
-        return self.made(_Custom(function, rows, self.limit(way), self.name, -1.0 if below else 1.0), rows, way)
-
-
-@dataclass(frozen=True, eq=False)
-class _Custom:
-    """The user's function as a property.
-
-    Attributes:
-        function: From ``predict`` and rows to a number.
-        rows: What it is given.
-        target: In the library's direction.
-        name: What reports call it.
-        sign: -1 where larger is better.
-    """
-
-    function: Callable[..., Any]
-    rows: RowSet
-    target: float
-    name: str
-    sign: float
-
-    def value(self, predict: Any) -> torch.Tensor:
-        """What the function returns."""
-        found = torch.as_tensor(self.function(predict, self.rows))
-        return self.sign * (found if found.is_floating_point() else found.double())
-
-    def on(self, rows: RowSet) -> _Custom:
-        """The same on other rows."""
-        return replace(self, rows=rows)
+        return self.made(OwnMeasure(function, rows, self.limit(way), self.name, -1.0 if below else 1.0), rows, way)

@@ -109,8 +109,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "gap",
         "GroupGap, OddsGap",
-        "How differently groups are treated: parity: rates of the favorable class; opportunity: the same among rows whose "
-        "true class is the favorable one; odds: the larger gap within the true classes; sampled: rates on rows that "
+        "How differently groups are treated: parity: rates of the favorable class; opportunity: the same among rows "
+        "whose true class is the favorable one; odds: the larger gap within the true classes; sampled: rates on rows that "
         "differ in the group's column alone, drawn from the data.",
         "difference of rates, 0 to 1 (kl, jensen_shannon: nats)",
         UP,
@@ -210,8 +210,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "flips",
         "KeepLabels",
-        "Number of rows that were right and are wrong now; with reference=original of all that get another class. A hard "
-        "bound for each row.",
+        "Number of rows that were right and are wrong now; with reference=original of all that get another class. A "
+        "hard bound for each row.",
         "rows",
         ("<=", "=="),
         (
@@ -267,7 +267,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "output",
         "OutputBounds",
-        "One output of the network, or a combination of all, on each row: output([1, -1]) is the lead of the first class.",
+        "One output of the network, or a combination of all, on each row: output([1, -1]) is the lead of the first "
+        "class.",
         "logits",
         ("<=", ">="),
         (Argument("of", "output", "which"), DATA, SHARE, WHERE),
@@ -277,8 +278,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "certified_radius",
         "CertifiedRadius",
-        "Radius around the rows, maximum norm, within which the class is proved not to change (zonotopes): 1 / mean(1 / "
-        "radius), or the least.",
+        "Radius around the rows, maximum norm, within which the class is proved not to change (zonotopes): 1 / "
+        "mean(1 / radius), or the least.",
         "units of the inputs",
         DOWN,
         (

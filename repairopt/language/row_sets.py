@@ -75,13 +75,6 @@ class Data:
         classes: Names of the classes in the order of the network's outputs, or empty where they are numbers.
         input_columns: Names of the columns of the inputs, in order, or empty.
         folder: What file names and Python modules in statements are relative to.
-
-    Example:
-        >>> from repairopt import parse
-        >>> rows = RowSet([[0.0], [1.0]], [0, 1], {"sex": ["f", "m"]})
-        >>> bound = parse("accuracy >= 0.5").bind(Data({"repair": rows}))
-        >>> bound.as_constraint().limit
-        0.5
     """
 
     sets: Mapping[str, RowSet]

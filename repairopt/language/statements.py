@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repairopt.errors import LanguageError
 
 from .measures import BY_NAME, KINDS, REQUIRED, Argument, Measure
 from .syntax import Sentence, Value, read_sentence
-
-if TYPE_CHECKING:
-    from .bind import BoundStatement
-    from .row_sets import Data
 
 FORMS = {
     "column": ("name", "text"),
@@ -57,24 +53,6 @@ class Statement:
     bounds: tuple[tuple[str, float], ...]
     places: dict[str, int] = field(compare=False, repr=False)
 
-    def bind(self, data: Data, on: str | None = None) -> BoundStatement:
-        """The statement on data: a property or constraint of the library.
-
-        Args:
-            data: Sets of rows by name, with their columns and classes.
-            on: Set to use in place of ``repair``, such as ``held_out``.
-
-        Returns:
-            The library's object, and the way back from its value to the unit of the statement.
-
-        Raises:
-            LanguageError: There is no such set, column or class; the message points at it.
-            SpecificationError: The library refuses the data.
-        """
-        from .bind import bind_statement
-
-        return bind_statement(self, data, on)
-
     def fail(self, argument: str, reason: str) -> LanguageError:
         """An error that points at an argument."""
         return LanguageError(self.text, self.places.get(argument, self.places[""]), reason)
@@ -90,7 +68,7 @@ def parse(text: str) -> Statement:
         text: The measure, its arguments and what it is compared with; ``repairopt schema --language`` lists all.
 
     Returns:
-        The statement; ``bind`` makes a property or constraint of it.
+        The statement; :func:`repairopt.bind_statement` makes a property or constraint of it.
 
     Raises:
         LanguageError: The message points at the character that cannot stand there and says what is allowed.

@@ -230,8 +230,8 @@ class _Reader:
         written = self.text[place : self._end(node)]
         self.fail(
             place,
-            f"{written!r} is no value; expected a name, a number, a [list], a condition such as age >= 60, or a text in "
-            f"quotes (names with other signs than letters, digits and _ need quotes)",
+            f"{written!r} is no value; expected a name, a number, a [list], a condition such as age >= 60, or a text "
+            f"in quotes (names with other signs than letters, digits and _ need quotes)",
         )
 
     def _number(self, node: ast.expr) -> float:

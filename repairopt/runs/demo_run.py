@@ -100,7 +100,7 @@ def _train(inputs: Tensor, labels: Tensor) -> nn.Module:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(200):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(network(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(network(inputs), labels).backward()
         optimizer.step()
     return network.eval()
 

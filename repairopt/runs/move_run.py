@@ -16,6 +16,7 @@ from repairopt.patches.patch import Patch
 from repairopt.patches.safe_files import whole_file
 from repairopt.specfile.load_model import fill_weights, load_model
 from repairopt.specfile.load_rows import load_data
+from repairopt.specfile.onnx_model import with_softmax
 from repairopt.specfile.read_spec import SpecFile, read_spec
 
 from .results import MoveResult
@@ -85,6 +86,7 @@ def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float |
         rows = data.sets["repair"].inputs[:EXAMPLES]
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         rows = rows.to(dtype) if rows.is_floating_point() else rows
+        model = with_softmax(model) if file.spec.model.onnx is not None else model
         return export_onnx(model, torch.cat([rows, rows]) if len(rows) < 2 else rows, target).largest_difference
     if kind == "safetensors":
         save_weights(model, target)

@@ -1,4 +1,4 @@
-"""What the commands print with ``--json``, as pydantic models; their JSON schemas are published by ``repairopt schema``."""
+"""What the commands print with ``--json``, as pydantic models; ``repairopt schema`` prints their JSON schemas."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from repairopt.specfile.claim_rows import ClaimRow
 
-FORMAT = 1
-
 
 class Result(BaseModel):
     """What all have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = Field(FORMAT, description="of this output")
+    format: Literal[1] = Field(default=1, description="of this output")
     exit_code: Literal[0, 1, 2] = Field(description="0 met, 1 not met or violated, 2 usage or input error")
 
 
@@ -66,7 +64,7 @@ class SolveResult(Result):
     inputs: dict[str, str] = Field(description="SHA-256 of each file that the spec names")
     versions: dict[str, str]
     files: dict[str, str] = Field(description="what was written, by kind")
-    location: dict[str, list[int]] | None = Field(None, description="chosen weights, for bounds by linear_rows")
+    location: dict[str, list[int]] | None = Field(default=None, description="chosen weights, for bounds by linear_rows")
     report: dict[str, Any] = Field(description="everything the library reports")
 
 
@@ -99,7 +97,7 @@ class MoveResult(Result):
     out: str
     kind: Literal["safetensors", "onnx", "state dict"]
     weights: str = Field(description="SHA-256 of the weights written")
-    largest_difference: float | None = Field(None, description="between ONNX Runtime and torch, for ONNX files")
+    largest_difference: float | None = Field(default=None, description="between ONNX Runtime and torch, for ONNX files")
 
 
 class PatchResult(Result):

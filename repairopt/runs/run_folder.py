@@ -103,7 +103,8 @@ class RunFolder:
         other = [key for key in state if found.get(key) != state[key]]
         if other:
             raise ResultError(
-                f"'{path}': was made with another {' and '.join(other)}. Use --overwrite to begin anew, or another --out."
+                f"'{path}': was made with another {' and '.join(other)}. Use --overwrite to begin anew, or another "
+                f"--out."
             )
         return tensors
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from pydantic import BaseModel
+
 from repairopt.errors import SpecificationError
 from repairopt.language.measures import reference, reference_text
 from repairopt.language.statements import did_you_mean
@@ -25,11 +27,10 @@ def schema_text(what: str = "spec") -> str:
     """
     from repairopt.specfile.models import Spec
 
-    known = {"spec": Spec, **RESULTS}
+    known: dict[str, type[BaseModel]] = {"spec": Spec, **RESULTS}
     if what not in known:
         raise SpecificationError(f"there is no schema of '{what}'; {did_you_mean(what, list(known))}.")
-    mode = "validation" if what == "spec" else "serialization"
-    found = known[what].model_json_schema(mode=mode)  # type: ignore[arg-type]
+    found = known[what].model_json_schema(mode="validation" if what == "spec" else "serialization")
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **found}, indent=1)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch import nn
+from torch import Tensor
 
 from repairopt.conclude import Repair
 from repairopt.errors import SpecFileError
@@ -177,6 +177,10 @@ class _Run:
             log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
+        def keep(change: dict[str, Tensor]) -> None:
+            self.folder.save_checkpoint(change, self.state)
+
+        method = _method(spec)
         return solve_repair(
             spec.model,
             spec.goal.as_goal(),
@@ -185,11 +189,13 @@ class _Run:
             held_out=twins,
             watch=[item.item for item in spec.watch],
             weights=weights,
-            method=_method(spec),
+            method=method,
             solver=solver,
             time_limit=self.time_limit,
             seed=self.seed,
             progress=note,
+            start=start if isinstance(method, SQP) else None,
+            checkpoint=keep,
         )
 
     def _write(self, repair: Repair, claims: list[ClaimRow], location: Any, log: AuditLog) -> SolveResult:
@@ -201,7 +207,7 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
-        problem = write_report(repair, folder / REPORT)
+        problem = write_report(repair, folder / REPORT, spec.data.input_columns)
         if problem:
             files.pop("report")
             notes.append(problem)
@@ -256,17 +262,9 @@ def _method(spec: OpenSpec) -> Any:
     """SQP with the spec's objective and confidence, or what the spec names."""
     said = spec.file.spec
     objective = said.change.minimize
-    goal: Any = spec.goal.item if spec.goal is not None else None
-    if said.method == "sqp" or (said.method == "auto" and hasattr(goal, "soft_value")):
+    if said.method in ("sqp", "auto"):
         return SQP(objective=objective, confidence=said.confidence)
     if objective != "auto":
-        why = f"method {said.method}" if said.method != "auto" else "a goal without a derivative"
-        raise spec.file.fail(
-            ("change", "minimize"), f"minimize: {objective} is for method sqp; it does not go with {why}"
-        )
+        reason = f"minimize: {objective} is for method sqp; it does not go with method {said.method}"
+        raise spec.file.fail(("change", "minimize"), reason)
     return said.method
-
-
-def repaired_model(spec: OpenSpec, patch: Patch) -> nn.Module:
-    """The network of a spec with a patch applied."""
-    return patch.apply(spec.model)

@@ -20,16 +20,18 @@ class ClaimRow(BaseModel):
     name: str = Field(description="the measure")
     role: Literal["goal", "bound", "wish", "watch"]
     data: str = Field(description="set of rows; empty for bounds on the change itself")
-    bound: str | None = Field(None, description="what it is compared with, such as '<= 0.05'")
+    bound: str | None = Field(default=None, description="what it is compared with, such as '<= 0.05'")
     unit: str
-    before: float | None = Field(None, description="of the original network")
-    value: float | None = Field(None, description="of this network; null where it was not measured")
-    met: bool | None = Field(None, description="null where nothing is promised or nothing was measured")
-    low: float | None = Field(None, description="of the interval for new data")
+    before: float | None = Field(default=None, description="of the original network")
+    value: float | None = Field(default=None, description="of this network; null where it was not measured")
+    met: bool | None = Field(default=None, description="null where nothing is promised or nothing was measured")
+    low: float | None = Field(default=None, description="of the interval for new data")
     high: float | None = None
-    confidence: float | None = Field(None, description="that new data lie on the good side of the interval's far end")
-    shown: bool | None = Field(None, description="whether the bound is met on new data with that confidence")
-    rows: int | None = Field(None, description="rows it was counted on")
+    confidence: float | None = Field(
+        default=None, description="that new data lie on the good side of the interval's far end"
+    )
+    shown: bool | None = Field(default=None, description="whether the bound is met on new data with that confidence")
+    rows: int | None = Field(default=None, description="rows it was counted on")
     basis: str = Field(description="how it was found")
 
 
@@ -49,13 +51,12 @@ def claim_table(claims: Sequence[ClaimRow]) -> str:
     width = min(width, 56)
     lines = [f"{'':8}  {'':{width}}  {'before':>9} {'now':>9}  {'bound':>9}  interval"]
     for claim in claims:
-        mark = {True: "met", False: "NOT MET"}.get(claim.met, "") if claim.met is not None else claim.role  # type: ignore[arg-type]
+        mark = claim.role if claim.met is None else "met" if claim.met else "NOT MET"
         first, *rest = textwrap.wrap(_label(claim), width) or [""]
         ends = "" if claim.low is None or claim.high is None else f"{number(claim.low)} to {number(claim.high)}"
-        ends += {True: "", False: "  not shown for new data"}[claim.shown is not False] if ends else ""
-        lines.append(
-            f"{mark:8}  {first:{width}}  {number(claim.before):>9} {number(claim.value):>9}  {claim.bound or '':>9}  {ends}"
-        )
+        ends += "  not shown for new data" if claim.shown is False else ""
+        figures = f"{number(claim.before):>9} {number(claim.value):>9}  {claim.bound or '':>9}"
+        lines.append(f"{mark:8}  {first:{width}}  {figures}  {ends}")
         lines += [f"{'':8}  {part}" for part in rest]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -87,8 +87,8 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise file.fail(
             where,
-            f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in it "
-            f"was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'weights.safetensors').",
+            f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in "
+            f"it was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'w.safetensors').",
         ) from None
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]

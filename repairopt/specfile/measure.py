@@ -53,8 +53,8 @@ class PlainNetwork:
                 parts = [self.network(part.to(device)).cpu() for part in inputs.split(BATCH)]
         except RuntimeError as error:
             raise ModelError(
-                f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). Look "
-                f"at inputs or array in the spec."
+                f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
+                f"Look at inputs or array in the spec."
             ) from error
         outputs = torch.cat(parts)
         if outputs.ndim != 2 or not bool(torch.isfinite(outputs).all()):

@@ -24,13 +24,15 @@ class ModelSpec(Strict):
     """The network: a Python factory with a file of weights, or an ONNX file."""
 
     factory: str | None = Field(
-        None, pattern=r"^[\w.]+:[\w.]+$", description="package.module:function that returns a torch module; it is run"
+        default=None,
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="package.module:function that returns a torch module; it is run",
     )
-    arguments: dict[str, Any] = Field({}, description="keyword arguments of the factory")
+    arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
     weights: str | None = Field(
-        None, description="safetensors, or a state dict of torch.save (read with weights_only=True)"
+        default=None, description="safetensors, or a state dict of torch.save (read with weights_only=True)"
     )
-    onnx: str | None = Field(None, description="ONNX file in place of factory and weights")
+    onnx: str | None = Field(default=None, description="ONNX file in place of factory and weights")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
@@ -45,19 +47,19 @@ class SetSpec(Strict):
     """Rows of a file."""
 
     file: str = Field(description="npz, csv (also .gz) or parquet, relative to the spec file")
-    rows: str | None = Field(None, pattern=r"^\d*:\d*$", description="start:stop, rows counted from 0")
-    where: str | None = Field(None, description='condition on columns, such as age >= 60 and sex == "Female"')
+    rows: str | None = Field(default=None, pattern=r"^\d*:\d*$", description="start:stop, rows counted from 0")
+    where: str | None = Field(default=None, description='condition on columns, such as age >= 60 and sex == "Female"')
 
 
 class ColumnSpec(Strict):
     """How a column becomes inputs: as it is, scaled, or by categories."""
 
-    scale: tuple[Number, Number] | None = Field(None, description="low, high: becomes (x - low) / (high - low)")
-    mean: Number | None = Field(None, description="with std: becomes (x - mean) / std")
-    std: Number | None = Field(None, gt=0)
-    categories: list[str | int | float] | None = Field(None, description="becomes 0, 1, 2, ... in this order")
-    one_hot: list[str | int | float] | None = Field(None, description="becomes one input for each of these")
-    fill: str | Number | None = Field(None, description="for missing values; else they are an error")
+    scale: tuple[Number, Number] | None = Field(default=None, description="low, high: becomes (x - low) / (high - low)")
+    mean: Number | None = Field(default=None, description="with std: becomes (x - mean) / std")
+    std: Number | None = Field(default=None, gt=0)
+    categories: list[str | int | float] | None = Field(default=None, description="becomes 0, 1, 2, ... in this order")
+    one_hot: list[str | int | float] | None = Field(default=None, description="becomes one input for each of these")
+    fill: str | Number | None = Field(default=None, description="for missing values; else they are an error")
 
     @model_validator(mode="after")
     def _one_way(self) -> ColumnSpec:
@@ -75,12 +77,12 @@ class ArraySpec(Strict):
     """The array of an npz file that the network reads."""
 
     name: str = Field(description="of the array, (N, ...)")
-    columns: list[str] | None = Field(None, description="names of its columns, for groups and conditions")
-    scale: tuple[Number, Number] | None = Field(None, description="low, high: becomes (x - low) / (high - low)")
+    columns: list[str] | None = Field(default=None, description="names of its columns, for groups and conditions")
+    scale: tuple[Number, Number] | None = Field(default=None, description="low, high: becomes (x - low) / (high - low)")
     mean: Number | None = None
-    std: Number | None = Field(None, gt=0)
-    shape: list[int] | None = Field(None, description="of one row, such as [1, 28, 28]")
-    integers: bool = Field(False, description="keep whole numbers, for networks with embeddings")
+    std: Number | None = Field(default=None, gt=0)
+    shape: list[int] | None = Field(default=None, description="of one row, such as [1, 28, 28]")
+    integers: bool = Field(default=False, description="keep whole numbers, for networks with embeddings")
 
 
 class LabelSpec(Strict):
@@ -88,7 +90,7 @@ class LabelSpec(Strict):
 
     column: str = Field(description="column or array")
     classes: list[str | int] | None = Field(
-        None, description="in the order of the network's outputs; left out for class numbers"
+        default=None, description="in the order of the network's outputs; left out for class numbers"
     )
 
 
@@ -110,10 +112,13 @@ class ChangeSpec(Strict):
     """Which weights may change, and what is kept small."""
 
     layers: str | list[str] | None = Field(
-        None, description="auto, last, last2 (the last two), all, care, gradient, or names or patterns of layers"
+        default=None,
+        description="auto, last, last2 (the last two), all, care, gradient, or names or patterns of layers",
     )
-    columns: str | list[str] | None = Field(None, description="weights of the first layer that read these inputs")
-    count: int | None = Field(None, ge=1, description="at most so many weights, by derivative times size")
+    columns: str | list[str] | None = Field(
+        default=None, description="weights of the first layer that read these inputs"
+    )
+    count: int | None = Field(default=None, ge=1, description="at most so many weights, by derivative times size")
     minimize: OBJECTIVES = "auto"
 
 
@@ -148,7 +153,7 @@ Lines = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=st
 class Spec(Strict):
     """A repair: model, data, goal, bounds."""
 
-    version: Literal[1] = Field(1, description="of the format of spec files")
+    version: Literal[1] = Field(default=1, description="of the format of spec files")
     model: ModelSpec
     data: dict[str, Annotated[SetSpec, BeforeValidator(_as_set, json_schema_input_type=str | SetSpec)]] = Field(
         description="sets of rows by name: repair, which statements speak of; held_out, which the repair never sees; "
@@ -158,20 +163,20 @@ class Spec(Strict):
     inputs: Annotated[
         Columns | None,
         BeforeValidator(_as_columns, json_schema_input_type=list[str] | dict[str, ColumnSpec | None] | None),
-    ] = Field(None, description="columns of a table in the order of the network's inputs")
+    ] = Field(default=None, description="columns of a table in the order of the network's inputs")
     array: Annotated[ArraySpec | None, BeforeValidator(_as_array, json_schema_input_type=str | ArraySpec | None)] = (
-        Field(None, description="for npz: the array that the network reads, in place of inputs")
+        Field(default=None, description="for npz: the array that the network reads, in place of inputs")
     )
     label: Annotated[LabelSpec | None, BeforeValidator(_as_label, json_schema_input_type=str | LabelSpec | None)] = None
-    sensitive_features: Lines = Field([], description="columns by which reports tell groups apart")
-    goal: str | None = Field(None, description="what must become true; see repairopt schema --language")
-    bounds: Lines = Field([], description="what must stay true")
-    watch: Lines = Field([], description="measures to report, without a bound")
+    sensitive_features: Lines = Field(default=[], description="columns by which reports tell groups apart")
+    goal: str | None = Field(default=None, description="what must become true; see repairopt schema --language")
+    bounds: Lines = Field(default=[], description="what must stay true")
+    watch: Lines = Field(default=[], description="measures to report, without a bound")
     change: ChangeSpec = ChangeSpec()
     method: METHODS = "auto"
-    solver: str | None = Field(None, description="back end, see repairopt solvers")
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of intervals and buffers")
-    time_limit: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds")
+    solver: str | None = Field(default=None, description="back end, see repairopt solvers")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(default=0.95, description="of intervals and buffers")
+    time_limit: Annotated[float, Field(gt=0)] | None = Field(default=None, description="seconds")
     seed: int = 0
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from repairopt.errors import LanguageError
-from repairopt.language.bind import BoundStatement
+from repairopt.language.bind import BoundStatement, bind_statement
 from repairopt.language.row_sets import Data, RowSet
 from repairopt.language.statements import Statement
 
@@ -87,7 +87,7 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
 
 def _bind(file: SpecFile, statement: Statement, data: Data, where: Any, on: str | None = None) -> BoundStatement:
     try:
-        return statement.bind(data, on)
+        return bind_statement(statement, data, on)
     except LanguageError as error:
         raise file.fail(where, str(error)) from error
 

@@ -200,16 +200,15 @@ def _collect(path: Path, node: Any, where: Path_, lines: dict[Path_, int], depth
     """The line of every key; a key that stands twice, or a tree without end, is refused."""
     import yaml
 
-    if node is None or depth > 20:
-        if depth > 20:
-            raise SpecFileError(f"{path}, line {node.start_mark.line + 1}: is nested more than 20 levels deep.")
-        return
+    if depth > 20:
+        raise SpecFileError(f"{path}, line {node.start_mark.line + 1}: is nested more than 20 levels deep.")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             place = (*where, key.value)
             if place in lines:
                 raise SpecFileError(
-                    f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands on line {lines[place]} too; keep one."
+                    f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands on line {lines[place]} too; keep "
+                    f"one."
                 )
             lines[place] = key.start_mark.line + 1
             _collect(path, value, place, lines, depth + 1)
@@ -246,11 +245,10 @@ def _explain(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, 
 
 def _within(loc: Sequence[Any], content: Any) -> tuple[Path_, Path_]:
     """The part of pydantic's location that leads into the content, and the rest; names of types are left out."""
-    at, where = content, []
+    at, where = content, list[Any]()
     for i, part in enumerate(loc):
-        if isinstance(at, dict) and part in at:
-            at = at[part]
-        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+        inside = isinstance(at, dict) and part in at
+        if inside or (isinstance(at, list) and isinstance(part, int) and part < len(at)):
             at = at[part]
         elif i == len(loc) - 1 and isinstance(at, dict):
             return tuple(where), (part,)
