@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def example(text: str) -> str:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=CODES)
 @click.version_option(package_name="repairopt", prog_name="repairopt")
-def cli() -> None:
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch and NumPy; 1 unless OMP_NUM_THREADS says more.")
+def cli(threads: int | None) -> None:
     r"""Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
 
     \b
@@ -36,6 +38,11 @@ def cli() -> None:
       repairopt solve spec.yaml --out run      the repair, as a patch with a report
       repairopt verify spec.yaml --patch run/patch.safetensors
     """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when the libraries are loaded
+        if threads is not None:
+            os.environ[name] = str(threads)
+        else:
+            os.environ.setdefault(name, "1")  # measured: small networks are many times slower on busy cores with more
 
 
 @cli.command(epilog=example("repairopt demo --out my-demo"))
