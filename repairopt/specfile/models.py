@@ -143,7 +143,19 @@ def _as_columns(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """A text as a list; what YAML split at the commas inside of brackets, as in ``[gap(a, kind=odds) <= 1]``, joined."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
+        return value
+    joined: list[Any] = []
+    for item in value:
+        last = joined[-1] if joined else ""
+        if isinstance(last, str) and last.count("(") > last.count(")"):
+            joined[-1] = f"{last}, {item}"
+        else:
+            joined.append(item)
+    return joined
 
 
 Columns = dict[str, ColumnSpec]

@@ -139,7 +139,7 @@ def line_of(lines: Mapping[Path_, int], where: Path_) -> int:
 
 def _hint(text: str, error: LanguageError) -> str:
     if text.count("(") > text.count(")"):
-        return "\n    In [a, b] YAML splits at commas: put each bound on a line of its own after '- ', or in quotes."
+        return "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
     return ""
 
 
@@ -238,6 +238,8 @@ def _explain(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, 
     if kind == "literal_error":
         return line, f"{name}: {item['input']!r} is not allowed; expected {item['ctx']['expected']}"
     message = str(item["msg"]).removeprefix("Value error, ")
+    if not where and (key := message.partition(":")[0]) in content:
+        return line_of(lines, (key,)), message
     got = item.get("input")
     shown = f"; got {got!r}" if isinstance(got, str | int | float | bool | list) and kind != "value_error" else ""
     return line, f"{name}: {message[0].lower() + message[1:]}{shown}"
