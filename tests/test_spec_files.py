@@ -105,7 +105,9 @@ def test_yaml_tags_run_no_code(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"- 1\n- 2\n", b"", b"a: &x [*x]\n", b"x: " + b"[" * 60 + b"]" * 60])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"- 1\n- 2\n", b"", b"a: &x [*x]\n", b"x: " + b"[" * 60 + b"]" * 60]
+)
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "spec.yaml").write_bytes(content)
     with pytest.raises(SpecFileError):
@@ -228,7 +230,9 @@ def test_missing_values_need_a_word(tmp_path):
 
 def test_one_hot_and_scale(tmp_path):
     text = changed("  merit:", "  merit: {scale: [-2, 2]}").replace("{categories: [", "{one_hot: [")
-    spec = open_spec(write_spec(tmp_path, text.replace("[2, 4, 2]", "[3, 4, 2]").replace("  weights: weights.safetensors\n", "")))
+    spec = open_spec(
+        write_spec(tmp_path, text.replace("[2, 4, 2]", "[3, 4, 2]").replace("  weights: weights.safetensors\n", ""))
+    )
     plain = open_spec(write_spec(tmp_path))
     assert spec.data.input_columns == ("merit", "group=women", "group=men")
     ours, theirs = spec.data.sets["repair"].inputs, plain.data.sets["repair"].inputs
