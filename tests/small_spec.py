@@ -1,4 +1,4 @@
-"""A spec file with everything that it names, in a folder: a biased network of 22 weights, 500 rows, solved in a second."""
+"""A spec file with everything that it names, in a folder: a biased network of 22 weights, solved in a second."""
 
 from __future__ import annotations
 

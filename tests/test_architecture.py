@@ -116,9 +116,11 @@ LOADED_LATE = {
     "piqp",
     "pyomo",
     "pyscipopt",
+    "pandas",
     "safetensors",
     "scipy",
     "sklearn",
+    "yaml",
 }
 FILE_LINES, FUNCTION_LINES = 400, 60
 

@@ -110,8 +110,8 @@ MEASURES: tuple[Measure, ...] = (
         "gap",
         "GroupGap, OddsGap",
         "How differently groups are treated: parity: rates of the favorable class; opportunity: the same among rows "
-        "whose true class is the favorable one; odds: the larger gap within the true classes; sampled: rates on rows that "
-        "differ in the group's column alone, drawn from the data.",
+        "whose true class is the favorable one; odds: the larger gap within the true classes; sampled: rates on rows "
+        "that differ in the group's column alone, drawn from the data.",
         "difference of rates, 0 to 1 (kl, jensen_shannon: nats)",
         UP,
         (

@@ -88,9 +88,10 @@ def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
                 return {key: arrays[key] for key in arrays.files}
         if ending not in TABLES:
             raise file.fail(where, f"'{path}': unknown kind of file '{ending}'; expected .npz, {', '.join(TABLES)}")
-        require_extra("tables", f"reading '{path.name}'", "pandas", *(["pyarrow"] if ending == ".parquet" else []))
         import pandas
 
+        if ending == ".parquet":
+            require_extra("tables", f"reading '{path.name}'", "pyarrow")
         if ending == ".parquet":
             table = pandas.read_parquet(path)
         else:

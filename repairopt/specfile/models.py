@@ -143,7 +143,7 @@ def _as_columns(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    """A text as a list; what YAML split at the commas inside of brackets, as in ``[gap(a, kind=odds) <= 1]``, joined."""
+    """A text as a list; what YAML split at the commas within parentheses, as in ``[gap(a, b) <= 1]``, joined."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):

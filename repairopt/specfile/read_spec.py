@@ -139,7 +139,9 @@ def line_of(lines: Mapping[Path_, int], where: Path_) -> int:
 
 def _hint(text: str, error: LanguageError) -> str:
     if text.count("(") > text.count(")"):
-        return "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
+        return (
+            "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
+        )
     return ""
 
 
