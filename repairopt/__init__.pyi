@@ -11,6 +11,7 @@ from .errors import (
     UnsupportedError,
 )
 from .formulate import RepairProgram, formulate_repair
+from .frontier import Frontier, FrontierPoint, trace_frontier
 from .language.bind import BoundStatement, bind_statement
 from .language.row_sets import Data, RowSet
 from .language.statements import Statement, parse
@@ -21,6 +22,7 @@ from .methods.grid_repair import OnGrid
 from .methods.sequential import Sequential
 from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
 from .methods.sqp import SQP
+from .out_of_reach import Unmet, explain_unmet
 from .pipeline import solve_repair
 from .program import Kind, Program
 from .properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
@@ -89,4 +91,9 @@ __all__ = [
     "formulate_repair",
     "parse",
     "solve_repair",
+    "trace_frontier",
+    "explain_unmet",
+    "Frontier",
+    "FrontierPoint",
+    "Unmet",
 ]

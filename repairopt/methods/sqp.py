@@ -17,6 +17,7 @@ from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
 from repairopt.sqp.sequence import run_sequence
 
+from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
 
@@ -87,6 +88,17 @@ class SQP:
 
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""
+        inner = with_rows_of_goal(task)
+        if inner is task:
+            return self._run(task)
+        try:
+            return self._run(inner)
+        finally:  # whatever ended it, the best point is known to the repair
+            if inner.judge.best is not inner.judge.original:
+                task.judge(inner.judge.best.delta)
+            task.rows_used = max(task.rows_used, inner.rows_used)
+
+    def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {"confidence": self.confidence, "folds": self.folds}
             found = run_confidently(task, self.surroundings, self.minimize, **options)

@@ -104,7 +104,11 @@ class Surroundings:
             lines = [limit.lines(task.engine, point.delta, task.surrogate) for limit in self.limits]
         scale = task.engine.scale.cpu().numpy()
         missed = [line for line, value, aim in zip(lines, point.values, self.aims, strict=True) if value > aim]
-        if missed and all(np.abs(line.slopes * scale).max(initial=0.0) < FLAT for line in missed):
+        if (
+            missed
+            and not self.surplus(point.judged)
+            and all(np.abs(line.slopes * scale).max(initial=0.0) < FLAT for line in missed)
+        ):
             raise Stop(NO_INFLUENCE)
         with task.timed("linearize"):
             lin = linearize(task.engine, task.constraints, point.delta, required=task.required)
