@@ -88,7 +88,7 @@ def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[A
         unknown = sorted({str(value) for value in values[found < 0]})
         raise file.fail(
             name[1],
-            f"column '{name[0]}' of '{path}' has {len(unknown)} values that are not listed, such as '{unknown[0]}' in "
+            f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in "
             f"row {row}; {did_you_mean(unknown[0], [str(value) for value in wanted])}",
         )
     return found

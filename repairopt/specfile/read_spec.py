@@ -193,6 +193,8 @@ def _load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
 def _advice(what: str) -> str:
     if "could not determine a constructor" in what:
         return " Tags that make Python objects are refused."
+    if "flow sequence" in what and "got '['" in what:
+        return " A bound with a [list] in it stands on a line of its own after '- ', or in quotes."
     if "cannot start any token" in what or "mapping values" in what:
         return " Put texts with special signs into quotes."
     return ""
