@@ -65,6 +65,14 @@ def test_a_stopped_run_leaves_a_checkpoint_and_is_resumed_from_it(tmp_path):
     assert verify_patch(tmp_path / "spec.yaml", run / PATCH).exit_code == 0
 
 
+def test_a_run_that_chose_its_weights_itself_is_resumed(tmp_path):
+    write_spec(tmp_path, SPEC.replace("change: {layers: last}\n", ""))
+    stop_after(tmp_path, 3)
+    result = solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(resume=True))
+    assert result.met
+    assert verify_patch(tmp_path / "spec.yaml", tmp_path / "run" / PATCH).sound
+
+
 def test_a_finished_run_is_not_repeated(tmp_path):
     write_spec(tmp_path)
     first = solve_spec(tmp_path / "spec.yaml", tmp_path / "run")
@@ -83,10 +91,10 @@ def test_same_seed_same_patch(tmp_path):
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("other", ["spec", "weights", "seed"])
+@pytest.mark.parametrize("other", ["spec", "weights", "seed", "data"])
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
     folder = RunFolder(tmp_path)
-    state = {"spec": "a", "weights": "b", "seed": 0}
+    state = {"spec": "a", "weights": "b", "seed": 0, "data": {"rows.csv": "c"}}
     folder.save_checkpoint({"w": torch.ones(2)}, state)
     assert torch.equal(folder.load_checkpoint(state)["w"], torch.ones(2))
     with pytest.raises(ResultError, match=f"with another {other}"):

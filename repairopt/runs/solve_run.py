@@ -140,7 +140,7 @@ class _Run:
         self.seed = said.seed if options.seed is None else options.seed
         self.time_limit = said.time_limit if options.time_limit is None else options.time_limit
         self.base = fingerprint(spec.model).total
-        self.state = {"spec": spec.file.hash, "weights": self.base, "seed": self.seed}
+        self.state = {"spec": spec.file.hash, "weights": self.base, "seed": self.seed, "data": inputs}
 
     def go(self, weights: Any, solver: str | None) -> SolveResult:
         """All stages."""
