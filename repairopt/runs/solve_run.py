@@ -145,6 +145,8 @@ class _Run:
     def go(self, weights: Any, solver: str | None) -> SolveResult:
         """All stages."""
         start = self.folder.load_checkpoint(self.state)
+        if start is not None and weights == "auto":  # the search for weights is over: those that changed go on
+            weights = {name: change != 0 for name, change in start.items() if bool((change != 0).any())} or weights
         log = AuditLog(self.folder.path / AUDIT)
         log.append(
             "run resumed" if start is not None else "run started",
@@ -194,7 +196,7 @@ class _Run:
             time_limit=self.time_limit,
             seed=self.seed,
             progress=note,
-            start=start if isinstance(method, SQP) else None,
+            start=start if isinstance(method, SQP) and weights != "auto" else None,
             checkpoint=keep,
         )
 
