@@ -1,3 +1,4 @@
+from .calibrate_margin import CalibratedMargin, calibrate_margin
 from .conclude import Repair
 from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
 from .errors import (
@@ -12,6 +13,8 @@ from .errors import (
 )
 from .formulate import RepairProgram, formulate_repair
 from .frontier import Frontier, FrontierPoint, trace_frontier
+from .group_metrics import GroupMetrics
+from .html_report import write_html
 from .language.bind import BoundStatement, bind_statement
 from .language.row_sets import Data, RowSet
 from .language.statements import Statement, parse
@@ -49,6 +52,7 @@ __all__ = [
     "FlipRate",
     "Gradient",
     "GroupGap",
+    "GroupMetrics",
     "Incremental",
     "Inputs",
     "KeepLabels",
@@ -91,9 +95,12 @@ __all__ = [
     "formulate_repair",
     "parse",
     "solve_repair",
+    "calibrate_margin",
+    "CalibratedMargin",
     "trace_frontier",
     "explain_unmet",
     "Frontier",
     "FrontierPoint",
     "Unmet",
+    "write_html",
 ]

@@ -274,7 +274,7 @@ def _arrays(program: Program) -> list[Any]:
 
 
 def _scalar(expect: Expect, name: str, value: Any) -> float:
-    tensor = torch.as_tensor(value)
+    tensor = torch.as_tensor(value).detach()
     expect(tensor.ndim == 0, f"{name} to be a scalar, shape ()", f"shape {tuple(tensor.shape)}")
     expect(bool(torch.isfinite(tensor)), f"{name} to be finite", tensor.item())
     return float(tensor)
