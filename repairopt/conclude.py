@@ -17,10 +17,11 @@ from .linearize import anchor, margins_at
 from .methods.task import Outcome, Task
 from .pictures.collect import Subjects
 from .prepare import Prepared
-from .report import Report, Trust, Verdict, library_versions
+from .report import Report, Trust, Verdict
 from .solve import Status
 from .validity.claims import Claim, make_claim
 from .verify import Verification, verify
+from .versions import library_versions
 
 CONFIDENCE = 0.95  # of claims about held-out data
 

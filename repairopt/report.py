@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .certificates.conflict import Conflict, explain_conflict
@@ -218,17 +216,6 @@ class Report(Shown):
         from .reporting.report_text import report_text
 
         return report_text(self)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _check_dict(check: Check) -> dict[str, Any]:

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 NOT_LOADED = [
     *("clarabel", "cvxpy", "daqp", "gurobipy", "highspy", "osqp", "piqp", "proxsuite", "pyomo", "pyscipopt"),
     *("onnx", "onnxruntime", "onnxscript", "peft", "safetensors", "scipy.stats", "sklearn", "torch._dynamo"),
-    *("fairlearn", "jinja2", "matplotlib", "pandas", "tensorboard", "transformers"),
+    *("fairlearn", "jinja2", "matplotlib", "pandas", "pydantic", "tensorboard", "transformers"),
 ]
 
 
@@ -60,7 +60,13 @@ def test_wheel_registers_every_back_end(wheel):
 
 
 @pytest.mark.parametrize(
-    "statement", ["import repairopt", "import repairopt; repairopt.available_solvers()", "import repairopt.patches"]
+    "statement",
+    [
+        "import repairopt",
+        "import repairopt; repairopt.available_solvers()",
+        "import repairopt.patches",
+        "from repairopt import parse",
+    ],
 )
 def test_import_loads_no_optional_library(statement):
     code = f"import sys; {statement}; print([name for name in {NOT_LOADED} if name in sys.modules])"
