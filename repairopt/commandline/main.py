@@ -29,7 +29,7 @@ def example(text: str) -> str:
 @click.version_option(package_name="repairopt", prog_name="repairopt")
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch and NumPy; 1 unless OMP_NUM_THREADS says more.")
 def cli(threads: int | None) -> None:
-    r"""Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
+    """Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
 
     \b
     Example:
@@ -37,7 +37,7 @@ def cli(threads: int | None) -> None:
       repairopt check spec.yaml                what holds now
       repairopt solve spec.yaml --out run      the repair, as a patch with a report
       repairopt verify spec.yaml --patch run/patch.safetensors
-    """
+    """  # noqa: D301 (click reads the backspace)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when the libraries are loaded
         if threads is not None:
             os.environ[name] = str(threads)

@@ -245,7 +245,8 @@ class _Binder:
     def _rate(self, kind: Any, way: str = "", default: float = 0.0, **options: Any) -> BoundStatement:
         rows = self.rows()
         target = self.limit(way, default)
-        return self.made(kind(rows.inputs, rows.labels, target=target, name=self.name, **options), rows, way)
+        name = f"{way}{self.name}"  # the library bounds error and miss rates; its report must not call them recall
+        return self.made(kind(rows.inputs, rows.labels, target=target, name=name, **options), rows, way)
 
     def error_rate(self) -> BoundStatement:
         """Wrong rows."""
