@@ -109,13 +109,14 @@ def test_solve_writes_patch_result_and_log(solved, run_json):
 
 
 def test_a_bound_that_cannot_be_met_is_exit_code_1(run_json, tmp_path):
-    text = SPEC.replace("max_change <= 2", "max_change <= 0.001")
-    code, found = run_json(
-        "solve", write_spec(tmp_path, text), "--out", tmp_path / "run", "--seed", 3, "--solver", "piqp"
-    )
+    spec = write_spec(tmp_path, SPEC.replace("max_change <= 2", "max_change <= 0.001"))
+    options = ("--out", tmp_path / "run", "--seed", 3, "--solver", "piqp", "--no-report")
+    code, found = run_json("solve", spec, *options)
     assert code == 1
     assert not found["met"]
     assert found["seed"] == 3
+    assert "report" not in found["files"]
+    assert not (tmp_path / "run/report.html").exists()
 
 
 def test_apply_and_revert_are_exact(run_json, folder):

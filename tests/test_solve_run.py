@@ -148,10 +148,10 @@ from repairopt.runs.solve_run import Options, solve_spec
 solve_spec(sys.argv[1], sys.argv[2])  # loads every library, which the children share
 print("ready", flush=True)
 for line in sys.stdin:
-    spec, out, resume, seconds = line.split()
+    spec, out, resume, report, seconds = line.split()
     child = os.fork()
     if not child:
-        solve_spec(spec, out, Options(resume=resume == "1"))
+        solve_spec(spec, out, Options(resume=resume == "1", report=report == "1"))
         os._exit(0)
     timer = threading.Timer(float(seconds), os.kill, (child, signal.SIGKILL))
     timer.start()
@@ -172,18 +172,21 @@ def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
     try:
         assert server.stdout.readline() == "ready\n"
 
-        def solve(out: Path, resume: bool, seconds: float) -> int:
-            server.stdin.write(f"{spec} {out} {int(resume)} {seconds}\n")
+        def solve(out: Path, resume: bool, seconds: float, report: bool = False) -> int:
+            server.stdin.write(f"{spec} {out} {int(resume)} {int(report)} {seconds}\n")
             server.stdin.flush()
             return int(server.stdout.readline())
 
-        started = time.monotonic()
-        assert solve(tmp_path / "whole", False, 600) == 0
-        length = time.monotonic() - started
+        lengths = {}
+        for report in (False, True):
+            started = time.monotonic()
+            assert solve(tmp_path / f"whole{report}", False, 600, report) == 0
+            lengths[report] = time.monotonic() - started
         moments, killed = random.Random(0), 0
         for i in range(MOMENTS):
             out = tmp_path / f"run{i}"
-            killed += solve(out, False, moments.uniform(0.05, 1.0) * length) == signal.SIGKILL
+            report = i % 5 == 0  # some while the pictures are made
+            killed += solve(out, False, moments.uniform(0.05, 1.0) * lengths[report], report) == signal.SIGKILL
             check_whole(out)
             assert solve(out, True, 600) == 0
             check_whole(out)

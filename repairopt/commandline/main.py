@@ -74,6 +74,7 @@ def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds; the best point is kept.")
 @click.option("--solver", help="Back end, see `repairopt solvers`.")
 @click.option("--seed", type=int, help="Of everything that is drawn.")
+@click.option("--report/--no-report", default=True, help="Whether to write report.html; pictures take some seconds.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run in --out from its last accepted step.")
 @overwrite_option
 @json_option

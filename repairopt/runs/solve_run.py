@@ -63,6 +63,7 @@ class Options:
         seed: Of everything that is drawn.
         resume: Whether to continue an unfinished run in the folder.
         overwrite: Whether to replace what is in the folder.
+        report: Whether to write ``report.html``, which takes some seconds for its pictures.
     """
 
     time_limit: float | None = None
@@ -70,6 +71,7 @@ class Options:
     seed: int | None = None
     resume: bool = False
     overwrite: bool = False
+    report: bool = True
 
 
 def solve_spec(
@@ -209,9 +211,10 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
-        problem = write_report(repair, folder / REPORT, spec.data.input_columns)
-        if problem:
+        problem = write_report(repair, folder / REPORT, spec.data.input_columns) if self.options.report else ""
+        if problem or not self.options.report:
             files.pop("report")
+        if problem:
             notes.append(problem)
         log.append("repair ended", verdict=str(report.verdict), patch=patch.content_hash, claims=kept, notes=notes)
         result = SolveResult(
