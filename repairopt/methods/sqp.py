@@ -10,6 +10,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.judge import Judge, labelled_data
+from repairopt.properties import ErrorRate
 from repairopt.sqp.augmented import run_augmented
 from repairopt.sqp.confident import run_confidently
 from repairopt.sqp.generalization import judge_generalization
@@ -21,6 +22,7 @@ from repairopt.sqp.sequence import run_sequence
 from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
+CLOSENESS = 0.15
 MANY_WEIGHTS_RIDGE = 1e-2
 
 
@@ -37,7 +39,8 @@ class SQP:
             ``"closeness"`` to the original network's probabilities on all inputs at hand; ``"l2"``, ``"l1"``,
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
-        closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
+        closeness: With cross-entropy, the share of the distance from the original network's probabilities in it. None
+            for 0.15, and for 0 where the goal is an error rate, because the original's answers are what is wrong then.
         ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
             None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
@@ -62,7 +65,7 @@ class SQP:
     can_start: ClassVar[bool] = True
 
     objective: str = "auto"
-    closeness: float = 0.15
+    closeness: float | None = None
     ridge: float | None = None
     confidence: float | None = 0.95
     folds: int = 3
@@ -80,7 +83,7 @@ class SQP:
     def __post_init__(self) -> None:
         if self.objective not in ("auto", *OBJECTIVES):
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
-        if not 0 <= self.closeness <= 1:
+        if self.closeness is not None and not 0 <= self.closeness <= 1:
             raise SpecificationError(f"method SQP: closeness={self.closeness} is not a share, 0 to 1.")
         if self.confidence is not None and not 0.5 < self.confidence < 1:
             raise SpecificationError(f"method SQP: confidence={self.confidence}; expected above 0.5 and below 1.")
@@ -147,10 +150,13 @@ class SQP:
                 f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
                 f"or choose objective='l2'."
             )
+        share = self.closeness
+        if share is None:
+            share = 0.0 if isinstance(task.goal, ErrorRate) else CLOSENESS
         ridge = self.ridge
         if ridge is None:
             ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
-        objective = make_objective(name, task.engine, data, inputs, share=self.closeness, ridge=ridge, seed=task.seed)
+        objective = make_objective(name, task.engine, data, inputs, share=share, ridge=ridge, seed=task.seed)
         return Surroundings(task, limits, objective, inputs)
 
 
