@@ -1,6 +1,6 @@
 """All back ends on programs of real repairs and on generated ones: time, accuracy, failures, cost of the layers.
 
-    python benchmarks/solvers.py [--quick] [--parts programs integer layers repairs] [--ways WAY ...] [--read]
+    python benchmarks/solvers.py [--quick] [--parts programs integer layers repairs] [--ways WAY ...]
 
 Writes ``solvers.md``, the raw runs ``solver_*.csv`` and the performance profiles ``solver_profiles.png``. ``--parts``
 runs some parts anew and takes the others from the CSV files, ``--ways`` programs by some ways only; ``--read`` takes
@@ -48,13 +48,15 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Record]]]:
     }
 
 
-def again(ways: set[str], before: list[Record]) -> list[Record]:
-    """Programs by some ways; the other runs stay as they were, with the order that the rules give now."""
-    chosen = instances()
-    kinds = {(one.family, one.name): str(one.kind) for one in chosen}
+def again(ways: set[str], words: list[str], before: list[Record]) -> list[Record]:
+    """Programs with these words in their names, by some ways; other runs stay, with the order that rules give now."""
+    everything = instances()
+    chosen = [one for one in everything if not words or any(word in f"{one.family}, {one.name}" for word in words)]
+    kinds = {(one.family, one.name): str(one.kind) for one in everything}
     new = measure_all(chosen, log, ways)
     rules = {(record["family"], record["instance"]): record["preferred"] for record in new}
-    kept = [record for record in before if record["way"] not in ways]
+    measured = {(one.family, one.name) for one in chosen}
+    kept = [r for r in before if r["way"] not in ways or (r["family"], r["instance"]) not in measured]
     found = [r | {"preferred": rules.get((r["family"], r["instance"]), r["preferred"])} for r in kept]
     found += [record | {"kind": kinds[record["family"], record["instance"]]} for record in new]
     order = list(kinds)
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small programs, some seconds")
     parser.add_argument("--parts", nargs="+", choices=parts(True), help="run these, read the others")
     parser.add_argument("--ways", nargs="+", help="of the programs only these, such as default; the others are read")
+    parser.add_argument("--only", nargs="+", help="with --ways: programs whose names contain one of these")
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
@@ -137,7 +140,7 @@ def main() -> None:
         if known:
             found[name] = read_csv(path) if path.is_file() else []
         if options.ways and name == "programs":
-            found[name] = again(set(options.ways), found[name])
+            found[name] = again(set(options.ways), options.only or [], found[name])
         elif known:
             continue
         else:
