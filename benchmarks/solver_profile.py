@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from solver_runs import BY_ROWS, DEFAULT
-from solver_tables import by_instance, cells
+from solver_tables import TICK, by_instance, cells
 
 LARGEST = 1000.0  # factor at which the picture ends
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#bcbd22", "#9467bd"]
@@ -31,7 +31,9 @@ def ratios(records: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float
             if math.isfinite(min(found.values())):
                 times.append(found)
     names = sorted({way for found in times for way in found})
-    return {name: [found.get(name, math.inf) / min(found.values()) for found in times] for name in names}
+    best = [max(TICK, min(found.values())) for found in times]  # below a tick of the clock all are the same
+    pairs = list(zip(times, best, strict=True))
+    return {name: [max(TICK, found.get(name, math.inf)) / least for found, least in pairs] for name in names}
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
