@@ -50,9 +50,7 @@ class Case:
     def part(self, rows: Tensor, drawn: Tensor) -> Part:
         """The data of some rows and some drawn inputs."""
         half = self.task.part(rows, drawn)
-        groups = self.task.observed_groups(half.rows)
-        options: Any = {"sensitive_features": groups, "favorable": FAVORABLE, "name": "odds gap"}
-        return Part(self, half, torch.tensor(groups), OddsGap.observed(half.rows, half.labels, **options))
+        return Part(self, half, torch.tensor(self.task.observed_groups(half.rows)))
 
     def halves(self, split: int) -> tuple[Part, Part]:
         """Repair half and held-out half."""
@@ -76,13 +74,19 @@ class Part:
         case: The case.
         half: Rows, labels and gaps.
         groups: Group of each row, ``(N,)``.
-        odds: The equalized odds difference on the rows.
     """
 
     case: Case
     half: Half
     groups: Tensor
-    odds: OddsGap
+
+    @cached_property
+    def odds(self) -> OddsGap | None:
+        """The equalized odds difference of two groups; of more, some have too few rows of the rare class."""
+        if self.case.task.column != SEX:
+            return None
+        options: Any = {"sensitive_features": self.groups.tolist(), "favorable": FAVORABLE, "name": "odds gap"}
+        return OddsGap.observed(self.rows, self.labels, **options)
 
     @property
     def rows(self) -> Tensor:
@@ -104,11 +108,6 @@ class Part:
         with torch.no_grad():
             return float(self.gap.value(network))
 
-    def odds_of(self, network: Predictor) -> float:
-        """The odds difference by count."""
-        with torch.no_grad():
-            return float(self.odds.value(network))
-
     def target(self, typed: float) -> float:
         """The bound on the gap."""
         return typed * self.gap_of(self.case.task.network) if self.case.relative else typed
@@ -121,6 +120,7 @@ class Part:
         """What must not get worse."""
         found: list[Bound] = []
         if self.case.odds:
+            assert self.odds is not None
             found.append(Bound(self.odds, name="odds"))
         if self.case.task.guard:
             found.append(self.half.recall(buffer=0.0))
@@ -132,7 +132,10 @@ class Part:
         recall = found["recall of the rare class"]
         kept = {"accuracy": found["accuracy"], "recall": recall, "favorable rate": found["favorable rate"]}
         sampled = {} if self.case.task.make_goal is not None else {"sampled": found["gap"]}
-        gaps = {"gap": self.gap_of(network), "parity": found["observed gap"], "odds": self.odds_of(network)}
+        gaps = {"gap": self.gap_of(network), "parity": found["observed gap"]}
+        if self.odds is not None:
+            with torch.no_grad():
+                gaps["odds"] = float(self.odds.value(network))
         return gaps | sampled | kept
 
     @cached_property
