@@ -23,7 +23,7 @@ import frontier_libraries as libraries
 import torch
 from benchmark_files import read_csv, write_csv
 from frontier_cases import CONFIDENCE, PARITY, Case, Part, Predictor, cases
-from frontier_peers import Sweep, Tried, choose, run_sweep
+from frontier_peers import Sweep, Tried, choose, tune
 from frontier_plot import draw
 from frontier_tables import report
 
@@ -83,32 +83,41 @@ def sqp(weights: str, confidence: float | None = None) -> Method:
 
 
 def tuned(sweep: Sweep) -> Method:
-    """A sweep of penalties: what is chosen on the validation part, for each bound, and every run."""
+    """A sweep: what is chosen on the validation part and fitted anew on all rows, for each bound; and every run."""
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
-        tries, seconds = swept(case.task.name, case.kind, split, sweep)
+        prices = sweep.prices(case)
+        tries = [tried for penalty in prices for tried in fitted(case.name, split, sweep, penalty, False)]
         validation = case.divided(split, 1000 + split)[1]
-        each = sum(tried.seconds for tried in tries) / len(tries)
+        each = [tried.seconds for tried in tries if tried.stop == max(sweep.stops)]
         for typed in case.targets:
             started = time.process_time()
             best = choose(tries, validation, typed, confident=case.confident)
-            whole = seconds + time.process_time() - started
-            extra = {"penalty": best.penalty, "rate": best.rate, "seconds of one run": each}
-            yield Run(typed, best.network, whole, extra=extra)
-        if not case.confident:
-            for tried in tries:
-                yield Run(NAN, tried.network, tried.seconds, f"penalty {tried.penalty:g}, {tried.rate:g}")
+            choice = time.process_time() - started
+            again = fitted(case.name, split, sweep, best.penalty, True)
+            found = next(tried for tried in again if tried.setting == best.setting)
+            extra = {"penalty": best.penalty, "stop": best.stop, "seconds of one run": sum(each) / len(each)}
+            yield Run(typed, found.network, sum(each) + choice + found.seconds, extra=extra)
+        if not case.confident and not case.odds:
+            for penalty in prices:
+                for tried in fitted(case.name, split, sweep, penalty, True):
+                    yield Run(NAN, tried.network, tried.seconds, f"penalty {penalty:g}, {tried.stop} steps")
 
     return run
 
 
-@lru_cache(maxsize=8)
-def swept(task: str, kind: str, split: int, sweep: Sweep) -> tuple[list[Tried], float]:
-    """Cases that differ in their bounds alone share a sweep."""
+def fitted(case: str, split: int, sweep: Sweep, penalty: float, whole: bool) -> list[Tried]:
+    """One run of a sweep, on the whole repair half or on three quarters of it."""
+    asked = cases()[case]
+    return _fitted(asked.task.name, asked.kind, split, sweep, penalty, whole)
+
+
+@lru_cache(maxsize=256)
+def _fitted(task: str, kind: str, split: int, sweep: Sweep, penalty: float, whole: bool) -> list[Tried]:
+    """Cases that differ in their bounds alone share the runs."""
     case = next(case for case in cases().values() if case.task.name == task and case.kind == kind)
-    started = time.process_time()
-    tries = run_sweep(case, case.divided(split, 1000 + split)[0], sweep)
-    return tries, time.process_time() - started
+    part = case.halves(split)[0] if whole else case.divided(split, 1000 + split)[0]
+    return tune(case, part, penalty, sweep)
 
 
 def thresholds(case: Case, split: int, part: Part) -> Iterator[Run]:
@@ -158,8 +167,8 @@ def reweighed(case: Case, split: int, part: Part) -> Iterator[Run]:
 
 
 ADAM = Sweep()
-SAME = replace(ADAM, whole=False, rates=(3e-3, 1e-2))
-LBFGS = replace(ADAM, optimizer="lbfgs", rates=(20.0, 60.0))
+SAME = replace(ADAM, whole=False, rate=1e-2)
+LBFGS = replace(ADAM, optimizer="lbfgs", stops=(10, 20, 60))
 TWO = replace(ADAM, both=True)
 METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),
@@ -177,7 +186,10 @@ METHODS: dict[str, Method] = {
     "AIF360 Reweighing + fine-tuning": reweighed,
     "thresholds by group": thresholds,
 }
-REPAIROPT = [name for name in METHODS if name.startswith("SQP")]
+SHORT = {
+    "repairopt": [name for name in METHODS if name.startswith("SQP")],
+    "peers": [name for name in METHODS if not name.startswith("SQP")],
+}
 
 
 def applies(name: str, case: Case) -> bool:
@@ -213,20 +225,22 @@ def measured(case: Case, names: list[str], split: int, settings: dict[str, Metho
             yield record | {f"{key} after": value for key, value in other.measured(run.predict).items()}
 
 
-def run_all(wanted: list[Case], names: list[str], settings: dict[str, Method], splits: int | None) -> list[dict[str, Any]]:
-    """All records, split by split, so that cases share their sweeps."""
-    records = []
+def run_all(
+    wanted: list[Case], names: list[str], settings: dict[str, Method], splits: int | None
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of each split in turn, so that cases share their sweeps."""
     for split in range(max(splits or case.splits for case in wanted)):
+        records: list[dict[str, Any]] = []
         for case in wanted:
             if split < (splits or case.splits):
                 records += measured(case, [name for name in names if applies(name, case)], split, settings)
         print(f"{time.strftime('%H:%M:%S')} split {split} done", file=sys.stderr, flush=True)
-    return records
+        yield records
 
 
 def quick_methods() -> dict[str, Method]:
     """The same methods with short runs."""
-    short: Any = {"penalties": (3.0, 30.0), "steps": 20}
+    short: Any = {"penalties": (1.0, 10.0), "stops": (5, 10)}
     sweeps = {"same": SAME, "two": TWO, "L-BFGS": LBFGS}
     found = dict(METHODS)
     del found["SQP at 95 %, automatic weights"]
@@ -235,7 +249,7 @@ def quick_methods() -> dict[str, Method]:
             found[name] = reduced("network" if "network" in name else "boosting", 3)
         if "penalt" in name:
             sweep = next((sweeps[key] for key in sweeps if key in name), ADAM)
-            found[name] = tuned(replace(sweep, **short, rates=(3.0,) if sweep is LBFGS else sweep.rates[:1]))
+            found[name] = tuned(replace(sweep, **short))
     return found
 
 
@@ -249,7 +263,7 @@ def warm_up() -> None:
         next(METHODS[name](case, 0, part))
     libraries.exponentiated_gradient(case, part, 0.1, "boosting", 0, rounds=2)
     for sweep in (ADAM, LBFGS):
-        run_sweep(case, part, replace(sweep, penalties=(1.0,), rates=(1.0,), steps=1))
+        tune(case, part, 1.0, replace(sweep, stops=(1,)))
 
 
 def main() -> None:
@@ -257,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one split, some cases, short runs of the peers")
     parser.add_argument("--cases", nargs="+", help="run these, read the others")
-    parser.add_argument("--methods", nargs="+", choices=["repairopt", *METHODS], help="run these, read the others")
+    parser.add_argument("--methods", nargs="+", choices=[*SHORT, *METHODS], help="run these, read the others")
     parser.add_argument("--splits", type=int, help="divisions; 10, and 20 where a confidence is judged, unless given")
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
@@ -267,8 +281,8 @@ def main() -> None:
     known = cases()
     wanted = [known[name] for name in (options.cases or (QUICK if options.quick else known))]
     settings = quick_methods() if options.quick else METHODS
-    chosen = options.methods or list(METHODS)
-    names = [n for n in settings if n in chosen or ("repairopt" in chosen and n in REPAIROPT)]
+    chosen = [name for given in options.methods or METHODS for name in SHORT.get(given, [given])]
+    names = [name for name in settings if name in chosen]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "frontier.csv"
     warm_up()
@@ -276,8 +290,9 @@ def main() -> None:
     if not options.read:
         anew = {(case.name, name) for case in wanted for name in names}
         records = [record for record in records if (record["case"], record["method"]) not in anew]
-        records += run_all(wanted, names, settings, 1 if options.quick else options.splits)
-        write_csv(records, path)
+        for found in run_all(wanted, names, settings, 1 if options.quick else options.splits):
+            records += found
+            write_csv(records, path)
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_utime / 60:.1f} CPU minutes", file=sys.stderr)
     text = report(records, known)
     draw(records, options.out / "frontier.png")

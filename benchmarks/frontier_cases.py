@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -144,6 +144,7 @@ class Part:
         return self.measured(self.case.task.network)
 
 
+@lru_cache(maxsize=1)
 def cases() -> dict[str, Case]:
     """All cases, by name."""
     known = tasks()

@@ -19,50 +19,59 @@ from repairopt.localize import localize
 
 TEMPERATURE = 0.5  # of the softmax in the penalty
 BATCH = 1024  # rows, and inputs of each group, in a step of Adam
+PENALTIES = {"sampled": (1.0, 3.0, 10.0, 30.0, 100.0), "parity": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs to choose from.
+    """Runs to choose from: one for each penalty, looked at after each of the stops.
 
     Attributes:
         optimizer: ``"adam"`` or ``"lbfgs"``.
         whole: All weights of the network; else those that the case names.
-        penalties: Prices of the squared soft gap (mean over pairs of groups).
-        rates: Learning rates of Adam; of L-BFGS how many iterations, each taken from one run.
-        steps: Steps of Adam.
+        rate: Learning rate of Adam.
+        stops: Steps of Adam, or iterations of L-BFGS.
         both: A price of the same size on the squared odds differences.
+        penalties: Prices of the squared soft gap (mean over pairs of groups); by kind of gap unless given.
     """
 
     optimizer: str = "adam"
     whole: bool = True
-    penalties: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
-    rates: tuple[float, ...] = (3e-4, 1e-3)
-    steps: int = 300
+    rate: float = 3e-4
+    stops: tuple[int, ...] = (150, 300)
     both: bool = False
+    penalties: tuple[float, ...] = ()
+
+    def prices(self, case: Case) -> tuple[float, ...]:
+        """The penalties for a case; those of parity lie lower, because it costs accuracy."""
+        return self.penalties or PENALTIES[case.kind]
 
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """One run of a sweep.
+    """A network of a sweep.
 
     Attributes:
         penalty: The price.
-        rate: Learning rate, or iterations.
+        stop: After how many steps.
         network: The tuned copy.
-        seconds: CPU seconds that it took.
+        seconds: CPU seconds up to there.
     """
 
     penalty: float
-    rate: float
+    stop: int
     network: nn.Module
     seconds: float
 
+    @property
+    def setting(self) -> tuple[float, int]:
+        """What was swept over."""
+        return self.penalty, self.stop
 
-def run_sweep(case: Case, fit: Part, sweep: Sweep) -> list[Tried]:
-    """All runs."""
-    tune = _adam if sweep.optimizer == "adam" else _lbfgs
-    return [tried for penalty in sweep.penalties for tried in tune(case, fit, penalty, sweep)]
+
+def tune(case: Case, fit: Part, penalty: float, sweep: Sweep) -> list[Tried]:
+    """One run."""
+    return list((_adam if sweep.optimizer == "adam" else _lbfgs)(case, fit, penalty, sweep))
 
 
 def choose(tries: Sequence[Tried], part: Part, typed: float, *, confident: bool) -> Tried:
@@ -90,30 +99,29 @@ def choose(tries: Sequence[Tried], part: Part, typed: float, *, confident: bool)
 
 
 def _adam(case: Case, fit: Part, penalty: float, sweep: Sweep) -> Iterator[Tried]:
-    for rate in sweep.rates:
-        started = time.process_time()
-        network, masks = _copy(case, sweep.whole)
-        optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=rate)
-        draw = torch.Generator().manual_seed(0)
-        sets = _sets(fit)
-        for _ in range(sweep.steps):
-            picks = [torch.randint(len(x), (BATCH,), generator=draw) for x, _, _ in sets]
-            batch = [(x[pick], y[pick], a[pick]) for (x, y, a), pick in zip(sets, picks, strict=True)]
-            optimizer.zero_grad()
-            _loss(network, batch, penalty, sweep.both).backward()
-            _mask(network, masks)
-            optimizer.step()
-        yield Tried(penalty, rate, network, time.process_time() - started)
+    started = time.process_time()
+    network, masks = _copy(case, sweep.whole)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=sweep.rate)
+    draw = torch.Generator().manual_seed(0)
+    sets = _sets(fit)
+    for step in range(1, max(sweep.stops) + 1):
+        picks = [torch.randint(len(x), (BATCH,), generator=draw) for x, _, _ in sets]
+        batch = [(x[pick], y[pick], a[pick]) for (x, y, a), pick in zip(sets, picks, strict=True)]
+        optimizer.zero_grad()
+        _loss(network, batch, penalty, sweep.both).backward()
+        _mask(network, masks)
+        optimizer.step()
+        if step in sweep.stops:
+            yield Tried(penalty, step, copy.deepcopy(network), time.process_time() - started)
 
 
 def _lbfgs(case: Case, fit: Part, penalty: float, sweep: Sweep) -> Iterator[Tried]:
-    """One run; copies of it after each of the numbers of iterations."""
     started = time.process_time()
     network, masks = _copy(case, sweep.whole)
     chosen = [p for p in network.parameters() if p.requires_grad]
     sets, done = _sets(fit), 0
-    for total in sorted(sweep.rates):
-        optimizer = torch.optim.LBFGS(chosen, max_iter=int(total) - done, history_size=20, line_search_fn="strong_wolfe")
+    for stop in sorted(sweep.stops):
+        optimizer = torch.optim.LBFGS(chosen, max_iter=stop - done, history_size=20, line_search_fn="strong_wolfe")
 
         def loss(optimizer: Any = optimizer) -> Tensor:
             optimizer.zero_grad()
@@ -123,8 +131,8 @@ def _lbfgs(case: Case, fit: Part, penalty: float, sweep: Sweep) -> Iterator[Trie
             return value
 
         optimizer.step(loss)
-        done = int(total)
-        yield Tried(penalty, total, copy.deepcopy(network), time.process_time() - started)
+        done = stop
+        yield Tried(penalty, stop, copy.deepcopy(network), time.process_time() - started)
 
 
 def _copy(case: Case, whole: bool) -> tuple[nn.Module, dict[str, Tensor]]:
