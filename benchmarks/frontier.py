@@ -168,7 +168,7 @@ def reweighed(case: Case, split: int, part: Part) -> Iterator[Run]:
 
 ADAM = Sweep()
 SAME = replace(ADAM, whole=False, rate=1e-2)
-LBFGS = replace(ADAM, optimizer="lbfgs", stops=(10, 20, 60))
+LBFGS = replace(ADAM, optimizer="lbfgs", stops=(10, 30))
 TWO = replace(ADAM, both=True)
 METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),

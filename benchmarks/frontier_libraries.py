@@ -147,7 +147,7 @@ class Tunable(ClassifierMixin, BaseEstimator):
 
 
 def fine_tune(
-    network: nn.Module, rows: Tensor, labels: Tensor, weight: Tensor, *, steps: int, rate: float, batch: int = 1024
+    network: nn.Module, rows: Tensor, labels: Tensor, weight: Tensor, *, steps: int, rate: float, batch: int = 512
 ) -> nn.Module:
     """Adam on weighted cross-entropy, all weights."""
     tuned = copy.deepcopy(network)

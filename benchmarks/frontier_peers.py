@@ -18,7 +18,7 @@ from repairopt.intervals import normal_quantile
 from repairopt.localize import localize
 
 TEMPERATURE = 0.5  # of the softmax in the penalty
-BATCH = 1024  # rows, and inputs of each group, in a step of Adam
+BATCH = 512  # rows, and inputs of each group, in a step of Adam
 PENALTIES = {"sampled": (1.0, 3.0, 10.0, 30.0, 100.0), "parity": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)}
 
 

@@ -228,8 +228,8 @@ rows, "odds" the equalized odds difference, "recall" that of the rare class. Tar
 the gap that the repair half had. SQP runs with `confidence=None` where means are judged, and with `confidence=0.95`
 where a bound has to hold on new data.
 
-A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10, 20
-and 60 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most accurate
+A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10 and
+30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most accurate
 network that meets all bounds there, and fits anew on the whole half with that setting. "In hindsight" is the front of all
 its settings in the held-out means: an upper limit of any choice. Everything is loaded before it is timed.
 
