@@ -22,7 +22,19 @@ import environment  # noqa: F401 (before numpy and torch)
 import torch
 from benchmark_files import Record, read_csv, write_csv
 from correctness_data import Digits, network, split_digits
-from correctness_peers import CLEAN, CONSERVATIVE, FLIPS, HARD, SOFT, Sweep, Tried, choose, outcome, tune, tune_all_layers
+from correctness_peers import (
+    CLEAN,
+    CONSERVATIVE,
+    FLIPS,
+    HARD,
+    SOFT,
+    Sweep,
+    Tried,
+    choose,
+    outcome,
+    tune,
+    tune_all_layers,
+)
 from correctness_samples import measure_samples
 from correctness_tables import report
 from torch import nn
@@ -231,7 +243,9 @@ def warm_up() -> None:
 def main() -> None:
     """Run what is asked for, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one split of a fifth of the data, short runs of the peers")
+    parser.add_argument(
+        "--quick", action="store_true", help="one split of a fifth of the data, short runs of the peers"
+    )
     parser.add_argument("--parts", nargs="+", choices=["digits", "samples"], default=["digits", "samples"])
     parser.add_argument("--methods", nargs="+", choices=[*SHORT, *METHODS], help="run these, read the others")
     parser.add_argument("--splits", type=int, default=10, help="divisions")

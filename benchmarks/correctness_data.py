@@ -94,10 +94,7 @@ def split_digits(split: int, share: float = 1.0) -> tuple[Digits, Digits]:
 
 
 def generated(count: int, features: int = 100, classes: int = 10, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
-    """A last layer without bias, features ``(N, features)`` and labels of a noisy teacher that has moved on.
-
-    About a tenth of the labels follow from no linear layer.
-    """
+    """A last layer without bias, features ``(N, features)`` and labels of a noisy teacher that has moved on."""
     draw = torch.Generator().manual_seed(seed)
     teacher = torch.randn(classes, features, generator=draw) / features**0.5
     moved = teacher + 0.5 * torch.randn(classes, features, generator=draw) / features**0.5

@@ -16,7 +16,8 @@ from repairopt import SQP, ErrorRate, solve_repair
 
 SIZES = (10_000, 100_000, 1_000_000)
 QUICK = (1_000, 4_000)
-REPEATS = {10_000: 5, 100_000: 3}
+REPEATS = {10_000: 3}
+TYPED = 0.12  # error rate that is asked for; 30 iterations of L-BFGS on the cross-entropy end at 0.11
 
 
 def measure_samples(*, quick: bool) -> list[Record]:
@@ -26,9 +27,8 @@ def measure_samples(*, quick: bool) -> list[Record]:
         layer, inputs, labels = generated(count)
         repeats = REPEATS.get(count, 1)
         floor = statistics.median(floor_seconds(layer.weight.detach(), inputs, labels) for _ in range(5))
-        runs = {"SQP": lambda: repaired(layer, inputs, labels), "L-BFGS": lambda: fine_tuned(layer, inputs, labels)}
-        for name, run in runs.items():
-            seconds, tuned = timed(run, repeats)
+        for name, run in RUNS.items():
+            seconds, tuned = timed(lambda run=run: run(layer, inputs, labels), repeats)  # type: ignore[misc]
             record = {"samples": count, "method": name, "cpu seconds": seconds, "floor": floor}
             record |= {"accuracy before": accuracy(layer, inputs, labels), "accuracy": accuracy(tuned, inputs, labels)}
             records.append(record | {"loss": loss_of(tuned, inputs, labels)})
@@ -36,9 +36,9 @@ def measure_samples(*, quick: bool) -> list[Record]:
     return records
 
 
-def repaired(layer: nn.Linear, inputs: Tensor, labels: Tensor) -> nn.Module:
-    """The library, asked for as many right answers as possible."""
-    goal = ErrorRate(inputs, labels, target=0.0)
+def repaired(layer: nn.Linear, inputs: Tensor, labels: Tensor, target: float = TYPED) -> nn.Module:
+    """The library, asked for an error rate."""
+    goal = ErrorRate(inputs, labels, target=target)
     method = SQP(confidence=None)
     return solve_repair(layer, goal, data=(inputs, labels), weights="last", method=method).model
 
@@ -58,6 +58,13 @@ def fine_tuned(layer: nn.Linear, inputs: Tensor, labels: Tensor, iterations: int
 
     optimizer.step(loss)
     return tuned
+
+
+RUNS: dict[str, Callable[[nn.Linear, Tensor, Tensor], nn.Module]] = {
+    "SQP, typed error rate": repaired,
+    "SQP, all errors": lambda layer, inputs, labels: repaired(layer, inputs, labels, 0.0),
+    "L-BFGS": fine_tuned,
+}
 
 
 def floor_seconds(weight: Tensor, inputs: Tensor, labels: Tensor) -> float:

@@ -63,7 +63,16 @@ def verdict(mode: str, runs: Sequence[Record]) -> str:
 
 def bars_table(records: Sequence[Record]) -> str:
     """The bars of the issue."""
-    head = ["mode", "bar", "method", "repair rate", "shifted accuracy", "clean accuracy", "negative flips", "guard flips"]
+    head = [
+        "mode",
+        "bar",
+        "method",
+        "repair rate",
+        "shifted accuracy",
+        "clean accuracy",
+        "negative flips",
+        "guard flips",
+    ]
     body = []
     for mode, (text, _) in BARS.items():
         for method in (*OURS, *TUNED):
@@ -123,12 +132,13 @@ def reading(records: Sequence[Record], samples: Sequence[Record]) -> list[str]:
         said = [f"{m}: {verdict(mode, runs_of(records, mode, m))}" for m in OURS if runs_of(records, mode, m)]
         if said:
             lines.append(f"Mode {mode}. " + "; ".join(said) + ".")
-    hundred = next((r for r in samples if r["method"] == "SQP" and r["samples"] == 100_000), None)
-    if hundred:
-        met = "met" if hundred["cpu seconds"] <= 1.1 else "**missed**"
-        own = [r for r in samples if r["method"] == "SQP"]
-        text = f"100,000 samples: {hundred['cpu seconds']:.2f} CPU s against the bar of 1.1, {met}; "
-        lines.append(text + f"time grows with the power {slope(own):.2f} of the samples.")
+    for method in dict.fromkeys(r["method"] for r in samples if "SQP" in r["method"]):
+        own = [r for r in samples if r["method"] == method]
+        for one in own:
+            if one["samples"] == 100_000:
+                met = "met" if one["cpu seconds"] <= 1.1 else "**missed**"
+                text = f"{method}, 100,000 samples: {one['cpu seconds']:.2f} CPU s against the bar of 1.1, {met}; "
+                lines.append(text + f"time grows with the power {slope(own):.2f} of the samples.")
     return lines
 
 

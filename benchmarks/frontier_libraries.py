@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -44,23 +44,30 @@ def answers(favorable: Any) -> Tensor:
 
 
 def by_thresholds(case: Case, part: Part, targets: list[float]) -> list[Predictor]:
-    """One threshold of the original score for each group: the most accurate with a gap at most the target.
-
-    Found by trying all combinations of cells of the groups' favorable rates, so up to the width of a cell exact.
-    """
+    """One threshold of the original score for each group: the most accurate with a gap at most each of the targets."""
     score, right = lead(case.task.network, part.rows), (part.labels == FAVORABLE).numpy()
-    names = part.groups.unique().tolist()
+    return [_cutting(case, cuts) for cuts in best_rates(score, right, part.groups.numpy(), targets)]
+
+
+def best_rates(
+    score: np.ndarray, right: np.ndarray, groups: np.ndarray, targets: Sequence[float]
+) -> list[dict[int, float]]:
+    """Thresholds by group for each target; the gap is the mean over pairs of groups.
+
+    Found by trying all combinations of cells of the groups' favorable rates, each with the best threshold in it, so
+    exact up to the width of a cell.
+    """
+    names = np.unique(groups).tolist()
     count = CELLS[len(names)]
-    curves = [_curve(score[own], right[own], count) for own in ((part.groups == a).numpy() for a in names)]
+    curves = [_curve(score[groups == a], right[groups == a], count) for a in names]
     grid = np.meshgrid(*[np.arange(count)] * len(names), indexing="ij", sparse=True)
     total = sum(curve["gain"][i] for curve, i in zip(curves, grid, strict=True))
     pairs = list(combinations(range(len(names)), 2))
     gap = sum(np.abs(curves[a]["rate"][grid[a]] - curves[b]["rate"][grid[b]]) for a, b in pairs) / len(pairs)
-    found: list[Predictor] = []
+    found = []
     for target in targets:
         best = np.unravel_index(np.where(gap <= target, total, -np.inf).argmax(), total.shape)
-        cuts = {a: curve["cut"][i] for a, curve, i in zip(names, curves, best, strict=True)}
-        found.append(_cutting(case, cuts))
+        found.append({a: float(curve["cut"][i]) for a, curve, i in zip(names, curves, best, strict=True)})
     return found
 
 
@@ -200,5 +207,3 @@ def reweighing() -> Callable[[Case, Part], Predictor]:
         return fine_tune(case.task.network, part.rows, part.labels, weights, steps=300, rate=1e-3)
 
     return run
-
-

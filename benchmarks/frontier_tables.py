@@ -120,7 +120,17 @@ def report(records: Sequence[Record], cases: Mapping[str, Case]) -> str:
 
 def bars_table(records: Sequence[Record]) -> str:
     """Each bar, what the library does, and whether that is enough; the same for the peer that comes closest."""
-    head = ["case", "bar", "method", "gap", "accuracy, points", "accuracy", "splits with all bounds met", "CPU s", "verdict"]
+    head = [
+        "case",
+        "bar",
+        "method",
+        "gap",
+        "accuracy, points",
+        "accuracy",
+        "splits with all bounds met",
+        "CPU s",
+        "verdict",
+    ]
     body = []
     for bar in BARS:
         ours = OURS_CONFIDENT if not math.isnan(bar.share) else OURS
@@ -149,7 +159,11 @@ def seconds(runs: Sequence[Record]) -> str:
 def same_gap_table(records: Sequence[Record], present: Sequence[str]) -> str:
     """Accuracy of the library's repairs beside that of the curves of the peers at the same gap."""
     head = ["case", "method", "typed", "gap", "accuracy, points"]
-    head += [f"{name}, in hindsight" for name in SWEEPS] + [REFERENCE, "ahead of the best sweep", "behind the thresholds"]
+    head += [f"{name}, in hindsight" for name in SWEEPS] + [
+        REFERENCE,
+        "ahead of the best sweep",
+        "behind the thresholds",
+    ]
     body = []
     for case, method, typed, runs in rows_of(records, present, (*OURS, *OURS_CONFIDENT)):
         gap, before, change = (mean(values(runs, "gap after")), mean(values(runs, "gap before")), mean(changes(runs)))
@@ -209,7 +223,9 @@ def reading(records: Sequence[Record]) -> list[str]:
     lines = []
     for method, found in verdicts.items():
         met = sum(not lacks for _, lacks in found)
-        missed = "; ".join(f"{bar.case} {bar.typed:g} ({', '.join(l[0] for l in lacks)})" for bar, lacks in found if lacks)
+        missed = "; ".join(
+            f"{bar.case} {bar.typed:g} ({', '.join(l[0] for l in lacks)})" for bar, lacks in found if lacks
+        )
         lines.append(f"{method}: {met} of {len(found)} bars met." + (f" Missed: {missed}." if missed else ""))
     odds = select(records, "gender, parity", SWEEPS[0], 0.05)
     if odds:
