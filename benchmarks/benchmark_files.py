@@ -21,7 +21,7 @@ def write_csv(records: Sequence[Record], path: Path) -> None:
 
 
 def read_csv(path: Path, text: Sequence[str]) -> list[Record]:
-    """Records as :func:`write_csv` wrote them: ``text`` columns as they are, else numbers; empty numbers are left out."""
+    """Records as :func:`write_csv` wrote them; ``text`` columns as they are, else numbers, without the empty ones."""
 
     def value(cell: str) -> float | int:
         return int(cell) if cell.lstrip("-").isdigit() else float(cell)

@@ -1,9 +1,10 @@
 """Repair of wrong answers on shifted inputs, held-out, next to tuned fine-tuning; and how its time grows with samples.
 
-    python benchmarks/correctness.py [--quick] [--parts digits samples] [--methods ...] [--splits N] [--read] [--out FOLDER]
+    python benchmarks/correctness.py [--quick] [--parts ...] [--methods ...] [--splits N] [--read] [--out FOLDER]
 
-Writes ``correctness.md`` and every run to ``correctness.csv`` and ``correctness_samples.csv``. ``--methods`` and ``--parts``
-run some anew and take the other rows from the CSV files; ``--read`` takes all from there. Needs ``REPAIROPT_DATA``.
+Writes ``correctness.md`` and every run to ``correctness.csv`` and ``correctness_samples.csv``. ``--methods`` and
+``--parts`` run some anew and take the other rows from the CSV files; ``--read`` takes all from there. The methods
+``repairopt`` and ``peers`` stand for all of these. Needs ``REPAIROPT_DATA``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tuning of the last layer by L-BFGS and by Adam, and of all layers by Adam: sweeps and what is chosen from them."""
+"""Fine-tuning of the last layer by L-BFGS and by Adam, and of all layers by Adam: sweeps and their choice."""
 
 from __future__ import annotations
 

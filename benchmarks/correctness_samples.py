@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from benchmark_files import Record
@@ -28,7 +29,7 @@ def measure_samples(*, quick: bool) -> list[Record]:
         repeats = REPEATS.get(count, 1)
         floor = statistics.median(floor_seconds(layer.weight.detach(), inputs, labels) for _ in range(5))
         for name, run in RUNS.items():
-            seconds, tuned = timed(lambda run=run: run(layer, inputs, labels), repeats)  # type: ignore[misc]
+            seconds, tuned = timed(partial(run, layer, inputs, labels), repeats)
             record = {"samples": count, "method": name, "cpu seconds": seconds, "floor": floor}
             record |= {"accuracy before": accuracy(layer, inputs, labels), "accuracy": accuracy(tuned, inputs, labels)}
             records.append(record | {"loss": loss_of(tuned, inputs, labels)})

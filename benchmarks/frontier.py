@@ -3,7 +3,8 @@
     python benchmarks/frontier.py [--quick] [--cases ...] [--methods ...] [--splits N] [--read] [--out FOLDER]
 
 Writes ``frontier.md``, every run to ``frontier.csv``, and ``frontier.png``. ``--methods`` and ``--cases`` run some anew
-and take the other rows from the CSV file; ``--read`` takes all from there. Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
+and take the other rows from the CSV file; ``--read`` takes all from there. The methods ``repairopt`` and ``peers``
+stand for all of these. Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def thresholds(case: Case, split: int, part: Part) -> Iterator[Run]:
 
 
 def post_processed(constraints: str) -> Method:
-    """fairlearn's ThresholdOptimizer, once for each bound; equalized odds cannot be relaxed there."""
+    """Fairlearn's ThresholdOptimizer, once for each bound; equalized odds cannot be relaxed there."""
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
         parity = constraints == "demographic_parity"
@@ -147,7 +148,7 @@ def post_processed(constraints: str) -> Method:
 
 
 def reduced(learner: str, rounds: int = 50) -> Method:
-    """fairlearn's ExponentiatedGradient, once for each bound."""
+    """Fairlearn's ExponentiatedGradient, once for each bound."""
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
         for typed in case.targets:

@@ -1,4 +1,4 @@
-"""The cases of ``frontier.py``: which bounds on which network, from which data, and what is measured on the other half."""
+"""The cases of ``frontier.py``: bounds on a network, its data, and what is measured on the other half."""
 
 from __future__ import annotations
 

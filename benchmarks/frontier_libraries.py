@@ -106,19 +106,22 @@ class Scored(ClassifierMixin, BaseEstimator):
         self.classes_ = np.array([0, 1])
 
     def fit(self, x: Any, y: Any) -> Scored:
+        """Nothing; it is fitted already."""
         return self
 
     def predict_proba(self, x: Any) -> np.ndarray:
+        """Probabilities ``(N, 2)``, of the favorable label second."""
         assert self.network is not None
         chance = 1 / (1 + np.exp(-lead(self.network, torch.as_tensor(np.asarray(x)).float())))
         return np.stack([1 - chance, chance], 1)
 
     def predict(self, x: Any) -> np.ndarray:
+        """1 where the favorable label leads."""
         return self.predict_proba(x).argmax(1)
 
 
 def threshold_optimizer(case: Case, part: Part, target: float | None, constraints: str, seed: int) -> Predictor:
-    """fairlearn's ThresholdOptimizer on the network's score; with parity within the target."""
+    """Fairlearn's ThresholdOptimizer on the network's score; with parity within the target."""
     from fairlearn.postprocessing import ThresholdOptimizer
 
     options = {"constraints": constraints, "prefit": True, "predict_method": "predict_proba", "tol": target}
@@ -140,6 +143,7 @@ class Tunable(ClassifierMixin, BaseEstimator):
         self.network, self.steps, self.rate = network, steps, rate
 
     def fit(self, x: Any, y: Any, sample_weight: Any = None) -> Tunable:
+        """Tune a copy; labels are 1 where favorable."""
         self.classes_ = np.array([0, 1])
         rows = torch.as_tensor(np.asarray(x)).float()
         labels = torch.as_tensor(np.asarray(y)).long()
@@ -150,6 +154,7 @@ class Tunable(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, x: Any) -> np.ndarray:
+        """1 where the favorable label leads."""
         return (lead(self.tuned_, torch.as_tensor(np.asarray(x)).float()) > 0).astype(int)
 
 
@@ -172,7 +177,7 @@ def fine_tune(
 def exponentiated_gradient(
     case: Case, part: Part, target: float, learner: str, seed: int, rounds: int = 50
 ) -> Predictor:
-    """fairlearn's ExponentiatedGradient, with this network fine-tuned or gradient boosting as its learner."""
+    """Fairlearn's ExponentiatedGradient, with this network fine-tuned or gradient boosting as its learner."""
     from fairlearn.reductions import DemographicParity, ExponentiatedGradient
     from sklearn.ensemble import HistGradientBoostingClassifier
 

@@ -1,4 +1,4 @@
-"""Turns the records of ``frontier.py`` into tables: bars beside what was measured, every method, curves in hindsight."""
+"""Turns the records of ``frontier.py`` into tables: bars and what was measured, every method, curves in hindsight."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def bars_table(records: Sequence[Record]) -> str:
         "gap",
         "accuracy, points",
         "accuracy",
-        "splits with all bounds met",
+        "all bounds met",
         "CPU s",
         "verdict",
     ]
@@ -142,7 +142,7 @@ def bars_table(records: Sequence[Record]) -> str:
 
 
 def figures(runs: Sequence[Record]) -> list[str]:
-    """Gap, change of accuracy, accuracy, share of splits with all bounds met."""
+    """Gap, change of accuracy, accuracy, share of all bounds met."""
     met = f"{sum(map(all_met, runs))} of {len(runs)}" if not math.isnan(runs[0]["typed"]) else NONE
     accuracy = f"{mean(values(runs, 'accuracy after')):.4f}"
     return [spread(values(runs, "gap after"), ".4f"), spread(changes(runs), "+.2f"), accuracy, met]
@@ -224,7 +224,7 @@ def reading(records: Sequence[Record]) -> list[str]:
     for method, found in verdicts.items():
         met = sum(not lacks for _, lacks in found)
         missed = "; ".join(
-            f"{bar.case} {bar.typed:g} ({', '.join(l[0] for l in lacks)})" for bar, lacks in found if lacks
+            f"{bar.case} {bar.typed:g} ({', '.join(one[0] for one in lacks)})" for bar, lacks in found if lacks
         )
         lines.append(f"{method}: {met} of {len(found)} bars met." + (f" Missed: {missed}." if missed else ""))
     odds = select(records, "gender, parity", SWEEPS[0], 0.05)
@@ -244,10 +244,10 @@ rows, "odds" the equalized odds difference, "recall" that of the rare class. Tar
 the gap that the repair half had. SQP runs with `confidence=None` where means are judged, and with `confidence=0.95`
 where a bound has to hold on new data.
 
-A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10 and
-30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most accurate
-network that meets all bounds there, and fits anew on the whole half with that setting. "In hindsight" is the front of all
-its settings in the held-out means: an upper limit of any choice. Everything is loaded before it is timed.
+A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10
+and 30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most accurate
+network that meets all bounds there, and fits anew on the whole half with that setting. "In hindsight" is the front of
+all its settings in the held-out means: an upper limit of any choice. Everything is loaded before it is timed.
 
 ![accuracy against gap](frontier.png)"""
 
