@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .conclude import Repair, conclude_repair
 from .errors import SolverError, SpecificationError
@@ -58,6 +58,8 @@ def solve_repair(
     feasibility_tol: float = 1e-6,
     seed: int = 0,
     progress: Callable[[Round], None] | None = None,
+    start: Any = None,
+    checkpoint: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Repair:
     """Repair a trained network: bring a property to its target while constraints keep holding.
 
@@ -73,8 +75,8 @@ def solve_repair(
             twins, or a list of properties and constraints.
         watch: Further properties to report, before and after.
         weights: Which weights may change; see :func:`repairopt.localize.localize`.
-        method: ``"auto"`` (sequential where the goal has a soft value, else incremental), ``"one_shot"``,
-            ``"incremental"``, ``"bisection"``, ``"sequential"``, or an instance with its settings.
+        method: ``"auto"`` (:class:`repairopt.SQP`), ``"sqp"``, or of AutoRIC's kind ``"one_shot"``, ``"incremental"``,
+            ``"bisection"``, ``"sequential"``; or an instance with its settings.
         program: ``"qp"`` or ``"lp"``.
         surrogate: Model of the property: ``"auto"``, ``"full"``, ``"gradient_hessian"``, ``"hessian"``,
             ``"gauss_newton"``, ``"diagonal_low_rank"``, ``"linear"``, or settings.
@@ -89,6 +91,9 @@ def solve_repair(
         feasibility_tol: Largest relative violation of a row that counts as feasible.
         seed: For everything that draws.
         progress: Called after each round.
+        start: Where to begin, for methods that can (SQP): for parameters by name the change, as ``checkpoint`` gets it,
+            or a repair or a patch of this model.
+        checkpoint: Called with the best change so far, a tensor for each parameter, whenever a point is kept.
 
     Returns:
         The repaired copy, its change and the report. An outcome short of the target is a verdict, not an exception;
@@ -121,17 +126,22 @@ def solve_repair(
         feasibility_tol=feasibility_tol,
         seed=seed,
         progress=progress,
+        start=start,
+        checkpoint=checkpoint,
     )
-    chosen = _method(method, prepared.specification.goal)
+    chosen = _method(method)
+    if start is not None and not getattr(chosen, "can_start", False):
+        raise SpecificationError(
+            f"start: method {type(chosen).__name__} begins at the original network; leave start= out, or use "
+            f"method='sqp'."
+        )
     outcome, stopped = _run(prepared.task, chosen)
     return conclude_repair(prepared, outcome, method=_describe(chosen), shrink=shrink, stopped=stopped)
 
 
-def _method(method: str | Method, goal: Any) -> Method:
+def _method(method: str | Method) -> Method:
     if isinstance(method, str):
-        name = method
-        if name == "auto":
-            name = "sequential" if hasattr(goal, "soft_value") else "incremental"
+        name = "sqp" if method == "auto" else method
         if name not in METHODS:
             raise SpecificationError(f"method={method!r}; choose auto, {', '.join(METHODS)}, or pass an instance.")
         return METHODS[name]()

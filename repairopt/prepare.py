@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .apply import by_parameter, gather_change
 from .errors import SpecificationError
 from .evaluate import Engine, ForwardFunction, Remembering
 from .judge import Judge
@@ -69,6 +70,8 @@ def prepare_repair(
     feasibility_tol: float = 1e-6,
     seed: int = 0,
     progress: Callable[[Round], None] | None = None,
+    start: Any = None,
+    checkpoint: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Prepared:
     """Check what was passed, choose the weights, judge the original network.
 
@@ -93,6 +96,8 @@ def prepare_repair(
         feasibility_tol: Same.
         seed: Same.
         progress: Same.
+        start: Same.
+        checkpoint: Same.
 
     Returns:
         The repair, ready for a method.
@@ -124,6 +129,8 @@ def prepare_repair(
         new_counts=_new_counts(engine, specification),
         seed=seed,
         progress=progress,
+        start=None if start is None else gather_change(model, where, start),
+        checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(model, where, delta)),
         seconds=seconds,
     )
     return Prepared(model, specification, where, task, forward_fn, memory_limit, started, cpu)

@@ -76,7 +76,7 @@ def test_solvers(data_dir, tmp_path):
         tried, right, _, wrong = map(int, accuracy[way][1:5])
         assert tried == right > 0
         assert wrong == 0
-    assert len(tables["Answers that are not right"]) == 1  # the head alone
+    assert len(tables["Answers that are not right"]) == 2  # the head alone
     assert {row[0] for row in tables["Mixed-integer programs"][1:]} == {
         "at most 8 of 12 weights change",
         "at most 5 of 30 rows break",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -54,6 +54,8 @@ class SQP:
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
     """
 
+    can_start: ClassVar[bool] = True
+
     objective: str = "auto"
     closeness: float = 0.15
     ridge: float = 1e-3
@@ -94,6 +96,7 @@ class SQP:
 
     def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
         """By quadratic programs where their Hessian is small, else matrix-free."""
+        start = task.start if start is None else start
         if task.engine.n > self.largest_dense:
             return run_augmented(task, around, self, start)
         return run_sequence(task, around, self, start)

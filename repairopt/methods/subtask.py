@@ -44,7 +44,16 @@ def task_on(task: Task, keep: Keep) -> Task | None:
     judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
     judge.change = task.judge.change
     return replace(
-        task, goal=goal, constraints=constraints, judge=judge, required=required, data=data, rounds=[], progress=None
+        task,
+        goal=goal,
+        constraints=constraints,
+        judge=judge,
+        required=required,
+        data=data,
+        rounds=[],
+        progress=None,
+        start=None,
+        checkpoint=None,
     )
 
 

@@ -118,6 +118,8 @@ class Task:
         feasibility_tol: Largest relative violation of a row.
         seed: For everything that draws.
         progress: Called with each round, or None.
+        start: Weight change to begin at, ``(n,)``; None for no change.
+        checkpoint: Called with each weight change that is kept, ``(n,)``, or None.
     """
 
     engine: Engine
@@ -137,6 +139,8 @@ class Task:
     new_counts: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     progress: Callable[[Round], None] | None = None
+    start: Array | None = None
+    checkpoint: Callable[[Array], None] | None = None
     rounds: list[Round] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     rows_used: int = 0
@@ -273,6 +277,8 @@ class Task:
         self.rounds.append(entry)
         if self.progress is not None:
             self.progress(entry)
+        if self.checkpoint is not None and accepted and judged is not None:
+            self.checkpoint(self.judge.best.delta)
 
     def merge(self, picks: Picks, new: Picks) -> Picks:
         """Union of two selections, order kept."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from repairopt.judge import goal_value
 from repairopt.linearize import Array
 from repairopt.network.differentiate import jacobian
 from repairopt.specify import Constraint, Predict, Property, SampleConstraint
+from repairopt.surrogate import SurrogateSettings, fit_surrogate
 
 COMBINED = ("max", "mean")
+SAMPLES_EACH, LEAST_SAMPLES = 4, 64  # of a property without derivatives, for each weight and at least
 BAND, WIDEST = 0.5, 0.004  # share of the buffer that a point may use up, and the most; rows aim at all of it
 
 
@@ -90,16 +92,40 @@ class Limit:
             return np.atleast_1d(prop.signed_hard(predict).detach().double().cpu().numpy())
         return np.array([self.value(predict)])
 
-    def lines(self, engine: Engine, delta: Array) -> Lines:
-        """Values by count and slopes of the soft stand-in around a weight change ``(n,)``."""
+    def lines(self, engine: Engine, delta: Array, sampled: SurrogateSettings) -> Lines:
+        """Values by count and slopes around a weight change ``(n,)``.
+
+        Args:
+            engine: The network and the ``n`` weights.
+            delta: The point.
+            sampled: How to sample a property without derivatives; its slopes are then those of a fitted linear model.
+
+        Returns:
+            Slopes of the soft stand-in, or of the property itself where its value can be differentiated.
+        """
         prop: Any = self.property
         predict = engine.predict(delta)
         if _signed(prop):
-            slopes = jacobian(engine, prop.residuals, delta)[1].cpu().numpy()
-            return Lines(self.parts(predict), slopes, f"{prop.combine}_abs")
-        soft = getattr(prop, "soft_value", prop.value)
-        slopes = jacobian(engine, soft, delta)[1].cpu().numpy()
+            rows = jacobian(engine, prop.residuals, delta)[1].cpu().numpy()
+            return Lines(self.parts(predict), rows, f"{prop.combine}_abs")
+        slopes = self._slopes(engine, delta)
+        if slopes is None:
+            samples = sampled.samples or min(sampled.budget, max(LEAST_SAMPLES, SAMPLES_EACH * engine.n))
+            settings = replace(sampled, kind="linear", samples=samples, validation=0.0, value="hard")
+            slopes = fit_surrogate(engine, prop, settings, delta).gradient[None, :]
         return Lines(self.parts(predict), slopes)
+
+    def _slopes(self, engine: Engine, delta: Array) -> Array | None:
+        """From derivatives, ``(1, n)``; None where there are none, or none but zeros (counts, step activations)."""
+        prop: Any = self.property
+        soft = getattr(prop, "soft_value", None)
+        try:
+            slopes: Array = jacobian(engine, soft or prop.value, delta)[1].cpu().numpy()
+        except (SpecificationError, RuntimeError, TypeError, AttributeError):
+            if soft is not None:
+                raise
+            return None  # a number out of a black box
+        return slopes if np.any(slopes) else None
 
 
 class _Margin:

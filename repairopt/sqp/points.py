@@ -101,7 +101,7 @@ class Surroundings:
         task.judge.check_time()
         with task.timed("surrogate"):
             objective = self.objective.model(point.delta)
-            lines = [limit.lines(task.engine, point.delta) for limit in self.limits]
+            lines = [limit.lines(task.engine, point.delta, task.surrogate) for limit in self.limits]
         scale = task.engine.scale.cpu().numpy()
         missed = [line for line, value, aim in zip(lines, point.values, self.aims, strict=True) if value > aim]
         if missed and all(np.abs(line.slopes * scale).max(initial=0.0) < FLAT for line in missed):
