@@ -180,7 +180,7 @@ def all_layers(given: Setting) -> Iterator[Run]:
 
 
 LBFGS = Sweep("lbfgs")
-ADAM = Sweep("adam", keep=(0.3, 1.0, 3.0, 10.0), decay=(0.0, 1e-3), rates=(1e-3, 5e-3), stops=(100, 300, 1000))
+ADAM = Sweep("adam", decay=(1e-3,), rates=(5e-3,), stops=(100, 300, 1000))
 METHODS: dict[str, Method] = {
     "SQP, all errors": sqp(0.0, SQP(confidence=None)),
     "SQP, typed error rate": sqp(1 - SHIFTED, SQP(confidence=None)),

@@ -31,7 +31,7 @@ class Sweep:
 
     optimizer: str
     keep: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
-    decay: tuple[float, ...] = (0.0, 1e-3, 1e-2)
+    decay: tuple[float, ...] = (1e-3, 1e-2)
     rates: tuple[float, ...] = (1.0,)
     stops: tuple[int, ...] = (10, 30, 100)
 
