@@ -239,7 +239,7 @@ def reading(records: Sequence[Record]) -> list[str]:
         found = [at_same_gap(records, "gender, parity", runs)[-2:] for runs in own if runs]
         if found:
             ahead, behind = (", ".join(f"{pair[k]:+.2f}" for pair in found) for k in (0, 1))
-            text = f"{method}, parity 0.10, 0.05, 0.03: {ahead} points ahead of the best setting of any sweep in hindsight "
+            text = f"{method}, parity 0.10, 0.05, 0.03: {ahead} points ahead of the best sweep in hindsight "
             lines.append(text + f"(aim +0.20), {behind} points behind the thresholds by group (aim 0.10).")
     odds = select(records, "gender, parity", SWEEPS[0], 0.05)
     if odds:
