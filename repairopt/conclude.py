@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from .apply import apply
-from .evaluate import Remembering
+from .evaluate import Engine, Remembering
 from .judge import Judge, Judgement
-from .linearize import margins_at
+from .linearize import anchor, margins_at
 from .methods.task import Outcome, Task
 from .prepare import Prepared
 from .report import Report, Trust, Verdict, library_versions
 from .solve import Status
+from .validity.claims import Claim, make_claim
 from .verify import Verification, verify
+
+CONFIDENCE = 0.95  # of claims about held-out data
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,13 @@ class Repair:
 
 
 def conclude_repair(
-    prepared: Prepared, outcome: Outcome, *, method: str, shrink: bool = True, stopped: str = ""
+    prepared: Prepared,
+    outcome: Outcome,
+    *,
+    method: str,
+    shrink: bool = True,
+    stopped: str = "",
+    confidence: float = CONFIDENCE,
 ) -> Repair:
     """From what a method proposes to the repaired copy and its report.
 
@@ -45,6 +55,7 @@ def conclude_repair(
         method: What the report calls the method.
         shrink: Where the method overshot the target, go back as far as the target stays met.
         stopped: Why it ended early, or empty.
+        confidence: Of the claims about held-out data, one-sided.
 
     Returns:
         The repaired copy, its change and the report.
@@ -76,7 +87,7 @@ def conclude_repair(
         gave_way=outcome.gave_way,
         infeasible=task.infeasible,
         prices=outcome.prices,
-        claims=outcome.claims,
+        claims=(*outcome.claims, *_held_out_claims(prepared, repaired, confidence)),
         buffers=outcome.buffers,
         trust=_trust(task, outcome, final),
         seconds={**task.seconds, "total": time.perf_counter() - prepared.started},
@@ -87,6 +98,24 @@ def conclude_repair(
         versions=library_versions(),
     )
     return Repair(repaired, delta, report)
+
+
+def _held_out_claims(prepared: Prepared, repaired: nn.Module, confidence: float) -> list[Claim]:
+    """What held-out data say of goal and bounds, where they know their sampling error."""
+    held_out = prepared.specification.held_out
+    if not held_out:
+        return []
+    original = Remembering(Engine(prepared.model, forward_fn=prepared.forward_fn))
+    now = Remembering(Engine(repaired, forward_fn=prepared.forward_fn))
+    found = []
+    for item in held_out:
+        known = anchor(item, original)
+        prop = getattr(known, "property", known)
+        limit = getattr(known, "limit", None) if hasattr(known, "property") else getattr(known, "target", None)
+        if limit is not None and getattr(prop, "statistical", True):
+            options: Any = {"confidence": confidence, "source": "held-out data"}
+            found.append(make_claim(item.name, prop, float(limit), now, **options))
+    return [claim for claim in found if claim is not None]
 
 
 def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgement:

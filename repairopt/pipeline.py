@@ -6,13 +6,15 @@ apply to a copy -> verify on the true network -> report.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from .conclude import Repair, conclude_repair
+from .choose_weights import choose_weights
+from .conclude import CONFIDENCE, Repair, conclude_repair
 from .errors import SolverError, SpecificationError
 from .evaluate import ForwardFunction
 from .judge import Stop
@@ -20,7 +22,7 @@ from .methods.autoric import Bisection, Incremental, Method, OneShot
 from .methods.sequential import Sequential
 from .methods.sqp import SQP
 from .methods.task import Outcome, Round, Task
-from .prepare import prepare_repair
+from .prepare import Prepared, prepare_repair
 from .solve import Solver, Status
 from .specify import Property
 from .surrogate import SurrogateSettings
@@ -74,7 +76,8 @@ def solve_repair(
         held_out: Data that only the report sees: a pair ``(inputs, labels)``, for which goal and constraints make their
             twins, or a list of properties and constraints.
         watch: Further properties to report, before and after.
-        weights: Which weights may change; see :func:`repairopt.localize.localize`.
+        weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
+            promise much (see :mod:`repairopt.choose_weights`) and validates them on a part of the rows.
         method: ``"auto"`` (:class:`repairopt.SQP`), ``"sqp"``, or of AutoRIC's kind ``"one_shot"``, ``"incremental"``,
             ``"bisection"``, ``"sequential"``; or an instance with its settings.
         program: ``"qp"`` or ``"lp"``.
@@ -105,38 +108,49 @@ def solve_repair(
     References:
         AutoRIC: Automated Neural Network Repairing Based on Constrained Optimization, TOSEM 2024.
     """
-    prepared = prepare_repair(
-        model,
-        goal,
-        constraints,
-        target=target,
-        data=data,
-        held_out=held_out,
-        watch=watch,
-        weights=weights,
-        program=program,
-        surrogate=surrogate,
-        convexify=convexify,
-        trust_radius=trust_radius,
-        solver=solver,
-        isolate=isolate,
-        forward_fn=forward_fn,
-        time_limit=time_limit,
-        memory_limit=memory_limit,
-        feasibility_tol=feasibility_tol,
-        seed=seed,
-        progress=progress,
-        start=start,
-        checkpoint=checkpoint,
-    )
     chosen = _method(method)
     if start is not None and not getattr(chosen, "can_start", False):
         raise SpecificationError(
             f"start: method {type(chosen).__name__} begins at the original network; leave start= out, or use "
             f"method='sqp'."
         )
+    begun = time.perf_counter()
+
+    def prepare(weights: Any) -> Prepared:
+        left = None if time_limit is None else max(1e-3, time_limit - (time.perf_counter() - begun))
+        return prepare_repair(
+            model,
+            goal,
+            constraints,
+            target=target,
+            data=data,
+            held_out=held_out,
+            watch=watch,
+            weights=weights,
+            program=program,
+            surrogate=surrogate,
+            convexify=convexify,
+            trust_radius=trust_radius,
+            solver=solver,
+            isolate=isolate,
+            forward_fn=forward_fn,
+            time_limit=left if time_limit is None or time_limit > 0 else time_limit,
+            memory_limit=memory_limit,
+            feasibility_tol=feasibility_tol,
+            seed=seed,
+            progress=progress,
+            start=start,
+            checkpoint=checkpoint,
+        )
+
+    if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and start is None:
+        prepared = choose_weights(chosen, prepare)
+    else:
+        prepared = prepare(weights)
     outcome, stopped = _run(prepared.task, chosen)
-    return conclude_repair(prepared, outcome, method=_describe(chosen), shrink=shrink, stopped=stopped)
+    confidence = getattr(chosen, "confidence", None) or CONFIDENCE
+    name = _describe(chosen)
+    return conclude_repair(prepared, outcome, method=name, shrink=shrink, stopped=stopped, confidence=confidence)
 
 
 def _method(method: str | Method) -> Method:

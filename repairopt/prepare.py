@@ -21,6 +21,7 @@ from .solve import Solver
 from .specify import CallableProperty, Constraint, Property, Specification, check_inputs
 from .surrogate import SurrogateSettings
 from .surrogates.convexify import check_way
+from .validity.rows import overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,7 @@ def prepare_repair(
     seconds["localize"] = time.perf_counter() - started
     engine = Engine(model, where.indices, forward_fn=forward_fn, memory_limit=memory_limit)
     check_way(convexify)
+    repeated = _repeated_rows(specification, data)
     task = _task(
         engine,
         specification,
@@ -133,7 +135,34 @@ def prepare_repair(
         checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(model, where, delta)),
         seconds=seconds,
     )
+    task.notes += [repeated] if repeated else []
     return Prepared(model, specification, where, task, forward_fn, memory_limit, started, cpu)
+
+
+def _repeated_rows(spec: Specification, data: Any) -> str:
+    """A warning where held-out rows stand in the repair data too; empty where none do."""
+    own = [x for item in (spec.goal, *spec.on_outputs) for x in _inputs_of(item)] + [x for x, _ in _labelled(data)]
+    held_out = [x for item in spec.held_out for x in _inputs_of(item)]
+    held_out = list({x.data_ptr(): x for x in held_out}.values())
+    count, total = overlap(own, held_out), sum(len(x) for x in held_out)
+    if not count:
+        return ""
+    return (
+        f"{count:,} of {total:,} held-out rows equal a row of the repair data: what the report says of held-out "
+        f"data is too good by that much. Split by rows, without repeats, before the repair."
+    )
+
+
+def _inputs_of(item: Any) -> list[Tensor]:
+    """Inputs of a property or constraint of samples; sampled inputs, which nobody held out, do not count."""
+    item = getattr(item, "property", item)
+    if not getattr(item, "statistical", True):
+        return []
+    found = getattr(item, "inputs", None)
+    if found is None:
+        samples = getattr(item, "samples", None)
+        found = None if getattr(samples, "paired", False) else getattr(samples, "inputs", None)
+    return [found] if isinstance(found, Tensor) else []
 
 
 def _specification(goal: Any, constraints: Any, target: float | None, held_out: Any, watch: Any) -> Specification:

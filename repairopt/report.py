@@ -91,7 +91,7 @@ class Report:
         gave_way: Hard rows that the elastic program had to violate.
         infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
         prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
-        claims: What is known of the bounds on new data, from cross-validation.
+        claims: What is known of the bounds on new data, from cross-validation and from held-out data.
         buffers: What was taken off goal and bounds in the rows, by name.
         trust: Whether to believe the method.
         seconds: Wall time of each stage.
@@ -183,6 +183,11 @@ class Report:
                 "rounds": [vars(r) for r in self.rounds],
                 "rows_used": self.rows_used,
                 "gave_way": [str(source) for source in self.gave_way],
+                "prices": self.prices,
+                "buffers": self.buffers,
+                "claims": [
+                    {**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims
+                ],
                 "seconds": self.seconds,
                 "cpu_seconds": self.cpu_seconds,
                 "notes": list(self.notes),

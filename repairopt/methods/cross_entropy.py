@@ -65,8 +65,8 @@ def softmax_curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Arr
     Returns:
         ``(n, n)`` in float64, symmetric positive semidefinite.
     """
-    samples, cotangents = _roots(chance)
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
+    samples, cotangents = _roots(chance)
     if not len(samples):
         return result
     most = max(4 * engine.n, CURVATURE_NUMBERS // (engine.n_changed + engine.floats(inputs)))
@@ -82,6 +82,28 @@ def softmax_curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Arr
         rows = rows.double()  # a product in float32 is neither symmetric nor semidefinite to the rounding of float64
         result += rows.T @ rows
     return (result + result.T) / (2 * share)
+
+
+def root_rows(engine: Engine, inputs: Tensor, chance: Tensor, delta: Array, *, most: int, seed: int = 0) -> Tensor:
+    """Rows ``R`` with ``R'R`` the curvature of :func:`softmax_curvature`, from some of them where they are too many.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        inputs: Samples ``(N, ...)``.
+        chance: Their probabilities at ``delta``, ``(N, k)``.
+        delta: Where, ``(n,)``.
+        most: Rows.
+        seed: Chooses among them.
+
+    Returns:
+        ``(m, n)``, ``m <= most``, in the network's precision.
+    """
+    samples, cotangents = _roots(chance)
+    share = 1.0
+    if len(samples) > most:
+        pick = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        share, samples, cotangents = most / len(samples), samples[pick], cotangents[pick]
+    return sample_rows(engine, inputs, samples, cotangents, delta) / share**0.5
 
 
 def _roots(chance: Tensor) -> tuple[Tensor, Tensor]:

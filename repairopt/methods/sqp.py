@@ -81,7 +81,7 @@ class SQP:
             raise SpecificationError(f"method SQP: confidence={self.confidence}; expected above 0.5 and below 1.")
         if self.folds < 2:
             raise SpecificationError(f"method SQP: folds={self.folds}; expected 2 or more.")
-        buffers = list(self._buffers().values())
+        buffers = list(self.named_buffers().values())
         if any(not buffer >= 0 for buffer in buffers) or not self.damping > 0 or self.max_steps < 1:
             raise SpecificationError("method SQP: a buffer must not be negative; damping, max_steps above 0.")
 
@@ -92,7 +92,7 @@ class SQP:
             found = run_confidently(task, self.surroundings, self.minimize, **options)
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers)
-        return self.minimize(task, self.surroundings(task, self._buffers()))
+        return self.minimize(task, self.surroundings(task, self.named_buffers()))
 
     def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
         """By quadratic programs where their Hessian is small, else matrix-free."""
@@ -101,7 +101,8 @@ class SQP:
             return run_augmented(task, around, self, start)
         return run_sequence(task, around, self, start)
 
-    def _buffers(self) -> dict[str, float]:
+    def named_buffers(self) -> dict[str, float]:
+        """What the user wants taken off the limits, by name; ``""`` for all."""
         if self.buffer is None:
             return {}
         return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}

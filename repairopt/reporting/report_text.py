@@ -10,6 +10,7 @@ from repairopt.verify import Check, LabelCounts, Measure
 
 WIDTH = 96
 NAME = 40
+LOST_RECALL = 0.05  # of a class, above which the text warns
 MOST_CLASSES = 4  # up to which the text gives the recall of each; to_dict() always does
 
 
@@ -25,7 +26,7 @@ def report_text(report: Any) -> str:
     lines += _measure_lines(v.measures)
     lines += _label_lines(v.labels)
     lines += _check_lines(v.checks)
-    lines += ["", *_how(report), *_believe(report), *_time(report)]
+    lines += ["", *_new_data(report), *_how(report), *_believe(report), *_time(report)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -43,6 +44,7 @@ def _caveats(report: Any) -> list[str]:
     if report.verification.constant:
         found.append("The network gives every input the same label; that is never counted as a repair.")
     found += list(report.notes)
+    found += _lost_classes(report.verification.labels)
     if report.gave_way:
         shown = "; ".join(str(source) for source in report.gave_way[:3])
         more = f" and {len(report.gave_way) - 3} more" if len(report.gave_way) > 3 else ""
@@ -51,6 +53,35 @@ def _caveats(report: Any) -> list[str]:
     for text in found:
         out += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
     return out
+
+
+def _lost_classes(labels: tuple[LabelCounts, ...]) -> list[str]:
+    """A warning where a bound was met by giving up a class."""
+    counts = next((c for c in labels if not c.held_out), None)
+    lost = {k: (b, a) for k, (b, a) in (counts.recall if counts else {}).items() if b - a > LOST_RECALL}
+    if not lost:
+        return []
+    worst = max(lost, key=lambda k: lost[k][0] - lost[k][1])
+    before, after = lost[worst]
+    return [
+        f"Recall of class {worst} fell from {before:.3f} to {after:.3f}. If that is too much, bound it, for example "
+        f"with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
+    ]
+
+
+def _new_data(report: Any) -> list[str]:
+    """Claims about new data, what was taken off the bounds for them, and what the bounds cost."""
+    lines = []
+    for claim in report.claims:
+        lines += textwrap.wrap(f"new data: {claim}", WIDTH, subsequent_indent="  ")
+    buffers = [f"{_number(size)} off '{name}'" for name, size in report.buffers.items() if size > 0]
+    if buffers:
+        lines += textwrap.wrap(f"buffers for new data: {', '.join(buffers)}", WIDTH, subsequent_indent="  ")
+    prices = [f"'{name}' {_number(0.01 * price)}" for name, price in report.prices.items() if price > 0]
+    if prices:
+        text = f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}"
+        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return [*lines, ""] if lines else []
 
 
 def _heads() -> str:
