@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_files import Record
-from frontier_statistics import changes, curve, error, mean, values
+from frontier_statistics import changes, curve, error, front_of, mean, values
 from frontier_tables import OURS, REFERENCE, SWEEPS, rows_of
 
 PANELS = ("gender, parity", "gender, sampled", "race, parity", "age bands, parity", "bank age, sampled")
@@ -55,12 +55,13 @@ def panel(axis: Any, records: Sequence[Record], case: str) -> None:
     for name in (REFERENCE, *SWEEPS):
         points = [(gap, change) for gap, change, _ in curve(own, case, name) if change >= LOWEST]
         if points:
-            style = "-" if name == REFERENCE else ":"
-            axis.plot(*zip(*points, strict=True), style, color=COLORS[name], marker=".", markersize=4, label=name)
+            front = front_of(points)
+            axis.plot(*zip(*front, strict=True), "-" if name == REFERENCE else "--", color=COLORS[name], label=name)
+            axis.plot(*zip(*points, strict=True), ".", color=COLORS[name], markersize=4)
             lowest = min(lowest, *(change for _, change in points))
     axis.plot(mean(values(own, "gap before")), 0.0, "k*", markersize=10, label="original network")
-    others = [m for m in dict.fromkeys(r["method"] for r in own) if m not in COLORS]
-    look = COLORS | {m: OTHERS[i % len(OTHERS)] for i, m in enumerate(others)}
+    others = [m for m in dict.fromkeys(r["method"] for r in records) if m not in COLORS]
+    look = COLORS | {m: OTHERS[i % len(OTHERS)] for i, m in enumerate(others)}  # the same in all panels
     for _, method, _, runs in rows_of(own, [case], [m for m in look if m not in (*SWEEPS, REFERENCE)]):
         x, y = values(runs, "gap after"), changes(runs)
         if mean(y) >= LOWEST:

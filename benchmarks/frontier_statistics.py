@@ -61,13 +61,19 @@ def in_hindsight(points: Sequence[tuple[float, float, str]], gap: float, before:
     The original network stands at the end of the front. Generous: it is chosen by the held-out figures themselves, and
     what lies between two settings has not been run. NaN where no setting reaches the gap.
     """
-    front: list[tuple[float, float]] = []
-    for at, change in sorted([(at, change) for at, change, _ in points] + [(before, 0.0)]):
-        if not front or change > front[-1][1]:
-            front.append((at, change))
+    front = front_of([(at, change) for at, change, _ in points] + [(before, 0.0)])
     if not points or gap < front[0][0]:
         return math.nan
     return float(np.interp(gap, [at for at, _ in front], [change for _, change in front]))
+
+
+def front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of which none with a smaller gap is as accurate, by gap."""
+    front: list[tuple[float, float]] = []
+    for at, change in sorted(points):
+        if not front or change > front[-1][1]:
+            front.append((at, change))
+    return front
 
 
 def markdown(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
