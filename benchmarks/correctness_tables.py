@@ -14,6 +14,7 @@ COLUMNS = ("repair rate", "shifted accuracy", "clean accuracy", "negative flips"
 KEYS = ("repair rate", "shifted accuracy", "clean accuracy", "flips")
 OURS = ("SQP, all errors", "SQP, typed error rate", "SQP at 95 %, typed error rate")
 TUNED = ("L-BFGS", "Adam")
+ALL_LAYERS = "Adam, all layers, no sweep"
 Check = tuple[str, Callable[[Record], float]]
 BARS: dict[str, tuple[str, tuple[Check, ...]]] = {  # by how much a run falls short; not at all where negative
     SOFT: (
@@ -40,7 +41,7 @@ def report(records: Sequence[Record], samples: Sequence[Record]) -> str:
     before = [mean(values(records, f"{key} accuracy before")) if records else math.nan for key in ("shifted", "clean")]
     lines = [HEADER.format(splits=splits, seconds=seconds, shifted=before[0], clean=before[1])]
     if records:
-        lines += [bars_table(records), *(mode_table(records, mode) for mode in BARS)]
+        lines += [bars_table(records), against_table(records), *(mode_table(records, mode) for mode in BARS)]
     if samples:
         lines.append(samples_table(samples))
     return "\n\n".join([*lines, "## Reading", *reading(records, samples)]) + "\n"
@@ -95,6 +96,21 @@ def mode_table(records: Sequence[Record], mode: str) -> str:
     runs = {method: runs_of(records, mode, method) for method in methods}
     body = [[method, *cells(own), seconds_of(own)] for method, own in runs.items()]
     return markdown(f"Mode: {mode}", head, body)
+
+
+def against_table(records: Sequence[Record]) -> str:
+    """The library less each tuned peer, split by split."""
+    head = ["mode", "method", "less", "repair rate", "shifted accuracy", "clean accuracy", "negative flips"]
+    body = []
+    for mode in BARS:
+        for method in OURS:
+            for peer in (*TUNED, ALL_LAYERS):
+                ours, theirs = ({r["split"]: r for r in runs_of(records, mode, name)} for name in (method, peer))
+                both = sorted(set(ours) & set(theirs))
+                if both:
+                    cells = [spread([ours[s][key] - theirs[s][key] for s in both], "+.4f") for key in KEYS]
+                    body.append([mode, method, peer, *cells])
+    return markdown("Against tuned fine-tuning: differences", head, body)
 
 
 def samples_table(samples: Sequence[Record]) -> str:
