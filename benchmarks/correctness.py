@@ -29,6 +29,7 @@ from correctness_peers import (
     FLIPS,
     HARD,
     SOFT,
+    SWEEP,
     Sweep,
     Tried,
     choose,
@@ -45,7 +46,7 @@ from repairopt import SQP, Bound, ErrorRate, FlipRate, KeepLabels, solve_repair
 SHIFTED = 0.927  # accuracy on shifted inputs that the soft mode is asked for
 MARGIN = 1.0  # logits by which kept samples must lead, in the hard mode
 MODES = (SOFT, CONSERVATIVE, HARD)
-TEXT = ("mode", "method", "statement")
+TEXT = ("mode", "method", "setting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,11 @@ def tuned(sweep: Sweep) -> Method:
             extra = {"keep": keep, "decay": decay, "rate": rate, "stop": best.stop}
             extra["seconds of one run"] = sum(each) / len(each)
             yield Run(mode, found.layer, sum(each) + choice + found.seconds, extra=extra)
+        for each_setting in sweep.settings():
+            for tried in tune(given.layer, given.here, sweep, each_setting):
+                keep, decay, _ = tried.setting
+                text = f"keep {keep:g}, decay {decay:g}, {tried.stop} steps"
+                yield Run(SWEEP, tried.layer, tried.seconds, extra={"setting": text})
 
     return run
 
@@ -209,7 +215,8 @@ def measured(given: Setting, name: str, method: Method) -> Iterator[Record]:
             images, others = split_digits(given.split, given.share)
             after, here = (outcome(given.model, run.network, data) for data in (others, images))
         record = {"split": given.split, "mode": run.mode, "method": name, "cpu seconds": run.seconds}
-        record |= {"seconds of the features": given.seconds, "flipped here": here["flipped"]} | run.extra
+        record |= {"setting": "", "seconds of the features": given.seconds, "flipped here": here["flipped"]}
+        record |= run.extra
         record |= {f"{key} before": value for key, value in before.items() if "accuracy" in key}
         yield record | after
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 BATCH = 512  # samples of each kind in a step of Adam
 SOFT, CONSERVATIVE, HARD = "soft", "conservative", "hard"
+SWEEP = "sweep"  # in place of a mode: every setting, fitted on the whole half
 CLEAN, FLIPS = 0.986, 0.004  # what the soft and the conservative mode must keep
 
 

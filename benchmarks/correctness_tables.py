@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from benchmark_files import Record
-from correctness_peers import CLEAN, CONSERVATIVE, FLIPS, HARD, SOFT
+from correctness_peers import CLEAN, CONSERVATIVE, FLIPS, HARD, SOFT, SWEEP
 from frontier_statistics import NONE, error, markdown, mean, spread, values
 
 COLUMNS = ("repair rate", "shifted accuracy", "clean accuracy", "negative flips", "guard flips")
@@ -42,6 +42,8 @@ def report(records: Sequence[Record], samples: Sequence[Record]) -> str:
     lines = [HEADER.format(splits=splits, seconds=seconds, shifted=before[0], clean=before[1])]
     if records:
         lines += [bars_table(records), against_table(records), *(mode_table(records, mode) for mode in BARS)]
+    if any(record["mode"] == SWEEP for record in records):
+        lines.append(sweep_table(records))
     if samples:
         lines.append(samples_table(samples))
     return "\n\n".join([*lines, "## Reading", *reading(records, samples)]) + "\n"
@@ -111,6 +113,16 @@ def against_table(records: Sequence[Record]) -> str:
                     cells = [spread([ours[s][key] - theirs[s][key] for s in both], "+.4f") for key in KEYS]
                     body.append([mode, method, peer, *cells])
     return markdown("Against tuned fine-tuning: differences", head, body)
+
+
+def sweep_table(records: Sequence[Record]) -> str:
+    """Every setting of the sweeps: what the best choice could have been."""
+    body = []
+    own = [r for r in records if r["mode"] == SWEEP]
+    for method, setting in dict.fromkeys((r["method"], r["setting"]) for r in own):
+        runs = [r for r in own if (r["method"], r["setting"]) == (method, setting)]
+        body.append([method, setting, *cells(runs), seconds_of(runs)])
+    return markdown("Sweeps: every setting", ["method", "setting", *COLUMNS, "CPU s"], body)
 
 
 def samples_table(samples: Sequence[Record]) -> str:
