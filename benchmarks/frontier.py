@@ -59,19 +59,24 @@ NAN = float("nan")
 
 
 def sqp(weights: str, confidence: float | None = None) -> Method:
-    """The library's method: one call for each bound."""
+    """The library's method: one call for each bound.
+
+    With a confidence it is told on how many rows the bounds will be measured, by way of the held-out data.
+    """
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
-        method = SQP() if confidence is None and case.confident else SQP(confidence=confidence)
+        other = case.halves(split)[1]
         for typed in case.targets:
+            held_out = [] if confidence is None else [other.goal(typed), *other.bounds()]
             started = time.process_time()
             repair = solve_repair(
                 case.task.network,
                 part.goal(typed),
                 part.bounds(),
                 data=(part.rows, part.labels),
+                held_out=held_out,
                 weights=case.weights if weights == "chosen" else weights,
-                method=method,
+                method=SQP(confidence=confidence),
                 seed=split,
             )
             seconds = time.process_time() - started

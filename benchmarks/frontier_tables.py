@@ -250,13 +250,14 @@ def reading(records: Sequence[Record]) -> list[str]:
 
 HEADER = """# Typed bounds on fairness
 
-Made by `python benchmarks/frontier.py`; every run in `frontier.csv`. Networks and data of the AutoRIC paper. Fitted on
-one half of the rows (and of the sampled inputs), all figures from the other half; means over the splits with standard
-errors, where the two directions of a division count as one draw ({counts}). One thread; CPU seconds of the call, for a
-sweep those of all its runs and the choice. "Sampled" is the gap on the published sample sets, "parity" the gap on real
-rows, "odds" the equalized odds difference, "recall" that of the rare class. Targets of race and age bands are half of
-the gap that the repair half had. SQP runs with `confidence=None` where means are judged, and with `confidence=0.95`
-where a bound has to hold on new data.
+Made by `python benchmarks/frontier.py`; every run in `frontier.csv`. Networks and data of the AutoRIC paper. Fitted
+on one half of the rows (and of the sampled inputs), all figures from the other half; means over the splits with
+standard errors, where the two directions of a division count as one draw ({counts}). One thread; CPU seconds of the
+call, for a sweep those of all its runs and the choice. "Sampled" is the gap on the published sample sets, "parity"
+the gap on real rows, "odds" the equalized odds difference, "recall" that of the rare class. Targets of race and age
+bands are half of the gap that the repair half had. SQP runs with `confidence=None` where means are judged, and with
+`confidence=0.95` where a bound has to hold on new data; there the call is given the held-out half, of which it reads
+the number of rows for its buffers, and the rest for its report, whose time counts.
 
 A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10
 and 30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most
