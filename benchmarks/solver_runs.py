@@ -172,8 +172,8 @@ def ended(by: int, text: str) -> Record:
     return {"status": "crashed", "message": (text.strip().splitlines() or [""])[-1][:200]}
 
 
-def measure_all(chosen: list[Instance], log: Callable[[str], None]) -> list[Record]:
-    """All instances; what was too slow for one is not tried on those of its family that are at least as large."""
+def measure_all(chosen: list[Instance], log: Callable[[str], None], only: set[str] | None = None) -> list[Record]:
+    """All instances, by all ways or some; what was too slow is not tried on larger ones of the family."""
     found: list[Record] = []
     late: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for instance in chosen:
@@ -183,6 +183,8 @@ def measure_all(chosen: list[Instance], log: Callable[[str], None]) -> list[Reco
             for (family, way), sizes in late.items()
             if family == instance.family and any(n >= size[0] and m >= size[1] for size in sizes)
         }
+        if only:
+            skipped |= set(ways(instance.kind, instance.build())) - only
         records = measure(instance, skipped)
         for record in records:
             if record["status"] in (LATE, "hung") and instance.size:

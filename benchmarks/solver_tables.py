@@ -177,8 +177,9 @@ def verdict(default: Cell | None, best: Sequence[Cell]) -> str:
         return "no way is right" if default is not None and not default.right else NONE
     if not default.right:
         return "**fails**"
-    ratio = default.seconds / least
-    return NONE if ratio <= CLOSE or default.seconds - least <= TICK else f"**{ratio:.1f}**"
+    if default.seconds - least <= TICK or default.seconds <= CLOSE * least:
+        return NONE
+    return f"**{default.seconds / max(least, TICK):.1f}**"
 
 
 # -------------------------------------------------------------------- the other parts

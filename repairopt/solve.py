@@ -40,6 +40,8 @@ __all__ = [
     "solve",
 ]
 
+FEW_AT_ALL = 100_000  # entries up to which a working set never pays, however many rows there are
+
 
 def solve(
     program: Program,
@@ -104,8 +106,9 @@ def _plan(program: Program, first: Any, others: bool) -> Iterator[tuple[Any, boo
 
 def _pays_by_rows(program: Program) -> bool:
     """Whether a working set of rows beats all rows at once; measured by ``benchmarks/solvers.py``."""
+    size, many = program.m * program.n, program.m / max(1, program.n)
     dense = not hasattr(program.matrix, "tocsr")
-    return dense and program.integer is None and program.m > 5 * program.n and program.m * program.n > FEW
+    return dense and program.integer is None and (many > 5 and size > FEW or many > 100 and size > FEW_AT_ALL)
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,11 @@ class _Tries:
         """A working set of the rows; all rows at once follow where that ends in trouble."""
         program, limit = self.program, self.settings.time_left()
         head = replace(program, matrix=None, lower=np.zeros(0), upper=np.zeros(0), sources=())
+        rows = DenseRows(program.matrix, program.lower, program.upper)
+        structured = program.hessian is not None and not isinstance(program.hessian, np.ndarray)
+        way = "daqp" if structured and "daqp" in available_solvers() else None  # measured: few rows, no dense factor
         try:
-            answer = solve_working_set(head, DenseRows(program.matrix, program.lower, program.upper), time_limit=limit)
+            answer = solve_working_set(head, rows, solver=way, time_limit=limit)
         except SolverError as error:
             self.error = error
             return

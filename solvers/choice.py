@@ -16,6 +16,7 @@ from repairopt.program import Kind, Program
 
 NEVER = float("inf")
 LARGE = 100_000  # places in a matrix from which on its storage decides
+WIDE = 0.1  # rows over variables up to which rows are few
 SPARSE = 0.1  # share of stored entries up to which a matrix in sparse storage counts as sparse
 
 
@@ -29,6 +30,7 @@ class Rule:
         variables: Most variables that the line speaks of.
         sparse: Whether the line is for sparse matrices only, see ``SPARSE``.
         low_rank: Whether the line is for Hessians given as a diagonal and a factor only.
+        few_rows: Whether the line is for programs with far fewer rows than variables only, see ``WIDE``.
         because: What was measured.
     """
 
@@ -37,6 +39,7 @@ class Rule:
     variables: float = NEVER
     sparse: bool = False
     low_rank: bool = False
+    few_rows: bool = False
     because: str = ""
 
     def fits(self, program: Program) -> bool:
@@ -46,17 +49,21 @@ class Rule:
             and program.n <= self.variables
             and (not self.sparse or is_sparse(program))
             and (not self.low_rank or not (program.hessian is None or isinstance(program.hessian, np.ndarray)))
+            and (not self.few_rows or program.m <= WIDE * program.n)
         )
 
 
 TABLE = (
+    Rule(Kind.LP, ("piqp", "highs", "clarabel", "scipy", "daqp"), 5000, sparse=True, because="uses sparsity"),
     Rule(Kind.LP, ("highs", "piqp", "clarabel", "scipy", "daqp"), sparse=True, because="simplex uses sparsity"),
     Rule(Kind.LP, ("daqp", "piqp", "highs", "clarabel", "scipy", "woodbury", "scip"), 300, because="fastest up to 300"),
+    Rule(Kind.LP, ("highs", "scipy", "piqp", "clarabel"), few_rows=True, because="few pivots; others factor n x n"),
     Rule(Kind.LP, ("piqp", "highs", "clarabel", "scipy", "daqp", "woodbury"), 5000, because="fastest above 300"),
     Rule(Kind.LP, ("highs", "piqp", "scipy", "woodbury"), because="PIQP's dense (n, n) matrix grows too large"),
     Rule(Kind.QP, ("daqp", "piqp", "clarabel", "proxqp", "osqp", "woodbury", "scip"), 60, because="fastest up to 60"),
+    Rule(Kind.QP, ("daqp", "piqp", "woodbury", "clarabel"), 300, low_rank=True, because="fastest up to 300"),
+    Rule(Kind.QP, ("woodbury", "daqp", "piqp", "clarabel"), low_rank=True, because="no n x n matrix is built"),
     Rule(Kind.QP, ("piqp", "clarabel", "proxqp", "daqp", "osqp", "woodbury", "scip"), 5000, because="fastest above 60"),
-    Rule(Kind.QP, ("woodbury", "piqp", "clarabel", "osqp"), low_rank=True, because="no dense Hessian is built"),
     Rule(Kind.QP, ("piqp", "clarabel", "osqp", "woodbury"), because="no other takes a dense Hessian of that size"),
     Rule(Kind.MILP, ("highs", "scip", "scipy"), because="fastest open one"),
     Rule(Kind.MIQP, ("scip",), because="the only open one that proves its bound"),
@@ -83,5 +90,6 @@ def described() -> Iterator[tuple[str, str, str]]:
     for rule in TABLE:
         parts = ["sparse"] if rule.sparse else []
         parts += ["low-rank Hessian"] if rule.low_rank else []
+        parts += ["at most a tenth as many rows as variables"] if rule.few_rows else []
         parts += [] if rule.variables == NEVER else [f"up to {rule.variables:,.0f} variables"]
         yield str(rule.kind), ", ".join(parts) or "any other", ", ".join(rule.order)

@@ -63,8 +63,8 @@ STAGES = [
     ("a repair in progress", "methods.task methods.subtask"),
     (
         "typed bounds: limits, objectives, points, steps, the filter, the sequence",
-        "methods.cross_entropy sqp.limits sqp.objectives sqp.filter sqp.points sqp.step sqp.sequence sqp.augmented "
-        "sqp.confident",
+        "methods.cross_entropy sqp.limits sqp.expected_gain sqp.objectives sqp.filter sqp.points sqp.step sqp.sequence "
+        "sqp.augmented sqp.confident",
     ),
     (
         "the methods: loops over model, rows, program, solve, judge",
@@ -72,7 +72,7 @@ STAGES = [
         "methods.grid_repair",
     ),
     ("what was done and what came of it", "reporting.report_text report"),
-    ("the beginning and the end of every repair", "prepare conclude"),
+    ("the beginning and the end of every repair", "prepare choose_weights conclude"),
     ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
     (
         "a repair as a file: apply, revert, stack, export, log",

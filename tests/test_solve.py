@@ -53,7 +53,7 @@ def test_available_solvers_by_kind():
 
 @pytest.mark.parametrize(
     ("n", "quadratic", "name"),
-    [(3, False, "daqp"), (300, False, "daqp"), (301, False, "piqp"), (5001, False, "highs")]
+    [(3, False, "daqp"), (300, False, "daqp"), (301, False, "highs"), (5001, False, "highs")]
     + [(60, True, "daqp"), (61, True, "piqp"), (1000, True, "piqp")],
 )
 def test_default_by_kind_and_size(n, quadratic, name):
@@ -65,10 +65,13 @@ def test_default_by_density_and_structure():
     from scipy import sparse
 
     rows = sparse.random(1000, 200, density=0.02, format="csr", rng=0)
-    assert find_solver(Program(gradient=np.ones(200), matrix=rows)).name == "highs"
+    assert find_solver(Program(gradient=np.ones(200), matrix=rows)).name == "piqp"
+    assert find_solver(Program(gradient=np.ones(400), matrix=np.ones((400, 400)))).name == "piqp"
     assert find_solver(Program(gradient=np.ones(200), matrix=rows.toarray())).name == "daqp"
     wide = LowRankHessian(np.ones(6000), np.ones((6000, 1)))
     assert find_solver(Program(gradient=np.ones(6000), hessian=wide)).name == "woodbury"
+    thin = LowRankHessian(np.ones(400), np.ones((400, 1)))
+    assert find_solver(Program(gradient=np.ones(400), hessian=thin)).name == "woodbury"
 
 
 def test_the_table_of_choices_is_the_one_in_the_documentation():
