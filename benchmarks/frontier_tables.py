@@ -262,8 +262,8 @@ the number of rows for its buffers, and the rest for its report, whose time coun
 A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10
 and 30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most
 accurate network that meets all bounds there (with the upper end of its interval, where a bound has to hold on new
-data), and fits anew on the whole half with that setting. "In hindsight" is the front of all its settings in the held-
-out means: an upper limit of any choice. Everything is loaded before it is timed.
+data), and fits anew on the whole half with that setting. "In hindsight" is the front of all its settings in the
+held-out means: an upper limit of any choice. Everything is loaded before it is timed.
 
 ![accuracy against gap](frontier.png)"""
 
