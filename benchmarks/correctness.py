@@ -281,6 +281,7 @@ def main() -> None:
         for found in run_all(names, settings, *((1, 0.2) if options.quick else (options.splits, 1.0))):
             records += found
             write_csv(records, paths[0])
+        records = read_csv(paths[0], TEXT)  # as it will be read again
     if "samples" in parts:
         samples = measure_samples(quick=options.quick)
         write_csv(samples, paths[1])
