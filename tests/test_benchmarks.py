@@ -15,9 +15,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 
 
-def printed(script: str, data_dir: Path, out: Path) -> dict[str, list[list[str]]]:
+def printed(script: str, data_dir: Path, out: Path, how: str = "--quick") -> dict[str, list[list[str]]]:
     """The rows of each table that a quick run prints, by the table's title."""
-    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--out", str(out)]
+    command = [sys.executable, str(BENCHMARKS / script), how, "--out", str(out)]
     environment = {**os.environ, "REPAIROPT_DATA": str(data_dir)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -117,3 +117,96 @@ def test_solvers_are_held_to_the_best_bound():
     assert [way for way, one in found.items() if one.right] == ["good"]
     assert [way for way, one in found.items() if one.wrong] == ["far", "outside", "gone"]
     assert found["far"].seconds == math.inf
+
+
+def test_frontier(data_dir, tmp_path):
+    for library in ("fairlearn", "aif360", "matplotlib"):
+        pytest.importorskip(library)
+    tables = printed("frontier.py", data_dir, tmp_path)
+    head, *bars = tables["Bars"]
+    assert {row[2] for row in bars} >= {
+        "SQP, chosen weights",
+        "SQP, automatic weights",
+        "SQP at 95 %, chosen weights",
+        "Adam + penalty, all weights",
+    }
+    verdict = head.index("verdict")
+    assert all(row[verdict] == "met" or row[verdict].startswith("**missed: ") for row in bars)
+    parity = {row[0] for row in tables["Case: gender, parity"][1:]}
+    for peer in (
+        "Adam + penalty, same weights",
+        "L-BFGS + penalty, all weights",
+        "fairlearn ThresholdOptimizer, parity",
+        "fairlearn ExponentiatedGradient, this network",
+        "AIF360 Reweighing + fine-tuning",
+        "thresholds by group",
+    ):
+        assert peer in parity
+    assert "fairlearn ThresholdOptimizer, odds" in {row[0] for row in tables["Case: gender, parity and odds"][1:]}
+    for head, *rows in tables.values():
+        assert all(len(row) == len(head) for row in rows)
+    assert "## Reading" in (tmp_path / "frontier.md").read_text()
+    assert (tmp_path / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    runs = (tmp_path / "frontier.csv").read_text()
+    again = printed("frontier.py", data_dir, tmp_path, "--read")
+    assert again == tables
+    assert (tmp_path / "frontier.csv").read_text() == runs
+
+
+def test_correctness(data_dir, tmp_path):
+    tables = printed("correctness.py", data_dir, tmp_path)
+    assert {row[0] for row in tables["Bars"][1:]} == {"soft", "conservative", "hard"}
+    for mode in ("soft", "conservative", "hard"):
+        rows = {row[0]: row for row in tables[f"Mode: {mode}"][1:]}
+        for method in ("SQP, all errors", "SQP, typed error rate", "L-BFGS", "Adam without keep data"):
+            assert float(rows[method][1].split()[0]) > 0.1  # repairs something on new data
+    hard = {row[0]: row for row in tables["Mode: hard"][1:]}
+    assert float(hard["SQP, all errors"][5]) == 0.0  # no flip among the samples to keep
+    sizes = next(rows for title, rows in tables.items() if title.startswith("Samples"))
+    assert {row[0] for row in sizes[1:]} == {"1,000", "4,000", "slope of log time"}
+    for head, *rows in tables.values():
+        assert all(len(row) == len(head) for row in rows)
+    assert "## Reading" in (tmp_path / "correctness.md").read_text()
+
+
+def test_a_bar_is_met_only_where_every_part_of_it_is():
+    """A gap that is too wide, an accuracy too low or a time too long each miss the bar, and are named."""
+    pytest.importorskip("sklearn")
+    sys.path.insert(0, str(BENCHMARKS))
+    from frontier_tables import Bar, all_met
+
+    run = {"case": "gender", "target": 0.05, "gap before": 0.15, "gap after": 0.04, "cpu seconds": 0.2}
+    run |= {"accuracy before": 0.84, "accuracy after": 0.839}
+    bar = Bar("gender", 0.05, gap=0.05, points=0.15, seconds=0.25)
+    assert bar.verdict([run, run]) == "met"
+    assert bar.verdict([run | {"gap after": 0.051}] * 2) == "**missed: gap**"
+    assert bar.verdict([run | {"accuracy after": 0.838, "cpu seconds": 0.3}] * 2) == "**missed: accuracy, seconds**"
+    near = [run | {"gap after": gap} for gap in (0.03, 0.03, 0.075, 0.075)]
+    assert bar.verdict(near) == "**missed: gap (within its error)**"
+    assert all_met(run)
+    assert not all_met(run | {"gap after": 0.06})
+    odds = run | {"case": "gender, parity and odds", "odds before": 0.08}
+    assert all_met(odds | {"odds after": 0.08})
+    assert not all_met(odds | {"odds after": 0.09})
+
+
+def test_thresholds_by_group_are_the_best_of_all():
+    """The search agrees with trying every pair of thresholds on a few rows."""
+    pytest.importorskip("sklearn")
+    sys.path.insert(0, str(BENCHMARKS))
+    import numpy as np
+    from frontier_libraries import best_rates
+
+    draw = np.random.default_rng(0)
+    score, right, groups = draw.normal(size=40), draw.random(40) < 0.3, np.repeat([0, 1], 20)
+    best = -math.inf
+    for a in [*score[:20], math.inf]:
+        for b in [*score[20:], math.inf]:
+            answer = score >= np.where(groups == 0, a, b)
+            gap = abs(answer[:20].mean() - answer[20:].mean())
+            if gap <= 0.1 and max(answer[:20].mean(), answer[20:].mean()) < 0.6:
+                best = max(best, (answer == right).mean())
+    cuts = best_rates(score, right, groups, [0.1])[0]
+    answer = score >= np.where(groups == 0, cuts[0], cuts[1])
+    assert abs(answer[:20].mean() - answer[20:].mean()) <= 0.1
+    assert (answer == right).mean() == pytest.approx(best)

@@ -1,0 +1,31 @@
+"""Records to and from CSV files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """One line a record, numbers to six figures."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        for record in records:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+
+
+def read_csv(path: Path, text: Sequence[str]) -> list[Record]:
+    """Records as :func:`write_csv` wrote them; ``text`` columns as they are, else numbers, without the empty ones."""
+
+    def value(cell: str) -> float | int:
+        return int(cell) if cell.lstrip("-").isdigit() else float(cell)
+
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: cell if k in text else value(cell) for k, cell in row.items() if cell or k in text} for row in rows]
