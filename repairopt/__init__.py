@@ -2,88 +2,11 @@
 
 State what must become true (a goal with a target) and what must stay true (constraints); :func:`solve_repair` finds a
 small weight change, applies it to a copy of the model, and verifies the true network, on repair data and held-out data.
+
+The names of the package, in ``__init__.pyi``, are imported when they are first used, so that the command line answers
+before torch is loaded, and ``repairopt verify`` runs without the code that solves.
 """
 
-from .conclude import Repair
-from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
-from .errors import (
-    ModelError,
-    ProgramError,
-    RepairError,
-    RepairFailedError,
-    SolverError,
-    SolverNotFoundError,
-    SpecificationError,
-    UnsupportedError,
-)
-from .formulate import RepairProgram, formulate_repair
-from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
-from .localize import Location
-from .methods.autoric import Bisection, Incremental, OneShot
-from .methods.grid_repair import OnGrid
-from .methods.sequential import Sequential
-from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
-from .methods.sqp import SQP
-from .pipeline import solve_repair
-from .program import Kind, Program
-from .properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
-from .report import Report, Verdict
-from .select_rows import Strictest
-from .solve import Solution, Status, available_solvers
-from .specify import Constraint, Property, Specification
-from .surrogate import SurrogateSettings
+import lazy_loader
 
-__all__ = [
-    "SQP",
-    "CARE",
-    "AccuracyDrop",
-    "AtMostBroken",
-    "Bisection",
-    "Bound",
-    "ChangeLimit",
-    "Constraint",
-    "ErrorRate",
-    "FewWeights",
-    "FixLabels",
-    "FlipRate",
-    "Gradient",
-    "GroupGap",
-    "Incremental",
-    "Inputs",
-    "KeepLabels",
-    "KeepOutputs",
-    "Kind",
-    "Layers",
-    "LinearRows",
-    "Location",
-    "MissRate",
-    "ModelError",
-    "MostFixed",
-    "Neurons",
-    "OnGrid",
-    "OddsGap",
-    "OneShot",
-    "OutputBounds",
-    "Program",
-    "ProgramError",
-    "Property",
-    "Repair",
-    "RepairError",
-    "RepairFailedError",
-    "RepairProgram",
-    "Report",
-    "Sequential",
-    "Solution",
-    "SolverError",
-    "SolverNotFoundError",
-    "Specification",
-    "SpecificationError",
-    "Status",
-    "Strictest",
-    "SurrogateSettings",
-    "UnsupportedError",
-    "Verdict",
-    "available_solvers",
-    "formulate_repair",
-    "solve_repair",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

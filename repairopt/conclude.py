@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from .evaluate import Engine, Remembering
 from .judge import Judge, Judgement
 from .linearize import anchor, margins_at
 from .methods.task import Outcome, Task
+from .pictures.collect import Subjects
 from .prepare import Prepared
-from .report import Report, Trust, Verdict, library_versions
+from .report import Report, Trust, Verdict
 from .solve import Status
 from .validity.claims import Claim, make_claim
 from .verify import Verification, verify
+from .versions import library_versions
 
 CONFIDENCE = 0.95  # of claims about held-out data
 
@@ -36,6 +39,17 @@ class Repair:
     model: nn.Module
     delta: dict[str, Tensor]
     report: Report
+
+    def to_html(self, **options: Any) -> str:
+        """The report as one HTML page, see :meth:`repairopt.Report.to_html`."""
+        return self.report.to_html(**options)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the page to a file, see :meth:`repairopt.Report.save_html`."""
+        return self.report.save_html(path, **options)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def conclude_repair(
@@ -96,6 +110,9 @@ def conclude_repair(
         notes=tuple(task.notes),
         seed=task.seed,
         versions=library_versions(),
+        subjects=Subjects(
+            prepared.model, repaired, delta, prepared.specification, prepared.forward_fn, prepared.memory_limit
+        ),
     )
     return Repair(repaired, delta, report)
 

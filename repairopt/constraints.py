@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import SpecificationError
-from .specify import Predict, Property, check_inputs, check_labels
+from .specify import Predict, Property, check_inputs, check_labelled, check_labels
 
 Array = npt.NDArray[np.float64]
 REFERENCES = ("label", "original")
@@ -23,7 +23,7 @@ class _Labels:
 
     Attributes:
         inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
         tolerance: Share of the samples that may fail all the same.
         weight: None for hard rows; a number makes the rows soft, at that price for a mean
@@ -33,7 +33,7 @@ class _Labels:
     """
 
     inputs: Any
-    labels: Any
+    labels: Any = None
     margin: float = 1e-3
     tolerance: float = 0.0
     weight: float | None = None
@@ -43,7 +43,7 @@ class _Labels:
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
+        x, y = check_labelled(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
         if not 0 <= self.tolerance <= 1:

@@ -80,3 +80,25 @@ class AuditError(RepairError, ValueError):
 
 class MissingExtraError(RepairError, ImportError):
     """An optional library is not installed. The message names the extra that brings it."""
+
+
+class LanguageError(SpecificationError):
+    """A goal or bound that is written in the language of spec files cannot be read, or does not fit the data.
+
+    Attributes:
+        text: What was written, in one line.
+        position: Of the character that the message points at, from 0.
+        reason: What is wrong with it and what is allowed.
+    """
+
+    def __init__(self, text: str, position: int, reason: str) -> None:
+        self.text, self.position, self.reason = text, position, reason
+        super().__init__(f"{reason}\n    {text}\n    {' ' * position}^")
+
+
+class SpecFileError(SpecificationError):
+    """A spec file, or a file that it names, cannot be used. The message names the file and, where known, the line."""
+
+
+class ResultError(RepairError, ValueError):
+    """The folder of a run cannot be read or written to, or what is in it does not fit together."""

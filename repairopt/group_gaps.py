@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .convert_data import is_frame
 from .errors import SpecificationError
 from .intervals import Interval, bootstrap_rates, gap_interval
 from .sample_groups import GroupSamples, observed_groups, sampled_groups
-from .specify import Predict, check_inputs, check_labels
+from .specify import Predict, check_inputs, check_labelled, check_labels
 
 LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 SCORES = ("difference", "max_difference", "kl", "jensen_shannon")
@@ -67,12 +68,12 @@ class GroupGap:
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
 
     @classmethod
-    def sampled(cls, inputs: Any, column: int, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
+    def sampled(cls, inputs: Any, column: int | str, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
         """Gap on inputs made from ``inputs`` by setting one column to each group's value.
 
         Args:
             inputs: Rows ``(N, d)`` to draw the other columns from.
-            column: The protected column.
+            column: The protected column, by position or by a frame's name.
             values: The groups' values in it; None for all values found.
             **options: ``count`` (10,000 for each group), ``rest`` (``"joint"``: same rows for each group;
                 ``"marginals"``: each other column drawn on its own; ``"conditional"``: rows of that group only),
@@ -85,12 +86,12 @@ class GroupGap:
         return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
 
     @classmethod
-    def observed(cls, inputs: Any, column: int | None = None, values: Any = None, **options: Any) -> GroupGap:
+    def observed(cls, inputs: Any, column: int | str | None = None, values: Any = None, **options: Any) -> GroupGap:
         """Gap on real rows, each in the group that its own data say.
 
         Args:
             inputs: Rows ``(N, ...)``.
-            column: Column that tells the group, or None with ``sensitive_features``.
+            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
             **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
 
@@ -281,14 +282,14 @@ class OddsGap:
 
     @classmethod
     def observed(
-        cls, inputs: Any, labels: Any, column: int | None = None, values: Any = None, **options: Any
+        cls, inputs: Any, labels: Any = None, column: int | str | None = None, values: Any = None, **options: Any
     ) -> OddsGap:
         """Gap on real labelled rows.
 
         Args:
             inputs: Rows ``(N, ...)``.
-            labels: True labels ``(N,)``.
-            column: Column that tells the group, or None with ``sensitive_features``.
+            labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
             **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
 
@@ -296,8 +297,8 @@ class OddsGap:
             The property; compares within all labels that occur unless ``given`` says which.
         """
         features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
-        x, y = check_inputs(f"'{name}'", inputs, labels, integers=True)
-        samples = observed_groups(name, x, column, values, sensitive_features=features)
+        x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
+        samples = observed_groups(name, inputs if is_frame(inputs) else x, column, values, sensitive_features=features)
         known = samples.rows if samples.rows is not None else torch.arange(len(y))
         options.setdefault("given", tuple(sorted(int(label) for label in torch.unique(y[known]))))
         return cls(samples, y[known], **{**options, "given": tuple(options["given"])})
@@ -355,7 +356,7 @@ class OddsGap:
 
     def on(self, inputs: Any, labels: Any) -> OddsGap:
         """The same gap on other rows."""
-        x, y = check_inputs(f"'{self.name}'", inputs, labels, integers=True)
+        x, y = check_labelled(f"'{self.name}'", inputs, labels, integers=True)
         samples = self.samples.again(x)
         known = samples.rows if samples.rows is not None else torch.arange(len(y))
         return replace(self, samples=samples, labels=y[known])

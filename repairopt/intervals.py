@@ -8,7 +8,8 @@ References:
     Newcombe, Interval estimation for the difference between independent proportions, 1998, method 10.
     Agresti and Min, Simple improved confidence intervals for comparing matched proportions, 2005.
     Berger, Multiparameter hypothesis testing and acceptance sampling, 1982: a limit on the largest of several gaps is
-    met with the confidence with which each of them meets it.
+    met with the confidence with which each of them meets it. The lower end of such a gap is that of the pair that shows
+    most, each with its share of the error (Bonferroni).
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def gap_interval(
     if combine == "max" or len(pairs) == 1:
         ends = [_difference(hits[[a, b]], counts[[a, b]], confidence) for a, b in pairs]
         high = max(max(abs(low), abs(high)) for low, high in ends)
+        each = 1.0 - (1.0 - confidence) / len(pairs)  # or one of many pairs would lie above 0 by chance
+        ends = [_difference(hits[[a, b]], counts[[a, b]], each) for a, b in pairs]
         low = max(max(0.0, low, -high) for low, high in ends)
         return Interval(float(sizes.max()), low, high, confidence, smallest, "score (Newcombe)")
 

@@ -71,10 +71,10 @@ def solve_repair(
             and ``value(predict)``, or a plain function of ``predict`` together with ``target``.
         constraints: What must stay true (see ``repairopt.constraints``).
         target: Overrides the goal's target.
-        data: Labelled samples ``(inputs, labels)``, or a list of such pairs, whose loss is kept small; by default those
-            of the constraints and of the goal.
-        held_out: Data that only the report sees: a pair ``(inputs, labels)``, for which goal and constraints make their
-            twins, or a list of properties and constraints.
+        data: Labelled samples ``(inputs, labels)``, a dataset or loader of pairs, or a list of these, whose loss is
+            kept small; by default those of the constraints and of the goal.
+        held_out: Data that only the report sees: a pair ``(inputs, labels)``, or a dataset or loader of pairs, for
+            which goal and constraints make their twins; or a list of properties and constraints.
         watch: Further properties to report, before and after.
         weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
             promise much (see :mod:`repairopt.choose_weights`) and validates them on a part of the rows.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .apply import by_parameter, gather_change
+from .convert_data import column_names, is_dataset, to_tensors
 from .errors import SpecificationError
 from .evaluate import Engine, ForwardFunction, Remembering
 from .judge import Judge
@@ -18,7 +19,7 @@ from .linearize import anchor, margins_at, required_margins
 from .localize import Location, localize
 from .methods.task import Round, Task
 from .solve import Solver
-from .specify import CallableProperty, Constraint, Property, Specification, check_inputs
+from .specify import CallableProperty, Constraint, Property, Specification, check_labelled
 from .surrogate import SurrogateSettings
 from .surrogates.convexify import check_way
 from .validity.rows import overlap
@@ -177,11 +178,25 @@ def _specification(goal: Any, constraints: Any, target: float | None, held_out: 
             ) from None
     spec = Specification(goal, constraints, (), watch)
     pair = isinstance(held_out, tuple | list) and len(held_out) == 2
-    if pair and not any(isinstance(item, Property | Constraint) for item in held_out):
-        inputs, labels = held_out
-        items = [spec.goal, *spec.watch, *spec.on_outputs]
-        held_out = tuple(item.on(inputs, labels) for item in items if hasattr(item, "on"))
+    if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
+        given, labels = (held_out, None) if is_dataset(held_out) else held_out
+        items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if hasattr(item, "on")]
+        _check_columns(items, given)
+        inputs, labels = to_tensors(given, labels, owner="held_out")
+        held_out = tuple(item.on(inputs, labels) for item in items)
     return replace(spec, held_out=held_out)
+
+
+def _check_columns(items: list[Any], inputs: Any) -> None:
+    """Held-out frames have the columns of the frames that groups were made from, in the same order."""
+    names = column_names(inputs)
+    for item in items:
+        own = getattr(getattr(getattr(item, "property", item), "samples", None), "columns", ())
+        if own and names and own != names:
+            raise SpecificationError(
+                f"held_out: its columns are {', '.join(names[:20])}; those of '{item.name}' are {', '.join(own[:20])}. "
+                f"Bring them into the same order, frame[columns]."
+            )
 
 
 def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
@@ -196,16 +211,20 @@ def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
 
 
 def _labelled(data: Any) -> tuple[tuple[Tensor, Tensor], ...]:
-    """``(inputs, labels)``, or a list of such pairs, checked."""
+    """``(inputs, labels)``, a dataset or loader of pairs, or a list of these, checked."""
+    if is_dataset(data):
+        return (check_labelled("data", data, None, integers=True),)
     if isinstance(data, tuple | list) and not len(data):
         return ()
     single = isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple)
     pairs = [data] if single else data
+    if isinstance(pairs, list | tuple):
+        pairs = [(one, None) if is_dataset(one) else one for one in pairs]
     if not isinstance(pairs, list | tuple) or any(not isinstance(p, tuple | list) or len(p) != 2 for p in pairs):
         raise SpecificationError(
             f"data: expected a pair (inputs, labels), or a list of such pairs; got {type(data).__name__}."
         )
-    return tuple(check_inputs("data", *pair, integers=True) for pair in pairs)
+    return tuple(check_labelled("data", *pair, integers=True) for pair in pairs)
 
 
 def _settings(surrogate: str | SurrogateSettings, seed: int) -> SurrogateSettings:

@@ -331,3 +331,32 @@ def farthest_integer_point() -> KnownProgram:
     center, mask = _array(0.3, 0.2), np.ones(2, dtype=bool)
     program = _program(center, [(-INF, [1, -1], 3)], [(-2.5, 2.4)] * 2, hessian=-np.eye(2), integer=mask)
     return KnownProgram("farthest integer point", program, Status.OPTIMAL, -5.0, _array(-2, -2), nonconvex=True)
+
+
+def loan_decisions(count: int = 4000, seed: int = 0) -> tuple[Any, Any, Any]:
+    """A network that learned from decisions on loans that favored one group: the first thing to repair.
+
+    The decision rests on the first two features; the sixth is the group, which the history favored where it is 1.
+
+    Args:
+        count: Applicants.
+        seed: Of the applicants and of the training.
+
+    Returns:
+        The trained network (torch, 6-16-8-2), features ``(count, 6)`` and past decisions ``(count,)``.
+    """
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x = torch.randn(count, 6)
+        x[:, 5] = (x[:, 5] > 0).float()
+        y = (x[:, 0] + 0.5 * x[:, 1] + 0.4 * x[:, 5] + 0.5 * torch.randn(count) > 0).long()
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(200):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.eval(), x, y

@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import SpecificationError
 from .group_gaps import GroupGap, OddsGap
 from .intervals import Interval, matched_interval, rate_interval
-from .specify import Predict, check_inputs, check_labels
+from .specify import Predict, check_labelled, check_labels
 
 __all__ = ["AccuracyDrop", "ErrorRate", "FlipRate", "GroupGap", "MissRate", "OddsGap"]
 
@@ -28,18 +28,18 @@ class ErrorRate:
 
     Attributes:
         inputs: Points ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         target: The share to reach; 0 asks for every point.
         name: What the report calls it.
     """
 
     inputs: Any
-    labels: Any
+    labels: Any = None
     target: float = 0.0
     name: str = "error rate"
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels, integers=True)
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
 
@@ -90,20 +90,20 @@ class MissRate:
 
     Attributes:
         inputs: Points ``(N, ...)``; those of other classes are ignored.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         label: The class.
         target: The share to reach.
         name: What the report calls it.
     """
 
     inputs: Any
-    labels: Any
+    labels: Any = None
     label: int = 1
     target: float = 0.0
     name: str = "miss rate"
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels, integers=True)
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
         if not bool((y == self.label).any()):
             raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")
         object.__setattr__(self, "inputs", x)
@@ -146,20 +146,20 @@ class AccuracyDrop:
 
     Attributes:
         inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         target: The largest drop, 0.01 for one point.
         name: What the report calls it.
         right: Which samples the original network gets right; set by ``anchor``.
     """
 
     inputs: Any
-    labels: Any
+    labels: Any = None
     target: float = 0.01
     name: str = "accuracy drop"
     right: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels, integers=True)
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
 
@@ -217,7 +217,7 @@ class FlipRate(AccuracyDrop):
 
     Attributes:
         inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         target: The largest share of all samples.
         name: What the report calls it.
         right: Which samples the original network gets right; set by ``anchor``.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from typing import Any
 
 from .certificates.conflict import Conflict, explain_conflict
 from .errors import RepairFailedError
 from .localize import Location
 from .methods.task import Round
+from .pictures.collect import Subjects, collect_evidence
+from .pictures.evidence import Evidence
 from .program import Program
+from .reporting.from_result import evidence_from_dict
+from .reporting.show import Shown
 from .solve import Status
 from .specify import Source
 from .surrogate import Surrogate
@@ -74,8 +77,8 @@ class Trust:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
-    """What was done and what came of it.
+class Report(Shown):
+    """What was done and what came of it; ``to_html()``, ``save_html(path)`` and ``plot_*()`` show it.
 
     Attributes:
         verdict: On the repair data and the true network.
@@ -101,6 +104,7 @@ class Report:
         notes: Anything worth knowing.
         seed: Of everything that was drawn.
         versions: Of the libraries.
+        subjects: The networks and the specification, for pictures; references only, and not pickled.
     """
 
     verdict: Verdict
@@ -125,6 +129,17 @@ class Report:
     notes: tuple[str, ...] = ()
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    subjects: Subjects | None = field(default=None, repr=False)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the pictures show; the first call runs both networks over the data of goal and constraints."""
+        if self.subjects is None:
+            return evidence_from_dict(self.to_dict())
+        return collect_evidence(self.subjects, self.verification, self.rounds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "subjects": None}
 
     def raise_if_failed(self) -> Report:
         """This report, or an exception where the verdict is not REPAIRED.
@@ -203,23 +218,13 @@ class Report:
         return report_text(self)
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _check_dict(check: Check) -> dict[str, Any]:
     return {
         "constraint": check.constraint,
         "held_out": check.held_out,
         "applied": check.applied,
         "failed": check.failed,
+        "failed_before": _failed(check),
         "allowed": check.allowed,
         "unit": check.unit,
         "soft": check.soft,
@@ -227,6 +232,13 @@ def _check_dict(check: Check) -> dict[str, Any]:
         "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
         "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
     }
+
+
+def _failed(check: Check) -> int:
+    """Samples, or rows, that fail before."""
+    fails = check.before < 0
+    by_sample = check.unit == "samples" and check.applied
+    return int(fails.reshape(check.applied, -1).any(axis=1).sum() if by_sample else fails.sum())
 
 
 def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ Both need the network itself, not only its outputs: ``predict`` must carry ``net
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -20,7 +21,7 @@ from .network.check_model import shadow
 from .propagation.certifier import Bound, Certifier
 from .propagation.counterexamples import Search, attack, attacked_radius
 from .propagation.propagate_zonotope import Slope
-from .specify import Predict, check_inputs
+from .specify import Predict, check_labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class CertifiedRadius:
 
     Attributes:
         inputs: Points ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         target: Bound on one over the radius.
         aggregate: ``"mean"`` or ``"max"`` (the least robust input) of one over the radius.
         tol: Width of the interval at which the bisection ends; a hundredth of the radius or less, for fitting.
@@ -51,8 +52,8 @@ class CertifiedRadius:
     """
 
     inputs: Any
-    labels: Any
-    target: float
+    labels: Any = None
+    target: float = 0.0
     aggregate: str = "mean"
     tol: float = 1e-3
     lower: Bound = 0.0
@@ -67,7 +68,7 @@ class CertifiedRadius:
     _last: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels)
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
         if self.aggregate not in ("mean", "max"):
@@ -154,7 +155,7 @@ class AdversarialError:
 
     Attributes:
         inputs: Points ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         radius: Of the balls.
         target: The share to reach.
         lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
@@ -164,8 +165,8 @@ class AdversarialError:
     """
 
     inputs: Any
-    labels: Any
-    radius: float
+    labels: Any = None
+    radius: float = math.nan
     target: float = 0.0
     lower: Bound = 0.0
     upper: Bound = 1.0
@@ -173,7 +174,7 @@ class AdversarialError:
     name: str = "error under attack"
 
     def __post_init__(self) -> None:
-        x, y = check_inputs(f"'{self.name}'", self.inputs, self.labels)
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
         if not self.radius >= 0:

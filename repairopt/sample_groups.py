@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .convert_data import column_names, column_position, is_frame
 from .errors import SpecificationError
 from .specify import check_inputs
 
@@ -25,6 +26,7 @@ class GroupSamples:
         paired: Whether the groups stand one after the other and differ in the protected feature alone, row by row.
         redraw: How to make the same kind of samples from other rows, or None where that is not known.
         rows: For real rows the positions among those passed, ``(M,)``; None where inputs were made.
+        columns: Names of the columns, where the rows came in a frame.
     """
 
     inputs: Tensor
@@ -33,6 +35,7 @@ class GroupSamples:
     paired: bool = False
     redraw: Callable[[Any], GroupSamples] | None = field(default=None, repr=False)
     rows: Tensor | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.member, minlength=len(self.names))
@@ -103,24 +106,26 @@ class GroupSamples:
 def sampled_groups(
     owner: str,
     inputs: Any,
-    column: int,
+    column: int | str,
     values: Sequence[float] | None = None,
     *,
     count: int = 10_000,
     rest: str = "joint",
     seed: int = 0,
+    label: str = "",
 ) -> GroupSamples:
     """Draw ``count`` inputs for each group: the protected column set, the others from their empirical distribution.
 
     Args:
         owner: Who asks, for messages.
         inputs: Rows ``(N, d)``.
-        column: The protected column.
+        column: The protected column, by position or by a frame's name.
         values: The groups' values, or None for all that occur.
         count: Inputs for each group.
         rest: ``"joint"`` draws whole rows, the same for each group; ``"marginals"`` draws each other column on its own,
             the same for each group; ``"conditional"`` draws rows of the group itself.
         seed: Of the draw.
+        label: What the column is called; None for its name, or "column" and its position.
 
     Returns:
         The samples; ``paired`` unless ``rest`` is ``"conditional"``.
@@ -128,7 +133,8 @@ def sampled_groups(
     Raises:
         SpecificationError: Unknown ``rest``, column out of range, fewer than two groups, or a group without rows.
     """
-    x, found = _protected(owner, inputs, column, values)
+    where, label = column_position(owner, inputs, column), label or _label(column)
+    x, found = _protected(owner, inputs, where, values)
     if rest not in ("joint", "marginals", "conditional"):
         raise SpecificationError(f"'{owner}': rest={rest!r}; choose from joint, marginals, conditional.")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -138,34 +144,51 @@ def sampled_groups(
     parts = []
     for value in found:
         if rest == "conditional":
-            own = (x[:, column] == value).nonzero()[:, 0]
+            own = (x[:, where] == value).nonzero()[:, 0]
             if not len(own):
-                raise SpecificationError(f"'{owner}': no row has value {value:g} in column {column}.")
+                raise SpecificationError(f"'{owner}': no row has value {value:g} in {label}.")
             parts.append(x[own[torch.randint(len(own), (count,), generator=draw)]])
             continue
         rows = x[picks[0]] if rest == "joint" else torch.stack([x[p, j] for j, p in enumerate(picks)], dim=1)
-        rows[:, column] = value
+        rows[:, where] = value
         parts.append(rows)
     return GroupSamples(
         torch.cat(parts),
         torch.arange(len(found)).repeat_interleave(count),
-        tuple(f"column {column} = {value:g}" for value in found),
+        tuple(f"{label} = {value:g}" for value in found),
         paired=rest != "conditional",
-        redraw=lambda other: sampled_groups(owner, other, column, found, count=count, rest=rest, seed=seed + 1),
+        redraw=partial(
+            _sampled_again, owner, (column, where), found, count=count, rest=rest, seed=seed + 1, label=label
+        ),
+        columns=column_names(inputs),
     )
 
 
+def _sampled_again(
+    owner: str, columns: tuple[int | str, int], values: Sequence[float], inputs: Any, **options: Any
+) -> GroupSamples:
+    """The same groups from other rows; the column by its name where they are a frame, else by its position."""
+    return sampled_groups(owner, inputs, columns[0] if is_frame(inputs) else columns[1], values, **options)
+
+
 def observed_groups(
-    owner: str, inputs: Any, column: int | None, values: Any = None, *, sensitive_features: Any = None
+    owner: str,
+    inputs: Any,
+    column: int | str | None,
+    values: Any = None,
+    *,
+    sensitive_features: Any = None,
+    label: str = "",
 ) -> GroupSamples:
     """Divide real rows into groups.
 
     Args:
         owner: Who asks, for messages.
         inputs: Rows ``(N, ...)``.
-        column: Column that tells the group, or None.
+        column: Column that tells the group, by position or by a frame's name, or None.
         values: The groups' values; rows with others are left out. None for all that occur.
         sensitive_features: The group of each row, ``(N,)``, any type, in place of ``column``.
+        label: What the column is called; None for its name, or "column" and its position.
 
     Returns:
         The samples.
@@ -176,12 +199,15 @@ def observed_groups(
     if (column is None) == (sensitive_features is None):
         raise SpecificationError(f"'{owner}': pass either column or sensitive_features, to tell each row's group.")
     if column is not None:
-        x, found = _protected(owner, inputs, column, values)
+        where, label = column_position(owner, inputs, column), label or _label(column)
+        x, found = _protected(owner, inputs, where, values)
         member = torch.full((len(x),), -1)
         for a, value in enumerate(found):
-            member[x[:, column] == value] = a
-        names = tuple(f"column {column} = {value:g}" for value in found)
-        redraw: Any = lambda other: observed_groups(owner, other, column, found)  # noqa: E731
+            member[x[:, where] == value] = a
+        names = tuple(f"{label} = {value:g}" for value in found)
+        redraw: Any = lambda other: observed_groups(  # noqa: E731
+            owner, other, column if is_frame(other) else where, found, label=label
+        )
     else:
         x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
         labels = [item.item() if hasattr(item, "item") else item for item in sensitive_features]
@@ -197,7 +223,13 @@ def observed_groups(
     if 0 in counts:
         raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
     known = member >= 0
-    return GroupSamples(x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0])
+    return GroupSamples(
+        x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0], columns=column_names(inputs)
+    )
+
+
+def _label(column: int | str) -> str:
+    return column if isinstance(column, str) else f"column {column}"
 
 
 def _protected(owner: str, inputs: Any, column: int, values: Sequence[float] | None) -> tuple[Tensor, list[float]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .convert_data import to_tensors
 from .errors import SpecificationError
 
 Predict = Callable[[Tensor], Tensor]
@@ -212,7 +213,7 @@ def check_inputs(
 
     Args:
         owner: Who asks, in the user's words, for messages.
-        inputs: Array or tensor ``(N, ...)``.
+        inputs: Array, tensor or frame ``(N, ...)``; or a dataset or loader of pairs, without labels.
         labels: Class indices ``(N,)``, or None.
         classes: Number of classes, if known.
         integers: Whether whole numbers stay as they are, for networks with embeddings; else they become float32.
@@ -223,7 +224,7 @@ def check_inputs(
     Raises:
         SpecificationError: Empty, NaN, sizes disagree, labels not whole numbers or out of range.
     """
-    x = torch.as_tensor(inputs)
+    x, labels = to_tensors(inputs, labels, owner=owner)
     if x.ndim == 0 or x.shape[0] == 0:
         raise SpecificationError(f"{owner}: no inputs, shape {tuple(x.shape)}; expected (N, ...) with N at least 1.")
     if not x.is_floating_point() and not integers:
@@ -247,6 +248,29 @@ def check_inputs(
         raise SpecificationError(f"{owner}: labels are not whole numbers; expected class indices 0, 1, ...")
     y = y.to(torch.int64)
     check_labels(owner, y, classes)
+    return x, y
+
+
+def check_labelled(owner: str, inputs: Any, labels: Any, *, integers: bool = False) -> tuple[Tensor, Tensor]:
+    """Like :func:`check_inputs` for what cannot do without labels.
+
+    Args:
+        owner: Who asks.
+        inputs: Inputs, or a dataset or loader of pairs.
+        labels: Class indices ``(N,)``; None with a dataset.
+        integers: Whether whole numbers stay as they are.
+
+    Returns:
+        ``(inputs, labels)`` as tensors.
+
+    Raises:
+        SpecificationError: No labels, or what :func:`check_inputs` refuses.
+    """
+    x, y = check_inputs(owner, inputs, labels, integers=integers)
+    if y is None:
+        raise SpecificationError(
+            f"{owner}: no labels; expected inputs and labels (N,), or a dataset or loader of pairs in place of both."
+        )
     return x, y
 
 

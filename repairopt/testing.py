@@ -1,4 +1,4 @@
-"""Conformance checks that a third party runs on its own solver or property.
+"""Checks for the tests of others: of a network against a spec, of one's own solver or property.
 
 Example:
     >>> from repairopt.solvers import HiGHS
@@ -9,13 +9,13 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import RepairError
 from .problems import KnownProgram, known_programs
@@ -28,6 +28,36 @@ VALUE_TOL = 1e-6  # of the objective, over 1 + its size
 POINT_TOL = 1e-4  # of a unique optimum; interior points end this far from a degenerate one
 KKT_TOL = 1e-5  # of stationarity and complementarity, over 1 + the size of gradient and objective
 REPEAT_TOL = 1e-9  # between two runs
+
+
+def assert_bounds(model: nn.Module | None, spec: Any, *, strict: bool = False) -> list[Any]:
+    """Check that a network meets goal and bounds of a spec, for a test that gates a change.
+
+    Measures that compare with the original network (``accuracy_drop``, ``flips``) compare with the spec's own. The
+    plug-in does the same for every goal and bound: ``pytest --repairopt-spec spec.yaml``.
+
+    Args:
+        model: The network, in any mode, not modified; None for the spec's own.
+        spec: Path of a spec file, or its content as a dict.
+        strict: Whether held-out rows decide too.
+
+    Returns:
+        The claims, with their values and intervals.
+
+    Raises:
+        AssertionError: One is not met; the message shows the table of claims.
+        SpecFileError: The spec, its model or data cannot be used.
+    """
+    from .specfile.claim_rows import all_met, claim_table, decided_by
+    from .specfile.measure import measure_claims
+    from .specfile.open_spec import open_spec
+
+    source = dict(spec) if isinstance(spec, Mapping) else spec
+    claims = measure_claims(open_spec(source), model)
+    if not all_met(claims, strict):
+        missed = [claim.text for claim in decided_by(claims, strict) if claim.met is not True]
+        raise AssertionError(f"not met: {'; '.join(missed)}\n\n{claim_table(claims)}")
+    return claims
 
 
 def check_solver(solver: Solver) -> list[str]:
@@ -244,7 +274,7 @@ def _arrays(program: Program) -> list[Any]:
 
 
 def _scalar(expect: Expect, name: str, value: Any) -> float:
-    tensor = torch.as_tensor(value)
+    tensor = torch.as_tensor(value).detach()
     expect(tensor.ndim == 0, f"{name} to be a scalar, shape ()", f"shape {tuple(tensor.shape)}")
     expect(bool(torch.isfinite(tensor)), f"{name} to be finite", tensor.item())
     return float(tensor)

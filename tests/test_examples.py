@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,40 @@ def test_a_patch_is_shipped_and_taken_back(tmp_path):
     assert found["onnx_difference"] < 1e-4
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "audit.jsonl", "gap.safetensors", "model.onnx"}
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == found["log_lines"]
+
+
+@pytest.mark.slow
+def test_a_page_is_written_and_written_again_from_its_folder(tmp_path):
+    pytest.importorskip("matplotlib", reason="the pictures need the extra 'report'")
+    picture = tmp_path / "picture.png"
+    said = run("report_page.py", "--folder", str(tmp_path / "out"), "--picture", str(picture))
+    assert "the same from the folder: True" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("report.html", "again.html", "evidence.npz", "result.json"),
+    }
+
+
+@pytest.mark.slow
+def test_a_repair_is_logged_to_whatever_tracker_is_there(tmp_path):
+    found = json.loads(run("track_repair.py", "--json", "--folder", str(tmp_path)).splitlines()[-1])
+    assert found["list"]["rounds"] > 1
+    assert found["list"]["metrics"]["repair/group gap/repair/after"] <= 0.05
+    for name in ("tensorboard", "mlflow"):
+        if find_spec(name) is None:
+            assert found[name] == "skipped: not installed"
+        else:
+            assert found[name]["files"] >= 1, name
+            assert found[name]["rounds"] == found["list"]["rounds"]
+
+
+def test_every_example_is_in_percent_format_and_run_by_a_test():
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for path in sorted(EXAMPLES.glob("*.py")):
+        if path.stem == "real_networks":  # what two of them share
+            continue
+        assert path.read_text(encoding="utf-8").startswith("# %% [markdown]\n# # "), path.name
+        assert path.name in tests or f"import {path.stem}" in tests, path.name
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 NOT_LOADED = [
     *("clarabel", "cvxpy", "daqp", "gurobipy", "highspy", "osqp", "piqp", "proxsuite", "pyomo", "pyscipopt"),
     *("onnx", "onnxruntime", "onnxscript", "peft", "safetensors", "scipy.stats", "sklearn", "torch._dynamo"),
+    *("fairlearn", "jinja2", "matplotlib", "pandas", "pydantic", "tensorboard", "transformers"),
 ]
 
 
@@ -39,7 +40,7 @@ def test_wheel_holds_every_module_of_both_folders(wheel):
     names = set(wheel.namelist())
     core = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "repairopt").rglob("*.py")}
     back_ends = {f"repairopt/solvers/{path.name}" for path in (PROJECT / "solvers").glob("*.py")}
-    assert core | back_ends | {"repairopt/py.typed"} <= names
+    assert core | back_ends | {"repairopt/py.typed", "repairopt/reporting/page.html.j2"} <= names
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"repairopt"}, "nothing else may be installed"
     assert any(name.endswith("LICENSE") for name in names)
@@ -59,7 +60,13 @@ def test_wheel_registers_every_back_end(wheel):
 
 
 @pytest.mark.parametrize(
-    "statement", ["import repairopt", "import repairopt; repairopt.available_solvers()", "import repairopt.patches"]
+    "statement",
+    [
+        "import repairopt",
+        "import repairopt; repairopt.available_solvers()",
+        "import repairopt.patches",
+        "from repairopt import parse",
+    ],
 )
 def test_import_loads_no_optional_library(statement):
     code = f"import sys; {statement}; print([name for name in {NOT_LOADED} if name in sys.modules])"

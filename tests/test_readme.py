@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,16 @@ def table(heading: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def printed() -> list[str]:
-    """What each Python block prints; they run in order, in one namespace, as a reader would paste them."""
+def printed(tmp_path_factory) -> Iterator[list[str]]:
+    """What each Python block prints; they run in order, in one namespace, in an empty folder, as a reader would."""
     space: dict[str, Any] = {"__name__": "readme"}
     found = []
-    for block in blocks("python"):
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(compile(block, "README.md", "exec"), space)
-        found.append(output.getvalue())
-    return found
+    with contextlib.chdir(tmp_path_factory.mktemp("reader")):
+        for block in blocks("python"):
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(block, "README.md", "exec"), space)
+            found.append(output.getvalue())
+        yield found
 
 
 def words(text: str) -> list[str]:
@@ -63,6 +65,20 @@ def test_first_example_prints_the_report_that_the_readme_shows(printed):
 @pytest.mark.slow
 def test_every_python_block_runs(printed):
     assert len(printed) == len(blocks("python")) >= 2
+
+
+@pytest.mark.slow
+def test_first_example_writes_a_page(printed):
+    assert Path("report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert len(blocks("python")[0].splitlines()) <= 12
+
+
+def test_first_screen_is_in_order():
+    first = README.split("## Install and run")[0]
+    order = ["mathematical programming: state", "minimize", "```python", "REPAIRED", "pip install", "![Rates"]
+    places = [first.index(part) for part in order]
+    assert places == sorted(places)
+    assert (PROJECT / "docs" / "report.png").stat().st_size < 100_000
 
 
 def test_solver_table_matches_the_back_ends():
@@ -89,7 +105,7 @@ def test_names_in_tables_exist():
 
 
 def test_files_that_it_names_exist():
-    for name in re.findall(r"\b(?:examples|benchmarks|solvers|tests)/\w+\.(?:py|md)\b", README):
+    for name in re.findall(r"\b(?:examples|benchmarks|docs|solvers|tests)/\w+\.(?:py|md|png)\b", README):
         assert (PROJECT / name).is_file(), name
 
 

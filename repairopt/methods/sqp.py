@@ -9,15 +9,19 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.judge import labelled_data
+from repairopt.judge import Judge, labelled_data
 from repairopt.sqp.augmented import run_augmented
 from repairopt.sqp.confident import run_confidently
+from repairopt.sqp.generalization import judge_generalization
 from repairopt.sqp.limits import collect_limits
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
 from repairopt.sqp.sequence import run_sequence
 
+from .subtask import with_rows_of_goal
 from .task import Outcome, Task
+
+MANY_WEIGHTS_RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class SQP:
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it.
-        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size.
+        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
+            None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
             cross-validation sets their buffers. None for no such buffers.
         folds: Of the cross-validation.
@@ -58,7 +63,7 @@ class SQP:
 
     objective: str = "auto"
     closeness: float = 0.15
-    ridge: float = 1e-3
+    ridge: float | None = None
     confidence: float | None = 0.95
     folds: int = 3
     buffer: float | Mapping[str, float] | None = None
@@ -87,6 +92,28 @@ class SQP:
 
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""
+        inner = with_rows_of_goal(task)
+        if inner is task:
+            return self._run(task)
+        try:
+            found = self._run(inner)
+            if self.confidence is not None and found.delta.any():
+                said = judge_generalization(task, self._without_data, folds=self.folds)
+                task.notes += [said] if said else []
+            return found
+        finally:  # whatever ended it, the best point is known to the repair
+            if inner.judge.best is not inner.judge.original:
+                task.judge(inner.judge.best.delta)
+            task.rows_used = max(task.rows_used, inner.rows_used)
+
+    def _without_data(self, task: Task) -> Outcome:
+        """A repair of some of the points, for what it does to the others."""
+        judge = Judge(task.engine, task.goal, task.constraints, (), task.judge.deadline)
+        judge.change = task.judge.change
+        inner = with_rows_of_goal(replace(task, judge=judge, start=None))
+        return self.minimize(inner, self.surroundings(inner, self.named_buffers()))
+
+    def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {"confidence": self.confidence, "folds": self.folds}
             found = run_confidently(task, self.surroundings, self.minimize, **options)
@@ -120,9 +147,10 @@ class SQP:
                 f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
                 f"or choose objective='l2'."
             )
-        objective = make_objective(
-            name, task.engine, data, inputs, share=self.closeness, ridge=self.ridge, seed=task.seed
-        )
+        ridge = self.ridge
+        if ridge is None:
+            ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
+        objective = make_objective(name, task.engine, data, inputs, share=self.closeness, ridge=ridge, seed=task.seed)
         return Surroundings(task, limits, objective, inputs)
 
 

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from repairopt.constraints import Bound
+from repairopt.constraints import Bound, FixLabels
 from repairopt.errors import SpecificationError
 from repairopt.evaluate import Remembering
 from repairopt.judge import Judge
 from repairopt.linearize import anchor, margins_at, required_margins
+from repairopt.properties import ErrorRate
 
 from .task import Task
 
+MOST_POINTS = 1_000  # to be fixed one by one
 Keep = Callable[[Tensor], Tensor]
 
 
@@ -55,6 +58,24 @@ def task_on(task: Task, keep: Keep) -> Task | None:
         start=None,
         checkpoint=None,
     )
+
+
+def with_rows_of_goal(task: Task) -> Task:
+    """The same repair with a row for each point, where the goal is that no given point is wrong.
+
+    A count of given points has no slope where the network is sure of its mistakes; their margins have. Points by the
+    thousand stand for a population, of which some will stay wrong: they get no rows.
+    """
+    goal = task.goal
+    if not isinstance(goal, ErrorRate) or goal.target > 0 or len(goal.labels) > MOST_POINTS:
+        return task
+    every = torch.arange(len(goal.labels))
+    rows: Any = FixLabels(goal.inputs, goal.labels, weight=None, tolerance=0.0, name=goal.name, samples=every)
+    constraints = (*task.constraints, rows)
+    required = required_margins(rows, margins_at(Remembering(task.engine), [rows])[0])
+    judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
+    judge.change = task.judge.change
+    return replace(task, constraints=constraints, judge=judge, required=(*task.required, required))
 
 
 def _restricted(item: Any, keep: Keep) -> Any:

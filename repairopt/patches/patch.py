@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from repairopt.errors import PatchError, WrongBaseError
-from repairopt.report import library_versions
+from repairopt.versions import library_versions
 
 from .changes import Change, Comparison, check_is_base, compare
 from .claims import PatchInfo, claims_from_report, hash_spec

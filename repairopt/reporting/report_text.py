@@ -8,9 +8,10 @@ from typing import Any
 
 from repairopt.verify import Check, LabelCounts, Measure
 
+from .plain_words import list_caveats
+
 WIDTH = 96
 NAME = 40
-LOST_RECALL = 0.05  # of a class, above which the text warns
 MOST_CLASSES = 4  # up to which the text gives the recall of each; to_dict() always does
 
 
@@ -31,42 +32,10 @@ def report_text(report: Any) -> str:
 
 
 def _caveats(report: Any) -> list[str]:
-    found = []
-    if report.stopped:
-        found.append(f"Stopped early ({report.stopped}); this is the best point found until then.")
-    held_out = report.measure(held_out=True)
-    if held_out is not None and held_out.target is not None and held_out.after > held_out.target:
-        found.append(
-            f"On held-out data the target is missed: {_number(held_out.after)} against {_number(held_out.target)}."
-        )
-    if held_out is None:
-        found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
-    if report.verification.constant:
-        found.append("The network gives every input the same label; that is never counted as a repair.")
-    found += list(report.notes)
-    found += _lost_classes(report.verification.labels)
-    if report.gave_way:
-        shown = "; ".join(str(source) for source in report.gave_way[:3])
-        more = f" and {len(report.gave_way) - 3} more" if len(report.gave_way) > 3 else ""
-        found.append(f"Hard rows that gave way: {shown}{more}. report.explain_conflict() names the rows in conflict.")
     out = []
-    for text in found:
+    for text in list_caveats(report.to_dict()):
         out += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
     return out
-
-
-def _lost_classes(labels: tuple[LabelCounts, ...]) -> list[str]:
-    """A warning where a bound was met by giving up a class."""
-    counts = next((c for c in labels if not c.held_out), None)
-    lost = {k: (b, a) for k, (b, a) in (counts.recall if counts else {}).items() if b - a > LOST_RECALL}
-    if not lost:
-        return []
-    worst = max(lost, key=lambda k: lost[k][0] - lost[k][1])
-    before, after = lost[worst]
-    return [
-        f"Recall of class {worst} fell from {before:.3f} to {after:.3f}. If that is too much, bound it, for example "
-        f"with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
-    ]
 
 
 def _new_data(report: Any) -> list[str]:

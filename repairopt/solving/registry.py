@@ -131,6 +131,11 @@ def with_options(backend: Any, **options: Any) -> Any:
     return replace(backend, **changes) if changes else backend  # type: ignore[type-var]
 
 
+def registered_solvers() -> list[str]:
+    """Names of all back ends, installed or not, sorted."""
+    return sorted(_registered())
+
+
 @cache
 def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from repairopt.constraints import FixLabels
 from repairopt.judge import Judgement, Stop, sample_count
 from repairopt.linearize import Array, Linearization, linearize, margins_at
 from repairopt.methods.task import FLAT, NO_INFLUENCE, Task
+from repairopt.properties import ErrorRate
 from repairopt.specify import SampleConstraint
 
 from .filter import Pair
@@ -78,6 +80,7 @@ class Surroundings:
     ) -> None:
         self.task, self.limits, self.objective, self.inputs = task, list(limits), objective, list(inputs)
         self.strict = tuple(c for c, one in enumerate(task.constraints) if _is_strict(one))
+        self.by_rows = any(_stands_for(task.constraints[c], task.goal) for c in self.strict)
         self.by_sample = tuple(c for c, one in enumerate(task.constraints) if isinstance(one, SampleConstraint))
         self.samples = max(1, sum(sample_count(task.constraints[c]) for c in self.by_sample))
         self.aims = np.array([limit.aim for limit in limits])
@@ -104,7 +107,11 @@ class Surroundings:
             lines = [limit.lines(task.engine, point.delta, task.surrogate) for limit in self.limits]
         scale = task.engine.scale.cpu().numpy()
         missed = [line for line, value, aim in zip(lines, point.values, self.aims, strict=True) if value > aim]
-        if missed and all(np.abs(line.slopes * scale).max(initial=0.0) < FLAT for line in missed):
+        if (
+            missed
+            and not self.surplus(point.judged)
+            and all(np.abs(line.slopes * scale).max(initial=0.0) < FLAT for line in missed)
+        ):
             raise Stop(NO_INFLUENCE)
         with task.timed("linearize"):
             lin = linearize(task.engine, task.constraints, point.delta, required=task.required)
@@ -132,6 +139,13 @@ class Surroundings:
             chosen = [self.task.constraints[c] for c in self.strict]
             missed += sum(float(np.maximum(0.0, -m).sum()) for m in margins_at(predict, chosen)) / self.samples
         return missed
+
+
+def _stands_for(constraint: object, goal: object) -> bool:
+    """Whether the rows of a constraint are those of a goal that no given point is wrong."""
+    inputs = getattr(goal, "inputs", None)
+    same = isinstance(constraint, FixLabels) and isinstance(goal, ErrorRate) and constraint.inputs is inputs
+    return same and float(getattr(goal, "target", 1.0)) <= 0
 
 
 def _is_strict(constraint: object) -> bool:

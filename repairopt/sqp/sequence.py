@@ -86,6 +86,7 @@ def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, sta
     outcome, status = None, Status.NO_POINT
     for run in range(settings.restarts + 1):
         sequence = Sequence(task, surroundings, settings, start if run == 0 else None)
+        sequence.called = "" if run == 0 else f" of restart {run}"
         sequence.damping *= CALMER**run
         sequence.radius *= CLOSER**run
         first = sequence.at if run or start is None else surroundings.point(np.zeros(task.engine.n))
@@ -115,7 +116,7 @@ class Sequence:
         self.at = surroundings.point(np.zeros(task.engine.n) if start is None else start)
         self.best, self.filter = self.at, Filter()
         self.models: Models | None = None
-        self.rejected = 0
+        self.rejected, self.called = 0, ""
         self.last: Step | None = None
         self.damping, self.aims, self.radius = settings.damping, surroundings.aims.copy(), task.trust_radius
 
@@ -163,8 +164,9 @@ class Sequence:
     def _parts(self, models: Models, lines: Any = None) -> StepProgram:
         box = self.task.box(self.at.delta, min(self.radius, self.task.trust_radius))
         parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
-        for limit, line, aim in zip(self.around.limits, lines or models.lines, self.aims, strict=True):
-            parts.add_limit(limit.name, line, aim, PRICE)
+        free = self.around.by_rows and not self.around.objective.on_outputs and self.at.missed <= MET
+        for k, (limit, line, aim) in enumerate(zip(self.around.limits, lines or models.lines, self.aims, strict=True)):
+            parts.add_limit(limit.name, line, aim, 0.0 if free and k == 0 else PRICE)  # rows hold it, exactly
         parts.add_rows(self.task.change_rows(self.at.delta))
         return parts
 
@@ -295,7 +297,7 @@ class Sequence:
     def _note(self, index: int, trial: Point, accepted: bool, how: str) -> None:
         text = f"damping {self.damping:.2g}, misses {trial.missed:.3g}, objective {trial.objective:.4f}"
         text += f", {how}" if how else ""
-        self.task.record(f"step {index + 1}", trial.judged, accepted=accepted, note=text)
+        self.task.record(f"step {index + 1}{self.called}", trial.judged, accepted=accepted, note=text)
 
     def outcome(self, status: Status) -> Outcome:
         """What the run proposes."""

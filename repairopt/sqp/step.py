@@ -157,7 +157,7 @@ def limit_prices(program: Program, row_duals: Array | None, names: Sequence[str]
     prices = dict.fromkeys(names, 0.0)
     if row_duals is None:
         return prices
-    for source, dual in zip(program.sources, row_duals, strict=True):
+    for source, dual in zip(program.sources, row_duals, strict=False):  # those of a working set come after them
         if source.sample < 0 and source.constraint in prices:
             prices[source.constraint] += max(0.0, -float(dual))
     return prices

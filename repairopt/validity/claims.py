@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from typing import Any
 
-from repairopt.intervals import Interval, normal_quantile
+from repairopt.intervals import Interval
 from repairopt.specify import Predict
 
 
@@ -72,7 +72,7 @@ def make_claim(name: str, prop: Any, limit: float, predict: Predict, *, confiden
     if not hasattr(prop, "interval"):
         return None
     interval = prop.interval(predict, 2.0 * confidence - 1.0)
-    reach = interval.error * normal_quantile(confidence)
+    reach = interval.high - interval.value  # half the width would be too little where the lower end is cut off at 0
     rows: float | None = None
     if interval.high > limit:
         rows = inf if interval.value >= limit else ceil(interval.count * (reach / (limit - interval.value)) ** 2)

@@ -1,0 +1,5 @@
+"""``python -m repairopt``: the command line."""
+
+from .commandline.main import main
+
+main()

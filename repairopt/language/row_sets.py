@@ -1,0 +1,127 @@
+"""Sets of rows by name, with the columns and classes that statements speak of."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+
+from .syntax import Condition
+
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "in": lambda values, wanted: np.isin(values, wanted),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RowSet:
+    """Rows of data.
+
+    Attributes:
+        inputs: What the network reads, ``(N, ...)``.
+        labels: Class indices ``(N,)``, or None.
+        columns: Values of further columns as they stand in the data, ``(N,)`` each, by name: groups and conditions.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", torch.as_tensor(self.inputs))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", torch.as_tensor(self.labels))
+        object.__setattr__(self, "columns", {name: np.asarray(values) for name, values in self.columns.items()})
+        sizes = {name: len(values) for name, values in self.columns.items()}
+        sizes |= {} if self.labels is None else {"labels": len(self.labels)}
+        wrong = [name for name, size in sizes.items() if size != len(self)]
+        if wrong:
+            raise SpecificationError(
+                f"rows: '{wrong[0]}' has {sizes[wrong[0]]} values for {len(self)} inputs; expected one for each."
+            )
+
+    def __len__(self) -> int:
+        return int(self.inputs.shape[0])
+
+    def choose(self, rows: Any) -> RowSet:
+        """Some of the rows, by positions or a mask."""
+        picked = np.asarray(rows)
+        at = torch.as_tensor(picked.nonzero()[0] if picked.dtype == bool else picked.astype(np.int64))
+        labels = None if self.labels is None else self.labels[at]
+        return RowSet(self.inputs[at], labels, {name: v[at.numpy()] for name, v in self.columns.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """All sets of rows of a repair.
+
+    Attributes:
+        sets: By name; ``repair`` is what statements speak of unless they say otherwise, ``held_out`` what a repair
+            never sees.
+        classes: Names of the classes in the order of the network's outputs, or empty where they are numbers.
+        input_columns: Names of the columns of the inputs, in order, or empty.
+        folder: What file names and Python modules in statements are relative to.
+    """
+
+    sets: Mapping[str, RowSet]
+    classes: Sequence[str] = ()
+    input_columns: Sequence[str] = ()
+    folder: Path = Path()
+    _parts: dict[Any, RowSet] = field(default_factory=dict, init=False, repr=False)
+
+    def part(self, name: str, where: tuple[Condition, ...] | None = None, first: int | None = None) -> RowSet:
+        """A set, or those of its rows for which conditions hold; the same tensors each time.
+
+        Args:
+            name: Of the set; it must be there.
+            where: Conditions on its columns; they must be there.
+            first: Only so many rows.
+
+        Returns:
+            The rows; there may be none.
+        """
+        if where is None and first is None:
+            return self.sets[name]
+        key = (name, repr([(c.column, c.relation, c.value) for c in where or ()]), first)
+        if key not in self._parts:
+            found = self.sets[name]
+            rows = np.arange(len(found)) if where is None else holds(found, where).nonzero()[0]
+            self._parts[key] = found.choose(rows[:first])
+        return self._parts[key]
+
+
+def holds(rows: RowSet, where: tuple[Condition, ...]) -> Any:
+    """For each row whether all conditions hold, ``(N,)``.
+
+    Raises:
+        SpecificationError: A column that is not there, or texts that are compared with numbers.
+    """
+    mask = np.ones(len(rows), dtype=bool)
+    for condition in where:
+        if condition.column not in rows.columns:
+            raise SpecificationError(
+                f"there is no column '{condition.column}'; columns: {', '.join(map(str, rows.columns)) or 'none'}"
+            )
+        values, wanted = rows.columns[condition.column], condition.value
+        texts = values.dtype.kind in "OUS"
+        values = values.astype(str) if texts else values
+        sample = wanted[0] if isinstance(wanted, list) and wanted else wanted
+        if texts != isinstance(sample, str):
+            kind = "texts" if texts else "numbers"
+            raise SpecificationError(f"column '{condition.column}' holds {kind}, compared with {wanted!r}")
+        mask &= np.asarray(COMPARE[condition.relation](values, wanted), dtype=bool)
+    return mask

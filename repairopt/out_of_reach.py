@@ -1,0 +1,163 @@
+"""When a bound cannot be met: which named bounds conflict, how near one can come, and whether that is proved.
+
+Bounds are dropped one at a time and the repair is tried without; what is left when no more can be dropped conflicts. A
+repair that fails is no proof. Where all changed weights are in the last layer and what is left constrains samples one
+by one, all of it is a linear program in the weights, and a certificate of Farkas proves that no change whatsoever meets
+it.
+
+References:
+    Chinneck, Feasibility and infeasibility in optimization, 2008, chapter 6, for the deletion filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from .certificates.conflict import Conflict, explain_conflict
+from .conclude import Repair
+from .errors import ProgramError, SpecificationError
+from .linearize import linearize
+from .methods.sqp import SQP
+from .methods.subtask import with_rows_of_goal
+from .pipeline import solve_repair
+from .prepare import prepare_repair
+from .program import Program, stack_rows
+from .report import Verdict
+from .specify import ChangeConstraint, SampleConstraint
+
+MOST_ENTRIES = 20_000_000  # of the rows of a proof
+PREPARING = ("weights", "forward_fn", "memory_limit", "seed", "trust_radius", "solver")
+
+
+@dataclass(frozen=True, eq=False)
+class Unmet:
+    """Why a repair falls short.
+
+    Attributes:
+        conflict: Names of the goal and the constraints that cannot be met together; without any one of them the others
+            can. Empty where all were met after all.
+        closest: The lowest value of the goal that was found with all constraints met.
+        target: What the goal had to reach.
+        proof: Rows in conflict with a certificate that was checked, or None.
+        repair: The repair that came closest.
+    """
+
+    conflict: tuple[str, ...]
+    closest: float
+    target: float
+    proof: Conflict | None
+    repair: Repair
+
+    @property
+    def proved(self) -> bool:
+        """Whether no change of the chosen weights can meet the bounds; else none was found."""
+        return self.proof is not None
+
+    def __str__(self) -> str:
+        if not self.conflict:
+            return f"All bounds are met: {self.closest:.4g} against {self.target:.4g}."
+        names = " and ".join(repr(name) for name in self.conflict)
+        single = len(self.conflict) == 1
+        how = "cannot be met" if self.proved else "was not met" if single else "were not met"
+        together = "by itself" if single else "together"
+        text = f"{names} {how} {together} with these weights; closest value of the goal: {self.closest:.4g}, "
+        text += f"target {self.target:.4g}. "
+        if self.proof is not None:
+            return text + f"Proved: {self.proof}"
+        return text + "This is not proved: another method, start or other weights may do better."
+
+
+def explain_unmet(
+    model: nn.Module, goal: Any, constraints: Any = (), *, target: float | None = None, **settings: Any
+) -> Unmet:
+    """Find the smallest set of named bounds that a repair cannot meet together.
+
+    Args:
+        model: As for :func:`repairopt.solve_repair`.
+        goal: Same.
+        constraints: Same.
+        target: Same.
+        **settings: The other settings of :func:`repairopt.solve_repair`. With ``weights="auto"`` all tries use the
+            weights of the first; the default method is SQP without buffers for new data.
+
+    Returns:
+        The conflict, the closest value and, where there is one, the proof.
+
+    Raises:
+        SpecificationError: Two constraints have the same name.
+    """
+    items = list(constraints) if isinstance(constraints, list | tuple) else [constraints]
+    names = [getattr(item, "name", type(item).__name__) for item in items]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
+    settings.setdefault("method", SQP(confidence=None))
+    goal = goal if target is None else replace(goal, target=float(target))
+    limit = float(goal.target)
+    first = solve_repair(model, goal, items, **settings)
+    if _met(first):
+        return Unmet((), _value(first), limit, None, first)
+    settings["weights"] = first.report.location
+    left = list(range(len(items)))
+    if not _met(solve_repair(model, goal, (), **settings)):
+        left = []  # the goal alone is out of reach
+    for k in list(left):
+        without = [items[i] for i in left if i != k]
+        if not _met(solve_repair(model, goal, without, **settings)):
+            left = [i for i in left if i != k]
+    proof = _prove(model, goal, [items[i] for i in left], settings)
+    conflict = (goal.name, *(names[i] for i in left))
+    if proof is not None:
+        conflict = tuple(name for name in conflict if name in proof.constraints)
+    return Unmet(conflict, _value(first), limit, proof, first)
+
+
+def _met(repair: Repair) -> bool:
+    return repair.report.verdict is Verdict.REPAIRED
+
+
+def _value(repair: Repair) -> float:
+    return float(repair.report.verification.measures[0].after)
+
+
+def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: dict[str, Any]) -> Conflict | None:
+    """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts."""
+    rows_only = [one for one in constraints if _by_rows(one)]
+    on_change = [one for one in constraints if isinstance(one, ChangeConstraint)]
+    own = {key: value for key, value in settings.items() if key in PREPARING}
+    task = with_rows_of_goal(prepare_repair(model, goal, [*rows_only, *on_change], **own).task)
+    if not task.constraints:
+        return None
+    lin = linearize(task.engine, task.constraints, required=task.required)
+    if not lin.engine.exact:
+        return None
+    every = {c: np.arange(len(margins)) for c, margins in enumerate(lin.margins)}
+    rows = lin.rows(every)
+    rows = stack_rows(replace(rows, price=np.full(len(rows), np.inf)), task.change_rows(np.zeros(task.engine.n)))
+    if rows.matrix.shape[0] * rows.matrix.shape[1] > MOST_ENTRIES:
+        return None
+    low, high = task.box(np.zeros(task.engine.n), np.inf)
+    program = Program(
+        gradient=np.zeros(task.engine.n),
+        matrix=rows.matrix,
+        lower=rows.lower,
+        upper=rows.upper,
+        delta_lower=low,
+        delta_upper=high,
+        sources=rows.sources,
+    )
+    try:
+        return explain_conflict(program, time_limit=settings.get("time_limit"))
+    except ProgramError:
+        return None
+
+
+def _by_rows(constraint: Any) -> bool:
+    """Whether every sample of a constraint has to hold."""
+    strict = float(getattr(constraint, "tolerance", 0.0)) == 0.0 and getattr(constraint, "weight", None) is None
+    return isinstance(constraint, SampleConstraint) and strict

@@ -1,0 +1,121 @@
+"""All pictures of a report in the order in which a reader wants them, each with a caption and a text in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .evidence import Evidence, Margins
+from .plot_groups import plot_rates
+from .plot_inputs import plot_inputs
+from .plot_progress import plot_convergence, plot_frontier
+from .plot_samples import plot_margins, plot_slack
+from .plot_weights import plot_layer, plot_layers
+from .style import data_uri, split_name
+
+MOST = 6  # pictures of a kind
+Drawn = Iterator[tuple[Any, str, str]]  # figure, text in its place, caption
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in the page.
+
+    Attributes:
+        source: Address that holds the picture.
+        alt: What it shows, for readers who do not see it.
+        caption: How to read it.
+    """
+
+    source: str
+    alt: str
+    caption: str
+
+
+def draw_gallery(
+    evidence: Evidence,
+    *,
+    frontier: Any = (),
+    chosen: tuple[float, float] | None = None,
+    original: tuple[float, float] | None = None,
+) -> list[Picture]:
+    """Draw everything that there is evidence for.
+
+    Args:
+        evidence: What the pictures show.
+        frontier: Points with ``value`` and ``accuracy``, of repairs for other targets; or a ``Frontier``.
+        chosen: Value and accuracy of this repair.
+        original: Value and accuracy of the original network.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    drawn = [*_groups(evidence)]
+    points = list(getattr(frontier, "points", frontier))
+    if points:
+        figure = plot_frontier(points, chosen, original)
+        text = "What accuracy each level of the property costs; the square is this repair."
+        drawn.append((figure, f"Frontier of {len(points)} repairs.", text))
+    drawn += [*_samples(evidence), *_weights(evidence)]
+    if evidence.progress is not None and len(evidence.progress.goal) > 1:
+        figure = plot_convergence(evidence.progress)
+        alt = f"{evidence.progress.name} over {len(evidence.progress.goal) - 1} rounds."
+        drawn.append((figure, alt, "Each round on the true network, original network first."))
+    drawn += [*_images(evidence)]
+    return [Picture(data_uri(figure), alt, caption) for figure, alt, caption in drawn]
+
+
+def _groups(evidence: Evidence) -> Drawn:
+    for rates in evidence.rates[:MOST]:
+        pairs = ", ".join(
+            f"{g} {b:.3f} to {a:.3f}" for g, b, a in zip(rates.groups, rates.before, rates.after, strict=True)
+        )
+        bars = " Bars: 95 % sampling intervals." if rates.quantity != "recall" else ""
+        caption = f"{rates.quantity.capitalize()} before (hollow) and after (full), {split_name(rates.held_out)}.{bars}"
+        yield plot_rates(rates), f"{rates.name}: {pairs}.", caption
+
+
+def _samples(evidence: Evidence) -> Drawn:
+    for margins in evidence.margins[:MOST]:
+        fell, rose = margins.crossed
+        alt = f"{margins.name}: {fell} samples fell below the threshold, {rose} rose above it."
+        limit = f"{margins.threshold:.3g}"
+        caption = f"Each point is a sample, the dashed lines are the threshold of {limit}: {_counted(margins)}"
+        yield plot_margins(margins), alt, caption
+    for slack in evidence.slacks[:MOST]:
+        failed = int((slack.after < slack.threshold).sum())
+        alt = f"{slack.name}: {failed} of {len(slack.after)} samples fail after the repair."
+        yield (
+            plot_slack(slack),
+            alt,
+            "How far each sample is from breaking the constraint; left of the dashed line it does.",
+        )
+
+
+def _counted(margins: Margins) -> str:
+    fell, rose = margins.crossed
+    return f"{fell:,} fell below it (crosses), {rose:,} rose above it (triangles)."
+
+
+def _weights(evidence: Evidence) -> Drawn:
+    layers = [layer for layer in evidence.layers if layer.changed]
+    if len(layers) > 1:
+        alt = "; ".join(f"{layer.name} by {100 * layer.relative:.2g} %" for layer in layers)
+        yield plot_layers(layers), f"Change by parameter: {alt}.", "How much of its size each parameter changed by."
+    for layer in sorted(layers, key=lambda one: -one.relative)[:MOST]:
+        if len(layer.shape) > 1 or len(layers) == 1:
+            alt = f"Heat map of {layer.name}: {layer.changed} weights changed."
+            yield plot_layer(layer), alt, "White is unchanged; brown grew smaller, violet larger."
+
+
+def _images(evidence: Evidence) -> Drawn:
+    for affected in evidence.affected:
+        if affected.are_images:
+            changed = int((affected.before != affected.after).sum())
+            alt = f"{len(affected.rows)} images of {affected.name}; {changed} have a new answer."
+            caption = "The inputs whose probabilities changed most, with the answer before → after."
+            yield plot_inputs(affected), alt, caption

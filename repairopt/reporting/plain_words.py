@@ -1,0 +1,165 @@
+"""The outcome of a repair in sentences that need no knowledge of the method, and what must be said along with it.
+
+Works on the plain dict of :meth:`repairopt.Report.to_dict`, so that a page can be made from a file as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Plain = dict[str, Any]
+LOST_RECALL = 0.05  # of a class, above which there is a warning
+
+
+def number(value: Any) -> str:
+    """A figure for people: four decimals, or four digits where it is small; a dash where there is none.
+
+    Example:
+        >>> number(0.123456), number(0.00012346), number(1.0), number(None)
+        ('0.1235', '0.0001235', '1', '-')
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == round(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 100:
+        return f"{value:.4f}"
+    return f"{value:,.1f}" if 100 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """A share for people, such as ``"87.3 %"``."""
+    return f"{100 * share:.1f} %"
+
+
+def summarize(plain: Plain) -> list[str]:
+    """The outcome in one to three sentences.
+
+    Args:
+        plain: A report as a dict.
+
+    Returns:
+        What came of goal and constraints; how many answers changed; what held on data that the repair never saw.
+    """
+    return [text for text in (_outcome(plain), _answers(plain), _unseen(plain)) if text]
+
+
+def list_caveats(plain: Plain) -> list[str]:
+    """What a reader must be told along with the verdict.
+
+    Args:
+        plain: A report as a dict.
+
+    Returns:
+        One text for each, none where there is nothing to say.
+    """
+    found = []
+    if plain["stopped"]:
+        found.append(f"Stopped early ({plain['stopped']}); this is the best point found until then.")
+    unseen = measured(plain, held_out=True)
+    if unseen is not None and unseen["target"] is not None and unseen["after"] > unseen["target"]:
+        found.append(
+            f"On held-out data the target is missed: {number(unseen['after'])} against {number(unseen['target'])}."
+        )
+    if unseen is None:
+        found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
+    if plain["constant"]:
+        found.append("The network gives every input the same label; that is never counted as a repair.")
+    found += [*plain["notes"], *_lost_classes(plain["labels"])]
+    rows = plain["gave_way"]
+    if rows:
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        found.append(
+            f"Hard rows that gave way: {'; '.join(rows[:3])}{more}. report.explain_conflict() names the rows in "
+            f"conflict."
+        )
+    return found
+
+
+def measured(plain: Plain, *, held_out: bool) -> Plain | None:
+    """The goal's measure on repair data or held-out data."""
+    name = plain["measures"][0]["name"]
+    return next((m for m in plain["measures"] if m["name"] == name and m["held_out"] == held_out), None)
+
+
+def _lost_classes(labels: list[Plain]) -> list[str]:
+    """A warning where a bound was met by giving up a class."""
+    counts = next((one for one in labels if not one["held_out"]), None)
+    lost = {k: pair for k, pair in (counts["recall"] if counts else {}).items() if pair[0] - pair[1] > LOST_RECALL}
+    if not lost:
+        return []
+    worst = max(lost, key=lambda k: lost[k][0] - lost[k][1])
+    before, after = lost[worst]
+    return [
+        f"Recall of class {worst} fell from {before:.3f} to {after:.3f}. If that is too much, bound it, for example "
+        f"with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
+    ]
+
+
+def _outcome(plain: Plain) -> str:
+    goal, verdict = plain["measures"][0], plain["verdict"]
+    limit = number(goal["target"])
+    moved = f"{goal['name']} {_moved(goal['before'], goal['after'])}"
+    hard = [check for check in plain["checks"] if not check["held_out"] and not check["soft"]]
+    failed = [f"'{check['constraint']}'" for check in hard if not check["holds"]]
+    kept = _kept(len(hard))
+    if verdict == "repaired":
+        if plain["weights"]["changed"] == 0:
+            return f"Nothing had to be changed: {goal['name']} is {number(goal['after'])}, within the limit of {limit}."
+        return f"The network was repaired: {moved}, within the limit of {limit}{kept}."
+    if verdict == "improved":
+        return f"The network is better but not repaired: {moved}, and the limit is {limit}{kept}."
+    if verdict == "violated":
+        what = f"{', '.join(failed)} failed" if failed else "the network now gives every input the same answer"
+        return f"The repair is not to be used: {what}. {moved[0].upper()}{moved[1:]}; the limit is {limit}."
+    if verdict == "infeasible":
+        return (
+            f"What was asked for cannot all hold at once by changing the chosen weights: {moved}; the limit is {limit}."
+        )
+    return f"No better network was found: {goal['name']} stays at {number(goal['after'])}; the limit is {limit}."
+
+
+def _moved(before: float, after: float) -> str:
+    if before == after:
+        return f"stayed at {number(after)}"
+    return f"{'fell' if after < before else 'rose'} from {number(before)} to {number(after)}"
+
+
+def _kept(count: int) -> str:
+    if count == 0:
+        return ""
+    return ", and the constraint holds" if count == 1 else f", and all {count} constraints hold"
+
+
+def _answers(plain: Plain) -> str:
+    """The largest labelled set of the repair data; there is little to learn from one made of failures alone."""
+    sets = [counts for counts in plain["labels"] if not counts["held_out"]]
+    if not sets:
+        return ""
+    counts = max(sets, key=lambda c: c["count"])
+    before, after = counts["accuracy"]
+    return (
+        f"Of {counts['count']:,} labelled inputs, {_became(counts['newly_wrong'], 'wrong')} and "
+        f"{_became(counts['newly_right'], 'right')}: accuracy {percent(before)} before, {percent(after)} after."
+    )
+
+
+def _became(count: int, what: str) -> str:
+    if count == 0:
+        return f"no answer became {what}"
+    return f"{count:,} {'answer' if count == 1 else 'answers'} became {what}"
+
+
+def _unseen(plain: Plain) -> str:
+    unseen = measured(plain, held_out=True)
+    if unseen is None:
+        return "It was not tried on data that the repair did not see."
+    text = f"On data that the repair never saw, {unseen['name']} {_moved(unseen['before'], unseen['after'])}"
+    if unseen["target"] is None:
+        return text + "."
+    if unseen["after"] > unseen["target"]:
+        return text + f": the limit of {number(unseen['target'])} is missed there."
+    return text + f": the limit of {number(unseen['target'])} is met there too."

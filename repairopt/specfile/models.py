@@ -1,0 +1,205 @@
+"""What a spec file may say, as pydantic models. The JSON schema for editors is made from them.
+
+pydantic is imported here alone and in the models of results; this module is loaded when a spec file is read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+METHODS = Literal["auto", "sqp", "sequential", "incremental", "one_shot", "bisection"]
+OBJECTIVES = Literal["auto", "cross_entropy", "closeness", "l2", "l1", "linf"]
+
+
+class Strict(BaseModel):
+    """No unknown keys, no guessing of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Strict):
+    """The network: a Python factory with a file of weights, or an ONNX file."""
+
+    factory: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="package.module:function that returns a torch module; it is run",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+    weights: str | None = Field(
+        default=None, description="safetensors, or a state dict of torch.save (read with weights_only=True)"
+    )
+    onnx: str | None = Field(default=None, description="ONNX file in place of factory and weights")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        if (self.factory is None) == (self.onnx is None):
+            raise ValueError("expected either factory (with weights) or onnx")
+        if self.onnx is not None and (self.weights or self.arguments):
+            raise ValueError("an ONNX file brings its weights; leave weights and arguments out")
+        return self
+
+
+class SetSpec(Strict):
+    """Rows of a file."""
+
+    file: str = Field(description="npz, csv (also .gz) or parquet, relative to the spec file")
+    rows: str | None = Field(default=None, pattern=r"^\d*:\d*$", description="start:stop, rows counted from 0")
+    where: str | None = Field(default=None, description='condition on columns, such as age >= 60 and sex == "Female"')
+
+
+class ColumnSpec(Strict):
+    """How a column becomes inputs: as it is, scaled, or by categories."""
+
+    scale: tuple[Number, Number] | None = Field(default=None, description="low, high: becomes (x - low) / (high - low)")
+    mean: Number | None = Field(default=None, description="with std: becomes (x - mean) / std")
+    std: Number | None = Field(default=None, gt=0)
+    categories: list[str | int | float] | None = Field(default=None, description="becomes 0, 1, 2, ... in this order")
+    one_hot: list[str | int | float] | None = Field(default=None, description="becomes one input for each of these")
+    fill: str | Number | None = Field(default=None, description="for missing values; else they are an error")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ColumnSpec:
+        ways = [self.scale is not None, self.mean is not None, self.categories is not None, self.one_hot is not None]
+        if sum(ways) > 1:
+            raise ValueError("choose one of scale, mean with std, categories, one_hot")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        if self.scale is not None and self.scale[0] == self.scale[1]:
+            raise ValueError("scale needs two different numbers")
+        return self
+
+
+class ArraySpec(Strict):
+    """The array of an npz file that the network reads."""
+
+    name: str = Field(description="of the array, (N, ...)")
+    columns: list[str] | None = Field(default=None, description="names of its columns, for groups and conditions")
+    scale: tuple[Number, Number] | None = Field(default=None, description="low, high: becomes (x - low) / (high - low)")
+    mean: Number | None = None
+    std: Number | None = Field(default=None, gt=0)
+    shape: list[int] | None = Field(default=None, description="of one row, such as [1, 28, 28]")
+    integers: bool = Field(default=False, description="keep whole numbers, for networks with embeddings")
+
+
+class LabelSpec(Strict):
+    """The true class of each row."""
+
+    column: str = Field(description="column or array")
+    classes: list[str | int] | None = Field(
+        default=None, description="in the order of the network's outputs; left out for class numbers"
+    )
+
+
+class SplitSpec(Strict):
+    """Rows drawn from the repair set for others."""
+
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    guard: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _something_left(self) -> SplitSpec:
+        if self.held_out + self.guard >= 1:
+            raise ValueError("held_out and guard together must leave rows for the repair: below 1")
+        return self
+
+
+class ChangeSpec(Strict):
+    """Which weights may change, and what is kept small."""
+
+    layers: str | list[str] | None = Field(
+        default=None,
+        description="auto, last, last2 (the last two), all, care, gradient, or names or patterns of layers",
+    )
+    columns: str | list[str] | None = Field(
+        default=None, description="weights of the first layer that read these inputs"
+    )
+    count: int | None = Field(default=None, ge=1, description="at most so many weights, by derivative times size")
+    minimize: OBJECTIVES = "auto"
+
+
+def _as_set(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
+def _as_label(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+def _as_array(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _as_columns(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return {name: {} for name in value}
+    if isinstance(value, dict):
+        return {key: {} if column is None else column for key, column in value.items()}
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    """A text as a list; what YAML split at the commas within parentheses, as in ``[gap(a, b) <= 1]``, joined."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
+        return value
+    joined: list[Any] = []
+    for item in value:
+        last = joined[-1] if joined else ""
+        if isinstance(last, str) and last.count("(") > last.count(")"):
+            joined[-1] = f"{last}, {item}"
+        else:
+            joined.append(item)
+    return joined
+
+
+Columns = dict[str, ColumnSpec]
+Lines = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+
+
+class Spec(Strict):
+    """A repair: model, data, goal, bounds."""
+
+    version: Literal[1] = Field(default=1, description="of the format of spec files")
+    model: ModelSpec
+    data: dict[str, Annotated[SetSpec, BeforeValidator(_as_set, json_schema_input_type=str | SetSpec)]] = Field(
+        description="sets of rows by name: repair, which statements speak of; held_out, which the repair never sees; "
+        "guard; any others"
+    )
+    split: SplitSpec = SplitSpec()
+    inputs: Annotated[
+        Columns | None,
+        BeforeValidator(_as_columns, json_schema_input_type=list[str] | dict[str, ColumnSpec | None] | None),
+    ] = Field(default=None, description="columns of a table in the order of the network's inputs")
+    array: Annotated[ArraySpec | None, BeforeValidator(_as_array, json_schema_input_type=str | ArraySpec | None)] = (
+        Field(default=None, description="for npz: the array that the network reads, in place of inputs")
+    )
+    label: Annotated[LabelSpec | None, BeforeValidator(_as_label, json_schema_input_type=str | LabelSpec | None)] = None
+    sensitive_features: Lines = Field(default=[], description="columns by which reports tell groups apart")
+    goal: str | None = Field(default=None, description="what must become true; see repairopt schema --language")
+    bounds: Lines = Field(default=[], description="what must stay true")
+    watch: Lines = Field(default=[], description="measures to report, without a bound")
+    change: ChangeSpec = ChangeSpec()
+    method: METHODS = "auto"
+    solver: str | None = Field(default=None, description="back end, see repairopt solvers")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(default=0.95, description="of intervals and buffers")
+    time_limit: Annotated[float, Field(gt=0)] | None = Field(default=None, description="seconds")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _complete(self) -> Spec:
+        if "repair" not in self.data:
+            raise ValueError(f"data: needs a set 'repair'; got {', '.join(self.data) or 'none'}")
+        if (self.inputs is None) == (self.array is None):
+            raise ValueError("expected either inputs (columns of a table) or array (of an npz file)")
+        if self.goal is None and not self.bounds:
+            raise ValueError("expected a goal, bounds, or both")
+        for name in ("held_out", "guard"):
+            if getattr(self.split, name) and name in self.data:
+                raise ValueError(f"'{name}' has a file in data and a share in split; choose one")
+        return self

@@ -1,0 +1,261 @@
+"""ONNX operators as torch layers and functions, one entry each."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from repairopt.errors import ModelError
+
+Made = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One node of a graph.
+
+    Attributes:
+        what: The file, for messages.
+        node: Of ONNX.
+        attributes: By name.
+        constants: Arrays of the graph by name.
+    """
+
+    what: str
+    node: Any
+    attributes: dict[str, Any]
+    constants: Mapping[str, Any]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether what follows the input are constants, so that it can be a layer with weights."""
+        names = list(self.node.input)
+        return names[0] not in self.constants and all(name in self.constants for name in names[1:] if name)
+
+    def array(self, place: int) -> Any:
+        """A constant input, or None."""
+        names = list(self.node.input)
+        return self.constants.get(names[place]) if place < len(names) and names[place] else None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute."""
+        return self.attributes.get(name, default)
+
+    def refuse(self, why: str) -> ModelError:
+        """An error that names the operator."""
+        return ModelError(f"'{self.what}': operator {self.node.op_type} {why}; this is not covered.")
+
+    def padding(self, dimensions: int) -> list[int]:
+        """The same padding on both sides of each axis."""
+        if self.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET", b"VALID"):
+            raise self.refuse(f"pads by auto_pad={self.get('auto_pad')!r}")
+        pads = list(self.get("pads", [0] * 2 * dimensions))
+        if pads[:dimensions] != pads[dimensions:]:
+            raise self.refuse(f"pads {pads}, not the same on both sides")
+        return pads[:dimensions]
+
+
+def _linear(weight: Any, bias: Any) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.tensor(weight).dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(np.broadcast_to(bias, (weight.shape[0],)).copy()))
+    return layer
+
+
+def _gemm(call: Call) -> nn.Module:
+    if call.get("transA", 0):
+        raise call.refuse("transposes its input")
+    weight, bias = call.array(1), call.array(2)
+    weight = (weight if call.get("transB", 0) else weight.T) * np.asarray(call.get("alpha", 1.0), weight.dtype)
+    bias = None if bias is None else (bias * np.asarray(call.get("beta", 1.0), bias.dtype)).reshape(-1)
+    return _linear(np.ascontiguousarray(weight), bias)
+
+
+def _matmul(call: Call) -> nn.Module:
+    weight = call.array(1)
+    if weight.ndim != 2:
+        raise call.refuse(f"multiplies by a constant of shape {weight.shape}")
+    return _linear(np.ascontiguousarray(weight.T), None)
+
+
+def _conv(call: Call) -> nn.Module:
+    weight, bias = call.array(1), call.array(2)
+    n = weight.ndim - 2
+    kinds: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    groups = int(call.get("group", 1))
+    layer = kinds[n](
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride=tuple(call.get("strides", [1] * n)),
+        padding=tuple(call.padding(n)),
+        dilation=tuple(call.get("dilations", [1] * n)),
+        groups=groups,
+        bias=bias is not None,
+        dtype=torch.tensor(weight).dtype,
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(bias))
+    return layer
+
+
+class _Normalize(nn.Module):
+    """Batch normalization with fixed statistics, for inputs of any rank."""
+
+    def __init__(self, arrays: list[Any], eps: float) -> None:
+        super().__init__()
+        scale, bias, mean, variance = (torch.tensor(array) for array in arrays)
+        self.weight, self.bias = nn.Parameter(scale), nn.Parameter(bias)
+        self.register_buffer("mean", mean)
+        self.register_buffer("variance", variance)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)  # type: ignore[arg-type]
+
+
+def _normalize(call: Call) -> nn.Module:
+    return _Normalize([call.array(i) for i in range(1, 5)], float(call.get("epsilon", 1e-5)))
+
+
+LAYERS: dict[str, Callable[[Call], nn.Module]] = {
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Conv": _conv,
+    "BatchNormalization": _normalize,
+    "Relu": lambda call: nn.ReLU(),
+    "LeakyRelu": lambda call: nn.LeakyReLU(float(call.get("alpha", 0.01))),
+    "Elu": lambda call: nn.ELU(float(call.get("alpha", 1.0))),
+    "Sigmoid": lambda call: nn.Sigmoid(),
+    "Tanh": lambda call: nn.Tanh(),
+    "Gelu": lambda call: nn.GELU("tanh" if call.get("approximate", b"none") == b"tanh" else "none"),
+    "Softplus": lambda call: nn.Softplus(),
+    "Identity": lambda call: nn.Identity(),
+    "Dropout": lambda call: nn.Identity(),
+}
+
+
+def _both(function: Callable[..., Any]) -> Callable[[Call], Made]:
+    return lambda call: (function, tuple(call.node.input), {})
+
+
+def _flatten(call: Call) -> Made:
+    if call.get("axis", 1) != 1:
+        raise call.refuse(f"flattens from axis {call.get('axis')}")
+    return torch.flatten, (call.node.input[0], 1), {}
+
+
+def _reshape(call: Call) -> Made:
+    shape = call.array(1)
+    if shape is None:
+        raise call.refuse("takes a shape that is computed")
+    sizes = [int(size) for size in shape]
+    if sizes[0] not in (0, -1, 1) or (sizes[0] == -1 and sizes.count(-1) > 1) or 0 in sizes[1:]:
+        raise call.refuse(f"reshapes to {sizes}, which does not keep the batch")
+    return _reshape_rest, (call.node.input[0], tuple(sizes[1:])), {}
+
+
+def _reshape_rest(x: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    """Each row in another shape."""
+    return x.reshape(x.shape[0], *sizes)
+
+
+def _transpose(call: Call) -> Made:
+    return torch.permute, (call.node.input[0], tuple(call.get("perm"))), {}
+
+
+def _pool(call: Call) -> Made:
+    kernel = list(call.get("kernel_shape"))
+    n = len(kernel)
+    options: dict[str, Any] = {
+        "kernel_size": tuple(kernel),
+        "stride": tuple(call.get("strides", [1] * n)),
+        "padding": tuple(call.padding(n)),
+        "ceil_mode": bool(call.get("ceil_mode", 0)),
+    }
+    if call.node.op_type == "MaxPool":
+        kinds: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+        options["dilation"] = tuple(call.get("dilations", [1] * n))
+    else:
+        kinds = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+        options["count_include_pad"] = bool(call.get("count_include_pad", 0))
+    return kinds[n], (call.node.input[0],), options
+
+
+def _global_mean(call: Call) -> Made:
+    return _mean_of_places, (call.node.input[0],), {}
+
+
+def _mean_of_places(x: torch.Tensor) -> torch.Tensor:
+    """Mean over all axes but batch and channels, kept as axes of size 1."""
+    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
+
+
+def _axes(call: Call) -> tuple[int, ...]:
+    given = call.get("axes") if call.get("axes") is not None else call.array(1)
+    if given is None:
+        raise call.refuse("takes axes that are computed or left out")
+    return tuple(int(axis) for axis in given)
+
+
+def _clip(call: Call) -> Made:
+    low, high = (call.get("min", call.array(1)), call.get("max", call.array(2)))
+    ends = {"min": None if low is None else float(low), "max": None if high is None else float(high)}
+    return torch.clamp, (call.node.input[0],), ends
+
+
+def _mean(call: Call) -> Made:
+    return torch.mean, (call.node.input[0],), {"dim": _axes(call), "keepdim": bool(call.get("keepdims", 1))}
+
+
+def _squeeze(call: Call) -> Made:
+    return torch.squeeze, (call.node.input[0], _axes(call)), {}
+
+
+def _unsqueeze(call: Call) -> Made:
+    axes = _axes(call)
+    if len(axes) != 1:
+        raise call.refuse(f"adds {len(axes)} axes at once")
+    return torch.unsqueeze, (call.node.input[0], axes[0]), {}
+
+
+def _concat(call: Call) -> Made:
+    return torch.cat, tuple(call.node.input), {"dim": int(call.get("axis"))}
+
+
+def _softmax(call: Call) -> Made:
+    function = F.softmax if call.node.op_type == "Softmax" else F.log_softmax
+    return function, (call.node.input[0],), {"dim": int(call.get("axis", -1))}
+
+
+OPERATIONS: dict[str, Callable[[Call], Made]] = {
+    "Add": _both(operator.add),
+    "Sub": _both(operator.sub),
+    "Mul": _both(operator.mul),
+    "Div": _both(operator.truediv),
+    "MatMul": _both(torch.matmul),
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "GlobalAveragePool": _global_mean,
+    "Clip": _clip,
+    "ReduceMean": _mean,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Concat": _concat,
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
+}

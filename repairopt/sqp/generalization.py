@@ -1,0 +1,70 @@
+"""Whether the repair of given points says anything about others: each point judged by a repair that has not seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from repairopt.intervals import rate_interval
+from repairopt.judge import Stop, labelled_data
+from repairopt.linearize import Array
+from repairopt.methods.task import Outcome, Task
+
+LEAST_POINTS = 8
+CONFIDENCE = 0.9
+
+
+def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds: int) -> str:
+    """A sentence about similar inputs, from repairs that leave out a part of the points each.
+
+    Args:
+        task: A repair whose goal is an error rate of given points.
+        repair: Proposes a change for such a task.
+        folds: Number of parts.
+
+    Returns:
+        The share of points repaired unseen, and whether that is better than chance; empty for fewer than 8 points.
+    """
+    goal = task.goal
+    predict = task.engine.predict()
+    inputs, labels = goal.inputs, goal.labels  # type: ignore[attr-defined]
+    with torch.no_grad():
+        outputs = predict(inputs)
+    wrong = (outputs.argmax(-1).cpu() != labels.cpu()).nonzero()[:, 0]
+    if len(wrong) < LEAST_POINTS:
+        return ""
+    others = [x for x, _ in labelled_data(task.constraints)] or [inputs]
+    before = [predict(x).argmax(-1).cpu() for x in others]
+    changed, total = 0, 0
+    part = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(task.seed)) % folds
+    fixed = 0
+    for fold in range(folds):
+        left_out = wrong[part == fold]
+        seen = torch.ones(len(labels), dtype=torch.bool)
+        seen[left_out] = False
+        own = replace(goal, inputs=inputs[seen.to(inputs.device)], labels=labels[seen.to(labels.device)])  # type: ignore[type-var]
+        try:
+            delta: Array = repair(replace(task, goal=own, rounds=[], progress=None, checkpoint=None)).delta
+        except Stop:
+            return ""
+        with torch.no_grad():
+            now = task.engine.predict(delta)
+            answers = now(inputs[left_out.to(inputs.device)]).argmax(-1).cpu()
+            for x, old in zip(others, before, strict=True):
+                changed += int((now(x).argmax(-1).cpu() != old).sum())
+                total += len(old)
+        fixed += int((answers == labels[left_out].cpu()).sum())
+    chance = changed / max(1, total) / max(1, outputs.shape[1] - 1)
+    share, least = fixed / len(wrong), rate_interval(fixed, len(wrong), CONFIDENCE).low
+    text = (
+        f"Of {len(wrong)} wrong points {100 * share:.0f} % were right in repairs that had not seen them; by chance, as "
+        f"often as such repairs change the label of another input to a given one, {100 * chance:.1f} % would be"
+    )
+    if least <= chance:
+        return (
+            f"{text}. That is not shown to be better: the mistakes look like noise. Expect the repair to fix these "
+            f"points, and nothing on similar inputs."
+        )
+    return f"{text}. Expect about as much on similar inputs."

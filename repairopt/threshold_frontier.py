@@ -1,0 +1,136 @@
+"""The reference for group fairness: the best threshold of its own for each group, on the original scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[np.float64]
+WINDOWS = 4_000  # most places tried for the interval that the favorable rates of all groups must lie in
+
+
+@dataclass(frozen=True)
+class ThresholdPoint:
+    """Thresholds by group for one bound.
+
+    Attributes:
+        target: Largest difference of favorable rates.
+        value: On the rows that chose the thresholds.
+        accuracy: There.
+        held_out_value: On held-out rows, or NaN.
+        held_out_accuracy: There, or NaN.
+        thresholds: Of each group, on ``logit(favorable) - logit(other)``.
+    """
+
+    target: float
+    value: float
+    accuracy: float
+    held_out_value: float
+    held_out_accuracy: float
+    thresholds: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Rows with score, group and whether favorable is right."""
+
+    score: Array
+    group: npt.NDArray[np.int64]
+    wanted: npt.NDArray[np.bool_]
+
+
+def threshold_frontier(
+    predict: Any,
+    goal: Any,
+    targets: Sequence[float],
+    data: tuple[Tensor, Tensor] | None,
+    held_out: tuple[Tensor, Tensor] | None,
+) -> tuple[ThresholdPoint, ...]:
+    """The most accurate thresholds by group whose favorable rates differ by at most each target.
+
+    Rates of all groups have to lie in one interval as wide as the target, which begins at the rate of some group; for
+    each such place the best threshold of a group is found from sorted scores, so the result is the optimum on the rows,
+    or nearly where there are more than some thousand rates.
+
+    Args:
+        predict: The original network.
+        goal: A gap between observed groups; for any other property there is no such reference.
+        targets: Bounds.
+        data: Labelled rows that choose the thresholds.
+        held_out: Labelled rows that only judge them.
+
+    Returns:
+        One point for each target; none where the goal is another property, has more classes, or there are no labels.
+
+    References:
+        Hardt, Price and Srebro, Equality of opportunity in supervised learning, 2016.
+    """
+    samples = getattr(goal, "samples", None)
+    if data is None or getattr(samples, "rows", None) is None or not hasattr(goal, "favorable"):
+        return ()
+    own = _scored(predict, goal, data)
+    new = None if held_out is None or own is None else _scored(predict, goal, held_out)
+    if own is None:
+        return ()
+    curves = [_curve(own, group) for group in range(int(own.group.max()) + 1)]
+    found = []
+    for target in targets:
+        thresholds = _best(curves, float(target))
+        value, right = _judged(own, thresholds)
+        there = (float("nan"), float("nan")) if new is None else _judged(new, thresholds)
+        found.append(ThresholdPoint(float(target), value, right, *there, tuple(thresholds)))
+    return tuple(found)
+
+
+def _scored(predict: Any, goal: Any, data: tuple[Tensor, Tensor]) -> _Scored | None:
+    inputs, labels = data
+    samples = goal.on(inputs, labels).samples
+    with torch.no_grad():
+        outputs = predict(samples.inputs).double().cpu()
+    if outputs.shape[1] != 2:
+        return None
+    score = outputs[:, goal.favorable] - outputs[:, 1 - goal.favorable]
+    wanted = torch.as_tensor(labels).cpu()[samples.rows.cpu()] == goal.favorable
+    return _Scored(score.numpy(), samples.member.cpu().numpy(), wanted.numpy())
+
+
+def _curve(rows: _Scored, group: int) -> tuple[Array, Array, Array]:
+    """For each number of favorable decisions of a group: its rate, how many are right, and the threshold."""
+    own = rows.group == group
+    order = np.argsort(-rows.score[own], kind="stable")
+    score, wanted = rows.score[own][order], rows.wanted[own][order]
+    right = np.concatenate([[0], np.cumsum(np.where(wanted, 1, -1))]) + np.sum(~wanted)
+    between = np.concatenate([[np.inf], (score[:-1] + score[1:]) / 2, [-np.inf]])
+    allowed = np.concatenate([[True], score[:-1] != score[1:], [True]])  # equal scores get equal decisions
+    rate = np.arange(len(score) + 1) / len(score)
+    return rate[allowed], right[allowed].astype(np.float64), between[allowed]
+
+
+def _best(curves: Sequence[tuple[Array, Array, Array]], target: float) -> list[float]:
+    best, found = -np.inf, [float("inf")] * len(curves)
+    places = np.unique(np.concatenate([rate for rate, _, _ in curves]))
+    for low in places[:: -(-len(places) // WINDOWS)]:
+        total, thresholds = 0.0, []
+        for rate, right, between in curves:
+            first, last = np.searchsorted(rate, [low - 1e-12, low + target + 1e-12])
+            if first == last:
+                break
+            k = int(first + np.argmax(right[first:last]))
+            total += right[k]
+            thresholds.append(float(between[k]))
+        if len(thresholds) == len(curves) and total > best:
+            best, found = total, thresholds
+    return found
+
+
+def _judged(rows: _Scored, thresholds: Sequence[float]) -> tuple[float, float]:
+    """Largest difference of rates, and accuracy."""
+    favorable = rows.score > np.asarray(thresholds)[rows.group]
+    rates = [favorable[rows.group == group].mean() for group in range(len(thresholds))]
+    return float(max(rates) - min(rates)), float((favorable == rows.wanted).mean())

@@ -1,0 +1,100 @@
+"""Which weights: the model of expected gain against a solver, and the column that carries a gap."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import LinearConstraint, minimize
+from torch import nn
+
+from repairopt import SQP, GroupGap, KeepLabels, Verdict, solve_repair
+from repairopt.sqp.expected_gain import DAMPING, GainModel, steepest_sides
+from repairopt.sqp.limits import Lines
+
+
+def random_model(seed, limits=3, n=12, rows=30):
+    random = np.random.default_rng(seed)
+    return GainModel(random.normal(size=(rows, n)), random.normal(size=(limits, n)), random.normal(size=limits))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("flat", [False, True], ids=["curved", "equal curvature"])
+def test_the_cost_is_that_of_the_quadratic_program(seed, flat):
+    model = random_model(seed)
+    model = GainModel(model.rows[:0], model.slopes, model.needs) if flat else model
+    chosen = np.array([1, 4, 5, 9, 11])
+    part, slopes = model.rows[:, chosen], model.slopes[:, chosen]
+    curvature = np.eye(5) / 5 if flat else part.T @ part
+    curvature = curvature + DAMPING * np.trace(curvature) / 5 * np.eye(5)
+    known = minimize(
+        lambda d: 0.5 * d @ curvature @ d,
+        np.zeros(5),
+        jac=lambda d: curvature @ d,
+        method="SLSQP",
+        constraints=LinearConstraint(slopes, -np.inf, -model.needs),
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert known.success
+    assert model.cost(chosen) == pytest.approx(known.fun, rel=1e-5, abs=1e-9)
+
+
+def test_what_need_not_fall_costs_nothing_and_what_cannot_move_is_of_no_use():
+    model = random_model(0)
+    assert GainModel(model.rows, model.slopes, -np.ones(3)).cost(np.arange(4)) == 0.0
+    still = model.slopes.copy()
+    still[0, :3] = 0.0
+    stuck = GainModel(model.rows, still, np.ones(3))
+    assert stuck.cost(np.arange(3)) == np.inf
+    costs = [stuck.cost(np.arange(3, stop)) for stop in (6, 8, 10)]
+    ranked = stuck.ranked([np.arange(3), np.arange(3, 6), np.arange(3, 8), np.arange(3, 10), np.arange(0)], 0.0)
+    assert ranked == [int(k) + 1 for k in np.argsort(costs)], "useless and empty groups are left out"
+    assert stuck.ranked([np.arange(3, 6), np.arange(3, 8)], 1e9) == [0, 1], "at a high price the smallest comes first"
+
+
+def test_limits_are_taken_on_the_side_on_which_they_are_larger():
+    slopes = np.array([[1.0, 0.0], [0.0, 2.0]])
+    two_sided = Lines(np.array([-0.3, 0.2]), slopes, "max_abs")
+    mean = Lines(np.array([-0.3, 0.2]), slopes, "mean_abs")
+    found, needs = steepest_sides([two_sided, mean], np.array([0.05, 0.05]))
+    assert np.allclose(found, [[-1, 0], [0, 2], [-0.5, 1.0]])
+    assert np.allclose(needs, [0.25, 0.15, 0.2])
+
+
+def biased_network(rows):
+    """Eight features, of which the last is the group; a network that has learned a fair task, then favors a group."""
+    torch.manual_seed(3)
+    x = torch.randn(rows, 8)
+    x[:, 7] = (x[:, 7] > 0).float()
+    y = (x[:, 0] + 0.5 * x[:, 1] + 0.3 * torch.randn(rows) > 0).long()
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(120):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():  # through the weights of one column alone
+        model[0].weight[:, 7] += 0.5 * torch.sign(model[2].weight[1] - model[2].weight[0])
+    return model.eval(), x, y
+
+
+def test_the_column_that_carries_the_gap_is_found():
+    model, x, y = biased_network(1000)
+    gap = GroupGap.observed(x, 7, target=0.05)
+    keep = KeepLabels(x, y, tolerance=0.1)
+    found = solve_repair(model, gap, [keep], method=SQP(confidence=None))
+    location = found.report.location
+    assert found.report.verdict is Verdict.REPAIRED
+    assert found.report.measure().before > 0.1
+    assert location.method.startswith("expected gain: input 7")
+    assert {int(position) % 8 for position in location.indices["0.weight"]} == {7}
+    assert len(location.indices["0.weight"]) == 12
+
+
+def test_for_few_rows_the_choice_is_the_usual_one():
+    model, x, y = biased_network(250)
+    gap = GroupGap.observed(x, 7, target=0.1)
+    keep = KeepLabels(x, y, tolerance=0.2)
+    found = solve_repair(model, gap, [keep], method=SQP(confidence=None))
+    usual = solve_repair(model, gap, [keep], method="sequential").report.location
+    assert not found.report.location.method.startswith("expected gain")
+    assert found.report.location.method == usual.method
+    assert all(torch.equal(found.report.location.indices[name], ix) for name, ix in usual.indices.items())
