@@ -144,8 +144,8 @@ def _repeated_rows(spec: Specification, data: Any) -> str:
     """A warning where held-out rows stand in the repair data too; empty where none do."""
     own = [x for item in (spec.goal, *spec.on_outputs) for x in _inputs_of(item)] + [x for x, _ in _labelled(data)]
     held_out = [x for item in spec.held_out for x in _inputs_of(item)]
-    held_out = list({x.data_ptr(): x for x in held_out}.values())
-    count, total = overlap(own, held_out), sum(len(x) for x in held_out)
+    counts = {x.data_ptr(): (overlap(own, [x]), len(x)) for x in held_out}  # statements may share rows: the most counts
+    count, total = max(counts.values(), default=(0, 0))
     if not count:
         return ""
     return (
