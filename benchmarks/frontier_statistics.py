@@ -29,12 +29,13 @@ def mean(numbers: Sequence[float]) -> float:
 def error(numbers: Sequence[float]) -> float:
     """Standard error of a mean; the two directions of a division count as one draw, since they share their rows."""
     pairs = [float(np.mean(numbers[i : i + 2])) for i in range(0, len(numbers), 2)]
-    return float(np.std(pairs, ddof=1) / len(pairs) ** 0.5) if len(pairs) > 1 else 0.0
+    return float(np.std(pairs, ddof=1) / len(pairs) ** 0.5) if len(pairs) > 1 else math.nan
 
 
 def spread(numbers: Sequence[float], form: str) -> str:
     """Mean and standard error as text."""
-    return f"{mean(numbers):{form}} ± {error(numbers):{form.lstrip('+')}}"
+    wide = error(numbers)
+    return f"{mean(numbers):{form}} ± " + ("?" if math.isnan(wide) else f"{wide:{form.lstrip('+')}}")
 
 
 def select(records: Sequence[Record], case: str, method: str, typed: float | None = None) -> list[Record]:
