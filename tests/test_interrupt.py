@@ -12,11 +12,12 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")]
 
 SCRIPT = """
-import sys, time
+import signal, time
 import numpy as np
 from repairopt.program import Program
 from repairopt.solve import solve
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 random, n = np.random.default_rng(0), 90
 factor = random.normal(size=(n, n))
 program = Program(
@@ -42,11 +43,14 @@ def test_ctrl_c_returns_the_best_point(solver, quadratic):
         pytest.skip(f"{solver}: {library} is not installed")
     code = SCRIPT.format(solver=solver, quadratic=quadratic)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout.readline() == "go\n"
-        time.sleep(4)
-        assert run.poll() is None, "the program was solved before it could be interrupted"
-        run.send_signal(signal.SIGINT)
-        status, interrupted, attempts, found = run.stdout.readlines()[-1].split()
-        run.wait(60)
+        try:
+            assert run.stdout.readline() == "go\n"
+            time.sleep(4)
+            assert run.poll() is None, "the program was solved before it could be interrupted"
+            run.send_signal(signal.SIGINT)
+            printed, _ = run.communicate(timeout=60)
+        finally:
+            run.kill()  # a solve that does not heed the signal must not outlive its test
+    status, interrupted, attempts, found = printed.splitlines()[-1].split()
     assert (interrupted, attempts) == ("True", "1")
     assert (status, found) in (("FEASIBLE", "True"), ("NO_POINT", "False"))

@@ -72,7 +72,8 @@ def test_what_cannot_be_sent_is_named():
 def test_ctrl_c_leaves_no_process_behind(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
         "from crashing_solvers import Crashing\n"
         "from repairopt.problems import linear\n"
         "from repairopt.solve import solve\n"
