@@ -29,7 +29,8 @@ class Point:
         values: Of the limits, by count, ``(L,)``.
         objective: Its value.
         missed: By how much the limits are missed, all together, with the share of samples beyond what constraints
-            allow and the logits that they lack; infinite for a constant network or a change that is not allowed.
+            allow and the logits that they lack; infinite where the network became constant or a
+            change is not allowed; 1 more while it is constant as the original was.
     """
 
     judged: Judgement
@@ -129,9 +130,11 @@ class Surroundings:
         return sum(max(0, judged.broken[c] - judged.allowed[c]) for c in self.by_sample)
 
     def _missed(self, judged: Judgement, values: Array) -> float:
-        if judged.constant or not judged.change_holds:
+        was_constant = self.task.judge.original.constant
+        if (judged.constant and not was_constant) or not judged.change_holds:
             return float("inf")
         missed = float(np.maximum(0.0, values - self.accepted).sum())
+        missed += 1.0 if judged.constant else 0.0  # the way out of a constant network leads along constant ones
         surplus = self.surplus(judged)
         if surplus:
             missed += surplus / self.samples

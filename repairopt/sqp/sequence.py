@@ -320,24 +320,26 @@ class Sequence:
 
 
 class _Held:
-    """The rows of strict constraints that hold now; those that do not stand in the program, at a price."""
+    """The rows of strict constraints that hold now; those that do not stand in the program, at a price.
+
+    Only the former are counted and numbered, because a working set of few rows gives all of them to the back end.
+    """
 
     def __init__(self, rows: LinearizedRows, lacking: Picks, strict: list[int]) -> None:
-        self.rows_of, self.m = rows, rows.m
         start = np.cumsum([0] + [len(rows.linearization.margins[c]) for c in strict])
-        self.left_out = np.concatenate(
-            [np.zeros(0, dtype=np.int64)] + [start[k] + lacking.get(c, []) for k, c in enumerate(strict)]
-        ).astype(np.int64)
+        held = np.ones(rows.m, dtype=bool)
+        for k, c in enumerate(strict):
+            held[start[k] + lacking.get(c, np.zeros(0, dtype=np.int64))] = False
+        self.rows_of, self.held = rows, np.flatnonzero(held)
+        self.m = len(self.held)
 
     def violations(self, delta: Array) -> Array:
-        """Of rows that hold now; the others count as slack."""
-        found = self.rows_of.violations(delta)
-        found[self.left_out] = -np.inf
-        return found
+        """Of the rows that hold now, ``(m,)``."""
+        return self.rows_of.violations(delta)[self.held]
 
     def rows(self, index: Any) -> Any:
-        """Of the linearization."""
-        return self.rows_of.rows(index)
+        """Of the linearization, by number among the rows that hold."""
+        return self.rows_of.rows(self.held[np.asarray(index, dtype=np.int64)])
 
 
 def _lacking(models: Models) -> Picks:
