@@ -3,7 +3,7 @@
 Bounds are dropped one at a time and the repair is tried without; what is left when no more can be dropped conflicts. A
 repair that fails is no proof. Where all changed weights are in the last layer and what is left constrains samples one
 by one, all of it is a linear program in the weights, and a certificate of Farkas proves that no change whatsoever meets
-it.
+it, with leads of 1e-5 and more; the larger leads that repairs aim at are no part of what is proved.
 
 References:
     Chinneck, Feasibility and infeasibility in optimization, 2008, chapter 6, for the deletion filter.
@@ -30,6 +30,7 @@ from .program import Program, stack_rows
 from .report import Verdict
 from .specify import ChangeConstraint, SampleConstraint
 
+LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
 MOST_ENTRIES = 20_000_000  # of the rows of a proof
 PREPARING = ("weights", "forward_fn", "memory_limit", "seed", "trust_radius", "solver")
 
@@ -41,7 +42,7 @@ class Unmet:
     Attributes:
         conflict: Names of the goal and the constraints that cannot be met together; without any one of them the others
             can. Empty where all were met after all.
-        closest: The lowest value of the goal that was found with all constraints met.
+        closest: The value of the goal at the end of the repair with all constraints; before it, where one broke.
         target: What the goal had to reach.
         proof: Rows in conflict with a certificate that was checked, or None.
         repair: The repair that came closest.
@@ -75,7 +76,7 @@ class Unmet:
 def explain_unmet(
     model: nn.Module, goal: Any, constraints: Any = (), *, target: float | None = None, **settings: Any
 ) -> Unmet:
-    """Find the smallest set of named bounds that a repair cannot meet together.
+    """Find named bounds that a repair cannot meet together, none of which can be left out.
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
@@ -122,7 +123,9 @@ def _met(repair: Repair) -> bool:
 
 
 def _value(repair: Repair) -> float:
-    return float(repair.report.verification.measures[0].after)
+    goal, checks = repair.report.verification.measures[0], repair.report.verification.checks
+    held = all(check.holds or check.soft for check in checks if not check.held_out)
+    return float(goal.after if held else goal.before)
 
 
 def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: dict[str, Any]) -> Conflict | None:
@@ -133,7 +136,8 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: di
     task = with_rows_of_goal(prepare_repair(model, goal, [*rows_only, *on_change], **own).task)
     if not task.constraints:
         return None
-    lin = linearize(task.engine, task.constraints, required=task.required)
+    least = tuple(np.minimum(required, LEAST_LEAD) for required in task.required)
+    lin = linearize(task.engine, task.constraints, required=least)
     if not lin.engine.exact:
         return None
     every = {c: np.arange(len(margins)) for c, margins in enumerate(lin.margins)}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from repairopt.intervals import rate_interval
 from repairopt.judge import Stop, labelled_data
@@ -35,8 +36,7 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
     wrong = (outputs.argmax(-1).cpu() != labels.cpu()).nonzero()[:, 0]
     if len(wrong) < LEAST_POINTS:
         return ""
-    others = [x for x, _ in labelled_data(task.constraints)] or [inputs]
-    before = [predict(x).argmax(-1).cpu() for x in others]
+    others = _right_ones(task)
     changed, total = 0, 0
     part = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(task.seed)) % folds
     fixed = 0
@@ -52,7 +52,7 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         with torch.no_grad():
             now = task.engine.predict(delta)
             answers = now(inputs[left_out.to(inputs.device)]).argmax(-1).cpu()
-            for x, old in zip(others, before, strict=True):
+            for x, old in others:
                 changed += int((now(x).argmax(-1).cpu() != old).sum())
                 total += len(old)
         fixed += int((answers == labels[left_out].cpu()).sum())
@@ -60,7 +60,7 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
     share, least = fixed / len(wrong), rate_interval(fixed, len(wrong), CONFIDENCE).low
     text = (
         f"Of {len(wrong)} wrong points {100 * share:.0f} % were right in repairs that had not seen them; by chance, as "
-        f"often as such repairs change the label of another input to a given one, {100 * chance:.1f} % would be"
+        f"often as such repairs give a right input another given label, {100 * chance:.1f} % would be"
     )
     if least <= chance:
         return (
@@ -68,3 +68,15 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
             f"points, and nothing on similar inputs."
         )
     return f"{text}. Expect about as much on similar inputs."
+
+
+def _right_ones(task: Task) -> list[tuple[Tensor, Tensor]]:
+    """Inputs of the constraints that the original gets right, with what it says; the points to fix are none of them."""
+    found = []
+    with torch.no_grad():
+        for inputs, labels in labelled_data(task.constraints):
+            answers = task.engine.predict()(inputs).argmax(-1).cpu()
+            right = answers == labels.cpu()
+            if bool(right.any()):
+                found.append((inputs[right.to(inputs.device)], answers[right]))
+    return found
