@@ -75,8 +75,11 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
     started, cpu = time.perf_counter(), time.process_time()
     usual = prepare("auto")
     best = None
-    if not (usual.task.judge.original.met and usual.task.judge.original.feasible):
-        best = _search(method, usual, prepare)
+    try:
+        if not (usual.task.judge.original.met and usual.task.judge.original.feasible):
+            best = _search(method, usual, prepare)
+    except KeyboardInterrupt:
+        return replace(usual, stopped="interrupted")
     if best is None:
         return usual
     seconds = best.task.seconds
@@ -85,23 +88,39 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
 
 
 def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
+    """The best choice, prepared; one at a time, because each keeps activations of all samples."""
     groups = _groups(usual)
     if len(groups) < 2:
         return None
     try:
         ranked = _ranked(method, prepare(_union(groups, "all groups")), groups)
-    except (Stop, RepairError):
+    except (Stop, RepairError) as error:
+        _pass_on(error)
         return None
     if not ranked:
         return None
     division = Folds(PARTS, usual.task.seed)
-    candidates = [usual, *(prepare(choice) for choice in _choices(groups, ranked))]
-    trials = {k: trial for k, one in enumerate(candidates) if (trial := _tried(method, one.task, division, 0))}
+    choices = [None, *_choices(groups, ranked)]
+
+    def tried(k: int, part: int) -> _Trial | None:
+        choice = choices[k]
+        return _tried(method, (usual if choice is None else prepare(choice)).task, division, part)
+
+    trials = {k: trial for k in range(len(choices)) if (trial := tried(k, 0))}
     order = sorted(trials, key=lambda k: _merit(trials[k], trials.values()))[:FINALISTS]
     for part in range(1, PARTS):
-        again = {k: trial for k in order if (trial := _tried(method, candidates[k].task, division, part))}
+        again = {k: trial for k in order if (trial := tried(k, part))}
         trials = {k: _mean(trials[k], trial) for k, trial in again.items()}
-    return candidates[min(trials, key=lambda k: _merit(trials[k], trials.values()))] if trials else None
+    if not trials:
+        return None
+    best = choices[min(trials, key=lambda k: _merit(trials[k], trials.values()))]
+    return usual if best is None else prepare(best)
+
+
+def _pass_on(error: Exception) -> None:
+    """Ctrl-C that reached a back end ends the search; any other end of a trial only that trial."""
+    if isinstance(error, Stop) and str(error) == "interrupted":
+        raise KeyboardInterrupt from error
 
 
 def _groups(prepared: Prepared) -> list[_Group]:
@@ -230,7 +249,8 @@ def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None
         seen = around.point(outcome.delta)
         judge = short.surroundings(rest, short.named_buffers())
         new, before = judge.point(outcome.delta), judge.point(np.zeros(task.engine.n))
-    except Stop:
+    except (Stop, RepairError) as error:
+        _pass_on(error)
         return None
     failed = seen.missed if seen.missed > MET else 0.0
     price = max(outcome.prices.values(), default=0.0)

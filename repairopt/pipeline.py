@@ -147,7 +147,10 @@ def solve_repair(
         prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
-    outcome, stopped = _run(prepared.task, chosen)
+    if prepared.stopped:
+        outcome, stopped = Outcome(prepared.task.judge.best.delta, Status.NO_POINT), prepared.stopped
+    else:
+        outcome, stopped = _run(prepared.task, chosen)
     confidence = getattr(chosen, "confidence", None) or CONFIDENCE
     name = _describe(chosen)
     return conclude_repair(prepared, outcome, method=name, shrink=shrink, stopped=stopped, confidence=confidence)

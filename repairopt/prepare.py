@@ -38,6 +38,7 @@ class Prepared:
         memory_limit: As passed.
         started: Wall clock at the start, seconds.
         cpu_started: Processor time at the start, seconds.
+        stopped: Why it ended before a method ran, or empty.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Prepared:
     memory_limit: int
     started: float
     cpu_started: float
+    stopped: str = ""
 
 
 def prepare_repair(

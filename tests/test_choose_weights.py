@@ -7,6 +7,8 @@ from scipy.optimize import LinearConstraint, minimize
 from torch import nn
 
 from repairopt import SQP, GroupGap, KeepLabels, Verdict, solve_repair
+from repairopt.program import Kind
+from repairopt.solve import Solution, Status
 from repairopt.sqp.expected_gain import DAMPING, GainModel, steepest_sides
 from repairopt.sqp.limits import Lines
 
@@ -98,3 +100,31 @@ def test_for_few_rows_the_choice_is_the_usual_one():
     assert not found.report.location.method.startswith("expected gain")
     assert found.report.location.method == usual.method
     assert all(torch.equal(found.report.location.indices[name], ix) for name, ix in usual.indices.items())
+
+
+class Ending:
+    """A back end whose every solve ends badly."""
+
+    name, kinds, requires = "ending", frozenset({Kind.LP, Kind.QP}), ()
+
+    def __init__(self, answer):
+        self.answer, self.solves = answer, 0
+
+    def solve(self, program):
+        self.solves += 1
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer", [Solution(Status.NO_POINT, interrupted=True), KeyboardInterrupt()], ids=["in a back end", "between"]
+)
+def test_ctrl_c_in_the_search_ends_the_repair_and_loses_nothing(answer):
+    model, x, y = biased_network(1000)
+    solver = Ending(answer)
+    gap = GroupGap.observed(x, 7, target=0.05)
+    found = solve_repair(model, gap, [KeepLabels(x, y, tolerance=0.1)], solver=solver, method=SQP(confidence=None))
+    assert found.report.stopped == "interrupted"
+    assert solver.solves == 1, "the search went on"
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), model.parameters(), strict=True))
