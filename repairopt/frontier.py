@@ -18,6 +18,7 @@ from .judge import goal_value
 from .methods.sqp import SQP
 from .pipeline import solve_repair
 from .report import Verdict
+from .specify import CallableProperty, check_inputs
 from .threshold_frontier import ThresholdPoint, threshold_frontier
 
 STEPS = 8  # bounds in a sweep, where the user does not say
@@ -162,6 +163,10 @@ def trace_frontier(
         SpecificationError: A target is not a number, or there are none.
     """
     method = method or SQP(confidence=None)
+    if callable(goal) and not hasattr(goal, "value"):
+        goal = CallableProperty(goal, 0.0)
+    data = None if data is None else check_inputs("data", *data, integers=True)
+    held_out = None if held_out is None else check_inputs("held_out", *held_out, integers=True)
     engine = Engine(model, forward_fn=settings.get("forward_fn"))
     value = goal_value(goal, engine.predict())
     bounds = _bounds(targets, value)

@@ -175,3 +175,25 @@ def test_without_groups_labels_or_two_classes_there_is_no_such_reference():
     assert threshold_frontier(toy.model, toy.gap(), [0.1], data, None) == (), "made rows have no labels"
     assert threshold_frontier(toy.model, observed, [0.1], None, None) == ()
     assert threshold_frontier(three, observed, [0.1], data, None) == ()
+
+
+def test_a_plain_function_and_frames_will_do():
+    pandas = pytest.importorskip("pandas")
+    torch.manual_seed(0)
+    x = torch.randn(400, 2)
+    y = (x[:, 0] > 0).long()
+    network = nn.Linear(2, 2)
+
+    def share_of_ones(predict):
+        return (predict(x).argmax(-1) == 1).double().mean().item()  # a number without derivatives
+
+    found = trace_frontier(
+        network,
+        share_of_ones,
+        targets=[0.45, 0.3],
+        data=(pandas.DataFrame(x.numpy()), pandas.Series(y.numpy())),
+        weights="all",
+    )
+    assert found.name == "share_of_ones"
+    assert [point.value <= point.target for point in found.points] == [True, True]
+    assert found.thresholds == ()

@@ -1,4 +1,4 @@
-"""The report as one HTML file, by the writer of the library where it is installed."""
+"""The report as one HTML file, beside it the evidence that it can be made from again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-WRITER, EVIDENCE = "repairopt.html_report", "repairopt.pictures.evidence"
+WRITER, EVIDENCE = "repairopt.html_report", "repairopt.pictures.evidence"  # loaded late, so that verify runs without
 
 
 def write_report(source: Any, path: Path, features: Sequence[str] = ()) -> str:
-    """Write ``report.html``; beside a fresh one also the evidence that it can be made from again.
+    """Write ``report.html``.
 
     Args:
         source: A repair, or the folder of a run.
@@ -20,13 +20,11 @@ def write_report(source: Any, path: Path, features: Sequence[str] = ()) -> str:
         features: Names of the input columns.
 
     Returns:
-        Why it was not written, or nothing.
+        What is missing in it, or nothing.
     """
-    if find_spec(WRITER) is None:
-        return "report.html was not written: this build has no writer for it."
-    if find_spec("matplotlib") is None:
-        return "report.html was not written: it needs matplotlib. Install with: pip install repairopt[report]"
     if not isinstance(source, Path):
         import_module(EVIDENCE).save_evidence(source.report.evidence, path.parent)
     import_module(WRITER).write_html(source, path, features=list(features))
+    if find_spec("matplotlib") is None:
+        return "report.html has no pictures: they need matplotlib. Install with: pip install repairopt[report]"
     return ""
