@@ -10,14 +10,20 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def write_csv(records: Sequence[Record], path: Path) -> None:
-    """One line a record, numbers to six figures."""
+def write_csv(records: Sequence[Record], path: Path, figures: int | None = 6) -> None:
+    """One line a record; numbers to so many figures, None for all; lists as words."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, list):
+            return " ".join(value)
+        return f"{value:.{figures}g}" if isinstance(value, float) and figures else value
+
     columns = list(dict.fromkeys(key for record in records for key in record))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         for record in records:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+            writer.writerow({key: written(value) for key, value in record.items()})
 
 
 def read_csv(path: Path, text: Sequence[str]) -> list[Record]:

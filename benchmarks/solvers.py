@@ -10,7 +10,6 @@ all from there.
 from __future__ import annotations
 
 import argparse
-import csv
 import resource
 import sys
 import time
@@ -25,6 +24,7 @@ import solver_layers
 import solver_repairs
 import solver_tables as tables
 import torch
+from benchmark_files import read_csv, write_csv
 from solver_instances import DATA, instances
 from solver_profile import draw
 from solver_reading import reading
@@ -94,31 +94,10 @@ def versions() -> str:
     return ", ".join(f"{name} {installed[name]}" for name in LIBRARIES if name in installed)
 
 
-def write_csv(records: list[Record], path: Path) -> None:
-    """One line a record, numbers to six figures."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        for record in records:
-            writer.writerow({key: written(value) for key, value in record.items()})
-
-
-def written(value: Any) -> Any:
-    """A cell: objectives need all figures, for gaps are differences of them."""
-    return " ".join(value) if isinstance(value, list) else value
-
-
-def read_csv(path: Path) -> list[Record]:
-    """Records as :func:`write_csv` wrote them; empty cells are left out but for text."""
-
-    def value(key: str, cell: str) -> Any:
-        if key == "preferred":
-            return cell.split()
-        return cell if key in TEXT else int(cell) if cell.lstrip("-").isdigit() else float(cell)
-
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: value(k, cell) for k, cell in row.items() if cell} for row in csv.DictReader(file)]
+def read(path: Path) -> list[Record]:
+    """Records of a CSV file; names of back ends in a list again."""
+    found = [{k: v for k, v in record.items() if v != ""} for record in read_csv(path, [*TEXT, "preferred"])]
+    return [r | ({"preferred": r["preferred"].split()} if "preferred" in r else {}) for r in found]
 
 
 def main() -> None:
@@ -138,7 +117,7 @@ def main() -> None:
         path = options.out / f"solver_{name}.csv"
         known = options.read or options.ways or (options.parts and name not in options.parts)
         if known:
-            found[name] = read_csv(path) if path.is_file() else []
+            found[name] = read(path) if path.is_file() else []
         if options.ways and name == "programs":
             found[name] = again(set(options.ways), options.only or [], found[name])
         elif known:
@@ -146,7 +125,7 @@ def main() -> None:
         else:
             found[name] = run()
         if found[name]:
-            write_csv(found[name], path)
+            write_csv(found[name], path, figures=None)  # gaps are differences of objectives
         log(f"{name} done")
     used = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     log(f"{used / 60:.1f} CPU minutes")
