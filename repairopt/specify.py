@@ -7,6 +7,7 @@ parameter. So the same object serves the original model, the repaired model, a t
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -167,8 +168,8 @@ class Specification:
             object.__setattr__(self, "goal", goal)
         if not isinstance(goal, Property):
             raise SpecificationError(
-                f"goal {goal!r}: expected an object with name, target and value(predict), or a plain function of "
-                f"predict; got {type(goal).__name__}. See repairopt.properties for ready-made ones."
+                f"goal {reprlib.repr(goal)}: expected an object with name, target and value(predict), or a plain "
+                f"function of predict; got {type(goal).__name__}. See repairopt.properties for ready-made ones."
             )
         if not np.isfinite(float(goal.target)):
             raise SpecificationError(f"goal '{goal.name}': target is {goal.target}; expected a finite number.")
@@ -178,8 +179,8 @@ class Specification:
         for item in self.constraints:
             if not isinstance(item, Constraint | ChangeConstraint):
                 raise SpecificationError(
-                    f"constraint {item!r}: expected an object with name and margins(predict), or with name and "
-                    f"rows(initial); got {type(item).__name__}. See repairopt.constraints for ready-made ones."
+                    f"constraint {reprlib.repr(item)}: expected an object with name and margins(predict), or with name "
+                    f"and rows(initial); got {type(item).__name__}. See repairopt.constraints for ready-made ones."
                 )
         for other in (*self.held_out, *self.watch):
             if not isinstance(other, Property | Constraint):

@@ -116,11 +116,11 @@ def test_runs_are_begun_anew_where_one_ends_badly():
     counts = []
     for restarts in (0, 2):
         found = repair(toy, SQP(restarts=restarts, **settings), constraints=[impossible])
-        counts.append(sum(one.step == "step 1" for one in found.report.rounds))
+        counts.append(sum(one.step.split(" of ")[0] == "step 1" for one in found.report.rounds))
         assert found.report.verdict is not Verdict.REPAIRED
     assert counts == [1, 3]
     mild = repair(toy, goal=toy.gap(target=0.25))
-    assert sum(one.step == "step 1" for one in mild.report.rounds) == 1, "a good end needs no second run"
+    assert not [one for one in mild.report.rounds if "restart" in one.step], "a good end needs no second run"
 
 
 # ---------------------------------------------------------------- the least objective

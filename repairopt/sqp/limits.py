@@ -21,7 +21,7 @@ from repairopt.evaluate import Engine
 from repairopt.judge import goal_value
 from repairopt.linearize import Array
 from repairopt.network.differentiate import jacobian
-from repairopt.specify import Constraint, Predict, Property, SampleConstraint
+from repairopt.specify import CallableProperty, Constraint, Predict, Property, SampleConstraint
 from repairopt.surrogate import SurrogateSettings, fit_surrogate
 
 COMBINED = ("max", "mean")
@@ -107,13 +107,17 @@ class Limit:
         predict = engine.predict(delta)
         if _signed(prop):
             rows = jacobian(engine, prop.residuals, delta)[1].cpu().numpy()
-            return Lines(self.parts(predict), rows, f"{prop.combine}_abs")
-        slopes = self._slopes(engine, delta)
+            if np.any(rows):
+                return Lines(self.parts(predict), rows, f"{prop.combine}_abs")
+        slopes = None if _signed(prop) else self._slopes(engine, delta)
         if slopes is None:
             samples = sampled.samples or min(sampled.budget, max(LEAST_SAMPLES, SAMPLES_EACH * engine.n))
-            settings = replace(sampled, kind="linear", samples=samples, validation=0.0, value="hard")
-            slopes = fit_surrogate(engine, prop, settings, delta).gradient[None, :]
-        return Lines(self.parts(predict), slopes)
+            settings = replace(sampled, kind="linear", samples=samples, value="hard")
+            count: Any = CallableProperty(
+                prop.value, self.limit, self.name
+            )  # without a soft value, whose slopes are zero
+            slopes = fit_surrogate(engine, count, settings, delta).gradient[None, :]
+        return Lines(np.array([self.value(predict)]), slopes)
 
     def _slopes(self, engine: Engine, delta: Array) -> Array | None:
         """From derivatives, ``(1, n)``; None where there are none, or none but zeros (counts, step activations)."""

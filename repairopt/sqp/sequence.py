@@ -178,13 +178,16 @@ class Sequence:
         program = parts.program()
         task.rows_used = max(task.rows_used, program.m)
         strict = [c for c in models.strict if len(lin.margins[c])]
-        if strict:
-            rows = _Held(LinearizedRows(lin, tuple(strict)), lacking, strict)
+        rows = _Held(LinearizedRows(lin, tuple(strict)), lacking, strict) if strict else None
+        if rows is not None and rows.m:
             with task.timed("solve"):
                 tol = 1e-6 if lin.engine.dtype.itemsize <= 4 else 1e-9
                 options: Any = {"solver": task.solver, "feasibility_tol": tol, "time_limit": task.judge.time_left()}
                 answer: Solution = solve_working_set(program, rows, **options)
             task._last = (program.m + rows.m, program.n, answer)
+            if answer.delta is None and not answer.interrupted:  # its rows are held at a step of 0: one exists
+                everything = rows.rows(np.arange(rows.m))
+                answer = task.solve_program(_with_all(program, everything))
         else:
             answer = task.solve_program(program)
         step = None if answer.delta is None else answer.delta[: parts.n]
@@ -317,6 +320,20 @@ class Sequence:
             aimed=True,
             prices=limit_prices(last.program, last.solution.row_duals, names),
         )
+
+
+def _with_all(program: Program, rows: tuple[Any, Array, Array]) -> Program:
+    """A program with further rows on its first variables."""
+    matrix, lower, upper = rows
+    wide = np.zeros((len(lower), program.n))
+    wide[:, : matrix.shape[1]] = matrix
+    return replace(
+        program,
+        matrix=wide if program.matrix is None else np.vstack([program.matrix, wide]),
+        lower=np.concatenate([program.lower, lower]),
+        upper=np.concatenate([program.upper, upper]),
+        sources=(),
+    )
 
 
 class _Held:
