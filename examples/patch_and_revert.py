@@ -82,7 +82,7 @@ def close_gap(model: nn.Module, x: Tensor, y: Tensor) -> Repair:
     half = len(x) // 2
     gap = GroupGap.observed(x[:half], column=5, favorable=1, target=0.05)
     keep = KeepLabels(x[:half], y[:half], tolerance=0.05)
-    return solve_repair(model, gap, [keep], held_out=(x[half:], y[half:]))
+    return solve_repair(model, gap, [keep], held_out=(x[half:], y[half:]), weights="last")
 
 
 def fix_decisions(model: nn.Module, x: Tensor, y: Tensor) -> Repair:

@@ -25,7 +25,7 @@ def printed(script: str, data_dir: Path, out: Path, how: str = "--quick") -> dic
     for line in done.stdout.splitlines():
         if line.startswith("### "):
             rows = tables[line[4:]] = []
-        elif line.startswith("| "):
+        elif line.startswith("| ") and not set(line) <= set("| -"):  # the line under the head is none of them
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
     return tables
 
@@ -76,7 +76,7 @@ def test_solvers(data_dir, tmp_path):
         tried, right, _, wrong = map(int, accuracy[way][1:5])
         assert tried == right > 0
         assert wrong == 0
-    assert len(tables["Answers that are not right"]) == 2  # the head alone
+    assert len(tables["Answers that are not right"]) == 1  # the head alone
     assert {row[0] for row in tables["Mixed-integer programs"][1:]} == {
         "at most 8 of 12 weights change",
         "at most 5 of 30 rows break",
@@ -178,10 +178,11 @@ def test_a_bar_is_met_only_where_every_part_of_it_is():
     run = {"case": "gender", "target": 0.05, "gap before": 0.15, "gap after": 0.04, "cpu seconds": 0.2}
     run |= {"accuracy before": 0.84, "accuracy after": 0.839}
     bar = Bar("gender", 0.05, gap=0.05, points=0.15, seconds=0.25)
-    assert bar.verdict([run, run]) == "met"
-    assert bar.verdict([run | {"gap after": 0.051}] * 2) == "**missed: gap**"
-    assert bar.verdict([run | {"accuracy after": 0.838, "cpu seconds": 0.3}] * 2) == "**missed: accuracy, seconds**"
-    near = [run | {"gap after": gap} for gap in (0.03, 0.03, 0.075, 0.075)]
+    assert bar.verdict([run] * 2) == "not judged: 2 of 10 splits"
+    assert bar.verdict([run] * 10) == "met"
+    assert bar.verdict([run | {"gap after": 0.051}] * 10) == "**missed: gap**"
+    assert bar.verdict([run | {"accuracy after": 0.838, "cpu seconds": 0.3}] * 10) == "**missed: accuracy, seconds**"
+    near = [run | {"gap after": gap} for gap in (0.03, 0.03, 0.075, 0.075) * 3]
     assert bar.verdict(near) == "**missed: gap (within its error)**"
     assert all_met(run)
     assert not all_met(run | {"gap after": 0.06})
