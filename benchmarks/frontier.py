@@ -179,7 +179,6 @@ TWO = replace(ADAM, both=True)
 METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),
     "SQP, automatic weights": sqp("auto"),
-    "SQP at 75 %, automatic weights": sqp("auto", 0.75),
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "Adam + penalty, all weights": tuned(ADAM),
@@ -201,7 +200,7 @@ SHORT = {
 
 def applies(name: str, case: Case) -> bool:
     """Which methods can speak of a case, and where a run would say nothing new."""
-    if name.startswith("SQP at 95"):
+    if name.startswith("SQP at"):
         return case.odds or case.confident
     if name.startswith("SQP"):
         return not case.confident
