@@ -1,7 +1,8 @@
 """Mixed-integer repair programs: how soon a gap of 1 % is proven, or which gap is left at the time limit.
 
-Generated programs (``tests/integer_instances.py``): dense correlated rows, a low-rank Hessian, a box. Three ways: SCIP
-alone; ``solve_integer`` (first point, bounds of relaxations, then SCIP); the first point alone. CPU s, one thread.
+Generated programs (``tests/integer_instances.py``): dense rows, correlated or not, a low-rank Hessian, a box. Three
+ways: SCIP alone; ``solve_integer`` (first point, bounds of relaxations, then SCIP); the first point alone. CPU s, one
+thread.
 
     python benchmarks/mixed_integer.py [--quick] [--limit 60] [--seeds 1]
 """
@@ -38,8 +39,12 @@ def instances(quick: bool, seed: int) -> dict[str, IntegerProgram]:
     """The programs of the table."""
     weights, rows = ((24,), (200,)) if quick else ((24, 60, 100), (200, 500, 2000))
     few = {f"at most 8 of {n} weights": limit_changes(sparse_change(n, seed), 8) for n in weights}
-    broken = {f"at most 5 of {m} rows broken": allow_broken(broken_samples(m, seed=seed), 5, singles(m)) for m in rows}
-    return few | broken
+    for correlated in (False, True):
+        for m in rows:
+            program = broken_samples(m, seed=seed, correlated=correlated)
+            name = f"at most 5 of {m} rows broken" + (", correlated" if correlated else "")
+            few[name] = allow_broken(program, 5, singles(m))
+    return few
 
 
 def cpu(function: Callable[[], Any]) -> tuple[float, Any]:

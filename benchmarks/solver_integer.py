@@ -37,13 +37,15 @@ LAYERS = ("cvxpy", "pyomo")  # on the smallest program
 def programs(quick: bool = False) -> list[tuple[str, int]]:
     """Kinds and sizes."""
     if quick:
-        return [("few", 12), ("broken", 30)]
-    return [("few", n) for n in FEW] + [("broken", m) for m in BROKEN]
+        return [("few", 12), ("broken", 30), ("correlated", 30)]
+    return [("few", n) for n in FEW] + [(kind, m) for kind in ("broken", "correlated") for m in BROKEN]
 
 
 def named(kind: str, size: int) -> str:
     """What the tables call it."""
-    return f"at most 8 of {size} weights change" if kind == "few" else f"at most 5 of {size:,} rows break"
+    if kind == "few":
+        return f"at most 8 of {size} weights change"
+    return f"at most 5 of {size:,} rows break" + (", correlated rows" if kind == "correlated" else "")
 
 
 def made(kind: str, size: int) -> IntegerProgram:
@@ -52,7 +54,7 @@ def made(kind: str, size: int) -> IntegerProgram:
 
     if kind == "few":
         return limit_changes(sparse_change(size), 8)
-    return allow_broken(broken_samples(size), 5, singles(size))
+    return allow_broken(broken_samples(size, correlated=kind == "correlated"), 5, singles(size))
 
 
 def solved(kind: str, size: int, way: str, limit: float) -> Record:
@@ -106,7 +108,7 @@ def fresh(kind: str, size: int, way: str) -> Record:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("few", "broken"))
+    parser.add_argument("kind", choices=("few", "broken", "correlated"))
     parser.add_argument("size", type=int)
     parser.add_argument("way", choices=WAYS + LAYERS)
     options = parser.parse_args()

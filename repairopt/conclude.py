@@ -103,6 +103,7 @@ def conclude_repair(
         prices=outcome.prices,
         claims=(*outcome.claims, *_held_out_claims(prepared, repaired, confidence)),
         buffers=outcome.buffers,
+        margins=outcome.margins,
         trust=_trust(task, outcome, final),
         seconds={**task.seconds, "total": time.perf_counter() - prepared.started},
         cpu_seconds=time.process_time() - prepared.cpu_started,

@@ -151,7 +151,8 @@ def solve_repair(
         outcome, stopped = Outcome(prepared.task.judge.best.delta, Status.NO_POINT), prepared.stopped
     else:
         outcome, stopped = _run(prepared.task, chosen)
-    confidence = getattr(chosen, "confidence", None) or CONFIDENCE
+    asked = getattr(chosen, "confidence", None) or 0.0
+    confidence = asked if asked > 0.5 else CONFIDENCE
     name = _describe(chosen)
     return conclude_repair(prepared, outcome, method=name, shrink=shrink, stopped=stopped, confidence=confidence)
 

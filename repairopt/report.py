@@ -96,6 +96,7 @@ class Report(Shown):
         prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
         claims: What is known of the bounds on new data, from cross-validation and from held-out data.
         buffers: What was taken off goal and bounds in the rows, by name.
+        margins: Logits by which their points had to lead, by name of the goal and bounds that asked for it.
         trust: Whether to believe the method.
         seconds: Wall time of each stage.
         cpu_seconds: Processor time of the whole call.
@@ -122,6 +123,7 @@ class Report(Shown):
     prices: dict[str, float] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
     trust: Trust = Trust()
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: float = math.nan
@@ -200,6 +202,7 @@ class Report(Shown):
                 "gave_way": [str(source) for source in self.gave_way],
                 "prices": self.prices,
                 "buffers": self.buffers,
+                "margins": self.margins,
                 "claims": [
                     {**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims
                 ],

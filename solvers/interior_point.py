@@ -1,11 +1,12 @@
-"""Interior point in torch for programs with far more variables than rows: the linear algebra of ``matrix_free.py``.
+"""Interior point in torch for many variables and dense rows: the linear algebra of ``matrix_free.py``.
 
     minimize    1/2 d'(diag(curvature) + F'F)d + gradient'd
     subject to  lower <= A d <= upper,   low <= d <= high
 
 Mehrotra's predictor and corrector from an infeasible start. Bounds only add to the diagonal, so each step needs one
 Cholesky factorization of the size of ``[A; F]`` (Woodbury), formed by one sweep over it, and no matrix of size
-``(n, n)``. A small proximal term on the steps, not on the objective, keeps the diagonal positive.
+``(n, n)``; where rows are more than variables, the normal equations of size ``(n, n)`` take its place. A small proximal
+term on the steps, not on the objective, keeps the diagonal positive.
 
 References:
     Mehrotra, On the implementation of a primal-dual interior point method, SIAM J. Optimization 1992.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from .program_tensors import Data
 PROXIMAL = 1e-8  # of steps, in scaled variables
 DUAL_PROXIMAL = 1e-10  # of steps, in scaled multipliers
 REFINED = 4_000_000  # entries of [A; F] up to which each linear solve is refined
+NARROW = 1.25  # rows for each variable from which on the normal equations are the smaller system
 TO_BOUNDARY = 0.995
 DIVERGED = 1e12
 STALLED = 15  # iterations without progress
@@ -124,6 +125,41 @@ def _scaled(data: Data) -> tuple[Data, Units]:
     return scaled, Units(variable, row, price)
 
 
+@dataclass(frozen=True, eq=False)
+class _Factorized:
+    """``D x + [A; F]'y = first``, ``[A; F] x - C y = second`` with diagonal ``D`` and ``C``, ready to be solved.
+
+    Attributes:
+        data: The program.
+        inverse: Of ``D``, ``(n,)``.
+        weight: Of the rows, ``(k,)``.
+        corner: ``C``, ``(k + r,)``.
+        lower: Cholesky factor, of the system without ``x`` or without ``y``, with a unit diagonal.
+        scale: Square root of what that diagonal was divided by.
+        narrow: Whether ``y`` was eliminated, so that the factor is ``(n, n)``.
+    """
+
+    data: Data
+    inverse: Tensor
+    weight: Tensor
+    corner: Tensor
+    lower: Tensor
+    scale: Tensor
+    narrow: bool
+
+    def solve(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` and ``y``."""
+        data = self.data
+        if self.narrow:
+            x = self._solved(first + data.transposed(second / self.corner))
+            return x, (data.times(x) - second) / self.corner
+        y = self._solved(data.times(self.inverse * first) - second)
+        return self.inverse * (first - data.transposed(y)), y
+
+    def _solved(self, right: Tensor) -> Tensor:
+        return torch.cholesky_solve((right * self.scale).unsqueeze(1), self.lower).squeeze(1) * self.scale
+
+
 class _State:
     """The current point of a scaled program, and its residuals."""
 
@@ -194,35 +230,30 @@ class _State:
             part.move(change, length)
         return True
 
-    def _factorized(self) -> Any:
-        """Inverse diagonal, weights of rows and corner, Cholesky factor and its scale; None where that fails."""
+    def _factorized(self) -> _Factorized | None:
+        """The linear system of this point; None where its factorization fails."""
         data = self.data
         inverse = 1.0 / (data.curvature + self.bounds.weight() + PROXIMAL)
         weight = torch.where(self.equal, 1.0, self.sides.weight())
         corner = torch.ones(len(weight) + len(data.factor), dtype=weight.dtype, device=weight.device)
         corner[: len(weight)] = torch.where(self.equal, 0.0, 1.0 / weight) + DUAL_PROXIMAL
-        gram = data.gram(inverse)
-        gram.diagonal().add_(corner)
+        narrow = len(corner) > NARROW * len(inverse)
+        gram = data.normal(1.0 / corner) if narrow else data.gram(inverse)
+        gram.diagonal().add_(1.0 / inverse if narrow else corner)
         scale = gram.diagonal().rsqrt()
         gram.mul_(scale.unsqueeze(1)).mul_(scale)
         lower, info = torch.linalg.cholesky_ex(gram)
         if int(info):
             gram.diagonal().add_(1e-12)
             lower, info = torch.linalg.cholesky_ex(gram)
-        return None if int(info) else (inverse, weight, corner, lower, scale)
+        return None if int(info) else _Factorized(data, inverse, weight, corner, lower, scale, narrow)
 
     def _direction(
-        self, factorized: Any, targets: list[list[Tensor]]
+        self, factorized: _Factorized, targets: list[list[Tensor]]
     ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Steps]]:
         """Changes of point, row values and row multipliers; then of slacks and multipliers of bounds and sides."""
-        inverse, weight, corner, lower, scale = factorized
-        data, k = self.data, len(self.duals)
-
-        def solve(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-            right = (data.times(inverse * first) - second) * scale
-            y = torch.cholesky_solve(right.unsqueeze(1), lower).squeeze(1) * scale
-            return inverse * (first - data.transposed(y)), y
-
+        inverse, weight, corner = factorized.inverse, factorized.weight, factorized.corner
+        data, k, solve = self.data, len(self.duals), factorized.solve
         first = self.residual - self.bounds.shift(self.bound_residuals, targets[0])
         second = torch.zeros_like(corner)
         shift = self.sides.shift(self.row_residuals, targets[1])

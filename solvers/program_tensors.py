@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +58,20 @@ class Data:
     def gram(self, inverse: Tensor) -> Tensor:
         """``[A; F] diag(inverse) [A; F]'``, a block of columns at a time, one triangle computed."""
         k, n = len(self.rows) + len(self.factor), len(inverse)
-        gram = torch.zeros((k, k), dtype=inverse.dtype, device=inverse.device)
         root = inverse.sqrt()
-        for j in range(0, n, BLOCK):
-            span = slice(j, j + BLOCK)
-            part = torch.cat([self.rows[:, span], self.factor[:, span]]).mul_(root[span])
-            for i in range(0, k, TRIANGLE):
-                gram[i:, i : i + TRIANGLE].addmm_(part[i:], part[i : i + TRIANGLE].T)
-        return torch.tril(gram) + torch.tril(gram, -1).T
+        spans = (slice(j, j + BLOCK) for j in range(0, n, BLOCK))
+        parts = (torch.cat([self.rows[:, span], self.factor[:, span]]).mul_(root[span]) for span in spans)
+        return _products(k, parts, root)
+
+    def normal(self, weight: Tensor) -> Tensor:
+        """``[A; F]' diag(weight) [A; F]``, a block of rows at a time, one triangle computed."""
+        root, n = weight.sqrt(), self.rows.shape[1]
+        sizes = (len(self.rows), len(self.factor))
+        pieces = zip((self.rows, self.factor), root.split(sizes), strict=True)
+        parts = (
+            (rows[i : i + BLOCK].T * own[i : i + BLOCK]) for rows, own in pieces for i in range(0, len(rows), BLOCK)
+        )
+        return _products(n, parts, root)
 
     def products(self, index: Tensor, inverse: Tensor) -> Tensor:
         """``A[index] diag(inverse) [A; F]'``."""
@@ -78,6 +85,15 @@ class Data:
     def columns(self, index: Tensor) -> Tensor:
         """Some columns of ``[A; F]``."""
         return torch.cat([self.rows[:, index], self.factor[:, index]])
+
+
+def _products(size: int, parts: Iterator[Tensor], like: Tensor) -> Tensor:
+    """Sum of ``part part'`` over parts ``(size, ...)``."""
+    found = torch.zeros((size, size), dtype=like.dtype, device=like.device)
+    for part in parts:
+        for i in range(0, size, TRIANGLE):
+            found[i:, i : i + TRIANGLE].addmm_(part[i:], part[i : i + TRIANGLE].T)
+    return torch.tril(found) + torch.tril(found, -1).T
 
 
 class ProgramTensors:

@@ -1,4 +1,4 @@
-"""Generated programs for mixed-integer repairs: dense correlated rows, a low-rank Hessian, a box; and enumeration."""
+"""Generated programs for mixed-integer repairs: dense rows, a low-rank Hessian, a box; and enumeration."""
 
 from __future__ import annotations
 
@@ -27,16 +27,25 @@ def sparse_change(n: int, seed: int = 0, rows: int = 100, rank: int = 8, linear:
     )
 
 
-def broken_samples(m: int, n: int = 24, seed: int = 0, rank: int = 8, linear: bool = False) -> Program:
-    """Rows that hold without a change and stand in the way of the objective."""
+def broken_samples(
+    m: int, n: int = 24, seed: int = 0, rank: int = 8, linear: bool = False, correlated: bool = True
+) -> Program:
+    """Rows that hold without a change and stand in the way of the objective.
+
+    Correlated rows share four directions and are much harder than others, which share one as those of
+    :func:`sparse_change` do.
+    """
     draw = np.random.default_rng(seed)
     factor = draw.normal(size=(n, rank)) / np.sqrt(n)
     gradient = factor @ draw.normal(size=rank)
-    shared = draw.normal(size=(m, 4)) @ draw.normal(size=(4, n)) / 2
+    if correlated:
+        shared, spread = draw.normal(size=(m, 4)) @ draw.normal(size=(4, n)) / 2, 0.3
+    else:
+        shared, spread = 0.7 * draw.normal(size=(1, n)), 1.0
     return Program(
         gradient=gradient,
         hessian=None if linear else factor @ factor.T,
-        matrix=shared + 0.3 * draw.normal(size=(m, n)),
+        matrix=shared + spread * draw.normal(size=(m, n)),
         lower=-2 * np.abs(draw.normal(size=m)),
         delta_lower=-np.ones(n),
         delta_upper=np.ones(n),

@@ -80,6 +80,7 @@ def test_solvers(data_dir, tmp_path):
     assert {row[0] for row in tables["Mixed-integer programs"][1:]} == {
         "at most 8 of 12 weights change",
         "at most 5 of 30 rows break",
+        "at most 5 of 30 rows break, correlated rows",
     }
     for title in (
         "What solve() adds to the native call",

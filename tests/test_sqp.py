@@ -249,6 +249,27 @@ def test_the_matrix_free_way_keeps_strict_rows_and_meets_counts():
     assert (strict.model(toy.inputs).argmax(1) == toy.labels)[right].all()
 
 
+def test_with_many_weights_points_must_lead_to_count_as_right_and_flips_of_new_points_are_fewer():
+    toy = task()
+    x, y = toy.inputs, toy.labels
+    goal = ErrorRate(x, y, target=0.02, name="errors")
+    kept = Bound(FlipRate(x, y), limit=0.02, name="flips")
+    edge = Bound(MissRate(x, y, label=1), slack=0.0, name="recall")
+    settings = {"goal": goal, "constraints": [kept, edge]}
+    many = {"confidence": None, "largest_dense": 5}
+    led, plain = repair(toy, SQP(**many), **settings).report, repair(toy, SQP(**many, lead=0.0), **settings).report
+    assert set(led.margins) == {"errors", "flips"}, "the original uses up the bound on recall"
+    right = toy.model(x).argmax(1) == y
+    outputs = toy.model(x).detach()
+    leads = (outputs.gather(1, y[:, None])[:, 0] - outputs.gather(1, 1 - y[:, None])[:, 0])[right]
+    assert led.margins["flips"] == pytest.approx(float(leads.median()) / 8, rel=1e-5)
+    assert not plain.margins
+    assert not repair(toy, **settings).report.margins, "few weights ask for no lead"
+    assert set(repair(toy, SQP(confidence=None, lead=0.1), **settings).report.margins) == {"errors", "flips"}
+    assert "a lead of" in str(led)
+    assert "and a lead of" in led.to_html()
+
+
 # ---------------------------------------------------------------- new data
 
 
@@ -266,6 +287,20 @@ def test_buffers_make_bounds_hold_on_new_data_and_are_claimed():
     assert found.report.claims[0].met
     new = GroupGap.sampled(toy.other_inputs, 1, count=4000, target=0.1, seed=1)
     assert float(new.value(found.model)) <= 0.1
+
+
+def test_bounds_that_hold_on_average_need_smaller_buffers_than_confident_ones():
+    toy = task()
+    goal = GroupGap.observed(toy.inputs, 1, target=0.1)
+    settings = {"goal": goal, "constraints": [], "data": (toy.inputs, toy.labels)}
+    average, sure = (repair(toy, SQP(confidence=share), **settings).report for share in (0.5, 0.95))
+    assert 0 <= average.buffers["group gap"] < sure.buffers["group gap"]
+    [claim] = average.claims
+    assert claim.met
+    assert claim.interval.value == claim.interval.low == claim.interval.high <= 0.1
+    assert "(" not in str(claim)
+    assert str(claim).endswith("met")
+    assert "met on average" in average.to_html()
 
 
 def test_a_named_buffer_is_taken_off_its_bound_alone():

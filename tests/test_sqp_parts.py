@@ -11,7 +11,7 @@ from repairopt.program import Program
 from repairopt.solve import solve
 from repairopt.specify import Source
 from repairopt.sqp.filter import Filter, Pair
-from repairopt.sqp.limits import Limit, Lines, collect_limits
+from repairopt.sqp.limits import Limit, Lines, collect_limits, median_lead
 from repairopt.sqp.objectives import ObjectiveModel, SmallestChange, SoftmaxLoss
 from repairopt.sqp.step import StepProgram, limit_prices
 
@@ -50,6 +50,28 @@ def test_buffers_go_to_the_limits_of_their_names(small_inputs):
     assert [limit.buffer for limit in found] == pytest.approx([0.05, 0.03]), "a bound's own buffer is added"
     with pytest.raises(SpecificationError, match=r"no bound called 'gaol'; expected names among 'goal', 'bound'"):
         collect_limits(goal, [bound], {"gaol": 0.05})
+
+
+def test_a_margin_counts_points_that_lead_by_less_as_wrong_and_leaves_the_property_alone(small_net, small_inputs):
+    outputs = small_net(small_inputs).detach()
+    labels = outputs.argmax(1)
+    labels[:3] = (labels[:3] + 1) % 3
+    own = outputs.gather(1, labels[:, None])[:, 0]
+    leads = own - outputs.scatter(1, labels[:, None], -torch.inf).amax(1)
+    prop = ErrorRate(small_inputs, labels, target=0.2)
+    engine = Engine(small_net)
+    sure = leads[leads > 0].median()
+    assert median_lead(engine, Limit("a", prop, 0.2)) == pytest.approx(float(sure))
+    for margin in (0.0, 0.1, float(sure) + 1e-4):
+        limit = Limit("a", prop, 0.2, margin=margin)
+        assert limit.value(small_net) == pytest.approx(float((leads < margin).double().mean()))
+        lowered = outputs - margin * torch.nn.functional.one_hot(labels, outputs.shape[1])
+        chance = torch.softmax(lowered, 1).gather(1, labels[:, None]).mean()
+        assert limit.soft(small_net).item() == pytest.approx(1 - float(chance), rel=1e-5)
+    assert float(prop.value(small_net)) == pytest.approx(float((leads < 0).double().mean()))
+    with pytest.raises(SpecificationError, match=r"no bound called 'gaol'"):
+        collect_limits(prop, [], {"gaol": 0.05})
+    assert collect_limits(prop, [], {}, {"error rate": 0.3})[0].margin == 0.3
 
 
 # ---------------------------------------------------------------- filter
@@ -248,8 +270,9 @@ def test_prices_are_taken_together_by_name_and_rows_of_samples_left_out():
     [
         ({"objective": "l3"}, r"objective='l3'; choose auto, cross_entropy"),
         ({"closeness": 1.5}, r"closeness=1\.5 is not a share"),
-        ({"confidence": 0.4}, r"confidence=0\.4; expected above 0\.5 and below 1"),
+        ({"confidence": 0.4}, r"confidence=0\.4; expected 0\.5 or more, below 1"),
         ({"folds": 1}, r"folds=1; expected 2 or more"),
+        ({"lead": -0.5}, r"lead=-0\.5; expected 0 or more"),
         ({"buffer": -0.1}, r"a buffer must not be negative"),
         ({"buffer": {"gap": float("nan")}}, r"a buffer must not be negative"),
         ({"damping": 0.0}, r"damping, max_steps above 0"),

@@ -14,7 +14,7 @@ from repairopt.properties import ErrorRate
 from repairopt.sqp.augmented import run_augmented
 from repairopt.sqp.confident import run_confidently
 from repairopt.sqp.generalization import judge_generalization
-from repairopt.sqp.limits import collect_limits
+from repairopt.sqp.limits import collect_limits, median_lead
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
 from repairopt.sqp.sequence import run_sequence
@@ -23,7 +23,7 @@ from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
 CLOSENESS = 0.15
-MANY_WEIGHTS_RIDGE = 1e-2
+MANY_WEIGHTS_RIDGE, MANY_WEIGHTS_LEAD = 1e-2, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class SQP:
         ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
             None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
-            cross-validation sets their buffers. None for no such buffers.
+            cross-validation sets their buffers. 0.5 for values that meet them on average, None for no such buffers.
         folds: Of the cross-validation.
         buffer: Taken off the bounds in the rows, for data that the repair does not see: one number for all, or by the
             names of the goal and of the bounds; None for what ``confidence`` asks for.
+        lead: Share of the median lead, in logits, of the labelled points that the original network has right, by which
+            points must lead to count as right in error rates, miss rates and flip rates; None for 0, and an eighth
+            above ``largest_dense`` weights, which could have many points right by a hair. Cross-validation enlarges it.
         max_steps: Accepted and rejected steps together.
         damping: First damping, relative to the mean curvature.
         restarts: Where a run ends with bounds missed, or with an objective more than a twentieth above the original's,
@@ -70,6 +73,7 @@ class SQP:
     confidence: float | None = 0.95
     folds: int = 3
     buffer: float | Mapping[str, float] | None = None
+    lead: float | None = None
     max_steps: int = 40
     damping: float = 1e-2
     restarts: int = 2
@@ -85,8 +89,10 @@ class SQP:
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
         if self.closeness is not None and not 0 <= self.closeness <= 1:
             raise SpecificationError(f"method SQP: closeness={self.closeness} is not a share, 0 to 1.")
-        if self.confidence is not None and not 0.5 < self.confidence < 1:
-            raise SpecificationError(f"method SQP: confidence={self.confidence}; expected above 0.5 and below 1.")
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
+            raise SpecificationError(f"method SQP: confidence={self.confidence}; expected 0.5 or more, below 1.")
+        if self.lead is not None and not self.lead >= 0:
+            raise SpecificationError(f"method SQP: lead={self.lead}; expected 0 or more.")
         if self.folds < 2:
             raise SpecificationError(f"method SQP: folds={self.folds}; expected 2 or more.")
         buffers = list(self.named_buffers().values())
@@ -119,10 +125,31 @@ class SQP:
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {"confidence": self.confidence, "folds": self.folds}
-            found = run_confidently(task, self.surroundings, self.minimize, **options)
+            found = run_confidently(task, self.surroundings, self.minimize, leads=self._leads(task), **options)
             if found is not None:
-                return replace(found.outcome, claims=found.claims, buffers=found.buffers)
-        return self.minimize(task, self.surroundings(task, self.named_buffers()))
+                return replace(found.outcome, claims=found.claims, buffers=found.buffers, margins=found.margins)
+        leads = self._leads(task)
+        outcome = self.minimize(task, self.surroundings(task, self.named_buffers(), leads))
+        return replace(outcome, margins=leads)
+
+    def _leads(self, task: Task) -> dict[str, float]:
+        """By name of goal and bounds, in logits; those that ask for none are left out.
+
+        A bound that the original network nearly uses up, such as that recall must not fall, asks for none where it
+        would not hold to begin with.
+        """
+        share = self.lead
+        if share is None:
+            share = MANY_WEIGHTS_LEAD if task.engine.n > self.largest_dense else 0.0
+        limits, predict, found = collect_limits(task.goal, task.constraints, {}), task.engine.predict(), {}
+        for limit in limits if share else []:
+            if not limit.takes_margin or not getattr(limit.property, "statistical", True):
+                continue
+            lead = share * median_lead(task.engine, limit)
+            within = replace(limit, margin=lead).value(predict) <= limit.limit
+            if lead and (limit is limits[0] or within or limit.value(predict) <= limit.limit / 2):
+                found[limit.name] = lead
+        return found
 
     def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
         """By quadratic programs where their Hessian is small, else matrix-free."""
@@ -137,9 +164,11 @@ class SQP:
             return {}
         return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
 
-    def surroundings(self, task: Task, buffers: dict[str, float]) -> Surroundings:
-        """The limits, with what is taken off them by name, and the objective of a repair."""
-        limits = collect_limits(task.goal, task.constraints, buffers)
+    def surroundings(
+        self, task: Task, buffers: dict[str, float], margins: dict[str, float] | None = None
+    ) -> Surroundings:
+        """The limits, with what is taken off them and the leads they ask for by name, and the objective of a repair."""
+        limits = collect_limits(task.goal, task.constraints, buffers, margins)
         data = list(task.data) or labelled_data([*task.constraints, task.goal])
         inputs = _inputs(task, data)
         name = self.objective

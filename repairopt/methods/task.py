@@ -78,6 +78,7 @@ class Outcome:
         prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
         claims: About new data.
         buffers: What was taken off goal and bounds, by name.
+        margins: Logits by which their points had to lead, by name.
         indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
@@ -92,6 +93,7 @@ class Outcome:
     prices: dict[str, float] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
     indivisible: bool = False
 
 

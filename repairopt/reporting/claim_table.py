@@ -93,14 +93,14 @@ def _judged(row: Row, limit: str, met: bool, claim: Plain | None) -> Row:
 def _crossed(claim: Plain) -> Row:
     interval, share = claim["interval"], f"{100 * claim['confidence']:.4g} %"
     value, limit = interval["value"], claim["limit"]
-    met = interval["high"] <= limit
-    result = f"met with {share} confidence" if met else "not met"
+    met, average = interval["high"] <= limit, claim["confidence"] <= 0.5
+    result = ("met on average" if average else f"met with {share} confidence") if met else "not met"
     good: bool | None = met
     if not met and value <= limit:
         good, result = None, f"met here, not shown with {share} confidence"
         rows = claim["rows"]
         result += f"; about {rows:,.0f} rows of the smallest group would show it" if rows else ""
-    ends = _ends(interval["low"], interval["high"])
+    ends = "" if average else _ends(interval["low"], interval["high"])
     return Row(claim["name"], claim["source"], "", number(value), ends, f"at most {number(limit)}", result, good)
 
 

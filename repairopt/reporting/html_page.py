@@ -114,9 +114,10 @@ def on_frontier(plain: Plain) -> tuple[tuple[float, float] | None, tuple[float, 
 
 
 def _costs(plain: Plain) -> list[list[str]]:
-    buffers, prices = plain.get("buffers", {}), plain.get("prices", {})
+    buffers, leads, prices = (plain.get(key, {}) for key in ("buffers", "margins", "prices"))
     names = dict.fromkeys([*buffers, *prices])
-    return [[name, number(buffers.get(name)), number(prices.get(name))] for name in names]
+    lead = {name: f", and a lead of {number(size)} logits" for name, size in leads.items()}
+    return [[name, number(buffers.get(name)) + lead.get(name, ""), number(prices.get(name))] for name in names]
 
 
 def _group_table(table: GroupTable) -> Plain:

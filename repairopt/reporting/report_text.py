@@ -44,6 +44,7 @@ def _new_data(report: Any) -> list[str]:
     for claim in report.claims:
         lines += textwrap.wrap(f"new data: {claim}", WIDTH, subsequent_indent="  ")
     buffers = [f"{_number(size)} off '{name}'" for name, size in report.buffers.items() if size > 0]
+    buffers += [f"a lead of {_number(lead)} logits in '{name}'" for name, lead in report.margins.items() if lead > 0]
     if buffers:
         lines += textwrap.wrap(f"buffers for new data: {', '.join(buffers)}", WIDTH, subsequent_indent="  ")
     prices = [f"'{name}' {_number(0.01 * price)}" for name, price in report.prices.items() if price > 0]

@@ -113,7 +113,8 @@ class _Loop:
         def total(predict: Predict) -> Tensor:
             value: Tensor = objective.soft(predict)
             for piece in self.pieces:
-                value = value + piece.value(predict)
+                if piece.weight:
+                    value = value + piece.value(predict)
             return value
 
         value, slope = objective.change(delta)
@@ -186,7 +187,9 @@ def _loop(task: Task, around: Surroundings, settings: Settings) -> _Loop:
         count = len(limit.parts(engine.predict()))
         double = 2 if _two_sided(limit) else 1
         size = FIRST_PENALTY / max(1e-3, abs(limit.limit) + 0.05)
-        loop.pieces.append(_Penalized(lambda p: torch.zeros(0), 1.0, size, torch.zeros(double * count).double()))
+        wish = limit.takes_margin and limit.aim <= 0 and around.objective.on_outputs and not around.by_rows
+        weight = 0.0 if wish else 1.0  # no error at all among a population: as few as the loss leads to
+        loop.pieces.append(_Penalized(lambda p: torch.zeros(0), weight, size, torch.zeros(double * count).double()))
     for c in around.strict:
         loop.pieces.append(_rows(task, c))
     return loop
@@ -221,7 +224,7 @@ def _soft_parts(limit: Limit, predict: Predict) -> Tensor:
     prop: Any = limit.property
     if _two_sided(limit):
         return torch.atleast_1d(prop.residuals(predict))
-    return torch.as_tensor(getattr(prop, "soft_value", prop.value)(predict)).reshape(1)
+    return limit.soft(predict).reshape(1)
 
 
 def _two_sided(limit: Limit) -> bool:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from repairopt.constraints import Bound
 from repairopt.errors import SpecificationError
@@ -21,6 +23,7 @@ from repairopt.evaluate import Engine
 from repairopt.judge import goal_value
 from repairopt.linearize import Array
 from repairopt.network.differentiate import jacobian
+from repairopt.properties import ErrorRate, FlipRate, MissRate
 from repairopt.specify import CallableProperty, Constraint, Predict, Property, SampleConstraint
 from repairopt.surrogate import SurrogateSettings, fit_surrogate
 
@@ -64,12 +67,14 @@ class Limit:
         property: What is bounded.
         limit: Its largest value.
         buffer: Taken off the limit in the rows.
+        margin: Logits by which labelled points must lead to count as right, in values and slopes.
     """
 
     name: str
     property: Any
     limit: float
     buffer: float = 0.0
+    margin: float = 0.0
 
     @functools.cached_property
     def aim(self) -> float:
@@ -81,9 +86,32 @@ class Limit:
         """The largest value that counts as meeting the limit: a little above the aim, for the noise of counts."""
         return self.aim + min(BAND * self.buffer, WIDEST)
 
+    @functools.cached_property
+    def takes_margin(self) -> bool:
+        """Whether a lead of its points is defined: it counts labelled points that are wrong."""
+        return isinstance(self.property, ErrorRate | MissRate | FlipRate)
+
     def value(self, predict: Predict) -> float:
         """By count."""
-        return goal_value(self.property, predict)
+        return goal_value(self.property, self._led(predict))
+
+    def soft(self, predict: Predict) -> Tensor:
+        """The differentiable stand-in; the value itself where there is none."""
+        prop: Any = self.property
+        return torch.as_tensor(getattr(prop, "soft_value", prop.value)(self._led(predict)))
+
+    def _led(self, predict: Predict) -> Predict:
+        """The network with the logit of each point's own label lowered by the margin."""
+        if not self.margin:
+            return predict
+        labels: Tensor = self.property.labels
+
+        def lowered(inputs: Tensor) -> Tensor:
+            outputs = predict(inputs)
+            own = labels.to(outputs.device)[:, None]
+            return outputs.scatter_add(1, own, outputs.new_full(own.shape, -self.margin))
+
+        return lowered
 
     def parts(self, predict: Predict) -> Array:
         """What the lines speak of, by count: the signed parts of the property, or its value alone."""
@@ -121,10 +149,9 @@ class Limit:
 
     def _slopes(self, engine: Engine, delta: Array) -> Array | None:
         """From derivatives, ``(1, n)``; None where there are none, or none but zeros (counts, step activations)."""
-        prop: Any = self.property
-        soft = getattr(prop, "soft_value", None)
+        soft = getattr(self.property, "soft_value", None)
         try:
-            slopes: Array = jacobian(engine, soft or prop.value, delta)[1].cpu().numpy()
+            slopes: Array = jacobian(engine, self.soft, delta)[1].cpu().numpy()
         except (SpecificationError, RuntimeError, TypeError, AttributeError):
             if soft is not None:
                 raise
@@ -146,13 +173,19 @@ class _Margin:
         return -soft(predict).min()
 
 
-def collect_limits(goal: Property, constraints: Sequence[Constraint], buffers: dict[str, float]) -> list[Limit]:
+def collect_limits(
+    goal: Property,
+    constraints: Sequence[Constraint],
+    buffers: dict[str, float],
+    margins: dict[str, float] | None = None,
+) -> list[Limit]:
     """All limits of a repair, the goal first.
 
     Args:
         goal: With its target.
         constraints: Anchored; those by sample are left out, they are rows of their own.
         buffers: What to take off the limits of that name; ``""`` for all others. A bound's own buffer is added.
+        margins: Logits by which the points of the limits of that name must lead.
 
     Returns:
         The limits.
@@ -175,7 +208,18 @@ def collect_limits(goal: Property, constraints: Sequence[Constraint], buffers: d
             f"buffer: there is no bound called '{unknown[0]}'; expected names among "
             f"{', '.join(repr(limit.name) for limit in limits)}."
         )
-    return limits
+    return [replace(limit, margin=(margins or {}).get(limit.name, 0.0)) for limit in limits]
+
+
+def median_lead(engine: Engine, limit: Limit) -> float:
+    """Median lead, in logits, of the limit's points that the original network has right; 0 where there are none."""
+    prop: Any = limit.property
+    with torch.no_grad():
+        outputs = engine.predict()(prop.inputs)
+        own = prop.labels.to(outputs.device)[:, None]
+        leads = outputs.gather(1, own)[:, 0] - outputs.scatter(1, own, -torch.inf).amax(1)
+    right = leads[leads > 0]
+    return float(right.median()) if len(right) else 0.0
 
 
 def _signed(prop: Any) -> bool:

@@ -91,8 +91,8 @@ class Surroundings:
         """Judge a weight change."""
         judged = self.task.judge(delta)
         predict = self.task.engine.predict(delta)
-        rest = [limit.value(predict) for limit in self.limits[1:]]
-        values = np.array([judged.goal, *rest])
+        goal = self.limits[0].value(predict) if self.limits[0].margin else judged.goal
+        values = np.array([goal, *(limit.value(predict) for limit in self.limits[1:])])
         return Point(judged, values, self.objective.value(delta), self._missed(judged, values))
 
     def models(self, point: Point) -> Models:

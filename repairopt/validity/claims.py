@@ -43,6 +43,9 @@ class Claim:
     def __str__(self) -> str:
         ends = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
         share = f"{100 * self.confidence:.4g} %"
+        if self.confidence <= 0.5:
+            result = "met" if self.met else "not met"
+            return f"{self.name}: {self.interval.value:.4f} on {self.source}, limit {self.limit:.4f}: {result}"
         text = f"{self.name}: {self.interval.value:.4f} on {self.source} ({ends}), limit {self.limit:.4f}: "
         if self.met:
             return text + f"met with {share} confidence"
