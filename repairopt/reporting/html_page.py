@@ -14,6 +14,7 @@ from repairopt.pictures.style import have_matplotlib
 from .claim_table import SPLITS, claim_rows
 from .plain_words import Plain, list_caveats, measured, number, summarize
 
+FREE = 1e-9  # price of a bound that costs nothing
 TONES = {"repaired": "good", "improved": "open"}
 NO_PICTURES = "Pictures need Matplotlib, which is not installed here: pip install repairopt[report]"
 NO_EVIDENCE = (
@@ -117,7 +118,8 @@ def _costs(plain: Plain) -> list[list[str]]:
     buffers, leads, prices = (plain.get(key, {}) for key in ("buffers", "margins", "prices"))
     names = dict.fromkeys([*buffers, *prices])
     lead = {name: f", and a lead of {number(size)} logits" for name, size in leads.items()}
-    return [[name, number(buffers.get(name)) + lead.get(name, ""), number(prices.get(name))] for name in names]
+    rounded = {name: 0.0 if abs(price) < FREE else price for name, price in prices.items()}
+    return [[name, number(buffers.get(name)) + lead.get(name, ""), number(rounded.get(name))] for name in names]
 
 
 def _group_table(table: GroupTable) -> Plain:

@@ -84,7 +84,7 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = str(error).split(". ")[0].strip() or type(error).__name__  # what follows is advice to trust the file
         raise file.fail(
             where,
             f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in "
