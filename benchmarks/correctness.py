@@ -208,7 +208,7 @@ def all_layers(given: Setting) -> Iterator[Run]:
 
 LBFGS = Sweep("lbfgs")
 ADAM = Sweep("adam", decay=(1e-3,), rates=(5e-3,), stops=(100, 300, 1000))
-LONG = SQP(confidence=None, closeness=0.0, ridge=0.02, inner_steps=100, smallest_fall=1e-4)
+LONG = SQP(confidence=None, closeness=0.0, ridge=0.02, inner_steps=100, smallest_fall=1e-4, lead=0.0)
 BY_HAND = {  # chosen with held-out figures in sight
     SOFT: Ours(1 - SHIFTED, LONG),
     CONSERVATIVE: Ours(0.09, replace(LONG, closeness=0.15), keep=5),

@@ -3,8 +3,8 @@
     python benchmarks/frontier.py [--quick] [--cases ...] [--methods ...] [--splits N] [--first N] [--read]
 
 Writes ``frontier.md``, every run to ``frontier.csv``, and ``frontier.png``. ``--methods`` and ``--cases`` run some anew
-and take the other rows from the CSV file; ``--read`` takes all from there. The methods ``repairopt`` and ``peers``
-stand for all of these. Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
+and take the other rows from the CSV file; ``--read`` takes all from there. The methods ``repairopt``, ``peers`` and
+``limits`` stand for all of these. Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
 """
 
 from __future__ import annotations
@@ -127,6 +127,35 @@ def _fitted(task: str, kind: str, split: int, sweep: Sweep, penalty: float, whol
     return tune(case, part, penalty, sweep)
 
 
+def in_sight(share: float) -> Method:
+    """No repair but a limit of any: fitted on both halves, with a share of each bound as its buffer."""
+
+    def run(case: Case, split: int, part: Part) -> Iterator[Run]:
+        for typed in case.targets:
+            yield Run(typed, *informed(case.name, typed, share))
+
+    return run
+
+
+@lru_cache(maxsize=64)
+def informed(name: str, typed: float, share: float) -> tuple[torch.nn.Module, float]:
+    """The network that is fitted on everything, the same for all divisions, and the CPU seconds that it took."""
+    case = cases()[name]
+    whole = case.everything
+    goal = whole.goal(typed)
+    buffer = {"gap": share * goal.target} | ({"odds": share * whole.before["odds"]} if case.odds else {})
+    started = time.process_time()
+    repair = solve_repair(
+        case.task.network,
+        goal,
+        whole.bounds(),
+        data=(whole.rows, whole.labels),
+        weights=case.weights,
+        method=SQP(confidence=None, buffer=buffer),
+    )
+    return repair.model, time.process_time() - started
+
+
 def thresholds(case: Case, split: int, part: Part) -> Iterator[Run]:
     """The reference: the best that thresholds by group make of the original score."""
     curve = () if case.odds else CURVE
@@ -180,6 +209,8 @@ TWO = replace(ADAM, both=True)
 METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),
     "SQP, automatic weights": sqp("auto"),
+    "SQP at 50 %, chosen weights": sqp("chosen", 0.5),
+    "SQP at 50 %, automatic weights": sqp("auto", 0.5),
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "Adam + penalty, all weights": tuned(ADAM),
@@ -192,16 +223,22 @@ METHODS: dict[str, Method] = {
     "fairlearn ExponentiatedGradient, boosting": reduced("boosting"),
     "AIF360 Reweighing + fine-tuning": reweighed,
     "thresholds by group": thresholds,
+    "SQP on both halves": in_sight(0.0),
+    "SQP on both halves, half the bounds": in_sight(0.5),
+    "SQP on both halves, a tenth of the bounds": in_sight(0.9),
 }
 SHORT = {
-    "repairopt": [name for name in METHODS if name.startswith("SQP")],
+    "repairopt": [name for name in METHODS if name.startswith("SQP") and "both" not in name],
     "peers": [name for name in METHODS if not name.startswith("SQP")],
+    "limits": [name for name in METHODS if "both halves" in name],
 }
 
 
 def applies(name: str, case: Case) -> bool:
     """Which methods can speak of a case, and where a run would say nothing new."""
-    if name.startswith("SQP at"):
+    if "both halves" in name:
+        return True
+    if name.startswith("SQP at 95"):
         return case.odds or case.confident
     if name.startswith("SQP"):
         return not case.confident
@@ -250,7 +287,9 @@ def quick_methods() -> dict[str, Method]:
     short: Any = {"penalties": (1.0, 10.0), "stops": (5, 10)}
     sweeps = {"same": SAME, "two": TWO, "L-BFGS": LBFGS}
     found = dict(METHODS)
-    del found["SQP at 95 %, automatic weights"]
+    for name in found.copy():
+        if name == "SQP at 95 %, automatic weights" or "50 %" in name or name.endswith("of the bounds"):
+            del found[name]
     slow = found["SQP at 95 %, chosen weights"]
     found["SQP at 95 %, chosen weights"] = lambda case, *rest: slow(case, *rest) if case.confident else iter(())
     for name in list(found):

@@ -57,6 +57,12 @@ class Case:
         here, there = self.task.indices(split)
         return self.part(*here), self.part(*there)
 
+    @cached_property
+    def everything(self) -> Part:
+        """Both halves together."""
+        drawn = len(self.task.drawn[0]) if self.task.drawn else 0
+        return self.part(torch.arange(len(self.task.rows)), torch.arange(drawn))
+
     def divided(self, split: int, seed: int) -> tuple[Part, Part]:
         """Three quarters of the repair half to fit on, and the last quarter to choose on."""
         draw = torch.Generator().manual_seed(seed)

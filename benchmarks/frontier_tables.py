@@ -11,7 +11,13 @@ from frontier_cases import Case
 from frontier_statistics import NONE, changes, curve, error, in_hindsight, markdown, mean, select, spread, values
 
 OURS = ("SQP, chosen weights", "SQP, automatic weights")
+OURS_AVERAGE = ("SQP at 50 %, chosen weights", "SQP at 50 %, automatic weights")
 OURS_CONFIDENT = ("SQP at 95 %, chosen weights", "SQP at 95 %, automatic weights")
+IN_SIGHT = (
+    "SQP on both halves",
+    "SQP on both halves, half the bounds",
+    "SQP on both halves, a tenth of the bounds",
+)
 SWEEPS = ("Adam + penalty, all weights", "Adam + penalty, same weights", "L-BFGS + penalty, all weights")
 REFERENCE = "thresholds by group"
 
@@ -119,7 +125,8 @@ def report(records: Sequence[Record], cases: Mapping[str, Case]) -> str:
     present = [name for name in cases if any(record["case"] == name for record in records)]
     splits = {name: 1 + max(r["split"] for r in records if r["case"] == name) for name in present}
     counts = ", ".join(f"{name}: {count}" for name, count in splits.items())
-    lines = [HEADER.format(counts=counts), bars_table(records), same_gap_table(records, present)]
+    lines = [HEADER.format(counts=counts), bars_table(records), limits_table(records)]
+    lines.append(same_gap_table(records, present))
     lines += [case_table(records, name) for name in present]
     lines += [sweep_table(records, name) for name in present if any(curve(records, name, each) for each in SWEEPS)]
     return "\n\n".join([*lines, "## Reading", *reading(records)]) + "\n"
@@ -140,12 +147,25 @@ def bars_table(records: Sequence[Record]) -> str:
     ]
     body = []
     for bar in BARS:
-        ours = OURS_CONFIDENT if not math.isnan(bar.share) else OURS
+        ours = OURS_CONFIDENT if not math.isnan(bar.share) else (*OURS, *OURS_AVERAGE)
         for method in (*ours, SWEEPS[0]):
             runs = select(records, bar.case, method, bar.typed)
             if runs:
                 body.append([bar.case, str(bar), method, *figures(runs), seconds(runs), bar.verdict(runs)])
     return markdown("Bars", head, body)
+
+
+def limits_table(records: Sequence[Record]) -> str:
+    """Each bar, and what a network reaches that was fitted on the held-out half too."""
+    head = ["case", "bar", "fitted on both halves", "gap", "accuracy, points", "accuracy", "all bounds met", "verdict"]
+    body = []
+    for bar in BARS:
+        for method in IN_SIGHT:
+            runs = select(records, bar.case, method, bar.typed)
+            if runs:
+                verdict = ", ".join(name for name, *_ in bar.lacks(runs) if name != "seconds") or "would be met"
+                body.append([bar.case, str(bar), method, *figures(runs), verdict])
+    return markdown("What sampling leaves", head, body)
 
 
 def figures(runs: Sequence[Record]) -> list[str]:
@@ -172,7 +192,7 @@ def same_gap_table(records: Sequence[Record], present: Sequence[str]) -> str:
         "behind the thresholds",
     ]
     body = []
-    for case, method, typed, runs in rows_of(records, present, (*OURS, *OURS_CONFIDENT)):
+    for case, method, typed, runs in rows_of(records, present, (*OURS, *OURS_AVERAGE, *OURS_CONFIDENT)):
         numbers = at_same_gap(records, case, runs)
         cells = [f"{number:+.2f}" if not math.isnan(number) else NONE for number in numbers]
         gap = f"{mean(values(runs, 'gap after')):.4f}"
@@ -228,9 +248,10 @@ def sweep_table(records: Sequence[Record], case: str) -> str:
 
 def reading(records: Sequence[Record]) -> list[str]:
     """What the figures say, in words made from them."""
-    verdicts = {method: [] for method in OURS}
+    plain = (*OURS, *OURS_AVERAGE)
+    verdicts = {method: [] for method in plain}
     for bar in BARS:
-        for method, confident in zip(OURS, OURS_CONFIDENT, strict=True):
+        for method, confident in zip(plain, OURS_CONFIDENT * 2, strict=True):
             runs = select(records, bar.case, confident if not math.isnan(bar.share) else method, bar.typed)
             if len(runs) >= bar.splits:
                 verdicts[method].append((bar, bar.lacks(runs)))
@@ -245,13 +266,17 @@ def reading(records: Sequence[Record]) -> list[str]:
             f"{method}: {met} of {len(found)} bars met, {unjudged} not judged."
             + (f" Missed: {missed}." if missed else "")
         )
-    for method in OURS:
+    for method in (*OURS, *OURS_AVERAGE):
         own = [select(records, "gender, parity", method, typed) for typed in (0.10, 0.05, 0.03)]
         found = [at_same_gap(records, "gender, parity", runs)[-2:] for runs in own if runs]
         if found:
             ahead, behind = (", ".join(f"{pair[k]:+.2f}" for pair in found) for k in (0, 1))
             text = f"{method}, parity 0.10, 0.05, 0.03: {ahead} points ahead of the best sweep in hindsight "
             lines.append(text + f"(aim +0.20), {behind} points behind the thresholds by group (aim 0.10).")
+    for method in OURS_CONFIDENT:
+        claimed = [run for run in records if run["method"] == method and run.get("claimed") == 1]
+        held = sum(all_met(run) for run in claimed)
+        lines.append(f"{method}: where cross-validation claims that all bounds are met, {held} of {len(claimed)} hold.")
     odds = select(records, "gender, parity", SWEEPS[0], 0.05)
     if odds:
         before, after = mean(values(odds, "odds before")), mean(values(odds, "odds after"))
@@ -279,6 +304,13 @@ and 30 iterations of L-BFGS. It fits on three quarters of the repair half, choos
 accurate network that meets all bounds there (with the upper end of its interval, where a bound has to hold on new
 data), and fits anew on the whole half with that setting. "In hindsight" is the front of all its settings in the
 held-out means: an upper limit of any choice. Everything is loaded before it is timed.
+
+"SQP at 50 %" runs with `confidence=0.5`: buffers from cross-validation so that bounds are met on average, not more.
+These rows were added when those without buffers had been seen to end just above some bounds.
+
+"What sampling leaves" fits on both halves, with buffers of none, half and nine tenths of each bound, and measures on
+the held-out half: no repair, but what a repair is up against that does not see that half. Bars that even it misses are
+out of reach of these weights.
 
 ![accuracy against gap](frontier.png)"""
 

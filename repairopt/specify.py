@@ -230,13 +230,8 @@ def check_inputs(
         raise SpecificationError(f"{owner}: no inputs, shape {tuple(x.shape)}; expected (N, ...) with N at least 1.")
     if not x.is_floating_point() and not integers:
         x = x.to(torch.float32)
-    bad = ~torch.isfinite(x.detach()).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x.detach())
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise SpecificationError(
-            f"{owner}: {int(bad.sum())} of {x.shape[0]} inputs hold NaN or infinite numbers, the first is row {first}. "
-            f"Drop or impute them."
-        )
+    if not bool(torch.isfinite(x.detach().sum())):  # one pass; the sum of large numbers may be infinite as well
+        _refuse_not_finite(owner, x.detach())
     if labels is None:
         return x, None
     y = torch.as_tensor(labels)
@@ -250,6 +245,16 @@ def check_inputs(
     y = y.to(torch.int64)
     check_labels(owner, y, classes)
     return x, y
+
+
+def _refuse_not_finite(owner: str, x: Tensor) -> None:
+    bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise SpecificationError(
+            f"{owner}: {int(bad.sum())} of {x.shape[0]} inputs hold NaN or infinite numbers, the first is row {first}. "
+            f"Drop or impute them."
+        )
 
 
 def check_labelled(owner: str, inputs: Any, labels: Any, *, integers: bool = False) -> tuple[Tensor, Tensor]:

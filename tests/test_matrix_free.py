@@ -76,6 +76,33 @@ def interior_only(monkeypatch):
     monkeypatch.setattr(INNER, "active_set", lambda *arguments: None)
 
 
+@pytest.mark.parametrize("equal", [0, 5])
+def test_tall_programs_solve_the_normal_equations_and_agree_with_the_other_system(monkeypatch, equal):
+    program = large(60, 400, margin=0.5)
+    halfway = program.matrix @ (0.5 * solve(dense(program), PIQP()).delta)  # of a point that holds to one that does
+    lower, upper = program.lower.copy(), program.upper.copy()
+    lower[:equal] = upper[:equal] = halfway[:equal]
+    program = replace(program, lower=lower, upper=upper)
+    interior_only(monkeypatch)
+    steps = import_module("repairopt.solvers.interior_point")
+    sizes = []
+    solved = steps._Factorized.solve
+    monkeypatch.setattr(
+        steps._Factorized, "solve", lambda self, *sides: (sizes.append(len(self.lower)), solved(self, *sides))[1]
+    )
+    backend = WoodburyIPM(batch=1000)
+    narrow = solve(program, backend)
+    assert 60 in sizes
+    sizes.clear()
+    monkeypatch.setattr(steps, "NARROW", INF)
+    wide = solve(program, backend)
+    assert 60 not in sizes
+    assert narrow.status is wide.status is Status.OPTIMAL
+    assert narrow.objective == pytest.approx(wide.objective, rel=1e-8)
+    np.testing.assert_allclose(narrow.delta, wide.delta, atol=1e-6)
+    np.testing.assert_allclose(narrow.row_duals, wide.row_duals, atol=1e-4)
+
+
 def test_both_methods_agree(monkeypatch):
     program = large(400, 120, margin=0.3)
     exact = solve(program, WoodburyIPM())

@@ -161,6 +161,8 @@ def test_labels_above_the_number_of_outputs_are_found_once_the_model_is_known(sm
 def test_inputs_keep_their_type_where_it_is_a_floating_one():
     assert check_inputs("x", np.ones((2, 3)))[0].dtype == torch.float64
     assert check_inputs("x", np.ones((2, 3), dtype=np.float32))[0].dtype == torch.float32
+    huge = torch.full((4, 2), 3e38)  # finite, though their sum is not
+    assert torch.equal(check_inputs("x", huge)[0], huge)
     x, y = check_inputs("x", np.ones((2, 3), dtype=np.uint8), np.array([1.0, 0.0]), integers=True)
     assert x.dtype == torch.uint8  # the engine decides: an embedding wants whole numbers
     assert check_inputs("x", np.ones((2, 3), dtype=np.uint8))[0].dtype == torch.float32

@@ -39,6 +39,7 @@ from .points import Surroundings
 STIFFER = 4.0  # factor of a penalty whose bound is not nearer
 FIRST_PENALTY = 20.0  # of a limit, for each unit squared of what it is missed by, over its size
 ROW_PENALTY = 10.0  # of a row of a sample, for each logit squared, as a mean over the samples
+NEARER = 0.9  # share of what was missed, below which an outer step was worth its time
 MEMORY = 10  # pairs of L-BFGS
 
 
@@ -159,7 +160,10 @@ def run_augmented(task: Task, around: Surroundings, settings: Settings, start: A
         note = f"misses {trial.missed:.3g}, objective {trial.objective:.4f}"
         task.record(f"outer step {outer + 1}", trial.judged, accepted=trial.pair < best.pair, note=note)
         fall = best.objective - trial.objective
-        still = trial.missed <= MET and best.missed <= MET and fall < settings.smallest_fall * abs(best.objective)
+        small = fall < settings.smallest_fall * abs(best.objective)
+        wish = bool(loop.pieces) and not loop.pieces[0].weight
+        enough = trial.judged.feasible and (trial.judged.met or wish)  # by count: what is missed is lead or buffer
+        still = small and (max(trial.missed, best.missed) <= MET or (enough and trial.missed > NEARER * best.missed))
         quiet = quiet + 1 if still else 0
         best = min(best, trial, key=lambda p: p.pair)
         predict = task.engine.predict(trial.delta)

@@ -35,7 +35,7 @@ from .points import Surroundings
 ROUNDS = 4  # of enlarging buffers
 MOST = 0.9  # share of a bound that its buffer may take
 EXCESS = 1.1  # of what is lacking, by which a buffer grows
-MORE_LEAD = 2.0  # factor by which a lead grows
+MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
 FLOOR = 1e-3  # of a bound, that what it lacks is compared with
 TINY = 1e-6
 SIZED = 0.9  # confidence of the interval whose width tells a sampling error
@@ -123,6 +123,7 @@ def run_confidently(
     buffers = {limit.name: _first_buffer(task, limit, confidence) for limit in open_limits}
     names = {limit.name for limit in open_limits}
     margins = {name: lead for name, lead in leads.items() if lead and name in names}
+    most_leads = {name: MOST_LEAD * lead for name, lead in margins.items()}
     tasks: list[Task] = [task, *(part for part in parts if part is not None)]
     starts: list[Array | None] = [None] * len(tasks)
     best: Validated | None = None
@@ -140,7 +141,7 @@ def run_confidently(
         found = Validated(outcomes[0], dict(buffers), dict(margins), claims)
         if best is None or found.lacks(task, open_limits) <= best.lacks(task, open_limits):
             best = found
-        if not _enlarge(task, buffers, margins, open_limits, claims):
+        if not _enlarge(task, buffers, margins, most_leads, open_limits, claims):
             break
         starts = [outcome.delta for outcome in outcomes]
     return best
@@ -156,7 +157,9 @@ def _claims(limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[C
     return tuple(found)
 
 
-def _enlarge(task: Task, buffers: Sizes, margins: Sizes, limits: Sequence[Limit], claims: Sequence[Claim]) -> bool:
+def _enlarge(
+    task: Task, buffers: Sizes, margins: Sizes, most_leads: Sizes, limits: Sequence[Limit], claims: Sequence[Claim]
+) -> bool:
     """Add to the buffers, or the leads, what is lacking; whether anything was added."""
     lacking = {limit.name: _lacking(task, limit, claim) for limit, claim in zip(limits, claims, strict=True)}
     bounds_lack = any(lack > TINY for name, lack in lacking.items() if name != task.goal.name)
@@ -166,7 +169,8 @@ def _enlarge(task: Task, buffers: Sizes, margins: Sizes, limits: Sequence[Limit]
         if lacking[name] <= TINY or (bounds_lack and name == task.goal.name):
             continue
         if name in margins:
-            margins[name], grown = MORE_LEAD * margins[name], True
+            larger = min(most_leads[name], MORE_LEAD * margins[name])
+            grown, margins[name] = grown or larger > margins[name], larger
             continue
         most = MOST * limit.limit if limit.limit > 0 else np.inf
         larger = min(most, buffers[name] + EXCESS * lacking[name])
