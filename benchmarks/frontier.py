@@ -209,8 +209,6 @@ TWO = replace(ADAM, both=True)
 METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),
     "SQP, automatic weights": sqp("auto"),
-    "SQP at 50 %, chosen weights": sqp("chosen", 0.5),
-    "SQP at 50 %, automatic weights": sqp("auto", 0.5),
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "Adam + penalty, all weights": tuned(ADAM),
@@ -238,7 +236,7 @@ def applies(name: str, case: Case) -> bool:
     """Which methods can speak of a case, and where a run would say nothing new."""
     if "both halves" in name:
         return True
-    if name.startswith("SQP at 95"):
+    if name.startswith("SQP at"):
         return case.odds or case.confident
     if name.startswith("SQP"):
         return not case.confident
@@ -288,7 +286,7 @@ def quick_methods() -> dict[str, Method]:
     sweeps = {"same": SAME, "two": TWO, "L-BFGS": LBFGS}
     found = dict(METHODS)
     for name in found.copy():
-        if name == "SQP at 95 %, automatic weights" or "50 %" in name or name.endswith("of the bounds"):
+        if name == "SQP at 95 %, automatic weights" or name.endswith("of the bounds"):
             del found[name]
     slow = found["SQP at 95 %, chosen weights"]
     found["SQP at 95 %, chosen weights"] = lambda case, *rest: slow(case, *rest) if case.confident else iter(())

@@ -51,11 +51,11 @@ class SQP:
         lead: Share of the median lead, in logits, of the labelled points that the original network has right, by which
             points must lead to count as right in error rates, miss rates and flip rates; None for 0, and an eighth
             above ``largest_dense`` weights, which could have many points right by a hair. Cross-validation enlarges it.
-        max_steps: Accepted and rejected steps together.
+        max_steps: Accepted and rejected steps of a run together; half as many of each stage before its last.
         damping: First damping, relative to the mean curvature.
-        restarts: Where a run ends with bounds missed, or with an objective more than a twentieth above the original's,
-            the sequence starts so often again from the original, each time with 30 times the damping and a third of
-            the trust radius; the best end is kept.
+        restarts: Where a run ends with bounds missed, or with an objective more than a fiftieth above the original's,
+            the sequence starts so often again from the original and goes to the bounds by stages, 3 more each time; the
+            best end is kept.
         batch: Rows to add where a step breaks more samples than allowed.
         largest_dense: Weights above which steps are no longer quadratic programs with a dense Hessian, but L-BFGS steps
             on an augmented Lagrangian, at most ``inner_steps`` for each of at most ``outer_steps`` multipliers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -86,6 +86,14 @@ class Surroundings:
         self.samples = max(1, sum(sample_count(task.constraints[c]) for c in self.by_sample))
         self.aims = np.array([limit.aim for limit in limits])
         self.accepted = np.array([limit.accepted for limit in limits])
+
+    def part_of_the_way(self, point: Point, share: float) -> Surroundings:
+        """The same with each limit that a point misses moved, so far that a share of the way there is left out."""
+        moved = [
+            replace(limit, limit=limit.limit + (1.0 - share) * max(0.0, float(value) - limit.aim))
+            for limit, value in zip(self.limits, point.values, strict=True)
+        ]
+        return Surroundings(self.task, moved, self.objective, self.inputs)
 
     def point(self, delta: Array) -> Point:
         """Judge a weight change."""
