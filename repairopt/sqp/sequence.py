@@ -27,7 +27,7 @@ from .step import StepProgram, limit_prices
 GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
 WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
 STAGES = 3  # on the way to the limits in the second run; each further run takes so many more
-DEAR = 0.02  # rise of the objective, relative to it, after which there is a further run
+DEAR = 0.02  # rise of the objective, relative to it, after which there is a second run, though the limits are met
 PRICE = 20.0  # of a missed limit in a step, for each unit
 FIX_PRICE = 100.0  # of each logit that a sample to be fixed lacks in a step, over the number of samples
 STOPPED = 3  # rejections in a row after which the filter decides
@@ -102,8 +102,8 @@ def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, sta
         status = sequence.run(settings.max_steps)
         if best is None or sequence.best.pair < best.best.pair:
             best, outcome = sequence, sequence.outcome(status)
-        rise = best.best.objective - first.objective
-        if best.best.missed <= MET and rise <= DEAR * abs(first.objective):
+        dear = best.best.objective - first.objective > DEAR * abs(first.objective)
+        if best.best.missed <= MET and (run > 0 or start is not None or not dear):
             break
     assert outcome is not None
     return outcome
