@@ -272,9 +272,13 @@ def reading(records: Sequence[Record]) -> list[str]:
             text = f"{method}, parity 0.10, 0.05, 0.03: {ahead} points ahead of the best sweep in hindsight "
             lines.append(text + f"(aim +0.20), {behind} points behind the thresholds by group (aim 0.10).")
     for method in OURS_CONFIDENT:
-        claimed = [run for run in records if run["method"] == method and run.get("claimed") == 1]
+        own = [run for run in records if run["method"] == method and "odds" not in run["case"]]
+        claimed = [run for run in own if run.get("claimed") == 1]
         held = sum(all_met(run) for run in claimed)
-        lines.append(f"{method}: where cross-validation claims that all bounds are met, {held} of {len(claimed)} hold.")
+        lines.append(
+            f"{method}, one bound: where cross-validation claims with 95 % confidence that it is met, the held-out "
+            f"value is within it {held} of {len(claimed)} times; that value is a sample too, with an error of its own."
+        )
     odds = select(records, "gender, parity", SWEEPS[0], 0.05)
     if odds:
         before, after = mean(values(odds, "odds before")), mean(values(odds, "odds after"))
@@ -310,6 +314,13 @@ out of reach of these weights.
 ![accuracy against gap](frontier.png)"""
 
 NOTES = [
+    "The halves are parts of one set: what chance adds to a gap on one, it takes off on the other. Two groups of 5,000 "
+    "drawn inputs with favorable rates near 0.2 leave the difference of the halves' gaps a standard error of 0.011. "
+    "So a repair that ends at a sampled gap of 0 on its half, and fits no noise at all, still has 0.009 in the mean on "
+    "the other, and is within 0.02 on 92 % of the divisions: the bars of 0.01, and of 0.02 on 95 %, lie at that limit.",
+    "The odds difference is the larger of two, one of them between the recalls of the favorable class, of which a half "
+    "has some 143 women: the standard error of their recall alone is 0.04, the bound about 0.075. Even fitted on both halves, parity and odds hold on nine of ten divisions only near the network "
+    "that gives one answer to all (see What sampling leaves), at a loss that nobody would take.",
     "Thresholds by group, ThresholdOptimizer and ExponentiatedGradient with boosting read the protected attribute or "
     "replace the network; they are references, not repairs of it.",
 ]
