@@ -319,9 +319,9 @@ NOTES = [
     "So a repair that ends at a sampled gap of 0 on its half, and fits no noise at all, still has 0.009 in the mean on "
     "the other, and is within 0.02 on 92 % of the divisions: the bars of 0.01, and of 0.02 on 95 %, lie at that limit.",
     "The odds difference is the larger of two, one of them between the recalls of the favorable class, of which a half "
-    "has some 143 women: the standard error of their recall alone is 0.04, the bound about 0.075. Fitted on both halves, "
-    "parity and odds hold on nine of ten divisions at a loss of nearly 5 points (see What sampling leaves); what does not "
-    "see the other half needs more.",
+    "has some 143 women: the standard error of their recall alone is 0.04, the bound about 0.075. Fitted on both "
+    "halves, parity and odds hold on nine of ten divisions at a loss of nearly 5 points (see What sampling leaves); a "
+    "repair that does not see the other half needs more.",
     "Thresholds by group, ThresholdOptimizer and ExponentiatedGradient with boosting read the protected attribute or "
     "replace the network; they are references, not repairs of it.",
 ]
