@@ -274,6 +274,17 @@ def test_the_matrix_free_way_keeps_strict_rows_and_meets_counts():
     assert (strict.model(toy.inputs).argmax(1) == toy.labels)[right].all()
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["in the loss", "not in the loss"])
+def test_no_error_among_a_population_is_worked_for_whether_or_not_the_loss_knows_it(known):
+    toy = task()
+    x = toy.inputs.repeat(3, 1) + 0.3 * torch.randn(1200, toy.inputs.shape[1], dtype=toy.inputs.dtype)
+    y = (x[:, 0] > 0.8).long()
+    goal = ErrorRate(x, y, name="errors")
+    data = [(toy.inputs, toy.labels), (x, y)] if known else [(toy.inputs, toy.labels)]
+    report = repair(toy, SQP(confidence=None, largest_dense=5), goal=goal, constraints=[], data=data).report
+    assert report.measure().after < 0.8 * report.measure().before
+
+
 def test_with_many_weights_points_must_lead_to_count_as_right_and_flips_of_new_points_are_fewer():
     toy = task()
     x, y = toy.inputs, toy.labels

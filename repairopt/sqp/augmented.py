@@ -29,6 +29,7 @@ from repairopt.linearize import Array
 from repairopt.methods.task import Outcome, Task
 from repairopt.network.differentiate import jacobian
 from repairopt.network.whiten import Whitening, whitening
+from repairopt.properties import ErrorRate
 from repairopt.solve import Status
 from repairopt.specify import Predict
 
@@ -191,12 +192,25 @@ def _loop(task: Task, around: Surroundings, settings: Settings) -> _Loop:
         count = len(limit.parts(engine.predict()))
         double = 2 if _two_sided(limit) else 1
         size = FIRST_PENALTY / max(1e-3, abs(limit.limit) + 0.05)
-        wish = limit.takes_margin and limit.aim <= 0 and around.objective.on_outputs and not around.by_rows
-        weight = 0.0 if wish else 1.0  # no error at all among a population: as few as the loss leads to
+        weight = 0.0 if _is_wish(limit, around) else 1.0
         loop.pieces.append(_Penalized(lambda p: torch.zeros(0), weight, size, torch.zeros(double * count).double()))
     for c in around.strict:
         loop.pieces.append(_rows(task, c))
     return loop
+
+
+def _is_wish(limit: Limit, around: Surroundings) -> bool:
+    """Whether a limit asks for no error at all among many points whose loss is minimized: as few as that leads to."""
+    prop: Any = limit.property
+    if not isinstance(prop, ErrorRate) or limit.aim > 0 or around.by_rows:
+        return False
+    data = getattr(around.objective, "data", ())
+    return any(
+        labels is not None
+        and inputs.shape == prop.inputs.shape
+        and (inputs.data_ptr() == prop.inputs.data_ptr() or torch.equal(inputs, prop.inputs))
+        for inputs, labels in data
+    )
 
 
 def _offsets(loop: _Loop, around: Surroundings, engine: Engine, delta: Array) -> None:

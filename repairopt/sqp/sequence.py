@@ -87,18 +87,21 @@ def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, sta
     Returns:
         What the best run proposes.
     """
-    first = surroundings.point(np.zeros(task.engine.n))
+    first: Point | None = None
     best: Sequence | None = None
     outcome, status = None, Status.NO_POINT
     for run in range(settings.restarts + 1):
         begin, stages = (start, 1) if run == 0 else (None, run * STAGES)
         for stage in range(1, stages):
+            assert first is not None
             part = Sequence(task, surroundings.part_of_the_way(first, stage / stages), settings, begin)
             part.called = f" of stage {stage} of {stages}"
             part.run(max(1, settings.max_steps // 2))
             begin = part.best.delta
         sequence = Sequence(task, surroundings, settings, begin)
         sequence.called = "" if run == 0 else f" of stage {stages} of {stages}"
+        if first is None:
+            first = sequence.at if start is None else surroundings.point(np.zeros(task.engine.n))
         status = sequence.run(settings.max_steps)
         if best is None or sequence.best.pair < best.best.pair:
             best, outcome = sequence, sequence.outcome(status)
