@@ -209,6 +209,8 @@ TWO = replace(ADAM, both=True)
 METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),
     "SQP, automatic weights": sqp("auto"),
+    "SQP at 50 %, chosen weights": sqp("chosen", 0.5),
+    "SQP at 50 %, automatic weights": sqp("auto", 0.5),
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "Adam + penalty, all weights": tuned(ADAM),
@@ -236,10 +238,10 @@ def applies(name: str, case: Case) -> bool:
     """Which methods can speak of a case, and where a run would say nothing new."""
     if "both halves" in name:
         return True
-    if name.startswith("SQP at"):
+    if name.startswith("SQP at 95"):
         return case.odds or case.confident
     if name.startswith("SQP"):
-        return not case.confident
+        return not case.confident and not (case.odds and "50 %" in name)
     if "two penalties" in name or "odds" in name:
         return case.odds
     if name.startswith("Adam") and "all" in name:
@@ -286,7 +288,7 @@ def quick_methods() -> dict[str, Method]:
     sweeps = {"same": SAME, "two": TWO, "L-BFGS": LBFGS}
     found = dict(METHODS)
     for name in found.copy():
-        if name == "SQP at 95 %, automatic weights" or name.endswith("of the bounds"):
+        if name == "SQP at 95 %, automatic weights" or "50 %" in name or name.endswith("of the bounds"):
             del found[name]
     slow = found["SQP at 95 %, chosen weights"]
     found["SQP at 95 %, chosen weights"] = lambda case, *rest: slow(case, *rest) if case.confident else iter(())

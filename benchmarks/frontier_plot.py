@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark_files import Record
 from frontier_statistics import changes, curve, error, front_of, mean, values
-from frontier_tables import IN_SIGHT, OURS, REFERENCE, SWEEPS, rows_of
+from frontier_tables import IN_SIGHT, OURS, OURS_AVERAGE, REFERENCE, SWEEPS, rows_of
 
 PANELS = ("gender, parity", "gender, sampled", "race, parity", "age bands, parity", "bank age, sampled")
 COLORS = {
@@ -60,7 +60,7 @@ def panel(axis: Any, records: Sequence[Record], case: str) -> None:
             axis.plot(*zip(*points, strict=True), ".", color=COLORS[name], markersize=4)
             lowest = min(lowest, *(change for _, change in points))
     axis.plot(mean(values(own, "gap before")), 0.0, "k*", markersize=10, label="original network")
-    others = [m for m in dict.fromkeys(r["method"] for r in records) if m not in COLORS and m not in IN_SIGHT]
+    others = [m for m in dict.fromkeys(r["method"] for r in records) if m not in (*COLORS, *IN_SIGHT, *OURS_AVERAGE)]
     look = COLORS | {m: OTHERS[i % len(OTHERS)] for i, m in enumerate(others)}  # the same in all panels
     for _, method, _, runs in rows_of(own, [case], [m for m in look if m not in (*SWEEPS, REFERENCE)]):
         x, y = values(runs, "gap after"), changes(runs)

@@ -11,6 +11,7 @@ from frontier_cases import Case
 from frontier_statistics import NONE, changes, curve, error, in_hindsight, markdown, mean, select, spread, values
 
 OURS = ("SQP, chosen weights", "SQP, automatic weights")
+OURS_AVERAGE = ("SQP at 50 %, chosen weights", "SQP at 50 %, automatic weights")
 OURS_CONFIDENT = ("SQP at 95 %, chosen weights", "SQP at 95 %, automatic weights")
 IN_SIGHT = (
     "SQP on both halves",
@@ -146,7 +147,7 @@ def bars_table(records: Sequence[Record]) -> str:
     ]
     body = []
     for bar in BARS:
-        ours = OURS_CONFIDENT if not math.isnan(bar.share) else OURS
+        ours = OURS_CONFIDENT if not math.isnan(bar.share) else (*OURS, *OURS_AVERAGE)
         for method in (*ours, SWEEPS[0]):
             runs = select(records, bar.case, method, bar.typed)
             if runs:
@@ -191,7 +192,7 @@ def same_gap_table(records: Sequence[Record], present: Sequence[str]) -> str:
         "behind the thresholds",
     ]
     body = []
-    for case, method, typed, runs in rows_of(records, present, (*OURS, *OURS_CONFIDENT)):
+    for case, method, typed, runs in rows_of(records, present, (*OURS, *OURS_AVERAGE, *OURS_CONFIDENT)):
         numbers = at_same_gap(records, case, runs)
         cells = [f"{number:+.2f}" if not math.isnan(number) else NONE for number in numbers]
         gap = f"{mean(values(runs, 'gap after')):.4f}"
@@ -247,9 +248,10 @@ def sweep_table(records: Sequence[Record], case: str) -> str:
 
 def reading(records: Sequence[Record]) -> list[str]:
     """What the figures say, in words made from them."""
-    verdicts = {method: [] for method in OURS}
+    plain = (*OURS, *OURS_AVERAGE)
+    verdicts = {method: [] for method in plain}
     for bar in BARS:
-        for method, confident in zip(OURS, OURS_CONFIDENT, strict=True):
+        for method, confident in zip(plain, OURS_CONFIDENT * 2, strict=True):
             runs = select(records, bar.case, confident if not math.isnan(bar.share) else method, bar.typed)
             if len(runs) >= bar.splits:
                 verdicts[method].append((bar, bar.lacks(runs)))
@@ -264,7 +266,7 @@ def reading(records: Sequence[Record]) -> list[str]:
             f"{method}: {met} of {len(found)} bars met, {unjudged} not judged."
             + (f" Missed: {missed}." if missed else "")
         )
-    for method in OURS:
+    for method in (*OURS, *OURS_AVERAGE):
         own = [select(records, "gender, parity", method, typed) for typed in (0.10, 0.05, 0.03)]
         found = [at_same_gap(records, "gender, parity", runs)[-2:] for runs in own if runs]
         if found:
@@ -306,6 +308,11 @@ and 30 iterations of L-BFGS. It fits on three quarters of the repair half, choos
 accurate network that meets all bounds there (with the upper end of its interval, where a bound has to hold on new
 data), and fits anew on the whole half with that setting. "In hindsight" is the front of all its settings in the
 held-out means: an upper limit of any choice. Everything is loaded before it is timed.
+
+"SQP at 50 %" runs with `confidence=0.5`: buffers from cross-validation so that bounds are met on average on new data,
+not more, which is what a bar on means asks for. Without buffers (`confidence=None`) a bound is met on the repair half
+alone, and the mean on the other lies above it by what was fitted of chance. These rows were added when those without
+buffers had been seen.
 
 "What sampling leaves" fits on both halves, with buffers of none, half and nine tenths of each bound, and measures on
 the held-out half: no repair, but what a repair is up against that does not see that half. Bars that even it misses are

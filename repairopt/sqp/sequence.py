@@ -28,6 +28,7 @@ GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a re
 WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
 STAGES = 3  # on the way to the limits in the second run; each further run takes so many more
 DEAR = 0.02  # rise of the objective, relative to it, after which there is a second run, though the limits are met
+HAIR = 1e-7  # relative, by which a step goes further than a limit, for back ends that are not exact
 PRICE = 20.0  # of a missed limit in a step, for each unit
 FIX_PRICE = 100.0  # of each logit that a sample to be fixed lacks in a step, over the number of samples
 STOPPED = 3  # rejections in a row after which the filter decides
@@ -178,7 +179,8 @@ class Sequence:
         parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
         free = self.around.by_rows and not self.around.objective.on_outputs and self.at.missed <= MET
         for k, (limit, line, aim) in enumerate(zip(self.around.limits, lines or models.lines, self.aims, strict=True)):
-            parts.add_limit(limit.name, line, aim, 0.0 if free and k == 0 else PRICE)  # rows hold it, exactly
+            short = aim - HAIR * (1.0 + abs(aim))
+            parts.add_limit(limit.name, line, short, 0.0 if free and k == 0 else PRICE)  # rows hold it, exactly
         parts.add_rows(self.task.change_rows(self.at.delta))
         return parts
 
