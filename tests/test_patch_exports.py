@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,11 @@ class FixedBatch(nn.Module):
         return x.reshape(5, -1).sum(1)
 
 
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")), reason="the extra 'onnx'"
+)
+
+
 def run_onnx(path: Path, *inputs: Tensor) -> list[np.ndarray]:
     import onnxruntime
 
@@ -58,6 +64,7 @@ def run_onnx(path: Path, *inputs: Tensor) -> list[np.ndarray]:
     return session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))
 
 
+@needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sequential", "functional", "convolutional", "recurrent", "words", "tied", "heaviside"]
@@ -76,6 +83,7 @@ def test_onnx_computes_what_torch_computes(name, tmp_path, fingerprint):
         np.testing.assert_allclose(run_onnx(found.path, inputs)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@needs_onnx
 @pytest.mark.slow
 def test_onnx_in_float64_is_near_to_the_last_digits(tmp_path):
     model, inputs = chain().double(), torch.randn(6, 4, dtype=torch.float64)
@@ -84,6 +92,7 @@ def test_onnx_in_float64_is_near_to_the_last_digits(tmp_path):
     assert (found.rtol, found.atol) == (1e-9, 1e-9)
 
 
+@needs_onnx
 @pytest.mark.slow
 def test_onnx_of_a_patched_model_names_its_weights(tmp_path):
     import onnx
@@ -100,6 +109,7 @@ def test_onnx_of_a_patched_model_names_its_weights(tmp_path):
     assert metadata["repairopt_weights_sha256"] == patch.repaired.total
 
 
+@needs_onnx
 @pytest.mark.slow
 def test_onnx_with_several_inputs_and_outputs(tmp_path):
     model = Several()
@@ -111,6 +121,7 @@ def test_onnx_with_several_inputs_and_outputs(tmp_path):
     np.testing.assert_allclose(total, x.sum(1).numpy(), rtol=1e-4, atol=1e-5)
 
 
+@needs_onnx
 @pytest.mark.slow
 def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr("repairopt.patches.onnx_export._ONE_FILE", 0)
@@ -120,6 +131,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     np.testing.assert_allclose(run_onnx(found.path, inputs)[0], model(inputs).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
@@ -141,6 +153,7 @@ def test_a_model_that_cannot_be_exported_leaves_no_file(model, inputs, message, 
     assert not os.listdir(tmp_path)
 
 
+@needs_onnx
 def test_inputs_of_an_export_are_checked(tmp_path):
     for inputs in (torch.randn(1, 4), (torch.randn(3, 4), torch.randn(2, 4)), torch.tensor(1.0)):
         with pytest.raises(ExportError, match=r"example_inputs: have shapes .* one batch size, of at least 2"):
