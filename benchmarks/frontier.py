@@ -210,7 +210,6 @@ METHODS: dict[str, Method] = {
     "SQP, chosen weights": sqp("chosen"),
     "SQP, automatic weights": sqp("auto"),
     "SQP at 50 %, chosen weights": sqp("chosen", 0.5),
-    "SQP at 50 %, automatic weights": sqp("auto", 0.5),
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "Adam + penalty, all weights": tuned(ADAM),
