@@ -28,7 +28,7 @@ from .pipeline import solve_repair
 from .prepare import prepare_repair
 from .program import Program, stack_rows
 from .report import Verdict
-from .specify import ChangeConstraint, SampleConstraint
+from .specify import CallableProperty, ChangeConstraint, SampleConstraint
 
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
 MOST_ENTRIES = 20_000_000  # of the rows of a proof
@@ -41,7 +41,8 @@ class Unmet:
 
     Attributes:
         conflict: Names of the goal and the constraints that cannot be met together; without any one of them the others
-            can. Empty where all were met after all.
+            can. Without the goal where constraints are in conflict among themselves. Empty where all were met after
+            all.
         closest: The value of the goal at the end of the repair with all constraints; before it, where one broke.
         target: What the goal had to reach.
         proof: Rows in conflict with a certificate that was checked, or None.
@@ -98,6 +99,8 @@ def explain_unmet(
     if repeated:
         raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
     settings.setdefault("method", SQP(confidence=None))
+    if callable(goal) and not hasattr(goal, "value"):
+        goal = CallableProperty(goal, 0.0)
     goal = goal if target is None else replace(goal, target=float(target))
     limit = float(goal.target)
     first = solve_repair(model, goal, items, **settings)
@@ -105,17 +108,26 @@ def explain_unmet(
         return Unmet((), _value(first), limit, None, first)
     settings["weights"] = first.report.location
     left = list(range(len(items)))
-    if not _met(solve_repair(model, goal, (), **settings)):
+    idle = _met_by_any(goal, first)
+    among_themselves = bool(items) and not _met(solve_repair(model, idle, items, **settings))
+    kept = idle if among_themselves else goal
+    if not among_themselves and not _met(solve_repair(model, goal, (), **settings)):
         left = []  # the goal alone is out of reach
     for k in list(left):
         without = [items[i] for i in left if i != k]
-        if not _met(solve_repair(model, goal, without, **settings)):
+        if not _met(solve_repair(model, kept, without, **settings)):
             left = [i for i in left if i != k]
-    proof = _prove(model, goal, [items[i] for i in left], settings)
-    conflict = (goal.name, *(names[i] for i in left))
+    proof = _prove(model, kept, [items[i] for i in left], settings)
+    conflict = (*(() if among_themselves else (goal.name,)), *(names[i] for i in left))
     if proof is not None:
         conflict = tuple(name for name in conflict if name in proof.constraints)
     return Unmet(conflict, _value(first), limit, proof, first)
+
+
+def _met_by_any(goal: Any, repair: Repair) -> Any:
+    """The goal with a target that no network misses, to see what the constraints ask for by themselves."""
+    seen = max(abs(repair.report.verification.goal_before), abs(float(goal.target)))
+    return replace(goal, target=1e3 * (1.0 + seen))
 
 
 def _met(repair: Repair) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a result."""
+    return dict(_read())
+
+
+@functools.cache
+def _read() -> dict[str, str]:
+    """Once a process: each name costs milliseconds, and what is imported does not change."""
     found = {"python": platform.python_version()}
     for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
         try:

@@ -5,7 +5,7 @@ import torch
 from biased_task import task
 from torch import nn
 
-from repairopt import ErrorRate, KeepLabels, KeepOutputs, SpecificationError, Verdict, explain_unmet
+from repairopt import Bound, ErrorRate, FixLabels, KeepLabels, KeepOutputs, SpecificationError, Verdict, explain_unmet
 
 
 def line_network():
@@ -54,6 +54,35 @@ def test_constraints_that_conflict_only_together_are_named_together_and_others_a
     assert "'middle' and 'low' and 'high' cannot be met together" in str(found)
     for alone in (low, high):
         assert not explain_unmet(line_network(), goal, [alone], **options).conflict
+
+
+def test_constraints_in_conflict_among_themselves_are_named_without_the_goal():
+    """One point is to have two labels; the goal, which is out of reach too, has no part in that."""
+    one = FixLabels(points(1.0), labels(0), weight=None, tolerance=0.0, name="is 0")
+    other = KeepLabels(points(1.0), labels(1), tolerance=0.0, name="is 1")
+    goal = ErrorRate(points(2.0, 3.0), labels(0, 1), name="middle")
+    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
+    found = explain_unmet(line_network(), goal, [one, other], **options)
+    assert found.conflict == ("is 0", "is 1")
+    assert found.proved
+    counted = explain_unmet(line_network(), goal, [_no_error(0), _no_error(1)], **options)
+    assert set(counted.conflict) == {"errors 0", "errors 1"}
+    assert not counted.proved
+
+
+def _no_error(label):
+    return Bound(ErrorRate(points(1.0), labels(label)), limit=0.0, name=f"errors {label}")
+
+
+def test_a_function_as_the_goal_is_taken_as_it_is():
+    def middle(predict):
+        return predict(points(2.0, -2.0)).softmax(-1)[0, 1]
+
+    keep = KeepLabels(points(1.0, 3.0), labels(1, 1), tolerance=0.0, name="keep")
+    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
+    found = explain_unmet(line_network(), middle, keep, target=0.4, **options)
+    assert found.target == 0.4
+    assert set(found.conflict) == {"middle", "keep"}
 
 
 def test_what_can_be_met_is_no_conflict():

@@ -153,9 +153,10 @@ class Sequence:
             if accepted:
                 fall = self.at.objective - trial.objective
                 still = self.at.missed <= MET and fall < self.settings.smallest_fall * abs(self.at.objective)
+                free = self.rejected <= 1  # a step held back by the damping of rejections tells little
                 quiet = quiet + 1 if still else 0
                 self._move(trial, found, promised)
-                if quiet >= 2:
+                if quiet > (0 if free else 1):
                     break
             else:
                 self.rejected += 1
