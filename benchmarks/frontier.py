@@ -1,10 +1,11 @@
 """Typed bounds on fairness, held-out: repairopt next to tuned fine-tuning, fairlearn, AIF360 and thresholds by group.
 
-    python benchmarks/frontier.py [--quick] [--cases ...] [--methods ...] [--splits N] [--first N] [--read]
+    python benchmarks/frontier.py [--quick] [--cases ...] [--methods ...] [--splits N] [--first N] [--read] [--further]
 
 Writes ``frontier.md``, every run to ``frontier.csv``, and ``frontier.png``. ``--methods`` and ``--cases`` run some anew
 and take the other rows from the CSV file; ``--read`` takes all from there. The methods ``repairopt``, ``peers`` and
-``limits`` stand for all of these. Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
+``limits`` stand for all of these. ``--further`` runs SQP with the chosen weights on further divisions, for the bars
+that so few as ten leave to chance, into ``frontier_further.csv``. Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
 """
 
 from __future__ import annotations
@@ -226,6 +227,8 @@ METHODS: dict[str, Method] = {
     "SQP on both halves, half the bounds": in_sight(0.5),
     "SQP on both halves, a tenth of the bounds": in_sight(0.9),
 }
+FURTHER = [name for name in METHODS if name.startswith("SQP") and name.endswith("chosen weights")]
+FIRST_FURTHER, LAST_FURTHER = 20, 60  # splits; those before are the ones on which all methods are compared
 SHORT = {
     "repairopt": [name for name in METHODS if name.startswith("SQP") and "both" not in name],
     "peers": [name for name in METHODS if not name.startswith("SQP")],
@@ -324,6 +327,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, help="divisions; 10, and 20 where a confidence is judged, unless given")
     parser.add_argument("--first", type=int, default=0, help="go on at this split; the ones before it are read")
     parser.add_argument("--read", action="store_true", help="run nothing")
+    parser.add_argument("--further", action="store_true", help="SQP with the chosen weights on 20 further divisions")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -336,13 +340,20 @@ def main() -> None:
     chosen = [name for given in options.methods or METHODS for name in SHORT.get(given, [given])]
     names = [name for name in settings if name in chosen]
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "frontier.csv"
+    path, further = options.out / "frontier.csv", options.out / "frontier_further.csv"
     records = (
         read_csv(path, TEXT)
-        if path.is_file() and (options.read or options.methods or options.cases or options.first)
+        if path.is_file() and (options.read or options.further or options.methods or options.cases or options.first)
         else []
     )
-    if not options.read:
+    if options.further:
+        warm_up()
+        chosen = [name for name in FURTHER if options.methods is None or name in names]
+        more: list[dict[str, Any]] = []
+        for found in run_all(wanted, chosen, METHODS, first=FIRST_FURTHER, splits=options.splits or LAST_FURTHER):
+            more += found
+            write_csv(more, further)
+    elif not options.read:
         warm_up()
         anew = {(case.name, name) for case in wanted for name in names}
         records = [r for r in records if (r["case"], r["method"]) not in anew or r["split"] < options.first]
@@ -352,7 +363,7 @@ def main() -> None:
             write_csv(records, path)
         records = read_csv(path, TEXT)  # as it will be read again
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_utime / 60:.1f} CPU minutes", file=sys.stderr)
-    text = report(records, known)
+    text = report(records, known, read_csv(further, TEXT) if further.is_file() else [])
     draw(records, options.out / "frontier.png")
     (options.out / "frontier.md").write_text(text, encoding="utf-8")
     print(text)

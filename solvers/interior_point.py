@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 
 from .interior_sides import Sides, Steps
-from .program_tensors import Data
+from .program_tensors import NARROW, Data
 
 PROXIMAL = 1e-8  # of steps, in scaled variables
 DUAL_PROXIMAL = 1e-10  # of steps, in scaled multipliers
 REFINED = 4_000_000  # entries of [A; F] up to which each linear solve is refined
-NARROW = 1.25  # rows for each variable from which on the normal equations are the smaller system
 TO_BOUNDARY = 0.995
 DIVERGED = 1e12
 STALLED = 15  # iterations without progress

@@ -109,7 +109,7 @@ class _Inner:
         deadline = None if limit is None else time.perf_counter() + limit
         limits = Limits(0.5 * options.feasibility_tol, options.gap_tol, options.max_iter, deadline)
         last, point = self.memory.get("delta"), None
-        if parts.n and parts.diagonal.min() > EVEN * parts.diagonal.max():
+        if parts.n and parts.square and parts.diagonal.min() > EVEN * parts.diagonal.max():
             data = parts.data(copy=False)
             guess = -data.gradient / data.curvature if last is None else parts.tensor(last[parts.free])
             system = System(data, _names(parts), self.memory.get("system"))

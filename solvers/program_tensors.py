@@ -16,6 +16,7 @@ LARGEST_DENSE = 5000  # variables up to which a dense Hessian is taken apart
 CHUNK = 256  # rows copied at a time
 BLOCK = 8192  # columns scaled at a time
 TRIANGLE = 256  # rows of a block of the Gram matrix
+NARROW = 1.25  # rows for each variable from which on the normal equations are the smaller system
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +108,16 @@ class ProgramTensors:
         self.k, self.n = len(self.used), int(self.free.sum())
         curved = program.hessian
         rank = 0 if curved is None else program.n if isinstance(curved, np.ndarray) else curved.factor.shape[1]
-        need = 8.0 * ((self.k + rank) * self.n + 3 * (self.k + rank) ** 2 + 60 * self.n)
+        height = self.k + rank
+        side = self.n if height > NARROW * self.n else height  # of the matrix that is factorized
+        need = 8.0 * (height * self.n + 3 * side**2 + 60 * (self.n + height))
         if need > memory_limit or (isinstance(curved, np.ndarray) and program.n > LARGEST_DENSE):
             raise ProgramError(
                 f"'woodbury' needs {need / 2**30:.1f} GiB for {program.n:,} variables with {self.k:,} rows and a "
                 f"Hessian of rank {rank:,}; allowed are {memory_limit / 2**30:.1f}. Pass the Hessian as a "
                 f"LowRankHessian, solve with a working set of rows, or WoodburyIPM(memory_limit=...)."
             )
+        self.square = 24.0 * height**2 <= memory_limit  # whether a matrix of the size of the rows may be made, too
         self.diagonal, self.factor = _taken_apart(program)
         self.fixed = np.where(self.free, 0.0, self.low)
 

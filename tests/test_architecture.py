@@ -73,7 +73,7 @@ STAGES = [
     ),
     (
         "the methods: loops over model, rows, program, solve, judge",
-        "methods.sqp methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
+        "methods.settings methods.sqp methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
         "methods.grid_repair",
     ),
     ("files that are there whole or not at all", "patches.safe_files"),

@@ -219,6 +219,8 @@ def test_memory_is_refused_before_it_is_taken():
     program = large(500, 50)
     with pytest.raises(ProgramError, match=r"needs 0.0 GiB for 500 variables with 50 rows and a Hessian of rank 6"):
         solve(program, WoodburyIPM(memory_limit=1e5))
+    tall = large(20, 5000)  # whose system has the size of its variables: the matrix of all rows would take 600 MB
+    assert solve(tall, WoodburyIPM(memory_limit=2e7)).status is Status.OPTIMAL
     wide = Program(gradient=np.zeros(5001), hessian=np.broadcast_to(np.float64(0.0), (5001, 5001)))
     with pytest.raises(ProgramError, match="LowRankHessian"):
         WoodburyIPM().solve(wide)

@@ -60,6 +60,7 @@ def test_comments_and_order_do_not_change_the_hash(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "start", "message"),
     [
+        ("change:", "confidence: 0.4\nchange:", "confidence", "greater than or equal to 0.5"),
         ("change:", "desing: 1\nchange:", "desing", "unknown key 'desing'"),
         ("{layers: last}", "{layer: last}", "change", "unknown key 'layer' in change; did you mean 'layers'?"),
         ("{layers: last}", "{minimize: l3}", "change", "expected 'auto', 'cross_entropy', 'closeness', 'l2'"),
@@ -84,6 +85,10 @@ def test_errors_name_the_line_and_what_is_allowed(tmp_path, old, new, start, mes
     said = refused(tmp_path, text)
     assert message in said
     assert f"spec.yaml, line {line(text, start)}: " in said
+
+
+def test_bounds_on_average_are_confidence_one_half(tmp_path):
+    assert read_spec(write_spec(tmp_path, changed("change:", "confidence: 0.5\nchange:"))).spec.confidence == 0.5
 
 
 def test_several_errors_are_reported_at_once(tmp_path):

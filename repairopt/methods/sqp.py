@@ -19,10 +19,27 @@ from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
 from repairopt.sqp.sequence import run_sequence
 
+from .settings import Expected, check_settings
 from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
 CLOSENESS = 0.15
+NUMBERS = {
+    "closeness": Expected(high=1.0, none=True),
+    "ridge": Expected(none=True),
+    "confidence": Expected(0.5, 1.0, below=True, none=True),
+    "folds": Expected(2, whole=True),
+    "lead": Expected(none=True),
+    "max_steps": Expected(1, whole=True),
+    "damping": Expected(above=True),
+    "restarts": Expected(whole=True),
+    "batch": Expected(1, whole=True),
+    "largest_dense": Expected(whole=True),
+    "outer_steps": Expected(1, whole=True),
+    "inner_steps": Expected(1, whole=True),
+    "smallest_step": Expected(),
+    "smallest_fall": Expected(),
+}
 MANY_WEIGHTS_RIDGE, MANY_WEIGHTS_LEAD = 1e-2, 1 / 8
 
 
@@ -87,17 +104,12 @@ class SQP:
     def __post_init__(self) -> None:
         if self.objective not in ("auto", *OBJECTIVES):
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
-        if self.closeness is not None and not 0 <= self.closeness <= 1:
-            raise SpecificationError(f"method SQP: closeness={self.closeness} is not a share, 0 to 1.")
-        if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise SpecificationError(f"method SQP: confidence={self.confidence}; expected 0.5 or more, below 1.")
-        if self.lead is not None and not self.lead >= 0:
-            raise SpecificationError(f"method SQP: lead={self.lead}; expected 0 or more.")
-        if self.folds < 2:
-            raise SpecificationError(f"method SQP: folds={self.folds}; expected 2 or more.")
-        buffers = list(self.named_buffers().values())
-        if any(not buffer >= 0 for buffer in buffers) or not self.damping > 0 or self.max_steps < 1:
-            raise SpecificationError("method SQP: a buffer must not be negative; damping, max_steps above 0.")
+        check_settings(self, NUMBERS)
+        buffers = self.buffer.values() if isinstance(self.buffer, Mapping) else [self.buffer or 0.0]
+        if not all(Expected().fits(buffer) for buffer in buffers):
+            raise SpecificationError(
+                f"method SQP: buffer={self.buffer!r}; expected a number, 0 or more, or one for each name of a bound."
+            )
 
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""

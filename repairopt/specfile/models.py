@@ -187,7 +187,9 @@ class Spec(Strict):
     change: ChangeSpec = ChangeSpec()
     method: METHODS = "auto"
     solver: str | None = Field(default=None, description="back end, see repairopt solvers")
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(default=0.95, description="of intervals and buffers")
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        default=0.95, description="of intervals and buffers; 0.5 for bounds met on average"
+    )
     time_limit: Annotated[float, Field(gt=0)] | None = Field(default=None, description="seconds")
     seed: int = 0
 
