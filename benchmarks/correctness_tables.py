@@ -66,7 +66,7 @@ def verdict(mode: str, runs: Sequence[Record]) -> str:
 
 
 def bars_table(records: Sequence[Record]) -> str:
-    """The bars of the issue."""
+    """What is asked for."""
     head = ["mode", "bar", "method", *COLUMNS]
     body = []
     for mode, (text, _) in BARS.items():

@@ -20,7 +20,7 @@ PARITY = "parity"
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One row of the issue's table.
+    """What is bounded on which network.
 
     Attributes:
         name: For example ``"gender, parity"``.

@@ -360,8 +360,8 @@ NOTES = [
     "95 %, lie beyond that limit.",
     "The odds difference is the larger of two, one of them between the recalls of the favorable class, of which a half "
     "has some 143 women: the standard error of their recall alone is 0.04, the bound about 0.075. Fitted on both "
-    "halves, parity and odds hold on nine of ten divisions at a loss of nearly 5 points (see What sampling leaves); a "
-    "repair that does not see the other half needs more.",
+    "halves, parity and odds hold on the other with room only where half of each bound is left over, at the loss that "
+    "What sampling leaves shows; a repair that does not see the other half needs more.",
     "Thresholds by group, ThresholdOptimizer and ExponentiatedGradient with boosting read the protected attribute or "
     "replace the network; they are references, not repairs of it.",
 ]
