@@ -73,6 +73,23 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
+class FavorableRate:
+    """Mean over the groups of a gap of their favorable rates: a property of a user's own."""
+
+    gap: GroupGap
+    target: float
+    name: str = "favorable rate"
+
+    def value(self, predict: Predictor) -> Tensor:
+        """By count."""
+        return self.gap.rates(predict)[:, FAVORABLE].mean()
+
+    def soft_value(self, predict: Predictor) -> Tensor:
+        """By probabilities."""
+        return self.gap.rates(predict, soft=True)[:, FAVORABLE].mean()
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """Rows of a case.
 
@@ -131,6 +148,10 @@ class Part:
         if self.case.task.guard:
             found.append(self.half.recall(buffer=0.0))
         return found
+
+    def favorable(self, rate: float) -> Bound:
+        """The favorable rate, mean over the groups of the gap, is at most so much."""
+        return Bound(FavorableRate(self.gap, rate), limit=rate, name="favorable rate")
 
     def measured(self, network: Predictor | nn.Module) -> dict[str, float]:
         """What counts, by count."""
