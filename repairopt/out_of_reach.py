@@ -109,13 +109,13 @@ def explain_unmet(
     settings["weights"] = first.report.location
     left = list(range(len(items)))
     idle = _met_by_any(goal, first)
-    among_themselves = bool(items) and not _met(solve_repair(model, idle, items, **settings))
-    kept = idle if among_themselves else goal
+    among_themselves = bool(items) and not _held(solve_repair(model, idle, items, **settings))
+    kept, fine = (idle, _held) if among_themselves else (goal, _met)
     if not among_themselves and not _met(solve_repair(model, goal, (), **settings)):
         left = []  # the goal alone is out of reach
     for k in list(left):
         without = [items[i] for i in left if i != k]
-        if not _met(solve_repair(model, kept, without, **settings)):
+        if not fine(solve_repair(model, kept, without, **settings)):
             left = [i for i in left if i != k]
     proof = _prove(model, kept, [items[i] for i in left], settings)
     conflict = (*(() if among_themselves else (goal.name,)), *(names[i] for i in left))
@@ -134,10 +134,14 @@ def _met(repair: Repair) -> bool:
     return repair.report.verdict is Verdict.REPAIRED
 
 
+def _held(repair: Repair) -> bool:
+    """Whether all constraints hold, whatever the goal does; a constant network, which is no repair, may hold them."""
+    return all(check.holds or check.soft for check in repair.report.verification.checks if not check.held_out)
+
+
 def _value(repair: Repair) -> float:
-    goal, checks = repair.report.verification.measures[0], repair.report.verification.checks
-    held = all(check.holds or check.soft for check in checks if not check.held_out)
-    return float(goal.after if held else goal.before)
+    goal = repair.report.verification.measures[0]
+    return float(goal.after if _held(repair) else goal.before)
 
 
 def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: dict[str, Any]) -> Conflict | None:
