@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,10 @@ def explain_unmet(
 def _met_by_any(goal: Any, repair: Repair) -> Any:
     """The goal with a target that no network misses, to see what the constraints ask for by themselves."""
     seen = max(abs(repair.report.verification.goal_before), abs(float(goal.target)))
-    return replace(goal, target=1e3 * (1.0 + seen))
+    target = 1e3 * (1.0 + seen)
+    if is_dataclass(type(goal)):
+        return replace(goal, target=target)
+    return CallableProperty(goal.value, target, goal.name)
 
 
 def _met(repair: Repair) -> bool:

@@ -84,6 +84,12 @@ def test_a_function_as_the_goal_is_taken_as_it_is():
     assert found.target == 0.4
     assert set(found.conflict) == {"middle", "keep"}
 
+    class Own:
+        name, target = "own", 0.4
+        value = staticmethod(middle)
+
+    assert set(explain_unmet(line_network(), Own(), keep, **options).conflict) == {"own", "keep"}
+
 
 def test_what_can_be_met_is_no_conflict():
     goal = ErrorRate(points(0.5), labels(0))

@@ -105,7 +105,9 @@ class SQP:
         if self.objective not in ("auto", *OBJECTIVES):
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
         check_settings(self, NUMBERS)
-        buffers = self.buffer.values() if isinstance(self.buffer, Mapping) else [self.buffer or 0.0]
+        buffers = (
+            self.buffer.values() if isinstance(self.buffer, Mapping) else [0.0 if self.buffer is None else self.buffer]
+        )
         if not all(Expected().fits(buffer) for buffer in buffers):
             raise SpecificationError(
                 f"method SQP: buffer={self.buffer!r}; expected a number, 0 or more, or one for each name of a bound."
