@@ -288,6 +288,16 @@ def run_all(
         yield records
 
 
+def run_further(wanted: list[Case], names: list[str], path: Path, splits: int) -> None:
+    """Further divisions into a file of their own; what is not run anew stays in it."""
+    warm_up()
+    anew = {(case.name, name) for case in wanted for name in names}
+    records = [r for r in (read_csv(path, TEXT) if path.is_file() else []) if (r["case"], r["method"]) not in anew]
+    for found in run_all(wanted, names, METHODS, first=FIRST_FURTHER, splits=splits):
+        records += found
+        write_csv(records, path)
+
+
 def quick_methods() -> dict[str, Method]:
     """The same methods with short runs."""
     short: Any = {"penalties": (1.0, 10.0), "stops": (5, 10)}
@@ -342,6 +352,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     known = cases()
+    unknown = [name for name in options.cases or [] if name not in known]
+    if unknown:
+        parser.error(f"--cases: there is no case {unknown[0]!r}; choose from {', '.join(map(repr, known))}")
     wanted = [known[name] for name in (options.cases or (QUICK if options.quick else known))]
     if options.quick:
         wanted = [replace(case, targets=case.targets[:1]) for case in wanted]
@@ -350,18 +363,18 @@ def main() -> None:
     names = [name for name in settings if name in chosen]
     options.out.mkdir(parents=True, exist_ok=True)
     path, further = options.out / "frontier.csv", options.out / "frontier_further.csv"
+    if options.further and not path.is_file():
+        parser.error(f"--further stands beside the comparison, and there is no {path}; run without --further first")
+    if options.further and (options.splits or LAST_FURTHER) <= FIRST_FURTHER:
+        parser.error(f"--further begins at split {FIRST_FURTHER}; --splits is the one to end before")
     records = (
         read_csv(path, TEXT)
         if path.is_file() and (options.read or options.further or options.methods or options.cases or options.first)
         else []
     )
     if options.further:
-        warm_up()
-        chosen = [name for name in FURTHER if options.methods is None or name in names]
-        more: list[dict[str, Any]] = []
-        for found in run_all(wanted, chosen, METHODS, first=FIRST_FURTHER, splits=options.splits or LAST_FURTHER):
-            more += found
-            write_csv(more, further)
+        only = [name for name in FURTHER if options.methods is None or name in names]
+        run_further(wanted, only, further, options.splits or LAST_FURTHER)
     elif not options.read:
         warm_up()
         anew = {(case.name, name) for case in wanted for name in names}

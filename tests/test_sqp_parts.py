@@ -1,5 +1,7 @@
 """The parts of SQP: lines of the limits, the filter, objectives and their models, the program of a step."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -275,6 +277,7 @@ def test_prices_are_taken_together_by_name_and_rows_of_samples_left_out():
         ({"lead": -0.5}, r"lead=-0\.5; expected a number, 0 or more, or None"),
         ({"buffer": -0.1}, r"buffer=-0\.1; expected a number, 0 or more, or one for each name"),
         ({"buffer": {"gap": float("nan")}}, r"buffer={'gap': nan}; expected"),
+        ({"buffer": math.inf}, r"buffer=inf; expected"),
         ({"buffer": "much"}, r"buffer='much'; expected"),
         ({"confidence": "0.9"}, r"confidence='0\.9'; expected a number, 0\.5 or more, below 1, or None"),
         ({"lead": "x"}, r"lead='x'; expected a number, 0 or more, or None"),

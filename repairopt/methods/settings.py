@@ -12,7 +12,7 @@ from repairopt.errors import SpecificationError
 
 @dataclass(frozen=True)
 class Expected:
-    """What a setting may be.
+    """What a setting may be; never infinite.
 
     Attributes:
         low: Smallest value.
@@ -37,6 +37,8 @@ class Expected:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
         number = float(value)
+        if math.isinf(number):
+            return False
         low = number > self.low if self.above else number >= self.low
         return low and (number < self.high if self.below else number <= self.high)
 
