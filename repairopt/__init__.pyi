@@ -14,6 +14,7 @@ from .errors import (
 from .formulate import RepairProgram, formulate_repair
 from .frontier import Frontier, FrontierPoint, trace_frontier
 from .group_metrics import GroupMetrics
+from .group_offsets import GroupOffsets
 from .html_report import write_html
 from .language.bind import BoundStatement, bind_statement
 from .language.row_sets import Data, RowSet
@@ -53,6 +54,7 @@ __all__ = [
     "Gradient",
     "GroupGap",
     "GroupMetrics",
+    "GroupOffsets",
     "Incremental",
     "Inputs",
     "KeepLabels",

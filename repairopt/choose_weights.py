@@ -1,8 +1,9 @@
 """Which weights to change, where the user does not say: ranked by expected gain, tried at growing sizes, validated.
 
-Groups of weights (the columns of single input features in the first layer, whole layers) are ranked by the loss that
-meeting the bounds with each alone is expected to cost. The best few of them, at growing numbers, with and without the
-last layers, are tried by short repairs on a part of the rows and judged on the others.
+Groups of weights (the columns of single input features in the first layer, offsets by group, whole layers) are ranked
+by the loss that meeting the bounds with each alone is expected to cost. The best few of them, at growing numbers, with and without the
+last layers, are tried by short repairs on a part of the rows and judged on the others. Where the goal's inputs lie far
+from the labelled data in some columns, these are tried too: what changes there costs little on real rows.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import RepairError
+from .group_offsets import GroupOffsets
 from .judge import Stop
 from .localization.follow_units import input_columns
 from .localization.trace_layers import LayerGraph, first_inputs
@@ -26,6 +28,7 @@ from .methods.sqp import SQP
 from .methods.subtask import task_on
 from .methods.task import Task
 from .prepare import Prepared
+from .sqp.confident import cannot_be_shown
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
 from .sqp.filter import MET
 from .sqp.points import Surroundings
@@ -38,6 +41,7 @@ LEAST_ROWS = 300  # labelled rows below which nothing is tried
 CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
 SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
 TRIAL_STEPS = 8  # of a repair that only judges a choice
+FAR = 2.0  # deviations of the labelled data, by which the mean of the goal's inputs in a column is off
 FINALISTS = 4  # choices that are tried on all parts of the rows
 PARTS = 2  # of the rows; each validates what was repaired on the others
 
@@ -49,6 +53,7 @@ class _Group:
     name: str
     indices: dict[str, Tensor]
     column: bool = False
+    unit: int | None = None  # input feature whose column it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +105,7 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
     if not ranked:
         return None
     division = Folds(PARTS, usual.task.seed)
-    choices = [None, *_choices(groups, ranked)]
+    choices = [None, *_choices(groups, ranked, _far_columns(usual.task, groups))]
 
     def tried(k: int, part: int) -> _Trial | None:
         choice = choices[k]
@@ -139,8 +144,19 @@ def _groups(prepared: Prepared) -> list[_Group]:
         seen |= set(names)
         total += size
         found.append(_Group(layer.name or names[0], {n: torch.arange(graph.parameters[n].numel()) for n in names}))
+    columns = [*columns, *(group for group in _offsets(prepared.model) if not seen & set(group.indices))]
     size = sum(len(p) for group in columns for p in group.indices.values())
     return [*found, *(columns if total + size <= MOST_WEIGHTS else [])] if total <= MOST_WEIGHTS else []
+
+
+def _offsets(model: nn.Module) -> list[_Group]:
+    """Of each :class:`GroupOffsets`: like a column, few weights that tell groups apart."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, GroupOffsets):
+            called = f"{name}.offsets" if name else "offsets"
+            found.append(_Group(called, {called: torch.arange(module.offsets.numel())}, column=True))
+    return found
 
 
 def _columns(graph: LayerGraph) -> list[_Group]:
@@ -156,7 +172,7 @@ def _columns(graph: LayerGraph) -> list[_Group]:
             _, indices = input_columns(graph, [unit], None)
         except RepairError:
             return []
-        found.append(_Group(f"input {unit}", indices, column=True))
+        found.append(_Group(f"input {unit}", indices, column=True, unit=unit))
     return found
 
 
@@ -204,8 +220,21 @@ def _places(task: Task, groups: Sequence[_Group]) -> list[Positions]:
     return found
 
 
-def _choices(groups: Sequence[_Group], ranked: Sequence[int]) -> list[Location]:
+def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
+    """Columns in which the goal's inputs lie far from the labelled data: drawn ones may, real rows do not."""
+    drawn = getattr(getattr(task.goal, "samples", None), "inputs", None)
+    real = [inputs for inputs, _ in task.data]
+    if drawn is None or not real or drawn.ndim != 2 or any(inputs.shape[1:] != drawn.shape[1:] for inputs in real):
+        return []
+    known = torch.cat(real).float()
+    off = (drawn.float().mean(0) - known.mean(0)).abs() > FAR * known.std(0)
+    return [k for k, group in enumerate(groups) if group.unit is not None and bool(off[group.unit])]
+
+
+def _choices(groups: Sequence[_Group], ranked: Sequence[int], far: Sequence[int]) -> list[Location]:
     """The best groups at growing numbers, alone and together with the last two layers; nothing twice.
+
+    The best with those that are far from the data and the last two layers is a choice too.
 
     Where input features are groups, layers in the middle are not: they hold many more weights, and lose for it.
     """
@@ -213,6 +242,8 @@ def _choices(groups: Sequence[_Group], ranked: Sequence[int]) -> list[Location]:
     columns = [k for k in ranked if groups[k].column]
     order = columns or [k for k in ranked]
     found: list[list[int]] = [last] if columns else []
+    if far and columns:
+        found.append([columns[0], *(k for k in far if k != columns[0]), *last])
     for size in SIZES:
         best = order[:size]
         for choice in (best, [*best, *(k for k in last if k not in best)])[: 2 if size < SIZES[2] else 1]:
@@ -254,7 +285,11 @@ def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None
         return None
     failed = seen.missed if seen.missed > MET else 0.0
     price = max(outcome.prices.values(), default=0.0)
-    return _Trial(failed, new.missed, new.objective - before.objective, price)
+    objective = new.objective - before.objective
+    asked = method.confidence
+    if asked is not None and cannot_be_shown(task, around.limits, task.engine.predict(outcome.delta), asked):
+        objective += method.narrow * abs(before.objective)  # what it may cost to change that
+    return _Trial(failed, new.missed, objective, price)
 
 
 def _mean(first: _Trial, second: _Trial) -> _Trial:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from .convert_data import is_frame
 from .errors import SpecificationError
+from .group_rates import kernel_temperature, pairwise_differences, spread_of
 from .intervals import Interval, bootstrap_rates, gap_interval
 from .sample_groups import GroupSamples, observed_groups, sampled_groups
 from .specify import Predict, check_inputs, check_labelled, check_labels
 
-LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 SCORES = ("difference", "max_difference", "kl", "jensen_shannon")
 
 
@@ -199,6 +198,11 @@ class GroupGap:
 
         return bootstrap_rates(np.round(rates * counts[:, None]), counts, confidence, score)
 
+    def spread(self, predict: Predict, soft: bool = False) -> Tensor:
+        """Standard error of the largest, or mean, difference, times the root of the number of inputs."""
+        rates = self.rates(predict, soft)[:, self.favorable]
+        return spread_of(rates[None], self.samples.counts[None], self.combine)
+
     def subsample(self, count: int, seed: int = 0) -> GroupGap:
         """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
         return replace(self, samples=self.samples.subsample(count, seed))
@@ -216,8 +220,7 @@ class GroupGap:
         return self.temperature if self.temperature is not None else kernel_temperature(outputs, self.favorable)
 
     def _differences(self, rates: Tensor) -> Tensor:
-        pairs = list(combinations(range(self.samples.q), 2))
-        return torch.stack([rates[a] - rates[b] for a, b in pairs])
+        return pairwise_differences(rates)
 
     def _from_differences(self, differences: Tensor) -> Tensor:
         return differences.abs().amax() if self.score == "max_difference" else differences.abs().mean()
@@ -333,9 +336,7 @@ class OddsGap:
 
     def residuals(self, predict: Predict) -> Tensor:
         """The same from probabilities; differentiable."""
-        outputs = self._outputs(predict)
-        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
-        return self._differences(torch.softmax(outputs / temperature, dim=-1)[..., self.favorable])
+        return self._differences(self._chance(self._outputs(predict)))
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Favorable rate of each group within each true label."""
@@ -354,6 +355,12 @@ class OddsGap:
         labels = np.repeat(np.arange(len(self.given)), self.samples.q).astype(np.float64)
         return gap_interval(hits, counts, confidence, combine=self.combine, labels=labels)
 
+    def spread(self, predict: Predict, soft: bool = False) -> Tensor:
+        """Standard error of the largest, or mean, difference, times the root of the number of rows."""
+        outputs = self._outputs(predict)
+        hit = self._chance(outputs) if soft else (outputs.argmax(-1) == self.favorable).to(torch.float32)
+        return spread_of(self.rates(hit), self._counts().reshape(-1, self.samples.q), self.combine)
+
     def on(self, inputs: Any, labels: Any) -> OddsGap:
         """The same gap on other rows."""
         x, y = check_labelled(f"'{self.name}'", inputs, labels, integers=True)
@@ -371,6 +378,11 @@ class OddsGap:
         check_labels(f"'{self.name}', favorable label", torch.tensor([self.favorable]), outputs.shape[-1])
         return outputs
 
+    def _chance(self, outputs: Tensor) -> Tensor:
+        """Soft count of the favorable label, ``(M,)``."""
+        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
+        return torch.softmax(outputs / temperature, dim=-1)[..., self.favorable]
+
     def _counts(self) -> Tensor:
         """Rows of each group within each label, flat, labels first."""
         member, q = self.samples.member, self.samples.q
@@ -384,13 +396,4 @@ class OddsGap:
         return rows / self._counts()[:, None]
 
     def _differences(self, values: Tensor) -> Tensor:
-        rates = self.rates(values)
-        pairs = list(combinations(range(self.samples.q), 2))
-        return torch.cat([torch.stack([rate[a] - rate[b] for a, b in pairs]) for rate in rates])
-
-
-def kernel_temperature(outputs: Tensor, favorable: int) -> Tensor:
-    """Temperature with which the softmax is a kernel estimate: twice Silverman's bandwidth for the lead."""
-    lead = outputs.detach()[..., favorable] - outputs.detach().mean(-1)
-    bandwidth = 2 * 1.06 * lead.std() * outputs.shape[0] ** -0.2  # Silverman, Density Estimation, 1986
-    return (bandwidth * outputs.shape[-1] / (outputs.shape[-1] - 1) * LOGISTIC).clamp(min=1e-6)
+        return torch.cat([pairwise_differences(rate) for rate in self.rates(values)])

@@ -17,13 +17,13 @@ STAGES = [
     ("what must become true, what must stay true", "specify"),
     (
         "ready-made properties and constraints",
-        "intervals sample_groups group_gaps group_metrics properties constraints",
+        "intervals sample_groups group_rates group_gaps group_metrics properties constraints",
     ),
     (
         "run the network: batches, many weight vectors, memory",
         "network.split_graph network.check_model network.linear_tape evaluate",
     ),
-    ("named inputs in one tensor", "huggingface"),
+    ("named inputs in one tensor, offsets by group", "huggingface group_offsets"),
     ("derivatives without a matrix", "network.differentiate network.whiten"),
     (
         "robustness: certified radius, counterexamples",
@@ -68,8 +68,8 @@ STAGES = [
     ("a repair in progress", "methods.task methods.subtask"),
     (
         "typed bounds: limits, objectives, points, steps, the filter, the sequence",
-        "methods.cross_entropy sqp.limits sqp.expected_gain sqp.objectives sqp.filter sqp.points sqp.step sqp.sequence "
-        "sqp.augmented sqp.confident sqp.generalization",
+        "methods.cross_entropy sqp.limits sqp.reach sqp.expected_gain sqp.objectives sqp.filter sqp.points sqp.step "
+        "sqp.sequence sqp.augmented sqp.confident sqp.generalization",
     ),
     (
         "the methods: loops over model, rows, program, solve, judge",

@@ -17,6 +17,7 @@ from repairopt.sqp.generalization import judge_generalization
 from repairopt.sqp.limits import collect_limits, median_lead
 from repairopt.sqp.objectives import OBJECTIVES, make_objective
 from repairopt.sqp.points import Surroundings
+from repairopt.sqp.reach import Reached, bound_reaches
 from repairopt.sqp.sequence import run_sequence
 
 from .settings import Expected, check_settings
@@ -30,6 +31,7 @@ NUMBERS = {
     "confidence": Expected(0.5, 1.0, below=True, none=True),
     "folds": Expected(2, whole=True),
     "lead": Expected(none=True),
+    "narrow": Expected(),
     "max_steps": Expected(1, whole=True),
     "damping": Expected(above=True),
     "restarts": Expected(whole=True),
@@ -68,6 +70,9 @@ class SQP:
         lead: Share of the median lead, in logits, of the labelled points that the original network has right, by which
             points must lead to count as right in error rates, miss rates and flip rates; None for 0, and an eighth
             above ``largest_dense`` weights, which could have many points right by a hair. Cross-validation enlarges it.
+        narrow: Where chance alone may move a gap by more than three quarters of its bound, rates are moved away from
+            one half, which narrows its interval, as long as the objective rises by no more than this share for it; 0
+            for no such try.
         max_steps: Accepted and rejected steps of a run together; half as many of each stage before its last.
         damping: First damping, relative to the mean curvature.
         restarts: Where a run ends with bounds missed, the sequence starts so often again from the original and goes to
@@ -91,6 +96,7 @@ class SQP:
     folds: int = 3
     buffer: float | Mapping[str, float] | None = None
     lead: float | None = None
+    narrow: float = 0.1
     max_steps: int = 40
     damping: float = 1e-2
     restarts: int = 2
@@ -138,8 +144,9 @@ class SQP:
 
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
-            options: Any = {"confidence": self.confidence, "folds": self.folds}
-            found = run_confidently(task, self.surroundings, self.minimize, leads=self._leads(task), **options)
+            options: Any = {"confidence": self.confidence, "folds": self.folds, "narrow": self.narrow}
+            attempt = replace(self, restarts=0).minimize
+            found = run_confidently(task, self.surroundings, self.minimize, attempt, leads=self._leads(task), **options)
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers, margins=found.margins)
         leads = self._leads(task)
@@ -179,10 +186,14 @@ class SQP:
         return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
 
     def surroundings(
-        self, task: Task, buffers: dict[str, float], margins: dict[str, float] | None = None
+        self,
+        task: Task,
+        buffers: dict[str, float],
+        margins: dict[str, float] | None = None,
+        reaches: Mapping[str, Reached] | None = None,
     ) -> Surroundings:
-        """The limits, with what is taken off them and the leads they ask for by name, and the objective of a repair."""
-        limits = collect_limits(task.goal, task.constraints, buffers, margins)
+        """The objective of a repair and its limits, with what is taken off them, leads and largest reaches by name."""
+        limits = bound_reaches(collect_limits(task.goal, task.constraints, buffers, margins), reaches or {})
         data = list(task.data) or labelled_data([*task.constraints, task.goal])
         inputs = _inputs(task, data)
         name = self.objective

@@ -29,19 +29,22 @@ from repairopt.methods.task import Outcome, Task
 from repairopt.validity.claims import Claim, make_claim
 from repairopt.validity.rows import Folds
 
+from .filter import MET
 from .limits import Limit
 from .points import Surroundings
+from .reach import Reached
 
 ROUNDS = 4  # of enlarging buffers
 MOST = 0.9  # share of a bound that its buffer may take
 EXCESS = 1.1  # of what is lacking, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
+REACH = 0.75  # share of a bound that the interval of a gap may take
 FLOOR = 1e-3  # of a bound, that what it lacks is compared with
 TINY = 1e-6
 SIZED = 0.9  # confidence of the interval whose width tells a sampling error
 
 Sizes = dict[str, float]  # by name of a limit
-MakeSurroundings = Callable[[Task, Sizes, Sizes], Surroundings]
+MakeSurroundings = Callable[[Task, Sizes, Sizes, dict[str, Reached]], Surroundings]
 Minimize = Callable[[Task, Surroundings, Array | None], Outcome]
 
 
@@ -50,16 +53,23 @@ class Validated:
     """The outcome of a repair with buffers from cross-validation.
 
     Attributes:
-        outcome: Of the run on all rows.
+        outcomes: Of the run on all rows, then of those without each fold.
         buffers: By name of the goal and the bounds.
         margins: Leads in logits, by name of those that ask for one.
         claims: About new data, from rows that the network that answers them has not seen.
+        predict: That network, or networks.
     """
 
-    outcome: Outcome
+    outcomes: list[Outcome]
     buffers: Sizes
     margins: Sizes
     claims: tuple[Claim, ...]
+    predict: Stitched
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the run on all rows."""
+        return self.outcomes[0]
 
     def lacks(self, task: Task, limits: Sequence[Limit]) -> tuple[float, float]:
         """By which share bounds are missed on new data, all together, and the goal."""
@@ -98,53 +108,110 @@ class Stitched:
 
 
 def run_confidently(
-    task: Task, make: MakeSurroundings, minimize: Minimize, *, confidence: float, folds: int, leads: Sizes
+    task: Task,
+    make: MakeSurroundings,
+    minimize: Minimize,
+    attempt: Minimize,
+    *,
+    confidence: float,
+    folds: int,
+    leads: Sizes,
+    narrow: float = 0.0,
 ) -> Validated | None:
     """Repair so that each bound is met on new data with a confidence.
 
     Args:
         task: The repair.
-        make: From a task, buffers and margins to limits and objective.
+        make: From a task, buffers, margins and reaches to limits and objective.
         minimize: From a task, its surroundings and a start to an outcome.
+        attempt: The same with less effort, for what may turn out too dear.
         confidence: One-sided.
         folds: Number of folds.
         leads: First leads in logits, of those that get one.
+        narrow: Share of the objective that narrower intervals may cost.
 
     Returns:
         The outcome of the round that misses least on new data, bounds first; None where no bound tells its sampling
         error, or a fold would lack rows.
     """
-    around = make(task, {}, {})
-    open_limits = [limit for limit in around.limits if _is_statistical(limit.property)]
+    limits = [limit for limit in make(task, {}, {}, {}).limits if _is_statistical(limit.property)]
     division = Folds(folds, task.seed)
     parts = [task_on(task, lambda x, k=k: division.outside(k, x)) for k in range(folds)]  # type: ignore[misc]
-    if not open_limits or any(part is None for part in parts):
+    if not limits or any(part is None for part in parts):
         return None
-    buffers = {limit.name: _first_buffer(task, limit, confidence) for limit in open_limits}
-    names = {limit.name for limit in open_limits}
-    margins = {name: lead for name, lead in leads.items() if lead and name in names}
-    most_leads = {name: MOST_LEAD * lead for name, lead in margins.items()}
     tasks: list[Task] = [task, *(part for part in parts if part is not None)]
-    starts: list[Array | None] = [None] * len(tasks)
-    best: Validated | None = None
-    for _ in range(ROUNDS):
-        outcomes = []
-        for k, part in enumerate(tasks):
-            try:
-                outcomes.append(minimize(part, make(part, buffers, margins), starts[k]))
-            except Stop:
-                if best is not None:
-                    return best
-                raise
-        stitched = Stitched(task.engine, division, [outcome.delta for outcome in outcomes[1:]])
-        claims = _claims(open_limits, stitched, confidence)
-        found = Validated(outcomes[0], dict(buffers), dict(margins), claims)
-        if best is None or found.lacks(task, open_limits) <= best.lacks(task, open_limits):
-            best = found
-        if not _enlarge(task, buffers, margins, most_leads, open_limits, claims):
-            break
-        starts = [outcome.delta for outcome in outcomes]
-    return best
+    search = _Search(tasks, make, minimize, limits, division, confidence, leads)
+    best = search.rounds({}, [None] * len(tasks))
+    reaches = _largest_reaches(task, limits, best) if narrow else {}
+    if not reaches:
+        return best
+    objective = make(task, {}, {}, {}).objective
+    most = objective.value(best.outcome.delta) * (1.0 + narrow)
+    try:
+        around = make(task, best.buffers, best.margins, reaches)
+        first = attempt(task, around, best.outcome.delta)
+        if around.point(first.delta).missed > MET or objective.value(first.delta) > most:
+            return best
+        narrowed = search.rounds(reaches, [first.delta, *(outcome.delta for outcome in best.outcomes[1:])])
+    except Stop:
+        return best
+    affordable = objective.value(narrowed.outcome.delta) <= most
+    return narrowed if affordable and narrowed.lacks(task, limits) < best.lacks(task, limits) else best
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Rounds of repairs, on all rows and on all but each fold, with buffers that grow by what is lacking.
+
+    Attributes:
+        tasks: On all rows, then without each fold.
+        make: See :func:`run_confidently`.
+        minimize: See there.
+        limits: Those that are statistics of a sample.
+        division: Into folds.
+        confidence: One-sided.
+        leads: First ones.
+    """
+
+    tasks: list[Task]
+    make: MakeSurroundings
+    minimize: Minimize
+    limits: list[Limit]
+    division: Folds
+    confidence: float
+    leads: Sizes
+
+    def rounds(self, reaches: dict[str, Reached], starts: Sequence[Array | None]) -> Validated:
+        """The best of the rounds from some points.
+
+        Raises:
+            Stop: In the first of them.
+        """
+        task = self.tasks[0]
+        buffers = {limit.name: _first_buffer(task, limit, self.confidence) for limit in self.limits}
+        margins = {limit.name: lead for limit in self.limits if (lead := self.leads.get(limit.name, 0.0))}
+        most_leads = {name: MOST_LEAD * lead for name, lead in margins.items()}
+        best: Validated | None = None
+        for _ in range(ROUNDS):
+            outcomes = []
+            for part, start in zip(self.tasks, starts, strict=True):
+                try:
+                    outcomes.append(self.minimize(part, self.make(part, buffers, margins, reaches), start))
+                except Stop:
+                    if best is not None:
+                        return best
+                    raise
+            deltas = [outcome.delta for outcome in outcomes]
+            stitched = Stitched(task.engine, self.division, deltas[1:])
+            claims = _claims(self.limits, stitched, self.confidence)
+            found = Validated(outcomes, dict(buffers), dict(margins), claims, stitched)
+            if best is None or found.lacks(task, self.limits) <= best.lacks(task, self.limits):
+                best = found
+            if not _enlarge(task, buffers, margins, most_leads, self.limits, claims):
+                break
+            starts = deltas
+        assert best is not None
+        return best
 
 
 def _claims(limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[Claim, ...]:
@@ -155,6 +222,29 @@ def _claims(limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[C
         assert claim is not None
         found.append(claim)
     return tuple(found)
+
+
+def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> bool:
+    """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network."""
+    open_limits = [limit for limit in limits if _is_statistical(limit.property)]
+    claims = _claims(open_limits, predict, confidence)
+    return any(_too_wide(task, limit, claim) for limit, claim in zip(open_limits, claims, strict=True))
+
+
+def _too_wide(task: Task, limit: Limit, claim: Claim) -> bool:
+    return hasattr(limit.property, "spread") and 0 < REACH * limit.limit < _reach(task, limit, claim)
+
+
+def _largest_reaches(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, Reached]:
+    """Of limits whose intervals leave the gap itself too little of the bound, how wide they may be."""
+    reaches = {}
+    for limit, claim in zip(limits, found.claims, strict=True):
+        if _too_wide(task, limit, claim) and _lacking(task, limit, claim) > TINY:
+            with torch.no_grad():
+                spread = float(limit.property.spread(found.predict))
+            if spread > 0:
+                reaches[limit.name] = Reached(_reach(task, limit, claim) / spread, REACH * limit.limit)
+    return reaches
 
 
 def _enlarge(
@@ -181,8 +271,12 @@ def _enlarge(
 
 def _lacking(task: Task, limit: Limit, claim: Claim) -> float:
     """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
-    reach = claim.interval.high - claim.interval.value
-    return claim.interval.value + reach * _widening(task, limit) - limit.limit
+    return claim.interval.value + _reach(task, limit, claim) - limit.limit
+
+
+def _reach(task: Task, limit: Limit, claim: Claim) -> float:
+    """How far the upper end lies above the value, in a sample of the size on which the bound will be measured."""
+    return (claim.interval.high - claim.interval.value) * _widening(task, limit)
 
 
 def _first_buffer(task: Task, limit: Limit, confidence: float) -> float:

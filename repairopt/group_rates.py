@@ -1,0 +1,38 @@
+"""Rates of groups: how soft a count is to be, and how far chance moves differences between rates."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from torch import Tensor, stack
+
+LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
+
+
+def pairwise_differences(rates: Tensor) -> Tensor:
+    """``rates[a] - rates[b]`` for all pairs ``a < b``, ``(q (q-1) / 2,)``."""
+    return stack([rates[a] - rates[b] for a, b in combinations(range(len(rates)), 2)])
+
+
+def spread_of(rates: Tensor, counts: Tensor, combine: str) -> Tensor:
+    """Standard error of differences of rates, times the root of the number of rows.
+
+    Args:
+        rates: ``(labels, q)``; groups are compared within a row.
+        counts: Rows behind each, of the same shape.
+        combine: ``"max"`` for the largest of them, else their mean.
+
+    Returns:
+        A number, differentiable in the rates.
+    """
+    variance = rates * (1 - rates) * (counts.sum() / counts).to(rates) + 1e-12  # or the root has no slope at 0
+    pairs = list(combinations(range(rates.shape[1]), 2))
+    errors = stack([(variance[:, a] + variance[:, b]).sqrt() for a, b in pairs])
+    return errors.amax() if combine == "max" else errors.mean()
+
+
+def kernel_temperature(outputs: Tensor, favorable: int) -> Tensor:
+    """Temperature with which the softmax is a kernel estimate: twice Silverman's bandwidth for the lead."""
+    lead = outputs.detach()[..., favorable] - outputs.detach().mean(-1)
+    bandwidth = 2 * 1.06 * lead.std() * outputs.shape[0] ** -0.2  # Silverman, Density Estimation, 1986
+    return (bandwidth * outputs.shape[-1] / (outputs.shape[-1] - 1) * LOGISTIC).clamp(min=1e-6)
