@@ -1,9 +1,10 @@
 """Which weights to change, where the user does not say: ranked by expected gain, tried at growing sizes, validated.
 
 Groups of weights (the columns of single input features in the first layer, offsets by group, whole layers) are ranked
-by the loss that meeting the bounds with each alone is expected to cost. The best few of them, at growing numbers, with and without the
-last layers, are tried by short repairs on a part of the rows and judged on the others. Where the goal's inputs lie far
-from the labelled data in some columns, these are tried too: what changes there costs little on real rows.
+by the loss that meeting the bounds with each alone is expected to cost. The best few of them, at growing numbers, with
+and without the last layers, are tried by short repairs on a part of the rows and judged on the others. Where the
+inputs of the goal lie far from the labelled data in some columns, these are tried too: what changes there costs little
+on real rows.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -66,8 +67,8 @@ class GroupOffsets(nn.Module):
         """
         super().__init__()
         x, _ = check_inputs("GroupOffsets", inputs)
-        several = not isinstance(column, int | str)
-        columns = [column] if isinstance(column, int | str) else list(column)
+        several = isinstance(column, Sequence) and not isinstance(column, str)
+        columns: list[Any] = [*column] if isinstance(column, Sequence) and not isinstance(column, str) else [column]
         self.column = tuple(column_position("GroupOffsets", inputs, one) for one in columns)
         self.by_range = cuts is not None
         _check_columns(x, self.column, several, values, cuts)
@@ -135,13 +136,13 @@ def _groups_of(found: Tensor, values: Any) -> list[list[float]]:
                 f"GroupOffsets: the column has {len(occur)} values; expected 2 to {MOST_VALUES}. Pass values= or cuts=."
             )
         return [[value] for value in occur]
-    groups = [[float(v) for v in ([one] if isinstance(one, int | float) else one)] for one in values]
+    groups = [[float(v) for v in ([one] if isinstance(one, Real) else one)] for one in values]
     every = [value for group in groups for value in group]
     if len(groups) < 2 or not all(groups) or len(set(every)) < len(every):
         raise SpecificationError(
             f"GroupOffsets: values={values!r}; expected at least two groups, each with a value or more, none twice."
         )
-    missing = [group for group in groups if not any(value in occur for value in group)]
+    missing = [group for group in groups if not set(torch.tensor(group, dtype=found.dtype).tolist()) & set(occur)]
     if missing:
         raise SpecificationError(
             f"GroupOffsets: no input has a value of {missing[0]} in the column; it has {occur[:10]}. Leave the group "

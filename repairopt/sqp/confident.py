@@ -152,11 +152,19 @@ def run_confidently(
         first = attempt(task, around, best.outcome.delta)
         if around.point(first.delta).missed > MET or objective.value(first.delta) > most:
             return best
-        narrowed = search.rounds(reaches, [first.delta, *(outcome.delta for outcome in best.outcomes[1:])])
+        way = first.delta - best.outcome.delta  # or some folds go towards 0 and some towards 1
+        narrowed = search.rounds(reaches, [outcome.delta + way for outcome in best.outcomes])
     except Stop:
         return best
     affordable = objective.value(narrowed.outcome.delta) <= most
-    return narrowed if affordable and narrowed.lacks(task, limits) < best.lacks(task, limits) else best
+    if not affordable or narrowed.lacks(task, limits) >= best.lacks(task, limits):
+        return best
+    names = ", ".join(f"'{name}'" for name in reaches)
+    task.notes.append(
+        f"{names}: chance alone could have moved it by more than {100 * REACH:.0f} % of its bound; rates were moved away "
+        f"from one half, where chance moves them less. SQP(narrow=0) leaves that out."
+    )
+    return narrowed
 
 
 @dataclass(frozen=True, eq=False)
