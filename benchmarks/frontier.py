@@ -14,8 +14,8 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,71 +24,15 @@ import environment  # noqa: F401 (before numpy and torch)
 import frontier_libraries as libraries
 import torch
 from benchmark_files import read_csv, write_csv
-from frontier_cases import CONFIDENCE, PARITY, Case, Part, Predictor, cases
+from frontier_cases import CONFIDENCE, PARITY, Case, Part, cases
+from frontier_ours import NAN, Method, Run, in_sight, sqp
 from frontier_peers import Sweep, Tried, choose, tune
 from frontier_plot import draw
 from frontier_tables import report
 
-from repairopt import SQP, solve_repair
-
 CURVE = (0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10, 0.13)  # bounds for the curve of thresholds by group
 QUICK = ("gender, parity", "gender, parity and odds", "gender, sampled, 95 %")
 TEXT = ("case", "method", "setting")
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a method returned for one bound.
-
-    Attributes:
-        typed: The bound; NaN where the method knows none.
-        predict: Rows to outputs.
-        seconds: CPU seconds of the call; of a sweep, all of it and the choice.
-        setting: Where the run is one of a sweep, which; else empty.
-        extra: Anything more for the CSV file.
-    """
-
-    typed: float
-    predict: Predictor
-    seconds: float
-    setting: str = ""
-    extra: dict[str, float] = field(default_factory=dict)
-
-
-Method = Callable[[Case, int, Part], Iterator[Run]]  # of a case, split and repair half
-NAN = float("nan")
-
-
-def sqp(weights: str, confidence: float | None = None, rate: float | None = None) -> Method:
-    """The library's method: one call for each bound.
-
-    With a confidence it is told on how many rows the bounds will be measured, by way of the held-out data. With a rate
-    the favorable rate, mean over the groups of the gap, is bounded too.
-    """
-
-    def run(case: Case, split: int, part: Part) -> Iterator[Run]:
-        other = case.halves(split)[1]
-        for typed in case.targets:
-            held_out = [] if confidence is None else [other.goal(typed), *other.bounds()]
-            started = time.process_time()
-            repair = solve_repair(
-                case.task.network,
-                part.goal(typed),
-                part.bounds() if rate is None else [*part.bounds(), part.favorable(rate)],
-                data=(part.rows, part.labels),
-                held_out=held_out,
-                weights=case.weights if weights == "chosen" else weights,
-                method=SQP(confidence=confidence),
-                seed=split,
-            )
-            seconds = time.process_time() - started
-            extra = {"weights": repair.report.location.size, "rounds": len(repair.report.rounds)}
-            claims = [claim for claim in repair.report.claims if claim.source == "cross-validation"]
-            if claims:  # those from the held-out half would hold there by being made there
-                extra["claimed"] = float(all(claim.met for claim in claims))
-            yield Run(typed, repair.model, seconds, extra=extra)
-
-    return run
 
 
 def tuned(sweep: Sweep) -> Method:
@@ -127,35 +71,6 @@ def _fitted(task: str, kind: str, split: int, sweep: Sweep, penalty: float, whol
     case = next(case for case in cases().values() if case.task.name == task and case.kind == kind)
     part = case.halves(split)[0] if whole else case.divided(split, 1000 + split)[0]
     return tune(case, part, penalty, sweep)
-
-
-def in_sight(share: float) -> Method:
-    """No repair but a limit of any: fitted on both halves, with a share of each bound as its buffer."""
-
-    def run(case: Case, split: int, part: Part) -> Iterator[Run]:
-        for typed in case.targets:
-            yield Run(typed, *informed(case.name, typed, share))
-
-    return run
-
-
-@lru_cache(maxsize=64)
-def informed(name: str, typed: float, share: float) -> tuple[torch.nn.Module, float]:
-    """The network that is fitted on everything, the same for all divisions, and the CPU seconds that it took."""
-    case = cases()[name]
-    whole = case.everything
-    goal = whole.goal(typed)
-    buffer = {"gap": share * goal.target} | ({"odds": share * whole.before["odds"]} if case.odds else {})
-    started = time.process_time()
-    repair = solve_repair(
-        case.task.network,
-        goal,
-        whole.bounds(),
-        data=(whole.rows, whole.labels),
-        weights=case.weights,
-        method=SQP(confidence=None, buffer=buffer),
-    )
-    return repair.model, time.process_time() - started
 
 
 def thresholds(case: Case, split: int, part: Part) -> Iterator[Run]:
@@ -215,6 +130,12 @@ METHODS: dict[str, Method] = {
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "SQP at 95 %, chosen weights, rates at most 0.1": sqp("chosen", CONFIDENCE, 0.1),
+    "SQP, far columns": sqp("far"),
+    "SQP at 50 %, far columns": sqp("far", 0.5),
+    "SQP at 95 %, far columns": sqp("far", CONFIDENCE),
+    "SQP, offsets by group": sqp("offsets"),
+    "SQP at 50 %, offsets by group": sqp("offsets", 0.5),
+    "SQP at 50 %, automatic weights and offsets": sqp("auto with offsets", 0.5),
     "Adam + penalty, all weights": tuned(ADAM),
     "Adam + penalty, same weights": tuned(SAME),
     "Adam + two penalties, all weights": tuned(TWO),
@@ -229,7 +150,8 @@ METHODS: dict[str, Method] = {
     "SQP on both halves, half the bounds": in_sight(0.5),
     "SQP on both halves, a tenth of the bounds": in_sight(0.9),
 }
-FURTHER = [name for name in METHODS if name.startswith("SQP") and name.endswith("chosen weights")]
+FURTHER = [name for name in METHODS if name.startswith("SQP") and name.endswith(("weights", "columns", "by group"))]
+FURTHER = [name for name in FURTHER if "automatic" not in name]
 FIRST_FURTHER, LAST_FURTHER = 20, 60  # splits; those before are the ones on which all methods are compared
 SHORT = {
     "repairopt": [name for name in METHODS if name.startswith("SQP") and "both" not in name],
@@ -242,6 +164,10 @@ def applies(name: str, case: Case) -> bool:
     """Which methods can speak of a case, and where a run would say nothing new."""
     if "both halves" in name:
         return True
+    if "offsets" in name:
+        return case.kind == PARITY and not (case.confident or case.odds)
+    if "far columns" in name:
+        return case.kind != PARITY and case.confident == ("95 %" in name)
     if "rates" in name:
         return case.confident and case.kind != PARITY
     if name.startswith("SQP at 95"):

@@ -11,11 +11,12 @@ import torch
 from protocol import AGE, FAVORABLE, RACE, SEX, Half, Task, measure, tasks
 from torch import Tensor, nn
 
-from repairopt import Bound, GroupGap, Inputs, OddsGap
+from repairopt import Bound, GroupGap, GroupOffsets, Inputs, OddsGap
 
 Predictor = Callable[[Tensor], Tensor]  # rows (N, d) -> outputs (N, 2)
 CONFIDENCE = 0.95
 PARITY = "parity"
+FAR = 2.0  # deviations of the real rows, by which the mean of drawn inputs is off in a column
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,19 @@ class Part:
             return None
         options: Any = {"sensitive_features": self.groups.tolist(), "favorable": FAVORABLE, "name": "odds gap"}
         return OddsGap.observed(self.rows, self.labels, **options)
+
+    @property
+    def far_weights(self) -> list[Any]:
+        """The chosen weights with the columns in which the drawn inputs lie far from the real rows."""
+        real, drawn = self.rows.float(), self.half.goal.samples.inputs.float()
+        off = (drawn.mean(0) - real.mean(0)).abs() > FAR * real.std(0)
+        columns = {self.case.task.column, *off.nonzero()[:, 0].tolist()}
+        return [Inputs(sorted(columns)), *self.case.weights[1:]]
+
+    @property
+    def with_offsets(self) -> GroupOffsets:
+        """The network with offsets for each value of the protected input."""
+        return GroupOffsets(self.case.task.network, self.rows, self.case.task.column)
 
     @property
     def rows(self) -> Tensor:

@@ -1,0 +1,106 @@
+"""What ``frontier.py`` runs of the library itself: SQP with weights chosen in several ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from frontier_cases import Case, Part, Predictor, cases
+
+from repairopt import SQP, solve_repair
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a method returned for one bound.
+
+    Attributes:
+        typed: The bound; NaN where the method knows none.
+        predict: Rows to outputs.
+        seconds: CPU seconds of the call; of a sweep, all of it and the choice.
+        setting: Where the run is one of a sweep, which; else empty.
+        extra: Anything more for the CSV file.
+    """
+
+    typed: float
+    predict: Predictor
+    seconds: float
+    setting: str = ""
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+Method = Callable[[Case, int, Part], Iterator[Run]]  # of a case, split and repair half
+
+
+def sqp(weights: str, confidence: float | None = None, rate: float | None = None) -> Method:
+    """The library's method: one call for each bound.
+
+    With a confidence it is told on how many rows the bounds will be measured, by way of the held-out data. With a rate
+    the favorable rate, mean over the groups of the gap, is bounded too.
+
+    Args:
+        weights: ``"chosen"``, ``"far"`` (with the columns in which drawn inputs lie far from the data), ``"offsets"``,
+            ``"auto"``, or ``"auto with offsets"``.
+        confidence: Of the method.
+        rate: Largest favorable rate, or None.
+    """
+
+    def run(case: Case, split: int, part: Part) -> Iterator[Run]:
+        other = case.halves(split)[1]
+        network = part.with_offsets if "offsets" in weights else case.task.network
+        chosen = {"chosen": case.weights, "far": part.far_weights, "offsets": "offsets"}.get(weights, "auto")
+        for typed in case.targets:
+            held_out = [] if confidence is None else [other.goal(typed), *other.bounds()]
+            started = time.process_time()
+            repair = solve_repair(
+                network,
+                part.goal(typed),
+                part.bounds() if rate is None else [*part.bounds(), part.favorable(rate)],
+                data=(part.rows, part.labels),
+                held_out=held_out,
+                weights=chosen,
+                method=SQP(confidence=confidence),
+                seed=split,
+            )
+            seconds = time.process_time() - started
+            extra = {"weights": repair.report.location.size, "rounds": len(repair.report.rounds)}
+            claims = [claim for claim in repair.report.claims if claim.source == "cross-validation"]
+            if claims:  # those from the held-out half would hold there by being made there
+                extra["claimed"] = float(all(claim.met for claim in claims))
+            yield Run(typed, repair.model, seconds, extra=extra)
+
+    return run
+
+
+def in_sight(share: float) -> Method:
+    """No repair but a limit of any: fitted on both halves, with a share of each bound as its buffer."""
+
+    def run(case: Case, split: int, part: Part) -> Iterator[Run]:
+        for typed in case.targets:
+            yield Run(typed, *informed(case.name, typed, share))
+
+    return run
+
+
+@lru_cache(maxsize=64)
+def informed(name: str, typed: float, share: float) -> tuple[torch.nn.Module, float]:
+    """The network that is fitted on everything, the same for all divisions, and the CPU seconds that it took."""
+    case = cases()[name]
+    whole = case.everything
+    goal = whole.goal(typed)
+    buffer = {"gap": share * goal.target} | ({"odds": share * whole.before["odds"]} if case.odds else {})
+    started = time.process_time()
+    repair = solve_repair(
+        case.task.network,
+        goal,
+        whole.bounds(),
+        data=(whole.rows, whole.labels),
+        weights=case.weights,
+        method=SQP(confidence=None, buffer=buffer),
+    )
+    return repair.model, time.process_time() - started
