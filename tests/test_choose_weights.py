@@ -1,16 +1,19 @@
 """Which weights: the model of expected gain against a solver, and the column that carries a gap."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import LinearConstraint, minimize
 from torch import nn
 
-from repairopt import SQP, GroupGap, KeepLabels, Verdict, solve_repair
+from repairopt import SQP, GroupGap, KeepLabels, Verdict, choose_weights, solve_repair
 from repairopt.program import Kind
 from repairopt.solve import Solution, Status
+from repairopt.sqp.confident import cannot_be_shown
 from repairopt.sqp.expected_gain import DAMPING, GainModel, steepest_sides
-from repairopt.sqp.limits import Lines
+from repairopt.sqp.limits import Limit, Lines
 
 
 def random_model(seed, limits=3, n=12, rows=30):
@@ -128,3 +131,44 @@ def test_ctrl_c_in_the_search_ends_the_repair_and_loses_nothing(answer):
     assert found.report.stopped == "interrupted"
     assert solver.solves == 1, "the search went on"
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), model.parameters(), strict=True))
+
+
+def drawn_groups(count, far):
+    """Inputs of both groups that look like the rows, but for a column that is 3 deviations off where ``far``."""
+    draw = torch.Generator().manual_seed(5)
+    groups = [torch.randn(count, 8, generator=draw) for _ in range(2)]
+    for k, inputs in enumerate(groups):
+        inputs[:, 5], inputs[:, 7] = inputs[:, 5] + (3.0 if far else 0.0), float(k)
+    return groups
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_columns_in_which_the_goals_inputs_lie_far_from_the_data_are_tried(far, monkeypatch):
+    tried = []
+
+    def spied(groups, ranked, found):
+        choices = choose(groups, ranked, found)
+        tried.append(([groups[k].name for k in found], [choice.method for choice in choices]))
+        return choices
+
+    choose = choose_weights._choices
+    monkeypatch.setattr(choose_weights, "_choices", spied)
+    model, x, y = biased_network(600)
+    gap = GroupGap.given(drawn_groups(400, far), favorable=1, target=0.05)
+    solve_repair(model, gap, data=(x, y), method=SQP(confidence=None))
+    assert float(gap.value(model)) > 0.1
+    columns, choices = tried[0]
+    assert columns == (["input 5"] if far else [])
+    with_far = [name for name in choices if name == "expected gain: input 7, input 5, 2"]
+    assert len(with_far) == (1 if far else 0)
+
+
+def test_a_choice_whose_bound_cannot_be_shown_counts_as_dearer():
+    model, x, y = biased_network(1500)
+    few, many = drawn_groups(150, False), drawn_groups(40_000, False)
+    for groups, expected in ((few, True), (many, False)):
+        gap = GroupGap.given(groups, favorable=1, target=0.05)
+        limits = [Limit("gap", gap, 0.05)]
+        task = SimpleNamespace(new_counts={})
+        assert cannot_be_shown(task, limits, model, 0.95) is expected
+        assert not cannot_be_shown(task, limits, model, 0.5), "on average chance does not matter"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.judge import Judge, labelled_data
-from repairopt.properties import ErrorRate
+from repairopt.properties import ErrorRate, FlipRate
 from repairopt.sqp.augmented import run_augmented
 from repairopt.sqp.confident import run_confidently
 from repairopt.sqp.generalization import judge_generalization
@@ -24,7 +24,7 @@ from .settings import Expected, check_settings
 from .subtask import with_rows_of_goal
 from .task import Outcome, Task
 
-CLOSENESS = 0.15
+CLOSENESS, FLIPS_CLOSENESS = 0.15, 0.4
 NUMBERS = {
     "closeness": Expected(high=1.0, none=True),
     "ridge": Expected(none=True),
@@ -59,7 +59,8 @@ class SQP:
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it. None
-            for 0.15, and for 0 where the goal is an error rate, because the original's answers are what is wrong then.
+            for 0.15; where the goal is an error rate for 0, because the original's answers are what is wrong then, or
+            for 0.4 beside a bound on flips, which asks for them.
         ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
             None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
@@ -206,12 +207,20 @@ class SQP:
             )
         share = self.closeness
         if share is None:
-            share = 0.0 if isinstance(task.goal, ErrorRate) else CLOSENESS
+            share = _usual_closeness(task)
         ridge = self.ridge
         if ridge is None:
             ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
         objective = make_objective(name, task.engine, data, inputs, share=share, ridge=ridge, seed=task.seed)
         return Surroundings(task, limits, objective, inputs)
+
+
+def _usual_closeness(task: Task) -> float:
+    """The original's answers are wrong where the goal is an error rate, and wanted where flips are bounded."""
+    if not isinstance(task.goal, ErrorRate):
+        return CLOSENESS
+    flips = any(isinstance(getattr(bound, "property", None), FlipRate) for bound in task.constraints)
+    return FLIPS_CLOSENESS if flips else 0.0
 
 
 def _inputs(task: Task, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -161,8 +161,8 @@ def run_confidently(
         return best
     names = ", ".join(f"'{name}'" for name in reaches)
     task.notes.append(
-        f"{names}: chance alone could have moved it by more than {100 * REACH:.0f} % of its bound; rates were moved away "
-        f"from one half, where chance moves them less. SQP(narrow=0) leaves that out."
+        f"{names}: chance alone could have moved it by more than {100 * REACH:.0f} % of its bound; rates were moved "
+        f"away from one half, where chance moves them less. SQP(narrow=0) leaves that out."
     )
     return narrowed
 
