@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmark_files import Record
 from frontier_cases import Case
 from frontier_statistics import NONE, changes, curve, error, in_hindsight, markdown, mean, select, spread, values
+from frontier_text import FURTHER, HEADER, NOTES
 
 OURS = ("SQP, chosen weights", "SQP, automatic weights")
 OURS_AVERAGE = ("SQP at 50 %, chosen weights",)
@@ -338,63 +339,3 @@ def reading(records: Sequence[Record]) -> list[str]:
         before, after = mean(values(odds, "odds before")), mean(values(odds, "odds after"))
         lines.append(f"Adam with a price on parity alone takes the odds difference from {before:.3f} to {after:.3f}.")
     return lines + NOTES
-
-
-HEADER = """# Typed bounds on fairness
-
-Made by `python benchmarks/frontier.py`; every run in `frontier.csv`. Networks and data of the AutoRIC paper. Fitted
-on one half of the rows (and of the sampled inputs), all figures from the other half; means over the splits with
-standard errors, where the two directions of a division count as one draw ({counts}). One thread; CPU seconds of the
-call, for a sweep those of all its runs and the choice. "Sampled" is the gap on the published sample sets, "parity"
-the gap on real rows, "odds" the equalized odds difference, "recall" that of the rare class. Targets of race and age
-bands are half of the gap that the repair half had. SQP runs with `confidence=None` where means are judged, and with
-`confidence=0.95` where a bound has to hold on new data; there the call is given the held-out half, of which it reads
-the number of rows for its buffers, and the rest for its report, whose time counts.
-
-The defaults of SQP (closeness, damping, restarts, which choices of weights are tried) and the chosen weights were
-settled on these networks with held-out halves of the same divisions in sight, over some dozens of trials; a sweep of
-the peers chooses on the repair half alone. The comparison leans towards SQP by that much.
-
-A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10
-and 30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most
-accurate network that meets all bounds there (with the upper end of its interval, where a bound has to hold on new
-data), and fits anew on the whole half with that setting. "In hindsight" is the front of all its settings in the
-held-out means: an upper limit of any choice. Everything is loaded before it is timed.
-
-"SQP at 50 %" runs with `confidence=0.5`: buffers from cross-validation so that bounds are met on average on new data,
-not more, which is what a bar on means asks for. Without buffers (`confidence=None`) a bound is met on the repair half
-alone, and the mean on the other lies above it by what was fitted of chance. These rows were added when those without
-buffers had been seen.
-
-"What sampling leaves" fits on both halves, with buffers of none, half and nine tenths of each bound, and measures on
-the held-out half: no repair, but what a repair is up against that does not see that half. Bars that even it misses are
-out of reach of these weights.
-
-![accuracy against gap](frontier.png)"""
-
-FURTHER = (
-    "Ten splits are five divisions. On those that all methods are compared on, the sampled gap of the original network "
-    "differs between the two halves by {few:.4f} (root mean square), on these by {many:.4f}: what a repair has to "
-    "generalize over was larger there than it is as a rule. Splits {first} to {last}; SQP only, chosen weights only, "
-    "and no seconds, because other work ran beside it. With these held-out halves in sight it was settled that SQP "
-    "ends at the first step that gains little, and, on the first four, how far points must lead."
-)
-
-NOTES = [
-    "The halves are parts of one set: what chance adds to a gap on one, it takes off on the other. How much depends on "
-    "the favorable rates of the two groups of 5,000 drawn inputs. SQP closes the sampled gap from below, at rates near "
-    "0.33: the difference of the halves' gaps then has a standard error of 0.013, so that a repair that ends at 0 on "
-    "its half, and fits no noise at all, still has 0.011 in the mean on the other, and is within 0.02 on 87 % of the "
-    "divisions. The bars of 0.01, and of 0.02 on 95 %, lie beyond that. Fine-tuning of all weights closes it from "
-    "above, at rates near 0.1: there it is 0.008, 0.007 and 98 %. Measured on the ten splits, which is not in the CSV "
-    "file: the halves' gaps differ by 0.020 (root mean square) after SQP with the bound 0.01, at a mean rate of 0.33, "
-    "and by 0.010 to 0.013 after Adam with prices 3 to 30 and L-BFGS with 10, at mean rates of 0.05 to 0.11. With a "
-    "bound on the rates SQP goes there too (the row 'rates at most 0.1', added when the others had been seen); with "
-    "the chosen weights that costs accuracy.",
-    "The odds difference is the larger of two, one of them between the recalls of the favorable class, of which a half "
-    "has some 143 women: the standard error of their recall alone is 0.04, the bound about 0.075. Fitted on both "
-    "halves, parity and odds hold on the other with room only where half of each bound is left over, at the loss that "
-    "What sampling leaves shows; a repair that does not see the other half needs more.",
-    "Thresholds by group, ThresholdOptimizer and ExponentiatedGradient with boosting read the protected attribute or "
-    "replace the network; they are references, not repairs of it.",
-]

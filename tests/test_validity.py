@@ -126,7 +126,7 @@ def test_too_few_rows_never_show_a_limit():
     assert found.interval.value == 0
     assert found.never
     assert found.rows > 20
-    assert "too few rows to show it whatever the network does" in str(found)
+    assert "too few rows to show it even were it 0" in str(found)
     assert not claim(60, 4).never, "60 rows without a mistake would show it"
     assert claim(60, 0).met
 

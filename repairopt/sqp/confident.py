@@ -8,6 +8,10 @@ were; that of the goal only where no bound is missed.
 With many weights a count of wrong points can be driven down point by point, each right by a hair, which says nothing of
 new points (measured: 2 flips among the kept images, 1 % among others). There the buffer is a lead in logits that points
 need to count as right, and it is the lead that grows.
+
+Where the interval of a gap alone takes more of its bound than is to spare, no buffer helps. Chance moves rates near 0
+or 1 less than those near one half, so the rounds run again with a bound on the interval's width, and that end is taken
+where it costs little (measured: the gap between two sets of drawn inputs within 0.02 on 18 of 20 divisions, not 12).
 """
 
 from __future__ import annotations

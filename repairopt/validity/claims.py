@@ -54,7 +54,7 @@ class Claim:
         few = (
             f"; about {self.rows:,.0f} rows of the smallest group would show it" if self.rows not in (None, inf) else ""
         )
-        never = " (too few rows to show it whatever the network does)" if self.never else ""
+        never = " (too few rows to show it even were it 0)" if self.never else ""
         return text + f"not shown with {share} confidence{never}{few}"
 
 
