@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -66,6 +68,8 @@ class GroupOffsets(nn.Module):
             ModelError: The network does not take the rows, or gives no outputs ``(N, k)``.
         """
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"GroupOffsets: expected a torch.nn.Module, got {type(network).__name__}.")
         x, _ = check_inputs("GroupOffsets", inputs)
         several = isinstance(column, Sequence) and not isinstance(column, str)
         columns: list[Any] = [*column] if isinstance(column, Sequence) and not isinstance(column, str) else [column]
@@ -75,10 +79,10 @@ class GroupOffsets(nn.Module):
         if several:
             groups: list[list[float]] = [[1.0] for _ in columns]
         elif cuts is not None:
-            groups = [[float(cut)] for cut in cuts]
+            groups = [[cut] for cut in _numbers("cuts", cuts)]
         else:
             groups = _groups_of(x[:, self.column[0]], values)
-        own = [float(value) for group in groups for value in group]
+        own = [value for group in groups for value in group]
         count = len(groups) + 1 if self.by_range else len(groups)
         self.network = network
         self.register_buffer("values", torch.tensor(own, dtype=torch.float64))
@@ -124,8 +128,10 @@ def _check_columns(x: Tensor, columns: Sequence[Any], several: bool, values: Any
                 f"GroupOffsets: columns {list(columns)} hold other values than 0 and 1, so they are not one-hot. Pass "
                 f"one column, with values= or cuts=."
             )
-    if cuts is not None and (not len(cuts) or any(low >= high for low, high in zip(cuts, cuts[1:], strict=False))):
-        raise SpecificationError(f"GroupOffsets: cuts={list(cuts)}; expected rising numbers, at least one.")
+    if cuts is not None:
+        rising = _numbers("cuts", cuts)
+        if not rising or any(low >= high for low, high in pairwise(rising)):
+            raise SpecificationError(f"GroupOffsets: cuts={rising}; expected rising numbers, at least one.")
 
 
 def _groups_of(found: Tensor, values: Any) -> list[list[float]]:
@@ -136,7 +142,7 @@ def _groups_of(found: Tensor, values: Any) -> list[list[float]]:
                 f"GroupOffsets: the column has {len(occur)} values; expected 2 to {MOST_VALUES}. Pass values= or cuts=."
             )
         return [[value] for value in occur]
-    groups = [[float(v) for v in ([one] if isinstance(one, Real) else one)] for one in values]
+    groups = [_numbers("values", [one] if isinstance(one, Real) else one) for one in _sequence("values", values)]
     every = [value for group in groups for value in group]
     if len(groups) < 2 or not all(groups) or len(set(every)) < len(every):
         raise SpecificationError(
@@ -149,6 +155,20 @@ def _groups_of(found: Tensor, values: Any) -> list[list[float]]:
             f"out, or pass the values as the network reads them."
         )
     return groups
+
+
+def _sequence(name: str, given: Any) -> list[Any]:
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise SpecificationError(f"GroupOffsets: {name}={given!r}; expected a sequence of numbers.")
+    return list(given)
+
+
+def _numbers(name: str, given: Any) -> list[float]:
+    found = _sequence(name, given)
+    for one in found:
+        if not isinstance(one, Real) or not isfinite(one):
+            raise SpecificationError(f"GroupOffsets: {name} holds {one!r}; expected finite numbers.")
+    return [float(one) for one in found]
 
 
 def _outputs(network: nn.Module, rows: Tensor) -> int:

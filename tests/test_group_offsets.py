@@ -128,6 +128,12 @@ def test_a_repair_of_them_is_a_patch_and_goes_through_onnx(tmp_path):
         ({"column": 2, "values": [0, 7]}, r"no input has a value of \[7.0\]"),
         ({"column": 2, "cuts": []}, "rising numbers"),
         ({"column": 2, "cuts": [2, 1]}, "rising numbers"),
+        ({"column": 2, "cuts": 3}, "cuts=3; expected a sequence"),
+        ({"column": 2, "cuts": ["a"]}, "cuts holds 'a'; expected finite numbers"),
+        ({"column": 2, "cuts": [float("nan")]}, "cuts holds nan"),
+        ({"column": 2, "values": 3}, "values=3; expected a sequence"),
+        ({"column": 2, "values": "ab"}, "values='ab'; expected a sequence"),
+        ({"column": 2, "values": [0, ["a"]]}, "values holds 'a'"),
         ({"column": 2, "cuts": [1], "values": [0, 1]}, "pass one of"),
         ({"column": [3, 4], "cuts": [1]}, "pass one of"),
         ({"column": [3]}, "at least two different columns"),
@@ -143,6 +149,8 @@ def test_columns_that_do_not_fit_are_named(settings, message):
 def test_networks_that_do_not_fit_are_named():
     with pytest.raises(ModelError, match=r"Linear does not take rows of shape \(2, 6\)"):
         GroupOffsets(nn.Linear(4, 2), rows(), 2)
+    with pytest.raises(ModelError, match="expected a torch.nn.Module, got function"):
+        GroupOffsets(lambda x: x, rows(), 2)
     with pytest.raises(ModelError, match=r"gives shape \(2, 6, 1\); expected outputs \(N, k\)"):
         GroupOffsets(nn.Unflatten(1, (6, 1)), rows(), 2)
     with pytest.raises(SpecificationError, match="expected rows"):
