@@ -25,7 +25,8 @@ def spread_of(rates: Tensor, counts: Tensor, combine: str) -> Tensor:
     Returns:
         A number, differentiable in the rates.
     """
-    variance = rates * (1 - rates) * (counts.sum() / counts).to(rates) + 1e-12  # or the root has no slope at 0
+    variance = rates * (1 - rates) * (counts.sum() / counts).to(rates)
+    variance = variance.clamp(min=0.0) + 1e-12  # a mean of ones may be above 1, and the root has no slope at 0
     pairs = list(combinations(range(rates.shape[1]), 2))
     errors = stack([(variance[:, a] + variance[:, b]).sqrt() for a, b in pairs])
     return errors.amax() if combine == "max" else errors.mean()

@@ -1,9 +1,10 @@
 """When a bound cannot be met: which named bounds conflict, how near one can come, and whether that is proved.
 
-Bounds are dropped one at a time and the repair is tried without; what is left when no more can be dropped conflicts. A
-repair that fails is no proof. Where all changed weights are in the last layer and what is left constrains samples one
-by one, all of it is a linear program in the weights, and a certificate of Farkas proves that no change whatsoever meets
-it, with leads of 1e-5 and more; the larger leads that repairs aim at are no part of what is proved.
+Bounds are dropped one at a time and the repair is tried without; what is left when no more can be dropped conflicts.
+Then sets of fewer bounds are tried, for as many repairs as are allowed. A repair that fails is no proof. Where all
+changed weights are in the last layer and what is left constrains samples one by one, all of it is a linear program in
+the weights, and a certificate of Farkas proves that no change whatsoever meets it, with leads of 1e-5 and more; the
+larger leads that repairs aim at are no part of what is proved.
 
 References:
     Chinneck, Feasibility and infeasibility in optimization, 2008, chapter 6, for the deletion filter.
@@ -11,8 +12,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ class Unmet:
         conflict: Names of the goal and the constraints that cannot be met together; without any one of them the others
             can. Without the goal where constraints are in conflict among themselves. Empty where all were met after
             all.
+        smallest: Whether every set of fewer constraints can be met; else not all of these were tried.
         closest: The value of the goal at the end of the repair with all constraints; before it, where one broke.
         target: What the goal had to reach.
         proof: Rows in conflict with a certificate that was checked, or None.
@@ -54,6 +57,7 @@ class Unmet:
     target: float
     proof: Conflict | None
     repair: Repair
+    smallest: bool = True
 
     @property
     def proved(self) -> bool:
@@ -69,21 +73,30 @@ class Unmet:
         together = "by itself" if single else "together"
         text = f"{names} {how} {together} with these weights; closest value of the goal: {self.closest:.4g}, "
         text += f"target {self.target:.4g}. "
+        if not self.smallest:
+            text += "There may be a smaller set in conflict; most_tries= looks for one longer. "
         if self.proof is not None:
             return text + f"Proved: {self.proof}"
         return text + "This is not proved: another method, start or other weights may do better."
 
 
 def explain_unmet(
-    model: nn.Module, goal: Any, constraints: Any = (), *, target: float | None = None, **settings: Any
+    model: nn.Module,
+    goal: Any,
+    constraints: Any = (),
+    *,
+    target: float | None = None,
+    most_tries: int = 20,
+    **settings: Any,
 ) -> Unmet:
-    """Find named bounds that a repair cannot meet together, none of which can be left out.
+    """Find the smallest set of named bounds that a repair cannot meet together.
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
         goal: Same.
         constraints: Same.
         target: Same.
+        most_tries: Repairs that may be run to look for a smaller set, once none of the bounds can be left out.
         **settings: The other settings of :func:`repairopt.solve_repair`. With ``weights="auto"`` all tries use the
             weights of the first; the default method is SQP without buffers for new data.
 
@@ -91,8 +104,10 @@ def explain_unmet(
         The conflict, the closest value and, where there is one, the proof.
 
     Raises:
-        SpecificationError: Two constraints have the same name.
+        SpecificationError: Two constraints have the same name; ``most_tries`` is no whole number.
     """
+    if isinstance(most_tries, bool) or not isinstance(most_tries, int) or most_tries < 0:
+        raise SpecificationError(f"most_tries={most_tries!r}: expected a whole number, 0 or more.")
     items = list(constraints) if isinstance(constraints, list | tuple) else [constraints]
     names = [getattr(item, "name", type(item).__name__) for item in items]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -113,15 +128,37 @@ def explain_unmet(
     kept, fine = (idle, _held) if among_themselves else (goal, _met)
     if not among_themselves and not _met(solve_repair(model, goal, (), **settings)):
         left = []  # the goal alone is out of reach
+
+    def met(chosen: Sequence[int]) -> bool:
+        return fine(solve_repair(model, kept, [items[i] for i in chosen], **settings))
+
     for k in list(left):
-        without = [items[i] for i in left if i != k]
-        if not fine(solve_repair(model, kept, without, **settings)):
-            left = [i for i in left if i != k]
+        without = [i for i in left if i != k]
+        if not met(without):
+            left = without
+    left, smallest = _fewest(met, len(items), left, most_tries)
     proof = _prove(model, kept, [items[i] for i in left], settings)
     conflict = (*(() if among_themselves else (goal.name,)), *(names[i] for i in left))
     if proof is not None:
         conflict = tuple(name for name in conflict if name in proof.constraints)
-    return Unmet(conflict, _value(first), limit, proof, first)
+    return Unmet(conflict, _value(first), limit, proof, first, smallest)
+
+
+def _fewest(
+    met: Callable[[Sequence[int]], bool], count: int, found: list[int], most_tries: int
+) -> tuple[list[int], bool]:
+    """The first of the smaller sets, by size, that cannot be met, else the one found; whether none is smaller."""
+    tries = 0
+    for size in range(1, len(found)):
+        for chosen in combinations(range(count), size):
+            if set(chosen) < set(found):
+                continue  # a part of what no bound can be left out of
+            if tries == most_tries:
+                return found, False
+            tries += 1
+            if not met(chosen):
+                return list(chosen), True
+    return found, True
 
 
 def _met_by_any(goal: Any, repair: Repair) -> Any:

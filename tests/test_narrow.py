@@ -30,6 +30,10 @@ def test_a_spread_of_equal_answers_is_nothing_and_has_a_slope():
     assert bool(torch.isfinite(rates.grad).all())
 
 
+def test_rates_a_rounding_error_above_one_have_a_spread():
+    assert float(spread_of(torch.tensor([[1.0 + 1e-6, 1.0]]), torch.tensor([[50, 50]]), "max")) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["gap", "odds"])
 def test_gaps_say_their_spread_by_count_and_by_probabilities(kind):
     draw = torch.Generator().manual_seed(0)

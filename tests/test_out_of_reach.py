@@ -56,6 +56,25 @@ def test_constraints_that_conflict_only_together_are_named_together_and_others_a
         assert not explain_unmet(line_network(), goal, [alone], **options).conflict
 
 
+def test_the_smallest_set_in_conflict_is_named():
+    """Dropped first, the point itself leaves two others behind that conflict as well, with one name more."""
+    same = KeepLabels(points(2.0), labels(1), tolerance=0.0, name="same")
+    low = KeepLabels(points(1.0), labels(1), tolerance=0.0, name="low")
+    high = KeepLabels(points(3.0), labels(1), tolerance=0.0, name="high")
+    goal = ErrorRate(points(2.0), labels(0), name="middle")
+    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
+    found = explain_unmet(line_network(), goal, [same, low, high], **options)
+    assert set(found.conflict) == {"middle", "same"}
+    assert (found.proved, found.smallest) == (True, True)
+    hasty = explain_unmet(line_network(), goal, [same, low, high], most_tries=0, **options)
+    assert set(hasty.conflict) == {"middle", "low", "high"}
+    assert not hasty.smallest
+    assert "There may be a smaller set" in str(hasty)
+    assert "There may be" not in str(found)
+    with pytest.raises(SpecificationError, match="most_tries=-1: expected a whole number"):
+        explain_unmet(line_network(), goal, most_tries=-1)
+
+
 def test_constraints_in_conflict_among_themselves_are_named_without_the_goal():
     """One point is to have two labels; the goal, which is out of reach too, has no part in that."""
     one = FixLabels(points(1.0), labels(0), weight=None, tolerance=0.0, name="is 0")
