@@ -214,12 +214,13 @@ def run_all(
         yield records
 
 
-def run_further(wanted: list[Case], names: list[str], path: Path, splits: int) -> None:
+def run_further(wanted: list[Case], names: list[str], path: Path, *, first: int, splits: int) -> None:
     """Further divisions into a file of their own; what is not run anew stays in it."""
     warm_up()
     anew = {(case.name, name) for case in wanted for name in names}
-    records = [r for r in (read_csv(path, TEXT) if path.is_file() else []) if (r["case"], r["method"]) not in anew]
-    for found in run_all(wanted, names, METHODS, first=FIRST_FURTHER, splits=splits):
+    known = read_csv(path, TEXT) if path.is_file() else []
+    records = [r for r in known if (r["case"], r["method"]) not in anew or r["split"] < first]
+    for found in run_all(wanted, names, METHODS, first=max(first, FIRST_FURTHER), splits=splits):
         records += found
         write_csv(records, path)
 
@@ -300,7 +301,7 @@ def main() -> None:
     )
     if options.further:
         only = [name for name in FURTHER if options.methods is None or name in names]
-        run_further(wanted, only, further, options.splits or LAST_FURTHER)
+        run_further(wanted, only, further, first=options.first, splits=options.splits or LAST_FURTHER)
     elif not options.read:
         warm_up()
         anew = {(case.name, name) for case in wanted for name in names}
