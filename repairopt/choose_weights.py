@@ -228,7 +228,7 @@ def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
     if drawn is None or not real or drawn.ndim != 2 or any(inputs.shape[1:] != drawn.shape[1:] for inputs in real):
         return []
     known = torch.cat(real).float()
-    off = (drawn.float().mean(0) - known.mean(0)).abs() > FAR * known.std(0)
+    off = (drawn.to(known).mean(0) - known.mean(0)).abs() > FAR * known.std(0)
     return [k for k, group in enumerate(groups) if group.unit is not None and bool(off[group.unit])]
 
 

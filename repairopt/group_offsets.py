@@ -84,13 +84,13 @@ class GroupOffsets(nn.Module):
             groups = _groups_of(x[:, self.column[0]], values)
         own = [value for group in groups for value in group]
         count = len(groups) + 1 if self.by_range else len(groups)
-        self.network = network
-        self.register_buffer("values", torch.tensor(own, dtype=torch.float64))
-        member = [k for k, group in enumerate(groups) for _ in group]
-        self.register_buffer("group", nn.functional.one_hot(torch.tensor(member), len(groups)).double())
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(1))
-        self.offsets = nn.Parameter(torch.zeros(count, _outputs(network, x[:2].to(like)), dtype=like.dtype))
-        self.to(like.device)
+        self.network, self.training = network, network.training
+        self.register_buffer("values", torch.tensor(own, dtype=torch.float64, device=like.device))
+        member = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=like.device)
+        self.register_buffer("group", nn.functional.one_hot(member, len(groups)).double())
+        outputs = _outputs(network, x[:2].to(like))
+        self.offsets = nn.Parameter(torch.zeros(count, outputs, dtype=like.dtype, device=like.device))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of rows ``(N, d)``."""

@@ -65,6 +65,7 @@ def test_the_network_is_shared_and_left_as_it_was():
     before = copy.deepcopy(model.state_dict())
     wrapped = GroupOffsets(model, rows(), 2)
     assert wrapped.network is model
+    assert not wrapped.training, "as the network"
     assert [module.training for module in model] == [False, False, True, False]
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
