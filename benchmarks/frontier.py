@@ -130,6 +130,7 @@ METHODS: dict[str, Method] = {
     "SQP at 95 %, chosen weights": sqp("chosen", CONFIDENCE),
     "SQP at 95 %, automatic weights": sqp("auto", CONFIDENCE),
     "SQP at 95 %, chosen weights, rates at most 0.1": sqp("chosen", CONFIDENCE, 0.1),
+    "SQP at 95 %, chosen weights, odds typed": sqp("chosen", CONFIDENCE, typed_odds=True),
     "SQP, far columns": sqp("far"),
     "SQP at 50 %, far columns": sqp("far", 0.5),
     "SQP at 95 %, far columns": sqp("far", CONFIDENCE),
@@ -150,7 +151,9 @@ METHODS: dict[str, Method] = {
     "SQP on both halves, half the bounds": in_sight(0.5),
     "SQP on both halves, a tenth of the bounds": in_sight(0.9),
 }
-FURTHER = [name for name in METHODS if name.startswith("SQP") and name.endswith(("weights", "columns", "by group"))]
+FURTHER = [
+    name for name in METHODS if name.startswith("SQP") and name.endswith(("weights", "columns", "by group", "typed"))
+]
 FURTHER = [name for name in FURTHER if "automatic" not in name]
 FIRST_FURTHER, LAST_FURTHER = 20, 60  # splits; those before are the ones on which all methods are compared
 SHORT = {
@@ -168,6 +171,8 @@ def applies(name: str, case: Case) -> bool:
         return case.kind == PARITY and not (case.confident or case.odds)
     if "far columns" in name:
         return case.kind != PARITY and case.confident == ("95 %" in name)
+    if "odds typed" in name:
+        return case.odds
     if "rates" in name:
         return case.confident and case.kind != PARITY
     if name.startswith("SQP at 95"):
@@ -235,6 +240,7 @@ def quick_methods() -> dict[str, Method]:
             name == "SQP at 95 %, automatic weights"
             or "50 %" in name
             or "rates" in name
+            or "odds typed" in name
             or name.endswith("of the bounds")
         ):
             del found[name]

@@ -153,12 +153,13 @@ class Part:
         """The bounded gap with its target."""
         return replace(self.gap, target=self.target(typed), name="gap")
 
-    def bounds(self) -> list[Bound]:
-        """What must not get worse."""
+    def bounds(self, *, typed: bool = False) -> list[Bound]:
+        """What must not get worse; ``typed``: than on all rows, a number, where it is else the value on this part."""
         found: list[Bound] = []
         if self.case.odds:
             assert self.odds is not None
-            found.append(Bound(self.odds, name="odds"))
+            limit = self.case.everything.before["odds"] if typed else None
+            found.append(Bound(self.odds, limit=limit, name="odds"))
         if self.case.task.guard:
             found.append(self.half.recall(buffer=0.0))
         return found

@@ -37,7 +37,9 @@ class Run:
 Method = Callable[[Case, int, Part], Iterator[Run]]  # of a case, split and repair half
 
 
-def sqp(weights: str, confidence: float | None = None, rate: float | None = None) -> Method:
+def sqp(
+    weights: str, confidence: float | None = None, rate: float | None = None, *, typed_odds: bool = False
+) -> Method:
     """The library's method: one call for each bound.
 
     With a confidence it is told on how many rows the bounds will be measured, by way of the held-out data. With a rate
@@ -48,6 +50,7 @@ def sqp(weights: str, confidence: float | None = None, rate: float | None = None
             ``"auto"``, or ``"auto with offsets"``.
         confidence: Of the method.
         rate: Largest favorable rate, or None.
+        typed_odds: Whether the bound on the odds difference is the original's on all rows.
     """
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
@@ -55,12 +58,13 @@ def sqp(weights: str, confidence: float | None = None, rate: float | None = None
         network = part.with_offsets if "offsets" in weights else case.task.network
         chosen = {"chosen": case.weights, "far": part.far_weights, "offsets": "offsets"}.get(weights, "auto")
         for typed in case.targets:
-            held_out = [] if confidence is None else [other.goal(typed), *other.bounds()]
+            bounds = part.bounds(typed=typed_odds)
+            held_out = [] if confidence is None else [other.goal(typed), *other.bounds(typed=typed_odds)]
             started = time.process_time()
             repair = solve_repair(
                 network,
                 part.goal(typed),
-                part.bounds() if rate is None else [*part.bounds(), part.favorable(rate)],
+                bounds if rate is None else [*bounds, part.favorable(rate)],
                 data=(part.rows, part.labels),
                 held_out=held_out,
                 weights=chosen,

@@ -16,6 +16,7 @@ OURS_AVERAGE = ("SQP at 50 %, chosen weights",)
 OURS_CONFIDENT = ("SQP at 95 %, chosen weights", "SQP at 95 %, automatic weights")
 RATED = "SQP at 95 %, chosen weights, rates at most 0.1"
 ALSO = (
+    "SQP at 95 %, chosen weights, odds typed",
     "SQP, far columns",
     "SQP at 50 %, far columns",
     "SQP at 95 %, far columns",
