@@ -9,12 +9,15 @@ from typing import Any
 
 from benchmark_files import Record
 from frontier_statistics import changes, curve, error, front_of, mean, values
-from frontier_tables import IN_SIGHT, OURS, OURS_AVERAGE, REFERENCE, SWEEPS, rows_of
+from frontier_tables import ALSO, IN_SIGHT, OURS, OURS_AVERAGE, REFERENCE, SWEEPS, rows_of
 
 PANELS = ("gender, parity", "gender, sampled", "race, parity", "age bands, parity", "bank age, sampled")
+FAR, OFFSETS = "SQP, far columns", "SQP, offsets by group"
 COLORS = {
     OURS[0]: "#d55e00",
     OURS[1]: "#e69f00",
+    FAR: "#b22222",
+    OFFSETS: "#f0a3a3",
     SWEEPS[0]: "#0072b2",
     SWEEPS[1]: "#56b4e9",
     SWEEPS[2]: "#009e73",
@@ -60,12 +63,13 @@ def panel(axis: Any, records: Sequence[Record], case: str) -> None:
             axis.plot(*zip(*points, strict=True), ".", color=COLORS[name], markersize=4)
             lowest = min(lowest, *(change for _, change in points))
     axis.plot(mean(values(own, "gap before")), 0.0, "k*", markersize=10, label="original network")
-    others = [m for m in dict.fromkeys(r["method"] for r in records) if m not in (*COLORS, *IN_SIGHT, *OURS_AVERAGE)]
+    apart = (*COLORS, *IN_SIGHT, *OURS_AVERAGE, *ALSO)
+    others = [m for m in dict.fromkeys(r["method"] for r in records) if m not in apart]
     look = COLORS | {m: OTHERS[i % len(OTHERS)] for i, m in enumerate(others)}  # the same in all panels
     for _, method, _, runs in rows_of(own, [case], [m for m in look if m not in (*SWEEPS, REFERENCE)]):
         x, y = values(runs, "gap after"), changes(runs)
         if mean(y) >= LOWEST:
-            ours = method in OURS
+            ours = method in (*OURS, FAR, OFFSETS)
             size = {"marker": "o" if ours else "s", "markersize": 7 if ours else 5, "capsize": 2, "linestyle": "none"}
             axis.errorbar(mean(x), mean(y), error(y), error(x), color=look[method], label=method, **size)
             lowest = min(lowest, mean(y))
