@@ -43,6 +43,7 @@ MOST = 0.9  # share of a bound that its buffer may take
 EXCESS = 1.1  # of what is lacking, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
 REACH = 0.75  # share of a bound that the interval of a gap may take
+HALVINGS = 5  # of a way that goes too far
 FLOOR = 1e-3  # of a bound, that what it lacks is compared with
 TINY = 1e-6
 SIZED = 0.9  # confidence of the interval whose width tells a sampling error
@@ -156,7 +157,8 @@ def run_confidently(
         first = attempt(task, around, best.outcome.delta)
         if around.point(first.delta).missed > MET or objective.value(first.delta) > most:
             return best
-        way = first.delta - best.outcome.delta  # or some folds go towards 0 and some towards 1
+        way = _shortest_way(around, best.outcome.delta, first.delta - best.outcome.delta)
+        # all the same way, or some folds go towards 0 and some towards 1
         narrowed = search.rounds(reaches, [outcome.delta + way for outcome in best.outcomes])
     except Stop:
         return best
@@ -169,6 +171,16 @@ def run_confidently(
         f"away from one half, where chance moves them less. SQP(narrow=0) leaves that out."
     )
     return narrowed
+
+
+def _shortest_way(around: Surroundings, start: Array, way: Array) -> Array:
+    """About the shortest part of a way at whose end the limits are met: a first step may go far beyond them."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        met = around.point(start + middle * way).missed <= MET
+        low, high = (low, middle) if met else (middle, high)
+    return high * way
 
 
 @dataclass(frozen=True, eq=False)
