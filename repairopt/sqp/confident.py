@@ -158,7 +158,8 @@ def run_confidently(
         if around.point(first.delta).missed > MET or objective.value(first.delta) > most:
             return best
         way = _shortest_way(around, best.outcome.delta, first.delta - best.outcome.delta)
-        # all the same way, or some folds go towards 0 and some towards 1
+        # The way is found on all rows, or some folds would go towards 0 and some towards 1: the folds begin at points
+        # that owe a little to rows that they leave out, and claims of a narrowed repair are that much too good.
         narrowed = search.rounds(reaches, [outcome.delta + way for outcome in best.outcomes])
     except Stop:
         return best
