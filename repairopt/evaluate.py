@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from .network.check_model import accepts, check_model, check_outputs, check_positions, shadow
 from .network.linear_tape import ChangedLayer, LinearTape, changed_layers
 from .network.split_graph import Split, split_at
+from .network.still_rows import StillRows, columns_read, moved_rows
 from .specify import Predict
 
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
@@ -88,10 +89,6 @@ class Remembering(Predictor):
             self.outputs[key] = super().__call__(inputs)
         return self.outputs[key]
 
-    def labels(self) -> set[int]:
-        """Every label that was given to any input so far."""
-        return {int(label) for output in self.outputs.values() for label in torch.unique(output.argmax(-1))}
-
 
 class Engine:
     """Runs one network at any weight change ``delta``, a vector over ``n`` chosen weights.
@@ -130,6 +127,8 @@ class Engine:
         self._frontiers: dict[tuple[object, ...], tuple[Tensor, int, tuple[Tensor, ...]]] = {}
         self._cached_bytes = 0
         self._layers: list[ChangedLayer] | None = None
+        self._columns: Tensor | None = None
+        self._still: dict[tuple[object, ...], tuple[Tensor, int, StillRows | None]] = {}
         self._known: OrderedDict[bytes, dict[tuple[object, ...], tuple[Tensor, int, Any]]] = OrderedDict()
         self.classes = 0
         self.evaluations = 0  # samples run through the suffix, all weight vectors together
@@ -187,8 +186,11 @@ class Engine:
     def outputs(self, inputs: Tensor, delta: Tensor, samples: Tensor | None = None) -> Tensor:
         """Outputs ``(N, k)``, or ``(len(samples), k)``; in batches within the memory limit; differentiable in delta."""
         weights = self.weights(delta) if self.n else {}
+        still = self.still(inputs) if samples is None else None
+        samples = samples if still is None else still.moved
         parts = [self.run(weights, part) for _, part in self.batches(inputs, samples, 3 * self.widest(inputs))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return found if still is None else still.outputs(found)
 
     def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
@@ -213,14 +215,32 @@ class Engine:
             return None
         known, key = self._point(delta), ("tapes", *identity(inputs))
         if key not in known or known[key][1] != inputs._version:
-            parts = self.batches(inputs, None, 4 * self.floats(inputs))
-            layers = self._layers
-            found = [(span, LinearTape(self, layers, part, delta)) for span, part in parts]
+            still, layers = self.still(inputs), self._layers
+            parts = self.batches(inputs, None if still is None else still.moved, 4 * self.floats(inputs))
+            found = [(span, LinearTape(self, layers, part, delta, still)) for span, part in parts]
+            if still is not None:  # within the quarter of the limit there is one batch
+                found = [(slice(0, inputs.shape[0]), found[0][1])]
             known[key] = (inputs, inputs._version, found)
             outputs = found[0][1].outputs if len(found) == 1 else torch.cat([tape.outputs for _, tape in found])
             known.setdefault(("outputs", *identity(inputs)), (inputs, inputs._version, outputs))
         tapes: list[tuple[slice, LinearTape]] = known[key][2]
         return tapes
+
+    def still(self, inputs: Tensor) -> StillRows | None:
+        """Which samples no change moves, where they are most; remembered with their outputs."""
+        self._prepare(inputs)
+        if self._columns is None:
+            return None
+        known = self._still.get(identity(inputs))
+        if known is None or known[1] != inputs._version:
+            frontier = self._cached(inputs)
+            moved = None if frontier is None else moved_rows(frontier, self._columns)
+            found = None
+            if moved is not None:
+                with torch.no_grad():
+                    found = StillRows.of(moved, self.outputs(inputs, self.as_delta(None), torch.arange(len(inputs))))
+            self._still[identity(inputs)] = known = (inputs, inputs._version, found)
+        return known[2]
 
     def layers(self, inputs: Tensor) -> list[ChangedLayer] | None:
         """The linear layers that hold all changed weights, or None where some are used in another way."""
@@ -372,4 +392,5 @@ class Engine:
             if id(value) not in changed
         }
         self._layers = changed_layers(self._suffix, self.indices)
+        self._columns = None if self.exact else columns_read(self._suffix, self._layers)
         self._ready = True

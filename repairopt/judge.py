@@ -194,11 +194,13 @@ def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
 
 def is_constant(predict: Remembering, labelled: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Whether every input that was run got one and the same label, and that is not simply the right answer to all."""
-    found = predict.labels()
-    if len(found) != 1:
-        return False
+    only = None
+    for labels in (output.argmax(-1) for output in predict.outputs.values() if len(output)):
+        only = int(labels[0]) if only is None else only
+        if bool((labels != only).any()):
+            return False
     wanted = {int(label) for _, labels in labelled for label in torch.unique(labels)}
-    return wanted != found
+    return only is not None and wanted != {only}
 
 
 def goal_value(goal: Property, predict: Any) -> float:

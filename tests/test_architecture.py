@@ -21,7 +21,7 @@ STAGES = [
     ),
     (
         "run the network: batches, many weight vectors, memory",
-        "network.split_graph network.check_model network.linear_tape evaluate",
+        "network.split_graph network.check_model network.linear_tape network.still_rows evaluate",
     ),
     ("named inputs in one tensor, offsets by group", "huggingface group_offsets"),
     ("derivatives without a matrix", "network.differentiate network.whiten"),

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from repairopt.errors import ModelError
 from repairopt.evaluate import Engine, Remembering
+from repairopt.judge import is_constant
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -158,12 +159,24 @@ def test_evaluations_count_samples(small_net, small_inputs):
     assert engine.evaluations == 30
 
 
-def test_remembering_runs_each_set_once_and_collects_labels(small_net, small_inputs):
+def test_remembering_runs_each_set_once(small_net, small_inputs):
     engine = Engine(small_net, {"4.bias": torch.arange(3)})
     predict = Remembering(engine, torch.tensor([0.0, 1e6, 0.0]))
     assert predict(small_inputs) is predict(small_inputs.view(30, 4))
-    assert predict.labels() == {1}
     assert engine.evaluations == 30
+
+
+def test_a_network_is_constant_where_all_inputs_get_one_label_that_is_not_simply_right(small_net, small_inputs):
+    engine = Engine(small_net, {"4.bias": torch.arange(3)})
+    one, several = Remembering(engine, torch.tensor([0.0, 1e6, 0.0])), Remembering(engine)
+    assert not is_constant(one, []), "nothing was run yet"
+    for predict in (one, several):
+        predict(small_inputs)
+    assert len(several(small_inputs).argmax(1).unique()) > 1
+    assert is_constant(one, [])
+    assert is_constant(one, [(small_inputs, torch.arange(30) % 2)])
+    assert not is_constant(one, [(small_inputs, torch.ones(30, dtype=torch.long))])
+    assert not is_constant(several, [])
 
 
 def test_scale_is_the_larger_of_the_weight_and_the_rms_of_its_parameter():

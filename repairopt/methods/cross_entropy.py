@@ -67,6 +67,10 @@ def softmax_curvature(engine: Engine, inputs: Tensor, chance: Tensor, delta: Arr
     """
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     samples, cotangents = _roots(chance)
+    still = None if engine.exact else engine.still(inputs)
+    if still is not None:  # rows of the others are zero
+        moves = still.place[samples] >= 0
+        samples, cotangents = samples[moves], cotangents[moves]
     if not len(samples):
         return result
     most = max(4 * engine.n, CURVATURE_NUMBERS // (engine.n_changed + engine.floats(inputs)))

@@ -201,7 +201,9 @@ def _rows_from_tapes(
     """The rows where the changed weights are those of linear layers that see one vector for each sample."""
     layers = engine.layers(inputs)
     assert layers is not None
-    if len(torch.unique(samples)) * 2 >= inputs.shape[0]:  # nearly all samples: from a pass that others use too
+    still = engine.still(inputs)
+    every = inputs.shape[0] if still is None else len(still.moved)
+    if len(torch.unique(samples)) * 2 >= every:  # nearly all samples: from a pass that others use too
         tapes = engine.tapes(inputs, change)
         if tapes is not None and len(tapes) == 1:
             return tapes[0][1].rows(samples, cotangents) if tapes[0][1].flat else None

@@ -22,6 +22,8 @@ from torch import Tensor, fx, nn
 if TYPE_CHECKING:
     from repairopt.evaluate import Engine
 
+    from .still_rows import StillRows
+
 
 @dataclass(frozen=True, eq=False)
 class ChangedLayer:
@@ -93,14 +95,23 @@ class LinearTape:
         layers: From :func:`changed_layers`.
         part: Activations at the frontier, one row for each sample.
         change: ``delta`` as a tensor.
+        still: Where the frontier is that of the samples that move alone, which those are; outputs, cotangents and rows
+            are of all samples then.
 
     Attributes:
         outputs: ``(N, k)``, without graph.
         flat: Whether every layer saw one vector for each sample; without, no rows can be made.
     """
 
-    def __init__(self, engine: Engine, layers: list[ChangedLayer], part: tuple[Tensor, ...], change: Tensor) -> None:
-        self.engine, self.layers, self.change = engine, layers, change
+    def __init__(
+        self,
+        engine: Engine,
+        layers: list[ChangedLayer],
+        part: tuple[Tensor, ...],
+        change: Tensor,
+        still: StillRows | None = None,
+    ) -> None:
+        self.engine, self.layers, self.change, self.still = engine, layers, change, still
         self.inputs: list[Tensor] = [torch.empty(0)] * len(layers)
         self.behind: list[Tensor] = [torch.empty(0)] * len(layers)
         hooks = [layer.module.register_forward_hook(self._recorder(k)) for k, layer in enumerate(layers)]
@@ -110,8 +121,8 @@ class LinearTape:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.outputs = self.graph.detach()
-        count = self.outputs.shape[0]
+        self.outputs = self.graph.detach() if still is None else still.outputs(self.graph.detach())
+        count = self.graph.shape[0]
         self.flat = all(x.ndim == 2 and x.shape[0] == count for x in self.inputs)
 
     def _recorder(self, k: int) -> Any:
@@ -124,8 +135,8 @@ class LinearTape:
 
         return record
 
-    def signals(self, cotangent: Tensor) -> list[Tensor]:
-        """Derivatives of ``sum(cotangent * outputs)`` behind each layer, of the shape of its output.
+    def _signals(self, cotangent: Tensor) -> list[Tensor]:
+        """Derivatives of ``sum(cotangent * outputs)`` behind each layer, of the shape of its output, of what moves.
 
         Zeros where there are none, as before step activations.
         """
@@ -141,7 +152,8 @@ class LinearTape:
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Derivative of ``sum(cotangent * outputs)`` in the weights, ``(n,)``."""
         total = torch.zeros(self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
-        for layer, x, signal in zip(self.layers, self.inputs, self.signals(cotangent), strict=True):
+        own = cotangent if self.still is None else cotangent[self.still.moved]
+        for layer, x, signal in zip(self.layers, self.inputs, self._signals(own), strict=True):
             signal, x = signal.flatten(0, -2), x.flatten(0, -2)
             if layer.weight is not None:
                 total[layer.columns] = (signal.T @ x).flatten()[layer.weight]
@@ -151,13 +163,22 @@ class LinearTape:
 
     def rows(self, samples: Tensor, cotangents: Tensor) -> Tensor:
         """Derivative of ``cotangent . output`` for each row's sample, ``(R, n)``; samples may repeat."""
+        if self.still is None:
+            return self._rows(samples, cotangents)
+        place = self.still.place[samples]
+        moves = place >= 0
+        rows = torch.zeros(len(samples), self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
+        rows[moves] = self._rows(place[moves], cotangents[moves])
+        return rows
+
+    def _rows(self, samples: Tensor, cotangents: Tensor) -> Tensor:
         rows = torch.empty(len(samples), self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
         for place in _without_repeats(samples):
             chosen = samples[place]
-            every = len(chosen) == len(self.outputs) and isinstance(place, slice)
-            spread = torch.zeros_like(self.outputs)
+            every = len(chosen) == len(self.graph) and isinstance(place, slice)
+            spread = torch.zeros_like(self.graph)
             spread[chosen] = cotangents[place].to(spread)
-            for layer, x, signal in zip(self.layers, self.inputs, self.signals(spread), strict=True):
+            for layer, x, signal in zip(self.layers, self.inputs, self._signals(spread), strict=True):
                 if not every:
                     x, signal = x[chosen], signal[chosen]
                 if layer.weight is not None:

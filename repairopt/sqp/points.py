@@ -97,11 +97,19 @@ class Surroundings:
 
     def point(self, delta: Array) -> Point:
         """Judge a weight change."""
+        self._pass(delta)
         judged = self.task.judge(delta)
         predict = self.task.engine.predict(delta)
         goal = self.limits[0].value(predict) if self.limits[0].margin else judged.goal
         values = np.array([goal, *(limit.value(predict) for limit in self.limits[1:])])
         return Point(judged, values, self.objective.value(delta), self._missed(judged, values))
+
+    def _pass(self, delta: Array) -> None:
+        """Run each set of inputs so that the models need no second run if the point is accepted."""
+        engine = self.task.engine
+        for inputs in self.inputs:
+            if engine.layers(inputs) is not None and not engine.exact:
+                engine.tapes(inputs, engine.as_delta(delta))
 
     def models(self, point: Point) -> Models:
         """Models around a point.
