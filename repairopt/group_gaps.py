@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .convert_data import is_frame
 from .errors import SpecificationError
-from .group_rates import kernel_temperature, pairwise_differences, spread_of
+from .group_rates import kernel_temperature, pairwise_differences
 from .intervals import Interval, bootstrap_rates, gap_interval
 from .sample_groups import GroupSamples, observed_groups, sampled_groups
 from .specify import Predict, check_inputs, check_labelled, check_labels
@@ -198,10 +198,9 @@ class GroupGap:
 
         return bootstrap_rates(np.round(rates * counts[:, None]), counts, confidence, score)
 
-    def spread(self, predict: Predict, soft: bool = False) -> Tensor:
-        """Standard error of the largest, or mean, difference, times the root of the number of inputs."""
-        rates = self.rates(predict, soft)[:, self.favorable]
-        return spread_of(rates[None], self.samples.counts[None], self.combine)
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates, by count or by probabilities, and the inputs behind each, ``(1, q)`` each."""
+        return self.rates(predict, soft)[None, :, self.favorable], self.samples.counts[None]
 
     def subsample(self, count: int, seed: int = 0) -> GroupGap:
         """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
@@ -355,11 +354,11 @@ class OddsGap:
         labels = np.repeat(np.arange(len(self.given)), self.samples.q).astype(np.float64)
         return gap_interval(hits, counts, confidence, combine=self.combine, labels=labels)
 
-    def spread(self, predict: Predict, soft: bool = False) -> Tensor:
-        """Standard error of the largest, or mean, difference, times the root of the number of rows."""
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates within each true label and the rows behind each, ``(labels, q)`` each."""
         outputs = self._outputs(predict)
         hit = self._chance(outputs) if soft else (outputs.argmax(-1) == self.favorable).to(torch.float32)
-        return spread_of(self.rates(hit), self._counts().reshape(-1, self.samples.q), self.combine)
+        return self.rates(hit), self._counts().reshape(-1, self.samples.q)
 
     def on(self, inputs: Any, labels: Any) -> OddsGap:
         """The same gap on other rows."""

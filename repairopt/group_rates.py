@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from torch import Tensor, stack
+from torch import Tensor, stack, where
 
 LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 
@@ -14,18 +14,24 @@ def pairwise_differences(rates: Tensor) -> Tensor:
     return stack([rates[a] - rates[b] for a, b in combinations(range(len(rates)), 2)])
 
 
-def spread_of(rates: Tensor, counts: Tensor, combine: str) -> Tensor:
+def spread_of(rates: Tensor, counts: Tensor, combine: str, below: Tensor | None = None) -> Tensor:
     """Standard error of differences of rates, times the root of the number of rows.
 
     Args:
         rates: ``(labels, q)``; groups are compared within a row.
         counts: Rows behind each, of the same shape.
         combine: ``"max"`` for the largest of them, else their mean.
+        below: For each label whether its rates are to lie below one half, ``(labels,)``; on the other side the spread
+            goes on growing, so that the way to a small one leads back. None for the plain spread.
 
     Returns:
         A number, differentiable in the rates.
     """
-    variance = rates * (1 - rates) * (counts.sum() / counts).to(rates)
+    variance = rates * (1 - rates)
+    if below is not None:
+        beyond = where(below.to(rates.device)[:, None], rates > 0.5, rates < 0.5)
+        variance = where(beyond, 0.5 - variance, variance)
+    variance = variance * (counts.sum() / counts).to(rates)
     variance = variance.clamp(min=0.0) + 1e-12  # a mean of ones may be above 1, and the root has no slope at 0
     pairs = list(combinations(range(rates.shape[1]), 2))
     errors = stack([(variance[:, a] + variance[:, b]).sqrt() for a, b in pairs])

@@ -7,8 +7,9 @@ from torch import nn
 
 from repairopt import SQP, GroupGap, Inputs, OddsGap, solve_repair
 from repairopt.group_rates import pairwise_differences, spread_of
+from repairopt.sqp.confident import _shortest_way
 from repairopt.sqp.limits import Limit
-from repairopt.sqp.reach import Reach, Reached, bound_reaches
+from repairopt.sqp.reach import Reach, Reached, below_half, bound_reaches, spread
 
 
 def test_the_spread_is_the_standard_error_of_a_difference_times_the_root_of_the_rows():
@@ -34,6 +35,30 @@ def test_rates_a_rounding_error_above_one_have_a_spread():
     assert float(spread_of(torch.tensor([[1.0 + 1e-6, 1.0]]), torch.tensor([[50, 50]]), "max")) < 1e-5
 
 
+@pytest.mark.parametrize("below", [True, False])
+def test_on_the_wrong_side_of_one_half_the_spread_leads_back(below):
+    counts, side = torch.tensor([[50, 50]]), torch.tensor([below])
+    rates = torch.linspace(0.05, 0.95, 19).requires_grad_()
+    found = torch.stack([spread_of(rate.expand(1, 2), counts, "max", side) for rate in rates])
+    plain = torch.stack([spread_of(rate.expand(1, 2), counts, "max") for rate in rates])
+    right = (rates.detach() <= 0.5) if below else (rates.detach() >= 0.5)
+    assert torch.equal(found[right], plain[right])
+    assert bool((found.diff() > 0).all() if below else (found.diff() < 0).all())
+
+
+@pytest.mark.parametrize("kind", ["gap", "odds"])
+def test_gaps_say_on_which_side_of_one_half_their_rates_are(kind):
+    x = torch.linspace(-1, 1, 100)[:, None]
+    group, labels = [k % 2 for k in range(100)], (x[:, 0] > 0).long()
+    made = GroupGap.observed if kind == "gap" else OddsGap.observed
+    prop = made(*([x] if kind == "gap" else [x, labels]), sensitive_features=group, favorable=1)
+
+    def model(inputs):  # 30 of 100 get label 1: none of label 0, 60 % of label 1
+        return torch.cat([0 * inputs, inputs - 0.4], dim=1)
+
+    assert below_half(prop, model).tolist() == ([True] if kind == "gap" else [True, False])
+
+
 @pytest.mark.parametrize("kind", ["gap", "odds"])
 def test_gaps_say_their_spread_by_count_and_by_probabilities(kind):
     draw = torch.Generator().manual_seed(0)
@@ -43,7 +68,7 @@ def test_gaps_say_their_spread_by_count_and_by_probabilities(kind):
     prop = made(*([x] if kind == "gap" else [x, labels]), sensitive_features=group.tolist(), favorable=1)
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    count, soft = float(prop.spread(model)), prop.spread(model, soft=True)
+    count, soft = float(spread(prop, model)), spread(prop, model, soft=True)
     high, value = prop.interval(model, 0.9).high, prop.interval(model, 0.9).value
     if kind == "gap":
         assert 1.645 * count / 30 == pytest.approx(high - value, rel=0.05), "as wide as the interval"
@@ -63,7 +88,7 @@ def test_a_reach_is_a_limit_of_its_own():
     assert (reach.limit, reach.buffer) == (0.05, 0.0)
     assert isinstance(reach.property, Reach)
     model = nn.Linear(2, 2)
-    assert reach.value(model) == pytest.approx(0.3 * float(gap.spread(model)))
+    assert reach.value(model) == pytest.approx(0.3 * float(spread(gap, model)))
 
 
 class Drawn:
@@ -108,6 +133,22 @@ def test_where_chance_takes_the_bound_rates_move_from_one_half_if_that_is_cheap(
     assert width[1] < 0.8 * width[0]
     assert any("rates were moved" in note for note in narrow.report.notes)
     assert not any("rates were moved" in note for note in plain.report.notes)
+
+
+def test_each_fold_finds_its_own_way(monkeypatch):
+    ways = []
+
+    def recorded(around, start, end):
+        ways.append((len(around.objective.data[0][0]), start, end))
+        return _shortest_way(around, start, end)
+
+    monkeypatch.setattr("repairopt.sqp.confident._shortest_way", recorded)
+    Drawn().repaired(0.1)
+    assert [count for count, _, _ in ways][0] == 1500
+    assert len(ways) == 4
+    assert all(900 < count < 1100 for count, _, _ in ways[1:]), "without the rows of the fold"
+    moves = [end - start for _, start, end in ways]
+    assert all(not np.allclose(moves[0], move) for move in moves[1:])
 
 
 def test_where_it_is_dear_nothing_is_moved():

@@ -17,7 +17,7 @@ where it costs little (measured: the gap between two sets of drawn inputs within
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from repairopt.validity.rows import Folds
 from .filter import MET
 from .limits import Limit
 from .points import Surroundings
-from .reach import Reached
+from .reach import Reached, below_half, spread
 
 ROUNDS = 4  # of enlarging buffers
 MOST = 0.9  # share of a bound that its buffer may take
@@ -153,18 +153,10 @@ def run_confidently(
     objective = make(task, {}, {}, {}).objective
     most = objective.value(best.outcome.delta) * (1.0 + narrow)
     try:
-        around = make(task, best.buffers, best.margins, reaches)
-        first = attempt(task, around, best.outcome.delta)
-        if around.point(first.delta).missed > MET or objective.value(first.delta) > most:
-            return best
-        way = _shortest_way(around, best.outcome.delta, first.delta - best.outcome.delta)
-        # The way is found on all rows, or some folds would go towards 0 and some towards 1: the folds begin at points
-        # that owe a little to rows that they leave out, and claims of a narrowed repair are that much too good.
-        narrowed = search.rounds(reaches, [outcome.delta + way for outcome in best.outcomes])
+        narrowed = search.narrowed(reaches, best, attempt, lambda delta: objective.value(delta) <= most)
     except Stop:
         return best
-    affordable = objective.value(narrowed.outcome.delta) <= most
-    if not affordable or narrowed.lacks(task, limits) >= best.lacks(task, limits):
+    if narrowed is None or narrowed.lacks(task, limits) >= best.lacks(task, limits):
         return best
     names = ", ".join(f"'{name}'" for name in reaches)
     task.notes.append(
@@ -174,14 +166,20 @@ def run_confidently(
     return narrowed
 
 
-def _shortest_way(around: Surroundings, start: Array, way: Array) -> Array:
-    """About the shortest part of a way at whose end the limits are met: a first step may go far beyond them."""
+def _shortest_way(around: Surroundings, start: Array, end: Array) -> Array:
+    """About the first point on the way to an end at which the limits are met: a step may go far beyond them."""
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
+    for _ in range(HALVINGS if around.point(end).missed <= MET else 0):
         middle = (low + high) / 2
-        met = around.point(start + middle * way).missed <= MET
+        met = around.point(start + middle * (end - start)).missed <= MET
         low, high = (low, middle) if met else (middle, high)
-    return high * way
+    return start + high * (end - start)
+
+
+def _on_one_side(reaches: dict[str, Reached], limits: Sequence[Limit], predict: Any) -> dict[str, Reached]:
+    """The same, with the rates on the side of one half on which a network has them."""
+    gaps = {limit.name: limit.property for limit in limits}
+    return {name: replace(reach, below=below_half(gaps[name], predict)) for name, reach in reaches.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +203,26 @@ class _Search:
     division: Folds
     confidence: float
     leads: Sizes
+
+    def narrowed(
+        self, reaches: dict[str, Reached], best: Validated, attempt: Minimize, affordable: Callable[[Array], bool]
+    ) -> Validated | None:
+        """The best of the rounds with narrower intervals; None where no way there is found that can be afforded.
+
+        The run on all rows says on which side of one half the rates are to lie; each fold finds its own way there, so
+        that it owes nothing else to the rows that it leaves out.
+        """
+        starts, sided = [], reaches
+        for k, (part, begin) in enumerate(zip(self.tasks, best.outcomes, strict=True)):
+            around = self.make(part, best.buffers, best.margins, sided)
+            end = attempt(part, around, begin.delta).delta
+            if k == 0:
+                if around.point(end).missed > MET or not affordable(end):
+                    return None
+                sided = _on_one_side(reaches, self.limits, part.engine.predict(end))
+            starts.append(_shortest_way(around, begin.delta, end))
+        found = self.rounds(sided, starts)
+        return found if affordable(found.outcome.delta) else None
 
     def rounds(self, reaches: dict[str, Reached], starts: Sequence[Array | None]) -> Validated:
         """The best of the rounds from some points.
@@ -257,7 +275,7 @@ def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidenc
 
 
 def _too_wide(task: Task, limit: Limit, claim: Claim) -> bool:
-    return hasattr(limit.property, "spread") and 0 < REACH * limit.limit < _reach(task, limit, claim)
+    return hasattr(limit.property, "compared") and 0 < REACH * limit.limit < _reach(task, limit, claim)
 
 
 def _largest_reaches(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, Reached]:
@@ -266,9 +284,9 @@ def _largest_reaches(task: Task, limits: Sequence[Limit], found: Validated) -> d
     for limit, claim in zip(limits, found.claims, strict=True):
         if _too_wide(task, limit, claim) and _lacking(task, limit, claim) > TINY:
             with torch.no_grad():
-                spread = float(limit.property.spread(found.predict))
-            if spread > 0:
-                reaches[limit.name] = Reached(_reach(task, limit, claim) / spread, REACH * limit.limit)
+                size = float(spread(limit.property, found.predict))
+            if size > 0:
+                reaches[limit.name] = Reached(_reach(task, limit, claim) / size, REACH * limit.limit)
     return reaches
 
 
