@@ -134,6 +134,7 @@ METHODS: dict[str, Method] = {
     "SQP, far columns": sqp("far"),
     "SQP at 50 %, far columns": sqp("far", 0.5),
     "SQP at 95 %, far columns": sqp("far", CONFIDENCE),
+    "SQP, farthest column, half the bound": sqp("farthest", share=0.5, damping=1e-3),
     "SQP, offsets by group": sqp("offsets"),
     "SQP at 50 %, offsets by group": sqp("offsets", 0.5),
     "SQP at 50 %, automatic weights and offsets": sqp("auto with offsets", 0.5),
@@ -152,7 +153,9 @@ METHODS: dict[str, Method] = {
     "SQP on both halves, a tenth of the bounds": in_sight(0.9),
 }
 FURTHER = [
-    name for name in METHODS if name.startswith("SQP") and name.endswith(("weights", "columns", "by group", "typed"))
+    name
+    for name in METHODS
+    if name.startswith("SQP") and name.endswith(("weights", "columns", "by group", "typed", "half the bound"))
 ]
 FURTHER = [name for name in FURTHER if "automatic" not in name]
 FIRST_FURTHER, LAST_FURTHER = 20, 60  # splits; those before are the ones on which all methods are compared
@@ -169,7 +172,7 @@ def applies(name: str, case: Case) -> bool:
         return True
     if "offsets" in name:
         return case.kind == PARITY and not (case.confident or case.odds)
-    if "far columns" in name:
+    if "far columns" in name or "farthest" in name:
         return case.kind != PARITY and case.confident == ("95 %" in name)
     if "odds typed" in name:
         return case.odds
@@ -241,6 +244,7 @@ def quick_methods() -> dict[str, Method]:
             or "50 %" in name
             or "rates" in name
             or "odds typed" in name
+            or "farthest" in name
             or name.endswith("of the bounds")
         ):
             del found[name]

@@ -113,12 +113,21 @@ class Part:
         return OddsGap.observed(self.rows, self.labels, **options)
 
     @property
+    def distances(self) -> Tensor:
+        """How far the drawn inputs lie from the real rows in each column, in standard deviations of the rows."""
+        real, drawn = self.rows.float(), self.half.goal.samples.inputs.float()
+        return ((drawn.mean(0) - real.mean(0)).abs() / real.std(0)).nan_to_num(0.0)
+
+    @property
     def far_weights(self) -> list[Any]:
         """The chosen weights with the columns in which the drawn inputs lie far from the real rows."""
-        real, drawn = self.rows.float(), self.half.goal.samples.inputs.float()
-        off = (drawn.mean(0) - real.mean(0)).abs() > FAR * real.std(0)
-        columns = {self.case.task.column, *off.nonzero()[:, 0].tolist()}
+        columns = {self.case.task.column, *(self.distances > FAR).nonzero()[:, 0].tolist()}
         return [Inputs(sorted(columns)), *self.case.weights[1:]]
+
+    @property
+    def farthest_weights(self) -> list[Any]:
+        """The weights of the one column in which the drawn inputs lie farthest from the real rows."""
+        return [Inputs([int(self.distances.argmax())])]
 
     @property
     def with_offsets(self) -> GroupOffsets:

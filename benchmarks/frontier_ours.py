@@ -38,7 +38,13 @@ Method = Callable[[Case, int, Part], Iterator[Run]]  # of a case, split and repa
 
 
 def sqp(
-    weights: str, confidence: float | None = None, rate: float | None = None, *, typed_odds: bool = False
+    weights: str,
+    confidence: float | None = None,
+    rate: float | None = None,
+    *,
+    typed_odds: bool = False,
+    share: float | None = None,
+    **settings: float,
 ) -> Method:
     """The library's method: one call for each bound.
 
@@ -46,19 +52,23 @@ def sqp(
     the favorable rate, mean over the groups of the gap, is bounded too.
 
     Args:
-        weights: ``"chosen"``, ``"far"`` (with the columns in which drawn inputs lie far from the data), ``"offsets"``,
-            ``"auto"``, or ``"auto with offsets"``.
+        weights: ``"chosen"``, ``"far"`` (with the columns in which drawn inputs lie far from the data), ``"farthest"``
+            (the farthest of these columns alone), ``"offsets"``, ``"auto"``, or ``"auto with offsets"``.
         confidence: Of the method.
         rate: Largest favorable rate, or None.
         typed_odds: Whether the bound on the odds difference is the original's on all rows.
+        share: Of the bound on the gap, that its buffer takes; None for what the confidence asks for.
+        **settings: Of the method.
     """
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
         other = case.halves(split)[1]
         network = part.with_offsets if "offsets" in weights else case.task.network
-        chosen = {"chosen": case.weights, "far": part.far_weights, "offsets": "offsets"}.get(weights, "auto")
+        by_name = {"chosen": case.weights, "far": part.far_weights, "farthest": part.farthest_weights}
+        chosen = "offsets" if weights == "offsets" else by_name.get(weights, "auto")
         for typed in case.targets:
             bounds = part.bounds(typed=typed_odds)
+            buffer = None if share is None else {"gap": share * part.target(typed)}
             held_out = [] if confidence is None else [other.goal(typed), *other.bounds(typed=typed_odds)]
             started = time.process_time()
             repair = solve_repair(
@@ -68,7 +78,7 @@ def sqp(
                 data=(part.rows, part.labels),
                 held_out=held_out,
                 weights=chosen,
-                method=SQP(confidence=confidence),
+                method=SQP(confidence=confidence, buffer=buffer, **settings),  # type: ignore[arg-type]
                 seed=split,
             )
             seconds = time.process_time() - started

@@ -20,6 +20,7 @@ ALSO = (
     "SQP, far columns",
     "SQP at 50 %, far columns",
     "SQP at 95 %, far columns",
+    "SQP, farthest column, half the bound",
     "SQP, offsets by group",
     "SQP at 50 %, offsets by group",
     "SQP at 50 %, automatic weights and offsets",

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,13 @@ class ChangedLayer:
     bias: Tensor | None
     columns: slice | None
     bias_columns: slice | None
+
+    @cached_property
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of the layer that changed weights read, sorted; for each such weight its unit, and its input there."""
+        assert self.weight is not None
+        read, place = torch.unique(self.weight % self.module.in_features, return_inverse=True)
+        return read, self.weight // self.module.in_features, place
 
 
 def changed_layers(suffix: nn.Module, indices: Mapping[str, Tensor]) -> list[ChangedLayer] | None:
@@ -156,7 +164,9 @@ class LinearTape:
         for layer, x, signal in zip(self.layers, self.inputs, self._signals(own), strict=True):
             signal, x = signal.flatten(0, -2), x.flatten(0, -2)
             if layer.weight is not None:
-                total[layer.columns] = (signal.T @ x).flatten()[layer.weight]
+                read, unit, place = layer.read
+                x = x if len(read) == x.shape[1] else x.index_select(1, read)
+                total[layer.columns] = (signal.T @ x)[unit, place]
             if layer.bias is not None:
                 total[layer.bias_columns] = signal.sum(0)[layer.bias]
         return total
@@ -182,8 +192,8 @@ class LinearTape:
                 if not every:
                     x, signal = x[chosen], signal[chosen]
                 if layer.weight is not None:
-                    i, j = layer.weight // x.shape[1], layer.weight % x.shape[1]
-                    rows[place, layer.columns] = signal.index_select(1, i).mul_(x.index_select(1, j))
+                    read, unit, at = layer.read
+                    rows[place, layer.columns] = signal.index_select(1, unit).mul_(x.index_select(1, read[at]))
                 if layer.bias is not None:
                     rows[place, layer.bias_columns] = signal[:, layer.bias]
         return rows
