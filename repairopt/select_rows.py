@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,9 @@ class Strictest:
 
     def __post_init__(self) -> None:
         for what in ("positive", "negative"):
-            if not 0 <= getattr(self, what) <= 1:
-                raise SpecificationError(f"selection: {what}={getattr(self, what)} is not a share, 0 to 1.")
+            share = getattr(self, what)
+            if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
+                raise SpecificationError(f"selection: {what}={share!r} is not a share, a number from 0 to 1.")
         if self.order_positive not in ("tightest", "easiest") or self.order_negative not in ("cheap", "worst"):
             raise SpecificationError(
                 f"selection: order_positive={self.order_positive!r}, order_negative={self.order_negative!r}; choose "

@@ -83,5 +83,5 @@ def test_wrong_steps_are_named(step, text):
     toy, _ = quantized()
     with pytest.raises(SpecificationError, match=text):
         solve_repair(toy.model, toy.gap(), [toy.keep()], weights=["2.weight"], method=OnGrid(step=step, bits=6))
-    with pytest.raises(SpecificationError, match="bits=1; expected 2 to 16"):
+    with pytest.raises(SpecificationError, match="bits=1; expected a whole number, 2 or more, at most 16"):
         OnGrid(bits=1)

@@ -8,9 +8,11 @@ import torch
 from biased_task import Steps, task
 
 from repairopt import (
+    AtMostBroken,
     Bisection,
     Bound,
     ErrorRate,
+    FewWeights,
     FixLabels,
     Incremental,
     KeepLabels,
@@ -236,11 +238,21 @@ def test_cutting_planes_keep_to_their_limit_of_rows():
 @pytest.mark.parametrize(
     ("make", "snippet"),
     [
-        (lambda: Incremental(batch=0), "method Incremental: batch and max_rounds must be at least 1"),
+        (lambda: Incremental(batch=0), "method Incremental: batch=0; expected a whole number, 1 or more"),
+        (lambda: Incremental(max_rounds=2.5), "method Incremental: max_rounds=2.5; expected a whole number"),
+        (lambda: Incremental(max_rows="all"), "max_rows='all'; expected a whole number, 1 or more, or None"),
+        (lambda: Incremental(Strictest(positive="half")), "selection: positive='half' is not a share"),
         (lambda: Bisection(start="anywhere"), "start='anywhere'; choose optimum or random"),
-        pytest.param(lambda: Bisection(halvings=0), "method Bisection: halvings"),
+        (lambda: Bisection(halvings=0), "method Bisection: halvings=0; expected a whole number, 1 or more"),
+        (lambda: Bisection(tries="many"), "method Bisection: tries='many'; expected a whole number"),
         (lambda: Sequential(objective="loss"), "objective='loss'; choose from"),
-        (lambda: Sequential(buffer=-0.1), "method Sequential"),
+        (lambda: Sequential(buffer=-0.1), "method Sequential: buffer=-0.1; expected a number, 0 or more"),
+        (lambda: Sequential(penalty=0), "method Sequential: penalty=0; expected a number above 0"),
+        (lambda: Sequential(damping=None), "method Sequential: damping=None; expected a number above 0"),
+        (lambda: FewWeights(count=True), "method FewWeights: count=True; expected a whole number, 1 or more"),
+        (lambda: FewWeights(groups="filters"), "groups='filters'; choose one of weights, neurons, layers"),
+        (lambda: FewWeights(seconds="60"), "method FewWeights: seconds='60'; expected a number above 0"),
+        (lambda: AtMostBroken(count=-1), "method AtMostBroken: count=-1; expected a whole number, 0 or more, or None"),
         (
             lambda: repair(task(), "newton"),
             "method='newton'; choose auto, one_shot, incremental, bisection, sequential",

@@ -18,6 +18,7 @@ from repairopt.solve import Solution, Status
 from repairopt.specify import Source
 from repairopt.surrogate import Surrogate
 
+from .settings import Expected, check_settings
 from .task import Outcome, Task
 
 
@@ -84,8 +85,8 @@ class Incremental:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.max_rounds < 1:
-            raise SpecificationError("method Incremental: batch and max_rounds must be at least 1.")
+        count = Expected(1, whole=True)
+        check_settings(self, {"batch": count, "max_rounds": count, "max_rows": replace(count, none=True)})
 
     def run(self, task: Task) -> Outcome:
         """Solve, judge, add rows, again."""
@@ -156,8 +157,7 @@ class Bisection:
     tries: int = 20
 
     def __post_init__(self) -> None:
-        if self.halvings < 1 or self.tries < 1:
-            raise SpecificationError("method Bisection: halvings and tries must be at least 1.")
+        check_settings(self, dict.fromkeys(("halvings", "tries"), Expected(1, whole=True)))
         if self.start not in ("optimum", "random"):
             raise SpecificationError(f"method Bisection: start={self.start!r}; choose optimum or random.")
 

@@ -17,6 +17,7 @@ from repairopt.judge import Judgement
 from repairopt.linearize import Array
 from repairopt.program import Program
 
+from .settings import Expected, check_settings
 from .sparse_repair import Choosing
 from .task import Outcome, Task
 
@@ -42,8 +43,7 @@ class OnGrid(Choosing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.bits <= 16:
-            raise SpecificationError(f"method OnGrid: bits={self.bits}; expected 2 to 16.")
+        check_settings(self, {"bits": Expected(2, 16, whole=True)})
 
     def _formulate(self, task: Task, program: Program) -> IntegerProgram:
         step, codes = weight_grid(task.engine, self.step, self.bits)

@@ -18,9 +18,19 @@ from repairopt.solve import Status
 from repairopt.surrogate import Surrogate
 
 from .loss_sequence import loss_sequence
+from .settings import Expected, check_settings
 from .task import NO_INFLUENCE, Outcome, Task
 
 OBJECTIVES = ("auto", "property", "cross_entropy")
+NUMBERS = {
+    "max_steps": Expected(1, whole=True),
+    "buffer": Expected(),
+    "penalty": Expected(above=True),
+    "damping": Expected(above=True),
+    "restarts": Expected(whole=True),
+    "batch": Expected(1, whole=True),
+    "smallest_step": Expected(),
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,7 @@ class Sequential:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise SpecificationError(f"method Sequential: objective={self.objective!r}; choose from {OBJECTIVES}.")
-        if self.buffer < 0 or self.penalty <= 0 or self.damping <= 0 or self.max_steps < 1:
-            raise SpecificationError(
-                "method Sequential: buffer must not be negative; penalty, damping, max_steps above 0."
-            )
+        check_settings(self, NUMBERS)
 
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves."""

@@ -32,9 +32,16 @@ from repairopt.specify import SampleConstraint
 from repairopt.surrogate import Surrogate
 
 from .autoric import Method
+from .settings import Expected, check_settings
 from .task import NO_INFLUENCE, Outcome, Round, Task
 
 UNITS = ("weights", "neurons", "layers")
+NUMBERS = {
+    "batch": Expected(1, whole=True),
+    "max_rounds": Expected(1, whole=True),
+    "gap_tol": Expected(),
+    "seconds": Expected(above=True),
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,7 @@ class Choosing(ABC):
     solver: str | Solver | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.max_rounds < 1 or self.seconds <= 0:
-            raise SpecificationError(
-                f"method {type(self).__name__}: batch={self.batch}, max_rounds={self.max_rounds}, "
-                f"seconds={self.seconds}; expected batch and max_rounds of at least 1 and seconds above 0."
-            )
+        check_settings(self, NUMBERS)
 
     def run(self, task: Task) -> Outcome:
         """Choose, judge, add rows, again."""
@@ -147,11 +150,9 @@ class FewWeights(Choosing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.groups not in UNITS or self.count < 1:
-            raise SpecificationError(
-                f"method FewWeights: count={self.count!r}, groups={self.groups!r}; expected a count of at least 1 and "
-                f"one of {', '.join(UNITS)}."
-            )
+        check_settings(self, {"count": Expected(1, whole=True)})
+        if self.groups not in UNITS:
+            raise SpecificationError(f"method FewWeights: groups={self.groups!r}; choose one of {', '.join(UNITS)}.")
 
     def _formulate(self, task: Task, program: Program) -> IntegerProgram:
         return limit_changes(program, self.count, weight_groups(task.engine, self.groups))
@@ -187,8 +188,7 @@ class AtMostBroken(Choosing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count is not None and self.count < 0:
-            raise SpecificationError(f"method AtMostBroken: count={self.count}; expected 0 or more, or None.")
+        check_settings(self, {"count": Expected(whole=True, none=True)})
 
     def _formulate(self, task: Task, program: Program) -> IntegerProgram:
         margins = zip(task.constraints, task.required, strict=True)
