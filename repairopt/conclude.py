@@ -132,6 +132,7 @@ def _held_out_claims(prepared: Prepared, repaired: nn.Module, confidence: float)
         limit = getattr(known, "limit", None) if hasattr(known, "property") else getattr(known, "target", None)
         if limit is not None and getattr(prop, "statistical", True):
             options: Any = {"confidence": confidence, "source": "held-out data"}
+            options["original"] = original if getattr(known, "relative", False) else None
             found.append(make_claim(item.name, prop, float(limit), now, **options))
     return [claim for claim in found if claim is not None]
 

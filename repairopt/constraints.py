@@ -255,6 +255,7 @@ class Bound:
         buffer: Taken off the limit in the linearized row.
         weight: None for a hard row, or the price of a violation.
         name: What rows and report call it; the property's name unless given.
+        relative: Whether the limit was taken from the original network; set where that happens.
     """
 
     property: Property
@@ -263,6 +264,7 @@ class Bound:
     buffer: float = 0.0
     weight: float | None = None
     name: str = ""
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -273,8 +275,9 @@ class Bound:
         bounded: Any = self.property
         if hasattr(bounded, "anchor"):
             bounded = bounded.anchor(predict)
-        limit = self.limit if self.limit is not None else float(bounded.value(predict)) + self.slack
-        return replace(self, property=bounded, limit=limit)
+        if self.limit is not None:
+            return replace(self, property=bounded)
+        return replace(self, property=bounded, limit=float(bounded.value(predict)) + self.slack, relative=True)
 
     def margins(self, predict: Predict) -> Tensor:
         """``limit - value``, shape ``(1,)``."""

@@ -64,7 +64,7 @@ STAGES = [
     ("known programs", "problems"),
     ("write the change into a copy", "apply"),
     ("the true network judges, during a repair and after it", "judge verify"),
-    ("whether bounds hold on new data", "validity.rows validity.claims"),
+    ("whether bounds hold on new data", "validity.rows validity.paired validity.claims"),
     ("a repair in progress", "methods.task methods.subtask"),
     (
         "typed bounds: limits, objectives, points, steps, the filter, the sequence",

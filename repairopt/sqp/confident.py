@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repairopt.evaluate import Engine
+from repairopt.evaluate import Engine, Remembering
 from repairopt.intervals import normal_quantile
 from repairopt.judge import Stop
 from repairopt.linearize import Array
@@ -246,7 +246,7 @@ class _Search:
                     raise
             deltas = [outcome.delta for outcome in outcomes]
             stitched = Stitched(task.engine, self.division, deltas[1:])
-            claims = _claims(self.limits, stitched, self.confidence)
+            claims = _claims(task, self.limits, stitched, self.confidence)
             found = Validated(outcomes, dict(buffers), dict(margins), claims, stitched)
             if best is None or found.lacks(task, self.limits) <= best.lacks(task, self.limits):
                 best = found
@@ -257,10 +257,12 @@ class _Search:
         return best
 
 
-def _claims(limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[Claim, ...]:
+def _claims(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[Claim, ...]:
     found = []
+    original = Remembering(task.engine)
     for limit in limits:
         options: Any = {"confidence": confidence, "source": "cross-validation"}
+        options["original"] = original if limit.relative else None
         claim = make_claim(limit.name, limit.property, limit.limit, predict, **options)
         assert claim is not None
         found.append(claim)
@@ -270,23 +272,27 @@ def _claims(limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[C
 def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> bool:
     """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network."""
     open_limits = [limit for limit in limits if _is_statistical(limit.property)]
-    claims = _claims(open_limits, predict, confidence)
-    return any(_too_wide(task, limit, claim) for limit, claim in zip(open_limits, claims, strict=True))
+    return any(_own_reach(task, limit, predict, confidence) > REACH * max(0.0, limit.limit) for limit in open_limits)
 
 
-def _too_wide(task: Task, limit: Limit, claim: Claim) -> bool:
-    return hasattr(limit.property, "compared") and 0 < REACH * limit.limit < _reach(task, limit, claim)
+def _own_reach(task: Task, limit: Limit, predict: Any, confidence: float) -> float:
+    """How far chance alone may move a gap, whatever its limit is; 0 of what is no gap, or has no limit above 0."""
+    if not hasattr(limit.property, "compared") or limit.limit <= 0:
+        return 0.0
+    interval = limit.property.interval(predict, 2.0 * confidence - 1.0)
+    return float(interval.high - interval.value) * _widening(task, limit)
 
 
 def _largest_reaches(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, Reached]:
     """Of limits whose intervals leave the gap itself too little of the bound, how wide they may be."""
     reaches = {}
     for limit, claim in zip(limits, found.claims, strict=True):
-        if _too_wide(task, limit, claim) and _lacking(task, limit, claim) > TINY:
-            with torch.no_grad():
+        with torch.no_grad():
+            own = _own_reach(task, limit, found.predict, claim.confidence)
+            if own > REACH * limit.limit and _lacking(task, limit, claim) > TINY:
                 size = float(spread(limit.property, found.predict))
-            if size > 0:
-                reaches[limit.name] = Reached(_reach(task, limit, claim) / size, REACH * limit.limit)
+                if size > 0:
+                    reaches[limit.name] = Reached(own / size, REACH * limit.limit)
     return reaches
 
 

@@ -68,6 +68,7 @@ class Limit:
         limit: Its largest value.
         buffer: Taken off the limit in the rows.
         margin: Logits by which labelled points must lead to count as right, in values and slopes.
+        relative: Whether the limit is the original network's value, which is another one on other samples.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Limit:
     limit: float
     buffer: float = 0.0
     margin: float = 0.0
+    relative: bool = False
 
     @functools.cached_property
     def aim(self) -> float:
@@ -199,7 +201,8 @@ def collect_limits(
         if isinstance(constraint, Bound):
             assert constraint.limit is not None
             buffer = buffers.get(constraint.name, every) + constraint.buffer
-            limits.append(Limit(constraint.name, constraint.property, constraint.limit, buffer))
+            options: Any = {"relative": constraint.relative}
+            limits.append(Limit(constraint.name, constraint.property, constraint.limit, buffer, **options))
         elif not isinstance(constraint, SampleConstraint):
             limits.append(Limit(constraint.name, _Margin(constraint), 0.0, buffers.get(constraint.name, every)))
     unknown = sorted(set(buffers) - {""} - {limit.name for limit in limits})

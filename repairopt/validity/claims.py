@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 from typing import Any
 
-from repairopt.intervals import Interval
+from repairopt.intervals import Interval, normal_quantile
 from repairopt.specify import Predict
+
+from .paired import paired_error
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Claim:
             is shown already, infinite where the value itself is above the limit.
         never: Whether the samples are too few to ever show the bound, even if the value were 0.
         source: Which data: ``"cross-validation"``, ``"held-out data"``.
+        relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
+            that of the difference of the two values, which on other samples are both others.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Claim:
     rows: float | None
     never: bool
     source: str
+    relative: bool = False
 
     @property
     def met(self) -> bool:
@@ -43,10 +48,11 @@ class Claim:
     def __str__(self) -> str:
         ends = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
         share = f"{100 * self.confidence:.4g} %"
+        limit = f"limit {self.limit:.4f}" + (" of the original" if self.relative else "")
         if self.confidence <= 0.5:
             result = "met" if self.met else "not met"
-            return f"{self.name}: {self.interval.value:.4f} on {self.source}, limit {self.limit:.4f}: {result}"
-        text = f"{self.name}: {self.interval.value:.4f} on {self.source} ({ends}), limit {self.limit:.4f}: "
+            return f"{self.name}: {self.interval.value:.4f} on {self.source}, {limit}: {result}"
+        text = f"{self.name}: {self.interval.value:.4f} on {self.source} ({ends}), {limit}: "
         if self.met:
             return text + f"met with {share} confidence"
         if self.interval.value > self.limit:
@@ -58,7 +64,16 @@ class Claim:
         return text + f"not shown with {share} confidence{never}{few}"
 
 
-def make_claim(name: str, prop: Any, limit: float, predict: Predict, *, confidence: float, source: str) -> Claim | None:
+def make_claim(
+    name: str,
+    prop: Any,
+    limit: float,
+    predict: Predict,
+    *,
+    confidence: float,
+    source: str,
+    original: Predict | None = None,
+) -> Claim | None:
     """A claim about a property, or None where it has no ``interval``.
 
     Args:
@@ -68,6 +83,7 @@ def make_claim(name: str, prop: Any, limit: float, predict: Predict, *, confiden
         predict: The network, or networks, that are measured.
         confidence: One-sided.
         source: Which data.
+        original: The original network, where the limit is its value on the same samples.
 
     Returns:
         The claim.
@@ -75,12 +91,23 @@ def make_claim(name: str, prop: Any, limit: float, predict: Predict, *, confiden
     if not hasattr(prop, "interval"):
         return None
     interval = prop.interval(predict, 2.0 * confidence - 1.0)
+    relative = original is not None
+    if original is not None:
+        error = paired_error(prop, predict, original)
+        interval = interval if error is None else _of_difference(interval, error, confidence)
     reach = interval.high - interval.value  # half the width would be too little where the lower end is cut off at 0
     rows: float | None = None
     if interval.high > limit:
         rows = inf if interval.value >= limit else ceil(interval.count * (reach / (limit - interval.value)) ** 2)
     least = reach * sqrt(_least_share(interval))
-    return Claim(name, limit, interval, confidence, rows, limit > 0 and least >= limit, source)
+    return Claim(name, limit, interval, confidence, rows, limit > 0 and least >= limit, source, relative)
+
+
+def _of_difference(interval: Interval, error: float, confidence: float) -> Interval:
+    """As wide as a standard error of the difference says; that is no less than one sample's worth."""
+    reach = normal_quantile(confidence) * max(error, 1.0 / interval.count)
+    low = max(min(0.0, interval.low), interval.value - reach)
+    return replace(interval, low=low, high=interval.value + reach, method="jackknife of the difference")
 
 
 def _least_share(interval: Interval) -> float:
