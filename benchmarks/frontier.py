@@ -134,7 +134,7 @@ METHODS: dict[str, Method] = {
     "SQP, far columns": sqp("far"),
     "SQP at 50 %, far columns": sqp("far", 0.5),
     "SQP at 95 %, far columns": sqp("far", CONFIDENCE),
-    "SQP, farthest column, half the bound": sqp("farthest", share=0.5, damping=1e-3),
+    "SQP, farthest column, half the bound": sqp("farthest", share=0.5, damping=1e-3, smallest_fall=0.02),
     "SQP, offsets by group": sqp("offsets"),
     "SQP at 50 %, offsets by group": sqp("offsets", 0.5),
     "SQP at 50 %, automatic weights and offsets": sqp("auto with offsets", 0.5),

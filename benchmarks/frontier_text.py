@@ -21,12 +21,12 @@ Weights. "Chosen": the column of the protected input and the last two layers. "F
 the mean of the drawn inputs is more than two standard deviations of the real rows away from theirs (census: capital
 gain, capital loss and country; bank: age, balance and pdays). "Farthest column": the weights of the one of these that
 lies farthest away, and no others (census: capital loss; bank: balance); "half the bound": with half of each bound typed
-as its buffer, `SQP(confidence=None, buffer={{"gap": ...}}, damping=0.001)`, in place of cross-validation. "Offsets by
-group": no weight of the network, but one number for each value of the protected input and each output, which
-`GroupOffsets` adds; thresholds by group, as weights. "Automatic": what `weights="auto"` takes; "and offsets": of the
-network with them. The rows with far columns and with offsets were added when all others had been seen, and that with
-the farthest column after them: which column, buffer and damping were settled on divisions 0 to 9 and 20 to 39 with the
-held-out halves in sight.
+as its buffer in place of cross-validation, less damping and an earlier stop: `SQP(confidence=None, damping=0.001,
+smallest_fall=0.02, buffer={{"gap": ...}})`. "Offsets by group": no weight of the network, but one number for each value
+of the protected input and each output, which `GroupOffsets` adds; thresholds by group, as weights. "Automatic": what
+`weights="auto"` takes; "and offsets": of the network with them. The rows with far columns and with offsets were added
+when all others had been seen, and that with the farthest column after them: its column and settings were chosen on
+divisions 0 to 9 and 20 to 39 with the held-out halves in sight.
 
 A sweep runs with 5 prices of the sampled gap or 6 of the parity gap, looked at after 150 and 300 steps of Adam, or 10
 and 30 iterations of L-BFGS. It fits on three quarters of the repair half, chooses on the last quarter the most

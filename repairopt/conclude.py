@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .apply import apply
-from .evaluate import Engine, Remembering
+from .evaluate import Remembering
 from .judge import Judge, Judgement
 from .linearize import anchor, margins_at
 from .methods.task import Outcome, Task
@@ -20,7 +20,7 @@ from .prepare import Prepared
 from .report import Report, Trust, Verdict
 from .solve import Status
 from .validity.claims import Claim, make_claim
-from .verify import Verification, verify
+from .verify import Verification, both_networks, verify
 from .versions import library_versions
 
 CONFIDENCE = 0.95  # of claims about held-out data
@@ -77,6 +77,8 @@ def conclude_repair(
     task, where = prepared.task, prepared.location
     final = _settle(task, outcome, shrink, stopped)
     repaired, delta = apply(prepared.model, where, final.delta)
+    options: Any = {"forward_fn": prepared.forward_fn, "memory_limit": prepared.memory_limit}
+    both = both_networks(prepared.model, repaired, known=task.judge.original_outputs, **options)
     with task.timed("verify"):
         initial = task.engine.initial.double().cpu().numpy()
         verification = verify(
@@ -84,8 +86,7 @@ def conclude_repair(
             repaired,
             prepared.specification,
             change=(initial, final.delta),
-            forward_fn=prepared.forward_fn,
-            memory_limit=prepared.memory_limit,
+            both=both,
         )
     report = Report(
         verdict=_verdict(verification, outcome, final),
@@ -101,7 +102,7 @@ def conclude_repair(
         gave_way=outcome.gave_way,
         infeasible=task.infeasible,
         prices=outcome.prices,
-        claims=(*outcome.claims, *_held_out_claims(prepared, repaired, confidence)),
+        claims=(*outcome.claims, *_held_out_claims(prepared, both, confidence)),
         buffers=outcome.buffers,
         margins=outcome.margins,
         trust=_trust(task, outcome, final),
@@ -118,13 +119,12 @@ def conclude_repair(
     return Repair(repaired, delta, report)
 
 
-def _held_out_claims(prepared: Prepared, repaired: nn.Module, confidence: float) -> list[Claim]:
+def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], confidence: float) -> list[Claim]:
     """What held-out data say of goal and bounds, where they know their sampling error."""
     held_out = prepared.specification.held_out
     if not held_out:
         return []
-    original = Remembering(Engine(prepared.model, forward_fn=prepared.forward_fn))
-    now = Remembering(Engine(repaired, forward_fn=prepared.forward_fn))
+    original, now = both
     found = []
     for item in held_out:
         known = anchor(item, original)

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from .network.check_model import accepts, check_model, check_outputs, check_positions, shadow
 from .network.linear_tape import ChangedLayer, LinearTape, changed_layers
+from .network.replace_weights import Replaceable
 from .network.split_graph import Split, split_at
 from .network.still_rows import StillRows, columns_read, moved_rows
 from .specify import Predict
@@ -123,7 +124,7 @@ class Engine:
         self._ready = False
         self._takes_integers = False
         self._suffix: nn.Module = self._caller
-        self._constants: dict[str, Tensor] = {}
+        self._replaceable: Replaceable | None = None
         self._frontiers: dict[tuple[object, ...], tuple[Tensor, int, tuple[Tensor, ...]]] = {}
         self._cached_bytes = 0
         self._layers: list[ChangedLayer] | None = None
@@ -138,10 +139,10 @@ class Engine:
     @property
     def initial(self) -> Tensor:
         """The ``n`` chosen weights as they are in the model."""
-        parts = [self._initial[name].flatten()[ix] for name, ix in self.indices.items()]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype, device=self.device)
+        empty = torch.zeros(0, dtype=self.dtype, device=self.device)
+        return torch.cat([empty, *(self._initial[name].flatten()[ix] for name, ix in self.indices.items())])
 
-    @property
+    @cached_property
     def scale(self) -> Tensor:
         """Natural size of a change of each weight, ``(n,)`` in float64: ``max(|weight|, rms of its parameter)``.
 
@@ -313,8 +314,8 @@ class Engine:
     def run(self, weights: Mapping[str, Tensor], part: tuple[Tensor, ...]) -> Tensor:
         """Outputs ``(B, k)`` from activations ``part`` at the frontier, with the named parameters replaced."""
         self.evaluations += part[0].shape[0]
-        given = {f"model.{name}": value for name, value in weights.items()}
-        return functional_call(self._suffix, {**self._constants, **given}, part)
+        assert self._replaceable is not None
+        return self._replaceable.run(weights, part)
 
     def widest(self, inputs: Tensor) -> int:
         """The most numbers that one layer after the frontier makes for each sample."""
@@ -384,13 +385,8 @@ class Engine:
         names = {f"model.{name}" for name in self.indices}
         self._split = split_at(self._caller, names, few) if names else None
         self._suffix = self._caller if self._split is None else self._split.suffix
-        changed = {id(p) for name, p in self._caller.named_parameters() if name in names}
-        self._constants = {  # a changed parameter under a second name is left to the tie
-            name: value.detach()
-            for source in (self._suffix.named_parameters, self._suffix.named_buffers)
-            for name, value in source()
-            if id(value) not in changed
-        }
         self._layers = changed_layers(self._suffix, self.indices)
         self._columns = None if self.exact else columns_read(self._suffix, self._layers)
+        changed = {name: p for name, p in self._caller.model.named_parameters() if name in self.indices}
+        self._replaceable = Replaceable(self._suffix, changed)
         self._ready = True

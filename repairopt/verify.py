@@ -5,7 +5,7 @@ Runs both networks anew, whole, from the repaired copy of the model; nothing tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,6 +139,28 @@ class Verification:
         return self.measures[0].after
 
 
+def both_networks(
+    original: nn.Module,
+    repaired: nn.Module,
+    *,
+    forward_fn: ForwardFunction | None = None,
+    memory_limit: int = 2**30,
+    known: Mapping[tuple[object, ...], Tensor] | None = None,
+) -> tuple[Remembering, Remembering]:
+    """Both networks as functions that run each set of inputs once.
+
+    Args:
+        original: The network before.
+        repaired: The network after; always run anew, on engines of its own.
+        forward_fn: As given to the repair.
+        memory_limit: Bytes for activations.
+        known: Outputs of the original network, by the identity of the inputs.
+    """
+    options: Any = {"forward_fn": forward_fn, "memory_limit": memory_limit}
+    before = Remembering(Engine(original, **options), None, dict(known or {}))
+    return before, Remembering(Engine(repaired, **options))
+
+
 def verify(
     original: nn.Module,
     repaired: nn.Module,
@@ -147,6 +169,7 @@ def verify(
     change: tuple[Array, Array] | None = None,
     forward_fn: ForwardFunction | None = None,
     memory_limit: int = 2**30,
+    both: tuple[Remembering, Remembering] | None = None,
 ) -> Verification:
     """Measure both networks on the whole specification.
 
@@ -157,13 +180,13 @@ def verify(
         change: ``(initial weights, delta)``, ``(n,)`` each, for the constraints on the change.
         forward_fn: As given to the repair.
         memory_limit: Bytes for activations.
+        both: The networks as functions, from :func:`both_networks`, where others use what they remember too.
 
     Returns:
         Measures, checks and counts. "Checked on N inputs" is not "proved".
     """
-    before = Remembering(Engine(original, forward_fn=forward_fn, memory_limit=memory_limit))
-    after = Remembering(Engine(repaired, forward_fn=forward_fn, memory_limit=memory_limit))
-    both = (before, after)
+    both = both or both_networks(original, repaired, forward_fn=forward_fn, memory_limit=memory_limit)
+    before, after = both
     spec = specification
     measures = [_measure(both, spec.goal, False, float(spec.goal.target))]
     measures += [_measure(both, watched, False, None) for watched in spec.watch]

@@ -21,7 +21,8 @@ STAGES = [
     ),
     (
         "run the network: batches, many weight vectors, memory",
-        "network.split_graph network.check_model network.linear_tape network.still_rows evaluate",
+        "network.split_graph network.check_model network.replace_weights network.linear_tape network.still_rows "
+        "evaluate",
     ),
     ("named inputs in one tensor, offsets by group", "huggingface group_offsets"),
     ("derivatives without a matrix", "network.differentiate network.whiten"),

@@ -99,11 +99,18 @@ class SoftmaxLoss:
         self.engine, self.data, self.share, self.ridge, self.seed = engine, list(data), share, ridge, seed
         self.scale = engine.scale.cpu().numpy()
         self.count = sum(len(inputs) for inputs, _ in data)
+        self._last = (b"", 0.0)
         original = engine.predict()
         self.original = [torch.softmax(original(x), -1) if share else None for x, _ in data]
 
     def value(self, delta: Array) -> float:
-        """Mean over all samples."""
+        """Mean over all samples; that at the last change is remembered."""
+        key = delta.tobytes()
+        if key != self._last[0]:
+            self._last = (key, self._value(delta))
+        return self._last[1]
+
+    def _value(self, delta: Array) -> float:
         predict, total = self.engine.predict(delta), 0.0
         for (inputs, labels), wanted in zip(self.data, self.original, strict=True):
             outputs = predict(inputs)
