@@ -32,6 +32,7 @@ class Case:
         odds: Whether the equalized odds difference must not rise.
         confident: Whether the bound is to hold on new data with ``CONFIDENCE``.
         splits: Divisions of a full run.
+        timed: Whether its bars ask for seconds.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     odds: bool = False
     confident: bool = False
     splits: int = 10
+    timed: bool = False
 
     @property
     def weights(self) -> list[Any]:
@@ -201,7 +203,7 @@ def cases() -> dict[str, Case]:
     known = tasks()
     gender, bank = known["M1 gender"], known["M2 age"]
     found = [
-        Case("gender, sampled", gender, "sampled", (0.07, 0.02, 0.01)),
+        Case("gender, sampled", gender, "sampled", (0.07, 0.02, 0.01), timed=True),
         Case("gender, parity", gender, PARITY, (0.10, 0.05, 0.03)),
         Case("gender, parity and odds", gender, PARITY, (0.05,), odds=True),
         Case("race, parity", known["M1 race, observed"], PARITY, (0.5,), relative=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from frontier_cases import Case, Part, Predictor, cases
 from repairopt import SQP, solve_repair
 
 NAN = float("nan")
+REPEATS = 3  # of calls whose seconds are judged; the least is taken, because what else a machine does only adds
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +72,20 @@ def sqp(
             bounds = part.bounds(typed=typed_odds)
             buffer = None if share is None else {"gap": share * part.target(typed)}
             held_out = [] if confidence is None else [other.goal(typed), *other.bounds(typed=typed_odds)]
-            started = time.process_time()
-            repair = solve_repair(
-                network,
-                part.goal(typed),
-                bounds if rate is None else [*bounds, part.favorable(rate)],
-                data=(part.rows, part.labels),
-                held_out=held_out,
-                weights=chosen,
-                method=SQP(confidence=confidence, buffer=buffer, **settings),  # type: ignore[arg-type]
-                seed=split,
-            )
-            seconds = time.process_time() - started
+            seconds = math.inf
+            for _ in range(REPEATS if case.timed and chosen != "auto" else 1):
+                started = time.process_time()
+                repair = solve_repair(
+                    network,
+                    part.goal(typed),
+                    bounds if rate is None else [*bounds, part.favorable(rate)],
+                    data=(part.rows, part.labels),
+                    held_out=held_out,
+                    weights=chosen,
+                    method=SQP(confidence=confidence, buffer=buffer, **settings),  # type: ignore[arg-type]
+                    seed=split,
+                )
+                seconds = min(seconds, time.process_time() - started)
             extra = {"weights": repair.report.location.size, "rounds": len(repair.report.rounds)}
             claims = [claim for claim in repair.report.claims if claim.source == "cross-validation"]
             if claims:  # those from the held-out half would hold there by being made there

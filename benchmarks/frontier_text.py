@@ -7,7 +7,8 @@ HEADER = """# Typed bounds on fairness
 Made by `python benchmarks/frontier.py`; every run in `frontier.csv`. Networks and data of the AutoRIC paper. Fitted
 on one half of the rows (and of the sampled inputs), all figures from the other half; means over the splits with
 standard errors, where the two directions of a division count as one draw ({counts}). One thread; CPU seconds of the
-call, for a sweep those of all its runs and the choice. "Sampled" is the gap on the published sample sets, "parity"
+call (of three equal ones the least, where a bar is set in seconds and the weights are not chosen automatically), for a
+sweep those of all its runs and the choice. "Sampled" is the gap on the published sample sets, "parity"
 the gap on real rows, "odds" the equalized odds difference, "recall" that of the rare class. Targets of race and age
 bands are half of the gap that the repair half had. SQP runs with `confidence=None` where means are judged, and with
 `confidence=0.95` where a bound has to hold on new data; there the call is given the held-out half, of which it reads
