@@ -78,7 +78,7 @@ def conclude_repair(
     final = _settle(task, outcome, shrink, stopped)
     repaired, delta = apply(prepared.model, where, final.delta)
     options: Any = {"forward_fn": prepared.forward_fn, "memory_limit": prepared.memory_limit}
-    both = both_networks(prepared.model, repaired, known=task.judge.original_outputs, **options)
+    both = both_networks(prepared.model, repaired, **options)
     with task.timed("verify"):
         initial = task.engine.initial.double().cpu().numpy()
         verification = verify(

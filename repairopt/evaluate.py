@@ -77,11 +77,9 @@ class Predictor:
 class Remembering(Predictor):
     """A predictor that runs each set of inputs once and remembers its outputs, by the identity of the inputs."""
 
-    def __init__(
-        self, engine: Engine, delta: Any = None, outputs: dict[tuple[object, ...], Tensor] | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, delta: Any = None) -> None:
         super().__init__(engine, engine.as_delta(delta), frozen=True)
-        self.outputs = {} if outputs is None else outputs
+        self.outputs: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
@@ -128,6 +126,7 @@ class Engine:
         self._frontiers: dict[tuple[object, ...], tuple[Tensor, int, tuple[Tensor, ...]]] = {}
         self._cached_bytes = 0
         self._layers: list[ChangedLayer] | None = None
+        self.writes_into_outputs = False  # whether an operation behind a changed layer works in place
         self._columns: Tensor | None = None
         self._still: dict[tuple[object, ...], tuple[Tensor, int, StillRows | None]] = {}
         self._known: OrderedDict[bytes, dict[tuple[object, ...], tuple[Tensor, int, Any]]] = OrderedDict()

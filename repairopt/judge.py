@@ -104,7 +104,6 @@ class Judge:
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
         self._labelled = labelled_data([*constraints, goal])
         self.count = 0
-        self.original_outputs: dict[tuple[object, ...], Tensor] = {}  # by the identity of the inputs
         self.original = self(np.zeros(engine.n))
         self.best = self.original
         self.deadline = deadline
@@ -117,7 +116,7 @@ class Judge:
         """
         self.check_time()
         self.count += 1
-        predict = Remembering(self.engine, delta, None if self.count > 1 else self.original_outputs)
+        predict = Remembering(self.engine, delta)
         goal = goal_value(self.goal, predict)
         margins = margins_at(predict, self.constraints)
         counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]

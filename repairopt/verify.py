@@ -5,7 +5,7 @@ Runs both networks anew, whole, from the repaired copy of the model; nothing tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,20 +145,17 @@ def both_networks(
     *,
     forward_fn: ForwardFunction | None = None,
     memory_limit: int = 2**30,
-    known: Mapping[tuple[object, ...], Tensor] | None = None,
 ) -> tuple[Remembering, Remembering]:
-    """Both networks as functions that run each set of inputs once.
+    """Both networks as functions that run each set of inputs once, on engines of their own.
 
     Args:
         original: The network before.
-        repaired: The network after; always run anew, on engines of its own.
+        repaired: The network after.
         forward_fn: As given to the repair.
         memory_limit: Bytes for activations.
-        known: Outputs of the original network, by the identity of the inputs.
     """
     options: Any = {"forward_fn": forward_fn, "memory_limit": memory_limit}
-    before = Remembering(Engine(original, **options), None, dict(known or {}))
-    return before, Remembering(Engine(repaired, **options))
+    return Remembering(Engine(original, **options)), Remembering(Engine(repaired, **options))
 
 
 def verify(

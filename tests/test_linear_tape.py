@@ -68,6 +68,8 @@ def test_activations_that_are_written_over_do_no_harm(small_inputs):
     for model in (plain.eval(), written.eval()):
         engine = engine_of(model, WEIGHTS["all layers"])
         found.append(tape_of(engine, small_inputs, engine.as_delta(None)).pull_back(cotangent))
+        assert engine.writes_into_outputs == (model is written), "seen at the first pass, and remembered"
+        assert torch.equal(tape_of(engine, small_inputs, engine.as_delta(None)).pull_back(cotangent), found[-1])
     assert torch.equal(*found)
 
 

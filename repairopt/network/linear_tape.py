@@ -122,24 +122,36 @@ class LinearTape:
         self.engine, self.layers, self.change, self.still = engine, layers, change, still
         self.inputs: list[Tensor] = [torch.empty(0)] * len(layers)
         self.behind: list[Tensor] = [torch.empty(0)] * len(layers)
-        hooks = [layer.module.register_forward_hook(self._recorder(k)) for k, layer in enumerate(layers)]
-        try:
-            with torch.enable_grad():
-                self.graph = engine.run(engine.weights(change), part)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        written = engine.writes_into_outputs
+        if not written:
+            try:
+                self._run(part, copied=False)
+            except RuntimeError:  # such as an operation in place on a leaf of the graph
+                written = True
+            written = written or any(z._version for z in self.behind)
+        if written:
+            self._run(part, copied=True)
+            engine.writes_into_outputs = True
         self.outputs = self.graph.detach() if still is None else still.outputs(self.graph.detach())
         count = self.graph.shape[0]
         self.flat = all(x.ndim == 2 and x.shape[0] == count for x in self.inputs)
 
-    def _recorder(self, k: int) -> Any:
+    def _run(self, part: tuple[Tensor, ...], *, copied: bool) -> None:
+        hooks = [layer.module.register_forward_hook(self._recorder(k, copied)) for k, layer in enumerate(self.layers)]
+        try:
+            with torch.enable_grad():
+                self.graph = self.engine.run(self.engine.weights(self.change), part)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _recorder(self, k: int, copied: bool) -> Any:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self.inputs[k] = args[0].detach()
             if not output.requires_grad:
                 output.requires_grad_()
             self.behind[k] = output
-            return output.clone()  # what follows may write into it
+            return output.clone() if copied else output  # what follows may write into it
 
         return record
 
