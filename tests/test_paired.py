@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import SQP, Bound, ErrorRate, GroupGap, MissRate, OddsGap, solve_repair
+from repairopt import SQP, Bound, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap, solve_repair
 from repairopt.validity.claims import make_claim
 from repairopt.validity.paired import paired_error
 
@@ -72,6 +72,20 @@ def test_properties_that_hold_no_samples_or_few_have_none():
     labels = torch.zeros(50, dtype=torch.long)
     assert paired_error(Own(), answers(labels), answers(labels)) is None
     assert paired_error(few, answers(labels), answers(labels)) is None
+
+
+def test_a_value_of_the_original_that_never_moves_leaves_the_interval_of_the_property():
+    count = 1000
+    before, moved = drawn(count, 3, 0.5, 0.01)
+    after = torch.where(moved.bool(), 1 - before, before)
+    flips = FlipRate(torch.arange(count)[:, None].float(), before).anchor(answers(before))
+    assert float(flips.value(answers(before))) == 0.0
+    assert paired_error(flips, answers(after), answers(before)) is None
+    options = {"confidence": 0.95, "source": "held-out data"}
+    plain = make_claim("flips", flips, 0.0, answers(after), **options)
+    assert (
+        make_claim("flips", flips, 0.0, answers(after), original=answers(before), **options).interval == plain.interval
+    )
 
 
 def test_a_part_without_rows_of_a_group_has_none():

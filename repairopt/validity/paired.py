@@ -34,7 +34,8 @@ def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int 
         groups: Number of groups of samples.
 
     Returns:
-        The error; None where the property does not hold its samples as the library's own do, or they are few.
+        The error; None where the property does not hold its samples as the library's own do, they are few, or the
+        original's value is the same on all parts of them.
     """
     given = _by_position(prop)
     if given is None or len(given[1]) < 2 * groups:
@@ -43,17 +44,19 @@ def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int 
     with torch.no_grad():
         both = predict(inputs), original(inputs)
         group = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)) % groups
-        changes = []
+        parts = []
         for left_out in range(groups):
             keep = group != left_out
             try:
                 part: Any = own.where(lambda _, keep=keep: keep)
-                now, before = (float(part.value(lambda rows, known=known: known[rows[:, 0]])) for known in both)
+                parts.append([float(part.value(lambda rows, known=known: known[rows[:, 0]])) for known in both])
             except SpecificationError:  # a part without rows of some group or class
                 return None
-            changes.append(now - before)
-    spread = np.asarray(changes)
-    return float(np.sqrt((groups - 1) / groups * np.sum((spread - spread.mean()) ** 2)))
+    now, before = np.asarray(parts).T
+    if not np.ptp(before):  # a bound that does not move, such as that there are no flips
+        return None
+    changes = now - before
+    return float(np.sqrt((groups - 1) / groups * np.sum((changes - changes.mean()) ** 2)))
 
 
 def _by_position(prop: Any) -> tuple[Any, Tensor] | None:
