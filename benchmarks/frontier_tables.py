@@ -329,12 +329,15 @@ def reading(records: Sequence[Record]) -> list[str]:
             text = f"{method}, parity 0.10, 0.05, 0.03: {ahead} points ahead of the best sweep in hindsight "
             lines.append(text + f"(aim +0.20), {behind} points behind the thresholds by group (aim 0.10).")
     for method in OURS_CONFIDENT:
-        own = [run for run in records if run["method"] == method and "odds" not in run["case"]]
-        claimed = [run for run in own if run.get("claimed") == 1]
-        held = sum(all_met(run) for run in claimed)
+        counts = []
+        for odds in (False, True):
+            own = [run for run in records if run["method"] == method and ("odds" in run["case"]) == odds]
+            claimed = [run for run in own if run.get("claimed") == 1]
+            counts.append(f"{sum(all_met(run) for run in claimed)} of {len(claimed)} times")
         lines.append(
-            f"{method}, one bound: where cross-validation claims with 95 % confidence that it is met, the held-out "
-            f"value is within it {held} of {len(claimed)} times; that value is a sample too, with an error of its own."
+            f"{method}: where cross-validation claims with 95 % confidence that a bound is met, the held-out value is "
+            f"within it {counts[0]}; that value is a sample too, with an error of its own. Both parity and odds, the "
+            f"one a number, the other the original's value: {counts[1]}."
         )
     odds = select(records, "gender, parity", SWEEPS[0], 0.05)
     if odds:
