@@ -28,7 +28,8 @@ class Claim:
         never: Whether the samples are too few to ever show the bound, even if the value were 0.
         source: Which data: ``"cross-validation"``, ``"held-out data"``.
         relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
-            that of the difference of the two values, which on other samples are both others.
+            that of the difference of the two values, which on other samples are both others. Where that cannot be
+            measured (see :func:`repairopt.validity.paired.paired_error`), it is that of the property alone.
     """
 
     name: str
