@@ -91,7 +91,7 @@ class Linearization:
             key = identity(constraint.inputs)
             if key not in moved:
                 moved[key] = self.outputs[key] + tangent(self.engine, constraint.inputs, self.delta, step)
-            found.append(_margins_of(constraint, moved[key]))
+            found.append(margins_of_samples(constraint, moved[key]))
         return tuple(found)
 
     def rows(self, picks: Picks) -> Rows:
@@ -133,7 +133,7 @@ class Linearization:
             soft: Any = getattr(constraint, "soft_margins", constraint.margins)
             pick = torch.as_tensor(index)
             return jacobian(self.engine, lambda p: soft(p).reshape(-1)[pick], self.delta)[1].cpu().numpy()
-        samples, p = _samples(constraint), self._width(c)
+        samples, p = samples_in(constraint), self._width(c)
         chosen = samples[torch.as_tensor(index // p)]
         outputs = self.outputs[identity(constraint.inputs)]
         leaf = outputs[chosen.to(outputs.device)].detach().clone().requires_grad_()
@@ -147,19 +147,19 @@ class Linearization:
     def samples(self, c: int) -> int:
         """Number of samples that constraint ``c`` speaks of; its margins where it is not by sample."""
         constraint = self.constraints[c]
-        return len(_samples(constraint)) if isinstance(constraint, SampleConstraint) else len(self.margins[c])
+        return len(samples_in(constraint)) if isinstance(constraint, SampleConstraint) else len(self.margins[c])
 
     def _width(self, c: int) -> int:
         """Margins of each sample."""
         constraint = self.constraints[c]
-        return len(self.margins[c]) // max(1, len(_samples(constraint)))
+        return len(self.margins[c]) // max(1, len(samples_in(constraint)))
 
     def _source(self, c: int, index: int) -> Source:
         constraint = self.constraints[c]
         if not isinstance(constraint, SampleConstraint):
             return Source(constraint.name, -1, f"margin {index}" if len(self.margins[c]) > 1 else "")
         width = self._width(c)
-        sample = int(_samples(constraint)[index // width])
+        sample = int(samples_in(constraint)[index // width])
         describe: Any = getattr(constraint, "describe", lambda s, i: f"margin {i}" if width > 1 else "")
         return Source(constraint.name, sample, describe(sample, index % width))
 
@@ -205,7 +205,7 @@ def margins_at(predict: Predict, constraints: Sequence[Constraint]) -> tuple[Arr
     found = []
     for constraint in constraints:
         if isinstance(constraint, SampleConstraint):
-            values = _margins_of(constraint, predict(constraint.inputs))
+            values = margins_of_samples(constraint, predict(constraint.inputs))
         else:
             values = _checked(constraint, constraint.margins(predict))
         found.append(values)
@@ -223,13 +223,13 @@ def anchor(constraint: Any, predict: Predict) -> Any:
     return constraint.anchor(predict) if hasattr(constraint, "anchor") else constraint
 
 
-def _samples(constraint: Any) -> Tensor:
+def samples_in(constraint: Any) -> Tensor:
     samples = getattr(constraint, "samples", None)
     return torch.arange(constraint.inputs.shape[0]) if samples is None else samples.cpu()
 
 
-def _margins_of(constraint: SampleConstraint, outputs: Tensor) -> Array:
-    samples = _samples(constraint)
+def margins_of_samples(constraint: SampleConstraint, outputs: Tensor) -> Array:
+    samples = samples_in(constraint)
     margins = constraint.margins_of(outputs[samples.to(outputs.device)], samples)
     if margins.ndim != 2 or margins.shape[0] != len(samples):
         raise SpecificationError(

@@ -110,7 +110,7 @@ def prepare_repair(
         SpecificationError: Goal, constraints or data are malformed.
     """
     started, cpu = time.perf_counter(), time.process_time()
-    specification = _specification(goal, constraints, target, held_out, watch)
+    specification = make_specification(goal, constraints, target, held_out, watch)
     seconds: dict[str, float] = {}
     where = localize(
         model, weights, goal=specification.goal, constraints=specification.on_outputs, forward_fn=forward_fn, seed=seed
@@ -118,7 +118,7 @@ def prepare_repair(
     seconds["localize"] = time.perf_counter() - started
     engine = Engine(model, where.indices, forward_fn=forward_fn, memory_limit=memory_limit)
     check_way(convexify)
-    repeated = _repeated_rows(specification, data)
+    repeated = repeated_rows(specification, data)
     task = _task(
         engine,
         specification,
@@ -130,7 +130,7 @@ def prepare_repair(
         solver=solver,
         isolate=isolate,
         feasibility_tol=feasibility_tol,
-        data=_labelled(data),
+        data=labelled_pairs(data),
         new_counts=_new_counts(engine, specification),
         seed=seed,
         progress=progress,
@@ -142,9 +142,9 @@ def prepare_repair(
     return Prepared(model, specification, where, task, forward_fn, memory_limit, started, cpu)
 
 
-def _repeated_rows(spec: Specification, data: Any) -> str:
+def repeated_rows(spec: Specification, data: Any) -> str:
     """A warning where held-out rows stand in the repair data too; empty where none do."""
-    own = [x for item in (spec.goal, *spec.on_outputs) for x in _inputs_of(item)] + [x for x, _ in _labelled(data)]
+    own = [x for item in (spec.goal, *spec.on_outputs) for x in _inputs_of(item)] + [x for x, _ in labelled_pairs(data)]
     held_out = [x for item in spec.held_out for x in _inputs_of(item)]
     counts = {x.data_ptr(): (overlap(own, [x]), len(x)) for x in held_out}  # statements may share rows: the most counts
     count, total = max(counts.values(), default=(0, 0))
@@ -168,7 +168,7 @@ def _inputs_of(item: Any) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else []
 
 
-def _specification(goal: Any, constraints: Any, target: float | None, held_out: Any, watch: Any) -> Specification:
+def make_specification(goal: Any, constraints: Any, target: float | None, held_out: Any, watch: Any) -> Specification:
     if callable(goal) and not hasattr(goal, "value"):
         goal = CallableProperty(goal, 0.0 if target is None else float(target))
     elif target is not None:
@@ -212,7 +212,7 @@ def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
     return found
 
 
-def _labelled(data: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+def labelled_pairs(data: Any) -> tuple[tuple[Tensor, Tensor], ...]:
     """``(inputs, labels)``, a dataset or loader of pairs, or a list of these, checked."""
     if is_dataset(data):
         return (check_labelled("data", data, None, integers=True),)
