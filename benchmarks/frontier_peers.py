@@ -14,8 +14,8 @@ from frontier_cases import CONFIDENCE, Case, Part
 from protocol import FAVORABLE
 from torch import Tensor, nn
 
-from repairopt.intervals import normal_quantile
 from repairopt.localize import localize
+from repairopt.specify import normal_quantile
 
 TEMPERATURE = 0.5  # of the softmax in the penalty
 BATCH = 512  # rows, and inputs of each group, in a step of Adam

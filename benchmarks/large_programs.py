@@ -22,12 +22,9 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 import torch
 
-from repairopt.program import Program
-from repairopt.solve import solve
-from repairopt.surrogate import LowRankHessian
-from repairopt.working_sets.relaxation import certified_gap
-from repairopt.working_sets.row_oracles import DenseRows, FeatureRows
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.program import LowRankHessian, Program, solve, solve_working_set
+from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.working_sets.row_oracles import DenseRows, FeatureRows
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 LIMIT = 60  # CPU seconds for all rows at once

@@ -23,10 +23,9 @@ sys.path.insert(0, str(FOLDER.parent / "tests"))
 
 from integer_instances import broken_samples, singles, sparse_change  # noqa: E402
 
-from repairopt.choices.incumbent import find_incumbent  # noqa: E402
-from repairopt.choices.integer_program import IntegerProgram, allow_broken, limit_changes  # noqa: E402
-from repairopt.choices.mixed_integer import groups_bound, relaxation_bound, solve_integer  # noqa: E402
-from repairopt.solve import solve  # noqa: E402
+from repairopt.program import IntegerProgram, allow_broken, limit_changes, solve, solve_integer  # noqa: E402
+from repairopt.program.integer.incumbent import find_incumbent  # noqa: E402
+from repairopt.program.integer.mixed_integer import groups_bound, relaxation_bound  # noqa: E402
 from repairopt.solvers import SCIP  # noqa: E402
 
 GAP = 0.01

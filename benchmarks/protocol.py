@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from real_networks import FeedForward, halves, load  # noqa: E402
 
-from repairopt import Bound, GroupGap, KeepLabels, MissRate, Neurons, Strictest  # noqa: E402
+from repairopt import Bound, GroupGap, KeepLabels, MissRate, Neurons, Strictest
 
 FAVORABLE = 0  # in both data sets; also the rare class
 DRAWN = 5_000  # inputs for each group, as many as half a published sample set

@@ -15,11 +15,11 @@ import numpy as np
 from large_programs import box, correlated, dense_case, wide_case
 
 from repairopt import FixLabels, Incremental, OneShot, solve_repair
-from repairopt.methods.sequential import Sequential
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, find_solver
-from repairopt.working_sets.row_oracles import DenseRows, LinearizedRows, RowOracle
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.methods import Sequential
+from repairopt.program import Kind, Program, Solution, solve_working_set
+from repairopt.program.backends import find_solver
+from repairopt.program.working_sets.row_oracles import DenseRows, RowOracle
+from repairopt.surrogate import LinearizedRows
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent / "tests"))

@@ -18,10 +18,8 @@ from typing import Any
 import environment  # noqa: F401  (one thread)
 import torch
 
-from repairopt.choices.incumbent import find_incumbent
-from repairopt.choices.integer_program import IntegerProgram, allow_broken, limit_changes
-from repairopt.choices.mixed_integer import solve_integer
-from repairopt.solve import solve
+from repairopt.program import IntegerProgram, allow_broken, limit_changes, solve, solve_integer
+from repairopt.program.integer.incumbent import find_incumbent
 from repairopt.solvers import CVXPY, SCIP, Gurobi, Pyomo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -49,7 +47,7 @@ def named(kind: str, size: int) -> str:
 
 
 def made(kind: str, size: int) -> IntegerProgram:
-    """The program, by repairopt.choices."""
+    """The program, by repairopt.program.integer."""
     from integer_instances import broken_samples, singles, sparse_change
 
     if kind == "few":

@@ -14,11 +14,10 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 from solver_instances import linear, quadratic
 
-from repairopt.program import Program
-from repairopt.solve import solve
+from repairopt.program import Program, solve
+from repairopt.program.attempt import check_convex
+from repairopt.program.recheck import recheck
 from repairopt.solvers import CVXPY, DAQP, PIQP, Clarabel, HiGHS, Pyomo, as_cvxpy, as_pyomo
-from repairopt.solving.recheck import recheck
-from repairopt.solving.run_solver import check_convex
 
 Record = dict[str, Any]
 SIZES = [(24, 200, 100), (222, 2_000, 7), (222, 50_000, 2)]  # weights, rows, rounds
@@ -80,7 +79,7 @@ CASES: dict[str, tuple[Any, Callable[[Program], Any], Callable[[int, int], Any]]
 
 
 def overhead(quick: bool = False) -> list[Record]:
-    """CPU seconds of the native call, the back end, :func:`repairopt.solve.solve`, and the core's checks alone."""
+    """CPU seconds of the native call, the back end, :func:`repairopt.program.solve`, and the core's checks alone."""
     found = []
     for n, m, rounds in QUICK if quick else SIZES:
         for name, (backend, native, make) in CASES.items():

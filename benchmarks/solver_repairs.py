@@ -12,7 +12,7 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 from solver_instances import DATA
 
-from repairopt.solve import solve
+from repairopt.program import solve
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

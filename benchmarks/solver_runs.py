@@ -24,12 +24,11 @@ import torch
 from solver_instances import Built, Instance, instances
 
 from repairopt.errors import RepairError
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, available_solvers, preferred_solvers, solve
-from repairopt.solving.recheck import objective_scale
-from repairopt.working_sets.relaxation import certified_gap
-from repairopt.working_sets.row_oracles import DenseRows
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.program import Kind, Program, Solution, solve, solve_working_set
+from repairopt.program.backends import available_solvers, preferred_solvers
+from repairopt.program.recheck import objective_scale
+from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.working_sets.row_oracles import DenseRows
 
 Record = dict[str, Any]
 DEFAULT, BY_ROWS = "default", "rows + "

@@ -23,10 +23,10 @@ import torch
 from protocol import Task, measure, tasks
 from torch import nn
 
-import repairopt.prepare
+import repairopt.pipeline.prepare
 from repairopt import CARE, ErrorRate, Incremental, KeepLabels, Sequential, SurrogateSettings, solve_repair
-from repairopt.evaluate import Engine
 from repairopt.localize import localize
+from repairopt.network import Engine
 from repairopt.surrogate import fit_surrogate
 
 BUFFER = 0.004
@@ -103,14 +103,14 @@ def repair_table(splits: int, processes: int) -> str:
 
 def floor_table(task: Task, splits: int, repeats: int) -> str:
     """The network evaluations that the repair made, at the measured rate, and the ratio to it."""
-    repairopt.prepare.Engine = Recorded
+    repairopt.pipeline.prepare.Engine = Recorded
     census_repair(task, 0, Sequential(buffer=BUFFER))  # warm
     evaluations, seconds = [], []
     for split in range(splits):
         ENGINES.clear()
         seconds.append(census_repair(task, split, Sequential(buffer=BUFFER))[0])
         evaluations.append(ENGINES[0].evaluations)
-    repairopt.prepare.Engine = Engine
+    repairopt.pipeline.prepare.Engine = Engine
     half = task.part(*task.indices(0)[0])
     engine = Engine(task.network, localize(task.network, task.weights).indices)
     inputs, zero = half.goal.samples.inputs, np.zeros(engine.n)

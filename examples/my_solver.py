@@ -26,9 +26,8 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 
 from repairopt import KeepLabels, solve_repair
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status, solve
-from repairopt.testing import check_solver
+from repairopt.interfaces.testing import check_solver
+from repairopt.program import Kind, Program, Solution, Status, solve
 
 
 # %%

@@ -24,20 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from repairopt import ErrorRate, FixLabels, GroupGap, KeepLabels, Repair, solve_repair
-from repairopt.patches import (
-    AuditLog,
-    MissingExtraError,
-    Patch,
-    WrongBaseError,
-    apply_all,
-    export_lora,
-    export_onnx,
-    find_conflicts,
-    fingerprint,
-    record_repair,
-    revert_all,
-    verify_log,
-)
+from repairopt.errors import MissingExtraError, WrongBaseError
+from repairopt.patches import AuditLog, Patch, export_onnx, fingerprint, verify_log
+from repairopt.patches.audit import record_repair
+from repairopt.patches.lora_export import export_lora
+from repairopt.patches.stack import apply_all, find_conflicts, revert_all
 
 # %% [markdown]
 # ## The model in production

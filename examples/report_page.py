@@ -18,10 +18,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; a network this small gains nothing from more
 
 from repairopt import GroupGap, KeepLabels, Repair, solve_repair
-from repairopt.html_report import write_html
-from repairopt.pictures.evidence import save_evidence
-from repairopt.pictures.style import picture_bytes
-from repairopt.problems import loan_decisions
+from repairopt.compare.tasks import loan_decisions
+from repairopt.report.html_file import write_html
+from repairopt.report.pictures.evidence import save_evidence
+from repairopt.report.pictures.style import picture_bytes
 
 FEATURES = ["income", "savings", "age", "years at address", "household", "group"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; a network this small gains nothing from more
 
 from repairopt import GroupGap, KeepLabels, Repair, solve_repair
-from repairopt.problems import loan_decisions
-from repairopt.track import Log, report_metrics, track_rounds
+from repairopt.compare.tasks import loan_decisions
+from repairopt.interfaces.track import Log, report_metrics, track_rounds
 
 
 def repaired(log: Log) -> Repair:

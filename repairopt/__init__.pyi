@@ -1,6 +1,4 @@
-from .calibrate_margin import CalibratedMargin, calibrate_margin
-from .conclude import Repair
-from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
+from .compare import CalibratedMargin, Frontier, FrontierPoint, Unmet, calibrate_margin, explain_unmet, trace_frontier
 from .errors import (
     ModelError,
     ProgramError,
@@ -11,30 +9,45 @@ from .errors import (
     SpecificationError,
     UnsupportedError,
 )
-from .formulate import RepairProgram, formulate_repair
-from .frontier import Frontier, FrontierPoint, trace_frontier
-from .group_metrics import GroupMetrics
-from .group_offsets import GroupOffsets
-from .html_report import write_html
-from .language.bind import BoundStatement, bind_statement
-from .language.row_sets import Data, RowSet
-from .language.statements import Statement, parse
-from .localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
-from .localize import Location
-from .methods.autoric import Bisection, Incremental, OneShot
-from .methods.grid_repair import OnGrid
-from .methods.sequential import Sequential
-from .methods.sparse_repair import AtMostBroken, FewWeights, MostFixed
-from .methods.sqp import SQP
-from .out_of_reach import Unmet, explain_unmet
-from .pipeline import solve_repair
-from .program import Kind, Program
-from .properties import AccuracyDrop, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap
-from .report import Report, Verdict
-from .select_rows import Strictest
-from .solve import Solution, Status, available_solvers
-from .specify import Constraint, Property, Specification
-from .surrogate import SurrogateSettings
+from .interfaces.specfile.language.bind import BoundStatement, bind_statement
+from .interfaces.specfile.language.row_sets import Data, RowSet
+from .interfaces.specfile.language.statements import Statement, parse
+from .localize import CARE, Gradient, Inputs, Layers, Location, Neurons
+from .methods import (
+    SQP,
+    AtMostBroken,
+    Bisection,
+    FewWeights,
+    GroupOffsets,
+    Incremental,
+    MostFixed,
+    OneShot,
+    OnGrid,
+    Sequential,
+)
+from .pipeline import RepairProgram, formulate_repair, solve_repair
+from .program import Kind, Program, Solution, Status, available_solvers
+from .report import Repair, Report, Verdict, write_html
+from .specify import (
+    AccuracyDrop,
+    Bound,
+    ChangeLimit,
+    Constraint,
+    ErrorRate,
+    FixLabels,
+    FlipRate,
+    GroupGap,
+    GroupMetrics,
+    KeepLabels,
+    KeepOutputs,
+    LinearRows,
+    MissRate,
+    OddsGap,
+    OutputBounds,
+    Property,
+    Specification,
+)
+from .surrogate import Strictest, SurrogateSettings
 
 __all__ = [
     "SQP",

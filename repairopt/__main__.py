@@ -1,5 +1,5 @@
 """``python -m repairopt``: the command line."""
 
-from .commandline.main import main
+from repairopt.interfaces.commandline.main import main
 
 main()

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from repairopt.errors import UnsupportedError
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status
+from repairopt.program import Kind, Program, Solution, Status
 
 from .highs_banner import quiet_highs
 from .matrices import sparse_rows

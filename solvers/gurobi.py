@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from repairopt.program import Array, Kind, Program
-from repairopt.solve import Solution, Status
+from repairopt.program import Array, Kind, Program, Solution, Status
 
 from .matrices import sparse_hessian, sparse_rows
 

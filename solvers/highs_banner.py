@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from repairopt.solving.native_output import native_output
+from repairopt.program import native_output
 
 _made = False
 

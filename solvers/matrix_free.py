@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repairopt.program import Array, Kind, Program
-from repairopt.solve import Solution, Status
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.program import Array, Kind, Program, Solution, Status, solve_working_set
 
 from .active_set import System, active_set
 from .choice import rank

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status
+from repairopt.program import Kind, Program, Solution, Status
 
 from .choice import rank
 from .matrices import dense_bytes, dense_rows, sparse_bytes, sparse_hessian, sparse_rows

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status
+from repairopt.program import Kind, Program, Solution, Status
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 from hypothesis import strategies as st
 
-from repairopt.problems import INF
 from repairopt.program import Program
+from repairopt.program.known_programs import INF
 
 
 def exact_margin(program, multipliers):

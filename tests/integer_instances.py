@@ -7,8 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from repairopt.program import Program
-from repairopt.solve import solve
+from repairopt.program import Program, solve
 
 
 def sparse_change(n: int, seed: int = 0, rows: int = 100, rank: int = 8, linear: bool = False) -> Program:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from repairopt import FixLabels, KeepLabels, Location, Program
-from repairopt.apply import apply
-from repairopt.evaluate import Engine
-from repairopt.linearize import Linearization, anchor, linearize
-from repairopt.surrogate import LowRankHessian
-from repairopt.working_sets.row_oracles import FeatureRows, LinearizedRows
-from repairopt.working_sets.working_set import WorkingSetSolution, solve_working_set
+from repairopt.localize import apply
+from repairopt.network import Engine
+from repairopt.program import LowRankHessian, solve_working_set
+from repairopt.program.working_sets.row_oracles import FeatureRows
+from repairopt.program.working_sets.working_set import WorkingSetSolution
+from repairopt.specify import anchor
+from repairopt.surrogate import Linearization, LinearizedRows, linearize
 
 BOX = 3.0  # largest change of any weight, as published
 FIXED, TUNED = 100, 1100  # images below the first are repaired, those below the second are for choosing settings

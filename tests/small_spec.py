@@ -6,14 +6,13 @@ import csv
 from pathlib import Path
 
 import torch
-from biased_task import ramps
-from biased_task import task as biased
+from biased_task import ramps, task as biased
 
 from repairopt.patches import save_weights
 
 SPEC = """\
 model:
-  factory: repairopt.specfile.networks:mlp
+  factory: repairopt.interfaces.specfile.networks:mlp
   arguments: {sizes: [2, 4, 2]}
   weights: weights.safetensors
 data:

@@ -11,13 +11,10 @@ from biased_task import task
 from torch import nn
 
 from repairopt import Bisection, Incremental, KeepLabels, OneShot, Strictest, SurrogateSettings, Verdict, solve_repair
-from repairopt.evaluate import Engine
-from repairopt.linearize import anchor, linearize, margins_at
-from repairopt.propagation.counterexamples import Search, attack
-from repairopt.propagation.zonotope import certified_radius
-from repairopt.robustness import CertifiedRadius
-from repairopt.specify import CallableProperty
-from repairopt.surrogate import Surrogate, fit_surrogate
+from repairopt.network import Engine, Search, attack
+from repairopt.network.sets.zonotope import certified_radius
+from repairopt.specify import CallableProperty, CertifiedRadius, anchor, margins_at
+from repairopt.surrogate import Surrogate, fit_surrogate, linearize
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -6,10 +6,9 @@ import torch
 from sample_networks import CASES, Tied, chain
 from torch import nn
 
-from repairopt.apply import apply
 from repairopt.errors import ModelError
-from repairopt.evaluate import Engine
-from repairopt.localize import Location, localize
+from repairopt.localize import Location, apply, localize
+from repairopt.network import Engine
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

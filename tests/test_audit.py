@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from biased_task import task
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from repairopt import solve_repair
-from repairopt.patches import AuditError, AuditLog, fingerprint, record_repair, verify_log
+from repairopt.errors import AuditError
+from repairopt.patches import AuditLog, fingerprint, verify_log
+from repairopt.patches.audit import record_repair
 
 
 @pytest.fixture

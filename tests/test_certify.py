@@ -3,18 +3,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from repairopt.certificates.certify import Certificate, CertificateVerdict, certify
-from repairopt.certificates.dual_bound import dual_bound
-from repairopt.certificates.exact_check import exact_bound
-from repairopt.certificates.rational import round_up
 from repairopt.errors import ProgramError
-from repairopt.problems import INF, dense_quadratic, known_programs, linear
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status, available_solvers, solve
-from repairopt.solving.recheck import objective_scale
+from repairopt.program import Kind, Program, Solution, Status, known_programs, solve
+from repairopt.program.backends import available_solvers
+from repairopt.program.certificates.certify import Certificate, CertificateVerdict, certify
+from repairopt.program.certificates.dual_bound import dual_bound
+from repairopt.program.certificates.exact_check import exact_bound
+from repairopt.program.certificates.rational import round_up
+from repairopt.program.known_programs import INF, dense_quadratic, linear
+from repairopt.program.recheck import objective_scale
 
 OPTIMAL, FEASIBLE = CertificateVerdict.OPTIMAL, CertificateVerdict.FEASIBLE
 

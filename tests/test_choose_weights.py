@@ -8,12 +8,12 @@ import torch
 from scipy.optimize import LinearConstraint, minimize
 from torch import nn
 
-from repairopt import SQP, GroupGap, KeepLabels, Verdict, choose_weights, solve_repair
-from repairopt.program import Kind
-from repairopt.solve import Solution, Status
-from repairopt.sqp.confident import cannot_be_shown
-from repairopt.sqp.expected_gain import DAMPING, GainModel, steepest_sides
-from repairopt.sqp.limits import Limit, Lines
+from repairopt import SQP, GroupGap, KeepLabels, Verdict, solve_repair
+from repairopt.methods import GainModel, cannot_be_shown, steepest_sides
+from repairopt.methods.sqp.expected_gain import DAMPING
+from repairopt.methods.sqp.limits import Limit, Lines
+from repairopt.pipeline import weight_choice as choose_weights
+from repairopt.program import Kind, Solution, Status
 
 
 def random_model(seed, limits=3, n=12, rows=30):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from small_spec import SPEC, write_spec
 
-from repairopt.commandline.main import cli, main
+from repairopt.interfaces.commandline.main import cli, main
+from repairopt.interfaces.commandline.runs.results import RESULTS
+from repairopt.interfaces.commandline.runs.schemas import schema_text
+from repairopt.interfaces.specfile.networks import mlp
 from repairopt.patches import load_weights, save_weights
-from repairopt.runs.results import RESULTS
-from repairopt.runs.schemas import schema_text
-from repairopt.specfile.networks import mlp
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -72,7 +72,7 @@ def run_json(run):
 
 def test_help_loads_neither_torch_nor_pydantic():
     code = (
-        "import sys\nfrom repairopt.commandline.main import main\n"
+        "import sys\nfrom repairopt.interfaces.commandline.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([n for n in ('torch', 'numpy', 'pydantic', 'yaml', 'pandas') if n in sys.modules])"
     )

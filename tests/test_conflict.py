@@ -2,19 +2,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from infeasible_programs import infeasible_at, proves
 
-from repairopt.certificates.certify import farkas_certificate, least_violation
-from repairopt.certificates.conflict import Conflict, Member, explain_conflict, restricted
-from repairopt.certificates.elastic import row_violations
-from repairopt.certificates.farkas import check_ray
 from repairopt.errors import ProgramError, SolverError
-from repairopt.problems import INF, conflicting_rows, known_programs, linear
-from repairopt.program import Program
-from repairopt.solve import Status, available_solvers, solve
-from repairopt.specify import Source
+from repairopt.program import Conflict, Program, Source, Status, explain_conflict, known_programs, solve
+from repairopt.program.backends import available_solvers
+from repairopt.program.certificates.conflict import Member, restricted
+from repairopt.program.certificates.elastic import least_violation, row_violations
+from repairopt.program.certificates.farkas import check_ray, farkas_certificate
+from repairopt.program.known_programs import INF, conflicting_rows, linear
 
 INFEASIBLE = [p for p in known_programs() if p.status is Status.INFEASIBLE and p.program.integer is None]
 

@@ -5,11 +5,22 @@ import pytest
 import torch
 from scipy import sparse
 
-from repairopt.constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
 from repairopt.errors import SpecificationError
-from repairopt.judge import allowed_samples, broken_samples
-from repairopt.linearize import anchor, margins_at
-from repairopt.properties import ErrorRate, MissRate
+from repairopt.specify import (
+    Bound,
+    ChangeLimit,
+    ErrorRate,
+    FixLabels,
+    KeepLabels,
+    KeepOutputs,
+    LinearRows,
+    MissRate,
+    OutputBounds,
+    allowed_samples,
+    anchor,
+    broken_samples,
+    margins_at,
+)
 
 OUTPUTS = torch.tensor([[2.0, 1.0, 0.5], [0.0, 3.0, 1.0], [1.0, 1.5, 4.0], [5.0, 0.0, 1.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 0, 2])  # the first two right, the others wrong

@@ -23,8 +23,8 @@ from repairopt import (
     SpecificationError,
     solve_repair,
 )
-from repairopt.convert_data import to_tensors
-from repairopt.robustness import AdversarialError, CertifiedRadius
+from repairopt.network import to_tensors
+from repairopt.specify import AdversarialError, CertifiedRadius
 
 
 class Pairs(Dataset):

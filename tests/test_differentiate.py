@@ -7,9 +7,7 @@ from sample_networks import CASES
 from torch import nn
 
 from repairopt.errors import ProgramError, SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.network import differentiate
-from repairopt.network.differentiate import hessian, jacobian, pull_back, sample_rows, tangent
+from repairopt.network import Engine, differentiate, hessian, jacobian, pull_back, sample_rows, tangent
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 STEP = 1e-6

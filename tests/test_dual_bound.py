@@ -3,13 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repairopt.certificates.certify import CertificateVerdict, certify
-from repairopt.certificates.dual_bound import curvature_deficit, dual_bound
-from repairopt.certificates.exact_check import exact_bound
-from repairopt.problems import INF, dense_quadratic
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status, available_solvers, solve
-from repairopt.surrogate import LowRankHessian
+from repairopt.program import Kind, LowRankHessian, Program, Solution, Status, solve
+from repairopt.program.backends import available_solvers
+from repairopt.program.certificates.certify import CertificateVerdict, certify
+from repairopt.program.certificates.dual_bound import curvature_deficit, dual_bound
+from repairopt.program.certificates.exact_check import exact_bound
+from repairopt.program.known_programs import INF, dense_quadratic
 
 OPTIMAL, FEASIBLE = CertificateVerdict.OPTIMAL, CertificateVerdict.FEASIBLE
 SOLVERS = ["clarabel", "daqp", "highs", "piqp"]

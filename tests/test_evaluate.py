@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 from repairopt.errors import ModelError
-from repairopt.evaluate import Engine, Remembering
-from repairopt.judge import is_constant
+from repairopt.network import Engine, Remembering
+from repairopt.verify.judge import is_constant
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

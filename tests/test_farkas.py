@@ -3,18 +3,16 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from infeasible_programs import barely_feasible, exact_margin, infeasible_at, proves
 
-from repairopt.certificates.certify import CertificateVerdict, certify, farkas_certificate
-from repairopt.certificates.conflict import explain_conflict
-from repairopt.certificates.farkas import check_ray
-from repairopt.certificates.rational import as_fractions
 from repairopt.errors import ProgramError
-from repairopt.problems import INF, conflicting_rows, known_programs
-from repairopt.program import Program
-from repairopt.solve import Solution, Status, available_solvers, solve
+from repairopt.program import Program, Solution, Status, explain_conflict, known_programs, solve
+from repairopt.program.backends import available_solvers
+from repairopt.program.certificates.certify import CertificateVerdict, certify
+from repairopt.program.certificates.farkas import check_ray, farkas_certificate
+from repairopt.program.certificates.rational import as_fractions
+from repairopt.program.known_programs import INF, conflicting_rows
 
 INFEASIBLE = [p for p in known_programs() if p.status is Status.INFEASIBLE and p.program.integer is None]
 

@@ -5,8 +5,8 @@ import pytest
 from biased_task import task
 
 from repairopt import SpecificationError, Verdict, formulate_repair, solve_repair
-from repairopt.methods.autoric import OneShot
-from repairopt.solve import Status, solve
+from repairopt.methods import OneShot
+from repairopt.program import Status, solve
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from biased_task import task
 from torch import nn
 
 from repairopt import ErrorRate, Frontier, FrontierPoint, GroupGap, SpecificationError, trace_frontier
-from repairopt.threshold_frontier import threshold_frontier
+from repairopt.methods import threshold_frontier
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from repairopt import (
     available_solvers,
     solve_repair,
 )
-from repairopt.evaluate import Engine
-from repairopt.methods.grid_repair import weight_grid
+from repairopt.methods.choosing.on_grid import weight_grid
+from repairopt.network import Engine
 
 pytestmark = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 

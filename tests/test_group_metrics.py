@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from repairopt import GroupGap, OddsGap, SpecificationError, group_metrics
+from repairopt import GroupGap, OddsGap, SpecificationError
 from repairopt.errors import MissingExtraError
-from repairopt.group_metrics import GroupMetrics
+from repairopt.specify import GroupMetrics
+from repairopt.specify.groups import metrics as group_metrics
 
 
 def drawn(seed: int):

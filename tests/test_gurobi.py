@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from repairopt.errors import SolverError
-from repairopt.problems import conflicting_rows, linear
-from repairopt.program import Program
-from repairopt.solve import Status, solve
+from repairopt.program import Program, Status, solve
+from repairopt.program.known_programs import conflicting_rows, linear
 from repairopt.solvers import Gurobi
 
 pytestmark = pytest.mark.skipif(find_spec("gurobipy") is None, reason="gurobi: gurobipy is not installed")

@@ -31,11 +31,11 @@ from repairopt import (
     trace_frontier,
 )
 from repairopt.errors import MissingExtraError, PatchError
-from repairopt.html_report import write_html
-from repairopt.pictures import style
-from repairopt.pictures.evidence import FILE, Evidence, load_evidence, save_evidence
-from repairopt.reporting.html_page import NO_PICTURES
-from repairopt.robustness import AdversarialError
+from repairopt.report.html_file import write_html
+from repairopt.report.html_page import NO_PICTURES
+from repairopt.report.pictures import style
+from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence, save_evidence
+from repairopt.specify import AdversarialError
 
 matplotlib = pytest.importorskip("matplotlib", reason="the pictures need the extra 'report'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -196,7 +196,7 @@ def test_layers_show_the_change(fair):
 
 
 def test_a_large_layer_is_shown_in_few_cells_and_its_largest_change_survives():
-    from repairopt.pictures.collect import CELLS, _layer
+    from repairopt.report.pictures.collect import CELLS, _layer
 
     model = nn.Linear(300, 200)
     change = torch.zeros(200, 300)

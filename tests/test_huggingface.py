@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from repairopt import ErrorRate, KeepLabels, ModelError, SpecificationError, Verdict, solve_repair
-from repairopt.huggingface import PackedInputs
+from repairopt.interfaces.huggingface import PackedInputs
 
 
 def tokens(count: int = 120) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -6,16 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from integer_instances import broken_samples, enumerated, singles, sparse_change, wrong_samples
 
 from repairopt import Kind, Program, Solution, Status, UnsupportedError, available_solvers
-from repairopt.choices.incumbent import find_incumbent
-from repairopt.choices.integer_program import allow_broken, limit_changes, maximize_fixed
-from repairopt.choices.mixed_integer import groups_bound, relaxation_bound, solve_integer
-from repairopt.choices.weight_grid import grid
-from repairopt.solve import solve
+from repairopt.program import allow_broken, grid, limit_changes, maximize_fixed, solve, solve_integer
+from repairopt.program.integer.incumbent import find_incumbent
+from repairopt.program.integer.mixed_integer import groups_bound, relaxation_bound
 
 quadratic = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 

@@ -4,17 +4,22 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from integer_instances import broken_samples, enumerated, singles, sparse_change, wrong_samples
 from scipy import sparse
 
 from repairopt import Kind, Program, ProgramError, Status, available_solvers
-from repairopt.choices.integer_program import allow_broken, limit_changes, maximize_fixed, row_range, rows_by_sample
-from repairopt.choices.mixed_integer import solve_integer
-from repairopt.choices.weight_grid import grid
-from repairopt.solve import solve
-from repairopt.specify import Source
+from repairopt.program import (
+    Source,
+    allow_broken,
+    grid,
+    limit_changes,
+    maximize_fixed,
+    rows_by_sample,
+    solve,
+    solve_integer,
+)
+from repairopt.program.integer.integer_program import row_range
 
 quadratic = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 EXACT = {"time_limit": 30.0, "gap_tol": 1e-7}

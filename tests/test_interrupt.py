@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="s
 SCRIPT = """
 import signal, time
 import numpy as np
-from repairopt.program import Program
-from repairopt.solve import solve
+from repairopt.program.program import Program
+from repairopt.program.solve_program import solve
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 random, n = np.random.default_rng(0), 90

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from repairopt.intervals import (
-    Interval,
-    bootstrap_rates,
-    gap_interval,
-    matched_interval,
-    normal_quantile,
-    rate_interval,
-)
+from repairopt.specify import Interval, normal_quantile, rate_interval
+from repairopt.specify.intervals import bootstrap_rates, gap_interval, matched_interval
 
 
 @pytest.mark.parametrize("share", [0.025, 0.5, 0.95, 0.999])

@@ -11,10 +11,9 @@ import pytest
 from crashing_solvers import Crashing
 
 from repairopt.errors import SolverError
-from repairopt.problems import conflicting_rows, dense_quadratic, knapsack, linear
-from repairopt.solve import Status, solve
+from repairopt.program import Status, isolate, solve
+from repairopt.program.known_programs import conflicting_rows, dense_quadratic, knapsack, linear
 from repairopt.solvers import DAQP, HiGHS
-from repairopt.solving import isolate
 
 pytestmark = pytest.mark.slow
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
@@ -75,9 +74,9 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
         "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
         "from crashing_solvers import Crashing\n"
-        "from repairopt.problems import linear\n"
-        "from repairopt.solve import solve\n"
-        "from repairopt.solving import isolate\n"
+        "from repairopt.program.known_programs import linear\n"
+        "from repairopt.program.solve_program import solve\n"
+        "from repairopt.program import isolate\n"
         "solve(linear().program, isolate=True)\n"
         "print(isolate._worker.process.pid, flush=True)\n"
         "try:\n"

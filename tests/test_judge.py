@@ -8,13 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt.constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.judge import Judge, Stop, goal_value, holds_change, labelled_data
-from repairopt.linearize import anchor
-from repairopt.properties import ErrorRate, MissRate
-from repairopt.specify import CallableProperty
+from repairopt.network import Engine
+from repairopt.specify import (
+    Bound,
+    CallableProperty,
+    ChangeLimit,
+    ErrorRate,
+    FixLabels,
+    KeepLabels,
+    KeepOutputs,
+    LinearRows,
+    MissRate,
+    anchor,
+    goal_value,
+    holds_change,
+    labelled_data,
+)
+from repairopt.verify import Judge, Stop
 
 # One weight: class 1 wins for an input x where w x > 0, so labels are the sign of x for w = 1.
 X = torch.tensor([[-2.0], [-1.0], [-0.5], [0.5], [1.0], [2.0]], dtype=torch.float64)

@@ -13,9 +13,8 @@ import pytest
 from real_programs import PointRepair, Watermarks, accuracy, digits, network, repair_last_layer, repair_layer
 
 from repairopt import Kind, Status, available_solvers
-from repairopt.solve import solve
-from repairopt.working_sets.row_oracles import LinearizedRows
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.program import solve, solve_working_set
+from repairopt.surrogate import LinearizedRows
 
 pytestmark = pytest.mark.data
 SIZES = (1, 2, 3, 4, 5, 6, 7, 25, 50, 75, 100)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import repairopt
-from repairopt import constraints, properties, robustness, specify
 from repairopt.errors import LanguageError
-from repairopt.language.bind import _Binder, bind_statement
-from repairopt.language.measures import BY_NAME, MEASURES, reference, reference_text
-from repairopt.language.row_sets import Data, RowSet
-from repairopt.language.statements import parse
+from repairopt.interfaces.specfile.language.bind import _Binder, bind_statement
+from repairopt.interfaces.specfile.language.measures import BY_NAME, MEASURES, reference, reference_text
+from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
+from repairopt.interfaces.specfile.language.statements import parse
+from repairopt.specify import constraints, properties, robustness, specification as specify
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -75,7 +75,7 @@ def test_every_example_parses_binds_and_makes_what_the_table_says(measure, data)
 @pytest.mark.parametrize("argument", [a for m in MEASURES for a in m.arguments if a.choices], ids=lambda a: a.name)
 def test_choices_of_the_table_are_those_of_the_library(argument, data):
     if argument.name == "score":
-        assert set(argument.choices) == set(repairopt.group_gaps.SCORES)
+        assert set(argument.choices) == set(repairopt.specify.groups.gaps.SCORES)
     owner = next(m for m in MEASURES if argument in m.arguments)
     for choice in argument.choices:
         given = {"column": "sex", "label": '">50K"'}

@@ -7,7 +7,7 @@ import torch
 from sample_networks import CASES, Tied, chain
 from torch import nn
 
-from repairopt.evaluate import Engine
+from repairopt.network import Engine
 
 WEIGHTS = {
     "one layer": {"2.weight": [0, 3, 7, 20, 47], "2.bias": [1, 5]},

@@ -3,17 +3,25 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from sample_networks import CASES, chain
 from torch import nn
 
-from repairopt import linearize as stage
-from repairopt.constraints import Bound, FixLabels, KeepLabels, KeepOutputs, OutputBounds
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.linearize import anchor, linearize, margins_at, required_margins
-from repairopt.properties import ErrorRate, GroupGap
+from repairopt.network import Engine
+from repairopt.specify import (
+    Bound,
+    ErrorRate,
+    FixLabels,
+    GroupGap,
+    KeepLabels,
+    KeepOutputs,
+    OutputBounds,
+    anchor,
+    margins_at,
+    required_margins,
+)
+from repairopt.surrogate import linearization as stage, linearize
 
 EARLY, LAST = {"2.weight": torch.arange(48), "2.bias": torch.arange(6)}, {"4.weight": torch.arange(18)}
 

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from repairopt.errors import ModelError, SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.localization.attribution import care_scores
-from repairopt.localization.trace_layers import LayerGraph
-from repairopt.localization.weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
-from repairopt.localize import Location, localize
+from repairopt.localize import Gradient, Inputs, LayerGraph, Location, localize
+from repairopt.localize.attribution import care_scores
+from repairopt.localize.weight_selectors import CARE, Layers, Neurons
+from repairopt.network import Engine
 
 DATA = (
     Path(os.environ.get("REPAIROPT_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")) / "autoric"

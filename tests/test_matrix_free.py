@@ -6,18 +6,15 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
 from repairopt.errors import ProgramError
-from repairopt.problems import known_programs
-from repairopt.program import Kind, Program
-from repairopt.solve import Status, available_solvers, find_solver, solve
+from repairopt.interfaces.testing import check_solver
+from repairopt.program import Kind, LowRankHessian, Program, Status, known_programs, solve
+from repairopt.program.backends import available_solvers, find_solver
+from repairopt.program.working_sets.relaxation import certified_gap
 from repairopt.solvers import PIQP, WoodburyIPM
-from repairopt.surrogate import LowRankHessian
-from repairopt.testing import check_solver
-from repairopt.working_sets.relaxation import certified_gap
 
 INF = np.inf
 INNER = import_module("repairopt.solvers.matrix_free")
@@ -256,10 +253,10 @@ def test_on_a_gpu():
 MEMORY = """
 import resource
 import numpy as np
-from repairopt.program import Program
-from repairopt.solve import solve
+from repairopt.program.program import Program
+from repairopt.program.solve_program import solve
 from repairopt.solvers import WoodburyIPM
-from repairopt.surrogate import LowRankHessian
+from repairopt.surrogate.quadratic import LowRankHessian
 random = np.random.default_rng(0)
 n, m = 30_000, 1_500
 matrix = np.empty((m, n))

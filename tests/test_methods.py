@@ -25,9 +25,8 @@ from repairopt import (
     Verdict,
     solve_repair,
 )
-from repairopt.judge import Judge
-from repairopt.methods.autoric import Method
-from repairopt.methods.task import Outcome
+from repairopt.methods import Method, Outcome
+from repairopt.verify import Judge
 
 ALL = Strictest(positive=1, negative=1)
 NONE = Strictest(positive=0, negative=0)

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from repairopt import SQP, GroupGap, Inputs, OddsGap, solve_repair
-from repairopt.group_rates import pairwise_differences, spread_of
-from repairopt.sqp.confident import _shortest_way
-from repairopt.sqp.limits import Limit
-from repairopt.sqp.reach import Reach, Reached, below_half, bound_reaches, spread
+from repairopt.methods.sqp.confident import _shortest_way
+from repairopt.methods.sqp.limits import Limit
+from repairopt.methods.sqp.reach import Reach, Reached, below_half, bound_reaches, spread
+from repairopt.specify import spread_of
+from repairopt.specify.groups.rates import pairwise_differences
 
 
 def test_the_spread_is_the_standard_error_of_a_difference_times_the_root_of_the_rows():
@@ -142,7 +143,7 @@ def test_each_fold_finds_its_own_way(monkeypatch):
         ways.append((len(around.objective.data[0][0]), start, end))
         return _shortest_way(around, start, end)
 
-    monkeypatch.setattr("repairopt.sqp.confident._shortest_way", recorded)
+    monkeypatch.setattr("repairopt.methods.sqp.confident._shortest_way", recorded)
     Drawn().repaired(0.1)
     assert [count for count, _, _ in ways][0] == 1500
     assert len(ways) == 4

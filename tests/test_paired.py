@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from repairopt import SQP, Bound, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap, solve_repair
-from repairopt.validity.claims import make_claim
-from repairopt.validity.paired import paired_error
+from repairopt.verify import make_claim
+from repairopt.verify.paired import paired_error
 
 
 def answers(labels):

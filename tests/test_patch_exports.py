@@ -15,15 +15,9 @@ import torch
 from sample_networks import CASES, Functional, ReadsData, Tied, chain
 from torch import Tensor, nn
 
-from repairopt.patches import (
-    ExportError,
-    MissingExtraError,
-    Patch,
-    WrongBaseError,
-    export_lora,
-    export_onnx,
-    fingerprint,
-)
+from repairopt.errors import ExportError, MissingExtraError, WrongBaseError
+from repairopt.patches import Patch, export_onnx, fingerprint
+from repairopt.patches.lora_export import export_lora
 
 BY_NAME = {case.name: case for case in CASES}
 

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from sample_networks import Tied, chain
 from torch import nn
 
-from repairopt.patches import Patch, PatchError, fingerprint, load_weights, merged_state_dict, save_weights
+from repairopt.errors import PatchError
+from repairopt.patches import Patch, fingerprint, load_weights, save_weights
+from repairopt.patches.merge import merged_state_dict
 
 WITHOUT_CLAIMS = {"claims": [], "notes": "none", "created": "2026-01-01T00:00:00+00:00", "versions": {}}
 CLAIMS = [{"name": "gap", "value": 0.04, "interval": [0.03, 0.05], "bound": 0.05, "data": "held-out", "met": True}]

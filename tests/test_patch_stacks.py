@@ -6,20 +6,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from sample_networks import Tied, chain
 
-from repairopt.patches import (
-    Patch,
-    PatchConflictError,
-    PatchError,
-    WrongBaseError,
-    apply_all,
-    find_conflicts,
-    fingerprint,
-    revert_all,
-)
+from repairopt.errors import PatchConflictError, PatchError, WrongBaseError
+from repairopt.patches import Patch, fingerprint
+from repairopt.patches.stack import apply_all, find_conflicts, revert_all
 
 
 def moved(state, **entries):

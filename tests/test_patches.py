@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from biased_task import task
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from sample_networks import CASES, Convolutional, Tied, chain
 from torch import nn
 
 from repairopt import ModelError, solve_repair
-from repairopt.patches import Patch, PatchError, WrongBaseError, fingerprint, hash_spec
+from repairopt.errors import PatchError, WrongBaseError
+from repairopt.patches import Patch, fingerprint, hash_spec
 from repairopt.patches.choose_form import FORMS, make_difference
 from repairopt.patches.differences import Kind
 from repairopt.patches.low_rank import multiply

@@ -156,7 +156,7 @@ class Flat:
     """Proposes a constant classifier."""
 
     def run(self, task):
-        from repairopt.methods.task import Outcome
+        from repairopt.methods import Outcome
 
         return Outcome(np.array([0.0] * 8 + [-1e3, 1e3]), Status.OPTIMAL)
 

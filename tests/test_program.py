@@ -3,17 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy import sparse
 
 from repairopt.errors import ProgramError
-from repairopt.linearize import Rows
-from repairopt.problems import INF, known_programs
-from repairopt.program import Kind, Program, build_program
-from repairopt.solve import Status, solve
-from repairopt.specify import Source
-from repairopt.surrogate import LowRankHessian, Surrogate
+from repairopt.program import Kind, LowRankHessian, Program, Rows, Source, Status, known_programs, solve
+from repairopt.program.known_programs import INF
+from repairopt.surrogate import Surrogate, build_program
 
 
 def test_missing_sides_are_infinite():

@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.properties import ErrorRate, GroupGap, MissRate
+from repairopt.network import Engine
+from repairopt.specify import ErrorRate, GroupGap, MissRate
 
 # The first columns of the inputs are the logits, so a prediction is the position of the largest of them.
 identity = lambda inputs: inputs[..., :3] if inputs.shape[-1] > 3 else inputs  # noqa: E731

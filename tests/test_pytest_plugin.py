@@ -11,10 +11,10 @@ import torch
 import yaml
 from small_spec import SPEC, write_spec
 
+from repairopt.interfaces.commandline.runs.solve_run import solve_spec
+from repairopt.interfaces.specfile.open_spec import open_spec
+from repairopt.interfaces.testing import assert_bounds
 from repairopt.patches import Patch
-from repairopt.runs.solve_run import solve_spec
-from repairopt.specfile.open_spec import open_spec
-from repairopt.testing import assert_bounds
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,7 @@ def test_a_spec_that_cannot_be_read_is_an_error_of_usage(solved, tmp_path):
 
 
 def test_the_plug_in_loads_nothing_heavy():
-    code = "import sys, repairopt.pytest_plugin; print([n for n in ('torch', 'pydantic', 'numpy') if n in sys.modules])"
+    code = "import sys, repairopt.interfaces.pytest_plugin\n"
+    code += "print([n for n in ('torch', 'pydantic', 'numpy') if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -1,11 +1,11 @@
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from repairopt.certificates.exact_check import exact_objective, exact_violation
-from repairopt.certificates.rational import (
+from repairopt.program import Program
+from repairopt.program.certificates.exact_check import exact_objective, exact_violation
+from repairopt.program.certificates.rational import (
     as_fractions,
     exact_product,
     exact_solve,
@@ -13,7 +13,6 @@ from repairopt.certificates.rational import (
     round_down,
     round_up,
 )
-from repairopt.program import Program
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=True)
 

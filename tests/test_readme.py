@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import repairopt
-from repairopt.pipeline import METHODS
+from repairopt.pipeline.stages import METHODS
 from repairopt.program import Kind
 
 PROJECT = Path(__file__).resolve().parents[1]

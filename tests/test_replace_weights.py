@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp, vmap
 
-from repairopt.evaluate import Engine
+from repairopt.network import Engine
 from repairopt.network.replace_weights import Replaceable
 
 

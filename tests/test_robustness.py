@@ -10,13 +10,11 @@ from torch import nn
 from torch.func import functional_call, grad
 
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Engine, Predictor
-from repairopt.program import Program
-from repairopt.propagation.counterexamples import Search, attack
-from repairopt.propagation.zonotope import certified_margin, certified_radius, last_layer_zonotope
-from repairopt.robustness import AdversarialError, CertifiedRadius
-from repairopt.solve import solve
-from repairopt.specify import Property
+from repairopt.network import Engine, Search, attack
+from repairopt.network.engine import Predictor
+from repairopt.network.sets.zonotope import certified_margin, certified_radius, last_layer_zonotope
+from repairopt.program import Program, solve
+from repairopt.specify import AdversarialError, CertifiedRadius, Property
 
 DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).parents[1] / "../shared/data")) / "autoric"
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from repairopt.errors import SpecificationError
-from repairopt.properties import GroupGap
-from repairopt.sample_groups import GroupSamples, observed_groups, sampled_groups
+from repairopt.specify import GroupGap
+from repairopt.specify.groups.samples import GroupSamples, observed_groups, sampled_groups
 
 # Columns: protected (0, 1, 2), a number, and the same number times ten, so that whole rows can be recognized.
 ROWS = torch.tensor([[0.0, 1, 10], [0, 2, 20], [1, 3, 30], [1, 4, 40], [1, 5, 50], [2, 6, 60]])

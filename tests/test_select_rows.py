@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
-from repairopt.constraints import FixLabels, KeepLabels
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.linearize import anchor, linearize
-from repairopt.select_rows import MostViolated, Strictest, select_rows
+from repairopt.network import Engine
+from repairopt.specify import FixLabels, KeepLabels, anchor
+from repairopt.surrogate import MostViolated, Strictest, linearize, select_rows
 
 
 class Given:

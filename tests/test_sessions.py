@@ -6,13 +6,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from repairopt.program import Kind, Program
-from repairopt.solve import Status
+from repairopt.program import Kind, Program, Source, Status, run_solver, solve_working_set
+from repairopt.program.working_sets.row_oracles import DenseRows
 from repairopt.solvers import CVXPY, OSQP, HiGHS, ProxQP, WoodburyIPM
-from repairopt.solving.run_solver import run_solver
-from repairopt.specify import Source
-from repairopt.working_sets.row_oracles import DenseRows
-from repairopt.working_sets.working_set import solve_working_set
 
 BACKENDS = [HiGHS(), OSQP(), ProxQP(), CVXPY()]
 

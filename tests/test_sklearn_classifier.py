@@ -21,8 +21,8 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
-from repairopt import sklearn_classifier  # noqa: E402
-from repairopt.sklearn_classifier import RepairedClassifier  # noqa: E402
+from repairopt.interfaces import sklearn_classifier  # noqa: E402
+from repairopt.interfaces.sklearn_classifier import RepairedClassifier  # noqa: E402
 
 
 def train(inputs: torch.Tensor, labels: torch.Tensor) -> nn.Module:

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 
 from repairopt.errors import ProgramError, SolverError, SolverNotFoundError, UnsupportedError
-from repairopt.problems import dense_quadratic, knapsack, linear, nearest_integer_point
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status, available_solvers, find_solver, solve
+from repairopt.program import Kind, LowRankHessian, Program, Solution, Status, backends as registry, run_solver, solve
+from repairopt.program.backends import available_solvers, find_solver
+from repairopt.program.known_programs import dense_quadratic, knapsack, linear, nearest_integer_point
 from repairopt.solvers import DAQP, PIQP, HiGHS, choice
-from repairopt.solving import registry
-from repairopt.solving.run_solver import run_solver
-from repairopt.surrogate import LowRankHessian
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Fixed:
 
 def test_listing_and_importing_back_ends_loads_no_native_library():
     code = (
-        "import sys, repairopt.solvers, repairopt.solve as s; names = s.available_solvers(); "
+        "import sys, repairopt.solvers, repairopt.program.solve_program as s; names = s.available_solvers(); "
         "print(names, [m for m in ('daqp', 'piqp', 'highspy', 'clarabel', 'osqp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,10 +17,10 @@ import torch
 from small_spec import SPEC, write_spec
 
 from repairopt.errors import AuditError, ResultError
+from repairopt.interfaces.commandline.runs.run_folder import AUDIT, CHECKPOINT, PATCH, RESULT, RunFolder, read_result
+from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
+from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.patches import Patch, verify_log
-from repairopt.runs.run_folder import AUDIT, CHECKPOINT, PATCH, RESULT, RunFolder, read_result
-from repairopt.runs.solve_run import Options, solve_spec
-from repairopt.runs.verify_run import verify_patch
 
 MOMENTS = 20
 
@@ -144,7 +144,7 @@ def check_whole(run: Path) -> None:
 
 KILLED = """
 import sys, os, signal, threading
-from repairopt.runs.solve_run import Options, solve_spec
+from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 solve_spec(sys.argv[1], sys.argv[2])  # loads every library, which the children share
 print("ready", flush=True)
 for line in sys.stdin:

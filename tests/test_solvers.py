@@ -4,14 +4,13 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
-from repairopt.problems import INF, conflicting_rows, dense_quadratic, knapsack, known_programs, linear
-from repairopt.program import Kind, Program
-from repairopt.solve import Status, available_solvers, solve
+from repairopt.interfaces.testing import check_solver
+from repairopt.program import Kind, Program, Status, known_programs, solve
+from repairopt.program.backends import available_solvers
+from repairopt.program.known_programs import INF, conflicting_rows, dense_quadratic, knapsack, linear
 from repairopt.solvers import DAQP, OSQP, PIQP, Clarabel, HiGHS, ProxQP, SciPy
-from repairopt.testing import check_solver
 
 BACKENDS = [DAQP(), PIQP(), PIQP(sparse=True), PIQP(sparse=False), HiGHS(), HiGHS(threads=1), SciPy(), Clarabel()]
 BACKENDS += [

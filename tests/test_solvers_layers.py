@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from repairopt.errors import UnsupportedError
-from repairopt.problems import dense_quadratic, few_of_many, knapsack, known_programs, linear, two_sided_rows
-from repairopt.program import Kind, Program
-from repairopt.solve import Status, solve
+from repairopt.interfaces.testing import check_solver
+from repairopt.program import Kind, Program, Status, known_programs, solve
+from repairopt.program.known_programs import dense_quadratic, few_of_many, knapsack, linear, two_sided_rows
 from repairopt.solvers import CVXPY, Pyomo, as_cvxpy, as_pyomo
-from repairopt.testing import check_solver
 
 BACKENDS = [CVXPY(), Pyomo()]
 # Which library the solver behind a layer needs for a kind.
@@ -78,7 +77,7 @@ def test_another_solver_by_name(backend, name):
 
 def test_asking_for_layers_imports_no_library():
     code = (
-        "import sys, repairopt.solvers, repairopt.solve as s; names = s.available_solvers(); "
+        "import sys, repairopt.solvers, repairopt.program.solve_program as s; names = s.available_solvers(); "
         "print([m for m in ('cvxpy', 'pyomo', 'pyscipopt', 'gurobipy', 'proxsuite') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,14 +8,13 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from repairopt.problems import few_of_many, knapsack, known_programs, linear
-from repairopt.program import Kind, Program
-from repairopt.solve import Status, available_solvers, find_solver, solve
+from repairopt.interfaces.testing import check_solver
+from repairopt.program import Kind, Program, Status, known_programs, solve
+from repairopt.program.backends import available_solvers, find_solver
+from repairopt.program.known_programs import few_of_many, knapsack, linear
 from repairopt.solvers import DAQP, SCIP, Gurobi, HiGHS, SciPy
-from repairopt.testing import check_solver
 
 BACKENDS = [SCIP(), Gurobi()]
 

@@ -19,9 +19,9 @@ from repairopt import (
     available_solvers,
     solve_repair,
 )
-from repairopt.evaluate import Engine
-from repairopt.methods.autoric import Method
-from repairopt.methods.sparse_repair import AtMostBroken, FewWeights, MostFixed, weight_groups
+from repairopt.methods import Method
+from repairopt.methods.choosing.few_weights import AtMostBroken, FewWeights, MostFixed, weight_groups
+from repairopt.network import Engine
 
 pytestmark = pytest.mark.skipif(not available_solvers("MIQP"), reason="no MIQP back end is installed")
 ALL = Strictest(positive=1, negative=1)

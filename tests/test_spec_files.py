@@ -13,11 +13,11 @@ from small_spec import SPEC, write_spec
 from torch import nn
 
 from repairopt.errors import RepairError, SpecFileError
-from repairopt.specfile.claim_rows import all_met
-from repairopt.specfile.measure import PlainNetwork, measure_claims
-from repairopt.specfile.networks import mlp
-from repairopt.specfile.open_spec import open_spec
-from repairopt.specfile.read_spec import read_spec
+from repairopt.interfaces.specfile.claim_rows import all_met
+from repairopt.interfaces.specfile.measure import PlainNetwork, measure_claims
+from repairopt.interfaces.specfile.networks import mlp
+from repairopt.interfaces.specfile.open_spec import open_spec
+from repairopt.interfaces.specfile.read_spec import read_spec
 
 
 def changed(old: str, new: str) -> str:
@@ -65,7 +65,7 @@ def test_comments_and_order_do_not_change_the_hash(tmp_path):
         ("{layers: last}", "{layer: last}", "change", "unknown key 'layer' in change; did you mean 'layers'?"),
         ("{layers: last}", "{minimize: l3}", "change", "expected 'auto', 'cross_entropy', 'closeness', 'l2'"),
         ("{layers: last}", "{count: 0}", "change", "greater than or equal to 1"),
-        ("  factory: repairopt.specfile.networks:mlp\n", "", "model", "expected either factory"),
+        ("  factory: repairopt.interfaces.specfile.networks:mlp\n", "", "model", "expected either factory"),
         ("networks:mlp", "networks.mlp", "factory", "string should match pattern"),
         ("  repair: {", "  repeir: {", "data", "needs a set 'repair'"),
         ('rows: "0:400"}', 'rows: "0-400"}', "repair", "string should match pattern"),
@@ -135,7 +135,7 @@ def test_other_files_are_refused(tmp_path, content):
         ("[2, 4, 2]", "[2, 5, 2]", "has shape (4, 2), expected (5, 2)"),
         ("[2, 4, 2]", "[2]", "failed with ValueError: sizes=[2]"),
         ("networks:mlp", "networks:mpl", "has no 'mpl'"),
-        ("repairopt.specfile.networks:mlp", "nosuch:mlp", "cannot be imported"),
+        ("repairopt.interfaces.specfile.networks:mlp", "nosuch:mlp", "cannot be imported"),
         ('rows: "400:800"', 'rows: "900:"', "none of the 800 rows"),
         ("merit >= 0.8", "merit >= 80", "no row fulfils"),
     ],
@@ -190,7 +190,7 @@ def test_a_state_dict_of_torch_save_is_read(tmp_path):
 
 
 NPZ = """\
-model: {factory: "repairopt.specfile.networks:mlp", arguments: {sizes: [3, 2]}}
+model: {factory: "repairopt.interfaces.specfile.networks:mlp", arguments: {sizes: [3, 2]}}
 data: {repair: rows.npz}
 split: {held_out: 0.25, guard: 0.25, seed: 1}
 array: {name: x, columns: [a, b, c], mean: 1, std: 2}

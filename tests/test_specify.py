@@ -5,18 +5,22 @@ import pytest
 import torch
 
 from repairopt import KeepLabels, solve_repair
-from repairopt.constraints import Bound, ChangeLimit, LinearRows, OutputBounds
 from repairopt.errors import RepairError, SpecificationError
-from repairopt.properties import ErrorRate, GroupGap
+from repairopt.network import check_inputs
+from repairopt.program import Source
 from repairopt.specify import (
+    Bound,
     CallableProperty,
     ChangeConstraint,
+    ChangeLimit,
     Constraint,
+    ErrorRate,
+    GroupGap,
+    LinearRows,
+    OutputBounds,
     Property,
     SampleConstraint,
-    Source,
     Specification,
-    check_inputs,
 )
 
 X, Y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])

@@ -5,7 +5,7 @@ import torch
 from sample_networks import CASES, Residual, Tied, chain
 from torch import nn
 
-from repairopt.evaluate import Engine
+from repairopt.network import Engine
 from repairopt.network.split_graph import split_at
 
 

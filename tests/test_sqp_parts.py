@@ -8,14 +8,12 @@ import torch
 from scipy.optimize import linprog
 
 from repairopt import SQP, Bound, ErrorRate, SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.program import Program
-from repairopt.solve import solve
-from repairopt.specify import Source
-from repairopt.sqp.filter import Filter, Pair
-from repairopt.sqp.limits import Limit, Lines, collect_limits, median_lead
-from repairopt.sqp.objectives import ObjectiveModel, SmallestChange, SoftmaxLoss
-from repairopt.sqp.step import StepProgram, limit_prices
+from repairopt.methods.sqp.filter import Filter, Pair
+from repairopt.methods.sqp.limits import Limit, Lines, collect_limits, median_lead
+from repairopt.methods.sqp.objectives import ObjectiveModel, SmallestChange, SoftmaxLoss
+from repairopt.methods.sqp.step import StepProgram, limit_prices
+from repairopt.network import Engine
+from repairopt.program import Program, Source, solve
 
 RANDOM = np.random.default_rng(5)
 COMBINES = ("max", "max_abs", "mean_abs")

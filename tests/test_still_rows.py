@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from repairopt import SQP, GroupGap, Inputs, solve_repair
-from repairopt.evaluate import Engine, Predictor
 from repairopt.localize import localize
 from repairopt.methods.cross_entropy import softmax_curvature
-from repairopt.network.differentiate import jacobian, pull_back, sample_rows
+from repairopt.network import Engine, jacobian, pull_back, sample_rows
+from repairopt.network.engine import Predictor
 from repairopt.network.linear_tape import LinearTape
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Engine
-from repairopt.surrogate import LowRankHessian, Surrogate, SurrogateSettings, fit_surrogate
-from repairopt.surrogates.convexify import convex_matrix, sufficient_radius
-from repairopt.surrogates.least_squares import fit_diagonal_low_rank, fit_quadratic, rank_correlation, unknowns
-from repairopt.surrogates.surrogate_kinds import KINDS, choose_kind
+from repairopt.network import Engine
+from repairopt.program import LowRankHessian
+from repairopt.surrogate import Surrogate, SurrogateSettings, fit_surrogate
+from repairopt.surrogate.convexify import convex_matrix, sufficient_radius
+from repairopt.surrogate.least_squares import fit_diagonal_low_rank, fit_quadratic, rank_correlation, unknowns
+from repairopt.surrogate.surrogate_kinds import KINDS, choose_kind
 
 SMOOTH = [kind for kind in KINDS if kind not in ("gauss_newton", "linear")]
 

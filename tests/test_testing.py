@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from repairopt.program import Kind
-from repairopt.solve import Solution, Status
+from repairopt.interfaces.testing import check_property, check_solver
+from repairopt.program import Kind, Solution, Status
 from repairopt.solvers import DAQP, PIQP, HiGHS
 from repairopt.specify import CallableProperty
-from repairopt.testing import check_property, check_solver
 
 
 @dataclass(frozen=True)

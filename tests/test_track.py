@@ -8,7 +8,7 @@ import pytest
 from biased_task import task
 
 from repairopt import solve_repair
-from repairopt.track import report_metrics, track_rounds
+from repairopt.interfaces.track import report_metrics, track_rounds
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,23 @@ import numpy as np
 import pytest
 
 from repairopt.errors import ProgramError, SolverError
-from repairopt.problems import conflicting_rows, dense_quadratic, integer_conflict, known_programs, linear
-from repairopt.program import Kind, Program
-from repairopt.solve import Solution, Status, solve
+from repairopt.program import (
+    Kind,
+    LowRankHessian,
+    Program,
+    Solution,
+    Source,
+    Status,
+    backends as registry,
+    known_programs,
+    memory,
+    run_solver,
+    solve,
+)
+from repairopt.program.known_programs import conflicting_rows, dense_quadratic, integer_conflict, linear
+from repairopt.program.recheck import residuals, tolerance
+from repairopt.program.scaling import equilibrate
 from repairopt.solvers import CVXPY, DAQP, PIQP, HiGHS
-from repairopt.solving import memory, registry
-from repairopt.solving.recheck import residuals, tolerance
-from repairopt.solving.run_solver import run_solver
-from repairopt.solving.scaling import equilibrate
-from repairopt.specify import Source
-from repairopt.surrogate import LowRankHessian
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def ended(status):
 
 def as_default(monkeypatch, backend, *others):
     """Makes a back end the first choice, followed by others."""
-    import repairopt.solve as module
+    import repairopt.program.solve_program as module
 
     plain = registry.find_solver
     monkeypatch.setattr(module, "find_solver", lambda p, s=None: backend if s is None else plain(p, s))

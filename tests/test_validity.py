@@ -8,9 +8,10 @@ import torch
 from biased_task import task
 
 from repairopt import SQP, Bound, ErrorRate, MissRate, solve_repair
-from repairopt.intervals import gap_interval, rate_interval
-from repairopt.validity.claims import make_claim
-from repairopt.validity.rows import Folds, overlap, row_hashes
+from repairopt.specify import Folds, overlap, rate_interval
+from repairopt.specify.folds import row_hashes
+from repairopt.specify.intervals import gap_interval
+from repairopt.verify import make_claim
 
 
 def some_rows(count=2000, width=7):
@@ -43,7 +44,7 @@ def test_a_hash_depends_on_every_number_and_on_their_order():
 def test_long_rows_are_hashed_in_blocks_to_the_same(monkeypatch):
     rows = some_rows(50)
     known = row_hashes(rows)
-    monkeypatch.setattr("repairopt.validity.rows.BLOCK", 21)
+    monkeypatch.setattr("repairopt.specify.folds.BLOCK", 21)
     assert np.array_equal(row_hashes(rows), known)
 
 

@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt.constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs
-from repairopt.properties import ErrorRate, GroupGap
-from repairopt.specify import Specification
+from repairopt.specify import Bound, ChangeLimit, ErrorRate, FixLabels, GroupGap, KeepLabels, KeepOutputs, Specification
 from repairopt.verify import verify
 
 # Logits are a linear function of the input; class 1 where its first entry is positive.

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from small_spec import SPEC, write_spec
 
+from repairopt.interfaces.commandline.runs.run_folder import RESULT
+from repairopt.interfaces.commandline.runs.solve_run import solve_spec
+from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.patches import Patch
-from repairopt.runs.run_folder import RESULT
-from repairopt.runs.solve_run import solve_spec
-from repairopt.runs.verify_run import verify_patch
 
 SOLVING = ("pipeline", "solve", "solving", "methods", "sqp", "surrogate", "linearize", "localize", "judge", "evaluate")
 
@@ -62,7 +62,7 @@ def test_an_honest_run_is_sound(folder):
 
 def test_a_fresh_process_uses_none_of_the_code_that_solves(folder):
     code = (
-        "import sys\nfrom repairopt.commandline.main import main\n"
+        "import sys\nfrom repairopt.interfaces.commandline.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as ended:\n    print('code', ended.code)\n"
         "print([m for m in sys.modules if m.startswith('repairopt.') and m.split('.')[1] in " + repr(SOLVING) + "])"
     )
@@ -167,8 +167,8 @@ def test_another_spec_other_weights_and_another_hash_are_found(folder):
 
 
 def write_other_weights(folder: Path) -> Path:
+    from repairopt.interfaces.specfile.networks import mlp
     from repairopt.patches import save_weights
-    from repairopt.specfile.networks import mlp
 
     save_weights(mlp([2, 4, 2]), folder / "other.safetensors")
     return folder / "other.safetensors"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from repairopt.evaluate import Engine
-from repairopt.network.whiten import RIDGE, whitening
+from repairopt.network import Engine, whitening
+from repairopt.network.whiten import RIDGE
 
 LAST = {"4.weight": torch.arange(18)}
 WITH_BIAS = {**LAST, "4.bias": torch.arange(3)}

@@ -5,22 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sample_networks import chain
 from scipy import sparse
 
-from repairopt.constraints import KeepLabels
 from repairopt.errors import ProgramError
-from repairopt.evaluate import Engine
-from repairopt.linearize import anchor, linearize
-from repairopt.program import Program
-from repairopt.solve import Solution, Status, solve
+from repairopt.network import Engine
+from repairopt.program import Program, Solution, Status, solve, solve_working_set
+from repairopt.program.working_sets import working_set
+from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.working_sets.row_oracles import DenseRows, FeatureRows, RowOracle
 from repairopt.solvers import DAQP, PIQP, HiGHS
-from repairopt.working_sets import working_set
-from repairopt.working_sets.relaxation import certified_gap
-from repairopt.working_sets.row_oracles import DenseRows, FeatureRows, LinearizedRows, RowOracle
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.specify import KeepLabels, anchor
+from repairopt.surrogate import LinearizedRows, linearize
 
 INF = np.inf
 
@@ -274,7 +271,7 @@ class Failing:
 
 
 def test_another_back_end_where_the_default_fails(monkeypatch):
-    import repairopt.working_sets.working_set as module
+    import repairopt.program.working_sets.working_set as module
 
     head, matrix, lower = head_and_rows(20, 3000)
     plain = module.find_solver
@@ -432,9 +429,9 @@ def test_rows_of_a_linearization():
 MEMORY = """
 import resource, sys
 import numpy as np
-from repairopt.program import Program
-from repairopt.working_sets.row_oracles import FeatureRows
-from repairopt.working_sets.working_set import solve_working_set
+from repairopt.program.program import Program
+from repairopt.program.working_sets.row_oracles import FeatureRows
+from repairopt.program.working_sets.working_set import solve_working_set
 random = np.random.default_rng(0)
 features = np.maximum(random.normal(size=(60_000, 64)), 0.0)
 outputs = features @ random.normal(size=(64, 10))

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from repairopt.errors import SpecificationError, UnsupportedError
-from repairopt.propagation.certifier import Certifier
-from repairopt.propagation.counterexamples import Search, attack, attacked_radius
-from repairopt.propagation.zonotope import certified_margin, certified_radius, certify, last_layer_zonotope
+from repairopt.network import Certifier, Search, attack, attacked_radius
+from repairopt.network.sets.zonotope import certified_margin, certified_radius, certify, last_layer_zonotope
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from repairopt.errors import ModelError, SpecificationError, UnsupportedError
-from repairopt.propagation.counterexamples import attack, attacked_radius
-from repairopt.propagation.propagate_zonotope import TracedNetwork
-from repairopt.propagation.zonotope import certified_margin, certified_radius
+from repairopt.network import attack, attacked_radius
+from repairopt.network.sets.propagate_zonotope import TracedNetwork
+from repairopt.network.sets.zonotope import certified_margin, certified_radius
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,18 @@
-"""The methods: loops over model, rows, program, solve and judge."""
+"""How a repair proceeds: one folder for each family of methods, one file for each method."""
+
+from .autoric.autoric import Bisection, Incremental, OneShot
+from .autoric.sequential import Sequential
+from .choosing.few_weights import AtMostBroken, FewWeights, MostFixed
+from .choosing.on_grid import OnGrid
+from .cross_entropy import root_rows
+from .method import Method
+from .outcome import Outcome
+from .postprocess.group_offsets import GroupOffsets
+from .postprocess.thresholds import ThresholdPoint, threshold_frontier
+from .sqp.confident import cannot_be_shown
+from .sqp.expected_gain import GainModel, Positions, steepest_sides
+from .sqp.filter import MET
+from .sqp.method import SQP
+from .sqp.points import Surroundings
+from .subtask import task_on, with_rows_of_goal
+from .task import Task

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from repairopt.evaluate import Engine
-from repairopt.network.differentiate import pull_back, sample_rows
+from repairopt.network import Engine, pull_back, sample_rows
 from repairopt.surrogate import Surrogate
 
 Array = npt.NDArray[np.float64]

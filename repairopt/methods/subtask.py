@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repairopt.constraints import Bound, FixLabels
 from repairopt.errors import SpecificationError
-from repairopt.evaluate import Remembering
-from repairopt.judge import Judge
-from repairopt.linearize import anchor, margins_at, required_margins
-from repairopt.properties import ErrorRate
+from repairopt.network import Remembering
+from repairopt.specify import Bound, ErrorRate, FixLabels, anchor, margins_at, required_margins
+from repairopt.verify import Judge
 
 from .task import Task
 

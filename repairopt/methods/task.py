@@ -12,89 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from repairopt.evaluate import Engine
-from repairopt.judge import Judge, Judgement, Stop
-from repairopt.linearize import Linearization, Picks, Rows
-from repairopt.program import Program, build_program, stack_rows
-from repairopt.solve import Solution, Solver, Status, solve
-from repairopt.specify import ChangeConstraint, Constraint, Property, Source
-from repairopt.surrogate import Surrogate, SurrogateSettings, fit_surrogate
-from repairopt.validity.claims import Claim
+from repairopt.network import Engine
+from repairopt.program import Program, Rows, Solution, Solver, Source, Status, solve, stack_rows
+from repairopt.specify import ChangeConstraint, Constraint, Property
+from repairopt.surrogate import Picks, Surrogate, SurrogateSettings, build_program, fit_surrogate
+from repairopt.verify import Judge, Judgement, Round, Stop
 
 Array = npt.NDArray[np.float64]
 NO_INFLUENCE = "no chosen weight influences the goal; choose other weights, or widen the trust radius"
 FLAT = 1e-7  # change of the goal for a change of a weight by its natural size
 ELASTIC_PRICE = 1e4  # of a violated hard row in the elastic program, relative to the objective's slope
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """One solve and what became of it.
-
-    Attributes:
-        step: What was done, in words.
-        status: Of the solve.
-        rows: Rows in the program.
-        variables: Variables in the program, slacks included.
-        solver: The back end.
-        seconds: Wall time of the solve.
-        message: What the back end said, in its own words, and what the recheck found.
-        log: What the native library printed, where the back end is verbose.
-        goal: The goal on the true network afterwards, or NaN.
-        broken: Failing samples beyond what is allowed, on the true network, or -1.
-        accepted: Whether the point was kept.
-        note: Anything worth knowing.
-        violation: Residual of the solution: its largest violation of a row or bound, recomputed; NaN without one.
-    """
-
-    step: str
-    status: str
-    rows: int = 0
-    variables: int = 0
-    solver: str = ""
-    seconds: float = 0.0
-    message: str = ""
-    log: str = ""
-    goal: float = float("nan")
-    broken: int = -1
-    accepted: bool = True
-    note: str = ""
-    violation: float = float("nan")
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a method returns.
-
-    Attributes:
-        delta: The weight change that it proposes, ``(n,)``.
-        status: Of the solve that made it.
-        surrogate: The model of the property that was used last, or None.
-        linearization: The linearized constraints that were used last, or None.
-        step: The step from ``linearization.delta`` to ``delta``, ``(n,)``, or None.
-        gave_way: Hard rows that the elastic program had to violate.
-        predicted: Improvement of the goal that the surrogates predicted, or NaN.
-        aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
-        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
-        claims: About new data.
-        buffers: What was taken off goal and bounds, by name.
-        margins: Logits by which their points had to lead, by name.
-        indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
-    """
-
-    delta: Array
-    status: Status
-    surrogate: Surrogate | None = None
-    linearization: Linearization | None = None
-    step: Array | None = None
-    gave_way: tuple[Source, ...] = ()
-    predicted: float = float("nan")
-    aimed: bool = False
-    prices: dict[str, float] = field(default_factory=dict)
-    claims: tuple[Claim, ...] = ()
-    buffers: dict[str, float] = field(default_factory=dict)
-    margins: dict[str, float] = field(default_factory=dict)
-    indivisible: bool = False
 
 
 @dataclass(eq=False)

@@ -1,1 +1,20 @@
-"""The network under a weight change: checks, the split before the first changed weight, derivatives."""
+"""A network under a weight change: runs, derivatives, bounds of sets."""
+
+from .check_model import shadow
+from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
+from .engine import CACHE_BYTES, Engine, ForwardFunction, Predict, Remembering, identity
+from .inputs import (
+    as_tensor,
+    check_inputs,
+    check_labelled,
+    check_labels,
+    column_names,
+    column_position,
+    is_dataset,
+    is_frame,
+    to_tensors,
+)
+from .sets.certifier import Bound, Certifier
+from .sets.counterexamples import Search, attack, attacked_radius
+from .sets.propagate_zonotope import Slope
+from .whiten import Whitening, whitening

@@ -17,9 +17,8 @@ from torch.autograd import forward_ad
 from torch.func import vmap
 
 from repairopt.errors import ProgramError, SpecificationError
-from repairopt.evaluate import Engine, Predictor, identity
-from repairopt.specify import Predict
 
+from .engine import Engine, Predict, Predictor, identity
 from .linear_tape import LinearTape
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from repairopt.evaluate import Engine
+from .engine import Engine
 
 Array = npt.NDArray[np.float64]
 MOST = 20_000  # samples whose features are looked at

@@ -28,24 +28,21 @@ What holds:
 Buffers outside of the state dict are no part of a patch.
 """
 
-from repairopt.errors import (
-    AuditError,
-    ExportError,
-    MissingExtraError,
-    PatchConflictError,
-    PatchError,
-    WrongBaseError,
-)
+from repairopt.errors import AuditError, ExportError, MissingExtraError, PatchConflictError, PatchError, WrongBaseError
 
 from .audit import AuditLog, LogEnd, record_repair, verify_log
 from .changes import Change
 from .claims import PatchInfo, claims_from_report, hash_spec
+from .extras import require_extra
 from .fingerprints import Fingerprint, fingerprint
 from .lora_export import export_lora
 from .merge import load_weights, merged_state_dict, save_weights
 from .onnx_export import OnnxExport, export_onnx
 from .patch import Patch
+from .safe_files import read_tensors, whole_file, write_tensors
 from .stack import Conflict, apply_all, find_conflicts, revert_all
+from .versions import library_versions
+from .weights import listed
 
 __all__ = [
     "AuditError",

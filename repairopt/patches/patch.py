@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from repairopt.errors import PatchError, WrongBaseError
-from repairopt.versions import library_versions
 
 from .changes import Change, Comparison, check_is_base, compare
 from .claims import PatchInfo, claims_from_report, hash_spec
@@ -23,10 +22,11 @@ from .fingerprints import Fingerprint, digest_bits, fingerprint
 from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
 from .safe_files import read_tensors, write_tensors
 from .tensor_bits import Bits, dtype_name, from_bits, to_bits
+from .versions import library_versions
 from .weights import Ties, Weights, copy_model, fill_ties, state_of, write_into
 
 if TYPE_CHECKING:
-    from repairopt.conclude import Repair
+    from repairopt.report import Repair
 
 
 @dataclass(frozen=True, eq=False)

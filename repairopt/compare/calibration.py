@@ -1,0 +1,112 @@
+"""The lead that kept samples need in a repair so that few samples flip that the repair has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import SpecificationError
+from repairopt.methods import SQP
+from repairopt.network import Engine
+from repairopt.pipeline import solve_repair
+from repairopt.specify import Folds, KeepLabels
+
+MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # logits
+
+
+@dataclass(frozen=True)
+class TriedMargin:
+    """What a margin does by cross-validation.
+
+    Attributes:
+        margin: In logits.
+        flips: Share of kept samples, not seen by the repair, that were right and are wrong after it.
+        goal: Value of the goal there, mean of the folds; NaN where the goal cannot be restricted to rows.
+    """
+
+    margin: float
+    flips: float
+    goal: float
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedMargin:
+    """A constraint with its margin set.
+
+    Attributes:
+        keep: The constraint to repair with.
+        tried: Every margin that was tried.
+    """
+
+    keep: KeepLabels
+    tried: tuple[TriedMargin, ...]
+
+
+def calibrate_margin(
+    model: nn.Module,
+    goal: Any,
+    keep: KeepLabels,
+    *,
+    limit: float | None = None,
+    margins: Sequence[float] = MARGINS,
+    folds: int = 3,
+    **settings: Any,
+) -> CalibratedMargin:
+    """Set the margin of kept samples by cross-validation.
+
+    For each margin the repair runs on all folds but one and flips are counted on the one.
+
+    Args:
+        model: As for :func:`repairopt.solve_repair`.
+        goal: Same.
+        keep: The samples to keep; its own margin is not read.
+        limit: Share of unseen samples that may flip: the smallest margin that stays below is taken. None, and where
+            none stays below: the margin with the fewest flips, the smallest of several.
+        margins: To try, in logits.
+        folds: Number of folds.
+        **settings: Further settings of :func:`repairopt.solve_repair`; by default SQP without buffers.
+
+    Returns:
+        The constraint and what was tried.
+
+    Raises:
+        SpecificationError: No margins, or fewer than 2 folds.
+    """
+    if not len(margins) or folds < 2:
+        raise SpecificationError(f"calibrate_margin: {len(margins)} margins, {folds} folds; expected 1 and 2 at least.")
+    settings.setdefault("method", SQP(confidence=None))
+    division = Folds(folds, int(settings.get("seed", 0)))
+    tried = [
+        _tried(model, goal, replace(keep, margin=float(margin)), division, settings) for margin in sorted(set(margins))
+    ]
+    low = [one for one in tried if limit is not None and one.flips <= limit]
+    best = low[0] if low else min(tried, key=lambda one: (one.flips, one.margin))
+    return CalibratedMargin(replace(keep, margin=best.margin), tuple(tried))
+
+
+def _tried(model: nn.Module, goal: Any, keep: KeepLabels, division: Folds, settings: dict[str, Any]) -> TriedMargin:
+    flipped, right, values = 0, 0, []
+    inputs: Tensor = keep.inputs
+    before = Engine(model, forward_fn=settings.get("forward_fn")).predict()
+    with torch.no_grad():
+        wanted = before(inputs).argmax(-1).cpu()
+    kept = wanted == keep.labels.cpu() if keep.reference == "label" else torch.ones(len(wanted), dtype=torch.bool)
+    for fold in range(division.count):
+        seen = division.outside(fold, inputs)
+        own = goal.where(lambda x, k=fold: division.outside(k, x)) if hasattr(goal, "where") else goal
+        part = keep.on(inputs[seen.to(inputs.device)], keep.labels[seen.to(keep.labels.device)])
+        repaired = solve_repair(model, own, [part], **settings).model
+        predict = Engine(repaired, forward_fn=settings.get("forward_fn")).predict()
+        with torch.no_grad():
+            now = predict(inputs).argmax(-1).cpu()
+            if hasattr(goal, "where"):
+                values.append(float(goal.where(lambda x, k=fold: ~division.outside(k, x)).value(predict)))
+        unseen = kept & ~seen.cpu()
+        flipped += int((now != wanted)[unseen].sum())
+        right += int(unseen.sum())
+    value = sum(values) / len(values) if values else float("nan")
+    return TriedMargin(keep.margin, flipped / max(1, right), value)

@@ -1,0 +1,217 @@
+"""The trade-off: a bound swept from loose to tight, each repair begun at the one before; thresholds by group beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import MissingExtraError, SpecificationError
+from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
+from repairopt.network import Engine, check_inputs
+from repairopt.pipeline import solve_repair
+from repairopt.report import Repair, Verdict
+from repairopt.specify import CallableProperty, goal_value
+
+STEPS = 8  # bounds in a sweep, where the user does not say
+
+
+@dataclass(frozen=True, eq=False)
+class FrontierPoint:
+    """One repair of a sweep.
+
+    Attributes:
+        target: The bound.
+        value: Of the property, on the repair data.
+        accuracy: Share right of the labelled repair data; NaN without labels.
+        held_out_value: Of the property on held-out data, or NaN.
+        held_out_accuracy: There, or NaN.
+        met: Whether bound and constraints hold on the repair data.
+        repair: The repaired copy and its report; None for the original network.
+    """
+
+    target: float
+    value: float
+    accuracy: float
+    held_out_value: float
+    held_out_accuracy: float
+    met: bool
+    repair: Repair | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """The curve of a property against accuracy.
+
+    Attributes:
+        name: Of the property.
+        original: The network as it was.
+        points: From the loosest bound to the tightest.
+        thresholds: For a gap between groups of two-class decisions: the best that a threshold of its own for each group
+            does with the original scores, which needs the group at every decision; empty for other properties.
+    """
+
+    name: str
+    original: FrontierPoint
+    points: tuple[FrontierPoint, ...]
+    thresholds: tuple[ThresholdPoint, ...] = ()
+
+    def best(self, limit: float) -> FrontierPoint:
+        """The most accurate point whose property, on repair data, is at most a limit.
+
+        Raises:
+            SpecificationError: No point is that low.
+        """
+        low = [point for point in (self.original, *self.points) if point.value <= limit and point.met]
+        if not low:
+            least = min(point.value for point in self.points)
+            raise SpecificationError(f"frontier of '{self.name}': no point reaches {limit}; the lowest is {least:.4f}.")
+        return max(low, key=lambda point: point.accuracy)
+
+    def __str__(self) -> str:
+        head = f"{'bound':>8} {'value':>8} {'accuracy':>9}   {'held out':>8} {'accuracy':>9}"
+        lines = [f"frontier of '{self.name}'", head]
+        for point in (self.original, *self.points):
+            name = "original" if point.repair is None else f"{point.target:8.4f}"
+            cells = f"{name:>8} {point.value:8.4f} {point.accuracy:9.4f}   "
+            cells += f"{point.held_out_value:8.4f} {point.held_out_accuracy:9.4f}"
+            lines.append(cells.replace("nan", "  -") + ("" if point.met else "   missed"))
+        if self.thresholds:
+            lines.append("thresholds by group, on the original scores")
+            lines += [
+                f"{p.target:8.4f} {p.value:8.4f} {p.accuracy:9.4f}   {p.held_out_value:8.4f} "
+                f"{p.held_out_accuracy:9.4f}".replace("nan", "  -")
+                for p in self.thresholds
+            ]
+        return "\n".join(lines)
+
+    def plot(self, axes: Any = None, *, held_out: bool | None = None) -> Any:
+        """Draw the curve.
+
+        Args:
+            axes: Of matplotlib; None for new ones.
+            held_out: Which data; None for held-out data where there are some.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise MissingExtraError("Frontier.plot needs matplotlib: pip install matplotlib.") from error
+        if held_out is None:
+            held_out = bool(np.isfinite(self.original.held_out_value))
+        axes = plt.subplots(figsize=(6, 4), layout="constrained")[1] if axes is None else axes
+
+        def curve(points: Sequence[Any]) -> tuple[list[float], list[float]]:
+            first, second = ("held_out_value", "held_out_accuracy") if held_out else ("value", "accuracy")
+            return [getattr(p, first) for p in points], [getattr(p, second) for p in points]
+
+        axes.plot(*curve(self.points), marker="o", color="#0072B2", label="repairs")
+        if self.thresholds:
+            axes.plot(*curve(self.thresholds), "--", marker="s", color="#E69F00", label="a threshold for each group")
+        axes.plot(*curve([self.original]), marker="*", markersize=14, linestyle="", color="black", label="original")
+        axes.set_xlabel(f"{self.name}, {'held-out' if held_out else 'repair'} data")
+        axes.set_ylabel("accuracy")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        return axes
+
+
+def trace_frontier(
+    model: nn.Module,
+    goal: Any,
+    constraints: Any = (),
+    *,
+    targets: Sequence[float] | int = STEPS,
+    data: tuple[Tensor, Tensor] | None = None,
+    held_out: tuple[Tensor, Tensor] | None = None,
+    held_out_goal: Any = None,
+    weights: Any = "auto",
+    method: SQP | None = None,
+    **settings: Any,
+) -> Frontier:
+    """Sweep the bound on a property; what it costs in accuracy, with the repaired networks.
+
+    Args:
+        model: As for :func:`repairopt.solve_repair`.
+        goal: Same; its target is not read.
+        constraints: Same.
+        targets: The bounds, or how many between the original value and a tenth of it.
+        data: Labelled samples ``(inputs, labels)``; accuracy and loss are theirs.
+        held_out: Samples that only the report sees.
+        held_out_goal: The property on held-out data; None to make it from ``held_out``, where it can be made.
+        weights: Same; ``"auto"`` is settled once, in the middle of the sweep.
+        method: Settings of the method; by default without buffers for new data, because the curve shows those.
+        **settings: Further settings of :func:`repairopt.solve_repair`.
+
+    Returns:
+        The frontier, one point for each bound, loosest first.
+
+    Raises:
+        SpecificationError: A target is not a number, or there are none.
+    """
+    method = method or SQP(confidence=None)
+    if callable(goal) and not hasattr(goal, "value"):
+        goal = CallableProperty(goal, 0.0)
+    data = None if data is None else check_inputs("data", *data, integers=True)
+    held_out = None if held_out is None else check_inputs("held_out", *held_out, integers=True)
+    engine = Engine(model, forward_fn=settings.get("forward_fn"))
+    value = goal_value(goal, engine.predict())
+    bounds = _bounds(targets, value)
+    other = held_out_goal
+    if other is None and held_out is not None and hasattr(goal, "on"):
+        other = goal.on(*held_out)
+
+    def point(target: float, network: nn.Module, repair: Repair | None, met: bool) -> FrontierPoint:
+        predict = Engine(network, forward_fn=settings.get("forward_fn")).predict()
+        new = float("nan") if other is None else goal_value(other, predict)
+        accuracies = accuracy(predict, data), accuracy(predict, held_out)
+        return FrontierPoint(target, goal_value(goal, predict), accuracies[0], new, accuracies[1], met, repair)
+
+    options = {**settings, "data": () if data is None else data, "method": method}
+    if isinstance(weights, str) and weights == "auto":
+        middle = bounds[len(bounds) // 2]
+        weights = solve_repair(model, replace(goal, target=middle), constraints, weights=weights, **options)
+        weights = weights.report.location
+    new = () if other is None else (other,)
+    points: list[FrontierPoint] = []
+    before: Repair | None = None
+    for bound in bounds:
+        start = None if before is None else before.delta
+        found = solve_repair(
+            model, replace(goal, target=bound), constraints, weights=weights, start=start, held_out=new, **options
+        )
+        met = found.report.verdict is Verdict.REPAIRED
+        before = found if met else before
+        points.append(point(bound, found.model, found, met))
+    thresholds = threshold_frontier(engine.predict(), goal, list(bounds), data, held_out)
+    return Frontier(goal.name, point(value, model, None, True), tuple(points), thresholds)
+
+
+def accuracy(predict: Any, data: tuple[Tensor, Tensor] | None) -> float:
+    """Share right, or NaN without labels."""
+    if data is None:
+        return float("nan")
+    with torch.no_grad():
+        right = predict(data[0]).argmax(-1).cpu() == torch.as_tensor(data[1]).cpu()
+    return float(right.double().mean())
+
+
+def _bounds(targets: Sequence[float] | int, value: float) -> npt.NDArray[np.float64]:
+    if isinstance(targets, int):
+        if targets < 1:
+            raise SpecificationError(f"targets={targets}; expected 1 or more bounds, or a list of them.")
+        return np.linspace(0.9, 0.1, targets) * value
+    found = np.sort(np.asarray(list(targets), dtype=np.float64))[::-1]
+    if not len(found) or not np.all(np.isfinite(found)):
+        raise SpecificationError(f"targets={targets!r}: expected at least one finite number.")
+    return found

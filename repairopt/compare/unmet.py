@@ -1,0 +1,219 @@
+"""When a bound cannot be met: which named bounds conflict, how near one can come, and whether that is proved.
+
+Bounds are dropped one at a time and the repair is tried without; what is left when no more can be dropped conflicts.
+Then sets of fewer bounds are tried, for as many repairs as are allowed. A repair that fails is no proof. Where all
+changed weights are in the last layer and what is left constrains samples one by one, all of it is a linear program in
+the weights, and a certificate of Farkas proves that no change whatsoever meets it, with leads of 1e-5 and more; the
+larger leads that repairs aim at are no part of what is proved.
+
+References:
+    Chinneck, Feasibility and infeasibility in optimization, 2008, chapter 6, for the deletion filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from repairopt.errors import ProgramError, SpecificationError
+from repairopt.methods import SQP, with_rows_of_goal
+from repairopt.pipeline import prepare_repair, solve_repair
+from repairopt.program import Conflict, Program, explain_conflict, stack_rows
+from repairopt.report import Repair, Verdict
+from repairopt.specify import CallableProperty, ChangeConstraint, SampleConstraint
+from repairopt.surrogate import linearize
+
+LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
+MOST_ENTRIES = 20_000_000  # of the rows of a proof
+PREPARING = ("weights", "forward_fn", "memory_limit", "seed", "trust_radius", "solver")
+
+
+@dataclass(frozen=True, eq=False)
+class Unmet:
+    """Why a repair falls short.
+
+    Attributes:
+        conflict: Names of the goal and the constraints that cannot be met together; without any one of them the others
+            can. Without the goal where constraints are in conflict among themselves. Empty where all were met after
+            all.
+        smallest: Whether every set of fewer constraints can be met; else not all of these were tried.
+        closest: The value of the goal at the end of the repair with all constraints; before it, where one broke.
+        target: What the goal had to reach.
+        proof: Rows in conflict with a certificate that was checked, or None.
+        repair: The repair that came closest.
+    """
+
+    conflict: tuple[str, ...]
+    closest: float
+    target: float
+    proof: Conflict | None
+    repair: Repair
+    smallest: bool = True
+
+    @property
+    def proved(self) -> bool:
+        """Whether no change of the chosen weights can meet the bounds; else none was found."""
+        return self.proof is not None
+
+    def __str__(self) -> str:
+        if not self.conflict:
+            return f"All bounds are met: {self.closest:.4g} against {self.target:.4g}."
+        names = " and ".join(repr(name) for name in self.conflict)
+        single = len(self.conflict) == 1
+        how = "cannot be met" if self.proved else "was not met" if single else "were not met"
+        together = "by itself" if single else "together"
+        text = f"{names} {how} {together} with these weights; closest value of the goal: {self.closest:.4g}, "
+        text += f"target {self.target:.4g}. "
+        if not self.smallest:
+            text += "There may be a smaller set in conflict; most_tries= looks for one longer. "
+        if self.proof is not None:
+            return text + f"Proved: {self.proof}"
+        return text + "This is not proved: another method, start or other weights may do better."
+
+
+def explain_unmet(
+    model: nn.Module,
+    goal: Any,
+    constraints: Any = (),
+    *,
+    target: float | None = None,
+    most_tries: int = 20,
+    **settings: Any,
+) -> Unmet:
+    """Find the smallest set of named bounds that a repair cannot meet together.
+
+    Args:
+        model: As for :func:`repairopt.solve_repair`.
+        goal: Same.
+        constraints: Same.
+        target: Same.
+        most_tries: Repairs that may be run to look for a smaller set, once none of the bounds can be left out.
+        **settings: The other settings of :func:`repairopt.solve_repair`. With ``weights="auto"`` all tries use the
+            weights of the first; the default method is SQP without buffers for new data.
+
+    Returns:
+        The conflict, the closest value and, where there is one, the proof.
+
+    Raises:
+        SpecificationError: Two constraints have the same name; ``most_tries`` is no whole number.
+    """
+    if isinstance(most_tries, bool) or not isinstance(most_tries, int) or most_tries < 0:
+        raise SpecificationError(f"most_tries={most_tries!r}: expected a whole number, 0 or more.")
+    items = list(constraints) if isinstance(constraints, list | tuple) else [constraints]
+    names = [getattr(item, "name", type(item).__name__) for item in items]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
+    settings.setdefault("method", SQP(confidence=None))
+    if callable(goal) and not hasattr(goal, "value"):
+        goal = CallableProperty(goal, 0.0)
+    goal = goal if target is None else replace(goal, target=float(target))
+    limit = float(goal.target)
+    first = solve_repair(model, goal, items, **settings)
+    if _met(first):
+        return Unmet((), _value(first), limit, None, first)
+    settings["weights"] = first.report.location
+    left = list(range(len(items)))
+    idle = _met_by_any(goal, first)
+    among_themselves = bool(items) and not _held(solve_repair(model, idle, items, **settings))
+    kept, fine = (idle, _held) if among_themselves else (goal, _met)
+    if not among_themselves and not _met(solve_repair(model, goal, (), **settings)):
+        left = []  # the goal alone is out of reach
+
+    def met(chosen: Sequence[int]) -> bool:
+        return fine(solve_repair(model, kept, [items[i] for i in chosen], **settings))
+
+    for k in list(left):
+        without = [i for i in left if i != k]
+        if not met(without):
+            left = without
+    left, smallest = _fewest(met, len(items), left, most_tries)
+    proof = _prove(model, kept, [items[i] for i in left], settings)
+    conflict = (*(() if among_themselves else (goal.name,)), *(names[i] for i in left))
+    if proof is not None:
+        conflict = tuple(name for name in conflict if name in proof.constraints)
+    return Unmet(conflict, _value(first), limit, proof, first, smallest)
+
+
+def _fewest(
+    met: Callable[[Sequence[int]], bool], count: int, found: list[int], most_tries: int
+) -> tuple[list[int], bool]:
+    """The first of the smaller sets, by size, that cannot be met, else the one found; whether none is smaller."""
+    tries = 0
+    for size in range(1, len(found)):
+        for chosen in combinations(range(count), size):
+            if set(chosen) < set(found):
+                continue  # a part of what no bound can be left out of
+            if tries == most_tries:
+                return found, False
+            tries += 1
+            if not met(chosen):
+                return list(chosen), True
+    return found, True
+
+
+def _met_by_any(goal: Any, repair: Repair) -> Any:
+    """The goal with a target that no network misses, to see what the constraints ask for by themselves."""
+    seen = max(abs(repair.report.verification.goal_before), abs(float(goal.target)))
+    target = 1e3 * (1.0 + seen)
+    if is_dataclass(type(goal)):
+        return replace(goal, target=target)
+    return CallableProperty(goal.value, target, goal.name)
+
+
+def _met(repair: Repair) -> bool:
+    return repair.report.verdict is Verdict.REPAIRED
+
+
+def _held(repair: Repair) -> bool:
+    """Whether all constraints hold, whatever the goal does; a constant network, which is no repair, may hold them."""
+    return all(check.holds or check.soft for check in repair.report.verification.checks if not check.held_out)
+
+
+def _value(repair: Repair) -> float:
+    goal = repair.report.verification.measures[0]
+    return float(goal.after if _held(repair) else goal.before)
+
+
+def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: dict[str, Any]) -> Conflict | None:
+    """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts."""
+    rows_only = [one for one in constraints if _by_rows(one)]
+    on_change = [one for one in constraints if isinstance(one, ChangeConstraint)]
+    own = {key: value for key, value in settings.items() if key in PREPARING}
+    task = with_rows_of_goal(prepare_repair(model, goal, [*rows_only, *on_change], **own).task)
+    if not task.constraints:
+        return None
+    least = tuple(np.minimum(required, LEAST_LEAD) for required in task.required)
+    lin = linearize(task.engine, task.constraints, required=least)
+    if not lin.engine.exact:
+        return None
+    every = {c: np.arange(len(margins)) for c, margins in enumerate(lin.margins)}
+    rows = lin.rows(every)
+    rows = stack_rows(replace(rows, price=np.full(len(rows), np.inf)), task.change_rows(np.zeros(task.engine.n)))
+    if rows.matrix.shape[0] * rows.matrix.shape[1] > MOST_ENTRIES:
+        return None
+    low, high = task.box(np.zeros(task.engine.n), np.inf)
+    program = Program(
+        gradient=np.zeros(task.engine.n),
+        matrix=rows.matrix,
+        lower=rows.lower,
+        upper=rows.upper,
+        delta_lower=low,
+        delta_upper=high,
+        sources=rows.sources,
+    )
+    try:
+        return explain_conflict(program, time_limit=settings.get("time_limit"))
+    except ProgramError:
+        return None
+
+
+def _by_rows(constraint: Any) -> bool:
+    """Whether every sample of a constraint has to hold."""
+    strict = float(getattr(constraint, "tolerance", 0.0)) == 0.0 and getattr(constraint, "weight", None) is None
+    return isinstance(constraint, SampleConstraint) and strict

@@ -1,0 +1,210 @@
+"""The commands. Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .show import Bars, check_text, emit, emit_error, patch_text, solve_text, solvers_text, verify_text
+
+CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; its schema: repairopt schema."
+)
+spec_argument = click.argument("spec", type=click.Path(path_type=Path))
+strict_option = click.option("--strict", is_flag=True, help="Held-out rows decide too.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+
+
+def example(text: str) -> str:
+    """An example for the end of a help text, kept as it is."""
+    return f"\b\nExample:\n  {text}"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=CODES)
+@click.version_option(package_name="repairopt", prog_name="repairopt")
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch and NumPy; 1 unless OMP_NUM_THREADS says more.")
+def cli(threads: int | None) -> None:
+    """Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
+
+    \b
+    Example:
+      repairopt demo                           a network, its data and a spec to try, repaired
+      repairopt check spec.yaml                what holds now
+      repairopt solve spec.yaml --out run      the repair, as a patch with a report
+      repairopt verify spec.yaml --patch run/patch.safetensors
+    """  # noqa: D301 (click reads the backspace)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when the libraries are loaded
+        if threads is not None:
+            os.environ[name] = str(threads)
+        else:
+            os.environ.setdefault(name, "1")  # measured: small networks are many times slower on busy cores with more
+
+
+@cli.command(epilog=example("repairopt demo --out my-demo"))
+@click.option("--out", type=click.Path(path_type=Path), default="repairopt-demo", show_default=True, help="Folder.")
+@overwrite_option
+@json_option
+def demo(out: Path, overwrite: bool, as_json: bool) -> None:
+    """Train a small network on made-up loan decisions, and repair its gap between groups. Under a minute."""
+    from repairopt.interfaces.commandline.runs.demo_run import run_demo
+
+    emit(run_demo(out, overwrite=overwrite, progress=Bars(quiet=as_json)), as_json, solve_text)
+
+
+@cli.command(epilog=example("repairopt check spec.yaml --patch run/patch.safetensors"))
+@spec_argument
+@click.option("--patch", type=click.Path(path_type=Path), help="Judge the network with this patch applied.")
+@strict_option
+@json_option
+def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
+    """Measure goal and bounds of SPEC on its network. Nothing is changed or written."""
+    from repairopt.interfaces.commandline.runs.check_run import check_spec_file
+
+    emit(check_spec_file(spec, patch=patch, strict=strict), as_json, check_text)
+
+
+@cli.command(epilog=example("repairopt solve spec.yaml --out run --time-limit 60"))
+@spec_argument
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for patch, report, log, result.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds; the best point is kept.")
+@click.option("--solver", help="Back end, see `repairopt solvers`.")
+@click.option("--seed", type=int, help="Of everything that is drawn.")
+@click.option("--report/--no-report", default=True, help="Whether to write report.html; pictures take some seconds.")
+@click.option("--resume", is_flag=True, help="Continue an unfinished run in --out from its last accepted step.")
+@overwrite_option
+@json_option
+def solve(spec: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Repair the network of SPEC and write patch.safetensors, result.json, report.html and audit.jsonl."""
+    from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
+
+    bars = Bars(options["time_limit"], quiet=as_json)
+    emit(solve_spec(spec, out, Options(**options), bars), as_json, solve_text)
+
+
+def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:
+    from repairopt.interfaces.commandline.runs.move_run import move_patch
+
+    result = move_patch(spec, patch, out, back=back, weights=weights, overwrite=options["overwrite"])
+    emit(result, options["as_json"], lambda r: f"wrote {r.out} ({r.kind}), weights SHA-256 {r.weights}")
+
+
+patch_argument = click.argument("patch", type=click.Path(path_type=Path))
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File: .safetensors, .pt (state dict) or .onnx."
+)
+weights_option = click.option("--weights", type=click.Path(path_type=Path), help="Weights in place of the spec's.")
+
+
+@cli.command(epilog=example("repairopt apply spec.yaml run/patch.safetensors --out repaired.onnx"))
+@spec_argument
+@patch_argument
+@out_option
+@weights_option
+@overwrite_option
+@json_option
+def apply(spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:
+    """Write the network of SPEC with PATCH applied. Other weights than those it was made for are refused."""
+    _move(False, spec, patch, out, weights, **options)
+
+
+@cli.command(
+    epilog=example(
+        "repairopt revert spec.yaml run/patch.safetensors --weights repaired.safetensors --out old.safetensors"
+    )
+)
+@spec_argument
+@patch_argument
+@out_option
+@weights_option
+@overwrite_option
+@json_option
+def revert(spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:
+    """Write the weights from before PATCH, to the bit; --weights names the repaired ones."""
+    _move(True, spec, patch, out, weights, **options)
+
+
+@cli.command(epilog=example("repairopt verify spec.yaml --patch run/patch.safetensors"))
+@spec_argument
+@click.option("--patch", type=click.Path(path_type=Path), required=True, help="The patch.")
+@click.option("--result", type=click.Path(path_type=Path), help="result.json; by default the one beside the patch.")
+@click.option("--audit", type=click.Path(path_type=Path), help="audit.jsonl; by default the one beside the patch.")
+@click.option("--expected-hash", help="Content hash that the patch must have, from where you trust.")
+@strict_option
+@json_option
+def verify(spec: Path, patch: Path, as_json: bool, **options: Any) -> None:
+    """Recompute every claim from the original weights and the patch alone, without the code that solves."""
+    from repairopt.interfaces.commandline.runs.verify_run import verify_patch
+
+    emit(verify_patch(spec, patch, **options), as_json, verify_text)
+
+
+@cli.command(epilog=example("repairopt show run/patch.safetensors"))
+@patch_argument
+@json_option
+def show(patch: Path, as_json: bool) -> None:
+    """Print a patch: what it changes, for which weights, what it claims."""
+    from repairopt.interfaces.commandline.runs.show_patch import show_patch
+
+    emit(show_patch(patch), as_json, patch_text)
+
+
+@cli.command(epilog=example("repairopt report run"))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File; by default report.html in the folder.")
+@json_option
+def report(folder: Path, out: Path | None, as_json: bool) -> None:
+    """Write report.html anew from the FOLDER of a run."""
+    from repairopt.interfaces.commandline.runs.show_patch import report_folder
+
+    emit(report_folder(folder, out), as_json, lambda r: f"wrote {r.out}")
+
+
+@cli.command(epilog=example("repairopt solvers --test"))
+@click.option("--test", is_flag=True, help="Solve a tiny program with each, to see whether its licence is there.")
+@json_option
+def solvers(test: bool, as_json: bool) -> None:
+    """List the back ends: installed, licensed, kinds of programs."""
+    from repairopt.interfaces.commandline.runs.list_solvers import list_solvers
+
+    emit(list_solvers(test=test), as_json, solvers_text)
+
+
+@cli.command(epilog=example("repairopt schema > repairopt.schema.json"))
+@click.argument("what", default="spec")
+@click.option("--language", is_flag=True, help="Print the table of measures that goals and bounds are made of.")
+@click.option("--markdown", is_flag=True, help="With --language: as Markdown.")
+def schema(what: str, language: bool, markdown: bool) -> None:
+    """Print a JSON schema: of spec files, or of what a command prints with --json (WHAT: check, solve, verify, ...)."""
+    from repairopt.interfaces.commandline.runs.schemas import language_text, schema_text
+
+    click.echo(language_text(markdown) if language else schema_text(what))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line, with its exit codes; every error of the library is a message, not a traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given
+    try:
+        cli.main(args=given, prog_name="repairopt", standalone_mode=False)
+    except click.ClickException as error:
+        if not as_json:
+            error.show()
+            raise SystemExit(2) from None
+        emit_error("UsageError", error.format_message(), as_json)
+    except (click.Abort, KeyboardInterrupt):
+        emit_error("Interrupted", "interrupted. `repairopt solve ... --resume` continues a run.", as_json)
+    except Exception as error:
+        from repairopt.errors import RepairError
+
+        if not isinstance(error, RepairError):
+            raise
+        emit_error(type(error).__name__, str(error), as_json)
+
+
+if __name__ == "__main__":
+    main()

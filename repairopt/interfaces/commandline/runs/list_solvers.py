@@ -1,0 +1,73 @@
+"""Which back ends there are: installed, licensed, for which kinds of programs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Any
+
+from repairopt.errors import SolverNotFoundError
+from repairopt.program import Kind, load_solver, missing_libraries, registered_solvers, solve
+
+from .results import SolverLine, SolversResult
+
+
+def list_solvers(*, test: bool = False) -> SolversResult:
+    """Every registered back end.
+
+    Args:
+        test: Whether to solve a tiny program with those that need a licence, to see whether it is there.
+
+    Returns:
+        One line for each. Without a test no library is imported and no licence is taken.
+    """
+    lines = []
+    for name in registered_solvers():
+        try:
+            backend: Any = load_solver(name)
+        except SolverNotFoundError:
+            lines.append(SolverLine(name=name, installed=False, licensed=None, kinds=[], needs=[], version=""))
+            continue
+        needs = [backend.requires] if isinstance(backend.requires, str) else list(backend.requires)
+        installed = not missing_libraries(backend)
+        lines.append(
+            SolverLine(
+                name=name,
+                installed=installed,
+                licensed=_licensed(backend) if test and installed else None,
+                kinds=sorted(kind.value for kind in backend.kinds),
+                needs=needs,
+                version=_version(needs) if installed else "",
+            )
+        )
+    return SolversResult(exit_code=0, solvers=lines)
+
+
+def _version(needs: list[str]) -> str:
+    known = packages_distributions()
+    found = [name for module in needs for name in known.get(module.partition(".")[0], [])]
+    try:
+        return ", ".join(version(name) for name in dict.fromkeys(found))
+    except PackageNotFoundError:
+        return ""
+
+
+def _licensed(backend: Any) -> bool:
+    """Whether a tiny program is solved."""
+    import numpy as np
+
+    from repairopt.program import Program, Status
+
+    kind = next(kind for kind in (Kind.LP, Kind.QP, *backend.kinds) if kind in backend.kinds)
+    program = Program(
+        gradient=np.ones(2),
+        hessian=np.eye(2) if kind in (Kind.QP, Kind.MIQP) else None,
+        matrix=np.ones((1, 2)),
+        lower=np.array([1.0]),
+        upper=np.array([np.inf]),
+        delta_lower=np.zeros(2),
+        delta_upper=np.ones(2),
+    )
+    try:
+        return solve(program, backend()).status is Status.OPTIMAL
+    except Exception:  # whatever a library without its licence raises
+        return False

@@ -1,0 +1,92 @@
+"""Apply or revert a patch: the network of a spec, repaired or as it was, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from repairopt.errors import ResultError, WrongBaseError
+from repairopt.interfaces.specfile.load_model import fill_weights, load_model
+from repairopt.interfaces.specfile.load_rows import load_data
+from repairopt.interfaces.specfile.onnx_model import with_softmax
+from repairopt.interfaces.specfile.read_spec import SpecFile, read_spec
+from repairopt.patches import Patch, export_onnx, fingerprint, save_weights, whole_file
+
+from .results import MoveResult
+
+ENDINGS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt": "state dict", ".pth": "state dict"}
+EXAMPLES = 64  # rows on which an ONNX file is compared with torch
+
+
+def move_patch(
+    source: str | Path,
+    patch: str | Path,
+    out: str | Path,
+    *,
+    back: bool = False,
+    weights: str | Path | None = None,
+    overwrite: bool = False,
+) -> MoveResult:
+    """Write the repaired network, or the one from before.
+
+    Args:
+        source: The spec file.
+        patch: The patch.
+        out: The file: ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
+        back: Revert.
+        weights: Weights to use in place of the spec's; for reverting, the repaired ones.
+        overwrite: Whether the file may be there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ResultError: Another kind of file, or it exists.
+        PatchError: The patch cannot be read; the weights are not those it was made for.
+    """
+    target = Path(out)
+    if target.suffix not in ENDINGS:
+        raise ResultError(f"'{target}': unknown kind of file '{target.suffix}'; expected {', '.join(ENDINGS)}.")
+    if target.exists() and not overwrite:
+        raise ResultError(f"'{target}' exists. Use --overwrite, or another --out.")
+    if not target.parent.is_dir():
+        raise ResultError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
+    file, found = read_spec(source), Patch.load(patch)
+    model = load_model(file)
+    if weights is not None:
+        fill_weights(file, model, Path(weights))
+    try:
+        moved = found.revert(model) if back else found.apply(model)
+    except WrongBaseError as error:
+        hint = " Give the repaired weights by --weights." if back and weights is None else ""
+        raise type(error)(f"{error}{hint}") from error
+    command: Literal["apply", "revert"] = "revert" if back else "apply"
+    kind = ENDINGS[target.suffix]
+    difference = _write(file, moved, target, kind)
+    return MoveResult(
+        exit_code=0,
+        command=command,
+        out=str(target),
+        kind=kind,  # type: ignore[arg-type]
+        weights=fingerprint(moved).total,
+        largest_difference=difference,
+    )
+
+
+def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float | None:
+    if kind == "onnx":
+        data = load_data(file)
+        rows = data.sets["repair"].inputs[:EXAMPLES]
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        rows = rows.to(dtype) if rows.is_floating_point() else rows
+        model = with_softmax(model) if file.spec.model.onnx is not None else model
+        return export_onnx(model, torch.cat([rows, rows]) if len(rows) < 2 else rows, target).largest_difference
+    if kind == "safetensors":
+        save_weights(model, target)
+        return None
+    with whole_file(target) as unfinished:
+        torch.save({name: value.detach().cpu().clone() for name, value in model.state_dict().items()}, unfinished)
+    return None

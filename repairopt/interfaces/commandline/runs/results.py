@@ -1,0 +1,161 @@
+"""What the commands print with ``--json``, as pydantic models; ``repairopt schema`` prints their JSON schemas."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from repairopt.interfaces.specfile.claim_rows import ClaimRow
+
+
+class Result(BaseModel):
+    """What all have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = Field(default=1, description="of this output")
+    exit_code: Literal[0, 1, 2] = Field(description="0 met, 1 not met or violated, 2 usage or input error")
+
+
+class CheckResult(Result):
+    """Of ``repairopt check``."""
+
+    command: Literal["check"] = "check"
+    spec: str
+    spec_hash: str
+    met: bool = Field(description="goal and bounds hold")
+    claims: list[ClaimRow]
+    rows: dict[str, int] = Field(description="of each set")
+    weights: str = Field(description="SHA-256 of the weights that were judged")
+
+
+class Changed(BaseModel):
+    """The weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chosen: int = Field(description="weights that could change")
+    changed: int
+    largest_change: float
+    parameters: dict[str, int] = Field(description="chosen weights of each parameter")
+
+
+class SolveResult(Result):
+    """Of ``repairopt solve`` and ``repairopt demo``; also ``result.json``."""
+
+    command: Literal["solve", "demo"] = "solve"
+    spec: str
+    spec_hash: str = Field(description="SHA-256 of what the spec says")
+    verdict: str
+    meaning: str
+    met: bool = Field(description="goal and bounds hold on the rows of the repair")
+    stopped: str = Field(description="why it ended early, or empty")
+    claims: list[ClaimRow]
+    notes: list[str]
+    method: str
+    solver: str
+    seed: int
+    seconds: float
+    weights: Changed
+    base: str = Field(description="SHA-256 of the weights before")
+    repaired: str = Field(description="SHA-256 of the weights after")
+    patch: str = Field(description="content hash of the patch")
+    inputs: dict[str, str] = Field(description="SHA-256 of each file that the spec names")
+    versions: dict[str, str]
+    files: dict[str, str] = Field(description="what was written, by kind")
+    location: dict[str, list[int]] | None = Field(default=None, description="chosen weights, for bounds by linear_rows")
+    report: dict[str, Any] = Field(description="everything the library reports")
+
+
+class CheckLine(BaseModel):
+    """One thing that verify looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str
+    ok: bool | None = Field(description="null where there is nothing to look at")
+    detail: str
+
+
+class VerifyResult(Result):
+    """Of ``repairopt verify``."""
+
+    command: Literal["verify"] = "verify"
+    spec: str
+    patch: str
+    sound: bool = Field(description="every file fits, and every stated claim is what was recomputed")
+    met: bool = Field(description="goal and bounds hold, recomputed")
+    checks: list[CheckLine]
+    claims: list[ClaimRow]
+
+
+class MoveResult(Result):
+    """Of ``repairopt apply`` and ``repairopt revert``."""
+
+    command: Literal["apply", "revert"]
+    out: str
+    kind: Literal["safetensors", "onnx", "state dict"]
+    weights: str = Field(description="SHA-256 of the weights written")
+    largest_difference: float | None = Field(default=None, description="between ONNX Runtime and torch, for ONNX files")
+
+
+class PatchResult(Result):
+    """Of ``repairopt show``."""
+
+    command: Literal["show"] = "show"
+    patch: str
+    content_hash: str
+    base: str
+    repaired: str
+    changes: list[dict[str, Any]]
+    info: dict[str, Any]
+
+
+class ReportResult(Result):
+    """Of ``repairopt report``."""
+
+    command: Literal["report"] = "report"
+    out: str
+
+
+class SolverLine(BaseModel):
+    """A back end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    installed: bool
+    licensed: bool | None = Field(description="null where it needs no licence, or is not installed")
+    kinds: list[str]
+    needs: list[str] = Field(description="libraries")
+    version: str
+
+
+class SolversResult(Result):
+    """Of ``repairopt solvers``."""
+
+    command: Literal["solvers"] = "solvers"
+    solvers: list[SolverLine]
+
+
+class ErrorResult(Result):
+    """Of any command that could not run."""
+
+    command: Literal["error"] = "error"
+    error: str = Field(description="class of the exception")
+    message: str
+
+
+RESULTS: dict[str, type[Result]] = {
+    "check": CheckResult,
+    "solve": SolveResult,
+    "verify": VerifyResult,
+    "apply": MoveResult,
+    "revert": MoveResult,
+    "show": PatchResult,
+    "report": ReportResult,
+    "solvers": SolversResult,
+    "demo": SolveResult,
+    "error": ErrorResult,
+}

@@ -1,0 +1,147 @@
+"""The folder of a run: what is in it is whole, whenever the process is killed.
+
+While a run goes on there are ``audit.jsonl`` and, from the first better point on, ``checkpoint.safetensors``. At the
+end come ``patch.safetensors``, ``report.html`` and, last, ``result.json``: a folder without it is an unfinished run,
+which ``--resume`` continues. Each file but the log takes its place in one step; the log is cut to its last whole line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from repairopt.errors import PatchError, ResultError
+from repairopt.patches import read_tensors, whole_file, write_tensors
+
+PATCH, RESULT, REPORT, AUDIT = "patch.safetensors", "result.json", "report.html", "audit.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+STATE = "repairopt_checkpoint"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        path: Of the folder.
+    """
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run has ended here."""
+        return (self.path / RESULT).exists()
+
+    @property
+    def started(self) -> bool:
+        """Whether anything of a run is here."""
+        return any((self.path / name).exists() for name in (PATCH, RESULT, AUDIT, CHECKPOINT))
+
+    def begin(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or take what is in it.
+
+        Args:
+            resume: Whether to continue what was started here.
+            overwrite: Whether to throw away what is here.
+
+        Raises:
+            ResultError: There is a run here already and nothing was said about it, or the folder cannot be made.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultError(f"'{self.path}' is a file; expected the name of a folder. Give another --out.")
+        if self.started and overwrite:
+            for name in (RESULT, CHECKPOINT, PATCH, REPORT, AUDIT):
+                (self.path / name).unlink(missing_ok=True)
+        elif self.started and not resume:
+            what = "the result of an earlier run" if self.finished else "an unfinished run"
+            use = "--overwrite to replace it" if self.finished else "--resume to continue it, --overwrite to begin anew"
+            raise ResultError(f"'{self.path}' holds {what}. Use {use}, or another --out.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultError(f"'{self.path}': cannot be made ({error.strerror}). Give another --out.") from error
+        for left in self.path.glob(".*.unfinished"):
+            left.unlink(missing_ok=True)
+
+    def save_checkpoint(self, change: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Keep the best change so far.
+
+        Args:
+            change: For each parameter its change.
+            state: What it belongs to: hashes of spec and weights, the seed.
+        """
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in change.items()}
+        write_tensors(self.path / CHECKPOINT, tensors, {STATE: json.dumps(dict(state), sort_keys=True)})
+
+    def load_checkpoint(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """The best change of an unfinished run, or None where there is none yet.
+
+        Args:
+            state: What it must belong to.
+
+        Returns:
+            For each parameter its change.
+
+        Raises:
+            ResultError: It belongs to another spec, other weights or another seed.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            tensors, texts = read_tensors(path)
+            found = json.loads(texts[STATE])
+        except (PatchError, KeyError, ValueError) as error:
+            raise ResultError(f"'{path}': is no checkpoint ({error}). Use --overwrite to begin anew.") from error
+        other = [key for key in state if found.get(key) != state[key]]
+        if other:
+            raise ResultError(
+                f"'{path}': was made with another {' and '.join(other)}. Use --overwrite to begin anew, or another "
+                f"--out."
+            )
+        return tensors
+
+    def write_result(self, text: str) -> None:
+        """Write ``result.json``, which ends the run."""
+        with whole_file(self.path / RESULT) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def read_result(path: str | os.PathLike[str]) -> tuple[Any, bytes]:
+    """A ``result.json``.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        The result as a :class:`repairopt.interfaces.commandline.runs.results.SolveResult`, and the bytes of the file.
+
+    Raises:
+        ResultError: No such file, no JSON, or not what ``solve`` writes.
+    """
+    from pydantic import ValidationError
+
+    from .results import SolveResult
+
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ResultError(
+            f"'{path}': cannot be read ({error.strerror}). Did the run end? `solve --resume` ends it."
+        ) from error
+    try:
+        return SolveResult.model_validate_json(raw), raw
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultError(
+            f"'{path}': is not what solve writes ({where}: {first['msg']}). It was changed or damaged."
+        ) from None

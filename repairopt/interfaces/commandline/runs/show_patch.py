@@ -1,0 +1,70 @@
+"""Look at a patch, and write the report of a run anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from repairopt.errors import ResultError
+from repairopt.patches import Patch
+
+from .html import write_report
+from .results import PatchResult, ReportResult
+from .run_folder import REPORT, RESULT, read_result
+
+
+def show_patch(path: str | Path) -> PatchResult:
+    """What a patch says.
+
+    Args:
+        path: Of the patch.
+
+    Returns:
+        Its changes, hashes and origin.
+
+    Raises:
+        PatchError: It cannot be read.
+    """
+    patch = Patch.load(path)
+    changes = [
+        {
+            "names": list(change.names),
+            "form": change.difference.form,
+            "shape": list(change.difference.kind.shape),
+            "count": change.count,
+            "largest": change.largest,
+        }
+        for change in patch.changes
+    ]
+    return PatchResult(
+        exit_code=0,
+        patch=str(path),
+        content_hash=patch.content_hash,
+        base=patch.base.total,
+        repaired=patch.repaired.total,
+        changes=changes,
+        info=patch.info.to_dict(),
+    )
+
+
+def report_folder(folder: str | Path, out: str | Path | None = None) -> ReportResult:
+    """Write the report of a finished run.
+
+    Args:
+        folder: Of the run.
+        out: The file; ``report.html`` in the folder by default.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ResultError: There is no finished run, or the report cannot be written here.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ResultError(f"'{path}': there is no such folder. `repairopt solve SPEC --out DIR` makes one.")
+    read_result(path / RESULT)
+    target = path / REPORT if out is None else Path(out)
+    problem = write_report(path, target)
+    if problem:
+        raise ResultError(problem)
+    return ReportResult(exit_code=0, out=str(target))

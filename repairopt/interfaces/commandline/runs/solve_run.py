@@ -1,0 +1,271 @@
+"""Solve a spec: repair, measure every claim on the true network, write patch, report, log and result."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from repairopt.errors import SpecFileError
+from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
+from repairopt.interfaces.specfile.measure import measure_claims
+from repairopt.interfaces.specfile.open_spec import OpenSpec, open_spec
+from repairopt.interfaces.specfile.read_spec import SpecFile, read_spec
+from repairopt.methods import SQP
+from repairopt.patches import AuditLog, Patch, fingerprint, library_versions
+from repairopt.pipeline import solve_repair
+from repairopt.program import load_solver
+from repairopt.report import Repair, Verdict
+from repairopt.verify import Round
+
+from .chosen_weights import chosen_weights
+from .html import write_report
+from .results import Changed, SolveResult
+from .run_folder import AUDIT, PATCH, REPORT, RESULT, RunFolder, read_result
+
+STEPS = 40  # of the method, an upper bound for the progress bar
+
+
+class Progress(Protocol):
+    """What a run tells the user while it goes on."""
+
+    def stage(self, name: str, steps: int = 0) -> AbstractContextManager[Callable[[str], None]]:
+        """A part of the run; what it returns is called after each step of it, with a word on where it stands."""
+        ...
+
+
+class Silent:
+    """No progress is shown."""
+
+    @contextmanager
+    def stage(self, name: str, steps: int = 0) -> Iterator[Callable[[str], None]]:
+        """Nothing."""
+        yield lambda text: None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides, over the spec.
+
+    Attributes:
+        time_limit: Seconds.
+        solver: Back end.
+        seed: Of everything that is drawn.
+        resume: Whether to continue an unfinished run in the folder.
+        overwrite: Whether to replace what is in the folder.
+        report: Whether to write ``report.html``, which takes some seconds for its pictures.
+    """
+
+    time_limit: float | None = None
+    solver: str | None = None
+    seed: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    report: bool = True
+
+
+def solve_spec(
+    source: str | Path,
+    out: str | Path,
+    options: Options = Options(),  # noqa: B008
+    progress: Progress | None = None,
+    *,
+    command: Literal["solve", "demo"] = "solve",
+) -> SolveResult:
+    """Repair the network of a spec file.
+
+    Args:
+        source: The spec file.
+        out: Folder for patch, report, log and result.
+        options: Of the command line.
+        progress: Told of each stage and step.
+        command: Which command was called.
+
+    Returns:
+        What is written to ``result.json`` as well. A run that had ended in the folder is not repeated where it is
+        resumed.
+
+    Raises:
+        SpecFileError: The spec, its model or data cannot be used, or it has no goal.
+        ResultError: The folder holds another run.
+        SolverNotFoundError: No such back end.
+    """
+    tell = progress or Silent()
+    file = read_spec(source)
+    if file.goal is None:
+        raise SpecFileError(
+            f"{file.path}: has no goal, so there is nothing to repair. `repairopt check` judges bounds."
+        )
+    solver = options.solver if options.solver is not None else file.spec.solver
+    if solver is not None:
+        load_solver(solver)
+    with tell.stage("reading model and data"):
+        spec = open_spec(file)
+        weights = chosen_weights(spec)
+        inputs = spec.hashes()
+    folder = RunFolder(Path(out))
+    folder.begin(resume=options.resume, overwrite=options.overwrite)
+    if options.resume and folder.finished:
+        return _finished(folder, file)
+    run = _Run(spec, folder, options, tell, inputs, command)
+    return run.go(weights, solver)
+
+
+def _finished(folder: RunFolder, file: SpecFile) -> SolveResult:
+    from repairopt.errors import ResultError
+
+    result: SolveResult = read_result(folder.path / RESULT)[0]
+    if result.spec_hash != file.hash:
+        raise ResultError(f"'{folder.path}': holds the result of another spec. Use --overwrite, or another --out.")
+    return result
+
+
+class _Run:
+    """One run of solve."""
+
+    def __init__(
+        self, spec: OpenSpec, folder: RunFolder, options: Options, tell: Progress, inputs: dict[str, str], command: Any
+    ) -> None:
+        self.spec, self.folder, self.options, self.tell, self.inputs = spec, folder, options, tell, inputs
+        self.command, self.started = command, time.perf_counter()
+        said = spec.file.spec
+        self.seed = said.seed if options.seed is None else options.seed
+        self.time_limit = said.time_limit if options.time_limit is None else options.time_limit
+        self.base = fingerprint(spec.model).total
+        self.state = {"spec": spec.file.hash, "weights": self.base, "seed": self.seed, "data": inputs}
+
+    def go(self, weights: Any, solver: str | None) -> SolveResult:
+        """All stages."""
+        start = self.folder.load_checkpoint(self.state)
+        if start is not None and weights == "auto":  # the search for weights is over: those that changed go on
+            weights = {name: change != 0 for name, change in start.items() if bool((change != 0).any())} or weights
+        log = AuditLog(self.folder.path / AUDIT)
+        log.append(
+            "run resumed" if start is not None else "run started",
+            spec=self.spec.file.hash,
+            weights=self.base,
+            inputs=self.inputs,
+            seed=self.seed,
+            solver=solver,
+            time_limit=self.time_limit,
+            versions=library_versions(),
+        )
+        with self.tell.stage("repairing", STEPS) as step:
+            repair = self._repair(weights, solver, log, step, start)
+        positions = {name: ix.tolist() for name, ix in repair.report.location.indices.items()}
+        own_rows = any(b.statement.measure.name == "linear_rows" for b in self.spec.bounds)
+        with self.tell.stage("measuring every claim"):
+            claims = measure_claims(self.spec, repair.model, location=positions if own_rows else None)
+        with self.tell.stage("writing"):
+            return self._write(repair, claims, positions if own_rows else None, log)
+
+    def _repair(
+        self, weights: Any, solver: str | None, log: AuditLog, step: Callable[[str], None], start: Any
+    ) -> Repair:
+        spec = self.spec
+        assert spec.goal is not None
+        rows = spec.data.sets["repair"]
+        twins = [item.as_goal() if item.statement is spec.goal.statement else _twin(item) for item in spec.held_out]
+
+        def note(entry: Round) -> None:
+            log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
+            step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
+
+        def keep(change: dict[str, Tensor]) -> None:
+            self.folder.save_checkpoint(change, self.state)
+
+        method = _method(spec)
+        return solve_repair(
+            spec.model,
+            spec.goal.as_goal(),
+            [bound.as_constraint() for bound in spec.bounds],
+            data=() if rows.labels is None else (rows.inputs, rows.labels),
+            held_out=twins,
+            watch=[item.item for item in spec.watch],
+            weights=weights,
+            method=method,
+            solver=solver,
+            time_limit=self.time_limit,
+            seed=self.seed,
+            progress=note,
+            start=start if isinstance(method, SQP) and weights != "auto" else None,
+            checkpoint=keep,
+        )
+
+    def _write(self, repair: Repair, claims: list[ClaimRow], location: Any, log: AuditLog) -> SolveResult:
+        folder, spec, report = self.folder.path, self.spec, repair.report
+        kept = plain(claims)
+        patch = Patch.from_repair(repair, spec.model, spec_hash=spec.file.hash, claims=kept, seed=self.seed)
+        patch.save(folder / PATCH)
+        met = all_met(claims)
+        done = report.verdict is Verdict.REPAIRED
+        notes = list(report.notes)
+        files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
+        problem = write_report(repair, folder / REPORT, spec.data.input_columns) if self.options.report else ""
+        if problem or not self.options.report:
+            files.pop("report")
+        if problem:
+            notes.append(problem)
+        log.append("repair ended", verdict=str(report.verdict), patch=patch.content_hash, claims=kept, notes=notes)
+        result = SolveResult(
+            exit_code=0 if met and done else 1,
+            command=self.command,
+            spec=str(spec.file.path),
+            spec_hash=spec.file.hash,
+            verdict=str(report.verdict),
+            meaning=report.verdict.meaning,
+            met=met,
+            stopped=report.stopped,
+            claims=claims,
+            notes=notes,
+            method=report.method,
+            solver=patch.info.solver,
+            seed=self.seed,
+            seconds=time.perf_counter() - self.started,
+            weights=_changed(repair),
+            base=self.base,
+            repaired=patch.repaired.total,
+            patch=patch.content_hash,
+            inputs=self.inputs,
+            versions=dict(report.versions),
+            files={kind: str(folder / name) for kind, name in files.items()},
+            location=location,
+            report=report.to_dict(),
+        )
+        text = result.model_dump_json(indent=1) + "\n"
+        log.append("result", sha256=hashlib.sha256(text.encode()).hexdigest(), verdict=str(report.verdict), met=met)
+        self.folder.write_result(text)
+        return result
+
+
+def _twin(item: Any) -> Any:
+    """A bound or watched measure on held-out rows: its value where it has one, else the constraint."""
+    if not item.statement.bounds and item.is_property:
+        return item.item
+    return item.as_constraint()
+
+
+def _changed(repair: Repair) -> Changed:
+    report = repair.report
+    sizes = {name: len(ix) for name, ix in report.location.indices.items()}
+    return Changed(
+        chosen=report.location.size, changed=report.changed, largest_change=report.largest_change, parameters=sizes
+    )
+
+
+def _method(spec: OpenSpec) -> Any:
+    """SQP with the spec's objective and confidence, or what the spec names."""
+    said = spec.file.spec
+    objective = said.change.minimize
+    if said.method in ("sqp", "auto"):
+        return SQP(objective=objective, confidence=said.confidence)
+    if objective != "auto":
+        reason = f"minimize: {objective} is for method sqp; it does not go with method {said.method}"
+        raise spec.file.fail(("change", "minimize"), reason)
+    return said.method

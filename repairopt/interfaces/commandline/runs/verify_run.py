@@ -1,0 +1,224 @@
+"""Verify a patch: every stated claim recomputed from the original weights and the patch alone.
+
+None of the code that solves is used or imported. Looked at, where it is there: the patch and its hash, the spec it was
+made for, its base, the weights it leads to, each claim in it, ``result.json`` beside it, the chain of ``audit.jsonl``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
+from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
+from repairopt.interfaces.specfile.measure import measure_claims
+from repairopt.interfaces.specfile.open_spec import OpenSpec, open_spec
+from repairopt.patches import Patch, fingerprint, verify_log
+
+from .results import CheckLine, SolveResult, VerifyResult
+from .run_folder import AUDIT, RESULT, read_result
+
+FIXED = ("text", "name", "role", "data", "bound", "met", "shown", "rows", "unit")
+FIGURES = ("before", "value", "low", "high", "confidence")
+CLOSE = 1e-6  # between stated and recomputed figures, relative: another machine may add in another order
+
+
+def verify_patch(
+    source: str | Path,
+    patch_path: str | Path,
+    *,
+    result: str | Path | None = None,
+    audit: str | Path | None = None,
+    expected_hash: str | None = None,
+    strict: bool = False,
+) -> VerifyResult:
+    """Recompute what a patch and its result claim.
+
+    Args:
+        source: The spec file.
+        patch_path: The patch.
+        result: The ``result.json``; by default the one beside the patch, where it is there.
+        audit: The ``audit.jsonl``; same.
+        expected_hash: Content hash that the patch must have, from where you trust.
+        strict: Whether held-out rows decide too whether all is met.
+
+    Returns:
+        What was looked at, and the claims as recomputed. A patch that cannot be read or applied is not sound.
+
+    Raises:
+        SpecFileError: The spec, its model or data cannot be used.
+        PatchError: There is no such file.
+    """
+    if not Path(patch_path).is_file():
+        raise PatchError(
+            f"'{patch_path}': no such file. `repairopt solve SPEC --out DIR` writes DIR/patch.safetensors."
+        )
+    check = _Verifier(open_spec(source), Path(patch_path))
+    claims = check.patch(expected_hash)
+    beside = Path(patch_path).parent
+    check.result(_given(result, beside / RESULT), claims)
+    check.log(_given(audit, beside / AUDIT))
+    sound = all(line.ok is not False for line in check.lines)
+    met = bool(claims) and all_met(claims, strict)
+    return VerifyResult(
+        exit_code=0 if sound and met else 1,
+        spec=str(check.spec.file.path),
+        patch=str(patch_path),
+        sound=sound,
+        met=met,
+        checks=check.lines,
+        claims=claims,
+    )
+
+
+def _given(path: str | Path | None, beside: Path) -> Path | None:
+    if path is not None:
+        return Path(path)
+    return beside if beside.is_file() else None
+
+
+class _Verifier:
+    """One verification: the lines it found."""
+
+    def __init__(self, spec: OpenSpec, path: Path) -> None:
+        self.spec, self.path = spec, path
+        self.lines: list[CheckLine] = []
+        self.found: Patch | None = None
+        self.stated: SolveResult | None = None
+        self.result_hash = ""
+
+    def say(self, what: str, ok: bool | None, detail: str) -> None:
+        self.lines.append(CheckLine(what=what, ok=ok, detail=detail))
+
+    # ---------------------------------------------------------------- the patch
+
+    def patch(self, expected_hash: str | None) -> list[ClaimRow]:
+        """The patch file, its base, what it leads to, and each of its claims."""
+        try:
+            patch = self.found = Patch.load(self.path, expected_hash=expected_hash)
+        except PatchError as error:
+            self.say("patch", False, str(error))
+            return []
+        self.say("patch", True, f"whole; content hash {patch.content_hash}")
+        same = patch.info.spec_hash == self.spec.file.hash
+        self.say("spec", same, "the patch was made for this spec" if same else "the patch was made for another spec")
+        try:
+            model = patch.apply(self.spec.model)
+        except (WrongBaseError, PatchError) as error:
+            self.say("base", False, str(error))
+            return []
+        exact = fingerprint(model) == patch.repaired
+        self.say("base", True, f"applies to these weights, SHA-256 {patch.base.total}")
+        self.say("weights", exact, f"lead to SHA-256 {patch.repaired.total}" if exact else "lead to other weights")
+        claims = measure_claims(self.spec, model, location=self._location())
+        wrong = _differences(patch.info.claims, claims)
+        count = f"{len(claims)} claims recomputed"
+        self.say("claims of the patch", not wrong, "; ".join(wrong) if wrong else f"{count}, all as stated")
+        return claims
+
+    def _location(self) -> dict[str, list[int]] | None:
+        """Where the user's own rows speak of: from the result, which is all that knows it."""
+        path = self.path.parent / RESULT
+        try:
+            found: SolveResult = read_result(path)[0]
+        except ResultError:
+            return None
+        return found.location
+
+    # ---------------------------------------------------------------- the result
+
+    def result(self, path: Path | None, claims: Sequence[ClaimRow]) -> None:
+        """The result: of this patch and spec, its claims as recomputed, its verdict no better than they allow."""
+        if path is None:
+            self.say("result.json", None, "there is none beside the patch")
+            return
+        try:
+            stated, raw = read_result(path)
+        except ResultError as error:
+            self.say("result.json", False, str(error))
+            return
+        self.stated, self.result_hash = stated, hashlib.sha256(raw).hexdigest()
+        wrong = self._identity(stated) + _differences([c.model_dump(mode="json") for c in stated.claims], claims)
+        met = bool(claims) and all_met(claims)
+        if stated.met != met:
+            wrong.append(f"says met: {stated.met}, recomputed: {met}")
+        if stated.verdict == "repaired" and not met:
+            wrong.append("says repaired, but a goal or bound is not met")
+        if stated.exit_code == 0 and not met:
+            wrong.append("says exit code 0, but a goal or bound is not met")
+        hashes = self.spec.hashes()
+        wrong += [f"'{n}' is not the file it was" for n, digest in stated.inputs.items() if hashes.get(n) != digest]
+        self.say("result.json", not wrong, "; ".join(wrong) or "fits the patch, the spec and what was recomputed")
+
+    def _identity(self, stated: SolveResult) -> list[str]:
+        wrong = [] if stated.spec_hash == self.spec.file.hash else ["is of another spec"]
+        if self.found is not None:
+            pairs = {
+                "patch": (stated.patch, self.found.content_hash),
+                "base": (stated.base, self.found.base.total),
+                "repaired weights": (stated.repaired, self.found.repaired.total),
+            }
+            wrong += [f"names another {what}" for what, (said, own) in pairs.items() if said != own]
+        return wrong
+
+    # ---------------------------------------------------------------- the log
+
+    def log(self, path: Path | None) -> None:
+        """The chain of the log, and that patch and result stand in it."""
+        if path is None:
+            self.say("audit.jsonl", None, "there is none beside the patch")
+            return
+        try:
+            end = verify_log(path)
+        except AuditError as error:
+            self.say("audit.jsonl", False, str(error))
+            return
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        wrong = []
+        if self.found is not None and not _logged(entries, "repair ended", "patch", self.found.content_hash):
+            wrong.append("does not name this patch")
+        if self.stated is not None and not _logged(entries, "result", "sha256", self.result_hash):
+            wrong.append("does not name this result.json, which was changed or is of another run")
+        text = f"chain of {end.count} lines is whole; last hash {end.hash}"
+        self.say("audit.jsonl", not wrong, "; ".join(wrong) or text)
+
+
+def _logged(entries: Sequence[Any], event: str, key: str, value: str) -> bool:
+    return any(entry["event"] == event and entry["data"].get(key) == value for entry in entries)
+
+
+def _differences(stated: Sequence[Any], found: Sequence[ClaimRow]) -> list[str]:
+    """In words, where stated claims are not what was recomputed."""
+    own = {(claim.text, claim.data): claim.model_dump(mode="json") for claim in found}
+    said = {(str(claim.get("text")), str(claim.get("data"))): claim for claim in stated}
+    wrong = [] if len(said) == len(stated) else ["a claim is stated twice"]
+    wrong += [f"claim '{text}' on {data or 'the change'} is missing" for text, data in own if (text, data) not in said]
+    wrong += [
+        f"claim '{text}' on {data or 'the change'} is not of the spec" for text, data in said if (text, data) not in own
+    ]
+    for key, claim in own.items():
+        if key in said:
+            other = said[key]
+            off = [
+                f"{part} {other.get(part)!r}, recomputed {claim[part]!r}"
+                for part in FIXED
+                if other.get(part) != claim[part]
+            ]
+            off += [
+                f"{part} {other.get(part)!r}, recomputed {claim[part]!r}"
+                for part in FIGURES
+                if not _close(other.get(part), claim[part])
+            ]
+            wrong += [f"claim '{key[0]}' on {key[1] or 'the change'}: states {'; '.join(off)}"] if off else []
+    return wrong
+
+
+def _close(first: Any, second: Any) -> bool:
+    numbers = [x for x in (first, second) if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(numbers) < 2:
+        return bool(first == second)
+    return math.isclose(float(first), float(second), rel_tol=CLOSE, abs_tol=CLOSE)

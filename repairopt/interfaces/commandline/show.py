@@ -1,0 +1,143 @@
+"""Print results: text for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from repairopt.interfaces.commandline.runs.results import (
+        CheckResult,
+        PatchResult,
+        Result,
+        SolveResult,
+        SolversResult,
+        VerifyResult,
+    )
+
+WIDTH = 100
+
+
+def emit(result: Result, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print a result and end the process with its exit code.
+
+    Args:
+        result: Of a command.
+        as_json: Whether to print JSON.
+        text: Makes the text for people.
+    """
+    click.echo(result.model_dump_json(indent=1) if as_json else text(result))
+    raise SystemExit(result.exit_code)
+
+
+def emit_error(name: str, message: str, as_json: bool) -> None:
+    """Print an error: to stderr for people, as JSON to stdout; exit code 2."""
+    if as_json:
+        click.echo(json.dumps({"format": 1, "exit_code": 2, "command": "error", "error": name, "message": message}))
+    else:
+        click.echo(f"repairopt: {message}", err=True)
+    raise SystemExit(2)
+
+
+def check_text(result: CheckResult) -> str:
+    """The claims, and whether all is met."""
+    from repairopt.interfaces.specfile.claim_rows import claim_table
+
+    rows = ", ".join(f"{name} {count}" for name, count in result.rows.items())
+    verdict = "Goal and bounds are met." if result.met else "Not everything is met."
+    return f"{claim_table(result.claims)}\n\n{verdict} Rows: {rows}."
+
+
+def solve_text(result: SolveResult) -> str:
+    """Verdict, claims, notes, and what was written."""
+    from repairopt.interfaces.specfile.claim_rows import claim_table
+
+    weights = result.weights
+    lines = [result.verdict.upper(), *textwrap.wrap(result.meaning, WIDTH)]
+    if result.stopped:
+        lines.append(f"Stopped early ({result.stopped}); this is the best point found until then.")
+    for note in result.notes:
+        lines += textwrap.wrap(note, WIDTH, initial_indent="! ", subsequent_indent="  ")
+    lines += ["", claim_table(result.claims), ""]
+    lines.append(
+        f"{weights.changed} of {weights.chosen} chosen weights changed, the largest by {weights.largest_change:.4g}; "
+        f"{result.method}; {result.seconds:.1f} s"
+    )
+    lines += [f"wrote {path}" for path in result.files.values()]
+    lines.append(f"Verify it from the files alone: repairopt verify {result.spec} --patch {result.files['patch']}")
+    return "\n".join(lines)
+
+
+def verify_text(result: VerifyResult) -> str:
+    """What was looked at, and the claims as recomputed."""
+    from repairopt.interfaces.specfile.claim_rows import claim_table
+
+    lines = []
+    for line in result.checks:
+        mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
+        lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
+    lines += ["", claim_table(result.claims), ""] if result.claims else [""]
+    sound = "What is stated is true." if result.sound else "NOT what is stated."
+    met = "Goal and bounds are met." if result.met else "Not every goal and bound is met."
+    return "\n".join([*lines, f"{sound} {met}"])
+
+
+def patch_text(result: PatchResult) -> str:
+    """The patch as its own text."""
+    from repairopt.patches import Patch
+
+    return str(Patch.load(result.patch))
+
+
+def solvers_text(result: SolversResult) -> str:
+    """One line for each back end."""
+    lines = [f"{'':12}{'installed':12}{'licensed':10}{'kinds':34}{'version':14}needs"]
+    for s in result.solvers:
+        licensed = {True: "yes", False: "no", None: "-"}[s.licensed]
+        kinds, needs = ", ".join(s.kinds), ", ".join(s.needs)
+        lines.append(f"{s.name:12}{'yes' if s.installed else 'no':12}{licensed:10}{kinds:34}{s.version:14}{needs}")
+    return "\n".join(lines)
+
+
+class Bars:
+    """A progress bar for each stage with the time left, on stderr; silent where that is no terminal.
+
+    Args:
+        time_limit: Seconds for the repair, or None.
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(self, time_limit: float | None = None, quiet: bool = False) -> None:
+        self.time_limit, self.hidden = time_limit, quiet or not sys.stderr.isatty()
+
+    @contextmanager
+    def stage(self, name: str, steps: int = 0) -> Iterator[Callable[[str], None]]:
+        """A bar. With steps or a time limit it says how long at most; the number of steps is an upper bound."""
+        import time
+
+        started, limit = time.monotonic(), self.time_limit if steps else None
+        total = 1000
+        with click.progressbar(
+            length=total, label=f"{name:24}", show_eta=bool(steps), file=sys.stderr, hidden=self.hidden
+        ) as bar:
+            at = [0, 0]  # steps made, position shown
+
+            def step(text: str) -> None:
+                at[0] += 1
+                share = 1.0 - (1.0 - 1.0 / max(steps, 1)) ** at[0] if steps else 0.0
+                if limit is not None:
+                    share = max(share, (time.monotonic() - started) / limit)
+                position = min(total - 1, int(total * share))
+                bar.label = f"{name:24}{text[:40]:40}"
+                bar.update(max(0, position - at[1]))
+                at[1] = max(position, at[1])
+
+            bar.update(0)
+            yield step
+            bar.update(total - at[1])

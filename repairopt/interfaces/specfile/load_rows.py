@@ -1,0 +1,185 @@
+"""The data of a spec: files of rows become sets with inputs, labels and columns. No pickle is ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repairopt.errors import LanguageError, SpecFileError, SpecificationError
+from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
+from repairopt.interfaces.specfile.language.statements import did_you_mean
+from repairopt.interfaces.specfile.language.syntax import read_filter
+from repairopt.patches import require_extra
+
+from .encode_columns import encode, input_names, label_numbers
+from .read_spec import SpecFile
+
+TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
+
+
+def load_data(file: SpecFile) -> Data:
+    """Read every set of rows that a spec names.
+
+    Args:
+        file: The checked spec.
+
+    Returns:
+        The sets, with those that ``split`` draws from ``repair``.
+
+    Raises:
+        SpecFileError: A file or column that is not there, a value that does not fit; with the line in the spec.
+    """
+    opened: dict[Path, dict[str, Any]] = {}
+    classes: list[str] = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
+    sets = {name: _row_set(file, name, opened) for name in file.spec.data}
+    split = file.spec.split
+    if split.held_out or split.guard:
+        sets |= _divided(file, sets["repair"])
+    return Data(sets, classes, input_names(file.spec), file.folder)
+
+
+def _divided(file: SpecFile, rows: RowSet) -> dict[str, RowSet]:
+    split = file.spec.split
+    order = np.random.default_rng(split.seed).permutation(len(rows))
+    found, start = {}, 0
+    for name, share in (("held_out", split.held_out), ("guard", split.guard)):
+        count = round(share * len(rows))
+        if share and not count:
+            raise file.fail(("split", name), f"{share:g} of {len(rows)} rows is none; give a larger share.")
+        if share:
+            found[name] = rows.choose(np.sort(order[start : start + count]))
+            start += count
+    return {**found, "repair": rows.choose(np.sort(order[start:]))}
+
+
+def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> RowSet:
+    """One set of rows."""
+    entry = file.spec.data[name]
+    path = file.folder / entry.file
+    if path not in opened:
+        opened[path] = _read(file, name, path)
+    columns = opened[path]
+    try:
+        chosen = _chosen(file, name, columns)
+        inputs = _inputs(file, path, chosen)
+        labels = label_numbers(file, path, chosen)
+        known = _group_columns(file, chosen, len(inputs))
+        return RowSet(torch.from_numpy(inputs), None if labels is None else torch.from_numpy(labels), known)
+    except SpecFileError:
+        raise
+    except SpecificationError as error:
+        raise file.fail(("data", name), f"'{path}': {error}") from error
+
+
+def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
+    """The columns or arrays of a file."""
+    where = ("data", name) if isinstance(file.lines.get(("data", name, "file")), type(None)) else ("data", name, "file")
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
+        raise file.fail(where, f"there is no file '{path}'; {did_you_mean(path.name, sorted(near)[:20])}")
+    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    try:
+        if ending == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        if ending not in TABLES:
+            raise file.fail(where, f"'{path}': unknown kind of file '{ending}'; expected .npz, {', '.join(TABLES)}")
+        import pandas
+
+        if ending == ".parquet":
+            require_extra("tables", f"reading '{path.name}'", "pyarrow")
+        if ending == ".parquet":
+            table = pandas.read_parquet(path)
+        else:
+            table = pandas.read_csv(path, sep="\t" if ending == ".tsv" else ",", skipinitialspace=True)
+    except (SpecFileError, ImportError):
+        raise
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = " Arrays of Python objects are pickles, which are refused." if "pickle" in text else ""
+        raise file.fail(where, f"'{path}': cannot be read ({text}).{hint}") from error
+    if not len(table):
+        raise file.fail(where, f"'{path}': has no rows.")
+    return {str(column): table[column].to_numpy() for column in table.columns}
+
+
+def _chosen(file: SpecFile, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns with the rows that ``rows`` and ``where`` choose."""
+    entry, count = file.spec.data[name], _count(file, columns)
+    rows = np.arange(count)
+    if entry.rows is not None:
+        start, stop = (int(end) if end else None for end in entry.rows.split(":"))
+        rows = rows[start:stop]
+        if not len(rows):
+            raise file.fail(("data", name, "rows"), f"rows {entry.rows} are none of the {count} rows.")
+    if entry.where is not None:
+        texts = {key: values for key, values in columns.items() if values.ndim == 1 and len(values) == count}
+        part = RowSet(torch.zeros(count, 1), None, texts | _named_columns(file, columns))
+        try:
+            rows = rows[holds(part, read_filter(entry.where))[rows]]
+        except LanguageError:
+            raise
+        except SpecificationError as error:
+            raise file.fail(("data", name, "where"), f"{entry.where}: {error}") from error
+        if not len(rows):
+            raise file.fail(("data", name, "where"), f"no row fulfils {entry.where}")
+    return {key: values[rows] for key, values in columns.items() if values.ndim and len(values) == count}
+
+
+def _count(file: SpecFile, columns: Mapping[str, Any]) -> int:
+    if file.spec.array is None:
+        return len(next(iter(columns.values())))
+    name = file.spec.array.name
+    if name not in columns:
+        raise file.fail(("array",), f"there is no array '{name}'; {did_you_mean(name, list(columns))}")
+    return len(columns[name])
+
+
+def _inputs(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
+    """What the network reads, ``(N, ...)``."""
+    array = file.spec.array
+    if array is None:
+        return encode(file, path, columns)
+    values = columns[array.name]
+    if values.dtype.kind not in "fiub":
+        raise file.fail(("array",), f"array '{array.name}' of '{path}' holds {values.dtype}; expected numbers.")
+    if not array.integers:
+        values = values.astype(np.float32)
+    if array.scale is not None:
+        values = (values - array.scale[0]) / np.float32(array.scale[1] - array.scale[0])
+    if array.mean is not None or array.std is not None:
+        values = (values - np.float32(array.mean or 0.0)) / np.float32(array.std or 1.0)
+    if array.shape is not None:
+        if int(np.prod(array.shape)) != int(np.prod(values.shape[1:])):
+            raise file.fail(("array", "shape"), f"rows of shape {values.shape[1:]} do not become {tuple(array.shape)}")
+        values = values.reshape(len(values), *array.shape)
+    return np.ascontiguousarray(values if array.integers else values.astype(np.float32))
+
+
+def _named_columns(file: SpecFile, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the array that have names."""
+    array = file.spec.array
+    if array is None or array.columns is None:
+        return {}
+    values = columns[array.name]
+    if values.ndim != 2 or values.shape[1] != len(array.columns):
+        raise file.fail(
+            ("array", "columns"),
+            f"{len(array.columns)} names for an array of shape {values.shape}; expected one a column.",
+        )
+    return {name: values[:, i] for i, name in enumerate(array.columns)}
+
+
+def _group_columns(file: SpecFile, columns: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The columns that statements may name; those of ``sensitive_features`` must be there."""
+    found = {key: values for key, values in columns.items() if values.ndim == 1 and len(values) == count}
+    found = {**_named_columns(file, columns), **found}
+    for i, name in enumerate(file.spec.sensitive_features):
+        if name not in found:
+            reason = f"there is no column '{name}'; {did_you_mean(name, list(found))}"
+            raise file.fail(("sensitive_features", i), reason)
+    return found

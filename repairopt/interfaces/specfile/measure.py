@@ -1,0 +1,211 @@
+"""Measure claims on the true networks, from the spec alone. No code that solves is used, and none is imported.
+
+The networks are run as plain torch modules, batch by batch. Values are those of the statement: a recall, not a miss
+rate; a number of rows, not margins.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError
+from repairopt.interfaces.specfile.language.bind import BoundStatement
+
+from .claim_rows import ClaimRow
+from .open_spec import OpenSpec
+
+BATCH = 4096
+CLOSE = 1e-6  # relative, by which limits on the change may be passed: rounding of float32 weights
+
+Weights = Mapping[str, Tensor]
+
+
+class PlainNetwork:
+    """A network as a function of its inputs; each set of inputs is run once.
+
+    Args:
+        model: Not modified.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.network = copy.deepcopy(model).eval()
+        self.parameters: dict[str, Tensor] = {}
+        self._known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)``."""
+        key = (inputs.data_ptr(), inputs.shape, inputs.stride(), inputs.dtype)
+        if key not in self._known:
+            self._known[key] = (inputs, self._run(inputs))  # the inputs too, so that their memory is not used again
+        return self._known[key][1]
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        try:
+            with torch.no_grad():
+                parts = [self.network(part.to(device)).cpu() for part in inputs.split(BATCH)]
+        except RuntimeError as error:
+            raise ModelError(
+                f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
+                f"Look at inputs or array in the spec."
+            ) from error
+        outputs = torch.cat(parts)
+        if outputs.ndim != 2 or not bool(torch.isfinite(outputs).all()):
+            raise ModelError(
+                f"model {type(self.network).__name__}: gave outputs of shape {tuple(outputs.shape)}, or NaN; expected "
+                f"finite logits (N, k)."
+            )
+        return outputs
+
+
+def measure_claims(
+    spec: OpenSpec, model: nn.Module | None = None, *, location: Mapping[str, list[int]] | None = None
+) -> list[ClaimRow]:
+    """Every goal, bound and watched measure of a spec, on the rows of the repair and on held-out ones.
+
+    Args:
+        spec: With the original network.
+        model: The network that is judged; None for the original.
+        location: Positions of the weights that could change, by parameter: for bounds by ``linear_rows``.
+
+    Returns:
+        One claim for each.
+
+    Raises:
+        ModelError: The network cannot take the rows, or its outputs are not finite.
+    """
+    before = PlainNetwork(spec.model)
+    after = before if model is None else PlainNetwork(model)
+    changed = (spec.model, spec.model if model is None else model)
+    found = []
+    for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:
+        if item is None:
+            continue
+        statement = item.statement
+        goal = spec.goal is not None and statement is spec.goal.statement
+        role = (
+            "goal" if goal else "wish" if item.wish else "bound" if statement in _statements(spec.bounds) else "watch"
+        )
+        found.append(_claim(item, role, (before, after), changed, location, spec.file.spec.confidence))
+    found.sort(key=lambda claim: claim.role == "watch")
+    return found
+
+
+def _statements(items: tuple[BoundStatement, ...]) -> list[Any]:
+    return [item.statement for item in items]
+
+
+def _claim(
+    item: BoundStatement,
+    role: str,
+    both: tuple[PlainNetwork, PlainNetwork],
+    changed: tuple[nn.Module, nn.Module],
+    location: Mapping[str, list[int]] | None,
+    confidence: float,
+) -> ClaimRow:
+    statement = item.statement
+    entry: dict[str, Any] = {"before": None, "value": None, "basis": "counted on the true network"}
+    if item.is_property:
+        prop = item.item.anchor(both[0]) if hasattr(item.item, "anchor") else item.item
+        entry["before"], entry["value"] = (item.shown(float(prop.value(network))) for network in both)
+        entry |= _interval(item, prop, both[1], confidence)
+    elif hasattr(item.item, "margins"):
+        constraint = item.item.anchor(both[0]) if hasattr(item.item, "anchor") else item.item
+        entry["before"], entry["value"] = (_of_rows(item, constraint, network) for network in both)
+    else:
+        entry |= _of_change(item, changed, location)
+    bounds = statement.bounds
+    close = CLOSE if not item.data else 0.0
+    met = None
+    if bounds and role in ("goal", "bound") and entry["value"] is not None:
+        met = all(_holds(entry["value"], relation, limit, close) for relation, limit in bounds)
+    elif statement.measure.name == "linear_rows" and entry["value"] is not None:
+        met = entry["value"] <= CLOSE
+    entry = {key: _finite(value) for key, value in entry.items()}
+    return ClaimRow(
+        text=statement.text,
+        name=statement.name,
+        role=role,  # type: ignore[arg-type]
+        data=item.data,
+        bound=", ".join(f"{relation} {limit:g}" for relation, limit in bounds) or None,
+        unit=statement.measure.unit,
+        met=met,
+        rows=None if item.rows is None else len(item.rows),
+        **entry,
+        shown=_is_shown(entry, bounds),
+    )
+
+
+def _holds(value: float, relation: str, limit: float, close: float) -> bool:
+    room = close * (1 + abs(limit))
+    return value >= limit - room if relation == ">=" else value <= limit + room
+
+
+def _is_shown(entry: Mapping[str, Any], bounds: tuple[tuple[str, float], ...]) -> bool | None:
+    if entry.get("low") is None or not bounds:
+        return None
+    relation, limit = bounds[0]
+    return bool(entry["low"] >= limit if relation == ">=" else entry["high"] <= limit)
+
+
+def _interval(item: BoundStatement, prop: Any, network: PlainNetwork, confidence: float) -> dict[str, Any]:
+    if not hasattr(prop, "interval"):
+        return {}
+    found = prop.interval(network, 2.0 * confidence - 1.0)
+    ends = sorted((item.shown(float(found.low)), item.shown(float(found.high))))
+    basis = f"counted on the true network; interval: {found.method}"
+    return {"low": ends[0], "high": ends[1], "confidence": confidence, "basis": basis}
+
+
+def _of_rows(item: BoundStatement, constraint: Any, network: PlainNetwork) -> float:
+    """For labels the number of rows that fail; for outputs the value of the row that decides."""
+    margins = constraint.margins(network).detach().double().cpu().numpy()
+    samples = getattr(constraint, "samples", None)
+    count = len(constraint.inputs) if samples is None else len(samples)
+    by_row = margins.reshape(count, -1) if count else np.zeros((0, 1))
+    name = item.statement.measure.name
+    if name in ("flips", "unfixed", "fix"):
+        return float((by_row < 0).any(axis=1).sum())
+    allowed = int(math.floor(float(constraint.tolerance) * count + 1e-9))
+    worst = by_row.min(axis=1)
+    row = int(np.argsort(worst, kind="stable")[allowed]) if allowed < count else int(worst.argmax())
+    if name == "output_change":
+        return float(constraint.distance - worst[row])
+    relation, limit = item.statement.bounds[0]
+    return float(limit - by_row[row, 0] if relation == "<=" else limit + by_row[row, 0])
+
+
+def _of_change(
+    item: BoundStatement, changed: tuple[nn.Module, nn.Module], location: Mapping[str, list[int]] | None
+) -> dict[str, Any]:
+    """Largest change, absolute or relative, or by how much the user's own rows are missed."""
+    old, new = (dict(model.named_parameters()) for model in changed)
+    pairs = {name: (old[name].detach().double(), new[name].detach().double()) for name in old}
+    name = item.statement.measure.name
+    if name == "linear_rows":
+        if location is None:
+            return {"basis": "not measured: the order of the weights is known to the repair alone"}
+        parts = [(pairs[n][1] - pairs[n][0]).flatten()[torch.as_tensor(ix)] for n, ix in location.items()]
+        initial = [pairs[n][0].flatten()[torch.as_tensor(ix)] for n, ix in location.items()]
+        matrix, lower, upper = item.item.rows(torch.cat(initial).numpy())
+        moved = matrix @ torch.cat(parts).numpy()
+        missed = float(np.maximum(np.maximum(lower - moved, moved - upper), 0.0).max(initial=0.0))
+        return {"before": None, "value": missed, "basis": "largest violation of a row, recomputed"}
+    sizes = [((b - a).abs(), a.abs()) for a, b in pairs.values()]
+    if name == "max_change":
+        largest = max((float(change.max()) for change, _ in sizes if change.numel()), default=0.0)
+    else:
+        shares = [torch.where(change > 0, change / size, torch.zeros_like(change)) for change, size in sizes]
+        largest = max((float(share.max()) for share in shares if share.numel()), default=0.0)
+    return {"before": 0.0, "value": largest, "basis": "from the weights"}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,1 +1,0 @@
-"""Which weights may change: layers and units, selectors, attribution."""

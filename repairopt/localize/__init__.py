@@ -1,0 +1,7 @@
+"""Which weights may change, and how a change is written into a copy of the model."""
+
+from .follow_units import input_columns
+from .location import Location, localize
+from .trace_layers import LayerGraph, first_inputs
+from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
+from .write_change import apply, by_parameter, gather_change

@@ -1,0 +1,290 @@
+"""Localize: which weights may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from math import inf, nan
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError, SpecificationError
+from repairopt.network import Engine, ForwardFunction
+from repairopt.specify import Specification
+
+from .attribution import care_neurons, gradient_weights
+from .follow_units import hidden_layers, incoming, input_columns, outgoing
+from .trace_layers import LayerGraph, first_inputs, unknown
+from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
+
+
+@dataclass(frozen=True, eq=False)
+class Location:
+    """The ``n`` weights that may change.
+
+    Attributes:
+        indices: For each parameter name its flat positions, sorted int64.
+        scores: A score for each position, same keys and sizes, larger is more responsible; NaN where one part of a
+            union has none; or None.
+        method: How they were found, in words for the report.
+        sizes: How many numbers each parameter holds, as far as known.
+    """
+
+    indices: dict[str, Tensor]
+    scores: dict[str, Tensor] | None = None
+    method: str = "given"
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of weights, ``n``."""
+        return sum(len(positions) for positions in self.indices.values())
+
+    def describe(self) -> list[str]:
+        """One line for each parameter, such as ``"fc4.weight: 24 of 128"``."""
+        of = {name: f" of {self.sizes[name]}" if name in self.sizes else "" for name in self.indices}
+        return [f"{name}: {len(ix)}{of[name]}" for name, ix in self.indices.items() if len(ix)]
+
+    @classmethod
+    def from_masks(cls, masks: Mapping[str, Any], method: str = "given masks") -> Location:
+        """The weights where boolean masks, each of its parameter's shape, are true."""
+        tensors = {name: torch.as_tensor(mask).detach().cpu() for name, mask in masks.items()}
+        for name, mask in tensors.items():
+            if mask.dtype != torch.bool:
+                raise SpecificationError(f"mask of '{name}': has type {mask.dtype}; expected torch.bool. Use mask > 0.")
+        found = {name: mask.flatten().nonzero().flatten() for name, mask in tensors.items()}
+        sizes = {name: mask.numel() for name, mask in tensors.items() if len(found[name])}
+        return cls({name: found[name] for name in sizes}, None, method, sizes)
+
+
+def localize(
+    model: nn.Module,
+    how: Any = "last",
+    *,
+    goal: Any = None,
+    constraints: Sequence[Any] = (),
+    count: int | None = None,
+    forward_fn: ForwardFunction | None = None,
+    inputs: Any = None,
+    seed: int = 0,
+    memory_limit: int = 2**30,
+) -> Location:
+    """Choose the weights that may change.
+
+    Args:
+        model: The network; not modified.
+        how: One of
+
+            * ``"last"`` (weight and bias of the last affine layer in execution order), ``"all"``, ``"care"``,
+              ``"gradient"``, or ``"auto"``: Gradient where the goal is differentiable (measured: better and quicker
+              than CARE on the census network); else CARE where the network can be traced and has hidden layers;
+              else last;
+            * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
+            * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
+            * a mapping from parameter names to boolean masks or flat positions;
+            * a sequence of these: their union.
+        goal: The property to repair; CARE and Gradient need it.
+        constraints: What must stay true; for ``Gradient(of="constraints")``.
+        count: Overrides the count of CARE or Gradient; of any other choice keeps so many weights, by gradient.
+        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
+        inputs: A few inputs, where shapes are needed and there is no goal.
+        seed: Chooses samples.
+        memory_limit: Bytes that activations may take.
+
+    Returns:
+        At least one weight; positions sorted, each once.
+
+    Raises:
+        SpecificationError: The choice is malformed or empty, or needs a goal. An unknown layer or parameter, or a
+            network that does not allow this choice, is a ``ModelError``.
+    """
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise SpecificationError(f"count={count!r}: expected a whole number, 1 or more.")
+    goal = Specification(goal).goal if goal is not None else None
+    example = first_inputs(goal, constraints) if inputs is None else torch.as_tensor(inputs)
+    search = _Search(LayerGraph(model, forward_fn, example), goal, constraints, seed=seed, limit=memory_limit)
+    name = how if isinstance(how, str) else ""
+    how = {"care": CARE(), "gradient": Gradient()}.get(name, how)
+    if count is not None and name != "auto":
+        how = replace(how, count=count) if isinstance(how, CARE | Gradient) else Gradient(count, within=how)
+    found = search.auto(count) if name == "auto" else search.merge([search.select(how)])
+    if not found.size:
+        raise SpecificationError(f"localize: {how!r} selects no weights; expected at least one. Widen the selection.")
+    return replace(found, method=found.method + search.sharing(found))
+
+
+class _Search:
+    """One call of :func:`localize`: turns selectors into locations."""
+
+    def __init__(self, graph: LayerGraph, goal: Any, constraints: Sequence[Any], *, seed: int, limit: int) -> None:
+        self.graph, self.goal, self.constraints, self.seed, self.limit = graph, goal, constraints, seed, limit
+        self.modules = [name for name, module in graph.model.named_modules() if name and [*module.parameters()]]
+
+    def select(self, how: Any) -> Location:
+        by_type: dict[Any, Callable[[Any], Location]] = {
+            Location: self._checked,
+            str: self._named,
+            Layers: self._layers,
+            Neurons: lambda h: Location(self._around(h.weights, h.layer, h.units, h.bias), None, str(h)),
+            Inputs: self._columns,
+            CARE: self._care,
+            Gradient: self._gradient,
+            Mapping: lambda h: Location({self._name(n): self._positions(n, p) for n, p in h.items()}),
+            Sequence: lambda parts: self.merge([self.select(part) for part in parts]),
+        }
+        for kind, locate in by_type.items():
+            if isinstance(how, kind):
+                return locate(how)
+        raise SpecificationError(
+            f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
+            f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, a Location, a mapping, or a list of these."
+        )
+
+    def auto(self, count: int | None) -> Location:
+        """Gradient where the goal is differentiable, else CARE, else the last layer."""
+        if self.goal is None:
+            return self.select("last" if count is None else Gradient(count, within="last"))
+        try:
+            return self.select(Gradient() if count is None else Gradient(count))
+        except SpecificationError:  # the goal has no derivative
+            if self.graph.is_traceable and hidden_layers(self.graph):
+                return self.select(CARE() if count is None else CARE(count))
+            if count is not None:
+                raise
+            return self.select("last")
+
+    def merge(self, parts: Sequence[Location]) -> Location:
+        """The union, in the order of the model's parameters; of two scores of a position the larger."""
+        indices, scores, scored = {}, {}, any(part.scores for part in parts)
+        for name in self.graph.parameters:
+            own = [part for part in parts if len(part.indices.get(name, ()))]
+            if not own:
+                continue
+            indices[name], where = torch.cat([part.indices[name].cpu() for part in own]).unique(return_inverse=True)
+            given = [part.scores[name] if part.scores else torch.full((len(part.indices[name]),), nan) for part in own]
+            score = torch.cat([part.cpu().double() for part in given])
+            score = score.masked_fill(score.isnan(), -inf)
+            best = torch.full(indices[name].shape, -inf, dtype=torch.float64).scatter_reduce(0, where, score, "amax")
+            scores[name] = best.masked_fill(best == -inf, nan)
+        sizes = {name: self.graph.parameters[name].numel() for name in indices}
+        return Location(indices, scores if scored else None, " + ".join(part.method for part in parts), sizes)
+
+    def sharing(self, found: Location) -> str:
+        """What to say of parameters that the model uses under two names."""
+        pairs = [(first, other) for other, first in self.graph.names.items() if other != first]
+        return "".join(f"; {first} is shared as {other}" for first, other in pairs if first in found.indices)
+
+    # ---------------------------------------------------------------- by name
+
+    def _name(self, name: str) -> str:
+        """The first name of a floating-point parameter."""
+        if name not in self.graph.names:
+            raise ModelError(unknown(f"{self.graph.what}: no parameter is called", name, list(self.graph.names)))
+        parameter = self.graph.parameters[self.graph.names[name]]
+        if not parameter.is_floating_point():
+            raise ModelError(f"parameter '{name}': is {parameter.dtype}; only floating-point weights can be repaired.")
+        return self.graph.names[name]
+
+    def _whole(self, names: Iterable[str], method: str) -> Location:
+        return Location(
+            {n: torch.arange(self.graph.parameters[n].numel()) for n in map(self._name, names)}, None, method
+        )
+
+    def _named(self, how: str) -> Location:
+        names = list(self.graph.names)
+        if how == "last":
+            return self._last()
+        if how == "auto":
+            return self.auto(None)
+        if how in ("care", "gradient"):
+            return self.select(CARE() if how == "care" else Gradient())
+        if how == "all":
+            return self._whole(
+                (n for n in names if self.graph.parameters[self.graph.names[n]].is_floating_point()), "all"
+            )
+        if how in names:
+            return self._whole([how], how)
+        found = [n for n in names if fnmatchcase(n, how) or n.startswith(how + ".")]
+        if not found:
+            return self._layers(Layers(how), [*names, *self.modules])
+        return self._whole(found, how)
+
+    def _last(self) -> Location:
+        if not self.graph.affine:
+            raise ModelError(
+                f"{self.graph.what}: has no linear or convolutional layer for 'last'. Name the weights instead."
+            )
+        last = self.graph.affine[-1]
+        return self._whole(
+            [*last.weights, *([last.bias] if last.bias else [])], f"last layer ({last.name or last.weights[0]})"
+        )
+
+    def _layers(self, how: Layers, known: list[str] | None = None) -> Location:
+        if not how.names:
+            raise SpecificationError("Layers(): names no layer; expected at least one, such as Layers('fc1').")
+        found: list[str] = []
+        for pattern in how.names:
+            modules = [m for m in self.modules if m == pattern or fnmatchcase(m, pattern)]
+            own = [n for n in self.graph.names if any(n.startswith(m + ".") for m in modules)]
+            if not own:
+                raise ModelError(
+                    unknown(f"{self.graph.what}: no layer or parameter is called", pattern, known or self.modules)
+                )
+            found += [n for n in own if how.bias or not n.rpartition(".")[2].startswith("bias")]
+        return self._whole(found, f"layers {', '.join(how.names)}")
+
+    def _positions(self, name: str, given: Any) -> Tensor:
+        """A mask or flat positions as positions."""
+        parameter, positions = self.graph.parameters[self._name(name)], torch.as_tensor(given).detach().cpu()
+        if positions.dtype == torch.bool:
+            if positions.shape != parameter.shape:
+                raise SpecificationError(
+                    f"mask of '{name}': has shape {tuple(positions.shape)}; expected the parameter's shape "
+                    f"{tuple(parameter.shape)}. Flat positions: pass mask.flatten().nonzero().flatten()."
+                )
+            return positions.flatten().nonzero().flatten()
+        bad = positions.is_floating_point() or positions.ndim != 1
+        if bad or bool(((positions < 0) | (positions >= parameter.numel())).any()):
+            raise SpecificationError(
+                f"positions in '{name}': got {positions.dtype} of shape {tuple(positions.shape)}; expected a mask of "
+                f"booleans of shape {tuple(parameter.shape)}, or a vector of whole numbers below {parameter.numel()}."
+            )
+        return positions.long()
+
+    def _checked(self, how: Location) -> Location:
+        indices = {self._name(name): self._positions(name, given) for name, given in how.indices.items()}
+        for name, given in indices.items():
+            if how.scores is not None and (name not in how.scores or len(how.scores[name]) != len(given)):
+                raise SpecificationError(f"location: expected {len(given)} scores for '{name}', one for each position.")
+        return Location(indices, how.scores, how.method)
+
+    # ---------------------------------------------------------------- by neuron
+
+    def _around(self, weights: str, layer: str, units: Sequence[int], bias: bool = False) -> dict[str, Tensor]:
+        if weights not in ("outgoing", "incoming"):
+            raise SpecificationError(f"layer '{layer}': weights={weights!r}; expected 'outgoing' or 'incoming'.")
+        return outgoing(self.graph, layer, units) if weights == "outgoing" else incoming(self.graph, layer, units, bias)
+
+    def _columns(self, how: Inputs) -> Location:
+        name, columns = input_columns(self.graph, how.units, how.layer)
+        return Location(columns, None, f"columns of {name} that read inputs {list(how.units)}")
+
+    def _care(self, how: CARE) -> Location:
+        ranked = care_neurons(self.graph, self.goal, how, self.seed)
+        parts = []
+        for layer, unit, score in ranked:
+            around = self._around(how.weights, layer, [unit])
+            parts.append(Location(around, {name: torch.full(p.shape, score) for name, p in around.items()}))
+        neurons = ", ".join(f"{layer}[{unit}]" for layer, unit, _ in ranked)
+        return replace(self.merge(parts), method=f"CARE: {how.weights} weights of {neurons}")
+
+    def _gradient(self, how: Gradient) -> Location:
+        within = self.merge([self.select(how.within)])
+        engine = Engine(self.graph.model, within.indices, forward_fn=self.graph.forward_fn, memory_limit=self.limit)
+        scores, text = gradient_weights(engine, how, self.goal, self.constraints, self.seed)
+        kept = {name: (score > 0).nonzero().flatten() for name, score in scores.items()}
+        chosen = {name: within.indices[name][rows] for name, rows in kept.items()}
+        return Location(chosen, {name: scores[name][rows] for name, rows in kept.items()}, text)

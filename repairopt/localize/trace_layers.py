@@ -1,0 +1,279 @@
+"""The layers of a network that have weights, in execution order, from a ``torch.fx`` trace."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repairopt.errors import ModelError
+from repairopt.network import Engine, ForwardFunction
+
+FUNCTIONS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv"}
+REMEDY = "Name the weights by layer, pattern or mask instead, or use 'gradient'."
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One call of a layer with weights.
+
+    Attributes:
+        name: The module's name, or the prefix of its weight where a function is called.
+        kind: ``"linear"``, ``"conv"`` or ``"recurrent"``.
+        weights: Parameters whose columns (second axis) read the layer's input.
+        bias: Name of the bias, or None.
+        node: Where it is called in the traced graph; None where the network cannot be traced.
+    """
+
+    name: str
+    kind: str
+    weights: tuple[str, ...]
+    bias: str | None
+    node: fx.Node | None = None
+
+    @property
+    def axis(self) -> int:
+        """Axis of its units in its output, and of its columns in its input."""
+        return 1 if self.kind == "conv" else -1
+
+
+class LayerGraph:
+    """A network seen as layers.
+
+    Args:
+        model: The user's network; not modified.
+        forward_fn: ``(model, inputs) -> logits``, as for the engine.
+        example: Some inputs, to see shapes; guessed where the first layer is linear or recurrent.
+
+    Attributes:
+        layers: In execution order; a layer called twice is there twice.
+        parameters: By name, each once.
+        names: For each name of a parameter, its first one; they differ where parameters are shared.
+        graph: The trace, or None.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward_fn: ForwardFunction | None = None, example: Tensor | None = None
+    ) -> None:
+        self.model, self.forward_fn, self.what = model, forward_fn, f"model {type(model).__name__}"
+        self.engine = Engine(model, forward_fn=forward_fn)
+        self.parameters = dict(model.named_parameters())
+        first = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+        self._network = self.engine._caller
+        self._modules = {f"model.{name}" if name else "model": m for name, m in model.named_modules()}
+        self._embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+        self._example = example
+        self.graph = _trace(self._network)
+        nodes = [] if self.graph is None else list(self.graph.graph.nodes)
+        self.at = {node: layer for node in nodes if (layer := self._layer_at(node)) is not None}
+        self.layers = self._called() if self.graph is None else list(self.at.values())
+
+    # ---------------------------------------------------------------- layers
+
+    @property
+    def affine(self) -> list[Layer]:
+        """The linear and convolutional layers, in execution order."""
+        return [layer for layer in self.layers if layer.kind != "recurrent"]
+
+    def named(self, name: str) -> list[Layer]:
+        """All calls of the layer of this name.
+
+        Raises:
+            ModelError: The network calls no layer of this name.
+        """
+        found = [layer for layer in self.layers if layer.name == name]
+        if not found:
+            raise ModelError(unknown(f"{self.what}: calls no layer", name, [layer.name for layer in self.layers]))
+        return found
+
+    def stops(self, node: fx.Node) -> bool:
+        """Whether the node holds weights of its own, so that what it reads ends there."""
+        if node in self.at or node.op != "call_module":
+            return node in self.at
+        return any(parameter.ndim > 1 for parameter in self._modules[str(node.target)].parameters())
+
+    def activation(self, layer: Layer) -> fx.Node:
+        """The node after the layer's activation function: where an intervention on its units enters."""
+        node, values = _node(layer), self.values
+        while len(node.users) == 1:
+            following = next(iter(node.users))
+            if following.op == "output" or self.stops(following) or following.all_input_nodes != [node]:
+                break
+            if not isinstance(values[following], Tensor) or values[following].shape != values[node].shape:
+                break
+            node = following
+        return node
+
+    def sole_reader(self, node: fx.Node) -> Layer | None:
+        """The linear layer that alone reads this node, or None."""
+        layer = self.at.get(next(iter(node.users))) if len(node.users) == 1 else None
+        return layer if layer is not None and layer.kind == "linear" and _node(layer).args[0] is node else None
+
+    # ---------------------------------------------------------------- values
+
+    @cached_property
+    def values(self) -> dict[fx.Node, Any]:
+        """The value of every node on three example inputs.
+
+        Raises:
+            ModelError: The network cannot be traced, or there are no example inputs.
+        """
+        if self.graph is None:
+            raise ModelError(f"{self.what}: torch.fx cannot trace it, so who reads which unit is unknown. {REMEDY}")
+        few = self._few()
+        plain = self.engine.predict()(few)
+        with torch.no_grad():
+            output, kept = run_and_keep(self.graph, set(self.graph.graph.nodes), few)
+        if not torch.allclose(output, plain, rtol=1e-5, atol=1e-6):
+            raise ModelError(f"{self.what}: its torch.fx trace and a plain run disagree. {REMEDY}")
+        return kept
+
+    @property
+    def is_traceable(self) -> bool:
+        """Whether :attr:`values` can be had."""
+        try:
+            return bool(self.values)
+        except ModelError:
+            return False
+
+    def convert(self, inputs: Tensor) -> Tensor:
+        """Inputs on the model's device and, unless they are indices for an embedding, in its dtype."""
+        inputs = inputs.detach().to(self.engine.device)
+        return inputs.to(self.engine.dtype) if inputs.is_floating_point() or not self._embeds else inputs
+
+    # ---------------------------------------------------------------- inside
+
+    def _layer_at(self, node: fx.Node) -> Layer | None:
+        if node.op == "call_module":
+            return self._layer_of(str(node.target), self._modules.get(str(node.target)), node)
+        if node.op != "call_function" or node.target not in FUNCTIONS:
+            return None
+        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+        weight, bias = (self._parameter_at(given.get(key)) for key in ("weight", "bias"))
+        if weight is None:
+            return None
+        return Layer(weight.rpartition(".")[0] or weight, FUNCTIONS[node.target], (weight,), bias, node)
+
+    def _parameter_at(self, node: Any) -> str | None:
+        is_parameter = isinstance(node, fx.Node) and node.op == "get_attr"
+        return self.names.get(str(node.target).removeprefix("model.")) if is_parameter else None
+
+    def _layer_of(self, target: str, module: nn.Module | None, node: fx.Node | None = None) -> Layer | None:
+        name = target.removeprefix("model").removeprefix(".")
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and prefix + "weight" in self.names:
+            kind = "linear" if isinstance(module, nn.Linear) else "conv"
+            return Layer(name, kind, (self.names[prefix + "weight"],), self.names.get(prefix + "bias"), node)
+        if isinstance(module, nn.RNNBase):
+            keys = [f"{prefix}weight_ih_l0{way}" for way in ("", "_reverse")]
+            return Layer(name, "recurrent", tuple(self.names[key] for key in keys if key in self.names), None, node)
+        return None
+
+    def _called(self) -> list[Layer]:
+        """The layers of a network that cannot be traced: in the order of a run, or as defined without an example."""
+        order: list[Layer] = []
+        handles = []
+        for name, module in self._network.named_modules():
+            layer = self._layer_of(name, module)
+            if layer is not None and self._example is None:
+                order.append(layer)
+            elif layer is not None:
+                handles.append(module.register_forward_hook(lambda *_, layer=layer: order.append(layer)))
+        try:
+            if handles:
+                self.engine.predict()(self._few())
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [layer for i, layer in enumerate(order) if layer not in order[i + 1 :]]
+
+    def _few(self) -> Tensor:
+        if self._example is not None:
+            return self.convert(self._example[torch.arange(3) % len(self._example)])
+        first = self.layers[0] if self.layers else None
+        if first is not None and first.kind != "conv":
+            size = self.parameters[first.weights[0]].shape[1]
+            shape = (3, size) if first.kind == "linear" else (3, 4, size)
+            guess = torch.linspace(-1, 1, size, dtype=self.engine.dtype, device=self.engine.device).expand(shape)
+            try:
+                with torch.no_grad():
+                    self._network(guess)
+                return guess
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                pass  # the guess is wrong; the message below says what to pass
+        raise ModelError(
+            f"{self.what}: the shape of its inputs is not known, and is needed to see which weights read which units. "
+            f"Pass inputs=... (a few rows are enough) or the goal."
+        )
+
+
+def run_and_keep(graph: fx.GraphModule, wanted: set[fx.Node], inputs: Tensor) -> tuple[Any, dict[fx.Node, Any]]:
+    """Run a graph on inputs; its output, and the values of the wanted nodes."""
+    kept: dict[fx.Node, Any] = {}
+
+    class Keeper(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in wanted:
+                kept[n] = value
+            return value
+
+    return Keeper(graph).run(inputs), kept
+
+
+def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
+    """The first inputs that a goal asks the network about, or those of a constraint; without running the network."""
+
+    class Asked(Exception):
+        pass
+
+    seen: list[Tensor] = []
+
+    def ask(inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        raise Asked
+
+    if isinstance(getattr(goal, "inputs", None), Tensor):
+        seen.append(goal.inputs)
+    elif goal is not None:
+        with contextlib.suppress(Asked):
+            goal.value(ask)
+    seen += [c.inputs for c in constraints if isinstance(getattr(c, "inputs", None), Tensor)]
+    return seen[0] if seen else None
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """The message for a name that is not known, with the nearest ones that are."""
+    words = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, words, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(word) for word in near)}?" if near else ""
+    return f"{what} '{name}'.{hint} Known: {', '.join(words[:16]) or 'none'}{', ...' if len(words) > 16 else ''}."
+
+
+def _trace(network: nn.Module) -> fx.GraphModule | None:
+    for module in network.modules():  # the engine's own copy; values that are kept must not be overwritten
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:  # tracing runs the user's forward on proxies: whatever it raises means "cannot be traced"
+        return None
+    traced.graph.eliminate_dead_code()
+    for node in traced.graph.nodes:
+        if node.kwargs.get("inplace") is True:
+            node.kwargs = {**node.kwargs, "inplace": False}
+    return traced if sum(node.op == "placeholder" for node in traced.graph.nodes) == 1 else None
+
+
+def _node(layer: Layer) -> fx.Node:
+    if layer.node is None:
+        raise ModelError(f"layer '{layer.name}': torch.fx cannot trace the model, so its readers are unknown. {REMEDY}")
+    return layer.node

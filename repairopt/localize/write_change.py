@@ -1,0 +1,116 @@
+"""Apply: the change written into a copy of the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError, SpecificationError
+
+from .location import Location
+
+
+def apply(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Write a weight change into a copy of the model.
+
+    Args:
+        model: Not modified.
+        location: The ``n`` weights that change.
+        delta: New minus old weights, ``(n,)``.
+
+    Returns:
+        The copy, in the mode (training or evaluation) and dtype of the model, and the change of each parameter as a
+        tensor of the parameter's shape.
+
+    Raises:
+        ModelError: ``delta`` has another size than the location, or is not finite.
+    """
+    if delta.shape != (location.size,) or not np.all(np.isfinite(delta)):
+        raise ModelError(f"delta has shape {delta.shape}; expected ({location.size},) finite numbers, one a weight.")
+    repaired = copy.deepcopy(model)
+    parameters = dict(repaired.named_parameters())
+    changes, start = {}, 0
+    with torch.no_grad():
+        for name, positions in location.indices.items():
+            parameter = parameters[name]
+            ix = positions.to(parameter.device)
+            piece = torch.as_tensor(delta[start : start + len(ix)]).to(parameter)
+            start += len(ix)
+            flat = parameter.detach().reshape(-1).clone()
+            before = flat.clone()
+            flat[ix] = before[ix] + piece
+            parameter.copy_(flat.view(parameter.shape))
+            changes[name] = (flat - before).view(parameter.shape)
+    return repaired, changes
+
+
+def by_parameter(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) -> dict[str, Tensor]:
+    """A weight change ``(n,)`` as a float64 tensor of its shape for each parameter that may change.
+
+    Args:
+        model: Whose weights change.
+        location: The ``n`` weights.
+        delta: New minus old weights, ``(n,)``.
+
+    Returns:
+        By name of the parameter.
+    """
+    parameters, found, start = dict(model.named_parameters()), {}, 0
+    for name, positions in location.indices.items():
+        flat = torch.zeros(parameters[name].numel(), dtype=torch.float64)
+        flat[positions.cpu()] = torch.as_tensor(delta[start : start + len(positions)])
+        found[name], start = flat.view(parameters[name].shape), start + len(positions)
+    return found
+
+
+def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArray[np.float64]:
+    """A change to begin with as a vector over the weights that may change.
+
+    Args:
+        model: The original network.
+        location: The ``n`` weights that may change.
+        start: For parameters by name the change, a tensor of the parameter's shape; or a repair or a patch of
+            this model.
+
+    Returns:
+        ``(n,)``.
+
+    Raises:
+        SpecificationError: A name or a shape does not fit, or a weight is changed that may not change.
+    """
+    parameters = dict(model.named_parameters())
+    if hasattr(start, "apply"):
+        patched = dict(start.apply(model).named_parameters())
+        start = {name: (patched[name] - own).detach() for name, own in parameters.items()}
+    start = getattr(start, "delta", start)
+    if not isinstance(start, Mapping):
+        raise SpecificationError(
+            f"start: expected a mapping from names of parameters to changes, a Repair or a Patch; got "
+            f"{type(start).__name__}."
+        )
+    pieces = []
+    for name, change in start.items():
+        shape = tuple(parameters[name].shape) if name in parameters else None
+        if shape is None or tuple(getattr(change, "shape", ())) != shape:
+            came = tuple(getattr(change, "shape", ()))
+            want = f"shape {shape}" if shape is not None else f"a parameter among {', '.join(map(repr, parameters))}"
+            raise SpecificationError(f"start['{name}'] has shape {came}; expected {want}.")
+        allowed = location.indices.get(name, torch.zeros(0, dtype=torch.int64)).cpu()
+        fixed = torch.as_tensor(change).reshape(-1).detach().double().cpu().clone()
+        fixed[allowed] = 0.0
+        if bool((fixed != 0).any()):
+            raise SpecificationError(
+                f"start['{name}'] changes {int((fixed != 0).sum())} weights that weights= does not let change; pass "
+                f"the weights= of the repair that made it."
+            )
+    for name, positions in location.indices.items():
+        change = start.get(name)
+        flat = torch.zeros(parameters[name].numel()) if change is None else torch.as_tensor(change).reshape(-1)
+        pieces.append(flat.detach().double().cpu()[positions.cpu()])
+    return torch.cat(pieces).numpy()

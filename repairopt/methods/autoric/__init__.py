@@ -1,0 +1,1 @@
+"""The methods of AutoRIC: one shot, incremental, bisection, sequential."""

@@ -1,0 +1,1 @@
+"""Integer programs: few weights, few broken samples, weights on a grid."""

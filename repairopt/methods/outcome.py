@@ -1,0 +1,49 @@
+"""What a method returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from repairopt.program import Source, Status
+from repairopt.surrogate import Linearization, Surrogate
+from repairopt.verify import Claim
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method returns.
+
+    Attributes:
+        delta: The weight change that it proposes, ``(n,)``.
+        status: Of the solve that made it.
+        surrogate: The model of the property that was used last, or None.
+        linearization: The linearized constraints that were used last, or None.
+        step: The step from ``linearization.delta`` to ``delta``, ``(n,)``, or None.
+        gave_way: Hard rows that the elastic program had to violate.
+        predicted: Improvement of the goal that the surrogates predicted, or NaN.
+        aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
+        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        claims: About new data.
+        buffers: What was taken off goal and bounds, by name.
+        margins: Logits by which their points had to lead, by name.
+        indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
+    """
+
+    delta: Array
+    status: Status
+    surrogate: Surrogate | None = None
+    linearization: Linearization | None = None
+    step: Array | None = None
+    gave_way: tuple[Source, ...] = ()
+    predicted: float = float("nan")
+    aimed: bool = False
+    prices: dict[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    buffers: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
+    indivisible: bool = False

@@ -1,0 +1,1 @@
+"""Repairs behind the network: offsets and thresholds by group."""

@@ -1,0 +1,262 @@
+"""The same repair where the weights are too many for a dense quadratic program: augmented Lagrangian and L-BFGS.
+
+The smooth objective, the limits and the rows of samples that must not break make one function, with a penalty and
+multipliers for each limit and each row. Its gradient costs one pass forward and one back over the samples, whatever the
+number of weights; nothing of the size of weights squared or of samples times weights is made. A limit enters with its
+soft value, moved so that it equals the value by count at the last outer point: the same pair of hard value and soft
+slope as in the quadratic programs. Points are judged on the true network, by count.
+
+For a last linear layer the weights are taken in coordinates in which its features are white, which makes the loss
+nearly round, so that few iterations do.
+
+References:
+    Nocedal and Wright, Numerical Optimization, 2006, chapters 7 and 17.
+    Bohning, Multinomial logistic regression algorithm, 1992, for the curvature that whitening takes away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.methods.outcome import Outcome
+from repairopt.methods.task import Task
+from repairopt.network import Engine, Predict, Whitening, jacobian, whitening
+from repairopt.program import Array, Status
+from repairopt.specify import ErrorRate
+
+from .filter import MET
+from .limits import Limit
+from .points import Surroundings
+
+STIFFER = 4.0  # factor of a penalty whose bound is not nearer
+FIRST_PENALTY = 20.0  # of a limit, for each unit squared of what it is missed by, over its size
+ROW_PENALTY = 10.0  # of a row of a sample, for each logit squared, as a mean over the samples
+NEARER = 0.9  # share of what was missed, below which an outer step was worth its time
+MEMORY = 10  # pairs of L-BFGS
+
+
+class Settings(Protocol):
+    """What the loop reads of :class:`repairopt.SQP`."""
+
+    @property
+    def outer_steps(self) -> int: ...  # noqa: D102
+    @property
+    def inner_steps(self) -> int: ...  # noqa: D102
+    @property
+    def smallest_fall(self) -> float: ...  # noqa: D102
+
+
+@dataclass(eq=False)
+class _Penalized:
+    """One limit, or all rows of one constraint: its slack-like terms, multipliers and penalty.
+
+    Attributes:
+        terms: From ``predict`` to what has to be at most 0, ``(m,)``, differentiable.
+        weight: Of each term, so that rows count as a mean.
+        penalty: Of squared violations.
+        multipliers: ``(m,)``.
+        before: Largest violation after the last outer step.
+    """
+
+    terms: Callable[[Predict], Tensor]
+    weight: float
+    penalty: float
+    multipliers: Tensor
+    before: float = float("inf")
+
+    def value(self, predict: Predict) -> Tensor:
+        """The term of the augmented Lagrangian."""
+        pushed = torch.clamp(self.multipliers + self.penalty * self.terms(predict), min=0.0)
+        return self.weight * ((pushed**2 - self.multipliers**2).sum() / (2.0 * self.penalty))
+
+    def update(self, predict: Predict) -> None:
+        """New multipliers; a stiffer penalty where the violation did not fall by half."""
+        with torch.no_grad():
+            terms = self.terms(predict)
+        self.multipliers = torch.clamp(self.multipliers + self.penalty * terms, min=0.0)
+        now = float(terms.clamp(min=0.0).max()) if len(terms) else 0.0
+        if now > 0.5 * self.before and now > 1e-4:
+            self.penalty *= STIFFER
+        self.before = now
+
+
+@dataclass(eq=False)
+class _Loop:
+    task: Task
+    around: Surroundings
+    settings: Settings
+    white: Whitening | None
+    scale: Array
+    box: tuple[Array, Array] | None
+    pieces: list[_Penalized] = field(default_factory=list)
+
+    def to_delta(self, u: Array) -> Array:
+        """From the coordinates of the search to a weight change."""
+        return self.white.colored(u) if self.white is not None else u * self.scale
+
+    def from_delta(self, delta: Array) -> Array:
+        """The other way."""
+        return self.white.whitened(delta) if self.white is not None else delta / self.scale
+
+    def function(self, u: Array) -> tuple[float, Array]:
+        """Augmented Lagrangian and its gradient."""
+        self.task.judge.check_time()
+        delta, objective = self.to_delta(u), self.around.objective
+
+        def total(predict: Predict) -> Tensor:
+            value: Tensor = objective.soft(predict)
+            for piece in self.pieces:
+                if piece.weight:
+                    value = value + piece.value(predict)
+            return value
+
+        value, slope = objective.change(delta)
+        if self.pieces or objective.on_outputs:
+            found, rows = jacobian(self.task.engine, total, delta)
+            value, slope = value + float(found[0]), slope + rows[0].cpu().numpy()
+        back = self.white.pulled(slope) if self.white is not None else slope * self.scale
+        return value, back
+
+    def minimize(self, u: Array) -> Array:
+        """L-BFGS from a point."""
+        from scipy.optimize import minimize
+
+        bounds = None
+        if self.box is not None:
+            bounds = list(zip(self.box[0] / self.scale, self.box[1] / self.scale, strict=True))
+        options = {"maxiter": self.settings.inner_steps, "maxcor": MEMORY, "ftol": 0.1 * self.settings.smallest_fall}
+        found = minimize(self.function, u, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return np.asarray(found.x, dtype=np.float64)
+
+
+def run_augmented(task: Task, around: Surroundings, settings: Settings, start: Array | None = None) -> Outcome:
+    """Minimize the objective subject to limits and strict rows, matrix-free.
+
+    Args:
+        task: The repair in progress.
+        around: Judges points; its limits and objective.
+        settings: Of the method.
+        start: Where to begin; None for no change.
+
+    Returns:
+        The best point by count: bounds met first, then the smallest objective.
+    """
+    loop = _loop(task, around, settings)
+    point = around.point(np.zeros(task.engine.n) if start is None else start)
+    best, quiet = point, 0
+    for outer in range(settings.outer_steps):
+        _offsets(loop, around, task.engine, point.delta)
+        with task.timed("solve"):
+            u = loop.minimize(loop.from_delta(point.delta))
+        trial = around.point(loop.to_delta(u))
+        note = f"misses {trial.missed:.3g}, objective {trial.objective:.4f}"
+        task.record(f"outer step {outer + 1}", trial.judged, accepted=trial.pair < best.pair, note=note)
+        fall = best.objective - trial.objective
+        small = fall < settings.smallest_fall * abs(best.objective)
+        wish = bool(loop.pieces) and not loop.pieces[0].weight
+        enough = trial.judged.feasible and (trial.judged.met or wish)  # by count: what is missed is lead or buffer
+        still = small and (max(trial.missed, best.missed) <= MET or (enough and trial.missed > NEARER * best.missed))
+        quiet = quiet + 1 if still else 0
+        best = min(best, trial, key=lambda p: p.pair)
+        predict = task.engine.predict(trial.delta)
+        for piece in loop.pieces:
+            piece.update(predict)
+        point = trial if np.isfinite(trial.missed) else best
+        if quiet >= 1 or (not loop.pieces and outer == 0):
+            break
+    prices = {
+        limit.name: float(piece.weight * piece.multipliers.sum())
+        for limit, piece in zip(around.limits, loop.pieces, strict=False)
+    }
+    status = Status.FEASIBLE if best.missed <= MET else Status.NO_POINT
+    return Outcome(best.delta, status, aimed=True, prices=prices)
+
+
+def _loop(task: Task, around: Surroundings, settings: Settings) -> _Loop:
+    engine = task.engine
+    low, high = task.box(np.zeros(engine.n), task.trust_radius)
+    scale = engine.scale.cpu().numpy()
+    free = not task.change and around.objective.on_outputs
+    white = whitening(engine, around.inputs) if free else None
+    loop = _Loop(task, around, settings, white, scale, None if white is not None else (low, high))
+    for limit in around.limits:
+        count = len(limit.parts(engine.predict()))
+        double = 2 if _two_sided(limit) else 1
+        size = FIRST_PENALTY / max(1e-3, abs(limit.limit) + 0.05)
+        weight = 0.0 if _is_wish(limit, around) else 1.0
+        loop.pieces.append(_Penalized(lambda p: torch.zeros(0), weight, size, torch.zeros(double * count).double()))
+    for c in around.strict:
+        loop.pieces.append(_rows(task, c))
+    return loop
+
+
+def _is_wish(limit: Limit, around: Surroundings) -> bool:
+    """Whether a limit asks for no error at all among many points whose loss is minimized: as few as that leads to."""
+    prop: Any = limit.property
+    if not isinstance(prop, ErrorRate) or limit.aim > 0 or around.by_rows:
+        return False
+    data = getattr(around.objective, "data", ())
+    return any(
+        labels is not None
+        and inputs.shape == prop.inputs.shape
+        and (inputs.data_ptr() == prop.inputs.data_ptr() or torch.equal(inputs, prop.inputs))
+        for inputs, labels in data
+    )
+
+
+def _offsets(loop: _Loop, around: Surroundings, engine: Engine, delta: Array) -> None:
+    """Limits as their soft values, moved to equal those by count at a point."""
+    predict = engine.predict(delta)
+    for limit, piece in zip(around.limits, loop.pieces, strict=False):
+        with torch.no_grad():
+            soft = _soft_parts(limit, predict)
+        hard = torch.as_tensor(limit.parts(predict), dtype=soft.dtype, device=soft.device)
+        piece.terms = _terms(limit, hard - soft)
+        piece.multipliers = piece.multipliers.to(soft)
+
+
+def _terms(limit: Limit, offset: Tensor) -> Callable[[Predict], Tensor]:
+    def terms(predict: Predict) -> Tensor:
+        parts = _soft_parts(limit, predict) + offset
+        combine = getattr(limit.property, "combine", "")
+        if not _two_sided(limit):
+            return parts - limit.aim
+        if combine == "mean" and len(parts) > 1:
+            sizes = torch.sqrt(parts**2 + 1e-8)
+            return torch.cat([(sizes.mean() - limit.aim)[None], torch.zeros(2 * len(parts) - 1).to(parts)])
+        return torch.cat([parts - limit.aim, -parts - limit.aim])
+
+    return terms
+
+
+def _soft_parts(limit: Limit, predict: Predict) -> Tensor:
+    prop: Any = limit.property
+    if _two_sided(limit):
+        return torch.atleast_1d(prop.residuals(predict))
+    return limit.soft(predict).reshape(1)
+
+
+def _two_sided(limit: Limit) -> bool:
+    prop: Any = limit.property
+    return getattr(prop, "combine", "") in ("max", "mean") and hasattr(prop, "residuals")
+
+
+def _rows(task: Task, c: int) -> _Penalized:
+    """All margins of a strict constraint as terms."""
+    constraint: Any = task.constraints[c]
+    required = torch.as_tensor(task.required[c])
+    samples = getattr(constraint, "samples", None)
+    samples = torch.arange(constraint.inputs.shape[0]) if samples is None else samples.cpu()
+
+    def terms(predict: Predict) -> Tensor:
+        outputs = predict(constraint.inputs)
+        margins = constraint.margins_of(outputs[samples.to(outputs.device)], samples).flatten()
+        return required.to(margins) - margins
+
+    return _Penalized(terms, 1.0 / max(1, len(samples)), ROW_PENALTY, torch.zeros(len(required)))

@@ -1,0 +1,236 @@
+"""SQP: typed bounds by sequential quadratic programming; the default wherever a property has a soft value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.methods.outcome import Outcome
+from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.subtask import with_rows_of_goal
+from repairopt.methods.task import Task
+from repairopt.specify import ErrorRate, FlipRate, labelled_data
+from repairopt.verify import Judge
+
+from .augmented import run_augmented
+from .confident import run_confidently
+from .generalization import judge_generalization
+from .limits import collect_limits, median_lead
+from .objectives import OBJECTIVES, make_objective
+from .points import Surroundings
+from .reach import Reached, bound_reaches
+from .sequence import run_sequence
+
+CLOSENESS, FLIPS_CLOSENESS = 0.15, 0.4
+NUMBERS = {
+    "closeness": Expected(high=1.0, none=True),
+    "ridge": Expected(none=True),
+    "confidence": Expected(0.5, 1.0, below=True, none=True),
+    "folds": Expected(2, whole=True),
+    "lead": Expected(none=True),
+    "narrow": Expected(),
+    "max_steps": Expected(1, whole=True),
+    "damping": Expected(above=True),
+    "restarts": Expected(whole=True),
+    "batch": Expected(1, whole=True),
+    "largest_dense": Expected(whole=True),
+    "outer_steps": Expected(1, whole=True),
+    "inner_steps": Expected(1, whole=True),
+    "smallest_step": Expected(),
+    "smallest_fall": Expected(),
+}
+MANY_WEIGHTS_RIDGE, MANY_WEIGHTS_LEAD = 1e-2, 1 / 8
+
+
+@dataclass(frozen=True)
+class SQP:
+    """Every typed bound is a linear constraint at each step, with its value by count and the slope of its soft value.
+
+    A step minimizes a model of the objective subject to the bounds, rows of samples that must not break, and a box. It
+    is damped, accepted by a filter on the true network (what the bounds miss, and the objective), and corrected for
+    curvature where it is rejected for that. No penalty weighs bounds against the objective.
+
+    Attributes:
+        objective: What is kept small: ``"cross_entropy"`` of the labelled data (half of it their error rate);
+            ``"closeness"`` to the original network's probabilities on all inputs at hand; ``"l2"``, ``"l1"``,
+            ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
+            are labels, else closeness.
+        closeness: With cross-entropy, the share of the distance from the original network's probabilities in it. None
+            for 0.15; where the goal is an error rate for 0, because the original's answers are what is wrong then, or
+            for 0.4 beside a bound on flips, which asks for them.
+        ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
+            None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
+        confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
+            cross-validation sets their buffers. 0.5 for values that meet them on average, None for no such buffers.
+        folds: Of the cross-validation.
+        buffer: Taken off the bounds in the rows, for data that the repair does not see: one number for all, or by the
+            names of the goal and of the bounds; None for what ``confidence`` asks for.
+        lead: Share of the median lead, in logits, of the labelled points that the original network has right, by which
+            points must lead to count as right in error rates, miss rates and flip rates; None for 0, and an eighth
+            above ``largest_dense`` weights, which could have many points right by a hair. Cross-validation enlarges it.
+        narrow: Where chance alone may move a gap by more than three quarters of its bound, rates are moved away from
+            one half, which narrows its interval, as long as the objective rises by no more than this share for it; 0
+            for no such try.
+        max_steps: Accepted and rejected steps of a run together; half as many of each stage before its last.
+        damping: First damping, relative to the mean curvature.
+        restarts: Where a run ends with bounds missed, the sequence starts so often again from the original and goes to
+            the bounds by stages, 3 more each time; once, too, where they are met but the objective rose by more than a
+            fiftieth. The best end is kept.
+        batch: Rows to add where a step breaks more samples than allowed.
+        largest_dense: Weights above which steps are no longer quadratic programs with a dense Hessian, but L-BFGS steps
+            on an augmented Lagrangian, at most ``inner_steps`` for each of at most ``outer_steps`` multipliers.
+        outer_steps: See there.
+        inner_steps: See there.
+        smallest_step: Stop when the scaled step is smaller, in infinity norm.
+        smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
+    """
+
+    can_start: ClassVar[bool] = True
+
+    objective: str = "auto"
+    closeness: float | None = None
+    ridge: float | None = None
+    confidence: float | None = 0.95
+    folds: int = 3
+    buffer: float | Mapping[str, float] | None = None
+    lead: float | None = None
+    narrow: float = 0.1
+    max_steps: int = 40
+    damping: float = 1e-2
+    restarts: int = 2
+    batch: int = 100
+    largest_dense: int = 400
+    outer_steps: int = 8
+    inner_steps: int = 30
+    smallest_step: float = 1e-3
+    smallest_fall: float = 5e-3
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("auto", *OBJECTIVES):
+            raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
+        check_settings(self, NUMBERS)
+        buffers = (
+            self.buffer.values() if isinstance(self.buffer, Mapping) else [0.0 if self.buffer is None else self.buffer]
+        )
+        if not all(Expected().fits(buffer) for buffer in buffers):
+            raise SpecificationError(
+                f"method SQP: buffer={self.buffer!r}; expected a number, 0 or more, or one for each name of a bound."
+            )
+
+    def run(self, task: Task) -> Outcome:
+        """Step until nothing improves; on parts of the rows too where bounds are to hold on new data."""
+        inner = with_rows_of_goal(task)
+        if inner is task:
+            return self._run(task)
+        try:
+            found = self._run(inner)
+            if self.confidence is not None and found.delta.any():
+                said = judge_generalization(task, self._without_data, folds=self.folds)
+                task.notes += [said] if said else []
+            return found
+        finally:  # whatever ended it, the best point is known to the repair
+            if inner.judge.best is not inner.judge.original:
+                task.judge(inner.judge.best.delta)
+            task.rows_used = max(task.rows_used, inner.rows_used)
+
+    def _without_data(self, task: Task) -> Outcome:
+        """A repair of some of the points, for what it does to the others."""
+        judge = Judge(task.engine, task.goal, task.constraints, (), task.judge.deadline)
+        judge.change = task.judge.change
+        inner = with_rows_of_goal(replace(task, judge=judge, start=None))
+        return self.minimize(inner, self.surroundings(inner, self.named_buffers()))
+
+    def _run(self, task: Task) -> Outcome:
+        if self.buffer is None and self.confidence is not None:
+            options: Any = {"confidence": self.confidence, "folds": self.folds, "narrow": self.narrow}
+            attempt = replace(self, restarts=0).minimize
+            found = run_confidently(task, self.surroundings, self.minimize, attempt, leads=self._leads(task), **options)
+            if found is not None:
+                return replace(found.outcome, claims=found.claims, buffers=found.buffers, margins=found.margins)
+        leads = self._leads(task)
+        outcome = self.minimize(task, self.surroundings(task, self.named_buffers(), leads))
+        return replace(outcome, margins=leads)
+
+    def _leads(self, task: Task) -> dict[str, float]:
+        """By name of goal and bounds, in logits; those that ask for none are left out.
+
+        A bound that the original network nearly uses up, such as that recall must not fall, asks for none where it
+        would not hold to begin with.
+        """
+        share = self.lead
+        if share is None:
+            share = MANY_WEIGHTS_LEAD if task.engine.n > self.largest_dense else 0.0
+        limits, predict, found = collect_limits(task.goal, task.constraints, {}), task.engine.predict(), {}
+        for limit in limits if share else []:
+            if not limit.takes_margin or not getattr(limit.property, "statistical", True):
+                continue
+            lead = share * median_lead(task.engine, limit)
+            within = replace(limit, margin=lead).value(predict) <= limit.limit
+            if lead and (limit is limits[0] or within or limit.value(predict) <= limit.limit / 2):
+                found[limit.name] = lead
+        return found
+
+    def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
+        """By quadratic programs where their Hessian is small, else matrix-free."""
+        start = task.start if start is None else start
+        if task.engine.n > self.largest_dense:
+            return run_augmented(task, around, self, start)
+        return run_sequence(task, around, self, start)
+
+    def named_buffers(self) -> dict[str, float]:
+        """What the user wants taken off the limits, by name; ``""`` for all."""
+        if self.buffer is None:
+            return {}
+        return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
+
+    def surroundings(
+        self,
+        task: Task,
+        buffers: dict[str, float],
+        margins: dict[str, float] | None = None,
+        reaches: Mapping[str, Reached] | None = None,
+    ) -> Surroundings:
+        """The objective of a repair and its limits, with what is taken off them, leads and largest reaches by name."""
+        limits = bound_reaches(collect_limits(task.goal, task.constraints, buffers, margins), reaches or {})
+        data = list(task.data) or labelled_data([*task.constraints, task.goal])
+        inputs = _inputs(task, data)
+        name = self.objective
+        if name == "auto":
+            name = "cross_entropy" if data else "closeness" if inputs else "l2"
+        if (name == "cross_entropy" and not data) or (name == "closeness" and not inputs):
+            raise SpecificationError(
+                f"method SQP: objective='{name}' needs samples, got none. Pass data=(inputs, labels) to solve_repair, "
+                f"or choose objective='l2'."
+            )
+        share = self.closeness
+        if share is None:
+            share = _usual_closeness(task)
+        ridge = self.ridge
+        if ridge is None:
+            ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
+        objective = make_objective(name, task.engine, data, inputs, share=share, ridge=ridge, seed=task.seed)
+        return Surroundings(task, limits, objective, inputs)
+
+
+def _usual_closeness(task: Task) -> float:
+    """The original's answers are wrong where the goal is an error rate, and wanted where flips are bounded."""
+    if not isinstance(task.goal, ErrorRate):
+        return CLOSENESS
+    flips = any(isinstance(getattr(bound, "property", None), FlipRate) for bound in task.constraints)
+    return FLIPS_CLOSENESS if flips else 0.0
+
+
+def _inputs(task: Task, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Every set of inputs that the repair knows, each once."""
+    found: dict[int, Tensor] = {inputs.data_ptr(): inputs for inputs, _ in data}
+    items: list[Any] = [task.goal, *task.constraints, *(getattr(c, "property", None) for c in task.constraints)]
+    for item in items:
+        for holder in (item, getattr(item, "samples", None)):
+            inputs = getattr(holder, "inputs", None)
+            if isinstance(inputs, Tensor):
+                found.setdefault(inputs.data_ptr(), inputs)
+    return list(found.values())

@@ -1,0 +1,93 @@
+"""Reach: how far the upper end of a gap's interval lies above the gap, as a property that a repair can bound.
+
+A gap of 0 on the samples at hand is no proof that it is small on others: chance moves the difference of two rates by
+their standard errors, which are largest for rates of one half. Where that alone is more than the bound leaves, smaller
+buffers or larger ones change nothing; rates nearer to 0 or 1 do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from repairopt.network import Predict
+from repairopt.specify import spread_of
+
+from .limits import Limit
+
+
+def spread(gap: Any, predict: Predict, *, soft: bool = False, below: Tensor | None = None) -> Tensor:
+    """Standard error of the largest, or mean, difference that a gap speaks of, times the root of the number of rows.
+
+    Args:
+        gap: With ``compared`` and ``combine``.
+        predict: The network.
+        soft: Of probabilities in place of counts; differentiable.
+        below: On which side of one half the rates are to lie, for each true label; see :func:`spread_of`.
+    """
+    rates, counts = gap.compared(predict, soft)
+    return spread_of(rates, counts, gap.combine, below)
+
+
+def below_half(gap: Any, predict: Predict) -> Tensor:
+    """For each true label within which a gap compares groups, whether their mean rate lies below one half."""
+    found: Tensor = gap.compared(predict)[0].mean(1) < 0.5
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """A multiple of the spread of a gap.
+
+    Attributes:
+        property: A gap with ``compared(predict, soft)``.
+        factor: The multiple.
+        target: Largest value.
+        name: What rows and prices call it.
+        below: On which side of one half rates are to lie, or None.
+    """
+
+    property: Any
+    factor: float
+    target: float
+    name: str
+    below: Tensor | None = None
+
+    def value(self, predict: Predict) -> Tensor:
+        """By count."""
+        return self.factor * spread(self.property, predict, below=self.below)
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """By probabilities; differentiable."""
+        return self.factor * spread(self.property, predict, soft=True, below=self.below)
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """What is asked of the reach of a limit.
+
+    Attributes:
+        factor: From the spread to the reach.
+        limit: Largest reach.
+        below: For each true label within which groups are compared, whether rates are to lie below one half; None
+            where either side will do.
+    """
+
+    factor: float
+    limit: float
+    below: Tensor | None = None
+
+
+def bound_reaches(limits: list[Limit], reaches: Mapping[str, Reached]) -> list[Limit]:
+    """The limits, and for each that has one a limit on its reach."""
+    found = list(limits)
+    for limit in limits:
+        asked = reaches.get(limit.name)
+        if asked is not None:
+            name = f"interval of '{limit.name}'"
+            reach = Reach(limit.property, asked.factor, asked.limit, name, asked.below)
+            found.append(replace(limit, name=name, property=reach, limit=asked.limit, buffer=0.0, margin=0.0))
+    return found

@@ -1,0 +1,207 @@
+"""The certifier behind :mod:`repairopt.network.sets.zonotope`: batches, bisection of radii, reuse of what stays."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import SpecificationError, UnsupportedError
+from repairopt.network.inputs import check_inputs, check_labels
+
+from .propagate_zonotope import Environment, Slope, TracedNetwork
+from .zonotope_layers import Zonotope, box
+
+ROUNDING = 64.0  # units of machine precision, times the size of what the last sums add up
+MEMORY_LIMIT = 2**27
+
+Bound = float | Tensor
+
+
+class Certifier:
+    """Certified margins of one set of inputs, again and again under changing weights.
+
+    What lies before the first changed weight is computed once for each radius and kept, within the memory limit.
+
+    Args:
+        network: One tensor in, logits out.
+        inputs: Centers of the balls, ``(N, ...)``.
+        labels: Class indices ``(N,)``; None where only :meth:`ball` is used.
+        lower: As for :func:`certified_margin`.
+        upper: As for :func:`certified_margin`.
+        slope: As for :func:`certified_margin`.
+        changed: Names of the parameters that will be replaced; empty to keep nothing and differentiate everything.
+        memory_limit: Bytes that generators of one batch may take, and bytes that may be kept.
+
+    Raises:
+        SpecificationError: Inputs or labels malformed, or inputs outside of the bounds.
+        UnsupportedError: The network cannot be traced or has a layer without a transformer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Any,
+        labels: Any,
+        *,
+        lower: Bound = 0.0,
+        upper: Bound = 1.0,
+        slope: Slope = None,
+        changed: Collection[str] = (),
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        self.traced = TracedNetwork(network)
+        self.inputs, self.labels = check_inputs("certified margin", inputs, labels)
+        first = next((p for p in self.traced.original.values() if p.is_floating_point()), self.inputs)
+        self.inputs = self.inputs.to(first)
+        self.labels = None if labels is None else self.labels.to(first.device)
+        self.lower, self.upper = (
+            torch.as_tensor(side, dtype=first.dtype, device=first.device) for side in (lower, upper)
+        )
+        self.slope, self.memory_limit, self.changed = slope, memory_limit, frozenset(changed)
+        if bool(((self.inputs < self.lower) | (self.inputs > self.upper)).any()):
+            raise SpecificationError(
+                f"certified margin: inputs from {float(self.inputs.min()):.4g} to {float(self.inputs.max()):.4g} are "
+                f"not within the bounds {lower} to {upper}. Pass lower=... and upper=..., infinite where there is none."
+            )
+        self.late = self.traced.late(changed) if changed else self.traced.nodes
+        self.early = [node for node in self.traced.nodes if node not in set(self.late)]
+        self._kept: OrderedDict[Any, tuple[int, Environment]] = OrderedDict()
+        self._batch = self._probe()
+
+    def as_radii(self, radius: Any) -> Tensor:
+        """One radius for each input, from a number or a tensor."""
+        radii = torch.as_tensor(radius, dtype=self.inputs.dtype, device=self.inputs.device).detach()
+        if radii.ndim > 1 or bool((radii < 0).any()) or not bool(torch.isfinite(radii).all()):
+            raise SpecificationError(
+                f"certified margin: radius {radius} is not usable; expected a number from 0, or one for each input."
+            )
+        return radii.expand(len(self.inputs))
+
+    def ball(self, radii: Tensor, rows: Tensor | slice = slice(None)) -> Zonotope:
+        """The balls of the given radii ``(N,)`` around the inputs ``rows``, cut off at the bounds."""
+        x = self.inputs[rows]
+        r = radii[rows].reshape(-1, *[1] * (x.ndim - 1))
+        return box(torch.maximum(x - r, self.lower), torch.minimum(x + r, self.upper))
+
+    def margins(self, radius: Any, parameters: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """Certified margins.
+
+        Args:
+            radius: One number, or one for each of the ``N`` inputs.
+            parameters: Replaced parameters by name.
+            rows: Indices of the inputs wanted, or None for all.
+
+        Returns:
+            One number for each row.
+
+        Raises:
+            SpecificationError: A replaced parameter was not announced in ``changed``.
+        """
+        if self.changed and not self.changed.issuperset(parameters):
+            raise SpecificationError(
+                f"certified margin: {set(parameters) - self.changed} not in changed={self.changed}."
+            )
+        radii = self.as_radii(radius)
+        rows = torch.arange(len(radii), device=radii.device) if rows is None else rows
+        parts = []
+        for part in rows.split(self._batch):
+            values = self.traced.run(self.late, self._before(radii, part), parameters, self.slope)
+            parts.append(_smallest_gap(values[self.traced.nodes[-1]], self.labels[part]))
+        return torch.cat(parts)
+
+    def radii(
+        self, parameters: Mapping[str, Tensor], *, tol: float = 1e-3, start: float = 0.2, max_radius: float = 1.0
+    ) -> Tensor:
+        """Largest certified radius of each input by bisection.
+
+        Args:
+            parameters: Replaced parameters by name.
+            tol: Width of the interval at which the bisection ends.
+            start: First radius tried; doubled while certified.
+            max_radius: Where doubling ends.
+
+        Returns:
+            The last radius of each input that was itself certified; 0 where none was.
+
+        Raises:
+            SpecificationError: A number is not above 0.
+        """
+        if not (tol > 0 and start > 0 and max_radius > 0):
+            raise SpecificationError(
+                f"certified radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0."
+            )
+
+        def holds(radii: Tensor, rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.margins(radii, parameters, rows) > 0
+
+        low = self.inputs.new_zeros(len(self.inputs))
+        high = torch.full_like(low, min(start, max_radius))
+        correct = torch.arange(len(low), device=low.device)
+        correct = growing = correct[holds(low, correct)]
+        while len(growing):
+            growing = growing[holds(high, growing)]
+            low[growing] = high[growing]
+            growing = growing[high[growing] < max_radius]
+            high[growing] = (2 * high[growing]).clamp(max=max_radius)
+        while len(rows := correct[(high - low)[correct] > tol]):
+            middle = (low + high) / 2
+            good = holds(middle, rows)
+            low[rows[good]], high[rows[~good]] = middle[rows[good]], middle[rows[~good]]
+        return low
+
+    def _before(self, radii: Tensor, rows: Tensor) -> Environment:
+        """Everything that the late nodes need, for some of the inputs."""
+        if not self.changed:
+            return {self.traced.input: self.ball(radii, rows)}
+        key = tuple(rows.tolist()), tuple(radii[rows].tolist())
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][1]
+        with torch.no_grad():
+            found = self.traced.run(self.early, {self.traced.input: self.ball(radii, rows)}, {}, self.slope)
+        sets = [value.generators for value in found.values() if isinstance(value, Zonotope)]
+        self._kept[key] = sum(g.numel() * g.element_size() for g in sets), found
+        while sum(size for size, _ in self._kept.values()) > self.memory_limit:
+            self._kept.popitem(last=False)
+        return found
+
+    def _probe(self) -> int:
+        """Compare a run on points with the plain network; return how many inputs fit into a batch."""
+        few = self.inputs[:3]
+        values: Environment = {self.traced.input: Zonotope(few, torch.zeros_like(few)[:, None])}
+        columns, most = few[0].numel(), few[0].numel() ** 2
+        with torch.no_grad():
+            plain = self.traced.network(few)
+            for node in self.traced.nodes:
+                values = self.traced.run([node], values, {}, self.slope)
+                if isinstance(values[node], Zonotope):
+                    width = values[node].center[0].numel()
+                    columns += width if self.traced.is_relu(node) else 0
+                    most = max(most, columns * width)
+        found = values[self.traced.nodes[-1]]
+        if not isinstance(found, Zonotope) or found.center.ndim != 2 or found.center.shape[1] < 2:
+            raise UnsupportedError(f"{self.traced.what}: expected logits (N, k) with k at least 2 as its only output.")
+        if not torch.allclose(found.center, plain, rtol=1e-3, atol=1e-4):
+            raise UnsupportedError(
+                f"{self.traced.what}: its traced form gives other logits than a plain run, by up to "
+                f"{float((found.center - plain).abs().max()):.3g}. Look for operations that write into their input."
+            )
+        if self.labels is not None:
+            check_labels("certified margin", self.labels, plain.shape[1])
+        return max(1, self.memory_limit // (most * few.element_size()))
+
+
+def _smallest_gap(logits: Zonotope, labels: Tensor) -> Tensor:
+    own = labels[:, None]
+    gap = logits.center.gather(1, own) - logits.center
+    columns = logits.generators
+    apart = (columns.gather(2, own[:, None].expand(-1, columns.shape[1], 1)) - columns).abs().sum(1)
+    size = (logits.center.abs() + logits.spread).detach()
+    rounding = ROUNDING * torch.finfo(size.dtype).eps * (size + size.gather(1, own))
+    is_own = torch.nn.functional.one_hot(labels, gap.shape[1]).bool()
+    return (gap - apart - rounding).masked_fill(is_own, float("inf")).min(1).values

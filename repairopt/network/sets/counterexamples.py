@@ -1,0 +1,200 @@
+"""Search for counterexamples by projected gradient steps: the upper bounds that stand beside certified lower bounds.
+
+References:
+    Madry, Makelov, Schmidt, Tsipras, Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018.
+    Gowal, Uesato, Qin, Huang, Mann, Kohli, An Alternative Surrogate Loss for PGD-based Adversarial Testing, 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from repairopt.errors import SpecificationError
+from repairopt.network.check_model import shadow
+from repairopt.network.inputs import check_inputs, check_labels
+
+Bound = float | Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """How hard to look for counterexamples.
+
+    Attributes:
+        steps: Gradient steps of each run.
+        restarts: Runs; the first starts at the input and goes for the nearest class, the others start at random points
+            of the ball and go for one class each, in the order of their logits.
+        seed: Of the random starts; the same seed gives the same search.
+    """
+
+    steps: int = 20
+    restarts: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise SpecificationError(f"search: steps {self.steps}, restarts {self.restarts}; expected at least 1 each.")
+
+
+def attack(
+    network: nn.Module,
+    inputs: Any,
+    labels: Any,
+    radius: Any,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    lower: Bound = 0.0,
+    upper: Bound = 1.0,
+    search: Search | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The worst points that projected gradient steps find in maximum-norm balls.
+
+    Args:
+        network: One tensor in, logits out; run in evaluation mode, not modified.
+        inputs: Centers of the balls, ``(N, ...)``.
+        labels: Class indices ``(N,)``.
+        radius: One number, or one for each input.
+        parameters: Replaces parameters of the network by name.
+        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
+        upper: Largest allowed input; ``inf`` for none.
+        search: How hard to look.
+
+    Returns:
+        Points ``(N, ...)`` and their margins ``(N,)``: logit of the label minus the largest other one. At most 0 is a
+        counterexample; above 0 says nothing.
+    """
+    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    like: dict[str, Any] = {"dtype": attacker.inputs.dtype, "device": attacker.inputs.device}
+    radii = torch.as_tensor(radius, **like).detach().expand(len(attacker.inputs))
+    return attacker.run(radii, torch.arange(len(radii), device=radii.device))
+
+
+def attacked_radius(
+    network: nn.Module,
+    inputs: Any,
+    labels: Any,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    lower: Bound = 0.0,
+    upper: Bound = 1.0,
+    tol: float = 1e-3,
+    start: float = 0.2,
+    max_radius: float = 1.0,
+    search: Search | None = None,
+) -> Tensor:
+    """Distance to the nearest counterexample found, an upper bound of the true robustness radius.
+
+    Args:
+        network: One tensor in, logits out.
+        inputs: Points ``(N, ...)``.
+        labels: Class indices ``(N,)``.
+        parameters: Replaces parameters of the network by name.
+        lower: As for :func:`attack`.
+        upper: As for :func:`attack`.
+        tol: Width of the interval at which the bisection ends.
+        start: First radius tried; doubled until a counterexample is found.
+        max_radius: Where doubling ends.
+        search: How hard to look at each radius.
+
+    Returns:
+        ``(N,)``: maximum-norm distance of a true counterexample; 0 where the input itself is one, ``inf`` where none
+        was found.
+
+    Raises:
+        SpecificationError: A number is not above 0.
+    """
+    if not (tol > 0 and start > 0 and max_radius > 0):
+        raise SpecificationError(f"attacked radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0.")
+    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    low = attacker.inputs.new_zeros(len(attacker.inputs))
+    high, radii = torch.full_like(low, float("inf")), torch.full_like(low, min(start, max_radius))
+    high[attacker.margin(attacker.inputs, attacker.labels) <= 0] = 0.0
+
+    def step(rows: Tensor) -> None:
+        points, margins = attacker.run(radii, rows)
+        distance = (points - attacker.inputs[rows]).flatten(1).abs().amax(1)
+        found = margins <= 0
+        high[rows[found]] = torch.minimum(high[rows[found]], distance[found])
+        low[rows[~found]] = radii[rows[~found]]
+
+    while len(rows := torch.nonzero(high.isinf() & (low < max_radius))[:, 0]):
+        step(rows)
+        radii = torch.where(high.isinf(), (2 * radii).clamp(max=max_radius), radii)
+    while len(rows := torch.nonzero(high.isfinite() & (high - low > tol))[:, 0]):
+        radii = (low + high) / 2
+        step(rows)
+    return high
+
+
+class _Attacker:
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Any,
+        labels: Any,
+        *,
+        parameters: Mapping[str, Tensor] | None,
+        lower: Bound,
+        upper: Bound,
+        search: Search | None,
+    ) -> None:
+        copy = shadow(network)
+        own = {name: value.detach() for name, value in (*copy.named_parameters(), *copy.named_buffers())}
+        own.update({name: value.detach() for name, value in (parameters or {}).items()})
+        self.call: Callable[[Tensor], Tensor] = lambda x: functional_call(copy, own, (x,))
+        self.inputs, self.labels = check_inputs("attack", inputs, labels)
+        first = next((p for p in own.values() if p.is_floating_point()), self.inputs)
+        like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
+        self.inputs = self.inputs.detach().to(**like)
+        self.labels = self.labels.to(first.device)
+        self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
+        self.search = search or Search()
+        with torch.no_grad():
+            check_labels("attack", self.labels, int(self.call(self.inputs[:1]).shape[1]))
+
+    def margin(self, points: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return margin(self.call(points), labels)
+
+    def rivals(self, x: Tensor, labels: Tensor, rank: int) -> Tensor:
+        """The class that comes ``rank + 1``-th in the logits after the label, going round."""
+        with torch.no_grad():
+            logits = self.call(x)
+        is_own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+        order = logits.masked_fill(is_own, float("-inf")).argsort(1, descending=True)
+        return order[:, rank % (logits.shape[1] - 1)]
+
+    def run(self, radii: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.inputs[rows], self.labels[rows]
+        radius = radii[rows].reshape(-1, *[1] * (x.ndim - 1))
+        low, high = torch.maximum(x - radius, self.lower), torch.minimum(x + radius, self.upper)
+        slope = grad(lambda points, rivals: margin(self.call(points), y, rivals).sum())
+        best, smallest = x, self.margin(x, y)
+        random = torch.Generator().manual_seed(self.search.seed)
+        for restart in range(self.search.restarts):
+            rivals = None if restart == 0 else self.rivals(x, y, restart)
+            noise = torch.rand(x.shape, generator=random, dtype=torch.float64).to(x)
+            points = x if restart == 0 else low + noise * (high - low)
+            for _ in range(self.search.steps):
+                points = points - 2.5 * radius / self.search.steps * slope(points, rivals).sign()
+                points = torch.minimum(torch.maximum(points, low), high)
+                value = self.margin(points, y)
+                better = value < smallest
+                best = torch.where(better.reshape(radius.shape), points, best)
+                smallest = torch.where(better, value, smallest)
+        return best, smallest
+
+
+def margin(logits: Tensor, labels: Tensor, rivals: Tensor | None = None) -> Tensor:
+    """Logit of the label minus the largest other one, or that of a given rival, ``(N,)``."""
+    is_own = torch.nn.functional.one_hot(labels, logits.shape[-1]).bool()
+    own = logits.gather(-1, labels[:, None])[:, 0]
+    if rivals is not None:
+        return own - logits.gather(-1, rivals[:, None])[:, 0]
+    return own - logits.masked_fill(is_own, float("-inf")).amax(-1)

@@ -1,0 +1,223 @@
+"""Push zonotopes through a traced network, node by node.
+
+The network is traced with ``torch.fx``; parameters may be replaced by name, so one trace serves all weight changes and
+derivatives with respect to them. Column ``p`` of the generators means the same noise symbol in every layer, so branches
+that meet again (residual connections) are added symbol by symbol.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from repairopt.errors import ModelError, UnsupportedError
+from repairopt.network.check_model import shadow
+
+from .zonotope_layers import (
+    AFFINE,
+    FUNCTIONS,
+    RESHAPES,
+    SAME,
+    Zonotope,
+    affine,
+    arithmetic,
+    linear,
+    relu,
+    replaced,
+    reshape,
+)
+
+Slope = float | Tensor | Mapping[str, Tensor] | None
+Environment = dict[fx.Node, Any]
+
+SUPPORTED = (
+    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average pooling, ReLU, Dropout, Flatten, view, reshape, the sum of "
+    "two branches, and +, -, *, / with constants."
+)
+
+
+class TracedNetwork:
+    """A network as a list of steps that zonotopes can take.
+
+    Args:
+        network: One tensor in, logits out; run in evaluation mode, not modified.
+
+    Raises:
+        UnsupportedError: The network cannot be traced, or takes more than one input.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.what = f"network {type(network).__name__}"
+        self.network = shadow(network)
+        try:
+            self.nodes = list(fx.Tracer().trace(self.network).nodes)
+        except Exception as error:  # tracing runs the user's forward on proxies: whatever it raises means "cannot"
+            raise UnsupportedError(
+                f"{self.what}: cannot be traced with torch.fx ({type(error).__name__}: {error}), as certified bounds "
+                f"need. Remove control flow that depends on data from forward. {SUPPORTED}"
+            ) from error
+        self.input, *others = [node for node in self.nodes if node.op == "placeholder"]
+        self.defaults = {node: node.args[0] for node in others if node.args}
+        if len(self.defaults) < len(others):
+            raise UnsupportedError(f"{self.what}: takes {1 + len(others)} inputs; certified bounds are for one tensor.")
+        self.original = dict(self.network.named_parameters(remove_duplicate=False))
+        self.chain = self._is_chain()
+
+    def is_relu(self, node: fx.Node) -> bool:
+        """Whether the node is a ReLU, which adds generators."""
+        if node.op == "call_module":
+            return isinstance(self.network.get_submodule(str(node.target)), nn.ReLU)
+        return FUNCTIONS.get(node.target) == "relu"
+
+    def late(self, changed: Iterable[str]) -> list[fx.Node]:
+        """The nodes whose value depends on one of the named parameters, in order."""
+        identities = set(self._replacements(dict.fromkeys(changed, torch.empty(0))))
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if any(parent in found for parent in node.all_input_nodes) or identities & self._reads(node):
+                found.add(node)
+        return [node for node in self.nodes if node in found]
+
+    def run(
+        self,
+        nodes: list[fx.Node],
+        known: Environment,
+        parameters: Mapping[str, Tensor],
+        slope: Slope = None,
+        prune: bool = True,
+    ) -> Environment:
+        """Evaluate ``nodes`` in order.
+
+        Args:
+            nodes: Nodes whose inputs are in ``known`` or earlier in the list.
+            known: Values so far; not modified.
+            parameters: Replaced parameters by name.
+            slope: Of the ReLU relaxation, see :func:`repairopt.network.sets.zonotope.certified_margin`.
+            prune: Drop generators that are 0 for all inputs. False keeps all shapes independent of values.
+
+        Returns:
+            The values that nodes outside of ``nodes`` still need, and the last one.
+        """
+        step = _Step(self, self._replacements(parameters), slope, prune)
+        values, done = {**self.defaults, **known}, set(self.defaults)
+        for node in nodes:
+            if node not in values:
+                values[node] = step(node, values)
+            done.add(node)
+            for parent in node.all_input_nodes:
+                if parent.users.keys() <= done:
+                    values.pop(parent, None)
+        return values
+
+    def _replacements(self, parameters: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        unknown = sorted(set(parameters) - set(self.original))
+        if unknown:
+            known = ", ".join(list(self.original)[:12])
+            raise ModelError(f"{self.what}: has no parameter '{unknown[0]}'. Its parameters: {known}.")
+        return {id(self.original[name]): value for name, value in parameters.items()}
+
+    def _reads(self, node: fx.Node) -> set[int]:
+        if node.op == "get_attr":
+            return {id(operator.attrgetter(str(node.target))(self.network))}
+        if node.op == "call_module":
+            return {id(value) for value in self.network.get_submodule(str(node.target)).parameters()}
+        return set()
+
+    def _is_chain(self) -> bool:
+        """Whether no two branches meet, so that generators need not keep their column."""
+        data = {self.input}
+        for node in self.nodes:
+            parents = data.intersection(node.all_input_nodes)
+            if len(parents) > 1:
+                return False
+            if parents and not _asks_shape(node):
+                data.add(node)
+        return True
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Evaluates one node: the transformer of its layer where it sees a zonotope, the operation itself elsewhere."""
+
+    traced: TracedNetwork
+    given: Mapping[int, Tensor]
+    slope: Slope
+    prune: bool
+
+    def __call__(self, node: fx.Node, values: Environment) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda parent: values[parent])
+        if node.op == "output":
+            return args[0]
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.traced.network)
+            return self.given.get(id(value), value)
+        varies = any(isinstance(values[parent], Zonotope) for parent in node.all_input_nodes)
+        if not varies or _asks_shape(node):
+            args = tuple(value.center if isinstance(value, Zonotope) else value for value in args)
+            return self._plain(node, args, kwargs)
+        kind = self._module(node, args) if node.op == "call_module" else FUNCTIONS.get(node.target, "")
+        result = self._function(kind, node, args, kwargs, values) if isinstance(kind, str) else kind
+        if result is None:
+            raise UnsupportedError(self._refusal(node))
+        return result
+
+    def _module(self, node: fx.Node, args: Any) -> Zonotope | str:
+        """The result, or the kind of function that the layer is."""
+        module = self.traced.network.get_submodule(str(node.target))
+        if len(args) != 1 or module._forward_hooks or module._forward_pre_hooks:
+            return ""
+        if isinstance(module, SAME):
+            return args[0]
+        without_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if isinstance(module, AFFINE) and not without_statistics:
+            return affine(module, args[0], self.given)
+        return "relu" if isinstance(module, nn.ReLU) else "reshape" if isinstance(module, RESHAPES) else ""
+
+    def _function(self, kind: str, node: fx.Node, args: Any, kwargs: Any, values: Environment) -> Zonotope | None:
+        if kind in ("add", "sub", "mul", "div") and len(args) == 2 and not kwargs:
+            return arithmetic(kind, args[0], args[1])
+        if not args or not isinstance(args[0], Zonotope):
+            return None
+        if kind == "relu":
+            live = (value.generators.shape[1] for value in values.values() if isinstance(value, Zonotope))
+            slope = self.slope
+            if isinstance(slope, Mapping):
+                slope = slope.get(str(node.target) if node.op == "call_module" else node.name)
+            return relu(args[0], slope, max(live), self.prune and self.traced.chain, self.prune)
+        if kind == "reshape":
+            return reshape(args[0], self._plain(node, (args[0].center, *args[1:]), kwargs))
+        if kind in ("linear", "weighted"):
+            return linear(node.target, kind == "weighted", args, kwargs)
+        if kind == "neg":
+            return Zonotope(-args[0].center, -args[0].generators)
+        return args[0] if kind == "dropout" and not kwargs.get("training", True) else None
+
+    def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """The operation itself, on tensors."""
+        target: Any = node.target
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if node.op == "call_function":
+            return target(*args, **kwargs)
+        module = self.traced.network.get_submodule(target)
+        return functional_call(module, replaced(module, self.given), args, kwargs)
+
+    def _refusal(self, node: fx.Node) -> str:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_module":
+            what = f"layer '{name}' ({type(self.traced.network.get_submodule(name)).__name__})"
+        else:
+            what = f"operation '{name}' (node '{node.name}')"
+        return f"{self.traced.what}: {what}, as it is used here, has no zonotope transformer. {SUPPORTED}"
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

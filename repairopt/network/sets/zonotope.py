@@ -1,0 +1,177 @@
+"""Certified margins and radii of networks by zonotopes (DeepZ), batched and differentiable in the weights.
+
+A margin is a lower bound, over all inputs of a ball, of how far the label's logit lies above every other one. Positive
+means: no input of the ball is given another label. The bound is sound in exact arithmetic. In floating point, a
+multiple of the rounding error of the last sums is subtracted (:data:`repairopt.network.sets.certifier.ROUNDING`); this
+is no proof about rounding in earlier layers, so use float64 where that matters.
+
+References:
+    Singh, Gehr, Mirman, Pueschel, Vechev, Fast and Effective Robustness Certification, NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import UnsupportedError
+
+from .certifier import MEMORY_LIMIT, Bound, Certifier
+from .propagate_zonotope import Slope
+from .zonotope_layers import Zonotope
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer(Zonotope):
+    """What the last linear layer sees: the certified margin is an explicit concave function of its weights.
+
+    With weights ``w_j``, biases ``b_j``, label ``y`` and the zonotope ``(c, g_p)``, the margin over class ``j`` is::
+
+        (w_y - w_j) . c  +  b_y - b_j  -  sum_p |(w_y - w_j) . g_p|
+
+    For fixed weights, :meth:`lowest` gives the point ``x`` of the zonotope where ``(w_y - w_j) . x`` is smallest. The
+    row ``(w_y - w_j) . x + b_y - b_j >= t`` is a cut: valid for all weights, tight at these.
+
+    Attributes:
+        center: ``(N, h)``.
+        generators: ``(N, P, h)``.
+        name: Module name of the layer.
+    """
+
+    name: str = ""
+
+
+def certified_margin(
+    network: nn.Module,
+    inputs: Any,
+    labels: Any,
+    radius: Any,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    lower: Bound = 0.0,
+    upper: Bound = 1.0,
+    slope: Slope = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Tensor:
+    """Lower bound of ``min_j logit[label] - logit[j]`` over the part of a maximum-norm ball within bounds.
+
+    Differentiable in the network's parameters and in ``parameters``. Not monotone in the radius: the relaxation of a
+    larger ball can be a little tighter.
+
+    Args:
+        network: One tensor in, logits out.
+        inputs: Centers of the balls, ``(N, ...)``.
+        labels: Class indices ``(N,)``.
+        radius: One number, or one for each input.
+        parameters: Replaces parameters of the network by name.
+        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
+        upper: Largest allowed input; ``inf`` for none.
+        slope: Slope of the ReLU relaxation between 0 and 1: None for least area, a number or tensor, or a dict from
+            layer (module name, or name of the traced node) to a tensor. Every choice is sound.
+        memory_limit: Bytes that generators of one batch may take.
+
+    Returns:
+        ``(N,)`` in the network's dtype.
+    """
+    certifier = Certifier(network, inputs, labels, lower=lower, upper=upper, slope=slope, memory_limit=memory_limit)
+    return certifier.margins(radius, parameters or {})
+
+
+def certify(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> Tensor:
+    """Whether no input of each ball can be given another label.
+
+    Args:
+        network: One tensor in, logits out.
+        inputs: Centers of the balls, ``(N, ...)``.
+        labels: Class indices ``(N,)``.
+        radius: One number, or one for each input.
+        **options: As for :func:`certified_margin`.
+
+    Returns:
+        Boolean ``(N,)``; False means "not certified", not "broken".
+    """
+    with torch.no_grad():
+        return certified_margin(network, inputs, labels, radius, **options) > 0
+
+
+def certified_radius(
+    network: nn.Module,
+    inputs: Any,
+    labels: Any,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    tol: float = 1e-3,
+    start: float = 0.2,
+    max_radius: float = 1.0,
+    **options: Any,
+) -> Tensor:
+    """Largest radius found by bisection at which each input is certified.
+
+    Args:
+        network: One tensor in, logits out.
+        inputs: Centers of the balls, ``(N, ...)``.
+        labels: Class indices ``(N,)``.
+        parameters: Replaces parameters of the network by name.
+        tol: Width of the interval at which the bisection ends.
+        start: First radius tried; doubled while certified.
+        max_radius: Where doubling ends.
+        **options: As for :func:`certified_margin`.
+
+    Returns:
+        ``(N,)``: the last radius that was itself certified, 0 where none was. A lower bound of the true radius.
+
+    Example:
+        >>> network = nn.Linear(2, 2, bias=False)
+        >>> network.load_state_dict({"weight": torch.eye(2)})
+        <All keys matched successfully>
+        >>> radius = certified_radius(network, [[0.8, 0.2]], [0], tol=0.01)  # the true radius is 0.3
+        >>> bool(0.29 <= radius[0] < 0.3)
+        True
+    """
+    certifier = Certifier(network, inputs, labels, **options)
+    return certifier.radii(parameters or {}, tol=tol, start=start, max_radius=max_radius)
+
+
+def last_layer_zonotope(
+    network: nn.Module,
+    inputs: Any,
+    radius: Any,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    lower: Bound = 0.0,
+    upper: Bound = 1.0,
+    slope: Slope = None,
+) -> LastLayer:
+    """Center and generators before the last linear layer, to state certified margins as a convex program.
+
+    Args:
+        network: One tensor in, logits out; its last step must be a ``Linear`` module.
+        inputs: Centers of the balls, ``(N, ...)``.
+        radius: One number, or one for each input.
+        parameters: Replaces parameters of the network by name.
+        lower: As for :func:`certified_margin`.
+        upper: As for :func:`certified_margin`.
+        slope: As for :func:`certified_margin`.
+
+    Returns:
+        The zonotope and the name of the layer. All inputs are in one batch.
+
+    Raises:
+        UnsupportedError: The last step is something else.
+    """
+    certifier = Certifier(network, inputs, None, lower=lower, upper=upper, slope=slope)
+    traced, known = certifier.traced, {certifier.traced.input: certifier.ball(certifier.as_radii(radius))}
+    last: Any = traced.nodes[-1].args[0]
+    is_linear = last.op == "call_module" and isinstance(traced.network.get_submodule(str(last.target)), nn.Linear)
+    if not is_linear:
+        raise UnsupportedError(
+            f"{traced.what}: its last step is '{last.target}', expected a Linear module. Take the margins of the whole "
+            f"network with certified_margin instead."
+        )
+    before = traced.nodes[: traced.nodes.index(last)]
+    found = traced.run(before, known, parameters or {}, slope)[last.args[0]]
+    return LastLayer(found.center, found.generators, str(last.target))

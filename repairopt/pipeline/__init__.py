@@ -1,0 +1,5 @@
+"""Repairs: ``solve_repair()``, its stages in order, and the same repair as one program for others to solve."""
+
+from .formulate import RepairProgram, formulate_repair
+from .prepare import prepare_repair
+from .stages import solve_repair

@@ -1,0 +1,177 @@
+"""Conclude a repair: settle on a point, write it into a copy, verify the true networks, report."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from repairopt.localize import apply
+from repairopt.methods import Outcome, Task
+from repairopt.network import Remembering
+from repairopt.patches import library_versions
+from repairopt.program import Status
+from repairopt.report import Repair, Report, Subjects, Trust, Verdict
+from repairopt.specify import anchor, margins_at
+from repairopt.verify import Claim, Judge, Judgement, Verification, both_networks, make_claim, verify
+
+from .prepare import Prepared
+
+CONFIDENCE = 0.95  # of claims about held-out data
+
+
+def conclude_repair(
+    prepared: Prepared,
+    outcome: Outcome,
+    *,
+    method: str,
+    shrink: bool = True,
+    stopped: str = "",
+    confidence: float = CONFIDENCE,
+) -> Repair:
+    """From what a method proposes to the repaired copy and its report.
+
+    Args:
+        prepared: The repair.
+        outcome: What the method proposes.
+        method: What the report calls the method.
+        shrink: Where the method overshot the target, go back as far as the target stays met.
+        stopped: Why it ended early, or empty.
+        confidence: Of the claims about held-out data, one-sided.
+
+    Returns:
+        The repaired copy, its change and the report.
+    """
+    task, where = prepared.task, prepared.location
+    final = _settle(task, outcome, shrink, stopped)
+    repaired, delta = apply(prepared.model, where, final.delta)
+    options: Any = {"forward_fn": prepared.forward_fn, "memory_limit": prepared.memory_limit}
+    both = both_networks(prepared.model, repaired, **options)
+    with task.timed("verify"):
+        initial = task.engine.initial.double().cpu().numpy()
+        verification = verify(
+            prepared.model,
+            repaired,
+            prepared.specification,
+            change=(initial, final.delta),
+            both=both,
+        )
+    report = Report(
+        verdict=_verdict(verification, outcome, final),
+        verification=verification,
+        location=where,
+        changed=sum(int((change != 0).sum()) for change in delta.values()),
+        largest_change=max((float(change.abs().max()) for change in delta.values()), default=0.0),
+        status=outcome.status,
+        method=method,
+        surrogate=outcome.surrogate,
+        rounds=tuple(task.rounds),
+        rows_used=task.rows_used,
+        gave_way=outcome.gave_way,
+        infeasible=task.infeasible,
+        prices=outcome.prices,
+        claims=(*outcome.claims, *_held_out_claims(prepared, both, confidence)),
+        buffers=outcome.buffers,
+        margins=outcome.margins,
+        trust=_trust(task, outcome, final),
+        seconds={**task.seconds, "total": time.perf_counter() - prepared.started},
+        cpu_seconds=time.process_time() - prepared.cpu_started,
+        stopped=stopped,
+        notes=tuple(task.notes),
+        seed=task.seed,
+        versions=library_versions(),
+        subjects=Subjects(
+            prepared.model, repaired, delta, prepared.specification, prepared.forward_fn, prepared.memory_limit
+        ),
+    )
+    return Repair(repaired, delta, report)
+
+
+def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], confidence: float) -> list[Claim]:
+    """What held-out data say of goal and bounds, where they know their sampling error."""
+    held_out = prepared.specification.held_out
+    if not held_out:
+        return []
+    original, now = both
+    found = []
+    for item in held_out:
+        known = anchor(item, original)
+        prop = getattr(known, "property", known)
+        limit = getattr(known, "limit", None) if hasattr(known, "property") else getattr(known, "target", None)
+        if limit is not None and getattr(prop, "statistical", True):
+            options: Any = {"confidence": confidence, "source": "held-out data"}
+            options["original"] = original if getattr(known, "relative", False) else None
+            found.append(make_claim(item.name, prop, float(limit), now, **options))
+    return [claim for claim in found if claim is not None]
+
+
+def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgement:
+    """From the proposed point to the one that is applied: fall back to a feasible one, then shrink the change."""
+    judge = task.judge
+    judge.deadline = None
+    with task.timed("fall back"):
+        proposed = judge(outcome.delta)
+        if outcome.indivisible:
+            keep = proposed.surplus <= judge.original.surplus and not proposed.constant and proposed.change_holds
+            return proposed if keep else judge.original
+        if proposed.surplus > judge.original.surplus or proposed.constant or not proposed.change_holds:
+            zero = np.zeros_like(outcome.delta)
+            judge.halve(zero, outcome.delta, lambda j: j.surplus <= judge.original.surplus and not j.constant, 10)
+            task.notes.append("The proposed step breaks a constraint on the true network; a shorter step was taken.")
+            proposed = judge.best
+        elif not proposed.feasible and judge.best.feasible:
+            proposed = judge.best
+        if (
+            shrink
+            and not outcome.aimed
+            and not stopped
+            and proposed.met
+            and proposed.feasible
+            and np.any(proposed.delta)
+        ):
+            proposed = _shrunk(judge, proposed)
+    return proposed
+
+
+def _shrunk(judge: Judge, found: Judgement) -> Judgement:
+    """The smallest share of the change, by bisection, that still meets the goal with no more failing samples."""
+    low, high = 0.0, 1.0
+    best = found
+    for _ in range(6):
+        middle = (low + high) / 2
+        trial = judge(middle * found.delta)
+        if trial.met and trial.feasible and trial.error <= best.error:
+            high, best = middle, trial
+        else:
+            low = middle
+    return best
+
+
+def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
+    fit = outcome.surrogate.fit_error if outcome.surrogate is not None else None
+    error, ratio = float("nan"), float("nan")
+    lin = outcome.linearization
+    if lin is not None and np.any(final.delta != lin.delta):
+        with task.timed("verify"):
+            true = margins_at(Remembering(task.engine, final.delta), lin.constraints)
+            linear = lin.at(final.delta - lin.delta)
+        error = max((float(np.abs(a - b).max(initial=0.0)) for a, b in zip(true, linear, strict=True)), default=0.0)
+    if outcome.predicted > 1e-9:
+        ratio = (task.judge.original.goal - task.judge(outcome.delta).goal) / outcome.predicted
+    return Trust(1 - fit.r2 if fit is not None else float("nan"), error, ratio)
+
+
+def _verdict(verification: Verification, outcome: Outcome, final: Judgement) -> Verdict:
+    goal = verification.measures[0]
+    became_constant = verification.constant and not verification.constant_before
+    if became_constant or any(not c.holds and not c.soft for c in verification.checks if not c.held_out):
+        changed = bool(np.any(final.delta))
+        conflict = bool(outcome.gave_way) or (not changed and outcome.status is Status.INFEASIBLE)
+        return Verdict.INFEASIBLE if conflict else Verdict.VIOLATED
+    assert goal.target is not None
+    if goal.after <= goal.target and not verification.constant:
+        return Verdict.REPAIRED
+    if goal.after < goal.before:
+        return Verdict.IMPROVED
+    return Verdict.INFEASIBLE if outcome.gave_way or outcome.status is Status.INFEASIBLE else Verdict.UNSOLVED

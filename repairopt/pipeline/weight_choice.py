@@ -1,0 +1,308 @@
+"""Which weights to change, where the user does not say: ranked by expected gain, tried at growing sizes, validated.
+
+Groups of weights (the columns of single input features in the first layer, offsets by group, whole layers) are ranked
+by the loss that meeting the bounds with each alone is expected to cost. The best few of them, at growing numbers, with
+and without the last layers, are tried by short repairs on a part of the rows and judged on the others. Where the
+inputs of the goal lie far from the labelled data in some columns, these are tried too: what changes there costs little
+on real rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import RepairError
+from repairopt.localize import LayerGraph, Location, first_inputs, input_columns
+from repairopt.methods import (
+    MET,
+    SQP,
+    GainModel,
+    GroupOffsets,
+    Positions,
+    Surroundings,
+    Task,
+    cannot_be_shown,
+    root_rows,
+    steepest_sides,
+    task_on,
+)
+from repairopt.specify import Folds
+from repairopt.verify import Stop
+
+from .prepare import Prepared
+
+MOST_WEIGHTS = 6_000  # in the model of all weights; layers are left out from the first on until it fits
+MOST_COLUMNS = 64  # input features whose columns are groups of their own
+MOST_ROWS = 4_000  # samples in the curvature
+LEAST_ROWS = 300  # labelled rows below which nothing is tried
+CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
+SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
+TRIAL_STEPS = 8  # of a repair that only judges a choice
+FAR = 2.0  # deviations of the labelled data, by which the mean of the goal's inputs in a column is off
+FINALISTS = 4  # choices that are tried on all parts of the rows
+PARTS = 2  # of the rows; each validates what was repaired on the others
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Some weights that go together."""
+
+    name: str
+    indices: dict[str, Tensor]
+    column: bool = False
+    unit: int | None = None  # input feature whose column it is
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """What a short repair missed on its own rows, and what it was worth on rows that it had not seen."""
+
+    failed: float
+    missed: float
+    objective: float
+    price: float
+
+
+def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
+    """Prepare the repair with the weights that promise most.
+
+    Args:
+        method: With which it will run.
+        prepare: From a choice of weights to a prepared repair.
+
+    Returns:
+        The prepared repair. That of ``weights="auto"`` as for other methods where this way of choosing says nothing:
+        too few labelled rows for validation, no limit that is missed and has a slope, or a network of one layer.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    usual = prepare("auto")
+    best = None
+    try:
+        if not (usual.task.judge.original.met and usual.task.judge.original.feasible):
+            best = _search(method, usual, prepare)
+    except KeyboardInterrupt:
+        return replace(usual, stopped="interrupted")
+    if best is None:
+        return usual
+    seconds = best.task.seconds
+    seconds["localize"] = seconds.get("localize", 0.0) + time.perf_counter() - started
+    return replace(best, started=started, cpu_started=cpu)
+
+
+def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
+    """The best choice, prepared; one at a time, because each keeps activations of all samples."""
+    groups = _groups(usual)
+    if len(groups) < 2:
+        return None
+    try:
+        ranked = _ranked(method, prepare(_union(groups, "all groups")), groups)
+    except (Stop, RepairError) as error:
+        _pass_on(error)
+        return None
+    if not ranked:
+        return None
+    division = Folds(PARTS, usual.task.seed)
+    choices = [None, *_choices(groups, ranked, _far_columns(usual.task, groups))]
+
+    def tried(k: int, part: int) -> _Trial | None:
+        choice = choices[k]
+        return _tried(method, (usual if choice is None else prepare(choice)).task, division, part)
+
+    trials = {k: trial for k in range(len(choices)) if (trial := tried(k, 0))}
+    order = sorted(trials, key=lambda k: _merit(trials[k], trials.values()))[:FINALISTS]
+    for part in range(1, PARTS):
+        again = {k: trial for k in order if (trial := tried(k, part))}
+        trials = {k: _mean(trials[k], trial) for k, trial in again.items()}
+    if not trials:
+        return None
+    best = choices[min(trials, key=lambda k: _merit(trials[k], trials.values()))]
+    return usual if best is None else prepare(best)
+
+
+def _pass_on(error: Exception) -> None:
+    """Ctrl-C that reached a back end ends the search; any other end of a trial only that trial."""
+    if isinstance(error, Stop) and str(error) == "interrupted":
+        raise KeyboardInterrupt from error
+
+
+def _groups(prepared: Prepared) -> list[_Group]:
+    """Columns of input features where they are few, then layers, the last ones first; never an overlap."""
+    spec = prepared.specification
+    graph = LayerGraph(prepared.model, prepared.forward_fn, first_inputs(spec.goal, spec.on_outputs))
+    found: list[_Group] = []
+    total, seen = 0, set[str]()
+    layers = [layer for layer in graph.affine if layer.weights]
+    columns = _columns(graph) if len(layers) > 1 else []
+    for layer in reversed(layers[1:] if columns else layers):
+        names = [*layer.weights, *([layer.bias] if layer.bias else [])]
+        size = sum(graph.parameters[name].numel() for name in names)
+        if seen & set(names) or (found and total + size > MOST_WEIGHTS):
+            break
+        seen |= set(names)
+        total += size
+        found.append(_Group(layer.name or names[0], {n: torch.arange(graph.parameters[n].numel()) for n in names}))
+    columns = [*columns, *(group for group in _offsets(prepared.model) if not seen & set(group.indices))]
+    size = sum(len(p) for group in columns for p in group.indices.values())
+    return [*found, *(columns if total + size <= MOST_WEIGHTS else [])] if total <= MOST_WEIGHTS else []
+
+
+def _offsets(model: nn.Module) -> list[_Group]:
+    """Of each :class:`GroupOffsets`: like a column, few weights that tell groups apart."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, GroupOffsets):
+            called = f"{name}.offsets" if name else "offsets"
+            found.append(_Group(called, {called: torch.arange(module.offsets.numel())}, column=True))
+    return found
+
+
+def _columns(graph: LayerGraph) -> list[_Group]:
+    """Of each input feature in the first layer; none where features are many, or not read by a linear layer."""
+    if graph.graph is None or not graph.affine or len(graph.affine[0].weights) != 1:
+        return []
+    weight = graph.parameters[graph.affine[0].weights[0]]
+    if weight.ndim != 2 or weight.shape[1] > MOST_COLUMNS:
+        return []
+    found = []
+    for unit in range(weight.shape[1]):
+        try:
+            _, indices = input_columns(graph, [unit], None)
+        except RepairError:
+            return []
+        found.append(_Group(f"input {unit}", indices, column=True, unit=unit))
+    return found
+
+
+def _ranked(method: SQP, prepared: Prepared, groups: Sequence[_Group]) -> list[int]:
+    """Groups by the expected cost of the repair with each alone; empty where nothing can be said."""
+    task = prepared.task
+    around = method.surroundings(task, {})
+    zero = np.zeros(task.engine.n)
+    lines = [limit.lines(task.engine, zero, task.surrogate) for limit in around.limits]
+    scale = task.engine.scale.cpu().numpy()
+    slopes, needs = steepest_sides(lines, around.aims)
+    count = sum(len(inputs) for inputs in around.inputs)
+    rows = _curvature_rows(task, around) if around.objective.on_outputs else np.zeros((0, task.engine.n))
+    model = GainModel(rows * scale.astype(rows.dtype), slopes * scale, needs)
+    places = _places(task, groups)
+    if any(group.column for group in groups):
+        places = [place if group.column else place[:0] for place, group in zip(places, groups, strict=True)]
+    return model.ranked(places, CHANCE_PRICE / max(1, count)) if np.any(needs > 0) else []
+
+
+def _curvature_rows(task: Task, around: Surroundings) -> Any:
+    """Rows ``(m, n)`` whose product with themselves is about the curvature of the mean cross-entropy."""
+    inputs = max(around.inputs, key=len)
+    draw = torch.Generator().manual_seed(task.seed)
+    pick = torch.randperm(len(inputs), generator=draw)[:MOST_ROWS].sort().values
+    part = inputs[pick.to(inputs.device)]
+    zero = np.zeros(task.engine.n)
+    chance = torch.softmax(task.engine.predict(zero)(part), -1)
+    rows = root_rows(task.engine, part, chance, zero, most=MOST_ROWS, seed=task.seed)
+    return rows.cpu().numpy() / np.sqrt(len(part))
+
+
+def _places(task: Task, groups: Sequence[_Group]) -> list[Positions]:
+    """Positions of the groups' weights among all weights of the engine."""
+    starts, total = {}, 0
+    for name, indices in task.engine.indices.items():
+        starts[name], total = total, total + len(indices)
+    found = []
+    for group in groups:
+        parts = []
+        for name, positions in group.indices.items():
+            own = task.engine.indices[name].cpu()
+            parts.append(starts[name] + torch.searchsorted(own, positions.cpu()).numpy())
+        found.append(np.concatenate(parts).astype(np.int64))
+    return found
+
+
+def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
+    """Columns in which the goal's inputs lie far from the labelled data: drawn ones may, real rows do not."""
+    drawn = getattr(getattr(task.goal, "samples", None), "inputs", None)
+    real = [inputs for inputs, _ in task.data]
+    if drawn is None or not real or drawn.ndim != 2 or any(inputs.shape[1:] != drawn.shape[1:] for inputs in real):
+        return []
+    known = torch.cat(real).float()
+    off = (drawn.to(known).mean(0) - known.mean(0)).abs() > FAR * known.std(0)
+    return [k for k, group in enumerate(groups) if group.unit is not None and bool(off[group.unit])]
+
+
+def _choices(groups: Sequence[_Group], ranked: Sequence[int], far: Sequence[int]) -> list[Location]:
+    """The best groups at growing numbers, alone and together with the last two layers; nothing twice.
+
+    The best with those that are far from the data and the last two layers is a choice too.
+
+    Where input features are groups, layers in the middle are not: they hold many more weights, and lose for it.
+    """
+    last = [k for k, group in enumerate(groups) if not group.column][:2]
+    columns = [k for k in ranked if groups[k].column]
+    order = columns or [k for k in ranked]
+    found: list[list[int]] = [last] if columns else []
+    if far and columns:
+        found.append([columns[0], *(k for k in far if k != columns[0]), *last])
+    for size in SIZES:
+        best = order[:size]
+        for choice in (best, [*best, *(k for k in last if k not in best)])[: 2 if size < SIZES[2] else 1]:
+            if len(best) == size and sorted(choice) not in [sorted(other) for other in found]:
+                found.append(choice)
+    return [_union([groups[k] for k in choice], _called([groups[k] for k in choice])) for choice in found]
+
+
+def _called(groups: Sequence[_Group]) -> str:
+    return f"expected gain: {', '.join(group.name for group in groups)}"
+
+
+def _union(groups: Sequence[_Group], method: str) -> Location:
+    found: dict[str, Tensor] = {}
+    for group in groups:
+        for name, positions in group.indices.items():
+            both = torch.cat([found[name], positions]).unique() if name in found else positions
+            found[name] = both
+    return Location(found, None, method)
+
+
+def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None:
+    """A short repair on all parts of the rows but one, judged on that one; None where there are too few."""
+    fit = task_on(task, lambda x: division.outside(part, x))
+    rest = task_on(task, lambda x: ~division.outside(part, x))
+    if fit is None or rest is None:
+        return None
+    short = replace(method, max_steps=TRIAL_STEPS, restarts=0, confidence=None)
+    try:
+        around = short.surroundings(fit, short.named_buffers())
+        if around.objective.on_outputs and sum(len(inputs) for inputs in around.inputs) < LEAST_ROWS:
+            return None
+        outcome = short.minimize(fit, around)
+        seen = around.point(outcome.delta)
+        judge = short.surroundings(rest, short.named_buffers())
+        new, before = judge.point(outcome.delta), judge.point(np.zeros(task.engine.n))
+    except (Stop, RepairError) as error:
+        _pass_on(error)
+        return None
+    failed = seen.missed if seen.missed > MET else 0.0
+    price = max(outcome.prices.values(), default=0.0)
+    objective = new.objective - before.objective
+    asked = method.confidence
+    if asked is not None and cannot_be_shown(task, around.limits, task.engine.predict(outcome.delta), asked):
+        objective += method.narrow * abs(before.objective)  # what it may cost to change that
+    return _Trial(failed, new.missed, objective, price)
+
+
+def _mean(first: _Trial, second: _Trial) -> _Trial:
+    pairs = zip(astuple(first), astuple(second), strict=True)
+    return _Trial(*((one + other) / 2 for one, other in pairs))
+
+
+def _merit(trial: _Trial, trials: Iterable[_Trial]) -> tuple[float, float]:
+    """The loss on new rows, with what bounds miss there at the price of the bounds; failures come last."""
+    prices = [one.price for one in trials if not one.failed]
+    price = float(np.median(prices)) if prices else 0.0
+    return trial.failed, trial.objective + price * trial.missed

@@ -1,0 +1,17 @@
+"""Mathematical programs and their solution, in NumPy alone: no file of this room imports torch."""
+
+from .attempt import run_solver
+from .backends import available_solvers, load_solver, missing_libraries, registered_solvers
+from .certificates.conflict import Conflict, explain_conflict
+from .hessian import LowRankHessian
+from .integer.integer_program import IntegerProgram, allow_broken, limit_changes, maximize_fixed, rows_by_sample
+from .integer.mixed_integer import IntegerSolution, solve_integer
+from .integer.weight_grid import grid
+from .known_programs import KnownProgram, known_programs
+from .native_output import native_output
+from .program import Array, Hessian, Kind, Matrix, Program
+from .rows import Rows, Source, stack_rows
+from .solution import Solution, Solver, Status
+from .solve_program import solve
+from .working_sets.row_oracles import Index
+from .working_sets.working_set import solve_working_set

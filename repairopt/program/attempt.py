@@ -1,0 +1,138 @@
+"""One try at a program: check, run one back end, recheck its answer. No second try, no proof of infeasibility."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from repairopt.errors import ProgramError, SolverError, UnsupportedError
+
+from .backends import available_solvers, find_solver, with_options
+from .hessian import LowRankHessian
+from .isolate import solve_isolated
+from .native_output import native_output
+from .program import Program
+from .recheck import recheck
+from .scaling import equilibrate
+from .solution import Attempt, Solution, Solver, Status
+
+LARGEST_CHECKED = 5000  # variables up to which a Hessian is factorized to see that it is convex
+FEASIBILITY_TOL = 1e-6
+
+
+def run_solver(
+    program: Program,
+    solver: str | Solver | None = None,
+    *,
+    feasibility_tol: float = FEASIBILITY_TOL,
+    optimality_tol: float | None = None,
+    time_limit: float | None = None,
+    isolate: bool = False,
+    scaled: bool = False,
+    checked: bool = False,
+) -> Solution:
+    """Run one back end once and recheck its answer.
+
+    Args:
+        program: What to solve; not modified.
+        solver: Name, instance, or None for the first that suits the program.
+        feasibility_tol: See :func:`repairopt.program.solve`, as for all that follows.
+        optimality_tol: Same.
+        time_limit: Same.
+        isolate: Same.
+        scaled: Scale rows and variables first.
+        checked: Whether the Hessian is known to be convex.
+
+    Returns:
+        The answer, with one attempt.
+
+    Raises:
+        SolverNotFoundError: No back end of that name, or its library is not installed.
+        UnsupportedError: The back end cannot take this kind of program.
+        ProgramError: The Hessian is not positive semidefinite, and the back end needs that.
+        SolverError: The back end raised.
+    """
+    backend = with_options(find_solver(program, solver), time_limit=time_limit)
+    if not checked and not getattr(backend, "nonconvex", False):
+        check_convex(program)
+    started = time.perf_counter()
+    if scaled:
+        scale = equilibrate(program)
+        answer = scale.restore(_native(_started(backend, scale.start), scale.program, time_limit, isolate))
+    else:
+        answer = _native(backend, program, time_limit, isolate)
+    seconds = time.perf_counter() - started
+    _check_shapes(program, answer, backend.name)
+    answer = replace(answer, solver=backend.name, seconds=seconds)
+    found = recheck(program, answer, feasibility_tol=feasibility_tol, optimality_tol=optimality_tol)
+    return replace(found, attempts=(Attempt(backend.name, found.status, scaled, found.message, seconds),))
+
+
+def check_convex(program: Program) -> None:
+    """Refuse indefinite Hessians: several solvers report success on them (measured).
+
+    Raises:
+        ProgramError: Not symmetric, or not positive semidefinite.
+    """
+    if isinstance(program.hessian, LowRankHessian) and float(program.hessian.diagonal.min(initial=0.0)) < 0:
+        raise ProgramError(
+            f"program: the Hessian's diagonal part has an entry of {float(program.hessian.diagonal.min()):.3g}; "
+            f"expected none below 0. Convexify the surrogate (convexify='project')."
+        )
+    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_CHECKED:
+        return
+    scale = max(1e-300, float(np.abs(program.hessian).max(initial=0.0)))
+    if float(np.abs(program.hessian - program.hessian.T).max(initial=0.0)) > 1e-9 * scale:
+        raise ProgramError("program: the Hessian is not symmetric. Pass (H + H.T) / 2.")
+    shifted = program.hessian.copy()
+    shifted[np.diag_indices(program.n)] += 1e-9 * scale
+    try:
+        np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        smallest = float(np.linalg.eigvalsh(program.hessian)[0])
+        raise ProgramError(
+            f"program: the Hessian is not positive semidefinite (smallest eigenvalue {smallest:.3g}, largest entry "
+            f"{scale:.3g}). Convexify the surrogate (convexify='project'), or use a solver for nonconvex programs."
+        ) from None
+
+
+def _native(backend: Any, program: Program, time_limit: float | None, isolate: bool) -> Solution:
+    try:
+        if isolate:
+            solution = solve_isolated(backend, program, time_limit)
+            if getattr(solution, "log", ""):
+                print(solution.log, end="", flush=True)
+            return solution
+        with native_output(wanted=bool(getattr(backend, "verbose", False))) as printed:
+            solution = backend.solve(program)
+        return replace(solution, log=printed.text) if printed.text and isinstance(solution, Solution) else solution
+    except (ProgramError, UnsupportedError, SolverError):
+        raise
+    except MemoryError as error:
+        raise SolverError(f"'{backend.name}' ran out of memory on {program.n} variables, {program.m} rows.") from error
+    except Exception as error:
+        raise SolverError(
+            f"'{backend.name}' crashed on a {program.kind} with {program.n} variables and {program.m} rows: "
+            f"{type(error).__name__}: {error}. Try another solver: {', '.join(available_solvers(program.kind))}."
+        ) from error
+
+
+def _started(backend: Any, scale: Any) -> Any:
+    """The back end with its point to start from, where it has one, in scaled variables."""
+    start = getattr(backend, "start", None)
+    return backend if start is None else with_options(backend, start=scale(start))
+
+
+def _check_shapes(program: Program, solution: Any, name: str) -> None:
+    """A back end is somebody's code: what it returns is checked before it is used."""
+    if not isinstance(solution, Solution) or not isinstance(solution.status, Status):
+        raise SolverError(f"'{name}' returned {type(solution).__name__}; expected a Solution with a Status.")
+    sizes: Mapping[str, int] = {"delta": program.n, "row_duals": program.m, "bound_duals": program.n, "ray": program.m}
+    for what, size in sizes.items():
+        value = getattr(solution, what)
+        if value is not None and np.shape(value) != (size,):
+            raise SolverError(f"'{name}' returned {what} of shape {np.shape(value)}; expected ({size},) or None.")

@@ -1,0 +1,156 @@
+"""Find a back end: by name, by instance, or the first that suits a program. No native library is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from repairopt.errors import SolverNotFoundError, UnsupportedError
+
+from .program import Kind, Program
+from .solution import Solver
+
+GROUP = "repairopt.solvers"
+
+
+def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
+    """The back end that ``solve`` would run.
+
+    Args:
+        program: Decides the kind and, for ``solver=None``, the choice by size.
+        solver: Name, instance or None.
+
+    Returns:
+        An instance that can take the program.
+
+    Raises:
+        SolverNotFoundError: No such name, library not installed, or nothing installed can take the kind.
+        UnsupportedError: The named back end cannot take the kind.
+    """
+    if solver is None:
+        names = preferred_solvers(program)
+        if not names:
+            raise SolverNotFoundError(f"No installed solver takes a {program.kind}. Try: pip install repairopt[all].")
+        return load_solver(names[0])()
+    backend: Any = load_solver(solver)() if isinstance(solver, str) else solver
+    if not isinstance(backend, Solver) or isinstance(backend, type):
+        raise SolverNotFoundError(
+            f"solver {solver!r}: expected a name, an instance with name, kinds, requires and solve(program), or None. "
+            f"Installed: {', '.join(available_solvers())}."
+        )
+    absent = missing_libraries(backend)
+    if absent:
+        raise SolverNotFoundError(
+            f"'{backend.name}' needs {' and '.join(absent)}, which is not installed. "
+            f"Try: pip install {' '.join(absent)}."
+        )
+    if program.kind not in backend.kinds:
+        able = [name for name in available_solvers(program.kind) if name != backend.name]
+        takes = ", ".join(sorted(kind.value for kind in backend.kinds))
+        raise UnsupportedError(
+            f"'{backend.name}' cannot solve a {program.kind} (it handles {takes}). "
+            f"Installed solvers that can: {', '.join(able) or 'none'}."
+        )
+    return backend
+
+
+def available_solvers(kind: Kind | str | None = None) -> list[str]:
+    """Names of the back ends whose libraries are installed; imports none of the libraries and takes no licence.
+
+    Args:
+        kind: Only those that take this kind of program.
+
+    Returns:
+        Names, sorted.
+    """
+    wanted = None if kind is None else Kind(kind)
+    found = []
+    for name in sorted(_registered()):
+        try:
+            backend = load_solver(name)
+        except SolverNotFoundError:
+            continue
+        if not missing_libraries(backend) and (wanted is None or wanted in backend.kinds):
+            found.append(name)
+    return found
+
+
+def preferred_solvers(program: Program) -> list[str]:
+    """Names of the installed back ends that may be chosen for a program without being asked for, best first.
+
+    Args:
+        program: Its kind, size and density decide.
+
+    Returns:
+        Names; a back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out.
+    """
+    rated = [(_preference(load_solver(name), program), name) for name in available_solvers(program.kind)]
+    return [name for rate, name in sorted(rated) if np.isfinite(rate)]
+
+
+@cache
+def load_solver(name: str) -> type[Solver]:
+    """The class registered under a name.
+
+    Raises:
+        SolverNotFoundError: There is none, or its module cannot be imported.
+    """
+    point = _registered().get(name)
+    if point is None:
+        known = ", ".join(sorted(_registered())) or "none; is repairopt itself installed (pip install -e .)?"
+        raise SolverNotFoundError(f"No solver is called {name!r}. Registered: {known}.")
+    try:
+        return point.load()
+    except ImportError as error:
+        raise SolverNotFoundError(f"Solver {name!r} ({point.value}) cannot be imported: {error}.") from error
+
+
+def missing_libraries(backend: Any) -> list[str]:
+    """Import names of the libraries that a back end needs and that are not installed."""
+    return [module for module in _as_names(backend.requires) if not _installed(module)]
+
+
+def with_options(backend: Any, **options: Any) -> Any:
+    """A copy of the back end with these options, of which it takes those that are fields of it.
+
+    A ``time_limit`` of its own stays where it is stricter.
+    """
+    if isinstance(backend, type) or not is_dataclass(backend):
+        return backend
+    names = {option.name for option in fields(backend)}
+    changes = {name: value for name, value in options.items() if name in names and value is not None}
+    own = getattr(backend, "time_limit", None)
+    if own is not None and own <= changes.get("time_limit", np.inf):
+        changes.pop("time_limit", None)
+    return replace(backend, **changes) if changes else backend  # type: ignore[type-var]
+
+
+def registered_solvers() -> list[str]:
+    """Names of all back ends, installed or not, sorted."""
+    return sorted(_registered())
+
+
+@cache
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+@cache
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+def _as_names(requires: Iterable[str]) -> Iterable[str]:
+    return (requires,) if isinstance(requires, str) else requires
+
+
+def _preference(backend: Any, program: Program) -> float:
+    """Smaller is preferred. A back end states its own rule; one that states none comes after those that do."""
+    rule = getattr(backend, "preference", None)
+    return float(rule(program)) if rule is not None else 1000.0

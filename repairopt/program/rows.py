@@ -1,0 +1,77 @@
+"""Rows ``lower <= A delta <= upper`` of a program, with the sources that they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Linear inequalities on the step ``d``: ``lower <= matrix @ d <= upper``.
+
+    Attributes:
+        matrix: ``(m, n)`` in float64, dense or ``scipy.sparse``.
+        lower: ``(m,)``.
+        upper: ``(m,)``.
+        price: Cost of each unit of violation, ``(m,)``; infinite for hard rows.
+        sources: Where each row comes from.
+    """
+
+    matrix: Any
+    lower: Array
+    upper: Array
+    price: Array
+    sources: tuple[Source, ...]
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    @staticmethod
+    def empty(n: int) -> Rows:
+        """No rows over ``n`` weights."""
+        none = np.zeros(0)
+        return Rows(np.zeros((0, n)), none, none, none, ())
+
+
+def stack_rows(first: Rows, second: Rows) -> Rows:
+    """Both sets of rows, one below the other."""
+    if hasattr(first.matrix, "tocsr") or hasattr(second.matrix, "tocsr"):
+        from scipy import sparse
+
+        matrix = sparse.vstack([sparse.csr_matrix(first.matrix), sparse.csr_matrix(second.matrix)], format="csr")
+    else:
+        matrix = np.vstack([first.matrix, second.matrix])
+    join = np.concatenate
+    return Rows(
+        matrix,
+        join([first.lower, second.lower]),
+        join([first.upper, second.upper]),
+        join([first.price, second.price]),
+        first.sources + second.sources,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row comes from, in the user's words.
+
+    Attributes:
+        constraint: Name of the constraint.
+        sample: Index of the sample in the constraint's data, or -1 where no single sample is meant.
+        detail: What the row says, for example ``"class 3 over class 8"``.
+    """
+
+    constraint: str
+    sample: int = -1
+    detail: str = ""
+
+    def __str__(self) -> str:
+        where = f", sample {self.sample}" if self.sample >= 0 else ""
+        what = f": {self.detail}" if self.detail else ""
+        return f"'{self.constraint}'{where}{what}"

@@ -1,0 +1,6 @@
+"""What was done and what came of it: report, repair, page, pictures."""
+
+from .html_file import write_html
+from .pictures.collect import Subjects
+from .repair import Repair
+from .report import Report, Trust, Verdict

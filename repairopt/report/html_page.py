@@ -1,0 +1,188 @@
+"""A report as one HTML file: no script, no network, readable on a phone, on paper and by screen readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import Any
+
+from repairopt.report.pictures.evidence import AffectedInputs, Evidence, GroupTable
+from repairopt.report.pictures.gallery import Picture, draw_gallery
+from repairopt.report.pictures.style import have_matplotlib
+
+from .claim_table import SPLITS, claim_rows
+from .plain_words import Plain, list_caveats, measured, number, summarize
+
+FREE = 1e-9  # price of a bound that costs nothing
+TONES = {"repaired": "good", "improved": "open"}
+NO_PICTURES = "Pictures need Matplotlib, which is not installed here: pip install repairopt[report]"
+NO_EVIDENCE = (
+    "Only the figures of the report were at hand, neither networks nor data, so pictures of single samples, weights "
+    "and inputs are missing. save_evidence(repair.report.evidence, folder) keeps what they need."
+)
+METRICS = {
+    "count": "rows",
+    "accuracy_score": "accuracy",
+    "selection_rate": "selection rate",
+    "true_positive_rate": "true positive rate",
+    "false_positive_rate": "false positive rate",
+}
+
+
+def render_page(
+    plain: Plain,
+    evidence: Evidence,
+    *,
+    title: str = "Repair report",
+    frontier: Any = (),
+    features: Sequence[str] = (),
+    complete: bool = True,
+) -> str:
+    """The page.
+
+    Args:
+        plain: A report as a dict, from :meth:`repairopt.Report.to_dict`.
+        evidence: What the pictures show.
+        title: Heading and title of the page.
+        frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
+        features: Names of the input columns.
+        complete: Whether the evidence was collected from networks and data.
+
+    Returns:
+        HTML; without pictures, and saying so, where Matplotlib is not installed.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    pictures: list[Picture] = []
+    if have_matplotlib():
+        chosen, original = on_frontier(plain)
+        pictures = draw_gallery(evidence, frontier=frontier, chosen=chosen, original=original)
+    missing = NO_PICTURES if not have_matplotlib() else "" if complete else NO_EVIDENCE
+    source = files("repairopt.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+    return page.render(
+        title=title,
+        verdict=plain["verdict"],
+        meaning=plain["meaning"],
+        tone=_tone(plain),
+        sentences=summarize(plain),
+        caveats=list_caveats(plain),
+        rows=claim_rows(plain, evidence),
+        certified=any("certified" in measure["name"] for measure in plain["measures"]),
+        costs=_costs(plain),
+        tables=[_group_table(table) for table in evidence.tables],
+        pictures=pictures,
+        missing=missing,
+        affected=[_input_table(one, features) for one in evidence.affected if not one.are_images or not pictures],
+        facts=_facts(plain),
+        rounds=_rounds(plain),
+        version=_version(),
+    )
+
+
+def render_fragment(plain: Plain) -> str:
+    """Verdict, caveats and claims for a notebook, without style sheet and pictures."""
+    from markupsafe import escape
+
+    rows = "".join(
+        f"<tr><td>{escape(r.name)}</td><td>{escape(r.data)}</td><td>{escape(r.before)}</td><td>{escape(r.after)}</td>"
+        f"<td>{escape(r.limit)}</td><td>{escape(r.result)}</td></tr>"
+        for r in claim_rows(plain, Evidence())
+    )
+    head = "".join(f"<th>{cell}</th>" for cell in ("claim", "data", "before", "after", "limit", "result"))
+    caveats = "".join(f"<li>{escape(text)}</li>" for text in list_caveats(plain))
+    return (
+        f"<div><p><strong>{escape(plain['verdict'].upper())}</strong> {escape(' '.join(summarize(plain)))}</p>"
+        f"<ul>{caveats}</ul><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _tone(plain: Plain) -> str:
+    """Good only where the target is met on held-out data too, if there are any."""
+    unseen = measured(plain, held_out=True)
+    missed = unseen is not None and unseen["target"] is not None and unseen["after"] > unseen["target"]
+    return "open" if missed and plain["verdict"] == "repaired" else TONES.get(plain["verdict"], "bad")
+
+
+def on_frontier(plain: Plain) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Value of the goal and accuracy, after and before, on the repair data, as the points of a frontier have it."""
+    goal, sets = plain["measures"][0], [counts for counts in plain["labels"] if not counts["held_out"]]
+    if not sets:
+        return None, None
+    before, after = max(sets, key=lambda counts: counts["count"])["accuracy"]
+    return (goal["after"], after), (goal["before"], before)
+
+
+def _costs(plain: Plain) -> list[list[str]]:
+    buffers, leads, prices = (plain.get(key, {}) for key in ("buffers", "margins", "prices"))
+    names = dict.fromkeys([*buffers, *prices])
+    lead = {name: f", and a lead of {number(size)} logits" for name, size in leads.items()}
+    rounded = {name: 0.0 if abs(price) < FREE else price for name, price in prices.items()}
+    return [[name, number(buffers.get(name)) + lead.get(name, ""), number(rounded.get(name))] for name in names]
+
+
+def _group_table(table: GroupTable) -> Plain:
+    rows = []
+    for group, before, after in zip(table.groups, table.before, table.after, strict=True):
+        cells = [
+            f"{int(b):,}" if metric == "count" else f"{b:.3f} → {a:.3f}"
+            for metric, b, a in zip(table.metrics, before, after, strict=True)
+        ]
+        rows.append([group, *cells])
+    return {
+        "title": f"{table.name}, {SPLITS[table.held_out]}, favorable label {table.favorable}",
+        "head": ["group", *(METRICS.get(metric, metric) for metric in table.metrics)],
+        "rows": rows,
+        "numbers": list(range(1, len(table.metrics) + 1)),
+        "gaps": [[name, number(before), number(after)] for name, (before, after) in table.gaps.items()],
+    }
+
+
+def _input_table(affected: AffectedInputs, features: Sequence[str]) -> Plain:
+    flat = affected.inputs.reshape(len(affected.rows), -1)
+    names = list(features or affected.features)
+    if len(names) != flat.shape[1]:
+        names = [f"column {j}" for j in range(flat.shape[1])]
+    rows = []
+    for k, row in enumerate(affected.rows):
+        label = int(affected.labels[k])
+        answer = [str(int(row)), "-" if label < 0 else str(label), str(int(affected.before[k]))]
+        shown = [f"{value:.4g}" for value in flat[k]]
+        rows.append([*answer, str(int(affected.after[k])), f"{affected.shift[k]:.3f}", *shown])
+    head = ["row", "true label", "before", "after", "probability moved", *names]
+    title = f"{affected.name}, {SPLITS[affected.held_out]}"
+    return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}
+
+
+def _facts(plain: Plain) -> list[tuple[str, str]]:
+    weights, seconds = plain["weights"], plain["seconds"]
+    chosen = "; ".join(f"{name}: {count:,}" for name, count in weights["parameters"].items())
+    solvers = ", ".join(dict.fromkeys(r["solver"] for r in plain["rounds"] if r["solver"])) or "none"
+    return [
+        ("weights", f"{weights['changed']:,} of {weights['size']:,} chosen ({chosen}) changed"),
+        ("largest change", number(weights["largest_change"])),
+        ("chosen by", weights["method"]),
+        ("method", plain["method"]),
+        ("solver", f"{solvers}; last status {plain['status']}"),
+        ("time", f"{number(seconds.get('total'))} s, {number(plain['cpu_seconds'])} s of processor"),
+        ("seed", str(plain["seed"])),
+        ("versions", ", ".join(f"{name} {value}" for name, value in plain["versions"].items())),
+    ]
+
+
+def _rounds(plain: Plain) -> list[list[str]]:
+    return [
+        [
+            *(r["step"], r["status"], r["solver"], f"{r['rows']:,}", number(r["goal"])),
+            *("yes" if r["accepted"] else "no", r["note"]),
+        ]
+        for r in plain["rounds"]
+    ]
+
+
+def _version() -> str:
+    try:
+        return version("repairopt")
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,273 @@
+"""What the pictures of a report show, as plain arrays: small, free of the model and the data, kept in one file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from repairopt.errors import SpecificationError
+
+Array = npt.NDArray[Any]
+FILE = "evidence.npz"
+RATE = "favorable rate, "
+
+
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """A rate in each of some groups, before and after.
+
+    Attributes:
+        name: Of the property, or what else the rates belong to.
+        held_out: Whether the data were held out.
+        quantity: What is counted, for the axis.
+        groups: Names ``(q,)``.
+        before: ``(q,)``.
+        after: ``(q,)``.
+        low: Lower ends of the 95 % intervals after, ``(q,)``; NaN where the number of samples is not known.
+        high: Upper ends.
+    """
+
+    name: str
+    held_out: bool
+    quantity: str
+    groups: tuple[str, ...]
+    before: Array
+    after: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """One number for each sample, before and after; below the threshold the sample fails.
+
+    Attributes:
+        name: Which data, or which constraint.
+        held_out: Whether they were held out.
+        quantity: What the numbers are, for the axis.
+        before: ``(N,)``.
+        after: ``(N,)``.
+        threshold: Samples below it fail.
+        allowed: How many may fail; -1 where that is not a constraint.
+    """
+
+    name: str
+    held_out: bool
+    quantity: str
+    before: Array
+    after: Array
+    threshold: float = 0.0
+    allowed: int = -1
+
+    @property
+    def crossed(self) -> tuple[int, int]:
+        """Samples that fell below the threshold, and samples that rose to it."""
+        failed = self.before < self.threshold, self.after < self.threshold
+        return int((~failed[0] & failed[1]).sum()), int((failed[0] & ~failed[1]).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class LayerChange:
+    """The change of one parameter.
+
+    Attributes:
+        name: Of the parameter.
+        shape: Of the parameter.
+        changed: Weights that changed.
+        relative: Size of the change over the size of the parameter, both as root sums of squares.
+        cells: The change over the rms of the parameter, as a matrix of at most 64 x 64 cells, outputs by inputs; a cell
+            that stands for several weights shows the largest of their changes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    changed: int
+    relative: float
+    cells: Array
+
+
+@dataclass(frozen=True, eq=False)
+class AffectedInputs:
+    """The inputs whose answer changed most.
+
+    Attributes:
+        name: Which data.
+        held_out: Whether they were held out.
+        rows: Their positions in the data, ``(K,)``, the most affected first.
+        inputs: ``(K, ...)``.
+        labels: True labels ``(K,)``; -1 where not known.
+        before: Answers before ``(K,)``.
+        after: Answers after ``(K,)``.
+        shift: Half the sum of the changes of all probabilities, ``(K,)``: 0 none, 1 all.
+        features: Names of the columns, where known.
+    """
+
+    name: str
+    held_out: bool
+    rows: Array
+    inputs: Array
+    labels: Array
+    before: Array
+    after: Array
+    shift: Array
+    features: tuple[str, ...] = ()
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the inputs have the shape of images: ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)``, 4 pixels or more."""
+        shape = self.inputs.shape[1:]
+        return len(shape) in (2, 3) and min(shape[-2:]) >= 4 and (len(shape) == 2 or shape[0] in (1, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTable:
+    """fairlearn's metrics in each group, before and after.
+
+    Attributes:
+        name: Of the property whose groups these are.
+        held_out: Whether the data were held out.
+        favorable: The favorable label.
+        groups: Names ``(q,)``.
+        metrics: Names ``(p,)``.
+        before: ``(q, p)``.
+        after: ``(q, p)``.
+        gaps: For each disparity its value before and after.
+    """
+
+    name: str
+    held_out: bool
+    favorable: int
+    groups: tuple[str, ...]
+    metrics: tuple[str, ...]
+    before: Array
+    after: Array
+    gaps: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What each round of a repair came to; arrays ``(R,)``, NaN and -1 where nothing was measured.
+
+    Attributes:
+        goal: The goal on the true network.
+        broken: Failing samples beyond what is allowed.
+        accepted: Whether the point was kept.
+        target: Of the goal.
+        name: Of the goal.
+    """
+
+    goal: Array
+    broken: Array
+    accepted: Array
+    target: float
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that the pictures show.
+
+    Attributes:
+        rates: Rates by group.
+        margins: Leads of the true label, certified radii, by sample.
+        slacks: Room that each constraint leaves, by sample.
+        layers: Change of each parameter.
+        affected: The inputs whose answers changed most.
+        tables: Metrics by group.
+        progress: Of the repair, or None.
+        bounded: For each bound on a property, by its name and whether the data were held out, the value of the
+            property before, after and its limit.
+    """
+
+    rates: tuple[Rates, ...] = ()
+    margins: tuple[Margins, ...] = ()
+    slacks: tuple[Margins, ...] = ()
+    layers: tuple[LayerChange, ...] = ()
+    affected: tuple[AffectedInputs, ...] = ()
+    tables: tuple[GroupTable, ...] = ()
+    progress: Progress | None = None
+    bounded: tuple[tuple[str, bool, float, float, float], ...] = ()
+
+
+def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
+    """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data.
+
+    Args:
+        evidence: What the pictures show.
+        folder: Made where it does not exist.
+
+    Returns:
+        The file; NumPy's format, without pickles.
+    """
+    from repairopt.patches import whole_file
+
+    arrays: dict[str, Array] = {}
+    tree = json.dumps(_pack(evidence, arrays))
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, tree=np.array(tree), **arrays)
+    return path
+
+
+def load_evidence(folder: str | Path) -> Evidence:
+    """Read ``evidence.npz`` of a folder.
+
+    Args:
+        folder: That :func:`save_evidence` wrote to.
+
+    Returns:
+        The evidence.
+
+    Raises:
+        SpecificationError: No such file, or not one of that kind.
+    """
+    path = Path(folder) / FILE
+    try:
+        with np.load(path, allow_pickle=False) as bundle:
+            arrays = {name: bundle[name] for name in bundle.files}
+        found = _unpack(json.loads(str(arrays.pop("tree"))), arrays)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise SpecificationError(
+            f"'{path}': is not the evidence of a repair ({type(error).__name__}: {error}). Write it with "
+            f"save_evidence(repair.report.evidence, folder)."
+        ) from error
+    if not isinstance(found, Evidence):
+        raise SpecificationError(f"'{path}': holds a {type(found).__name__}; expected the evidence of a repair.")
+    return found
+
+
+CLASSES: dict[str, Any] = {
+    one.__name__: one for one in (Rates, Margins, LayerChange, AffectedInputs, GroupTable, Progress, Evidence)
+}
+
+
+def _pack(value: Any, arrays: dict[str, Array]) -> Any:
+    """As JSON; arrays are put aside under names."""
+    if isinstance(value, np.ndarray):
+        arrays[f"array{len(arrays)}"] = value
+        return {"array": f"array{len(arrays) - 1}"}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **{f.name: _pack(getattr(value, f.name), arrays) for f in fields(value)}}
+    if isinstance(value, dict):
+        return {"dict": {key: _pack(item, arrays) for key, item in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_pack(item, arrays) for item in value]
+    return value
+
+
+def _unpack(value: Any, arrays: dict[str, Array]) -> Any:
+    if isinstance(value, list):
+        return tuple(_unpack(item, arrays) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    if "dict" in value:
+        return {key: _unpack(item, arrays) for key, item in value["dict"].items()}
+    return CLASSES[value["class"]](**{k: _unpack(v, arrays) for k, v in value.items() if k != "class"})

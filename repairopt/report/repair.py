@@ -1,0 +1,37 @@
+"""The result of a repair: the repaired copy, its change, the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .report import Report
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """The result of :func:`solve_repair`.
+
+    Attributes:
+        model: The repaired copy; the original is untouched. Equals the original where nothing better was found.
+        delta: For each parameter that could change its change, a tensor of its shape.
+        report: What was done and what came of it.
+    """
+
+    model: nn.Module
+    delta: dict[str, Tensor]
+    report: Report
+
+    def to_html(self, **options: Any) -> str:
+        """The report as one HTML page, see :meth:`repairopt.Report.to_html`."""
+        return self.report.to_html(**options)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the page to a file, see :meth:`repairopt.Report.save_html`."""
+        return self.report.save_html(path, **options)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()

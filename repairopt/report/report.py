@@ -1,0 +1,264 @@
+"""Report: every stage's result, the verdict, as text and as JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from repairopt.errors import RepairFailedError
+from repairopt.localize import Location
+from repairopt.program import Conflict, Program, Source, Status, explain_conflict
+from repairopt.report.pictures.collect import Subjects, collect_evidence
+from repairopt.report.pictures.evidence import Evidence
+from repairopt.surrogate import Surrogate
+from repairopt.verify import Check, Claim, LabelCounts, Measure, Round, Verification
+
+from .from_result import evidence_from_dict
+from .show import Shown
+
+
+class Verdict(StrEnum):
+    """What the true network says, on the repair data. ``.meaning`` says what happened, likely causes, what to try."""
+
+    REPAIRED = "repaired"
+    IMPROVED = "improved"
+    VIOLATED = "violated"
+    INFEASIBLE = "infeasible"
+    UNSOLVED = "unsolved"
+
+    @property
+    def meaning(self) -> str:
+        """One or two sentences: what happened, likely causes, what to try."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    Verdict.REPAIRED: "The goal is met and every constraint holds, checked on the repair data with the true network.",
+    Verdict.IMPROVED: (
+        "Every constraint holds and the goal is nearer, but its target is missed. Likely: too few or the wrong "
+        "weights, too small a trust radius, or a target in conflict with the constraints. Try weights='auto' or more "
+        "layers, a larger trust_radius, or a larger tolerance."
+    ),
+    Verdict.VIOLATED: (
+        "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does "
+        "not hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
+    ),
+    Verdict.INFEASIBLE: (
+        "No weight change satisfies the hard rows together; the rows that gave way are listed. Give constraints a "
+        "weight (soft rows) or a tolerance, or choose more weights."
+    ),
+    Verdict.UNSOLVED: (
+        "No better network was found; the copy equals the original. See the notes. Try other weights, another "
+        "surrogate or method, or a longer time_limit."
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """Three numbers that tell whether to believe the method.
+
+    Attributes:
+        fit_error: Of the surrogate on fresh samples: ``1 - R2``; NaN where it was not sampled.
+        linearization_error: Largest difference between linearized and true margins at the result, in logits.
+        improvement_ratio: Actual over predicted improvement of the goal; near 1 where the model was right.
+    """
+
+    fit_error: float = math.nan
+    linearization_error: float = math.nan
+    improvement_ratio: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Report(Shown):
+    """What was done and what came of it; ``to_html()``, ``save_html(path)`` and ``plot_*()`` show it.
+
+    Attributes:
+        verdict: On the repair data and the true network.
+        verification: All measures, checks and counts, repair data and held-out data.
+        location: The weights that could change.
+        changed: Number of weights that did change.
+        largest_change: Largest change of a weight.
+        status: Of the last solve.
+        method: The method and its settings.
+        surrogate: The model of the property that was used last, or None.
+        rounds: Every solve.
+        rows_used: Most rows in one program.
+        gave_way: Hard rows that the elastic program had to violate.
+        infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
+        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        claims: What is known of the bounds on new data, from cross-validation and from held-out data.
+        buffers: What was taken off goal and bounds in the rows, by name.
+        margins: Logits by which their points had to lead, by name of the goal and bounds that asked for it.
+        trust: Whether to believe the method.
+        seconds: Wall time of each stage.
+        cpu_seconds: Processor time of the whole call.
+        stopped: ``"time limit"``, ``"interrupted"`` or ``"solver failed"`` where it ended early, with the best point so
+            far; else empty.
+        notes: Anything worth knowing.
+        seed: Of everything that was drawn.
+        versions: Of the libraries.
+        subjects: The networks and the specification, for pictures; references only, and not pickled.
+    """
+
+    verdict: Verdict
+    verification: Verification
+    location: Location
+    changed: int
+    largest_change: float
+    status: Status
+    method: str
+    surrogate: Surrogate | None = None
+    rounds: tuple[Round, ...] = ()
+    rows_used: int = 0
+    gave_way: tuple[Source, ...] = ()
+    infeasible: Program | None = field(default=None, repr=False)
+    prices: dict[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    buffers: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
+    trust: Trust = Trust()
+    seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: float = math.nan
+    stopped: str = ""
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    subjects: Subjects | None = field(default=None, repr=False)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the pictures show; the first call runs both networks over the data of goal and constraints."""
+        if self.subjects is None:
+            return evidence_from_dict(self.to_dict())
+        return collect_evidence(self.subjects, self.verification, self.rounds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "subjects": None}
+
+    def raise_if_failed(self) -> Report:
+        """This report, or an exception where the verdict is not REPAIRED.
+
+        Raises:
+            RepairFailedError: Carries the report.
+        """
+        if self.verdict is not Verdict.REPAIRED:
+            raise RepairFailedError(f"repair ended '{self.verdict}'. {self.verdict.meaning}", self)
+        return self
+
+    def explain_conflict(self, *, time_limit: float | None = None) -> Conflict | None:
+        """Which constraints, and which samples of them, cannot hold together, none of which could be left out.
+
+        Speaks of the linear model at the last step that had no solution: exact for the last linear layer.
+
+        Args:
+            time_limit: Seconds; what has been reached is returned then.
+
+        Returns:
+            An irreducible set with its proof, in the names of the constraints; None where every step had a solution.
+        """
+        return None if self.infeasible is None else explain_conflict(self.infeasible, time_limit=time_limit)
+
+    def labels(self, held_out: bool = False) -> LabelCounts | None:
+        """The counts of the first labelled data set, of the repair data or the held-out data."""
+        return next((c for c in self.verification.labels if c.held_out == held_out), None)
+
+    def measure(self, name: str | None = None, held_out: bool = False) -> Measure | None:
+        """The measure of a name (the goal's by default), on repair data or held-out data."""
+        wanted = self.verification.measures[0].name if name is None else name
+        return next((m for m in self.verification.measures if m.name == wanted and m.held_out == held_out), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and numbers; NaN and infinity become None, so it is JSON."""
+        plain: dict[str, Any] = _plain(
+            {
+                "verdict": str(self.verdict),
+                "meaning": self.verdict.meaning,
+                "stopped": self.stopped,
+                "status": str(self.status),
+                "method": self.method,
+                "weights": {
+                    "method": self.location.method,
+                    "size": self.location.size,
+                    "changed": self.changed,
+                    "largest_change": self.largest_change,
+                    "parameters": {name: len(ix) for name, ix in self.location.indices.items()},
+                },
+                "measures": [vars(m) for m in self.verification.measures],
+                "checks": [_check_dict(c) for c in self.verification.checks],
+                "labels": [vars(c) for c in self.verification.labels],
+                "constant": self.verification.constant,
+                "surrogate": _surrogate_dict(self.surrogate),
+                "trust": vars(self.trust),
+                "rounds": [vars(r) for r in self.rounds],
+                "rows_used": self.rows_used,
+                "gave_way": [str(source) for source in self.gave_way],
+                "prices": self.prices,
+                "buffers": self.buffers,
+                "margins": self.margins,
+                "claims": [
+                    {**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims
+                ],
+                "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
+                "notes": list(self.notes),
+                "seed": self.seed,
+                "versions": self.versions,
+            }
+        )
+        return plain
+
+    def __str__(self) -> str:
+        from .report_text import report_text
+
+        return report_text(self)
+
+
+def _check_dict(check: Check) -> dict[str, Any]:
+    return {
+        "constraint": check.constraint,
+        "held_out": check.held_out,
+        "applied": check.applied,
+        "failed": check.failed,
+        "failed_before": _failed(check),
+        "allowed": check.allowed,
+        "unit": check.unit,
+        "soft": check.soft,
+        "holds": check.holds,
+        "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
+        "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
+    }
+
+
+def _failed(check: Check) -> int:
+    """Samples, or rows, that fail before."""
+    fails = check.before < 0
+    by_sample = check.unit == "samples" and check.applied
+    return int(fails.reshape(check.applied, -1).any(axis=1).sum() if by_sample else fails.sum())
+
+
+def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:
+    if surrogate is None:
+        return None
+    return {
+        "kind": surrogate.kind,
+        "power": surrogate.power,
+        "trusted": surrogate.trusted,
+        "convexification": surrogate.convexification,
+        "shift": surrogate.shift,
+        "fit_error": None if surrogate.fit_error is None else vars(surrogate.fit_error),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,139 @@
+"""What a report can show of itself: the page, a fragment for notebooks, one picture at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repairopt.errors import SpecificationError
+from repairopt.report.pictures.evidence import Evidence
+from repairopt.report.pictures.plot_groups import plot_rates
+from repairopt.report.pictures.plot_inputs import plot_inputs
+from repairopt.report.pictures.plot_progress import plot_convergence, plot_frontier
+from repairopt.report.pictures.plot_samples import plot_margins, plot_slack
+from repairopt.report.pictures.plot_weights import plot_layer, plot_layers
+
+from .html_page import on_frontier, render_fragment, render_page
+
+
+class Shown:
+    """Mixed into :class:`repairopt.Report`: pictures and pages, made when asked for."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the pictures show."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
+        raise NotImplementedError
+
+    def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
+        """The report as one HTML page that needs no network; runs both networks over the data once more.
+
+        Args:
+            title: Heading of the page.
+            frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
+            features: Names of the input columns, for the table of the most affected inputs.
+
+        Returns:
+            The page. Without Matplotlib it has no pictures, and says so.
+        """
+        return render_page(self.to_dict(), self.evidence, title=title, frontier=frontier, features=features)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the page to a file, whole or not at all.
+
+        Args:
+            path: Of the file.
+            **options: See :meth:`to_html`.
+
+        Returns:
+            The path.
+        """
+        from repairopt.patches import whole_file
+
+        page = self.to_html(**options)
+        with whole_file(path) as file:
+            file.write_text(page, encoding="utf-8")
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return render_fragment(self.to_dict())
+
+    def plot_groups(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Rate of each group, or recall of each class, before and after; a Matplotlib figure.
+
+        Args:
+            name: Of a property or labelled set; None for the first.
+            held_out: Whether on held-out data.
+        """
+        return plot_rates(_pick("rates by group", self.evidence.rates, name, held_out))
+
+    def plot_margins(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Lead of the true label of each sample before and after, and which samples crossed; a Matplotlib figure.
+
+        Args:
+            name: Of a labelled set or robustness property; None for the first.
+            held_out: Whether on held-out data.
+        """
+        return plot_margins(_pick("margins", self.evidence.margins, name, held_out))
+
+    def plot_slack(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Histogram of the room that a constraint leaves; a Matplotlib figure.
+
+        Args:
+            name: Of a constraint; None for the first.
+            held_out: Whether on held-out data.
+        """
+        return plot_slack(_pick("constraints by sample", self.evidence.slacks, name, held_out))
+
+    def plot_weights(self, parameter: str | None = None) -> Any:
+        """Change of each parameter, or of one as a heat map; a Matplotlib figure.
+
+        Args:
+            parameter: Its name; None for all in one picture.
+        """
+        layers = self.evidence.layers
+        if parameter is None and len(layers) != 1:
+            return plot_layers(layers)
+        return plot_layer(_pick("parameters that could change", layers, parameter, None))
+
+    def plot_convergence(self) -> Any:
+        """The goal after each round; a Matplotlib figure."""
+        progress = self.evidence.progress
+        if progress is None:
+            raise SpecificationError("report: no rounds were run, so there is no progress to plot. See report.notes.")
+        return plot_convergence(progress)
+
+    def plot_frontier(self, points: Any) -> Any:
+        """Accuracy against the property, with this repair marked; a Matplotlib figure.
+
+        Args:
+            points: From :func:`repairopt.trace_frontier`, or a list of objects with ``value`` and ``accuracy``.
+        """
+        return plot_frontier(points, *on_frontier(self.to_dict()))
+
+    def plot_inputs(self, name: str | None = None, held_out: bool = False) -> Any:
+        """The images whose answers changed most; a Matplotlib figure.
+
+        Args:
+            name: Of a labelled set; None for the first.
+            held_out: Whether on held-out data.
+        """
+        return plot_inputs(_pick("affected inputs", self.evidence.affected, name, held_out))
+
+
+def _pick(what: str, found: Sequence[Any], name: str | None, held_out: bool | None) -> Any:
+    """The first of a name and of the data asked for."""
+    for one in found:
+        if name in (None, one.name) and held_out in (None, getattr(one, "held_out", None)):
+            return one
+    known = ", ".join(
+        f"'{one.name}'" + (" (held_out=True)" if getattr(one, "held_out", False) else "") for one in found
+    )
+    raise SpecificationError(
+        f"report: no {what} named {name!r}{'' if held_out is None else f' with held_out={held_out}'}. "
+        f"There are: {known or 'none'}."
+    )

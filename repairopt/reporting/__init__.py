@@ -1,1 +1,0 @@
-"""A report in the forms that people read."""

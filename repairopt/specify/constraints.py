@@ -1,0 +1,377 @@
+"""Ready-made constraints: on labels, on outputs, on properties and on the weight change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict, check_inputs, check_labelled, check_labels
+
+from .specification import Property
+
+Array = npt.NDArray[np.float64]
+REFERENCES = ("label", "original")
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """What :class:`KeepLabels` and :class:`FixLabels` share: margins of a label over each rival class.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
+        tolerance: Share of the samples that may fail all the same.
+        weight: None for hard rows; a number makes the rows soft, at that price for a mean
+            violation of one logit over the samples.
+        name: What rows and report call it.
+        samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
+    """
+
+    inputs: Any
+    labels: Any = None
+    margin: float = 1e-3
+    tolerance: float = 0.0
+    weight: float | None = None
+    name: str = "labels"
+    samples: Tensor | None = field(default=None, repr=False)
+
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        x, y = check_labelled(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+        if not 0 <= self.tolerance <= 1:
+            raise SpecificationError(
+                f"constraint '{self.name}': tolerance {self.tolerance} is not a share of the samples, 0 to 1."
+            )
+        if not abs(self.margin) < float("inf"):
+            raise SpecificationError(f"constraint '{self.name}': margin {self.margin} is not a finite number.")
+        if self.weight is not None and not self.weight > 0:
+            raise SpecificationError(
+                f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
+            )
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Lead of the label over each rival, all samples, flattened ``(N (k - 1),)``."""
+        chosen = self._chosen()
+        return self.margins_of(predict(self.inputs)[chosen], chosen).flatten()
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Lead of the label over each rival, ``(B, k - 1)``, rivals in ascending order."""
+        own = self.labels.to(outputs.device)[samples.to(outputs.device)][:, None]
+        rivals = torch.arange(outputs.shape[1] - 1, device=outputs.device)[None]
+        return outputs.gather(1, own) - outputs.gather(1, rivals + (rivals >= own))
+
+    def describe(self, sample: int, index: int) -> str:
+        """What margin ``index`` of a sample compares."""
+        own = int(self.labels[sample])
+        return f"class {own} over class {index + (index >= own)}"
+
+    def on(self, inputs: Any, labels: Any) -> Any:
+        """The same constraint on other data."""
+        return replace(self, inputs=inputs, labels=labels, samples=None)
+
+    def _chosen(self) -> Tensor:
+        return torch.arange(len(self.labels)) if self.samples is None else self.samples
+
+    def _correct(self, predict: Predict) -> tuple[Tensor, Tensor]:
+        outputs = predict(self.inputs)
+        check_labels(f"constraint '{self.name}'", self.labels, outputs.shape[1])
+        found = outputs.argmax(1).cpu()
+        return found, found == self.labels.cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class KeepLabels(_Labels):
+    """Samples that the original network gets right must stay right (AutoRIC's positive constraints).
+
+    A row never asks for a larger margin than the sample had before, so no change at all always satisfies it.
+
+    Attributes:
+        reference: ``"label"``: the true label, of the samples that the original gets right; ``"original"``: the
+            original prediction, of all samples.
+    """
+
+    tolerance: float = 0.01
+    name: str = "keep labels"
+    reference: str = "label"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reference not in REFERENCES:
+            raise SpecificationError(
+                f"constraint '{self.name}': reference {self.reference!r}; choose from {', '.join(REFERENCES)}."
+            )
+
+    def anchor(self, predict: Predict) -> KeepLabels:
+        """Fix the samples and labels that the original network ``predict`` decides."""
+        found, correct = self._correct(predict)
+        if self.reference == "original":
+            return replace(self, labels=found, samples=torch.arange(len(found)))
+        return replace(self, samples=correct.nonzero()[:, 0])
+
+    def required(self, margins: Tensor) -> Tensor:
+        """Smallest margin that a linearized row asks for, given the original margins."""
+        return margins.clamp(max=self.margin)
+
+
+@dataclass(frozen=True, eq=False)
+class FixLabels(_Labels):
+    """Samples that the original network gets wrong must get their true label (AutoRIC's negative constraints).
+
+    Soft by default, because the worst mistakes of a network seldom have a common correction.
+    """
+
+    weight: float | None = 0.1
+    tolerance: float = 1.0
+    name: str = "fix labels"
+
+    def anchor(self, predict: Predict) -> FixLabels:
+        """Fix the samples that the original network ``predict`` gets wrong."""
+        _, correct = self._correct(predict)
+        return replace(self, samples=(~correct).nonzero()[:, 0])
+
+    def required(self, margins: Tensor) -> Tensor:
+        """Smallest margin that a linearized row asks for."""
+        return torch.full_like(margins, self.margin)
+
+
+@dataclass(frozen=True, eq=False)
+class KeepOutputs:
+    """Every output of every sample stays within a distance of what the original network gave.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        distance: Allowed change of each logit.
+        weight: None for hard rows, or the price of a violation.
+        tolerance: Share of the samples that may fail.
+        name: What rows and report call it.
+        original: Outputs of the original network, ``(N, k)``; set by ``anchor``.
+    """
+
+    inputs: Any
+    distance: float
+    weight: float | None = None
+    tolerance: float = 0.0
+    name: str = "keep outputs"
+    original: Tensor | None = field(default=None, repr=False)
+
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        if not self.distance >= 0:
+            raise SpecificationError(f"constraint '{self.name}': distance {self.distance} must not be negative.")
+
+    def anchor(self, predict: Predict) -> KeepOutputs:
+        """Remember the outputs of the original network ``predict``."""
+        return replace(self, original=predict(self.inputs).detach())
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Room below and above each logit, ``(B, 2 k)``."""
+        assert self.original is not None, "anchor() first"
+        change = outputs - self.original[samples.to(self.original.device)]
+        return torch.cat([self.distance + change, self.distance - change], dim=1)
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Room of every logit of every sample, flattened."""
+        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs))).flatten()
+
+    def describe(self, sample: int, index: int) -> str:
+        """Which logit and side."""
+        k = 1 if self.original is None else self.original.shape[1]
+        return f"logit {index % k} {'not below' if index < k else 'not above'} its old value by {self.distance:g}"
+
+    def on(self, inputs: Any, labels: Any = None) -> KeepOutputs:
+        """The same constraint on other data."""
+        return replace(self, inputs=inputs, original=None)
+
+
+@dataclass(frozen=True, eq=False)
+class OutputBounds:
+    """Linear inequalities on the outputs of each sample: ``matrix @ outputs <= bound``.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        matrix: ``(p, k)``.
+        bound: ``(p,)``.
+        weight: None for hard rows, or the price of a violation.
+        tolerance: Share of the samples that may fail.
+        name: What rows and report call it.
+    """
+
+    inputs: Any
+    matrix: Any
+    bound: Any
+    weight: float | None = None
+    tolerance: float = 0.0
+    name: str = "output bounds"
+
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        matrix, bound = torch.as_tensor(self.matrix), torch.as_tensor(self.bound)
+        if matrix.ndim != 2 or bound.shape != matrix.shape[:1]:
+            raise SpecificationError(
+                f"constraint '{self.name}': matrix {tuple(matrix.shape)} and bound {tuple(bound.shape)} do not fit; "
+                f"expected (p, k) and (p,) for matrix @ outputs <= bound."
+            )
+        object.__setattr__(self, "matrix", matrix)
+        object.__setattr__(self, "bound", bound)
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """``bound - matrix @ outputs``, ``(B, p)``."""
+        if self.matrix.shape[1] != outputs.shape[-1]:
+            raise SpecificationError(
+                f"constraint '{self.name}': matrix has {self.matrix.shape[1]} columns; expected one for each of the "
+                f"model's {outputs.shape[-1]} outputs."
+            )
+        return self.bound.to(outputs) - outputs @ self.matrix.to(outputs).T
+
+    def margins(self, predict: Predict) -> Tensor:
+        """All margins, flattened."""
+        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs))).flatten()
+
+    def on(self, inputs: Any, labels: Any = None) -> OutputBounds:
+        """The same constraint on other data."""
+        return replace(self, inputs=inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A property must not exceed a limit: one row with the property's value and the gradient of its soft value.
+
+    Attributes:
+        property: What is bounded.
+        limit: Its limit; None for the value that the original network has ("not worse than before"), and ``slack``.
+        slack: Added to the original network's value where that is the limit.
+        buffer: Taken off the limit in the linearized row.
+        weight: None for a hard row, or the price of a violation.
+        name: What rows and report call it; the property's name unless given.
+        relative: Whether the limit was taken from the original network; set where that happens.
+    """
+
+    property: Property
+    limit: float | None = None
+    slack: float = 0.0
+    buffer: float = 0.0
+    weight: float | None = None
+    name: str = ""
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.property.name} bounded")
+
+    def anchor(self, predict: Predict) -> Bound:
+        """Take the limit from the original network ``predict`` where none was given."""
+        bounded: Any = self.property
+        if hasattr(bounded, "anchor"):
+            bounded = bounded.anchor(predict)
+        if self.limit is not None:
+            return replace(self, property=bounded)
+        return replace(self, property=bounded, limit=float(bounded.value(predict)) + self.slack, relative=True)
+
+    def margins(self, predict: Predict) -> Tensor:
+        """``limit - value``, shape ``(1,)``."""
+        assert self.limit is not None, "anchor() first"
+        return (self.limit - self.property.value(predict)).reshape(1)
+
+    def soft_margins(self, predict: Predict) -> Tensor:
+        """The same from the soft value, for derivatives."""
+        assert self.limit is not None, "anchor() first"
+        soft: Any = getattr(self.property, "soft_value", self.property.value)
+        return (self.limit - soft(predict)).reshape(1)
+
+    def required(self, margins: Tensor) -> Tensor:
+        """Smallest margin that the row asks for."""
+        return torch.full_like(margins, self.buffer)
+
+    def on(self, inputs: Any, labels: Any) -> Bound:
+        """The same bound on other data; a limit taken from the original network is taken anew."""
+        again: Any = self.property
+        return replace(self, property=again.on(inputs, labels))
+
+
+@dataclass(frozen=True)
+class ChangeLimit:
+    """No weight changes by more than a limit: absolute, or relative to its own size.
+
+    Attributes:
+        absolute: Largest change of any weight.
+        relative: Largest change as a share of ``|weight|``.
+        name: What the report calls it.
+    """
+
+    absolute: float | None = None
+    relative: float | None = None
+    name: str = "change limit"
+
+    def __post_init__(self) -> None:
+        if self.absolute is None and self.relative is None:
+            raise SpecificationError(f"constraint '{self.name}': give absolute, relative, or both.")
+        for what in ("absolute", "relative"):
+            value = getattr(self, what)
+            if value is not None and not value >= 0:
+                raise SpecificationError(f"constraint '{self.name}': {what} {value} must not be negative.")
+
+    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
+        """The limits as rows over a sparse identity."""
+        from scipy import sparse
+
+        limit = np.full(len(initial), np.inf if self.absolute is None else self.absolute)
+        if self.relative is not None:
+            limit = np.minimum(limit, self.relative * np.abs(initial))
+        return sparse.identity(len(initial), format="csr"), -limit, limit
+
+    def box(self, initial: Array) -> tuple[Array, Array]:
+        """The same as bounds ``(lower, upper)``, which solvers take without rows."""
+        _, lower, upper = self.rows(initial)
+        return lower, upper
+
+
+@dataclass(frozen=True, eq=False)
+class LinearRows:
+    """The user's own rows on the weight change: ``lower <= matrix @ delta <= upper``.
+
+    Attributes:
+        matrix: ``(m, n)``, dense or ``scipy.sparse``; columns in the order of the location's weights.
+        lower: ``(m,)``.
+        upper: ``(m,)``.
+        name: What the report calls it.
+    """
+
+    matrix: Any
+    lower: Any
+    upper: Any
+    name: str = "linear rows"
+
+    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
+        """The rows, checked against the number of weights."""
+        matrix = self.matrix if hasattr(self.matrix, "tocsr") else np.atleast_2d(np.asarray(self.matrix, float))
+        m = matrix.shape[0]
+        sides = [np.asarray(side, float) for side in (self.lower, self.upper)]
+        if any(side.shape not in ((), (1,), (m,)) for side in sides):
+            raise SpecificationError(
+                f"constraint '{self.name}': lower {sides[0].shape} and upper {sides[1].shape} do not fit {m} rows; "
+                f"expected one number, or ({m},)."
+            )
+        entries = matrix.tocsr().data if hasattr(matrix, "tocsr") else matrix
+        if any(np.isnan(values).any() for values in (entries, *sides)):
+            raise SpecificationError(f"constraint '{self.name}': holds NaN; expected numbers. Look at its data.")
+        lower, upper = (np.broadcast_to(side, (m,)) for side in sides)
+        if matrix.shape[1] != len(initial):
+            raise SpecificationError(
+                f"constraint '{self.name}': matrix has {matrix.shape[1]} columns, expected {len(initial)}, one for "
+                f"each weight of the location."
+            )
+        return matrix, lower, upper

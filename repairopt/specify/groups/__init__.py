@@ -1,0 +1,1 @@
+"""Groups: rates, gaps between them, sampled members, metrics by group."""

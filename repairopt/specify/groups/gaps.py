@@ -1,0 +1,398 @@
+"""Gaps between groups: demographic parity, equalized odds, by count and in a differentiable form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict, check_inputs, check_labelled, check_labels, is_frame
+from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
+
+from .rates import kernel_temperature, pairwise_differences
+from .samples import GroupSamples, observed_groups, sampled_groups
+
+SCORES = ("difference", "max_difference", "kl", "jensen_shannon")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupGap:
+    """How differently a network treats groups (demographic parity), by count and in a differentiable form.
+
+    Build it with :meth:`sampled` (inputs made by setting the protected feature: the network's own dependence on it),
+    :meth:`observed` (real rows by group: what people experience) or :meth:`given` (one array of inputs for each group).
+    The two kinds differ: closing one can widen the other, so report both.
+
+    Scores, over the rates ``theta_a`` with which group ``a`` gets each label:
+
+    * ``difference``: mean over pairs of groups of ``|theta_a(favorable) - theta_b(favorable)|``;
+    * ``max_difference``: the largest of these, fairlearn's ``demographic_parity_difference``;
+    * ``kl``: mean over ordered pairs of the Kullback-Leibler divergence, counts smoothed by ``smoothing``;
+    * ``jensen_shannon``: mean divergence from the average group; symmetric, at most ``ln q``.
+
+    Attributes:
+        samples: Inputs and the group of each.
+        favorable: The favorable label.
+        target: The gap to reach.
+        score: One of the scores above.
+        temperature: Of the softmax in the soft value; towards 0 it becomes the count. None takes twice Silverman's
+            bandwidth for the spread of the outputs, so that the soft value's slope estimates the slope of the count
+            over a step (measured: better than a fixed temperature on the census network).
+        smoothing: Added to each count in the divergences.
+        name: What the report calls it.
+
+    References:
+        AutoRIC: Automated Neural Network Repairing Based on Constrained Optimization, TOSEM 2024.
+    """
+
+    samples: GroupSamples
+    favorable: int = 1
+    target: float = 0.05
+    score: str = "difference"
+    temperature: float | None = None
+    smoothing: float = 0.5
+    name: str = "group gap"
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise SpecificationError(
+                f"'{self.name}': score {self.score!r} is unknown; choose from {', '.join(SCORES)}."
+            )
+        if (self.temperature is not None and self.temperature <= 0) or self.smoothing <= 0:
+            raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
+
+    @classmethod
+    def sampled(cls, inputs: Any, column: int | str, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
+        """Gap on inputs made from ``inputs`` by setting one column to each group's value.
+
+        Args:
+            inputs: Rows ``(N, d)`` to draw the other columns from.
+            column: The protected column, by position or by a frame's name.
+            values: The groups' values in it; None for all values found.
+            **options: ``count`` (10,000 for each group), ``rest`` (``"joint"``: same rows for each group;
+                ``"marginals"``: each other column drawn on its own; ``"conditional"``: rows of that group only),
+                ``seed``, and the attributes of the class.
+
+        Returns:
+            The property, with its inputs drawn once.
+        """
+        split = {key: options.pop(key) for key in ("count", "rest", "seed") if key in options}
+        return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
+
+    @classmethod
+    def observed(cls, inputs: Any, column: int | str | None = None, values: Any = None, **options: Any) -> GroupGap:
+        """Gap on real rows, each in the group that its own data say.
+
+        Args:
+            inputs: Rows ``(N, ...)``.
+            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
+            values: The groups' values in it; rows with other values are left out. None for all values found.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
+
+        Returns:
+            The property.
+        """
+        features = options.pop("sensitive_features", None)
+        name = options.get("name", "group gap")
+        return cls(observed_groups(name, inputs, column, values, sensitive_features=features), **options)
+
+    @classmethod
+    def given(cls, groups: Sequence[Any], **options: Any) -> GroupGap:
+        """Gap on one array of inputs for each group.
+
+        Args:
+            groups: Two or more arrays ``(N_a, ...)``.
+            **options: The attributes of the class.
+
+        Returns:
+            The property.
+
+        Raises:
+            SpecificationError: Fewer than two groups, or one without rows.
+        """
+        name = options.get("name", "group gap")
+        if len(groups) < 2:
+            raise SpecificationError(f"'{name}': {len(groups)} group given; a gap needs at least two.")
+        parts = [check_inputs(f"'{name}', group {a}", group, integers=True)[0] for a, group in enumerate(groups)]
+        member = torch.cat([torch.full((len(part),), a) for a, part in enumerate(parts)])
+        return cls(GroupSamples(torch.cat(parts), member, tuple(f"group {a}" for a in range(len(parts)))), **options)
+
+    @property
+    def combine(self) -> str:
+        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for divergences."""
+        return {"difference": "mean", "max_difference": "max"}.get(self.score, "")
+
+    def rates(self, predict: Predict, soft: bool = False) -> Tensor:
+        """Rate of each label in each group, ``(q, k)``."""
+        outputs = self._outputs(predict)
+        if soft:
+            labels = torch.softmax(outputs / self._temperature(outputs), dim=-1)
+        else:
+            labels = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
+        return self.samples.mean_by_group(labels)
+
+    def value(self, predict: Predict) -> Tensor:
+        """The score by count."""
+        if self.score in ("kl", "jensen_shannon"):
+            return self._score(self.rates(predict))
+        return self._from_differences(self.signed_hard(predict))
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """The score with probabilities in place of counts; differentiable where no difference is exactly 0."""
+        return self._score(self.rates(predict, soft=True))
+
+    def residuals(self, predict: Predict) -> Tensor:
+        """Signed soft differences of the favorable rate over the pairs of groups, ``(q (q-1) / 2,)``."""
+        outputs = self._outputs(predict)
+        chance = torch.softmax(outputs / self._temperature(outputs), dim=-1)[..., self.favorable]
+        return self._differences(self.samples.mean_by_group(chance[:, None])[:, 0])
+
+    def signed_hard(self, predict: Predict) -> Tensor:
+        """Signed differences of the favorable rate by count, ``(q (q-1) / 2,)``."""
+        hit = self._outputs(predict).argmax(-1) == self.favorable
+        return self._differences(self.samples.mean_by_group(hit.to(torch.float32)[:, None])[:, 0])
+
+    def undesired(self, predict: Predict) -> Tensor:
+        """Mean change of the favorable probability when the protected value of an input is changed (CARE's measure).
+
+        Falls back to the soft score where the groups are not paired.
+        """
+        if not self.samples.paired:
+            return self.soft_value(predict)
+        outputs = self._outputs(predict)
+        chance = torch.softmax(outputs, dim=-1)[..., self.favorable].reshape(self.samples.q, -1)
+        gaps = torch.stack([(chance - chance.roll(s, 0)).abs() for s in range(1, self.samples.q)])
+        return gaps.amax(0).mean()
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Favorable rate of each group and the standard error of the largest pairwise difference."""
+        rates = self.rates(predict)[:, self.favorable].double()
+        out = {f"favorable rate, {group}": float(r) for group, r in zip(self.samples.names, rates, strict=True)}
+        variance = rates * (1 - rates) / self.samples.counts.to(rates.device)
+        out["standard error"] = float(variance.topk(2).values.sum().sqrt())
+        return out
+
+    def on(self, inputs: Any, labels: Any = None) -> GroupGap:
+        """The same gap on other data; ``labels`` are not used."""
+        return replace(self, samples=self.samples.again(inputs))
+
+    def where(self, keep: Callable[[Tensor], Tensor]) -> GroupGap:
+        """The same gap on the inputs that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
+        return replace(self, samples=self.samples.where(keep(self.samples.inputs)))
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the gap on new data lies: score intervals of differences; bootstrap for means and divergences."""
+        counts = self.samples.counts.double().cpu().numpy()
+        rates = self.rates(predict).double().cpu().numpy()
+        if self.combine:
+            hits = np.round(rates[:, self.favorable] * counts)
+            return gap_interval(hits, counts, confidence, combine=self.combine)
+
+        def score(drawn: Any) -> Any:
+            return np.array([float(self._score(torch.as_tensor(one))) for one in drawn])
+
+        return bootstrap_rates(np.round(rates * counts[:, None]), counts, confidence, score)
+
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates, by count or by probabilities, and the inputs behind each, ``(1, q)`` each."""
+        return self.rates(predict, soft)[None, :, self.favorable], self.samples.counts[None]
+
+    def subsample(self, count: int, seed: int = 0) -> GroupGap:
+        """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
+        return replace(self, samples=self.samples.subsample(count, seed))
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.samples.inputs)
+        if not 0 <= self.favorable < outputs.shape[-1]:
+            raise SpecificationError(
+                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
+                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
+            )
+        return outputs
+
+    def _temperature(self, outputs: Tensor) -> Tensor | float:
+        return self.temperature if self.temperature is not None else kernel_temperature(outputs, self.favorable)
+
+    def _differences(self, rates: Tensor) -> Tensor:
+        return pairwise_differences(rates)
+
+    def _from_differences(self, differences: Tensor) -> Tensor:
+        return differences.abs().amax() if self.score == "max_difference" else differences.abs().mean()
+
+    def _score(self, rates: Tensor) -> Tensor:
+        if self.score in ("difference", "max_difference"):
+            return self._from_differences(self._differences(rates[:, self.favorable]))
+        counts = self.samples.counts.to(rates)[:, None]
+        theta = (rates * counts + self.smoothing) / (counts + self.smoothing * rates.shape[1])
+        if self.score == "jensen_shannon":
+            middle = theta.mean(0, keepdim=True)
+            return (theta * (theta / middle).log()).sum(1).mean()
+        logs = theta.log()
+        pairs = (theta[:, None] * (logs[:, None] - logs[None])).sum(2)
+        return pairs.sum() / (self.samples.q * (self.samples.q - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class OddsGap:
+    """How differently a network treats people of different groups with the same true label (equalized odds).
+
+    With ``score="max_difference"`` the largest difference between two groups of the rate with which rows of one true
+    label get the favorable label: fairlearn's ``equalized_odds_difference``; of the favorable true label alone
+    (``given=[favorable]``) the equal opportunity difference. With ``score="difference"`` the mean over true labels and
+    pairs of groups: of two groups and two labels the average absolute odds difference.
+
+    Build it with :meth:`observed`.
+
+    Attributes:
+        samples: Inputs and the group of each.
+        labels: True labels, ``(M,)``.
+        favorable: The favorable label.
+        given: True labels within which groups are compared.
+        target: The gap to reach.
+        score: ``"max_difference"`` or ``"difference"``.
+        temperature: Of the softmax in the soft value; None as for :class:`GroupGap`.
+        name: What the report calls it.
+
+    References:
+        Hardt, Price and Srebro, Equality of Opportunity in Supervised Learning, NeurIPS 2016.
+    """
+
+    samples: GroupSamples
+    labels: Tensor
+    favorable: int = 1
+    given: tuple[int, ...] = (0, 1)
+    target: float = 0.05
+    score: str = "max_difference"
+    temperature: float | None = None
+    name: str = "odds gap"
+
+    def __post_init__(self) -> None:
+        if self.score not in ("max_difference", "difference"):
+            raise SpecificationError(f"'{self.name}': score {self.score!r}; choose max_difference or difference.")
+        for label in self.given:
+            for a, group in enumerate(self.samples.names):
+                if not bool(((self.labels == label) & (self.samples.member == a)).any()):
+                    raise SpecificationError(
+                        f"'{self.name}': no row of group {group} has true label {label}, so its rate is not defined. "
+                        f"Leave the group out of values, or the label out of given."
+                    )
+
+    @classmethod
+    def observed(
+        cls, inputs: Any, labels: Any = None, column: int | str | None = None, values: Any = None, **options: Any
+    ) -> OddsGap:
+        """Gap on real labelled rows.
+
+        Args:
+            inputs: Rows ``(N, ...)``.
+            labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
+            values: The groups' values in it; rows with other values are left out. None for all values found.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
+
+        Returns:
+            The property; compares within all labels that occur unless ``given`` says which.
+        """
+        features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
+        x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
+        samples = observed_groups(name, inputs if is_frame(inputs) else x, column, values, sensitive_features=features)
+        known = samples.rows if samples.rows is not None else torch.arange(len(y))
+        options.setdefault("given", tuple(sorted(int(label) for label in torch.unique(y[known]))))
+        return cls(samples, y[known], **{**options, "given": tuple(options["given"])})
+
+    @property
+    def combine(self) -> str:
+        """How the signed differences make the score."""
+        return "mean" if self.score == "difference" else "max"
+
+    @property
+    def inputs(self) -> Tensor:
+        """The rows, ``(M, ...)``."""
+        return self.samples.inputs
+
+    def rates(self, values: Tensor) -> Tensor:
+        """Mean of ``values (M,)`` over each group within each true label, ``(labels, q)``."""
+        return (self._members().to(values) @ values).reshape(len(self.given), self.samples.q)
+
+    def value(self, predict: Predict) -> Tensor:
+        """The score by count."""
+        sizes = self.signed_hard(predict).abs()
+        return sizes.mean() if self.combine == "mean" else sizes.amax()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """The score with probabilities in place of counts."""
+        sizes = self.residuals(predict).abs()
+        return sizes.mean() if self.combine == "mean" else sizes.amax()
+
+    def signed_hard(self, predict: Predict) -> Tensor:
+        """Signed differences of the favorable rate by count, within each label over the pairs of groups."""
+        return self._differences((self._outputs(predict).argmax(-1) == self.favorable).to(torch.float32))
+
+    def residuals(self, predict: Predict) -> Tensor:
+        """The same from probabilities; differentiable."""
+        return self._differences(self._chance(self._outputs(predict)))
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Favorable rate of each group within each true label."""
+        rates = self.rates((self._outputs(predict).argmax(-1) == self.favorable).to(torch.float32))
+        return {
+            f"favorable rate, {group}, label {label}": float(rates[i, a])
+            for i, label in enumerate(self.given)
+            for a, group in enumerate(self.samples.names)
+        }
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the gap on new data lies."""
+        counts = self._counts().double().cpu().numpy()
+        hit = (self._outputs(predict).argmax(-1) == self.favorable).to(torch.float64)
+        hits = np.round(self.rates(hit).flatten().cpu().numpy() * counts)
+        labels = np.repeat(np.arange(len(self.given)), self.samples.q).astype(np.float64)
+        return gap_interval(hits, counts, confidence, combine=self.combine, labels=labels)
+
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates within each true label and the rows behind each, ``(labels, q)`` each."""
+        outputs = self._outputs(predict)
+        hit = self._chance(outputs) if soft else (outputs.argmax(-1) == self.favorable).to(torch.float32)
+        return self.rates(hit), self._counts().reshape(-1, self.samples.q)
+
+    def on(self, inputs: Any, labels: Any) -> OddsGap:
+        """The same gap on other rows."""
+        x, y = check_labelled(f"'{self.name}'", inputs, labels, integers=True)
+        samples = self.samples.again(x)
+        known = samples.rows if samples.rows is not None else torch.arange(len(y))
+        return replace(self, samples=samples, labels=y[known])
+
+    def where(self, keep: Callable[[Tensor], Tensor]) -> OddsGap:
+        """The same gap on the inputs that ``keep`` chooses."""
+        mask = keep(self.samples.inputs)
+        return replace(self, samples=self.samples.where(mask), labels=self.labels[mask.cpu()])
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.samples.inputs)
+        check_labels(f"'{self.name}', favorable label", torch.tensor([self.favorable]), outputs.shape[-1])
+        return outputs
+
+    def _chance(self, outputs: Tensor) -> Tensor:
+        """Soft count of the favorable label, ``(M,)``."""
+        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
+        return torch.softmax(outputs / temperature, dim=-1)[..., self.favorable]
+
+    def _counts(self) -> Tensor:
+        """Rows of each group within each label, flat, labels first."""
+        member, q = self.samples.member, self.samples.q
+        found = [torch.bincount(member[self.labels == label], minlength=q) for label in self.given]
+        return torch.cat(found)
+
+    def _members(self) -> Tensor:
+        """Weights of the rows in each of the means, ``(labels * q, M)``."""
+        member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
+        rows = torch.cat([member * (self.labels == label)[None] for label in self.given])
+        return rows / self._counts()[:, None]
+
+    def _differences(self, values: Tensor) -> Tensor:
+        return torch.cat([pairwise_differences(rate) for rate in self.rates(values)])

@@ -1,0 +1,245 @@
+"""Inputs by group, for group fairness: drawn by setting the protected feature, or real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import check_inputs, column_names, column_position, is_frame
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSamples:
+    """Inputs and the group of each.
+
+    Attributes:
+        inputs: ``(M, ...)``.
+        member: Group index of each input, ``(M,)``.
+        names: One name for each group.
+        paired: Whether the groups stand one after the other and differ in the protected feature alone, row by row.
+        redraw: How to make the same kind of samples from other rows, or None where that is not known.
+        rows: For real rows the positions among those passed, ``(M,)``; None where inputs were made.
+        columns: Names of the columns, where the rows came in a frame.
+    """
+
+    inputs: Tensor
+    member: Tensor
+    names: tuple[str, ...]
+    paired: bool = False
+    redraw: Callable[[Any], GroupSamples] | None = field(default=None, repr=False)
+    rows: Tensor | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.member, minlength=len(self.names))
+        if int(counts.min()) == 0:
+            raise SpecificationError(f"group '{self.names[int(counts.argmin())]}' has no rows; leave it out.")
+
+    @property
+    def q(self) -> int:
+        """Number of groups."""
+        return len(self.names)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Rows of each group, ``(q,)``."""
+        return torch.bincount(self.member, minlength=self.q)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        one = torch.nn.functional.one_hot(self.member, self.q).T
+        return one / self.counts[:, None]
+
+    def mean_by_group(self, values: Tensor) -> Tensor:
+        """Mean of ``values (M, c)`` over each group, ``(q, c)``; works inside ``vmap`` and under differentiation."""
+        if self.paired:
+            return values.reshape(self.q, -1, values.shape[-1]).mean(1)
+        return self._weights.to(values) @ values
+
+    def subsample(self, count: int, seed: int = 0) -> GroupSamples:
+        """At most ``count`` random inputs of each group; the same rows of each where the groups are paired."""
+        draw = torch.Generator().manual_seed(seed)
+        if self.paired:
+            each = len(self.member) // self.q
+            rows = torch.randperm(each, generator=draw)[:count].sort().values
+            pick = torch.cat([rows + a * each for a in range(self.q)])
+        else:
+            groups = [(self.member == a).nonzero()[:, 0] for a in range(self.q)]
+            pick = torch.cat([g[torch.randperm(len(g), generator=draw)[:count]].sort().values for g in groups])
+        own: Any = None if self.rows is None else self.rows[pick]
+        return replace(self, inputs=self.inputs[pick.to(self.inputs.device)], member=self.member[pick], rows=own)
+
+    def where(self, keep: Tensor) -> GroupSamples:
+        """The inputs of a mask ``(M,)``; they no longer count as paired."""
+        mask = keep.cpu()
+        rows: Any = None if self.rows is None else self.rows[mask]
+        chosen = self.inputs[keep.to(self.inputs.device)]
+        return replace(self, inputs=chosen, member=self.member[mask], paired=False, rows=rows)
+
+    def again(self, inputs: Any) -> GroupSamples:
+        """The same kind of samples from other rows.
+
+        Args:
+            inputs: Rows.
+
+        Returns:
+            New samples.
+
+        Raises:
+            SpecificationError: The groups were given as arrays, so it is not known how other rows fall into groups.
+        """
+        if self.redraw is None:
+            raise SpecificationError(
+                "group gap: its groups were given as arrays, so other rows cannot be divided into groups. Pass the "
+                "held-out gap yourself: held_out=(GroupGap.given(...),)."
+            )
+        return self.redraw(inputs)
+
+
+def sampled_groups(
+    owner: str,
+    inputs: Any,
+    column: int | str,
+    values: Sequence[float] | None = None,
+    *,
+    count: int = 10_000,
+    rest: str = "joint",
+    seed: int = 0,
+    label: str = "",
+) -> GroupSamples:
+    """Draw ``count`` inputs for each group: the protected column set, the others from their empirical distribution.
+
+    Args:
+        owner: Who asks, for messages.
+        inputs: Rows ``(N, d)``.
+        column: The protected column, by position or by a frame's name.
+        values: The groups' values, or None for all that occur.
+        count: Inputs for each group.
+        rest: ``"joint"`` draws whole rows, the same for each group; ``"marginals"`` draws each other column on its own,
+            the same for each group; ``"conditional"`` draws rows of the group itself.
+        seed: Of the draw.
+        label: What the column is called; None for its name, or "column" and its position.
+
+    Returns:
+        The samples; ``paired`` unless ``rest`` is ``"conditional"``.
+
+    Raises:
+        SpecificationError: Unknown ``rest``, column out of range, fewer than two groups, or a group without rows.
+    """
+    where, label = column_position(owner, inputs, column), label or _label(column)
+    x, found = _protected(owner, inputs, where, values)
+    if rest not in ("joint", "marginals", "conditional"):
+        raise SpecificationError(f"'{owner}': rest={rest!r}; choose from joint, marginals, conditional.")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise SpecificationError(f"'{owner}': count={count!r}; expected a whole number, 1 or more.")
+    draw = torch.Generator().manual_seed(seed)
+    picks = [torch.randint(len(x), (count,), generator=draw) for _ in range(1 if rest == "joint" else x.shape[1])]
+    parts = []
+    for value in found:
+        if rest == "conditional":
+            own = (x[:, where] == value).nonzero()[:, 0]
+            if not len(own):
+                raise SpecificationError(f"'{owner}': no row has value {value:g} in {label}.")
+            parts.append(x[own[torch.randint(len(own), (count,), generator=draw)]])
+            continue
+        rows = x[picks[0]] if rest == "joint" else torch.stack([x[p, j] for j, p in enumerate(picks)], dim=1)
+        rows[:, where] = value
+        parts.append(rows)
+    return GroupSamples(
+        torch.cat(parts),
+        torch.arange(len(found)).repeat_interleave(count),
+        tuple(f"{label} = {value:g}" for value in found),
+        paired=rest != "conditional",
+        redraw=partial(
+            _sampled_again, owner, (column, where), found, count=count, rest=rest, seed=seed + 1, label=label
+        ),
+        columns=column_names(inputs),
+    )
+
+
+def _sampled_again(
+    owner: str, columns: tuple[int | str, int], values: Sequence[float], inputs: Any, **options: Any
+) -> GroupSamples:
+    """The same groups from other rows; the column by its name where they are a frame, else by its position."""
+    return sampled_groups(owner, inputs, columns[0] if is_frame(inputs) else columns[1], values, **options)
+
+
+def observed_groups(
+    owner: str,
+    inputs: Any,
+    column: int | str | None,
+    values: Any = None,
+    *,
+    sensitive_features: Any = None,
+    label: str = "",
+) -> GroupSamples:
+    """Divide real rows into groups.
+
+    Args:
+        owner: Who asks, for messages.
+        inputs: Rows ``(N, ...)``.
+        column: Column that tells the group, by position or by a frame's name, or None.
+        values: The groups' values; rows with others are left out. None for all that occur.
+        sensitive_features: The group of each row, ``(N,)``, any type, in place of ``column``.
+        label: What the column is called; None for its name, or "column" and its position.
+
+    Returns:
+        The samples.
+
+    Raises:
+        SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.
+    """
+    if (column is None) == (sensitive_features is None):
+        raise SpecificationError(f"'{owner}': pass either column or sensitive_features, to tell each row's group.")
+    if column is not None:
+        where, label = column_position(owner, inputs, column), label or _label(column)
+        x, found = _protected(owner, inputs, where, values)
+        member = torch.full((len(x),), -1)
+        for a, value in enumerate(found):
+            member[x[:, where] == value] = a
+        names = tuple(f"{label} = {value:g}" for value in found)
+        redraw: Any = lambda other: observed_groups(  # noqa: E731
+            owner, other, column if is_frame(other) else where, found, label=label
+        )
+    else:
+        x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
+        labels = [item.item() if hasattr(item, "item") else item for item in sensitive_features]
+        if len(labels) != len(x):
+            raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
+        found = sorted(set(labels), key=str) if values is None else list(values)
+        place = {value: a for a, value in enumerate(found)}
+        member = torch.tensor([place.get(label, -1) for label in labels])
+        names, redraw = tuple(str(value) for value in found), None
+    if len(found) < 2:
+        raise SpecificationError(f"'{owner}': only one group, {found}; a gap needs at least two.")
+    counts = [int((member == a).sum()) for a in range(len(found))]
+    if 0 in counts:
+        raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
+    known = member >= 0
+    return GroupSamples(
+        x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0], columns=column_names(inputs)
+    )
+
+
+def _label(column: int | str) -> str:
+    return column if isinstance(column, str) else f"column {column}"
+
+
+def _protected(owner: str, inputs: Any, column: int, values: Sequence[float] | None) -> tuple[Tensor, list[float]]:
+    x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
+    x = x.to(torch.float32) if not x.is_floating_point() else x
+    if x.ndim != 2 or not 0 <= column < x.shape[1]:
+        raise SpecificationError(
+            f"'{owner}': column {column} does not exist in inputs of shape {tuple(x.shape)}; expected rows (N, d) and "
+            f"a column 0 to {x.shape[-1] - 1}."
+        )
+    found = [float(v) for v in (torch.unique(x[:, column]) if values is None else values)]
+    if len(found) < 2:
+        raise SpecificationError(f"'{owner}': column {column} has only one value, {found}; a gap needs two groups.")
+    return x, found

@@ -1,0 +1,155 @@
+"""Margins of constraints on a network, by sample, and how many samples fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict, identity
+
+from .specification import Constraint, Property, SampleConstraint
+
+Array = npt.NDArray[np.float64]
+
+
+def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and labels of the constraints and properties that have them, each data set once."""
+    found: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+    for item in items:
+        inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
+        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
+            found.setdefault(identity(inputs), (inputs, labels))
+    return list(found.values())
+
+
+def goal_value(goal: Property, predict: Any) -> float:
+    """The goal as a float.
+
+    Raises:
+        SpecificationError: It is not a finite scalar.
+    """
+    with torch.no_grad():
+        value = torch.as_tensor(goal.value(predict))
+    if value.numel() != 1:
+        raise SpecificationError(
+            f"goal '{goal.name}' returned shape {tuple(value.shape)}; expected one number. Take a mean or a maximum."
+        )
+    number = float(value)
+    if not np.isfinite(number):
+        raise SpecificationError(f"goal '{goal.name}' is {number}; expected a finite number. Look for empty groups.")
+    return number
+
+
+def broken_samples(constraint: Any, margins: Array) -> int:
+    """How many samples have a negative margin; margins where the constraint is not by sample."""
+    fails = margins < 0
+    return (
+        int(fails.sum())
+        if not isinstance(constraint, SampleConstraint)
+        else int(fails_by_sample(constraint, fails).sum())
+    )
+
+
+def fails_by_sample(constraint: Any, fails: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """For each sample whether any of its margins fails."""
+    count = sample_count(constraint)
+    return np.asarray(fails.reshape(count, -1).any(axis=1)) if count else np.zeros(0, dtype=bool)
+
+
+def sample_count(constraint: Any) -> int:
+    """Samples that an anchored constraint speaks of."""
+    samples = getattr(constraint, "samples", None)
+    return int(constraint.inputs.shape[0] if samples is None else len(samples))
+
+
+def allowed_samples(constraint: Any, margins: Array) -> int:
+    """How many samples may fail: the constraint's tolerance, a share of its samples (of all labels for kept labels)."""
+    share = float(getattr(constraint, "tolerance", 0.0))
+    weight = getattr(constraint, "weight", None)
+    count = sample_count(constraint) if isinstance(constraint, SampleConstraint) else len(margins)
+    if isinstance(constraint, SampleConstraint) and hasattr(constraint, "labels") and share < 1:
+        count = len(constraint.labels)
+    return count if weight is not None and share >= 1 else int(np.floor(share * count + 1e-9))
+
+
+def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6) -> bool:
+    """Whether ``lower <= A delta <= upper`` within ``tol`` relative to ``1 + |side|``."""
+    matrix, lower, upper = rows
+    value = matrix @ delta
+    slack = tol * (
+        1 + np.maximum(np.where(np.isfinite(lower), np.abs(lower), 0), np.where(np.isfinite(upper), np.abs(upper), 0))
+    )
+    return bool(np.all(value >= lower - slack) and np.all(value <= upper + slack))
+
+
+def margins_at(predict: Predict, constraints: Sequence[Constraint]) -> tuple[Array, ...]:
+    """True margins of all constraints.
+
+    Args:
+        predict: The network at some weight change; one that remembers its outputs runs each set of inputs once.
+        constraints: Anchored constraints.
+
+    Returns:
+        For each constraint the margins ``(m_c,)`` in float64.
+
+    Raises:
+        SpecificationError: A constraint returns other than a vector of finite margins.
+    """
+    found = []
+    for constraint in constraints:
+        if isinstance(constraint, SampleConstraint):
+            values = margins_of_samples(constraint, predict(constraint.inputs))
+        else:
+            values = _checked(constraint, constraint.margins(predict))
+        found.append(values)
+    return tuple(found)
+
+
+def required_margins(constraint: Constraint, margins: Array) -> Array:
+    """Smallest margin that the rows of a constraint ask for, given its margins on the original network."""
+    rule: Any = getattr(constraint, "required", None)
+    return np.zeros(len(margins)) if rule is None else np.asarray(rule(torch.as_tensor(margins)), dtype=np.float64)
+
+
+def anchor(constraint: Any, predict: Predict) -> Any:
+    """The constraint with everything fixed that it takes from the original network ``predict``."""
+    return constraint.anchor(predict) if hasattr(constraint, "anchor") else constraint
+
+
+def samples_in(constraint: Any) -> Tensor:
+    """Indices of the samples that an anchored constraint speaks of."""
+    samples = getattr(constraint, "samples", None)
+    return torch.arange(constraint.inputs.shape[0]) if samples is None else samples.cpu()
+
+
+def margins_of_samples(constraint: SampleConstraint, outputs: Tensor) -> Array:
+    """Margins of a constraint's samples, flattened, given the outputs ``(N, k)`` of all its inputs."""
+    samples = samples_in(constraint)
+    margins = constraint.margins_of(outputs[samples.to(outputs.device)], samples)
+    if margins.ndim != 2 or margins.shape[0] != len(samples):
+        raise SpecificationError(
+            f"constraint '{constraint.name}': margins_of returned shape {tuple(margins.shape)} for {len(samples)} "
+            f"samples; expected ({len(samples)}, p)."
+        )
+    return _checked(constraint, margins.flatten())
+
+
+def _checked(constraint: Constraint, margins: Any) -> Array:
+    values = torch.as_tensor(margins).detach().cpu().to(torch.float64)
+    if values.ndim != 1:
+        raise SpecificationError(
+            f"constraint '{constraint.name}' returned margins of shape {tuple(values.shape)}; expected (m,), one "
+            f"number each. Take the margin to the runner-up class, or flatten."
+        )
+    array: Array = values.numpy()
+    if np.isnan(array).any():
+        raise SpecificationError(
+            f"constraint '{constraint.name}': margin {int(np.isnan(array).argmax())} is NaN. Look for NaN in its data."
+        )
+    return array

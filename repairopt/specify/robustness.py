@@ -1,0 +1,233 @@
+"""Ready-made robustness properties: certified radius, error under attack.
+
+Both need the network itself, not only its outputs: ``predict`` must carry ``network`` (one tensor in, logits out) and
+``parameters`` (changed parameters by name), as the library's own does; a plain ``torch.nn.Module`` will do as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
+
+
+@dataclass(frozen=True, eq=False)
+class CertifiedRadius:
+    """One over the radius around given inputs within which the label is certified not to change.
+
+    The radius is a sound lower bound found with zonotopes (DeepZ) and bisection, in the maximum norm. The target is one
+    over the radius wanted: ``target=1 / 0.12`` asks for a radius of 0.12.
+
+    Attributes:
+        inputs: Points ``(N, ...)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        target: Bound on one over the radius.
+        aggregate: ``"mean"`` or ``"max"`` (the least robust input) of one over the radius.
+        tol: Width of the interval at which the bisection ends; a hundredth of the radius or less, for fitting.
+        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
+        upper: Largest allowed input; ``inf`` for none.
+        start: First radius tried; doubled while certified.
+        max_radius: Where doubling ends.
+        min_radius: Smaller radii count as this one, also those of wrongly classified inputs.
+        reference: Radius at which :meth:`soft_value` takes margins; None for ``1 / target``.
+        slope: Slope of the ReLU relaxation, see :func:`repairopt.network.sets.zonotope.certified_margin`.
+        search: How hard :meth:`details` looks for counterexamples.
+        name: What the report calls it.
+
+    References:
+        Singh, Gehr, Mirman, Pueschel, Vechev, Fast and Effective Robustness Certification, NeurIPS 2018.
+    """
+
+    inputs: Any
+    labels: Any = None
+    target: float = 0.0
+    aggregate: str = "mean"
+    tol: float = 1e-3
+    lower: Bound = 0.0
+    upper: Bound = 1.0
+    start: float = 0.2
+    max_radius: float = 1.0
+    min_radius: float = 1e-3
+    reference: float | None = None
+    slope: Slope = None
+    search: Search = Search()
+    name: str = "inverse certified radius"
+    _last: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+        if self.aggregate not in ("mean", "max"):
+            raise SpecificationError(f"'{self.name}': aggregate {self.aggregate!r} is unknown; choose mean or max.")
+        if not self.target > 0:
+            raise SpecificationError(
+                f"'{self.name}': target is {self.target}, a bound on one over the radius; expected a number above 0. "
+                f"For a radius of 0.1 pass target=1 / 0.1."
+            )
+        for what in ("tol", "start", "max_radius", "min_radius"):
+            if not getattr(self, what) > 0:
+                raise SpecificationError(f"'{self.name}': {what} is {getattr(self, what)}; expected a number above 0.")
+
+    def radii(self, predict: Predict) -> Tensor:
+        """Certified radius of each input, ``(N,)``; 0 where none is certified."""
+        certifier, parameters = self._certifier(predict)
+        return certifier.radii(parameters, tol=self.tol, start=self.start, max_radius=self.max_radius)
+
+    def value(self, predict: Predict) -> Tensor:
+        """Mean or largest of one over the certified radius."""
+        inverse = 1 / self.radii(predict).clamp(min=self.min_radius)
+        return inverse.mean() if self.aggregate == "mean" else inverse.max()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """Target minus the certified margin at the reference radius, in logits; differentiable in the parameters.
+
+        The margin is the mean or the smallest over the inputs, as ``aggregate`` says. At the default reference radius
+        ``1 / target`` and with ``"max"``, this is below the target exactly where every input is certified at that
+        radius; with ``"mean"`` it is a stand-in only. Convex in the weights of the last linear layer. It has the sign
+        of ``value - target``, not its unit.
+        """
+        certifier, parameters = self._certifier(predict)
+        margins = certifier.margins(1 / self.target if self.reference is None else self.reference, parameters)
+        return self.target - (margins.mean() if self.aggregate == "mean" else margins.min())
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Certified radii, and the distance of the nearest counterexamples found, an upper bound."""
+        network, parameters = network_of(predict, self.name)
+        low = self.radii(predict)
+        high = attacked_radius(
+            network,
+            self.inputs,
+            self.labels,
+            parameters=parameters,
+            lower=self.lower,
+            upper=self.upper,
+            tol=self.tol,
+            start=self.start,
+            max_radius=self.max_radius,
+            search=self.search,
+        )
+        figures = {"certified radius": low, "attacked radius (upper bound)": high}
+        found = {f"{kind} {name}": float(r) for name, v in figures.items() for kind, r in _mean_and_least(v).items()}
+        return found | {"inputs certified at the target": float((low >= 1 / self.target).sum())}
+
+    def on(self, inputs: Any, labels: Any) -> CertifiedRadius:
+        """The same property on other points."""
+        return replace(self, inputs=inputs, labels=labels)
+
+    def _certifier(self, predict: Predict) -> tuple[Certifier, Mapping[str, Tensor]]:
+        """A certifier that keeps what lies before the changed parameters, as long as the network is the same."""
+        network, parameters = network_of(predict, self.name)
+        version = sum(tensor._version for tensor in chain(network.parameters(), network.buffers()))
+        state = frozenset(parameters), version
+        if self._last.get("network") is not network or self._last.get("state") != state:
+            certifier = Certifier(
+                network,
+                self.inputs,
+                self.labels,
+                lower=self.lower,
+                upper=self.upper,
+                slope=self.slope,
+                changed=tuple(parameters),
+            )
+            self._last.update(network=network, state=state, certifier=certifier)
+        return self._last["certifier"], parameters
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialError:
+    """Share of points that are wrong somewhere in a maximum-norm ball, as far as projected gradient steps find.
+
+    A lower bound of the true share: an attack that finds nothing proves nothing. A tie counts as wrong.
+
+    Attributes:
+        inputs: Points ``(N, ...)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        radius: Of the balls.
+        target: The share to reach.
+        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
+        upper: Largest allowed input; ``inf`` for none.
+        search: How hard to look; the same for every network.
+        name: What the report calls it.
+    """
+
+    inputs: Any
+    labels: Any = None
+    radius: float = math.nan
+    target: float = 0.0
+    lower: Bound = 0.0
+    upper: Bound = 1.0
+    search: Search = Search()
+    name: str = "error under attack"
+
+    def __post_init__(self) -> None:
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+        if not self.radius >= 0:
+            raise SpecificationError(f"'{self.name}': radius is {self.radius}; expected a number from 0.")
+
+    def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
+        """The worst points found and their margins, see :func:`repairopt.network.attack`."""
+        network, parameters = network_of(predict, self.name)
+        bounds: dict[str, Any] = {"lower": self.lower, "upper": self.upper}
+        return attack(
+            network, self.inputs, self.labels, self.radius, parameters=parameters, search=self.search, **bounds
+        )
+
+    def value(self, predict: Predict) -> Tensor:
+        """Share of points with a counterexample."""
+        return (self.attacked(predict)[1] <= 0).float().mean()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """One minus the mean probability of the label at the worst points found, which are held fixed."""
+        network, parameters = network_of(predict, self.name)
+        points, _ = self.attacked(predict)
+        probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points,)), dim=-1)
+        return 1 - probabilities.gather(1, self.labels.to(points.device)[:, None]).mean()
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Number of points with a counterexample, and of points wrong as they are."""
+        margins, clean = self.attacked(predict)[1], replace(self, radius=0.0).attacked(predict)[1]
+        return {"attacked points": float((margins <= 0).sum()), "wrong points": float((clean <= 0).sum())}
+
+    def on(self, inputs: Any, labels: Any) -> AdversarialError:
+        """The same property on other points."""
+        return replace(self, inputs=inputs, labels=labels)
+
+
+def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The network behind ``predict`` and its changed parameters.
+
+    Args:
+        predict: A module, or an object with ``network`` and ``parameters``.
+        name: Of the property that asks, for the message.
+
+    Returns:
+        A module that maps one tensor to logits, and replaced parameters by name.
+
+    Raises:
+        SpecificationError: ``predict`` is a plain function.
+    """
+    if isinstance(predict, nn.Module):
+        return predict, {}
+    network: Any = getattr(predict, "network", None)
+    if not isinstance(network, nn.Module):
+        raise SpecificationError(
+            f"property '{name}': needs the network itself, not only its outputs; got a predict of type "
+            f"{type(predict).__name__} without .network. Pass a torch module, or what Engine.predict returns."
+        )
+    return network, getattr(predict, "parameters", None) or {}
+
+
+def _mean_and_least(values: Tensor) -> dict[str, Tensor]:
+    return {"mean": values.mean(), "least": values.min()}

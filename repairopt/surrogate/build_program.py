@@ -1,0 +1,99 @@
+"""The program of one step: quadratic model, linearized rows, bounds, slacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from repairopt.errors import ProgramError
+from repairopt.program import Hessian, LowRankHessian, Matrix, Program, Rows, stack_rows
+
+from .quadratic import Surrogate
+
+Array = npt.NDArray[np.float64]
+
+
+def build_program(
+    surrogate: Surrogate,
+    rows: Rows,
+    *,
+    box: tuple[Array, Array],
+    change: Rows | None = None,
+    linear: bool = False,
+    proximal: float = 0.0,
+) -> Program:
+    """Build the program for one step: minimize the surrogate subject to the rows and the box.
+
+    Each soft row gets a slack variable behind the weight changes, at the row's price for each unit of violation.
+
+    Args:
+        surrogate: Convex model of the property in the step, over ``n`` weights.
+        rows: Rows from the constraints on outputs.
+        box: Lower and upper bounds of the step, ``(n,)`` each.
+        change: Rows on the step itself; hard unless priced.
+        linear: Drop the quadratic term and the proximal term (AutoRIC's LP variant).
+        proximal: Weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates; makes the smallest step preferred.
+
+    Returns:
+        The program; ``n_delta`` is ``n``.
+    """
+    n = len(surrogate.gradient)
+    both = rows if change is None or not len(change) else stack_rows(rows, change)
+    soft = np.flatnonzero(np.isfinite(both.price))
+    hessian = None if linear else _with_proximal(surrogate, proximal)
+    lower, upper = box
+    matrix = both.matrix
+    gradient = surrogate.gradient
+    if len(soft):
+        matrix = _with_slacks(both, soft)
+        gradient = np.concatenate([gradient, both.price[soft]])
+        lower = np.concatenate([lower, np.zeros(len(soft))])
+        upper = np.concatenate([upper, np.full(len(soft), np.inf)])
+        hessian = _padded(hessian, len(soft))
+    return Program(
+        gradient=gradient,
+        hessian=hessian,
+        constant=surrogate.constant,
+        matrix=matrix,
+        lower=both.lower,
+        upper=both.upper,
+        delta_lower=lower,
+        delta_upper=upper,
+        sources=both.sources,
+        n_delta=n,
+    )
+
+
+def _with_proximal(surrogate: Surrogate, proximal: float) -> Hessian | None:
+    if proximal == 0:
+        return surrogate.hessian
+    extra = proximal / surrogate.scale**2
+    if surrogate.hessian is None:
+        return np.diag(extra)
+    if isinstance(surrogate.hessian, LowRankHessian):
+        return LowRankHessian(surrogate.hessian.diagonal + extra, surrogate.hessian.factor)
+    return surrogate.hessian + np.diag(extra)
+
+
+def _with_slacks(rows: Rows, soft: npt.NDArray[np.int64]) -> Matrix:
+    """One more column for each soft row: added to its lower side, so only lower sides may be soft."""
+    if np.any(np.isfinite(rows.upper[soft])):
+        raise ProgramError("program: a soft row has a finite upper side; write it as two rows with lower sides.")
+    count = len(soft)
+    if hasattr(rows.matrix, "tocsr") or count > 2000:
+        from scipy import sparse
+
+        slack = sparse.csr_matrix((np.ones(count), (soft, np.arange(count))), shape=(len(rows), count))
+        return sparse.hstack([sparse.csr_matrix(rows.matrix), slack], format="csr")
+    dense = np.zeros((len(rows), count))
+    dense[soft, np.arange(count)] = 1.0
+    return np.hstack([rows.matrix, dense])
+
+
+def _padded(hessian: Hessian | None, count: int) -> Hessian | None:
+    if hessian is None:
+        return None
+    if isinstance(hessian, LowRankHessian):
+        diagonal = np.concatenate([hessian.diagonal, np.zeros(count)])
+        return LowRankHessian(diagonal, np.vstack([hessian.factor, np.zeros((count, hessian.factor.shape[1]))]))
+    return np.pad(hessian, (0, count))

@@ -1,0 +1,160 @@
+"""Linearize the constraints: all margins at a weight change without a matrix, rows for chosen margins.
+
+Classification rows follow AutoRIC (TOSEM 2024), section 3.3: the lead of the wanted class over a rival, to first
+order in the weights. Exact for weights of the last linear layer; elsewhere while no later ReLU changes sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repairopt.network import Engine, Remembering, identity, jacobian, sample_rows, tangent
+from repairopt.program import Rows, Source
+from repairopt.specify import Constraint, SampleConstraint, margins_at, margins_of_samples, required_margins, samples_in
+
+Array = npt.NDArray[np.float64]
+Picks = dict[int, npt.NDArray[np.int64]]  # for each constraint, by position, the margins chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """The constraints around one weight change.
+
+    Attributes:
+        engine: The network and the ``n`` weights.
+        constraints: The constraints, anchored.
+        delta: Where, ``(n,)``.
+        margins: True margins there, for each constraint ``(m_c,)``.
+        required: Smallest margin that a row of each constraint asks for, ``(m_c,)``.
+        outputs: Network outputs there, by the identity of the inputs.
+    """
+
+    engine: Engine
+    constraints: tuple[Constraint, ...]
+    delta: Array
+    margins: tuple[Array, ...]
+    required: tuple[Array, ...]
+    outputs: dict[tuple[object, ...], Tensor] = field(repr=False)
+
+    def at(self, step: Array) -> tuple[Array, ...]:
+        """All linearized margins at ``delta + step``, without building a row.
+
+        Args:
+            step: ``(n,)``.
+
+        Returns:
+            For each constraint the margins ``(m_c,)``.
+        """
+        moved: dict[tuple[object, ...], Tensor] = {}
+        found = []
+        for c, constraint in enumerate(self.constraints):
+            if not isinstance(constraint, SampleConstraint):
+                slopes = self._slopes(c, np.arange(len(self.margins[c])))
+                found.append(self.margins[c] + slopes @ step)
+                continue
+            key = identity(constraint.inputs)
+            if key not in moved:
+                moved[key] = self.outputs[key] + tangent(self.engine, constraint.inputs, self.delta, step)
+            found.append(margins_of_samples(constraint, moved[key]))
+        return tuple(found)
+
+    def rows(self, picks: Picks) -> Rows:
+        """Rows for the chosen margins: ``required - margin <= a . step``.
+
+        Args:
+            picks: For each constraint, by position, the indices of its margins.
+
+        Returns:
+            One row for each.
+        """
+        parts, lower, price = [], [], []
+        sources: list[Source] = []
+        for c, index in sorted(picks.items()):
+            if not len(index):
+                continue
+            constraint = self.constraints[c]
+            parts.append(self._slopes(c, index))
+            lower.append(self.required[c][index] - self.margins[c][index])
+            weight = getattr(constraint, "weight", None)
+            share = np.inf if weight is None else float(weight) / max(1, self.samples(c))
+            price.append(np.full(len(index), share))
+            sources.extend(self._source(c, int(i)) for i in index)
+        if not parts:
+            return Rows.empty(self.engine.n)
+        low = np.concatenate(lower)
+        return Rows(np.vstack(parts), low, np.full(len(low), np.inf), np.concatenate(price), tuple(sources))
+
+    def norms(self, c: int, index: npt.NDArray[np.int64]) -> Array:
+        """Length of the gradient of chosen margins of constraint ``c``, in scaled coordinates, a few rows at a time."""
+        scale = self.engine.scale.cpu().numpy()
+        step = max(1, self.engine.memory_limit // (64 * max(1, self.engine.n)))
+        spans = [index[i : i + step] for i in range(0, len(index), step)]
+        return np.concatenate([np.zeros(0)] + [np.linalg.norm(self._slopes(c, s) * scale, axis=1) for s in spans])
+
+    def _slopes(self, c: int, index: npt.NDArray[np.int64]) -> Array:
+        constraint = self.constraints[c]
+        if not isinstance(constraint, SampleConstraint):
+            soft: Any = getattr(constraint, "soft_margins", constraint.margins)
+            pick = torch.as_tensor(index)
+            return jacobian(self.engine, lambda p: soft(p).reshape(-1)[pick], self.delta)[1].cpu().numpy()
+        samples, p = samples_in(constraint), self._width(c)
+        chosen = samples[torch.as_tensor(index // p)]
+        outputs = self.outputs[identity(constraint.inputs)]
+        leaf = outputs[chosen.to(outputs.device)].detach().clone().requires_grad_()
+        with torch.enable_grad():
+            margins = constraint.margins_of(leaf, chosen)
+            picked = margins[torch.arange(len(index)), torch.as_tensor(index % p)].sum()
+        cotangents = torch.autograd.grad(picked, leaf)[0]
+        rows = sample_rows(self.engine, constraint.inputs, chosen, cotangents, self.delta)
+        return rows.detach().cpu().numpy().astype(np.float64)
+
+    def samples(self, c: int) -> int:
+        """Number of samples that constraint ``c`` speaks of; its margins where it is not by sample."""
+        constraint = self.constraints[c]
+        return len(samples_in(constraint)) if isinstance(constraint, SampleConstraint) else len(self.margins[c])
+
+    def _width(self, c: int) -> int:
+        """Margins of each sample."""
+        constraint = self.constraints[c]
+        return len(self.margins[c]) // max(1, len(samples_in(constraint)))
+
+    def _source(self, c: int, index: int) -> Source:
+        constraint = self.constraints[c]
+        if not isinstance(constraint, SampleConstraint):
+            return Source(constraint.name, -1, f"margin {index}" if len(self.margins[c]) > 1 else "")
+        width = self._width(c)
+        sample = int(samples_in(constraint)[index // width])
+        describe: Any = getattr(constraint, "describe", lambda s, i: f"margin {i}" if width > 1 else "")
+        return Source(constraint.name, sample, describe(sample, index % width))
+
+
+def linearize(
+    engine: Engine, constraints: Sequence[Constraint], delta: Any = None, *, required: Sequence[Array] | None = None
+) -> Linearization:
+    """Linearize each constraint around a weight change.
+
+    Args:
+        engine: The network and the ``n`` weights; the model is not modified.
+        constraints: What must keep holding, anchored to the original network.
+        delta: Where, ``(n,)``; None for no change.
+        required: Smallest margin that each row asks for; None to take it from the margins at ``delta``.
+
+    Returns:
+        All margins there, and the means to get linearized margins and rows.
+
+    Raises:
+        SpecificationError: A constraint returns other than a vector of finite margins.
+    """
+    where = np.zeros(engine.n) if delta is None else np.asarray(delta, dtype=np.float64)
+    predict = Remembering(engine, where)
+    margins = margins_at(predict, constraints)
+    if required is None:
+        required = [required_margins(c, m) for c, m in zip(constraints, margins, strict=True)]
+    return Linearization(engine, tuple(constraints), where, margins, tuple(required), predict.outputs)

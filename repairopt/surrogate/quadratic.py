@@ -1,0 +1,273 @@
+"""Surrogates: a linear or quadratic model of the property in the weight change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Engine
+from repairopt.program import LowRankHessian
+from repairopt.specify import Property
+
+from .convexify import box_radius, check_way, convex_diagonal, convex_matrix, sufficient_radius
+from .least_squares import rank_correlation
+from .sample_property import PropertySampler, random_design
+from .surrogate_kinds import FITS, Coefficients, SurrogateSettings, choose_kind
+
+__all__ = ["FitError", "LowRankHessian", "Surrogate", "SurrogateSettings", "fit_surrogate"]
+
+Array = npt.NDArray[np.float64]
+RADIUS_STEP = 3.0  # between the radii at which an untrusted fit is tried again
+MIN_FRESH = 64  # fresh samples at least: a rank correlation of 64 has a standard error of about 0.1
+
+
+@dataclass(frozen=True)
+class FitError:
+    """How well a surrogate predicts the property at fresh samples, which the fit has not seen.
+
+    They lie between random points of the box and its corner down the surrogate's own gradient, at random shares. Random
+    points alone mislead: a count changes there by little but noise, whereas the step of a solver goes to the corner.
+
+    Attributes:
+        r2: Share of the variance of the changes that the surrogate explains; negative where worse than none.
+        rank_correlation: Spearman's; 0 where the property does not change at all.
+        samples: Weight vectors that the fit used.
+        fresh: Weight vectors that the two figures above come from.
+        evaluations: Weight vectors at which the goal was evaluated or differentiated in all, earlier tries included.
+        ridge: Strength of the ridge, relative; see :class:`SurrogateSettings`.
+        radius: Half-width of the sampled box in scaled coordinates; the surrogate is not known to hold beyond.
+    """
+
+    r2: float
+    rank_correlation: float
+    samples: int
+    fresh: int
+    evaluations: int
+    ridge: float
+    radius: float
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """``1/2 d'Hd + g'd + c``, a model of ``property ** power`` at ``delta0 + d``, in unscaled weights.
+
+    Attributes:
+        gradient: ``g (n,)``.
+        hessian: ``H``, ``(n, n)`` or :class:`LowRankHessian`; None for a linear model.
+        constant: ``c``. The value of the goal itself at ``delta0``, to the given power, also where ``g`` and ``H``
+            come from its soft version, since targets are compared with the goal itself. (A Gauss-Newton model starts at
+            the soft residuals unless the goal has ``signed_hard``; a sampled one with a finite ``center_weight`` at the
+            fitted constant.)
+        scale: Natural size of a change of each weight, ``(n,)``; ``u = d / scale``. Ones where not given.
+        kind: Which model of the ladder this is, see ``KINDS``.
+        power: 2 for a Gauss-Newton model of the square of the property, else 1.
+        fit_error: On fresh samples; None where validation was switched off.
+        trusted: Whether the rank correlation on fresh samples reached the minimum. A surrogate that is not trusted is
+            the best of three tries at different radii: do not optimize it, take another kind or fail.
+        shift: The most by which :meth:`convexified` raised an eigenvalue of ``H`` in scaled coordinates.
+        convexification: How it was made convex; ``"none"`` as fitted.
+    """
+
+    gradient: Array
+    hessian: Array | LowRankHessian | None = None
+    constant: float = 0.0
+    scale: Array = field(default_factory=lambda: np.zeros(0))
+    kind: str = "full"
+    power: int = 1
+    fit_error: FitError | None = None
+    trusted: bool = True
+    shift: float = 0.0
+    convexification: str = "none"
+
+    def __post_init__(self) -> None:
+        scale = np.asarray(self.scale if len(self.scale) else np.ones(self.n), dtype=np.float64)
+        object.__setattr__(self, "scale", scale)
+        shape = (self.n, self.n) if self.hessian is None else self.hessian.shape
+        if scale.shape != (self.n,) or shape != (self.n, self.n) or not np.all(scale > 0):
+            raise SpecificationError(
+                f"surrogate: hessian {shape} and scale {scale.shape} for a gradient of {self.n} weights; expected "
+                f"({self.n}, {self.n}) and ({self.n},), the scale positive."
+            )
+
+    @property
+    def n(self) -> int:
+        """Number of weights."""
+        return len(self.gradient)
+
+    def value(self, step: Array) -> float:
+        """The model at a step ``d (n,)`` from ``delta0``."""
+        curved = 0.0 if self.hessian is None else 0.5 * float(step @ (self.hessian @ step))
+        return curved + float(self.gradient @ step) + self.constant
+
+    def values(self, steps: Array) -> Array:
+        """The model at steps ``(K, n)``."""
+        curved: Any = 0.0
+        if isinstance(self.hessian, LowRankHessian):
+            curved = steps**2 @ self.hessian.diagonal + np.sum((steps @ self.hessian.factor) ** 2, axis=1)
+        elif self.hessian is not None:
+            curved = np.sum((steps @ self.hessian) * steps, axis=1)
+        result: Array = 0.5 * curved + steps @ self.gradient + self.constant
+        return result
+
+    def predicted(self, step: Array) -> float:
+        """The property that the model predicts at a step: at least 0, the power undone."""
+        return float(max(0.0, self.value(step)) ** (1.0 / self.power))
+
+    def convexified(self, how: str = "project") -> Surrogate:
+        """The nearest convex surrogate of a form; value and gradient at 0 stay as they are.
+
+        Args:
+            how: ``"project"`` (nearest in scaled coordinates; concave directions become flat, so bound the step),
+                ``"shift"`` (a proximal term around ``delta0``), ``"abs"`` (between the two) or ``"none"``. A
+                :class:`LowRankHessian` is treated through its diagonal alone.
+
+        Returns:
+            A new surrogate.
+        """
+        check_way(how)
+        hessian, shift = self.hessian, 0.0
+        if isinstance(hessian, LowRankHessian):
+            factor = hessian.factor * self.scale[:, None]
+            diagonal, shift = convex_diagonal(hessian.diagonal * self.scale**2, factor, how)
+            hessian = hessian if how == "none" else replace(hessian, diagonal=diagonal / self.scale**2)
+        elif hessian is not None and how != "none":
+            sizes = np.outer(self.scale, self.scale)
+            matrix, shift = convex_matrix(hessian * sizes, how)
+            hessian = matrix / sizes
+        return replace(self, hessian=hessian, shift=shift, convexification=how)
+
+    def positive_radius(self, exact: bool = False) -> float:
+        """A radius ``R`` such that the model is non-negative wherever ``|d_j| <= R scale_j`` for all ``j``.
+
+        A property cannot be negative, so a minimum of the model outside of such a box may be an artifact. The statement
+        is about this model: a convexified one lies above the fitted one, and being positive says less.
+
+        Args:
+            exact: The largest such radius, to one part in a thousand, for a convex model. Otherwise a sufficient radius
+                in closed form, for any model.
+
+        Returns:
+            ``R >= 0``; infinite for a Gauss-Newton model, which is never negative.
+        """
+        if self.kind == "gauss_newton":
+            return float(np.inf)
+        slope, hessian = self.gradient * self.scale, self.hessian
+        total = float(np.abs(slope).sum())
+        if hessian is None:
+            return sufficient_radius(self.constant, total, 0.0)
+        if isinstance(hessian, LowRankHessian):
+            scaled = LowRankHessian(hessian.diagonal * self.scale**2, hessian.factor * self.scale[:, None])
+            low, norm = float(scaled.diagonal.min()), float(scaled.diagonal.max() + np.linalg.norm(scaled.factor) ** 2)
+            safe = sufficient_radius(self.constant, total, float(np.maximum(0.0, -scaled.diagonal).sum()))
+            return self._exact_radius(scaled, slope, safe, (low, norm)) if exact else safe
+        matrix = hessian * np.outer(self.scale, self.scale)
+        down = float(
+            np.abs(matrix).sum() - np.maximum(np.diag(matrix), 0.0).sum()
+        )  # a positive diagonal cannot pull down
+        safe = sufficient_radius(self.constant, total, down)
+        if not exact:
+            return safe
+        values, vectors = np.linalg.eigh(matrix)
+        along = (slope @ vectors) ** 2
+        if values[0] > 0 and self.constant >= 0.5 * float(np.sum(along / values)):
+            return float(np.inf)
+        return self._exact_radius(matrix, slope, safe, (float(values[0]), float(values[-1])))
+
+    def _exact_radius(
+        self, scaled: Array | LowRankHessian, slope: Array, safe: float, spectrum: tuple[float, float]
+    ) -> float:
+        if spectrum[0] < -1e-10 * max(1e-300, abs(spectrum[1])):
+            raise SpecificationError(
+                f"surrogate '{self.kind}': positive_radius(exact=True) got curvature {spectrum[0]:.3g}, expected a "
+                f"convex model; the question is NP-hard otherwise. Call convexified() first, or pass exact=False."
+            )
+        if spectrum[1] <= 0:
+            return safe
+        safe = max(safe, sufficient_radius(self.constant, float(np.abs(slope).sum()), 0.0))
+        return box_radius(lambda u: scaled @ u, slope, self.constant, safe, spectrum[1])
+
+
+def fit_surrogate(
+    engine: Engine, goal: Property, settings: SurrogateSettings | None = None, delta0: Any = None
+) -> Surrogate:
+    """Fit a model of the goal around ``delta0`` and validate it on fresh samples.
+
+    With ``kind="auto"``: ``gauss_newton`` for a goal with ``residuals``; ``hessian`` (up to 300 weights),
+    ``gradient_hessian`` or ``diagonal_low_rank`` for one with ``soft_value``; else, or where those derivatives are all
+    zero (step activations), ``full``, ``diagonal_low_rank`` or ``linear``, the richest that the samples can identify.
+
+    Where the rank correlation on fresh samples is too low, the fit is tried again twice: at three and nine times the
+    radius where most samples left the property as it was (counts are flat nearby), else at a third of the radius (less
+    curved) and three times it (less noise of counting). If none will do, the best comes back with ``trusted=False``.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        goal: The property.
+        settings: Kind, samples, radius, seed and so on.
+        delta0: The weight change at which to fit, ``(n,)``; None for no change.
+
+    Returns:
+        The surrogate, in steps from ``delta0``; not yet convex, see :meth:`Surrogate.convexified`.
+    """
+    settings = settings or SurrogateSettings()
+    sampler = PropertySampler(engine, goal, delta0, soft=settings.value == "soft")
+    kind = choose_kind(goal, sampler.n, settings) if settings.kind == "auto" else settings.kind
+    found = FITS[kind](sampler, settings, settings.radius)
+    if settings.kind == "auto" and sampler.differentiable and not found.moves:
+        sampler.differentiable = False
+        kind = choose_kind(goal, sampler.n, settings, sampled=True)
+        found = FITS[kind](sampler, settings, settings.radius)
+    if not settings.validation:
+        return _assemble(kind, found, sampler)
+    tries: list[Surrogate] = []
+    factors = [1.0]
+    while factors:
+        factor = factors.pop(0)
+        radius = settings.radius * factor
+        if factor != 1.0 and kind not in ("hessian", "gauss_newton"):  # those two do not depend on the radius
+            found = FITS[kind](sampler, settings, radius)
+        surrogate, flat = _validated(_assemble(kind, found, sampler), found, sampler, settings, radius)
+        tries.append(surrogate)
+        if surrogate.trusted:
+            break
+        if factor == 1.0:
+            factors = [RADIUS_STEP, RADIUS_STEP**2] if flat else [1.0 / RADIUS_STEP, RADIUS_STEP]
+    best = max(tries, key=lambda one: one.fit_error.rank_correlation if one.fit_error else 0.0)
+    assert best.fit_error is not None
+    return replace(best, fit_error=replace(best.fit_error, evaluations=sampler.evaluations))
+
+
+def _assemble(kind: str, found: Coefficients, sampler: PropertySampler) -> Surrogate:
+    """From scaled to plain coordinates."""
+    hessian: Array | LowRankHessian | None
+    if isinstance(found.hessian, tuple):
+        diagonal, factor = found.hessian
+        hessian = LowRankHessian(diagonal / sampler.scale**2, factor / sampler.scale[:, None])
+    else:
+        hessian = None if found.hessian is None else found.hessian / np.outer(sampler.scale, sampler.scale)
+    gradient = found.gradient / sampler.scale
+    return Surrogate(gradient, hessian, found.constant, sampler.scale, kind=kind, power=found.power)
+
+
+def _validated(
+    surrogate: Surrogate, found: Coefficients, sampler: PropertySampler, settings: SurrogateSettings, radius: float
+) -> tuple[Surrogate, bool]:
+    """The surrogate with its error on fresh samples, and whether the property is flat there."""
+    fresh = max(MIN_FRESH, ceil(settings.validation * found.samples))
+    random = random_design(sampler.n + 1, fresh, settings.seed)
+    along, corner = np.abs(random[:, :1]), -np.sign(found.gradient)
+    offsets = radius * (along * corner + (1.0 - along) * random[:, 1:])
+    values = sampler.values(offsets)
+    actual = values**surrogate.power - sampler.center**surrogate.power
+    predicted = surrogate.values(offsets * surrogate.scale) - surrogate.constant
+    spread = float(np.sum((actual - actual.mean()) ** 2))
+    r2 = 1.0 - float(np.sum((actual - predicted) ** 2)) / spread if spread > 0 else 0.0
+    order = rank_correlation(actual, predicted)
+    error = FitError(r2, order, found.samples, fresh, sampler.evaluations, found.ridge, radius)
+    trusted = order >= settings.min_rank_correlation
+    return replace(surrogate, fit_error=error, trusted=trusted), bool(np.mean(actual == 0) > 0.5)

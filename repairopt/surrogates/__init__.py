@@ -1,1 +1,0 @@
-"""Parts of the quadratic model of a property: fits, kinds, convexification."""

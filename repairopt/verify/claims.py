@@ -1,0 +1,126 @@
+"""Claims about new data: each bound with its value, interval, and whether it is met with the confidence asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, inf, sqrt
+from typing import Any
+
+from repairopt.network import Predict
+from repairopt.specify import Interval, normal_quantile
+
+from .paired import paired_error
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is known of a bound on new data.
+
+    Attributes:
+        name: Of the goal or bound.
+        limit: The typed bound.
+        interval: Of the value, two-sided with confidence ``2 confidence - 1``, so that its upper end alone is a bound
+            of the confidence asked for.
+        confidence: That the value on the population lies below ``interval.high``.
+        rows: Samples (of the smallest group) that would show the bound, were the value what it is here; None where it
+            is shown already, infinite where the value itself is above the limit.
+        never: Whether the samples are too few to ever show the bound, even if the value were 0.
+        source: Which data: ``"cross-validation"``, ``"held-out data"``.
+        relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
+            that of the difference of the two values, which on other samples are both others. Where that cannot be
+            measured (see :func:`repairopt.verify.paired.paired_error`), it is that of the property alone.
+    """
+
+    name: str
+    limit: float
+    interval: Interval
+    confidence: float
+    rows: float | None
+    never: bool
+    source: str
+    relative: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound is met with the confidence asked for."""
+        return self.interval.high <= self.limit
+
+    def __str__(self) -> str:
+        ends = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
+        share = f"{100 * self.confidence:.4g} %"
+        limit = f"limit {self.limit:.4f}" + (" of the original" if self.relative else "")
+        if self.confidence <= 0.5:
+            result = "met" if self.met else "not met"
+            return f"{self.name}: {self.interval.value:.4f} on {self.source}, {limit}: {result}"
+        text = f"{self.name}: {self.interval.value:.4f} on {self.source} ({ends}), {limit}: "
+        if self.met:
+            return text + f"met with {share} confidence"
+        if self.interval.value > self.limit:
+            return text + "not met"
+        few = (
+            f"; about {self.rows:,.0f} rows of the smallest group would show it" if self.rows not in (None, inf) else ""
+        )
+        never = " (too few rows to show it even were it 0)" if self.never else ""
+        return text + f"not shown with {share} confidence{never}{few}"
+
+
+def make_claim(
+    name: str,
+    prop: Any,
+    limit: float,
+    predict: Predict,
+    *,
+    confidence: float,
+    source: str,
+    original: Predict | None = None,
+) -> Claim | None:
+    """A claim about a property, or None where it has no ``interval``.
+
+    Args:
+        name: What the claim is called.
+        prop: The property.
+        limit: The typed bound.
+        predict: The network, or networks, that are measured.
+        confidence: One-sided.
+        source: Which data.
+        original: The original network, where the limit is its value on the same samples.
+
+    Returns:
+        The claim.
+    """
+    if not hasattr(prop, "interval"):
+        return None
+    interval = prop.interval(predict, 2.0 * confidence - 1.0)
+    relative = original is not None
+    if original is not None:
+        error = paired_error(prop, predict, original)
+        interval = interval if error is None else _of_difference(interval, error, confidence)
+    reach = interval.high - interval.value  # half the width would be too little where the lower end is cut off at 0
+    rows: float | None = None
+    if interval.high > limit:
+        rows = inf if interval.value >= limit else ceil(interval.count * (reach / (limit - interval.value)) ** 2)
+    least = reach * sqrt(_least_share(interval))
+    return Claim(name, limit, interval, confidence, rows, limit > 0 and least >= limit, source, relative)
+
+
+def _of_difference(interval: Interval, error: float, confidence: float) -> Interval:
+    """As wide as a standard error of the difference says; that is no less than one sample's worth."""
+    reach = normal_quantile(confidence) * max(error, 1.0 / interval.count)
+    low = max(min(0.0, interval.low), interval.value - reach)
+    return replace(interval, low=low, high=interval.value + reach, method="jackknife of the difference")
+
+
+def _least_share(interval: Interval) -> float:
+    """Variance at the best value there could be, relative to that at this one.
+
+    A difference of rates keeps its variance where it becomes 0; a rate loses it, and what is left is that of one hit.
+    """
+    if "Clopper" in interval.method and interval.value > 0:
+        return min(1.0, 1.0 / max(1.0, interval.value * interval.count))
+    return 1.0
+
+
+def describe_claims(claims: Sequence[Claim]) -> list[str]:
+    """The claims as lines."""
+    return [str(claim) for claim in claims]
