@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from repairopt.program import LowRankHessian, Program, solve, solve_working_set
-from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.working_sets.relaxed_program import certified_gap
 from repairopt.program.working_sets.row_oracles import DenseRows, FeatureRows
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

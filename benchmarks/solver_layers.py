@@ -16,7 +16,7 @@ from solver_instances import linear, quadratic
 
 from repairopt.program import Program, solve
 from repairopt.program.attempt import check_convex
-from repairopt.program.recheck import recheck
+from repairopt.program.rechecking import recheck
 from repairopt.solvers import CVXPY, DAQP, PIQP, Clarabel, HiGHS, Pyomo, as_cvxpy, as_pyomo
 
 Record = dict[str, Any]

@@ -26,8 +26,8 @@ from solver_instances import Built, Instance, instances
 from repairopt.errors import RepairError
 from repairopt.program import Kind, Program, Solution, solve, solve_working_set
 from repairopt.program.backends import available_solvers, preferred_solvers
-from repairopt.program.recheck import objective_scale
-from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.rechecking import objective_scale
+from repairopt.program.working_sets.relaxed_program import certified_gap
 from repairopt.program.working_sets.row_oracles import DenseRows
 
 Record = dict[str, Any]

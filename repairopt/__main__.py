@@ -1,5 +1,5 @@
 """``python -m repairopt``: the command line."""
 
-from repairopt.interfaces.commandline.main import main
+from repairopt.interfaces.commandline.cli import main
 
 main()

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from repairopt.program import Array, Kind, Program, Solution, Status, solve_working_set
 
-from .active_set import System, active_set
 from .choice import rank
-from .interior_point import Limits, Point, interior_point
+from .dual_active_set import System, active_set
+from .primal_dual import Limits, Point, interior_point
 from .program_tensors import Data, ProgramTensors
 
 # Every ending of interior_point(), where the program turned out to be neither infeasible nor unbounded.

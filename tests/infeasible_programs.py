@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from repairopt.program import Program
-from repairopt.program.known_programs import INF
+from repairopt.program.examples import INF
 
 
 def exact_margin(program, multipliers):

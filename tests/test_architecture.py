@@ -1,126 +1,37 @@
-"""The tree reads as the pipeline: who may import whom, no back end loaded early, nothing too long."""
+"""The house: twelve rooms, who may import whom, doors, no circles, nothing too long."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = PROJECT / "repairopt"
 
-# The pipeline, first stage first. A module may import those above it, and those before it in its own line.
-STAGES = [
-    ("exceptions, versions", "errors versions"),
-    ("users' data as tensors", "convert_data"),
-    ("what must become true, what must stay true", "specify"),
-    (
-        "ready-made properties and constraints",
-        "intervals sample_groups group_rates group_gaps group_metrics properties constraints",
-    ),
-    (
-        "run the network: batches, many weight vectors, memory",
-        "network.split_graph network.check_model network.replace_weights network.linear_tape network.still_rows "
-        "evaluate",
-    ),
-    ("named inputs in one tensor, offsets by group", "huggingface group_offsets"),
-    ("derivatives without a matrix", "network.differentiate network.whiten"),
-    (
-        "robustness: certified radius, counterexamples",
-        "propagation.zonotope_layers propagation.propagate_zonotope propagation.certifier propagation.zonotope "
-        "propagation.counterexamples robustness",
-    ),
-    (
-        "which weights may change",
-        "localization.trace_layers localization.follow_units localization.weight_selectors localization.attribution "
-        "localize",
-    ),
-    (
-        "quadratic model of the property",
-        "surrogates.least_squares surrogates.convexify surrogates.sample_property surrogates.surrogate_kinds surrogate",
-    ),
-    ("constraints as rows", "linearize select_rows"),
-    ("the program", "program"),
-    (
-        "one solve: the answer, back ends, memory, native output, a process of its own, scaling, recheck",
-        "solving.solution solving.registry solving.memory solving.native_output solving.isolate solving.scaling "
-        "solving.recheck solving.run_solver",
-    ),
-    (
-        "programs with too many rows: the few that matter",
-        "working_sets.row_oracles working_sets.relaxation working_sets.working_set",
-    ),
-    (
-        "certificates of a solution",
-        "certificates.dual_bound certificates.rational certificates.elastic certificates.exact_check "
-        "certificates.farkas certificates.recover_duals certificates.certify certificates.conflict",
-    ),
-    ("solve: several tries, proofs of infeasibility", "solve"),
-    (
-        "choices: few weights, few broken samples, weights on a grid",
-        "choices.switches choices.integer_program choices.weight_grid choices.choice_search choices.incumbent "
-        "choices.mixed_integer",
-    ),
-    ("known programs", "problems"),
-    ("write the change into a copy", "apply"),
-    ("the true network judges, during a repair and after it", "judge verify"),
-    ("whether bounds hold on new data", "validity.rows validity.paired validity.claims"),
-    ("a repair in progress", "methods.task methods.subtask"),
-    (
-        "typed bounds: limits, objectives, points, steps, the filter, the sequence",
-        "methods.cross_entropy sqp.limits sqp.reach sqp.expected_gain sqp.objectives sqp.filter sqp.points sqp.step "
-        "sqp.sequence sqp.augmented sqp.confident sqp.generalization",
-    ),
-    (
-        "the methods: loops over model, rows, program, solve, judge",
-        "methods.settings methods.sqp methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
-        "methods.grid_repair",
-    ),
-    ("files that are there whole or not at all", "patches.safe_files"),
-    (
-        "what pictures show, and the pictures",
-        "pictures.evidence pictures.affected pictures.by_group pictures.collect pictures.style pictures.plot_groups "
-        "pictures.plot_samples pictures.plot_weights pictures.plot_progress pictures.plot_inputs pictures.gallery",
-    ),
-    (
-        "what was done and what came of it: text, page, report",
-        "reporting.plain_words reporting.report_text reporting.claim_table reporting.html_page reporting.from_result "
-        "reporting.show report",
-    ),
-    ("the beginning and the end of every repair", "prepare choose_weights conclude"),
-    ("the page of a repair, from memory or from a folder; figures for trackers", "html_report track"),
-    ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
-    ("the same as a scikit-learn classifier", "sklearn_classifier"),
-    ("many repairs in one call", "threshold_frontier frontier out_of_reach calibrate_margin"),
-    (
-        "a repair as a file: apply, revert, stack, export, log",
-        "patches.extras patches.tensor_bits patches.weights patches.fingerprints "
-        "patches.differences patches.factorize patches.low_rank patches.choose_form patches.claims patches.changes "
-        "patches.patch_header patches.patch patches.stack patches.merge patches.onnx_export patches.lora_export "
-        "patches.audit",
-    ),
-    (
-        "goals and bounds as text",
-        "language.syntax language.measures language.statements language.python_code language.row_sets "
-        "language.own_measure language.bind",
-    ),
-    (
-        "spec files: what they say, what they name, every claim measured",
-        "specfile.models specfile.read_spec specfile.encode_columns specfile.load_rows specfile.onnx_operators "
-        "specfile.onnx_model specfile.load_model specfile.networks specfile.open_spec specfile.claim_rows "
-        "specfile.measure",
-    ),
-    (
-        "runs: what the commands do",
-        "runs.results runs.run_folder runs.choose_weights runs.html runs.check_run runs.verify_run runs.move_run "
-        "runs.list_solvers runs.show_patch runs.schemas runs.solve_run runs.demo_run",
-    ),
-    ("checks for the tests of others", "testing pytest_plugin"),
-    ("the command line", "commandline.show commandline.main __main__"),
-]
-ORDER = [name for _, names in STAGES for name in names.split()]
-SOLVERS_MAY_IMPORT = {"errors", "program", "solve", "solving.native_output", "working_sets.working_set"}
+# What each room may import, directly; the floors are read from top to bottom.
+MAY_IMPORT = {
+    "interfaces": "pipeline report methods verify localize surrogate specify network program patches errors compare",
+    "compare": "pipeline report methods verify localize surrogate specify network program patches errors",
+    "pipeline": "report methods verify localize surrogate specify network program patches errors",
+    "report": "verify localize surrogate specify network program patches errors",
+    "methods": "verify localize surrogate specify network program patches errors",
+    "verify": "specify network program patches errors",
+    "localize": "specify network program patches errors",
+    "surrogate": "specify network program patches errors",
+    "specify": "network program patches errors",
+    "network": "errors",
+    "program": "errors",
+    "patches": "errors",
+    "errors": "",
+}
+SOLVERS_MAY_IMPORT = {"errors", "program"}
 LOADED_LATE = {
     "clarabel",
     "cvxpy",
@@ -149,120 +60,157 @@ LOADED_LATE = {
 }
 FILE_LINES, FUNCTION_LINES = 400, 60
 
-CORE = sorted((PROJECT / "repairopt").rglob("*.py"))
+CORE = sorted(PACKAGE.rglob("*.py"))
 BACK_ENDS = sorted((PROJECT / "solvers").glob("*.py"))
-NUMPY_ONLY = [p for p in CORE if p.stem in ("program", "solve") or p.parent.name == "solving"]
 SCRIPTS = sorted((PROJECT / "examples").glob("*.py")) + sorted((PROJECT / "benchmarks").glob("*.py"))
+MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path for path in CORE}
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def runs(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only type checkers see."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
-            yield from runs(child)
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """``(module, name)`` of each name that a file imports, those for type checkers and within functions too."""
+    package = path.relative_to(PROJECT).parent.parts
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((module, alias.name) for alias in node.names)
 
 
-def dotted(path: Path) -> str:
-    """Name of a module within the package, ``folder.module``; empty for those of ``__init__``."""
-    parts = path.relative_to(PROJECT / "repairopt").with_suffix("").parts
-    return "" if parts[-1] == "__init__" else ".".join(parts)
+def within(path: Path) -> Iterator[tuple[str, str]]:
+    """The imports from this package; a module that is imported as a name stands in the first place."""
+    for module, name in imports(path):
+        if module.split(".")[0] == "repairopt" and not module.startswith("repairopt.solvers"):
+            yield (f"{module}.{name}", "") if f"{module}.{name}" in MODULES else (module, name)
 
 
-def modules_of(path: Path) -> set[str]:
-    """Names within the package of the modules that one of its files imports."""
-    folder = "".join(f"{part}." for part in path.relative_to(PROJECT / "repairopt").parts[:-1])
-    names = imported(tree(path))
-    siblings = {folder + name[1:] for name in names if name.startswith(".")}
-    return siblings | {name.removeprefix("repairopt.") for name in names if name.startswith("repairopt.")}
+def room(module: str) -> str:
+    """The room of a module; empty for the package's own face."""
+    found = module.split(".")[1] if "." in module else ""
+    return "" if found == "__main__" else found
 
 
-def imported(node: ast.AST) -> set[str]:
-    """Absolute names of the modules that a file of ``repairopt/`` or ``solvers/`` imports, siblings as ``.name``."""
-    found: set[str] = set()
-    for each in runs(node):
-        if isinstance(each, ast.Import):
-            found |= {alias.name for alias in each.names}
-        elif isinstance(each, ast.ImportFrom) and each.level:
-            found |= {f".{each.module}"} if each.module else {f".{alias.name}" for alias in each.names}
-        elif isinstance(each, ast.ImportFrom) and each.module == "repairopt":
-            found |= {f"repairopt.{alias.name}" for alias in each.names}
-        elif isinstance(each, ast.ImportFrom):
-            found.add(str(each.module))
-    return found
+def module_of(path: Path) -> str:
+    return next(name for name, other in MODULES.items() if other == path)
 
 
-def at_module_level(module: ast.Module) -> ast.Module:
-    """The file without the bodies of its functions."""
+@cache
+def behind_door(door: str, name: str) -> str:
+    """The file that a name of a door comes from."""
+    if MODULES.get(door, Path()).name != "__init__.py":
+        return door
+    return next((module for module, found in within(MODULES[door]) if found == name), door)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+def top_level(path: Path) -> set[str]:
+    """Libraries that a file imports when it is imported itself."""
 
     class Strip(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
             return None
 
-    return Strip().visit(module)
+        def visit_If(self, node: ast.If) -> ast.If | None:
+            return None if "TYPE_CHECKING" in ast.dump(node.test) else node
+
+    module = Strip().visit(ast.parse(path.read_text(encoding="utf-8")))
+    names = [a.name for n in ast.walk(module) if isinstance(n, ast.Import) for a in n.names]
+    names += [str(n.module) for n in ast.walk(module) if isinstance(n, ast.ImportFrom) and not n.level]
+    return {name.split(".")[0] for name in names}
 
 
-def named(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+def test_the_tree_is_twelve_rooms_and_the_errors():
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    rooms = {name for name in entries if (PACKAGE / name).is_dir()}
+    assert rooms == set(MAY_IMPORT) - {"errors"}
+    assert entries - rooms == {"errors.py", "__init__.py", "__init__.pyi", "__main__.py", "py.typed"}
 
 
-def test_every_module_has_its_place():
-    modules = {dotted(path) for path in CORE} - {""}
-    assert len(ORDER) == len(set(ORDER))
-    assert modules == set(ORDER), "a new module needs a place in STAGES, a removed one leaves it"
-
-
-@pytest.mark.parametrize("path", CORE, ids=named)
-def test_stages_import_only_stages_before_them(path):
-    if not dotted(path):
-        return
-    late = sorted(name for name in modules_of(path) if ORDER.index(name) >= ORDER.index(dotted(path)))
-    assert not late, f"{path.name} imports {', '.join(late)}, which come after it in the pipeline"
-
-
-@pytest.mark.parametrize("path", CORE, ids=named)
-def test_files_of_a_folder_are_imported_as_siblings_others_by_their_whole_name(path):
-    own = "".join(f"{part}." for part in path.relative_to(PROJECT / "repairopt").parts[:-1])
-    wrong = [name for name in imported(tree(path)) if own and name.startswith(f"repairopt.{own}")]
-    at_top = [name for name in imported(tree(path)) if not own and name.startswith("repairopt.")]
-    assert not wrong + at_top, "use relative imports for files of the same folder"
-
-
-def test_few_import_the_pipeline_and_nothing_imports_testing():
-    users = {named(path): modules_of(path) for path in CORE}
-    allowed = {
-        "repairopt/frontier.py",
-        "repairopt/out_of_reach.py",
-        "repairopt/calibrate_margin.py",
-        "repairopt/sklearn_classifier.py",
-        "runs/solve_run.py",
+def test_imports_run_one_way():
+    upward = {
+        f"{named(path)} -> {module}"
+        for path in CORE
+        for module, _ in within(path)
+        if room(module_of(path)) and room(module) != room(module_of(path))
+        if room(module) not in MAY_IMPORT[room(module_of(path))].split()
     }
-    assert {name for name, names in users.items() if "pipeline" in names} == allowed
-    assert not [name for name, names in users.items() if "testing" in names]
+    assert not upward, "a room imports only the rooms that stand in its line"
+
+
+def test_the_lines_make_floors():
+    assert len(list(graphlib.TopologicalSorter({k: v.split() for k, v in MAY_IMPORT.items()}).static_order())) == 13
+
+
+def test_no_file_depends_on_itself():
+    graph: dict[str, set[str]] = {}
+    for path in CORE:
+        if path.name != "__init__.py" and path.name != "__main__.py":
+            own = module_of(path)
+            graph[own] = {behind_door(module, name) for module, name in within(path)} - {own}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_other_rooms_come_in_through_doors():
+    past = {
+        f"{named(path)}: from {module} import {name}"
+        for path in CORE
+        for module, name in within(path)
+        if room(module_of(path)) and room(module) != room(module_of(path)) and module.count(".") > 1
+    }
+    assert not past, "import from repairopt.<room>, and let its __init__.py name what others may use"
+
+
+def test_private_names_stay_in_their_file():
+    crossing = {
+        f"{named(path)}: {name}"
+        for path in CORE + BACK_ENDS
+        for module, name in imports(path)
+        if module.split(".")[0] in ("repairopt", "solvers") and name.startswith("_") and not name.startswith("__")
+    }
+    assert not crossing
+
+
+@pytest.mark.parametrize("path", [p for p in CORE if p.name == "__init__.py"], ids=named)
+def test_doors_hold_a_docstring_and_names(path):
+    allowed = (ast.ImportFrom, ast.Expr, ast.Assign)
+    assert ast.get_docstring(tree(path)), "say in a sentence what is behind the door"
+    assert all(isinstance(node, allowed) for node in tree(path).body) or path.parent == PACKAGE
+
+
+def test_no_public_function_bears_the_name_of_its_module():
+    same = {
+        named(path)
+        for path in CORE + BACK_ENDS
+        for node in tree(path).body
+        if isinstance(node, ast.FunctionDef) and node.name == path.stem
+    }
+    assert not same
+
+
+def test_programs_are_solved_without_torch():
+    code = "import sys, repairopt.program; print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("path", BACK_ENDS, ids=named)
-def test_back_ends_know_the_program_and_the_solution_only(path):
-    names = imported(tree(path))
-    core = {name.partition("repairopt.")[2] for name in names if name.split(".")[0] == "repairopt"}
-    assert core <= SOLVERS_MAY_IMPORT
-    siblings = {name[1:] for name in names if name.startswith(".")}
-    assert siblings <= {other.stem for other in BACK_ENDS}
-
-
-@pytest.mark.parametrize("path", NUMPY_ONLY, ids=named)
-def test_programs_and_solving_are_free_of_torch(path):
-    assert not [name for name in imported(tree(path)) if name.split(".")[0] == "torch"]
+def test_back_ends_know_programs_alone(path):
+    rooms = {room(module) for module, _ in within(path)}
+    assert rooms <= SOLVERS_MAY_IMPORT
 
 
 @pytest.mark.parametrize("path", CORE + BACK_ENDS, ids=named)
 def test_no_heavy_library_is_imported_at_module_level(path):
-    early = {name.split(".")[0] for name in imported(at_module_level(tree(path)))}
-    assert not early & LOADED_LATE
+    assert not top_level(path) & LOADED_LATE
 
 
 @pytest.mark.parametrize("path", CORE + BACK_ENDS + SCRIPTS, ids=named)

@@ -8,12 +8,12 @@ from hypothesis import given, settings, strategies as st
 from repairopt.errors import ProgramError
 from repairopt.program import Kind, Program, Solution, Status, known_programs, solve
 from repairopt.program.backends import available_solvers
-from repairopt.program.certificates.certify import Certificate, CertificateVerdict, certify
-from repairopt.program.certificates.dual_bound import dual_bound
+from repairopt.program.certificates.certificate import Certificate, CertificateVerdict, certify
+from repairopt.program.certificates.duality import dual_bound
 from repairopt.program.certificates.exact_check import exact_bound
 from repairopt.program.certificates.rational import round_up
-from repairopt.program.known_programs import INF, dense_quadratic, linear
-from repairopt.program.recheck import objective_scale
+from repairopt.program.examples import INF, dense_quadratic, linear
+from repairopt.program.rechecking import objective_scale
 
 OPTIMAL, FEASIBLE = CertificateVerdict.OPTIMAL, CertificateVerdict.FEASIBLE
 

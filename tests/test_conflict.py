@@ -11,7 +11,7 @@ from repairopt.program.backends import available_solvers
 from repairopt.program.certificates.conflict import Member, restricted
 from repairopt.program.certificates.elastic import least_violation, row_violations
 from repairopt.program.certificates.farkas import check_ray, farkas_certificate
-from repairopt.program.known_programs import INF, conflicting_rows, linear
+from repairopt.program.examples import INF, conflicting_rows, linear
 
 INFEASIBLE = [p for p in known_programs() if p.status is Status.INFEASIBLE and p.program.integer is None]
 

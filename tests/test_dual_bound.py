@@ -5,10 +5,10 @@ import pytest
 
 from repairopt.program import Kind, LowRankHessian, Program, Solution, Status, solve
 from repairopt.program.backends import available_solvers
-from repairopt.program.certificates.certify import CertificateVerdict, certify
-from repairopt.program.certificates.dual_bound import curvature_deficit, dual_bound
+from repairopt.program.certificates.certificate import CertificateVerdict, certify
+from repairopt.program.certificates.duality import curvature_deficit, dual_bound
 from repairopt.program.certificates.exact_check import exact_bound
-from repairopt.program.known_programs import INF, dense_quadratic
+from repairopt.program.examples import INF, dense_quadratic
 
 OPTIMAL, FEASIBLE = CertificateVerdict.OPTIMAL, CertificateVerdict.FEASIBLE
 SOLVERS = ["clarabel", "daqp", "highs", "piqp"]

@@ -150,7 +150,7 @@ def test_chosen_samples_and_the_way_from_the_frontier(small_net, small_inputs):
     pick = torch.tensor([4, 0, 4, 29])
     expected = small_net(small_inputs).detach()
     torch.testing.assert_close(engine.outputs(small_inputs, engine.as_delta(None), pick), expected[pick])
-    torch.testing.assert_close(engine.run_from(engine.frontier(small_inputs)), expected)
+    torch.testing.assert_close(engine.run({}, engine.frontier(small_inputs)), expected)
 
 
 def test_evaluations_count_samples(small_net, small_inputs):

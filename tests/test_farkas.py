@@ -9,10 +9,10 @@ from infeasible_programs import barely_feasible, exact_margin, infeasible_at, pr
 from repairopt.errors import ProgramError
 from repairopt.program import Program, Solution, Status, explain_conflict, known_programs, solve
 from repairopt.program.backends import available_solvers
-from repairopt.program.certificates.certify import CertificateVerdict, certify
+from repairopt.program.certificates.certificate import CertificateVerdict, certify
 from repairopt.program.certificates.farkas import check_ray, farkas_certificate
 from repairopt.program.certificates.rational import as_fractions
-from repairopt.program.known_programs import INF, conflicting_rows
+from repairopt.program.examples import INF, conflicting_rows
 
 INFEASIBLE = [p for p in known_programs() if p.status is Status.INFEASIBLE and p.program.integer is None]
 

@@ -9,7 +9,7 @@ import pytest
 
 from repairopt.errors import SolverError
 from repairopt.program import Program, Status, solve
-from repairopt.program.known_programs import conflicting_rows, linear
+from repairopt.program.examples import conflicting_rows, linear
 from repairopt.solvers import Gurobi
 
 pytestmark = pytest.mark.skipif(find_spec("gurobipy") is None, reason="gurobi: gurobipy is not installed")

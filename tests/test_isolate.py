@@ -12,7 +12,7 @@ from crashing_solvers import Crashing
 
 from repairopt.errors import SolverError
 from repairopt.program import Status, isolate, solve
-from repairopt.program.known_programs import conflicting_rows, dense_quadratic, knapsack, linear
+from repairopt.program.examples import conflicting_rows, dense_quadratic, knapsack, linear
 from repairopt.solvers import DAQP, HiGHS
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
         "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background ignore it
         "from crashing_solvers import Crashing\n"
-        "from repairopt.program.known_programs import linear\n"
+        "from repairopt.program.examples import linear\n"
         "from repairopt.program.solve_program import solve\n"
         "from repairopt.program import isolate\n"
         "solve(linear().program, isolate=True)\n"

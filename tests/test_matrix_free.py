@@ -13,7 +13,7 @@ from repairopt.errors import ProgramError
 from repairopt.interfaces.testing import check_solver
 from repairopt.program import Kind, LowRankHessian, Program, Status, known_programs, solve
 from repairopt.program.backends import available_solvers, find_solver
-from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.working_sets.relaxed_program import certified_gap
 from repairopt.solvers import PIQP, WoodburyIPM
 
 INF = np.inf

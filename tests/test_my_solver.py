@@ -12,7 +12,7 @@ import pytest
 
 from repairopt.errors import SolverNotFoundError
 from repairopt.program import Kind, Program, known_programs, solve
-from repairopt.program.known_programs import dense_quadratic
+from repairopt.program.examples import dense_quadratic
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "my_solver.py"
 PYPROJECT = """
@@ -31,7 +31,7 @@ least_distance = "outside_solver:LeastDistance"
 py-modules = ["outside_solver"]
 """
 USE = """
-from repairopt.program.known_programs import dense_quadratic
+from repairopt.program.examples import dense_quadratic
 from repairopt.program.solve_program import available_solvers, solve
 solution = solve(dense_quadratic().program, "least_distance")
 print(solution.solver, solution.status, f"{solution.objective:.6f}", "least_distance" in available_solvers("QP"))

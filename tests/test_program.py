@@ -8,7 +8,7 @@ from scipy import sparse
 
 from repairopt.errors import ProgramError
 from repairopt.program import Kind, LowRankHessian, Program, Rows, Source, Status, known_programs, solve
-from repairopt.program.known_programs import INF
+from repairopt.program.examples import INF
 from repairopt.surrogate import Surrogate, build_program
 
 

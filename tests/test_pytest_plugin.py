@@ -12,7 +12,7 @@ import yaml
 from small_spec import SPEC, write_spec
 
 from repairopt.interfaces.commandline.runs.solve_run import solve_spec
-from repairopt.interfaces.specfile.open_spec import open_spec
+from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.testing import assert_bounds
 from repairopt.patches import Patch
 

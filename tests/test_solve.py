@@ -10,7 +10,7 @@ import pytest
 from repairopt.errors import ProgramError, SolverError, SolverNotFoundError, UnsupportedError
 from repairopt.program import Kind, LowRankHessian, Program, Solution, Status, backends as registry, run_solver, solve
 from repairopt.program.backends import available_solvers, find_solver
-from repairopt.program.known_programs import dense_quadratic, knapsack, linear, nearest_integer_point
+from repairopt.program.examples import dense_quadratic, knapsack, linear, nearest_integer_point
 from repairopt.solvers import DAQP, PIQP, HiGHS, choice
 
 

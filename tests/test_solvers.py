@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings, strategies as st
 from repairopt.interfaces.testing import check_solver
 from repairopt.program import Kind, Program, Status, known_programs, solve
 from repairopt.program.backends import available_solvers
-from repairopt.program.known_programs import INF, conflicting_rows, dense_quadratic, knapsack, linear
+from repairopt.program.examples import INF, conflicting_rows, dense_quadratic, knapsack, linear
 from repairopt.solvers import DAQP, OSQP, PIQP, Clarabel, HiGHS, ProxQP, SciPy
 
 BACKENDS = [DAQP(), PIQP(), PIQP(sparse=True), PIQP(sparse=False), HiGHS(), HiGHS(threads=1), SciPy(), Clarabel()]

@@ -12,7 +12,7 @@ import pytest
 from repairopt.errors import UnsupportedError
 from repairopt.interfaces.testing import check_solver
 from repairopt.program import Kind, Program, Status, known_programs, solve
-from repairopt.program.known_programs import dense_quadratic, few_of_many, knapsack, linear, two_sided_rows
+from repairopt.program.examples import dense_quadratic, few_of_many, knapsack, linear, two_sided_rows
 from repairopt.solvers import CVXPY, Pyomo, as_cvxpy, as_pyomo
 
 BACKENDS = [CVXPY(), Pyomo()]

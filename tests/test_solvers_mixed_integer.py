@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from repairopt.interfaces.testing import check_solver
 from repairopt.program import Kind, Program, Status, known_programs, solve
 from repairopt.program.backends import available_solvers, find_solver
-from repairopt.program.known_programs import few_of_many, knapsack, linear
+from repairopt.program.examples import few_of_many, knapsack, linear
 from repairopt.solvers import DAQP, SCIP, Gurobi, HiGHS, SciPy
 
 BACKENDS = [SCIP(), Gurobi()]

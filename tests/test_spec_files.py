@@ -16,8 +16,8 @@ from repairopt.errors import RepairError, SpecFileError
 from repairopt.interfaces.specfile.claim_rows import all_met
 from repairopt.interfaces.specfile.measure import PlainNetwork, measure_claims
 from repairopt.interfaces.specfile.networks import mlp
-from repairopt.interfaces.specfile.open_spec import open_spec
-from repairopt.interfaces.specfile.read_spec import read_spec
+from repairopt.interfaces.specfile.opened import open_spec
+from repairopt.interfaces.specfile.reader import read_spec
 
 
 def changed(old: str, new: str) -> str:

@@ -98,7 +98,7 @@ class Endless(Mine):
     [
         (
             lambda: Specification(NoTarget()),
-            ["goal", "expected an object with name, target and value", "NoTarget", "See "],
+            ["goal", "expected an object with name, target and value", "NoTarget", "ready-made"],
         ),
         (lambda: Specification(3), ["goal 3", "got int"]),
         (lambda: Specification(Endless()), ["goal 'mine'", "target is nan", "expected a finite number"]),

@@ -20,8 +20,8 @@ from repairopt.program import (
     run_solver,
     solve,
 )
-from repairopt.program.known_programs import conflicting_rows, dense_quadratic, integer_conflict, linear
-from repairopt.program.recheck import residuals, tolerance
+from repairopt.program.examples import conflicting_rows, dense_quadratic, integer_conflict, linear
+from repairopt.program.rechecking import residuals, tolerance
 from repairopt.program.scaling import equilibrate
 from repairopt.solvers import CVXPY, DAQP, PIQP, HiGHS
 

@@ -13,7 +13,7 @@ from repairopt.errors import ProgramError
 from repairopt.network import Engine
 from repairopt.program import Program, Solution, Status, solve, solve_working_set
 from repairopt.program.working_sets import working_set
-from repairopt.program.working_sets.relaxation import certified_gap
+from repairopt.program.working_sets.relaxed_program import certified_gap
 from repairopt.program.working_sets.row_oracles import DenseRows, FeatureRows, RowOracle
 from repairopt.solvers import DAQP, PIQP, HiGHS
 from repairopt.specify import KeepLabels, anchor

@@ -51,7 +51,7 @@ class SpecTests(pytest.File):
     def collect(self) -> Iterator[BoundTest]:
         """Goal and bounds, on the rows of the repair, and where ``--repairopt-strict`` is given on held-out ones."""
         from repairopt.errors import RepairError
-        from repairopt.interfaces.specfile.read_spec import read_spec
+        from repairopt.interfaces.specfile.reader import read_spec
 
         try:
             file = read_spec(self.path)

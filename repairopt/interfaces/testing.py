@@ -48,7 +48,7 @@ def assert_bounds(model: nn.Module | None, spec: Any, *, strict: bool = False) -
     """
     from repairopt.interfaces.specfile.claim_rows import all_met, claim_table, decided_by
     from repairopt.interfaces.specfile.measure import measure_claims
-    from repairopt.interfaces.specfile.open_spec import open_spec
+    from repairopt.interfaces.specfile.opened import open_spec
 
     source = dict(spec) if isinstance(spec, Mapping) else spec
     claims = measure_claims(open_spec(source), model)

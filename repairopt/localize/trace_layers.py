@@ -67,7 +67,7 @@ class LayerGraph:
         self.parameters = dict(model.named_parameters())
         first = {id(parameter): name for name, parameter in self.parameters.items()}
         self.names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-        self._network = self.engine._caller
+        self._network = self.engine.caller
         self._modules = {f"model.{name}" if name else "model": m for name, m in model.named_modules()}
         self._embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
         self._example = example

@@ -1,8 +1,8 @@
 """A network under a weight change: runs, derivatives, bounds of sets."""
 
-from .check_model import shadow
+from .changed_network import ForwardFunction
 from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
-from .engine import CACHE_BYTES, Engine, ForwardFunction, Predict, Remembering, identity
+from .engine import CACHE_BYTES, Engine, Predict, Remembering
 from .inputs import (
     as_tensor,
     check_inputs,
@@ -14,6 +14,8 @@ from .inputs import (
     is_frame,
     to_tensors,
 )
+from .model_checks import shadow
+from .remembered import identity
 from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope

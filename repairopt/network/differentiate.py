@@ -18,8 +18,9 @@ from torch.func import vmap
 
 from repairopt.errors import ProgramError, SpecificationError
 
-from .engine import Engine, Predict, Predictor, identity
+from .engine import Engine, Predict, Predictor
 from .linear_tape import LinearTape
+from .remembered import identity
 
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:

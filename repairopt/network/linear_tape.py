@@ -12,23 +12,21 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .changed_layers import ChangedLayer
-
-if TYPE_CHECKING:
-    from .engine import Engine
-    from .still_rows import StillRows
+from .changed_network import ChangedNetwork
+from .linear_layers import ChangedLayer
+from .still_rows import StillRows
 
 
 class LinearTape:
     """Activations and graph of one pass.
 
     Args:
-        engine: The network and the ``n`` weights.
+        network: The network and the ``n`` weights.
         layers: From :func:`changed_layers`.
         part: Activations at the frontier, one row for each sample.
         change: ``delta`` as a tensor.
@@ -42,16 +40,16 @@ class LinearTape:
 
     def __init__(
         self,
-        engine: Engine,
+        network: ChangedNetwork,
         layers: list[ChangedLayer],
         part: tuple[Tensor, ...],
         change: Tensor,
         still: StillRows | None = None,
     ) -> None:
-        self.engine, self.layers, self.change, self.still = engine, layers, change, still
+        self.network, self.layers, self.change, self.still = network, layers, change, still
         self.inputs: list[Tensor] = [torch.empty(0)] * len(layers)
         self.behind: list[Tensor] = [torch.empty(0)] * len(layers)
-        written = engine.writes_into_outputs
+        written = network.writes_into_outputs
         if not written:
             try:
                 self._run(part, copied=False)
@@ -60,7 +58,7 @@ class LinearTape:
             written = written or any(z._version for z in self.behind)
         if written:
             self._run(part, copied=True)
-            engine.writes_into_outputs = True
+            network.writes_into_outputs = True
         self.outputs = self.graph.detach() if still is None else still.outputs(self.graph.detach())
         count = self.graph.shape[0]
         self.flat = all(x.ndim == 2 and x.shape[0] == count for x in self.inputs)
@@ -69,7 +67,7 @@ class LinearTape:
         hooks = [layer.module.register_forward_hook(self._recorder(k, copied)) for k, layer in enumerate(self.layers)]
         try:
             with torch.enable_grad():
-                self.graph = self.engine.run(self.engine.weights(self.change), part)
+                self.graph = self.network.run(self.network.weights(self.change), part)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -100,7 +98,7 @@ class LinearTape:
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Derivative of ``sum(cotangent * outputs)`` in the weights, ``(n,)``."""
-        total = torch.zeros(self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
+        total = torch.zeros(self.network.n, dtype=self.network.dtype, device=self.network.device)
         own = cotangent if self.still is None else cotangent[self.still.moved]
         for layer, x, signal in zip(self.layers, self.inputs, self._signals(own), strict=True):
             signal, x = signal.flatten(0, -2), x.flatten(0, -2)
@@ -118,12 +116,12 @@ class LinearTape:
             return self._rows(samples, cotangents)
         place = self.still.place[samples]
         moves = place >= 0
-        rows = torch.zeros(len(samples), self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
+        rows = torch.zeros(len(samples), self.network.n, dtype=self.network.dtype, device=self.network.device)
         rows[moves] = self._rows(place[moves], cotangents[moves])
         return rows
 
     def _rows(self, samples: Tensor, cotangents: Tensor) -> Tensor:
-        rows = torch.empty(len(samples), self.engine.n, dtype=self.engine.dtype, device=self.engine.device)
+        rows = torch.empty(len(samples), self.network.n, dtype=self.network.dtype, device=self.network.device)
         for place in _without_repeats(samples):
             chosen = samples[place]
             every = len(chosen) == len(self.graph) and isinstance(place, slice)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from .changed_layers import ChangedLayer
+from .linear_layers import ChangedLayer
 
 WORTHWHILE = 0.5  # largest share of samples that move for which they are run apart
 

@@ -2,13 +2,13 @@
 
 from .attempt import run_solver
 from .backends import available_solvers, load_solver, missing_libraries, registered_solvers
+from .captured_output import native_output
 from .certificates.conflict import Conflict, explain_conflict
+from .examples import KnownProgram, known_programs
 from .hessian import LowRankHessian
 from .integer.integer_program import IntegerProgram, allow_broken, limit_changes, maximize_fixed, rows_by_sample
 from .integer.mixed_integer import IntegerSolution, solve_integer
 from .integer.weight_grid import grid
-from .known_programs import KnownProgram, known_programs
-from .native_output import native_output
 from .program import Array, Hessian, Kind, Matrix, Program
 from .rows import Rows, Source, stack_rows
 from .solution import Solution, Solver, Status

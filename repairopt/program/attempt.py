@@ -12,11 +12,11 @@ import numpy as np
 from repairopt.errors import ProgramError, SolverError, UnsupportedError
 
 from .backends import available_solvers, find_solver, with_options
+from .captured_output import native_output
 from .hessian import LowRankHessian
 from .isolate import solve_isolated
-from .native_output import native_output
 from .program import Program
-from .recheck import recheck
+from .rechecking import recheck
 from .scaling import equilibrate
 from .solution import Attempt, Solution, Solver, Status
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from repairopt.errors import SolverError
 
-from .native_output import native_output
+from .captured_output import native_output
 from .program import Program
 from .solution import Solution, Status
 

@@ -26,7 +26,7 @@ from .attempt import FEASIBILITY_TOL, check_convex, run_solver
 from .backends import available_solvers, find_solver, preferred_solvers
 from .memory import check_memory
 from .program import Program
-from .recheck import violations
+from .rechecking import violations
 from .solution import Attempt, NamedDual, Solution, Solver, Status
 
 __all__ = [

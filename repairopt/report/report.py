@@ -212,7 +212,7 @@ class Report(Shown):
         return plain
 
     def __str__(self) -> str:
-        from .report_text import report_text
+        from .text import report_text
 
         return report_text(self)
 

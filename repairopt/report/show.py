@@ -8,8 +8,8 @@ from typing import Any
 
 from repairopt.errors import SpecificationError
 from repairopt.report.pictures.evidence import Evidence
+from repairopt.report.pictures.input_plots import plot_inputs
 from repairopt.report.pictures.plot_groups import plot_rates
-from repairopt.report.pictures.plot_inputs import plot_inputs
 from repairopt.report.pictures.plot_progress import plot_convergence, plot_frontier
 from repairopt.report.pictures.plot_samples import plot_margins, plot_slack
 from repairopt.report.pictures.plot_weights import plot_layer, plot_layers

@@ -12,7 +12,7 @@ from repairopt.interfaces.specfile.language.statements import did_you_mean
 
 if TYPE_CHECKING:
     from .models import ColumnSpec, Spec
-    from .read_spec import SpecFile
+    from .reader import SpecFile
 
 
 def input_names(spec: Spec) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from repairopt.interfaces.specfile.language.syntax import read_filter
 from repairopt.patches import require_extra
 
 from .encode_columns import encode, input_names, label_numbers
-from .read_spec import SpecFile
+from .reader import SpecFile
 
 TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
 

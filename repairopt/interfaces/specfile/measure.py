@@ -19,7 +19,7 @@ from repairopt.errors import ModelError
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 
 from .claim_rows import ClaimRow
-from .open_spec import OpenSpec
+from .opened import OpenSpec
 
 BATCH = 4096
 CLOSE = 1e-6  # relative, by which limits on the change may be passed: rounding of float32 weights

@@ -19,7 +19,7 @@ from repairopt.specify import labelled_data
 from repairopt.surrogate import Strictest, Surrogate, linearize, select_rows
 from repairopt.verify import Judgement, Stop
 
-from .loss_sequence import loss_sequence
+from .loss_steps import loss_sequence
 
 OBJECTIVES = ("auto", "property", "cross_entropy")
 NUMBERS = {

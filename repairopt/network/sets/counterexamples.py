@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from repairopt.errors import SpecificationError
-from repairopt.network.check_model import shadow
 from repairopt.network.inputs import check_inputs, check_labels
+from repairopt.network.model_checks import shadow
 
 Bound = float | Tensor
 

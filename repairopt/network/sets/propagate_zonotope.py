@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from repairopt.errors import ModelError, UnsupportedError
-from repairopt.network.check_model import shadow
+from repairopt.network.model_checks import shadow
 
 from .zonotope_layers import (
     AFFINE,

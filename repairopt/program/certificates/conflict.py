@@ -16,7 +16,7 @@ from repairopt.program.program import Program
 from repairopt.program.rows import Source
 from repairopt.program.solution import FarkasCertificate, Solver, Status
 
-from .dual_bound import absolute_columns, gamma
+from .duality import absolute_columns, gamma
 from .elastic import PHASE_ONE
 from .farkas import check_ray, farkas_certificate
 

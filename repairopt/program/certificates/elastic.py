@@ -17,7 +17,7 @@ from repairopt.errors import SolverError
 from repairopt.program.attempt import run_solver
 from repairopt.program.backends import find_solver
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import row_norms
+from repairopt.program.rechecking import row_norms
 from repairopt.program.rows import Source
 from repairopt.program.solution import Solution, Solver, Status
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from repairopt.program.hessian import LowRankHessian
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import row_norms
+from repairopt.program.rechecking import row_norms
 
-from .dual_bound import DualBound, gamma, near_zero, rows_of
+from .duality import DualBound, gamma, near_zero, rows_of
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, is_semidefinite
 
 ROUNDS = 4  # tries to make the reduced gradient zero where bounds are infinite

@@ -20,10 +20,10 @@ import numpy as np
 
 from repairopt.errors import ProgramError
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import row_norms
+from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import FarkasCertificate, Solver, Status
 
-from .dual_bound import UNIT, absolute_columns, gamma, rows_of
+from .duality import UNIT, absolute_columns, gamma, rows_of
 from .elastic import elastic_points
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, round_down
 

@@ -25,10 +25,10 @@ from repairopt.errors import ProgramError
 from repairopt.program.attempt import run_solver
 from repairopt.program.backends import find_solver, preferred_solvers
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import objective_scale
+from repairopt.program.rechecking import objective_scale
 from repairopt.program.solution import Solution, Solver, Status
 
-from .relaxation import FARTHEST, REACH, Index, WorkingRows, at_reach, certified_gap, relaxation
+from .relaxed_program import FARTHEST, REACH, Index, WorkingRows, at_reach, certified_gap, relaxation
 from .row_oracles import RowOracle
 
 INWARD = 0.5  # share of the feasible part of the way that the inner point moves

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .evidence import Evidence, Margins
+from .input_plots import plot_inputs
 from .plot_groups import plot_rates
-from .plot_inputs import plot_inputs
 from .plot_progress import plot_convergence, plot_frontier
 from .plot_samples import plot_margins, plot_slack
 from .plot_weights import plot_layer, plot_layers

@@ -8,7 +8,7 @@ from torch import nn
 
 from repairopt.interfaces.specfile.claim_rows import all_met
 from repairopt.interfaces.specfile.measure import measure_claims
-from repairopt.interfaces.specfile.open_spec import open_spec
+from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import Patch, fingerprint
 
 from .results import CheckResult

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from repairopt.errors import ResultError, WrongBaseError
-from repairopt.interfaces.specfile.load_model import fill_weights, load_model
 from repairopt.interfaces.specfile.load_rows import load_data
+from repairopt.interfaces.specfile.model_file import fill_weights, load_model
 from repairopt.interfaces.specfile.onnx_model import with_softmax
-from repairopt.interfaces.specfile.read_spec import SpecFile, read_spec
+from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.patches import Patch, export_onnx, fingerprint, save_weights, whole_file
 
 from .results import MoveResult

@@ -15,8 +15,8 @@ from torch import Tensor
 from repairopt.errors import SpecFileError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.measure import measure_claims
-from repairopt.interfaces.specfile.open_spec import OpenSpec, open_spec
-from repairopt.interfaces.specfile.read_spec import SpecFile, read_spec
+from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
+from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.methods import SQP
 from repairopt.patches import AuditLog, Patch, fingerprint, library_versions
 from repairopt.pipeline import solve_repair
@@ -24,10 +24,10 @@ from repairopt.program import load_solver
 from repairopt.report import Repair, Verdict
 from repairopt.verify import Round
 
-from .chosen_weights import chosen_weights
 from .html import write_report
 from .results import Changed, SolveResult
 from .run_folder import AUDIT, PATCH, REPORT, RESULT, RunFolder, read_result
+from .weights_run import chosen_weights
 
 STEPS = 40  # of the method, an upper bound for the progress bar
 

@@ -16,7 +16,7 @@ from typing import Any
 from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
 from repairopt.interfaces.specfile.measure import measure_claims
-from repairopt.interfaces.specfile.open_spec import OpenSpec, open_spec
+from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, fingerprint, verify_log
 
 from .results import CheckLine, SolveResult, VerifyResult

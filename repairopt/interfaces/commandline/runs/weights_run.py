@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from repairopt.interfaces.specfile.language.statements import did_you_mean
-from repairopt.interfaces.specfile.open_spec import OpenSpec
+from repairopt.interfaces.specfile.opened import OpenSpec
 from repairopt.localize import Gradient, Inputs, LayerGraph
 
 

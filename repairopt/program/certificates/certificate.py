@@ -25,15 +25,15 @@ from fractions import Fraction
 import numpy as np
 
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import objective_scale, violations
+from repairopt.program.rechecking import objective_scale, violations
 from repairopt.program.solution import FarkasCertificate, Solution, Status
 
-from .dual_bound import DualBound, curvature_deficit, dual_bound
+from .duality import DualBound, curvature_deficit, dual_bound
 from .elastic import LeastViolation, least_violation
 from .exact_check import exact_bound, exact_objective, exact_violation
 from .farkas import farkas_certificate
+from .multipliers import recover_duals
 from .rational import round_down, round_up
-from .recover_duals import recover_duals
 
 __all__ = [
     "Certificate",

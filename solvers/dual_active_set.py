@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interior_point import Point
+from .primal_dual import Point
 from .program_tensors import Data
 
 TIGHT = 1e-9  # relative distance at which a row or a bound is guessed to hold with equality

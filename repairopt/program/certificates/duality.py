@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from repairopt.program.hessian import LowRankHessian
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import row_norms
+from repairopt.program.rechecking import row_norms
 
 UNIT = 2.0**-53  # relative error of one operation
 REACH = 1e3  # times 1 + the size of the point: how far out points are compared where a variable has no bound

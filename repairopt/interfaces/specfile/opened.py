@@ -16,9 +16,9 @@ from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_sta
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
 from repairopt.interfaces.specfile.language.statements import Statement
 
-from .load_model import load_model
 from .load_rows import load_data
-from .read_spec import SpecFile, check_spec, read_spec
+from .model_file import load_model
+from .reader import SpecFile, check_spec, read_spec
 
 
 @dataclass(frozen=True, eq=False)

@@ -148,7 +148,7 @@ def verify(spec: Path, patch: Path, as_json: bool, **options: Any) -> None:
 @json_option
 def show(patch: Path, as_json: bool) -> None:
     """Print a patch: what it changes, for which weights, what it claims."""
-    from repairopt.interfaces.commandline.runs.show_patch import show_patch
+    from repairopt.interfaces.commandline.runs.show_run import show_patch
 
     emit(show_patch(patch), as_json, patch_text)
 
@@ -159,7 +159,7 @@ def show(patch: Path, as_json: bool) -> None:
 @json_option
 def report(folder: Path, out: Path | None, as_json: bool) -> None:
     """Write report.html anew from the FOLDER of a run."""
-    from repairopt.interfaces.commandline.runs.show_patch import report_folder
+    from repairopt.interfaces.commandline.runs.show_run import report_folder
 
     emit(report_folder(folder, out), as_json, lambda r: f"wrote {r.out}")
 
@@ -169,7 +169,7 @@ def report(folder: Path, out: Path | None, as_json: bool) -> None:
 @json_option
 def solvers(test: bool, as_json: bool) -> None:
     """List the back ends: installed, licensed, kinds of programs."""
-    from repairopt.interfaces.commandline.runs.list_solvers import list_solvers
+    from repairopt.interfaces.commandline.runs.solvers_run import list_solvers
 
     emit(list_solvers(test=test), as_json, solvers_text)
 

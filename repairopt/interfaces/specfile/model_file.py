@@ -14,7 +14,7 @@ from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.patches import listed, load_weights
 
-from .read_spec import SpecFile
+from .reader import SpecFile
 
 
 def load_model(file: SpecFile) -> nn.Module:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from repairopt.program.program import Array, Program
-from repairopt.program.recheck import row_norms
+from repairopt.program.rechecking import row_norms
 
-from .dual_bound import dual_bound, rows_of
+from .duality import dual_bound, rows_of
 
 SLACKS = (1e-10, 1e-8, 1e-6, 1e-4)  # relative slack up to which a side may carry a multiplier, tried in turn
 LARGEST = 20_000_000  # entries of the least-squares matrix

@@ -1,0 +1,174 @@
+"""The network under a weight change: which weights change, where they enter, how it is run with others in their place.
+
+The model is never modified: parameters are passed functionally, on a copy of the module structure that shares the
+tensors and is in evaluation mode. Activations before the first changed layer do not depend on the change: the network
+is split there, at its frontier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .linear_layers import ChangedLayer, changed_layers
+from .model_checks import accepts, check_model, check_outputs, check_positions, shadow
+from .replace_weights import Replaceable
+from .split_graph import Split, split_at
+
+ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
+
+
+class _Caller(nn.Module):
+    """One tensor in, logits out, whatever the user's model looks like."""
+
+    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None) -> None:
+        super().__init__()
+        self.model = model
+        self.forward_fn = forward_fn
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
+
+
+class ChangedNetwork:
+    """One network at any weight change ``delta``, a vector over ``n`` chosen weights.
+
+    Args:
+        model: Any module whose call gives logits ``(N, k)``; not modified.
+        indices: For each parameter name the flat positions, sorted, that ``delta`` runs over; empty for plain runs.
+        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
+
+    Attributes:
+        caller: Module from one tensor to logits; its parameters bear the model's names with ``model.`` in front.
+        n_changed: How many numbers the parameters that change have.
+        classes: Outputs of the network, ``k``; 0 before the first run.
+        evaluations: Samples run from the frontier on, all weight vectors together.
+        writes_into_outputs: Whether an operation behind a changed layer works in place, as a pass has found out.
+
+    Raises:
+        ModelError: Unknown parameter, position out of range, half precision, or no floating parameters at all.
+    """
+
+    def __init__(
+        self, model: nn.Module, indices: Mapping[str, Tensor] | None = None, forward_fn: ForwardFunction | None = None
+    ) -> None:
+        self.model, self.forward_fn = model, forward_fn
+        self.caller = _Caller(shadow(model), forward_fn).eval()
+        parameters = dict(self.caller.model.named_parameters())
+        self.dtype, self.device = check_model(model, parameters)
+        self.indices = {name: check_positions(name, ix, parameters) for name, ix in (indices or {}).items()}
+        self._initial = {name: parameters[name].detach() for name in self.indices}
+        self.n = sum(len(ix) for ix in self.indices.values())
+        self.n_changed = sum(p.numel() for p in self._initial.values())
+        self.classes = self.evaluations = 0
+        self.writes_into_outputs = False
+        self._split: Split | None = None
+        self._replaceable: Replaceable | None = None  # made at the first run, as is the split
+        self._takes_integers = False
+        self._layers: list[ChangedLayer] | None = None
+
+    @property
+    def initial(self) -> Tensor:
+        """The ``n`` chosen weights as they are in the model."""
+        empty = torch.zeros(0, dtype=self.dtype, device=self.device)
+        return torch.cat([empty, *(self._initial[name].flatten()[ix] for name, ix in self.indices.items())])
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Natural size of a change of each weight, ``(n,)`` in float64: ``max(|weight|, rms of its parameter)``.
+
+        A parameter that is next to zero throughout, such as a fresh bias, takes the rms of all parameters of the model.
+        """
+        parts = []
+        for name, ix in self.indices.items():
+            base = self._initial[name].to(torch.float64)
+            rms = float(base.square().mean().sqrt())
+            rms = self._rms if rms < 1e-6 * self._rms else rms
+            parts.append(base.flatten()[ix].abs().clamp(min=rms))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    @cached_property
+    def _rms(self) -> float:
+        flat = [p.detach().flatten().double() for p in self.model.parameters() if p.is_floating_point()]
+        return float(torch.cat(flat).square().mean().sqrt()) or 1.0
+
+    def weights(self, delta: Tensor) -> dict[str, Tensor]:
+        """The changed parameters, by name, at a weight change ``delta (n,)``."""
+        out, start = {}, 0
+        for name, ix in self.indices.items():
+            base, piece = self._initial[name], delta[start : start + len(ix)]
+            start += len(ix)
+            flat = base.flatten()
+            flat = flat + piece if len(ix) == flat.numel() else flat.index_add(0, ix, piece)
+            out[name] = flat.view(base.shape)
+        return out
+
+    def as_delta(self, delta: Any) -> Tensor:
+        """Any array ``(..., n)`` as a tensor of the model's dtype and device; None means no change."""
+        if delta is None:
+            return torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        return torch.as_tensor(delta, device=self.device).to(self.dtype)
+
+    def layers(self, inputs: Tensor) -> list[ChangedLayer] | None:
+        """The linear layers that hold all changed weights, or None where some are used in another way."""
+        self._prepare(inputs)
+        return self._layers
+
+    @property
+    def exact(self) -> bool:
+        """Whether outputs are affine in ``delta``: all changed weights are in the last linear layer."""
+        return self._split is not None and self._split.last_linear is not None
+
+    def run(self, weights: Mapping[str, Tensor], part: tuple[Tensor, ...]) -> Tensor:
+        """Outputs ``(B, k)`` from activations ``part`` at the frontier, with the named parameters replaced."""
+        self.evaluations += part[0].shape[0]
+        assert self._replaceable is not None
+        return self._replaceable.run(weights, part)
+
+    def to_frontier(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Activations of a batch of inputs where the first changed weight enters; the inputs where that is unknown."""
+        self._prepare(inputs)
+        inputs = self._convert(inputs)
+        if self._split is None or self._split.prefix is None:
+            return (inputs,)
+        with torch.no_grad():
+            return tuple(self._split.prefix(inputs))
+
+    def widest(self, inputs: Tensor) -> int:
+        """The most numbers that one layer after the frontier makes for each sample."""
+        self._prepare(inputs)
+        return self._split.widest if self._split else max(64, inputs[0].numel() * 8)
+
+    def floats(self, inputs: Tensor) -> int:
+        """Numbers that all layers after the frontier make for each sample."""
+        self._prepare(inputs)
+        return self._split.floats if self._split else max(64, inputs[0].numel() * 32)
+
+    def _convert(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.detach().to(self.device)
+        if inputs.is_floating_point() or not self._takes_integers:
+            inputs = inputs.to(self.dtype)
+        return inputs
+
+    @property
+    def suffix(self) -> nn.Module:
+        """What is run from the frontier on; the whole network before the first run, or where it cannot be split."""
+        return self.caller if self._split is None else self._split.suffix
+
+    def _prepare(self, inputs: Tensor) -> None:
+        """Once: check that the network is usable and split it."""
+        if self._replaceable is not None:
+            return
+        few = inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]].detach()
+        self._takes_integers = not few.is_floating_point() and accepts(self.caller, few.to(self.device))
+        few = self._convert(few)
+        self.classes = check_outputs(self.caller, few, inputs)
+        names = {f"model.{name}" for name in self.indices}
+        self._split = split_at(self.caller, names, few) if names else None
+        self._layers = changed_layers(self.suffix, self.indices)
+        changed = {name: p for name, p in self.caller.model.named_parameters() if name in self.indices}
+        self._replaceable = Replaceable(self.suffix, changed)

@@ -1,0 +1,54 @@
+"""What was computed for a tensor, remembered by the memory that the tensor views."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def identity(inputs: Tensor) -> tuple[object, ...]:
+    """Tells tensors apart by the memory that they view, so that views of one array share what was computed for it."""
+    return (inputs.data_ptr(), inputs.shape, inputs.stride(), inputs.dtype, inputs.device)
+
+
+class ByTensor:
+    """Results by tensor and kind; each keeps its tensor alive, and is computed anew once that was written into."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[Tensor, int, Any]] = {}
+
+    def find(self, kind: str, inputs: Tensor, compute: Callable[[], T]) -> T:
+        """The remembered result, or that of ``compute``."""
+        key = (kind, *identity(inputs))
+        known = self._known.get(key)
+        if known is None or known[1] != inputs._version:
+            known = self._known[key] = (inputs, inputs._version, compute())
+        found: T = known[2]
+        return found
+
+
+class LastPoints:
+    """Results at the last few weight changes.
+
+    Args:
+        count: How many weight changes are remembered; the one that was not asked for the longest makes way.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._points: OrderedDict[bytes, ByTensor] = OrderedDict()
+
+    def at(self, delta: Tensor) -> ByTensor:
+        """What is remembered of one weight change."""
+        key = delta.detach().cpu().numpy().tobytes()
+        if key not in self._points:
+            while len(self._points) >= self._count:
+                self._points.popitem(last=False)
+            self._points[key] = ByTensor()
+        self._points.move_to_end(key)
+        return self._points[key]
