@@ -1,5 +1,5 @@
 """``python -m repairopt``: the command line."""
 
-from repairopt.interfaces.commandline.cli import main
+from repairopt.interfaces.commandline.commands import main
 
 main()

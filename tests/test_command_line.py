@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_spec import SPEC, write_spec
 
-from repairopt.interfaces.commandline.cli import cli, main
+from repairopt.interfaces.commandline.commands import cli, main
 from repairopt.interfaces.commandline.runs.results import RESULTS
 from repairopt.interfaces.commandline.runs.schemas import schema_text
 from repairopt.interfaces.specfile.networks import mlp
@@ -72,7 +72,7 @@ def run_json(run):
 
 def test_help_loads_neither_torch_nor_pydantic():
     code = (
-        "import sys\nfrom repairopt.interfaces.commandline.cli import main\n"
+        "import sys\nfrom repairopt.interfaces.commandline.commands import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([n for n in ('torch', 'numpy', 'pydantic', 'yaml', 'pandas') if n in sys.modules])"
     )

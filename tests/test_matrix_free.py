@@ -81,7 +81,7 @@ def test_tall_programs_solve_the_normal_equations_and_agree_with_the_other_syste
     lower[:equal] = upper[:equal] = halfway[:equal]
     program = replace(program, lower=lower, upper=upper)
     interior_only(monkeypatch)
-    steps = import_module("repairopt.solvers.interior_point")
+    steps = import_module("repairopt.solvers.primal_dual")
     sizes = []
     solved = steps._Factorized.solve
     monkeypatch.setattr(

@@ -62,7 +62,7 @@ def test_an_honest_run_is_sound(folder):
 
 def test_a_fresh_process_uses_none_of_the_code_that_solves(folder):
     code = (
-        "import sys\nfrom repairopt.interfaces.commandline.cli import main\n"
+        "import sys\nfrom repairopt.interfaces.commandline.commands import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as ended:\n    print('code', ended.code)\n"
         "print([m for m in sys.modules if m.startswith('repairopt.') and m.split('.')[1] in " + repr(SOLVING) + "])"
     )
