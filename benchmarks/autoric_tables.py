@@ -12,7 +12,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,16 @@ from protocol import Task, measure, tasks
 from tables import table_4, table_6, table_7, table_8
 from torch import nn
 
-from repairopt import Bisection, FixLabels, Incremental, OneShot, Sequential, SurrogateSettings, solve_repair
+from repairopt import (
+    Bisection,
+    FixLabels,
+    Incremental,
+    OneShot,
+    Sequential,
+    Settings,
+    SurrogateSettings,
+    solve_repair,
+)
 
 TOLERANCE = 0.02  # share of right answers that a repair may break; OneShot does not look at it
 FAITHFUL = {"surrogate": SurrogateSettings(kind="full", radius=1.0), "trust_radius": 1.0}
@@ -41,44 +50,40 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PeerSettings:
     """Size of the runs of the peers; smaller with ``--quick``."""
 
     steps: int = 300
     swarm: int = 100
 
 
-Runner = Callable[[Task, int, Settings], Run]
+Runner = Callable[[Task, int, PeerSettings], Run]
 
 
-def repaired(
-    method: Any, *, with_constraints: bool = True, weights: Any = None, left: float = 1.0, **options: Any
-) -> Runner:
+def repaired(method: Any, *, with_constraints: bool = True, weights: Any = None, left: float = 1.0) -> Runner:
     """A runner for one method of the library; ``left`` is the target as a share of the task's own."""
 
-    def run(task: Task, split: int, settings: Settings) -> Run:
+    def run(task: Task, split: int, settings: PeerSettings) -> Run:
         half = task.part(*task.indices(split)[0])
         goal, how, faithful = half.goal, method, isinstance(method, OneShot | Incremental | Bisection)
         constraints: list[Any] = [half.keep(TOLERANCE)]
         if faithful:
             constraints = [half.keep(1.0 if isinstance(method, OneShot) else TOLERANCE)]
         if isinstance(method, OneShot):
-            how = OneShot(task.selection, use_constraints=with_constraints)
+            how = replace(method, selection=task.selection, use_constraints=with_constraints)
             constraints.append(FixLabels(half.rows, half.labels))  # the negative rows
         elif isinstance(method, Incremental):
-            how = Incremental(task.selection, batch=method.batch)
+            how = replace(method, selection=task.selection)
         elif task.guard and isinstance(method, Sequential):
             constraints.append(half.recall(buffer=0.01))
         started = time.process_time()
         result = solve_repair(
             task.network,
-            goal,
+            replace(goal, target=0.0 if faithful else left * task.target),
             constraints,
-            target=0.0 if faithful else left * task.target,
             weights=task.weights if weights is None else weights,
             method=how,
-            seed=split,
-            **options,
+            settings=Settings(seed=split),
         )
         seconds = time.process_time() - started
         stages = {f"seconds {stage}": result.report.seconds.get(stage, 0.0) for stage in STAGES}
@@ -91,7 +96,7 @@ def repaired(
 def tuned(whole: bool = False, **options: Any) -> Runner:
     """A runner for Adam; the seconds are those of the sweep."""
 
-    def run(task: Task, split: int, settings: Settings) -> Run:
+    def run(task: Task, split: int, settings: PeerSettings) -> Run:
         sweep = Sweep(steps=settings.steps, whole=whole, **options)
         found = tune(task, task.indices(split)[0], sweep, split)
         extra = {"seconds of one run": found.seconds_run, "penalty": found.choice[0], "rate": found.choice[1]}
@@ -100,7 +105,7 @@ def tuned(whole: bool = False, **options: Any) -> Runner:
     return run
 
 
-def swarm(task: Task, split: int, settings: Settings) -> Run:
+def swarm(task: Task, split: int, settings: PeerSettings) -> Run:
     half = task.part(*task.indices(split)[0])
     started = time.process_time()
     network = care_swarm(task, half, split, iterations=settings.swarm)
@@ -108,10 +113,10 @@ def swarm(task: Task, split: int, settings: Settings) -> Run:
 
 
 METHODS: dict[str, Runner] = {
-    "one-shot QP, projected": repaired(OneShot(), convexify="project", **FAITHFUL),
-    "one-shot QP, shifted": repaired(OneShot(), convexify="shift", **FAITHFUL),
-    "incremental": repaired(Incremental(batch=10), convexify="project", **FAITHFUL),
-    "bisection": repaired(Bisection(), convexify="project", **FAITHFUL),
+    "one-shot QP, projected": repaired(OneShot(convexify="project", **FAITHFUL)),
+    "one-shot QP, shifted": repaired(OneShot(convexify="shift", **FAITHFUL)),
+    "incremental": repaired(Incremental(batch=10, convexify="project", **FAITHFUL)),
+    "bisection": repaired(Bisection(convexify="project", **FAITHFUL)),
     "sequential": repaired(Sequential()),
     "sequential, buffer": repaired(Sequential(buffer=BUFFER)),
     "sequential, buffer, last three layers": repaired(Sequential(buffer=BUFFER), weights=["fc4", "fc5", "fc6"]),
@@ -124,9 +129,9 @@ METHODS: dict[str, Runner] = {
     "fine-tuning, all weights": tuned(whole=True, penalties=(0.0,), rates=(0.0003,)),
     "CARE swarm": swarm,
     "always the common answer": lambda task, split, settings: Run(majority(task), 0.0),
-    "one-shot QP, projected, no rows": repaired(OneShot(), with_constraints=False, convexify="project", **FAITHFUL),
-    "one-shot LP": repaired(OneShot(), program="lp", **FAITHFUL),
-    "one-shot LP, no rows": repaired(OneShot(), with_constraints=False, program="lp", **FAITHFUL),
+    "one-shot QP, projected, no rows": repaired(OneShot(convexify="project", **FAITHFUL), with_constraints=False),
+    "one-shot LP": repaired(OneShot(program="lp", **FAITHFUL)),
+    "one-shot LP, no rows": repaired(OneShot(program="lp", **FAITHFUL), with_constraints=False),
 }
 SHOWN = {  # which runs each table needs
     4: [*METHODS][:11] + ["always the common answer"],
@@ -146,7 +151,7 @@ TABLES = {4: table_4, 6: table_6, 7: table_7, 8: table_8}
 QUICK = ("M1 gender",)
 
 
-def run_all(wanted: dict[str, Task], splits: int, settings: Settings, names: list[str]) -> list[dict[str, Any]]:
+def run_all(wanted: dict[str, Task], splits: int, settings: PeerSettings, names: list[str]) -> list[dict[str, Any]]:
     """One record for each task, split and method: before and after on the held-out half, seconds, extras."""
     records = []
     for task in wanted.values():
@@ -203,7 +208,7 @@ def main() -> None:
     if options.read:
         records = [record for path in options.read for record in read_csv(path)]
     else:
-        settings = Settings(steps=10, swarm=2) if options.quick else Settings()
+        settings = PeerSettings(steps=10, swarm=2) if options.quick else PeerSettings()
         methods = options.methods or [m for m in METHODS if any(m in SHOWN[table] for table in options.tables)]
         records = run_all(wanted, 1 if options.quick else options.splits, settings, methods)
     options.out.mkdir(parents=True, exist_ok=True)

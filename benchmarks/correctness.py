@@ -41,7 +41,7 @@ from correctness_samples import measure_samples
 from correctness_tables import report
 from torch import nn
 
-from repairopt import SQP, Bound, ErrorRate, FlipRate, KeepLabels, solve_repair
+from repairopt import SQP, Bound, ErrorRate, FlipRate, KeepLabels, Settings, solve_repair
 
 SHIFTED = 0.927  # accuracy on shifted inputs that the soft mode is asked for
 TYPED = {SOFT: 1 - SHIFTED, CONSERVATIVE: 0.09, HARD: 1 - SHIFTED}  # error rates; a repair rate of 0.45 leaves 0.09
@@ -164,7 +164,7 @@ def sqp(ours: Ours | dict[str, Ours], *, whole: bool = False) -> Method:
                 held_out=[] if how.method.confidence is None else [twin, *twins],
                 weights="last",
                 method=how.method,
-                seed=given.split,
+                settings=Settings(seed=given.split),
             )
             seconds = time.process_time() - started
             extra = {"rounds": len(repair.report.rounds), "met here": float(repair.report.verdict == "repaired")}

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from frontier_cases import Case, Part, Predictor, cases
 
-from repairopt import SQP, solve_repair
+from repairopt import SQP, Settings, solve_repair
 
 NAN = float("nan")
 REPEATS = 3  # of calls whose seconds are judged; the least is taken, because what else a machine does only adds
@@ -82,8 +82,8 @@ def sqp(
                     data=(part.rows, part.labels),
                     held_out=held_out,
                     weights=chosen,
-                    method=SQP(confidence=confidence, buffer=buffer, **settings),  # type: ignore[arg-type]
-                    seed=split,
+                    method=SQP(confidence=confidence, buffer=buffer, **settings),
+                    settings=Settings(seed=split),
                 )
                 seconds = min(seconds, time.process_time() - started)
             extra = {"weights": repair.report.location.size, "rounds": len(repair.report.rounds)}

@@ -14,7 +14,7 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 from large_programs import box, correlated, dense_case, wide_case
 
-from repairopt import FixLabels, Incremental, OneShot, solve_repair
+from repairopt import FixLabels, Incremental, OneShot, Settings, solve_repair
 from repairopt.methods import Sequential
 from repairopt.program import Kind, Program, Solution, solve_working_set
 from repairopt.program.backends import find_solver
@@ -201,5 +201,7 @@ def step(name: str, how: str) -> Built:
     if how == "one-shot":
         constraints.append(FixLabels(half.rows, half.labels))
     recorder, weights = Recorder(), task.weights if name == "M1 gender" else "auto"
-    solve_repair(task.network, half.goal, constraints, weights=weights, method=method, solver=recorder, seed=0)
+    solve_repair(
+        task.network, half.goal, constraints, weights=weights, method=method, settings=Settings(solver=recorder, seed=0)
+    )
     return Built(max(recorder.programs, key=lambda program: program.m * program.n))

@@ -24,7 +24,7 @@ from protocol import Task, measure, tasks
 from torch import nn
 
 import repairopt.pipeline.prepare
-from repairopt import CARE, ErrorRate, Incremental, KeepLabels, Sequential, SurrogateSettings, solve_repair
+from repairopt import CARE, ErrorRate, Incremental, KeepLabels, Sequential, Settings, SurrogateSettings, solve_repair
 from repairopt.localize import localize
 from repairopt.network import Engine
 from repairopt.surrogate import fit_surrogate
@@ -57,7 +57,11 @@ def census_repair(task: Task, split: int, method: Any) -> tuple[float, Any]:
     """The repair in the mode that meets the quality bar: data and network are loaded, properties are built."""
     half = task.part(*task.indices(split)[0])
     keep = [half.keep(0.02)]
-    return cpu(lambda: solve_repair(task.network, half.goal, keep, weights=task.weights, method=method, seed=split))
+    return cpu(
+        lambda: solve_repair(
+            task.network, half.goal, keep, weights=task.weights, method=method, settings=Settings(seed=split)
+        )
+    )
 
 
 def one_process(splits: list[int]) -> None:

@@ -15,7 +15,7 @@ import torch
 from census_fairness import METHODS, PAPER, summary
 from real_networks import FeedForward, halves, load
 
-from repairopt import Bound, GroupGap, KeepLabels, MissRate, Repair, solve_repair
+from repairopt import Bound, GroupGap, KeepLabels, MissRate, Repair, Settings, solve_repair
 
 SUBSCRIBES = 0
 
@@ -43,7 +43,7 @@ def repair(split: int = 0, method: str = "auto", weights: str = "auto", target: 
         held_out=[sampled(drawn_there), *constraints(there)],
         weights={"paper": PAPER, "auto": "auto"}.get(weights) or weights.split(","),
         method=METHODS.get(method, method),
-        seed=seed,
+        settings=Settings(seed=seed),
     )
 
 

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from real_networks import FeedForward, halves, load
 
-from repairopt import Bisection, GroupGap, KeepLabels, Neurons, Repair, Sequential, solve_repair
+from repairopt import (
+    Bisection,
+    GroupGap,
+    KeepLabels,
+    Neurons,
+    Repair,
+    Sequential,
+    Settings,
+    Specification,
+    solve_repair,
+)
 
 SEX, FAVORABLE = 9, 0
 PAPER = Neurons(layer="fc3", units=[6, 10, 11])  # the paper's (3,7), (3,11), (3,12): 24 outgoing weights
@@ -52,13 +62,11 @@ def repair(split: int = 0, method: str = "auto", weights: str = "paper", target:
 
     return solve_repair(
         network,
-        sampled(drawn_here),
-        [keep(here)],
+        Specification(sampled(drawn_here), [keep(here)], watch=[observed(here)]),
         held_out=[sampled(drawn_there), observed(there), keep(there)],
-        watch=[observed(here)],
         weights=chosen_weights(weights),
         method=METHODS.get(method, method),
-        seed=seed,
+        settings=Settings(seed=seed),
     )
 
 

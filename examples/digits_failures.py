@@ -23,12 +23,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; a network this small gains nothing from more
 
+from dataclasses import replace
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
-from repairopt import ErrorRate, FixLabels, KeepLabels, Repair, solve_repair
+from repairopt import ErrorRate, FixLabels, KeepLabels, Repair, Settings, solve_repair
 
 Labelled = tuple[Tensor, Tensor]
 ALL = ("conv1", "conv2", "fc")
@@ -141,9 +143,8 @@ def repair(network: nn.Module, data: Data, method: str = "auto", seed: int = 0) 
         [KeepLabels(*guards(network, data), tolerance=0.0), FixLabels(*given, margin=1.0)],
         held_out=[ErrorRate(*unseen, name="failing digits, error rate"), KeepLabels(*data.test)],
         weights=list(LAST),
-        method=method,
-        shrink=False,
-        seed=seed,
+        method=replace(method, shrink=False),
+        settings=Settings(seed=seed),
     )
 
 

@@ -25,7 +25,7 @@ import torch
 from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 
-from repairopt import KeepLabels, solve_repair
+from repairopt import CallableProperty, KeepLabels, Settings, solve_repair
 from repairopt.interfaces.testing import check_solver
 from repairopt.program import Kind, Program, Solution, Status, solve
 
@@ -135,7 +135,11 @@ def repaired() -> str:
         return logits[labels[wrong[0]]] - logits[1 - labels[wrong[0]]]
 
     keep = KeepLabels(inputs[rest], labels[rest])
-    return str(solve_repair(model, margin, [keep], target=-0.05, weights=["2"], solver=LeastDistance()).report)
+    return str(
+        solve_repair(
+            model, CallableProperty(margin, -0.05), [keep], weights=["2"], settings=Settings(solver=LeastDistance())
+        ).report
+    )
 
 
 # %% [markdown]

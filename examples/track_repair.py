@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; a network this small gains nothing from more
 
-from repairopt import GroupGap, KeepLabels, Repair, solve_repair
+from repairopt import GroupGap, KeepLabels, Repair, Settings, solve_repair
 from repairopt.compare.tasks import loan_decisions
 from repairopt.interfaces.track import Log, report_metrics, track_rounds
 
@@ -28,7 +28,9 @@ def repaired(log: Log) -> Repair:
     gap = GroupGap.observed(x[:2000], column=5, target=0.05)
     keep = KeepLabels(x[:2000], y[:2000], tolerance=0.05)
     held_out = (x[2000:], y[2000:])
-    return solve_repair(model, gap, [keep], held_out=held_out, method="sequential", progress=track_rounds(log))
+    return solve_repair(
+        model, gap, [keep], held_out=held_out, method="sequential", settings=Settings(progress=track_rounds(log))
+    )
 
 
 # %% [markdown]

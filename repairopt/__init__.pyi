@@ -24,13 +24,16 @@ from .methods import (
     OneShot,
     OnGrid,
     Sequential,
+    available_methods,
 )
-from .pipeline import RepairProgram, formulate_repair, solve_repair
+from .network import Classifier
+from .pipeline import RepairProgram, Settings, formulate_repair, solve_repair
 from .program import Kind, Program, Solution, Status, available_solvers
 from .report import Repair, Report, Verdict, write_html
 from .specify import (
     AccuracyDrop,
     Bound,
+    CallableProperty,
     ChangeLimit,
     Constraint,
     ErrorRate,
@@ -52,6 +55,9 @@ from .surrogate import Strictest, SurrogateSettings
 __all__ = [
     "SQP",
     "CARE",
+    "CallableProperty",
+    "Classifier",
+    "available_methods",
     "AccuracyDrop",
     "AtMostBroken",
     "Bisection",
@@ -95,6 +101,7 @@ __all__ = [
     "RowSet",
     "Sequential",
     "Solution",
+    "Settings",
     "SolverError",
     "SolverNotFoundError",
     "Specification",

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repairopt import GroupGap, KeepLabels
+from repairopt import (
+    CallableProperty,
+    Classifier,
+    GroupGap,
+    KeepLabels,
+    Settings,
+    Specification,
+    solve_repair,
+)
+from repairopt.methods import find_method
 
 
 class Steps(nn.Module):
@@ -66,3 +76,22 @@ def task(model: nn.Module | None = None, count: int = 400, dtype: torch.dtype = 
     inputs, labels = torch.stack([merit, group], dim=1), (merit + noise > 0).long()
     model = (ramps() if model is None else model).to(dtype).eval()
     return Task(model, inputs[:count], labels[:count], inputs[count:], labels[count:])
+
+
+def repair(model: Any, goal: Any, constraints: Any = (), method: Any = "auto", **options: Any) -> Any:
+    """``solve_repair`` with settings, and fields of the method, as plain keywords; for tests that vary one of them."""
+    names = {field.name for field in fields(Settings)}
+    settings = Settings(**{name: options.pop(name) for name in list(options) if name in names})
+    found: Any = find_method(method)
+    own = {field.name for field in fields(found)} if hasattr(found, "__dataclass_fields__") else set()
+    for name in {"trust_radius", "shrink"} - own:
+        options.pop(name, None)  # a default of many tests, which this method has no use for
+    found = replace(found, **chosen) if (chosen := {n: options.pop(n) for n in list(options) if n in own}) else found
+    if "target" in options:
+        target = options.pop("target")
+        goal = CallableProperty(goal, target) if not hasattr(goal, "value") else replace(goal, target=target)
+    if "watch" in options:
+        goal, constraints = Specification(goal, tuple(constraints), (), options.pop("watch")), ()
+    if "forward_fn" in options:
+        model = Classifier(model, options.pop("forward_fn"))
+    return solve_repair(model, goal, constraints, method=found, settings=settings, **options)

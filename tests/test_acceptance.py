@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,11 @@ def test_check_5_one_shot_and_cutting_planes():
     values = []
     for method in (OneShot(every), Incremental(every)):
         found = solve_repair(
-            toy.model, toy.gap(), [toy.keep(0.0)], weights="2.weight", method=method, trust_radius=1.0, shrink=False
+            toy.model,
+            toy.gap(),
+            [toy.keep(0.0)],
+            weights="2.weight",
+            method=replace(method, trust_radius=1.0, shrink=False),
         )
         values.append(found.report.surrogate.value(found.delta["2.weight"].flatten().numpy()))
     assert values[0] == pytest.approx(values[1], abs=1e-9)
@@ -113,7 +118,7 @@ def test_check_6_bisection():
     """Feasible, and not worse than the start in the surrogate; the trials themselves in test_methods.py."""
     toy = task()
     found = solve_repair(
-        toy.model, toy.gap(0.0), [toy.keep(0.0)], weights="2.weight", method=Bisection(), trust_radius=1.0
+        toy.model, toy.gap(0.0), [toy.keep(0.0)], weights="2.weight", method=Bisection(trust_radius=1.0)
     )
     model, change = found.report.surrogate, found.delta["2.weight"].flatten().numpy()
     assert np.any(change)
@@ -161,9 +166,7 @@ def test_check_8_repair_widens_the_radius():
     before = float(certified_radius(model, point, labels[:1], tol=1e-4))
     goal = CertifiedRadius(point, labels[:1], target=1 / (1.3 * before), tol=1e-4)
     keep = KeepLabels(inputs, labels, tolerance=0.05)
-    found = solve_repair(
-        model, goal, [keep], weights="last", method="incremental", surrogate="linear", trust_radius=1.0
-    )
+    found = solve_repair(model, goal, [keep], weights="last", method=Incremental(surrogate="linear", trust_radius=1.0))
     after = float(certified_radius(found.model, point, labels[:1], tol=1e-4))
     assert after > 1.25 * before
     assert found.report.verification.checks[0].holds

@@ -14,7 +14,7 @@ import torch
 from biased_task import task
 from hypothesis import given, strategies as st
 
-from repairopt import solve_repair
+from repairopt import Settings, solve_repair
 from repairopt.errors import AuditError
 from repairopt.patches import AuditLog, fingerprint, verify_log
 from repairopt.patches.audit import record_repair
@@ -212,7 +212,9 @@ def test_missing_files_and_folders_are_named(path, tmp_path):
 
 def test_a_repair_is_logged_round_by_round(path):
     toy = task(count=200)
-    report = solve_repair(toy.model, toy.gap(), [toy.keep()], weights="last", held_out=toy.held_out, seed=5).report
+    report = solve_repair(
+        toy.model, toy.gap(), [toy.keep()], weights="last", held_out=toy.held_out, settings=Settings(seed=5)
+    ).report
     log = AuditLog(path)
     record_repair(log, report, model=toy.model, inputs={"inputs": toy.inputs})
     verify_log(path)
@@ -236,7 +238,11 @@ def test_a_repair_is_logged_round_by_round(path):
 def test_rounds_can_be_logged_as_they_are_done(path):
     toy, log = task(count=200), AuditLog(path)
     report = solve_repair(
-        toy.model, toy.gap(), [toy.keep()], weights="last", progress=lambda entry: log.append("round", **vars(entry))
+        toy.model,
+        toy.gap(),
+        [toy.keep()],
+        weights="last",
+        settings=Settings(progress=lambda entry: log.append("round", **vars(entry))),
     ).report
     assert verify_log(path).count == len(report.rounds) >= 1
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import LinearConstraint, minimize
 from torch import nn
 
-from repairopt import SQP, GroupGap, KeepLabels, Verdict, solve_repair
+from repairopt import SQP, GroupGap, KeepLabels, Settings, Verdict, solve_repair
 from repairopt.methods import GainModel, cannot_be_shown, steepest_sides
 from repairopt.methods.sqp.expected_gain import DAMPING
 from repairopt.methods.sqp.limits import Limit, Lines
@@ -127,7 +127,9 @@ def test_ctrl_c_in_the_search_ends_the_repair_and_loses_nothing(answer):
     model, x, y = biased_network(1000)
     solver = Ending(answer)
     gap = GroupGap.observed(x, 7, target=0.05)
-    found = solve_repair(model, gap, [KeepLabels(x, y, tolerance=0.1)], solver=solver, method=SQP(confidence=None))
+    found = solve_repair(
+        model, gap, [KeepLabels(x, y, tolerance=0.1)], method=SQP(confidence=None), settings=Settings(solver=solver)
+    )
     assert found.report.stopped == "interrupted"
     assert solver.solves == 1, "the search went on"
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), model.parameters(), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -83,8 +83,8 @@ def test_a_repair_is_the_same_whatever_form_its_data_have(toy, form):
     data = here if len(here) == 2 else here[0]
     goal = ErrorRate(*here, target=0.05)
     options = {"weights": "last", "method": "sequential"}
-    repair = solve_repair(toy.model, goal, [KeepLabels(*here)], held_out=held_out, data=data, **options)
-    plain = solve_repair(
+    repair = repair_with(toy.model, goal, [KeepLabels(*here)], held_out=held_out, data=data, **options)
+    plain = repair_with(
         toy.model,
         ErrorRate(toy.inputs, toy.labels, target=0.05),
         [KeepLabels(toy.inputs, toy.labels)],
@@ -167,8 +167,8 @@ class TestFrames:
         gap = GroupGap.observed(frame, column="sex", target=0.3)
         keep = KeepLabels(frame, toy.labels.numpy(), tolerance=0.3)
         options = {"weights": "last", "method": "sequential"}
-        repair = solve_repair(toy.model, gap, [keep], held_out=(other, pandas.Series(toy.other_labels)), **options)
-        plain = solve_repair(
+        repair = repair_with(toy.model, gap, [keep], held_out=(other, pandas.Series(toy.other_labels)), **options)
+        plain = repair_with(
             *(toy.model, GroupGap.observed(toy.inputs, 1, target=0.3)),
             [KeepLabels(toy.inputs, toy.labels, tolerance=0.3)],
             **{"held_out": toy.held_out, **options},
@@ -176,7 +176,7 @@ class TestFrames:
         assert repair.report.measure(held_out=True).after == pytest.approx(plain.report.measure(held_out=True).after)
         assert "favorable rate, sex = 1" in repair.report.measure(held_out=True).details
         with pytest.raises(SpecificationError, match="held_out: its columns are sex, merit; those of 'group gap'"):
-            solve_repair(toy.model, gap, [keep], held_out=(other[["sex", "merit"]], toy.other_labels), **options)
+            repair_with(toy.model, gap, [keep], held_out=(other[["sex", "merit"]], toy.other_labels), **options)
 
     def test_what_is_no_number_is_named(self, pandas, frame, toy):
         frame["job"], frame["since"] = "clerk", pandas.Timestamp("2020-01-01")

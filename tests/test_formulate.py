@@ -23,7 +23,7 @@ def test_the_program_is_that_of_the_one_shot_method(toy):
     answer = solve(repair.program)
     assert answer.status is Status.OPTIMAL
     finished = repair.finish(answer.delta)
-    usual = solve_repair(toy.model, toy.gap(), [toy.keep()], weights="last", method=OneShot(), shrink=False)
+    usual = solve_repair(toy.model, toy.gap(), [toy.keep()], weights="last", method=OneShot(shrink=False))
     assert finished.report.verification.goal_after == usual.report.verification.goal_after
     assert {source.constraint for source in repair.program.sources} == {"keep labels"}
 
@@ -46,7 +46,7 @@ def test_users_add_constraints_with_pyomo(toy):
     pyo = pytest.importorskip("pyomo.environ")
     from repairopt.solvers import as_pyomo
 
-    repair = formulate_repair(toy.model, toy.gap(), [toy.keep()], weights="last", program="lp")
+    repair = formulate_repair(toy.model, toy.gap(), [toy.keep()], weights="last", method=OneShot(program="lp"))
     model = as_pyomo(repair.program)
     model.still = pyo.Constraint(expr=model.delta[0] == 0)
     pyo.SolverFactory("appsi_highs").solve(model)

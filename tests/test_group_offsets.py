@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 from torch import nn
 
-from repairopt import SQP, GroupGap, GroupOffsets, ModelError, SpecificationError, solve_repair
+from repairopt import SQP, GroupGap, GroupOffsets, ModelError, SpecificationError
 from repairopt.patches import Patch
 
 
@@ -85,7 +85,7 @@ def test_a_gap_is_closed_by_them(weights):
     gap = GroupGap.observed(given.inputs, 1, target=0.05)
     held_out = GroupGap.observed(given.other_inputs, 1, target=0.05)
     options = {"data": (given.inputs, given.labels), "held_out": [held_out], "method": SQP(confidence=None)}
-    repair = solve_repair(wrapped, gap, weights=weights, **options)
+    repair = repair_with(wrapped, gap, weights=weights, **options)
     assert repair.report.verdict == "repaired"
     assert float(held_out.value(wrapped)) > 0.2 > 0.1 > float(held_out.value(repair.model))
     assert not wrapped.offsets.any(), "the user's module is not modified"
@@ -100,7 +100,7 @@ def test_a_repair_of_them_is_a_patch_and_goes_through_onnx(tmp_path):
     wrapped = GroupOffsets(given.model, given.inputs, 1)
     gap = GroupGap.observed(given.inputs, 1, target=0.05)
     options = {"data": (given.inputs, given.labels), "method": SQP(confidence=None), "weights": "offsets"}
-    repair = solve_repair(wrapped, gap, **options)
+    repair = repair_with(wrapped, gap, **options)
     patch = Patch.from_repair(repair, wrapped)
     patch.save(tmp_path / "gap.safetensors")
     again = Patch.load(tmp_path / "gap.safetensors").apply(GroupOffsets(given.model, given.inputs, 1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import ErrorRate, KeepLabels, ModelError, SpecificationError, Verdict, solve_repair
+from repairopt import Classifier, ErrorRate, KeepLabels, ModelError, Settings, SpecificationError, Verdict, solve_repair
 from repairopt.interfaces.huggingface import PackedInputs
 
 
@@ -53,13 +53,12 @@ def test_a_bert_is_repaired(bert, weights, fingerprint):
     wrong = logits.argmax(1) != labels
     assert 0 < int(wrong.sum()) < 40
     repair = solve_repair(
-        bert,
+        Classifier(bert, packed),
         ErrorRate(packed.inputs[wrong], labels[wrong], target=0.5),
         [KeepLabels(packed.inputs, labels, tolerance=0.1)],
         weights=weights,
         method="sequential",
-        forward_fn=packed,
-        time_limit=60,
+        settings=Settings(time_limit=60),
     )
     with torch.no_grad():
         after = repair.model(**batch).logits.argmax(1)

@@ -106,13 +106,14 @@ def test_the_best_is_feasible_first_then_nearer_to_the_target_then_fewer_broken(
     labels = torch.tensor([0, 0, 1, 1, 1, 1])  # one wrong at first
     judge = judge_of(labels, [KeepLabels(X, labels, tolerance=0.2)])
     assert judge.best is judge.original
-    far = judge(move(bias=3.0))
+    far = judge.keep(move(bias=3.0))
     assert not far.feasible
     assert judge.best is judge.original
-    exact = judge(move(bias=0.7))
-    assert exact.met
+    assert judge(move(bias=0.7)).met
+    assert judge.best is judge.original, "exploring is not keeping"
+    exact = judge.keep(move(bias=0.7))
     assert judge.best is exact
-    judge(move(bias=0.8))
+    judge.keep(move(bias=0.8))
     assert judge.best is exact  # a tie does not replace it
     feasible, broken = judge.original, replace(judge.original, change_holds=False, excess=0.0)
     assert feasible.better_than(broken)
@@ -152,14 +153,14 @@ def test_halving_ends_next_to_the_boundary_and_never_beyond():
         seen.append((float(judged.delta[1]), judged.feasible))
         return judged.feasible
 
-    found = judge.halve(move(), move(bias=1.5), keep, 12)
+    found = judge.bisect(move(), move(bias=1.5), keep, 12)
     assert found.feasible
     assert 0.5 - 1.5 / 2**11 < found.delta[1] <= 0.5  # class 0 of -0.5 is lost beyond a bias of 0.5
     low, high = 0.0, 1.5  # the interval of trials shrinks on both sides, always around the boundary
     for bias, feasible in seen:
         assert bias == pytest.approx((low + high) / 2)
         low, high = (bias, high) if feasible else (low, bias)
-    assert judge.halve(move(), move(bias=1.5), lambda j: False, 5) is None
+    assert judge.bisect(move(), move(bias=1.5), lambda j: False, 5) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from biased_task import Steps, task
+from biased_task import Steps, repair as repair_with, task
 
 from repairopt import (
     AtMostBroken,
@@ -23,7 +23,6 @@ from repairopt import (
     Strictest,
     SurrogateSettings,
     Verdict,
-    solve_repair,
 )
 from repairopt.methods import Method, Outcome
 from repairopt.verify import Judge
@@ -42,7 +41,7 @@ def repair(toy, method, **options):
     settings = {"weights": "last", "trust_radius": 1.0, "shrink": False, **options}
     constraints = settings.pop("constraints", [toy.keep()])
     goal = settings.pop("goal", toy.gap())
-    return solve_repair(toy.model, goal, constraints, method=method, **settings)
+    return repair_with(toy.model, goal, constraints, method=method, **settings)
 
 
 def predicted(found):
@@ -254,7 +253,7 @@ def test_cutting_planes_keep_to_their_limit_of_rows():
         (lambda: AtMostBroken(count=-1), "method AtMostBroken: count=-1; expected a whole number, 0 or more, or None"),
         (
             lambda: repair(task(), "newton"),
-            "method='newton'; choose auto, one_shot, incremental, bisection, sequential",
+            "method='newton'; choose auto, at_most_broken, bisection, few_weights",
         ),
         (lambda: repair(task(), Incremental), "expected a name or an instance"),
         (lambda: repair(task(), OneShot(), program="milp"), "program='milp'; choose qp or lp"),

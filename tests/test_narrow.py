@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from biased_task import repair as repair_with
 from torch import nn
 
-from repairopt import SQP, GroupGap, Inputs, OddsGap, solve_repair
+from repairopt import SQP, GroupGap, Inputs, OddsGap
 from repairopt.methods.sqp.confident import _shortest_way
 from repairopt.methods.sqp.limits import Limit
 from repairopt.methods.sqp.reach import Reach, Reached, below_half, bound_reaches, spread
@@ -117,7 +118,7 @@ class Drawn:
     def repaired(self, narrow):
         method = SQP(narrow=narrow)
         options = {"data": (self.real, self.labels), "held_out": [self.other], "weights": [Inputs([1, 2])]}
-        return solve_repair(self.model, self.gap, method=method, **options)
+        return repair_with(self.model, self.gap, method=method, **options)
 
 
 def test_where_chance_takes_the_bound_rates_move_from_one_half_if_that_is_cheap():

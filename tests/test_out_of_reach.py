@@ -5,7 +5,18 @@ import torch
 from biased_task import task
 from torch import nn
 
-from repairopt import Bound, ErrorRate, FixLabels, KeepLabels, KeepOutputs, SpecificationError, Verdict, explain_unmet
+from repairopt import (
+    SQP,
+    Bound,
+    CallableProperty,
+    ErrorRate,
+    FixLabels,
+    KeepLabels,
+    KeepOutputs,
+    SpecificationError,
+    Verdict,
+    explain_unmet,
+)
 
 
 def line_network():
@@ -47,7 +58,7 @@ def test_constraints_that_conflict_only_together_are_named_together_and_others_a
     high = KeepLabels(points(3.0), labels(1), tolerance=0.0, name="high")
     idle = KeepLabels(points(-2.0), labels(0), tolerance=0.0, name="idle")
     goal = ErrorRate(points(2.0), labels(0), name="middle")
-    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
+    options = {"weights": ["2.weight", "2.bias"], "method": SQP(confidence=None, trust_radius=20.0)}
     found = explain_unmet(line_network(), goal, [low, idle, high], **options)
     assert set(found.conflict) == {"middle", "low", "high"}
     assert found.proved
@@ -62,7 +73,7 @@ def test_the_smallest_set_in_conflict_is_named():
     low = KeepLabels(points(1.0), labels(1), tolerance=0.0, name="low")
     high = KeepLabels(points(3.0), labels(1), tolerance=0.0, name="high")
     goal = ErrorRate(points(2.0), labels(0), name="middle")
-    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
+    options = {"weights": ["2.weight", "2.bias"], "method": SQP(confidence=None, trust_radius=20.0)}
     found = explain_unmet(line_network(), goal, [same, low, high], **options)
     assert set(found.conflict) == {"middle", "same"}
     assert (found.proved, found.smallest) == (True, True)
@@ -80,7 +91,7 @@ def test_constraints_in_conflict_among_themselves_are_named_without_the_goal():
     one = FixLabels(points(1.0), labels(0), weight=None, tolerance=0.0, name="is 0")
     other = KeepLabels(points(1.0), labels(1), tolerance=0.0, name="is 1")
     goal = ErrorRate(points(2.0, 3.0), labels(0, 1), name="middle")
-    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
+    options = {"weights": ["2.weight", "2.bias"], "method": SQP(confidence=None, trust_radius=20.0)}
     found = explain_unmet(line_network(), goal, [one, other], **options)
     assert found.conflict == ("is 0", "is 1")
     assert found.proved
@@ -98,8 +109,8 @@ def test_a_function_as_the_goal_is_taken_as_it_is():
         return predict(points(2.0, -2.0)).softmax(-1)[0, 1]
 
     keep = KeepLabels(points(1.0, 3.0), labels(1, 1), tolerance=0.0, name="keep")
-    options = {"weights": ["2.weight", "2.bias"], "trust_radius": 20.0}
-    found = explain_unmet(line_network(), middle, keep, target=0.4, **options)
+    options = {"weights": ["2.weight", "2.bias"], "method": SQP(confidence=None, trust_radius=20.0)}
+    found = explain_unmet(line_network(), CallableProperty(middle, 0.4), keep, **options)
     assert found.target == 0.4
     assert set(found.conflict) == {"middle", "keep"}
 
@@ -113,7 +124,9 @@ def test_a_function_as_the_goal_is_taken_as_it_is():
 def test_what_can_be_met_is_no_conflict():
     goal = ErrorRate(points(0.5), labels(0))
     keep = KeepLabels(points(3.0), labels(1), tolerance=0.0)
-    found = explain_unmet(line_network(), goal, keep, weights=["2.weight", "2.bias"], trust_radius=20.0)
+    found = explain_unmet(
+        line_network(), goal, keep, weights=["2.weight", "2.bias"], method=SQP(confidence=None, trust_radius=20.0)
+    )
     assert found.conflict == ()
     assert not found.proved
     assert found.repair.report.verdict is Verdict.REPAIRED
@@ -123,7 +136,7 @@ def test_what_can_be_met_is_no_conflict():
 def test_counts_are_not_proved_and_the_text_says_so():
     toy = task()
     same = KeepOutputs(toy.inputs, distance=0.01, name="same outputs")
-    found = explain_unmet(toy.model, toy.gap(), [same, toy.keep()], target=0.02, weights="last")
+    found = explain_unmet(toy.model, toy.gap(0.02), [same, toy.keep()], weights="last")
     assert found.conflict == ("group gap", "same outputs")
     assert not found.proved
     assert found.target == 0.02 < found.closest

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 
 from repairopt import SpecificationError, Status, Verdict, solve_repair
 
@@ -59,7 +59,7 @@ class CalmSamples(Calm):
 
 
 def repair(goal, constraints=(), **options):
-    return solve_repair(
+    return repair_with(
         TOY.model, goal, [TOY.keep(), *constraints], **{"weights": "last", "trust_radius": 1.0, **options}
     )
 
@@ -89,8 +89,11 @@ def test_own_constraints(kind, method):
 
 
 def test_the_target_of_a_class_that_is_no_dataclass_cannot_be_overridden():
-    with pytest.raises(SpecificationError, match=r"target= can override the target of a dataclass only"):
-        repair(MeanGap(), target=0.1)
+    with (
+        pytest.warns(DeprecationWarning, match="target= is deprecated.*set it on the goal"),
+        pytest.raises(SpecificationError, match=r"target= can override the target of a dataclass only"),
+    ):
+        solve_repair(TOY.model, MeanGap(), [TOY.keep()], target=0.1)
 
 
 def test_own_goals_of_the_wrong_shape_are_named():

@@ -7,13 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from sample_networks import CASES, Convolutional, Tied, chain
 from torch import nn
 
-from repairopt import ModelError, solve_repair
+from repairopt import ModelError
 from repairopt.errors import PatchError, WrongBaseError
 from repairopt.patches import Patch, fingerprint, hash_spec
 from repairopt.patches.choose_form import FORMS, make_difference
@@ -446,7 +446,7 @@ def test_models_on_a_gpu_stay_there():
 def repaired_task():
     toy = task(count=200, dtype=torch.float32)
     options = {"weights": "last", "held_out": toy.held_out, "method": "incremental", "seed": 3}
-    return toy, solve_repair(toy.model, toy.gap(), [toy.keep()], **options)
+    return toy, repair_with(toy.model, toy.gap(), [toy.keep()], **options)
 
 
 def test_a_repair_becomes_a_patch_that_says_where_it_is_from(repaired_task, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from biased_task import ramps, task
+from biased_task import ramps, repair as repair_with, task
 from sample_networks import CASES
 from torch import nn
 
@@ -23,7 +23,6 @@ from repairopt import (
     SpecificationError,
     Status,
     Verdict,
-    solve_repair,
 )
 
 NAN = torch.tensor([[float("nan"), 0.0]])
@@ -38,7 +37,7 @@ def quick(toy=None, **options):
     toy = toy or task()
     settings = {"weights": "last", "trust_radius": 1.0, **options}
     goal, constraints = settings.pop("goal", toy.gap()), settings.pop("constraints", [toy.keep()])
-    return solve_repair(settings.pop("model", toy.model), goal, constraints, **settings)
+    return repair_with(settings.pop("model", toy.model), goal, constraints, **settings)
 
 
 # ------------------------------------------------------------------------ the model is left alone
@@ -96,11 +95,11 @@ def test_every_kind_of_network_goes_through(case, weights):
     keep = KeepLabels(inputs, labels, tolerance=0.1)
     names = list(case.early) if weights == "early" else case.last
     options = {"weights": names, "forward_fn": case.forward_fn, "trust_radius": 2.0}
-    found = solve_repair(model, goal, [keep], method=Bisection(), **options)
+    found = repair_with(model, goal, [keep], method=Bisection(), **options)
     assert found.report.verification.goal_before == 1.0
     assert found.report.verdict in (Verdict.REPAIRED, Verdict.IMPROVED, Verdict.UNSOLVED)
     if weights == "last":
-        found = solve_repair(model, goal, [keep], **options)
+        found = repair_with(model, goal, [keep], **options)
         assert found.report.verdict is Verdict.REPAIRED
 
 
@@ -244,7 +243,7 @@ def test_raise_if_failed():
         pytest.param({"time_limit": -1.0}, SpecificationError, ["time_limit=-1.0"]),
         ({"solver": "cplex"}, LookupError, ["cplex"]),
         ({"surrogate": "spline"}, SpecificationError, ["spline"]),
-        pytest.param({"convexify": "maybe"}, SpecificationError, ["maybe"]),
+        pytest.param({"method": OneShot(convexify="maybe")}, SpecificationError, ["maybe"]),
         ({"constraints": [LinearRows(np.eye(3), 0, 1)]}, SpecificationError, ["3 columns", "10"]),
         (
             {"goal": lambda predict: predict(NAN.double()).mean()},

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 
-from repairopt import Bisection, FixLabels, GroupGap, Incremental, KeepLabels, RepairFailedError, Verdict, solve_repair
+from repairopt import Bisection, FixLabels, GroupGap, Incremental, KeepLabels, RepairFailedError, Verdict
 
 
 def repaired(**options):
     toy = task(count=200)
     settings = {"weights": "last", "trust_radius": 1.0, "method": "incremental", "held_out": toy.held_out, **options}
     goal, constraints = settings.pop("goal", toy.gap()), settings.pop("constraints", [toy.keep()])
-    return solve_repair(toy.model, goal, constraints, **settings).report
+    return repair_with(toy.model, goal, constraints, **settings).report
 
 
 @pytest.fixture(scope="module")

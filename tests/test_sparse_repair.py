@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 from torch import nn
 
 from repairopt import (
@@ -17,7 +17,6 @@ from repairopt import (
     Strictest,
     Verdict,
     available_solvers,
-    solve_repair,
 )
 from repairopt.methods import Method
 from repairopt.methods.choosing.few_weights import AtMostBroken, FewWeights, MostFixed, weight_groups
@@ -30,7 +29,7 @@ ALL = Strictest(positive=1, negative=1)
 def repaired(toy, method, **options):
     settings = {"weights": "last", "shrink": False, **options}
     constraints = settings.pop("constraints", [toy.keep()])
-    return solve_repair(toy.model, settings.pop("goal", toy.gap()), constraints, method=method, **settings)
+    return repair_with(toy.model, settings.pop("goal", toy.gap()), constraints, method=method, **settings)
 
 
 def changed(repair):

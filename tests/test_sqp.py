@@ -1,14 +1,14 @@
 """SQP: bounds met by count on the true network, the least objective among what meets them, starts, prices, claims."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ PLAIN = SQP(confidence=None)
 def repair(toy, method=PLAIN, goal=None, constraints=None, **options):
     settings = {"weights": "last", **options}
     constraints = [toy.keep()] if constraints is None else constraints
-    return solve_repair(toy.model, toy.gap() if goal is None else goal, constraints, method=method, **settings)
+    return repair_with(toy.model, toy.gap() if goal is None else goal, constraints, method=method, **settings)
 
 
 # ---------------------------------------------------------------- bounds
@@ -199,9 +199,8 @@ def test_the_smallest_change_that_fixes_points_is_that_of_a_linear_program(fixin
         fixing.model,
         ErrorRate(x[wrong], y[wrong]),
         [keep],
-        method=SQP(objective=norm, confidence=None),
+        method=SQP(objective=norm, confidence=None, trust_radius=10.0),
         weights=["2.weight", "2.bias"],
-        trust_radius=10.0,
     )
     assert found.report.verdict is Verdict.REPAIRED
     size = np.abs(np.concatenate([found.delta[name].flatten().numpy() for name in ("2.weight", "2.bias")]))
@@ -241,7 +240,7 @@ def closeness(fixing, found):
 def lead_repair(fixing, target, **settings):
     method = SQP(objective="closeness", confidence=None, smallest_fall=1e-9, smallest_step=1e-9, **settings)
     goal = MeanLead(fixing.x, target)
-    found = solve_repair(fixing.model, goal, method=method, weights=["2.weight", "2.bias"], trust_radius=10.0)
+    found = solve_repair(fixing.model, goal, method=replace(method, trust_radius=10.0), weights=["2.weight", "2.bias"])
     assert found.report.verdict is Verdict.REPAIRED
     return found
 
@@ -400,5 +399,5 @@ def test_a_start_that_does_not_fit_is_refused(start, message):
 
 @pytest.mark.parametrize(("method", "name"), [("sequential", "Sequential"), ("one_shot", "OneShot")])
 def test_methods_that_begin_at_the_original_say_so(method, name):
-    with pytest.raises(SpecificationError, match=rf"start: method {name} begins at the original network; leave start="):
+    with pytest.raises(SpecificationError, match=rf"start=: method {name} does not use it. Leave it out"):
         repair(task(), method, start={})

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from biased_task import repair as repair_with
 from torch import nn
 
-from repairopt import SQP, GroupGap, Inputs, solve_repair
+from repairopt import SQP, GroupGap, Inputs
 from repairopt.localize import localize
 from repairopt.methods.cross_entropy import softmax_curvature
 from repairopt.network import Engine, jacobian, pull_back, sample_rows
@@ -128,9 +129,9 @@ def test_a_repair_is_the_same_as_with_all_samples_run(monkeypatch):
         model[4].bias.add_(torch.tensor([lead / 2, -lead / 2]))  # half of the drawn inputs get each label
     gap = GroupGap.given(groups, target=0.02, name="gap")
     options = {"data": (x, labels), "weights": Inputs([3]), "method": SQP(confidence=None)}
-    found = solve_repair(model, gap, **options)
+    found = repair_with(model, gap, **options)
     monkeypatch.setattr(Engine, "still", lambda self, inputs: None)
-    plain = solve_repair(model, gap, **options)
+    plain = repair_with(model, gap, **options)
     values = [float(gap.value(repair.model)) for repair in (found, plain)]
     assert max(values) <= 0.02 < float(gap.value(model))
     assert np.allclose(found.model[0].weight.detach(), plain.model[0].weight.detach(), atol=1e-2)

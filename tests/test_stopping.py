@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from biased_task import task
+from biased_task import repair as repair_with, task
 
-from repairopt import GroupGap, Status, solve_repair
+from repairopt import GroupGap, Status
 
 
 def says(found, words):
@@ -14,7 +14,7 @@ def says(found, words):
 
 
 def quick(toy, goal, **options):
-    return solve_repair(toy.model, goal, [toy.keep()], weights="last", trust_radius=1.0, **options)
+    return repair_with(toy.model, goal, [toy.keep()], weights="last", trust_radius=1.0, **options)
 
 
 @pytest.mark.parametrize("method", ["one_shot", "incremental", "bisection", "sequential"])

@@ -7,7 +7,7 @@ import re
 import pytest
 from biased_task import task
 
-from repairopt import solve_repair
+from repairopt import Settings, solve_repair
 from repairopt.interfaces.track import report_metrics, track_rounds
 
 
@@ -20,7 +20,7 @@ def logged():
         held_out=toy.held_out,
         method="sequential",
         weights="last",
-        progress=track_rounds(lambda metrics, step: seen.append((step, metrics)), "run"),
+        settings=Settings(progress=track_rounds(lambda metrics, step: seen.append((step, metrics)), "run")),
     )
     return repair, seen
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError
-from repairopt.methods import SQP
-from repairopt.network import Engine
-from repairopt.pipeline import solve_repair
+from repairopt.methods import SQP, Method
+from repairopt.network import Engine, split_model
+from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.specify import Folds, KeepLabels
 
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # logits
@@ -54,7 +54,9 @@ def calibrate_margin(
     limit: float | None = None,
     margins: Sequence[float] = MARGINS,
     folds: int = 3,
-    **settings: Any,
+    method: str | Method | None = None,
+    settings: Settings = DEFAULTS,
+    **options: Any,
 ) -> CalibratedMargin:
     """Set the margin of kept samples by cross-validation.
 
@@ -68,7 +70,9 @@ def calibrate_margin(
             none stays below: the margin with the fewest flips, the smallest of several.
         margins: To try, in logits.
         folds: Number of folds.
-        **settings: Further settings of :func:`repairopt.solve_repair`; by default SQP without buffers.
+        method: As for :func:`repairopt.solve_repair`; None for SQP without buffers.
+        settings: Same.
+        **options: ``data``, ``held_out``, ``weights`` and former keywords.
 
     Returns:
         The constraint and what was tried.
@@ -78,20 +82,23 @@ def calibrate_margin(
     """
     if not len(margins) or folds < 2:
         raise SpecificationError(f"calibrate_margin: {len(margins)} margins, {folds} folds; expected 1 and 2 at least.")
-    settings.setdefault("method", SQP(confidence=None))
-    division = Folds(folds, int(settings.get("seed", 0)))
+    given = (model, goal, keep, SQP(confidence=None) if method is None else method, settings)
+    model, goal, _, chosen, settings, options = without_former(*given, options)
+    options |= {"method": chosen, "settings": settings}
+    division = Folds(folds, settings.seed)
     tried = [
-        _tried(model, goal, replace(keep, margin=float(margin)), division, settings) for margin in sorted(set(margins))
+        _tried(model, goal, replace(keep, margin=float(margin)), division, options) for margin in sorted(set(margins))
     ]
     low = [one for one in tried if limit is not None and one.flips <= limit]
     best = low[0] if low else min(tried, key=lambda one: (one.flips, one.margin))
     return CalibratedMargin(replace(keep, margin=best.margin), tuple(tried))
 
 
-def _tried(model: nn.Module, goal: Any, keep: KeepLabels, division: Folds, settings: dict[str, Any]) -> TriedMargin:
+def _tried(model: nn.Module, goal: Any, keep: KeepLabels, division: Folds, options: dict[str, Any]) -> TriedMargin:
     flipped, right, values = 0, 0, []
     inputs: Tensor = keep.inputs
-    before = Engine(model, forward_fn=settings.get("forward_fn")).predict()
+    module, forward_fn = split_model(model)
+    before = Engine(module, forward_fn=forward_fn).predict()
     with torch.no_grad():
         wanted = before(inputs).argmax(-1).cpu()
     kept = wanted == keep.labels.cpu() if keep.reference == "label" else torch.ones(len(wanted), dtype=torch.bool)
@@ -99,8 +106,8 @@ def _tried(model: nn.Module, goal: Any, keep: KeepLabels, division: Folds, setti
         seen = division.outside(fold, inputs)
         own = goal.where(lambda x, k=fold: division.outside(k, x)) if hasattr(goal, "where") else goal
         part = keep.on(inputs[seen.to(inputs.device)], keep.labels[seen.to(keep.labels.device)])
-        repaired = solve_repair(model, own, [part], **settings).model
-        predict = Engine(repaired, forward_fn=settings.get("forward_fn")).predict()
+        repaired = solve_repair(model, own, [part], **options).model
+        predict = Engine(repaired, forward_fn=forward_fn).predict()
         with torch.no_grad():
             now = predict(inputs).argmax(-1).cpu()
             if hasattr(goal, "where"):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from repairopt.errors import MissingExtraError, SpecificationError
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
-from repairopt.network import Engine, check_inputs
-from repairopt.pipeline import solve_repair
+from repairopt.network import Engine, check_inputs, split_model
+from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.report import Repair, Verdict
 from repairopt.specify import CallableProperty, goal_value
 
@@ -137,7 +137,8 @@ def trace_frontier(
     held_out_goal: Any = None,
     weights: Any = "auto",
     method: SQP | None = None,
-    **settings: Any,
+    settings: Settings = DEFAULTS,
+    **options: Any,
 ) -> Frontier:
     """Sweep the bound on a property; what it costs in accuracy, with the repaired networks.
 
@@ -151,7 +152,8 @@ def trace_frontier(
         held_out_goal: The property on held-out data; None to make it from ``held_out``, where it can be made.
         weights: Same; ``"auto"`` is settled once, in the middle of the sweep.
         method: Settings of the method; by default without buffers for new data, because the curve shows those.
-        **settings: Further settings of :func:`repairopt.solve_repair`.
+        settings: Same.
+        **options: Former keywords.
 
     Returns:
         The frontier, one point for each bound, loosest first.
@@ -159,12 +161,14 @@ def trace_frontier(
     Raises:
         SpecificationError: A target is not a number, or there are none.
     """
-    method = method or SQP(confidence=None)
+    given = (model, goal, constraints, method or SQP(confidence=None), settings)
+    model, goal, constraints, chosen, settings, _ = without_former(*given, options)
+    module, forward_fn = split_model(model)
     if callable(goal) and not hasattr(goal, "value"):
         goal = CallableProperty(goal, 0.0)
     data = None if data is None else check_inputs("data", *data, integers=True)
     held_out = None if held_out is None else check_inputs("held_out", *held_out, integers=True)
-    engine = Engine(model, forward_fn=settings.get("forward_fn"))
+    engine = Engine(module, forward_fn=forward_fn)
     value = goal_value(goal, engine.predict())
     bounds = _bounds(targets, value)
     other = held_out_goal
@@ -172,15 +176,17 @@ def trace_frontier(
         other = goal.on(*held_out)
 
     def point(target: float, network: nn.Module, repair: Repair | None, met: bool) -> FrontierPoint:
-        predict = Engine(network, forward_fn=settings.get("forward_fn")).predict()
+        predict = Engine(network, forward_fn=forward_fn).predict()
         new = float("nan") if other is None else goal_value(other, predict)
         accuracies = accuracy(predict, data), accuracy(predict, held_out)
         return FrontierPoint(target, goal_value(goal, predict), accuracies[0], new, accuracies[1], met, repair)
 
-    options = {**settings, "data": () if data is None else data, "method": method}
+    options = {"data": () if data is None else data, "method": chosen}
     if isinstance(weights, str) and weights == "auto":
         middle = bounds[len(bounds) // 2]
-        weights = solve_repair(model, replace(goal, target=middle), constraints, weights=weights, **options)
+        weights = solve_repair(
+            model, replace(goal, target=middle), constraints, weights=weights, settings=settings, **options
+        )
         weights = weights.report.location
     new = () if other is None else (other,)
     points: list[FrontierPoint] = []
@@ -188,13 +194,19 @@ def trace_frontier(
     for bound in bounds:
         start = None if before is None else before.delta
         found = solve_repair(
-            model, replace(goal, target=bound), constraints, weights=weights, start=start, held_out=new, **options
+            model,
+            replace(goal, target=bound),
+            constraints,
+            weights=weights,
+            held_out=new,
+            **options,
+            settings=replace(settings, start=start),
         )
         met = found.report.verdict is Verdict.REPAIRED
         before = found if met else before
         points.append(point(bound, found.model, found, met))
     thresholds = threshold_frontier(engine.predict(), goal, list(bounds), data, held_out)
-    return Frontier(goal.name, point(value, model, None, True), tuple(points), thresholds)
+    return Frontier(goal.name, point(value, module, None, True), tuple(points), thresholds)
 
 
 def accuracy(predict: Any, data: tuple[Tensor, Tensor] | None) -> float:

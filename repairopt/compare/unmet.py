@@ -21,8 +21,8 @@ import numpy as np
 from torch import nn
 
 from repairopt.errors import ProgramError, SpecificationError
-from repairopt.methods import SQP, with_rows_of_goal
-from repairopt.pipeline import prepare_repair, solve_repair
+from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
+from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
 from repairopt.report import Repair, Verdict
 from repairopt.specify import CallableProperty, ChangeConstraint, SampleConstraint
@@ -81,9 +81,10 @@ def explain_unmet(
     goal: Any,
     constraints: Any = (),
     *,
-    target: float | None = None,
     most_tries: int = 20,
-    **settings: Any,
+    method: str | Method | None = None,
+    settings: Settings = DEFAULTS,
+    **options: Any,
 ) -> Unmet:
     """Find the smallest set of named bounds that a repair cannot meet together.
 
@@ -91,10 +92,11 @@ def explain_unmet(
         model: As for :func:`repairopt.solve_repair`.
         goal: Same.
         constraints: Same.
-        target: Same.
         most_tries: Repairs that may be run to look for a smaller set, once none of the bounds can be left out.
-        **settings: The other settings of :func:`repairopt.solve_repair`. With ``weights="auto"`` all tries use the
-            weights of the first; the default method is SQP without buffers for new data.
+        method: Same; None for SQP without buffers for new data.
+        settings: Same.
+        **options: ``data``, ``held_out``, ``weights`` and former keywords. With ``weights="auto"`` all tries use the
+            weights of the first.
 
     Returns:
         The conflict, the closest value and, where there is one, the proof.
@@ -109,31 +111,33 @@ def explain_unmet(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
-    settings.setdefault("method", SQP(confidence=None))
+    chosen: Any = SQP(confidence=None) if method is None else method
+    given = (model, goal, constraints, chosen, settings)
+    model, goal, _, chosen, settings, options = without_former(*given, options)
     if callable(goal) and not hasattr(goal, "value"):
         goal = CallableProperty(goal, 0.0)
-    goal = goal if target is None else replace(goal, target=float(target))
+    options |= {"method": find_method(chosen), "settings": settings}
     limit = float(goal.target)
-    first = solve_repair(model, goal, items, **settings)
+    first = solve_repair(model, goal, items, **options)
     if _met(first):
         return Unmet((), _value(first), limit, None, first)
-    settings["weights"] = first.report.location
+    options["weights"] = first.report.location
     left = list(range(len(items)))
     idle = _met_by_any(goal, first)
-    among_themselves = bool(items) and not _held(solve_repair(model, idle, items, **settings))
+    among_themselves = bool(items) and not _held(solve_repair(model, idle, items, **options))
     kept, fine = (idle, _held) if among_themselves else (goal, _met)
-    if not among_themselves and not _met(solve_repair(model, goal, (), **settings)):
+    if not among_themselves and not _met(solve_repair(model, goal, (), **options)):
         left = []  # the goal alone is out of reach
 
     def met(chosen: Sequence[int]) -> bool:
-        return fine(solve_repair(model, kept, [items[i] for i in chosen], **settings))
+        return fine(solve_repair(model, kept, [items[i] for i in chosen], **options))
 
     for k in list(left):
         without = [i for i in left if i != k]
         if not met(without):
             left = without
     left, smallest = _fewest(met, len(items), left, most_tries)
-    proof = _prove(model, kept, [items[i] for i in left], settings)
+    proof = _prove(model, kept, [items[i] for i in left], options)
     conflict = (*(() if among_themselves else (goal.name,)), *(names[i] for i in left))
     if proof is not None:
         conflict = tuple(name for name in conflict if name in proof.constraints)
@@ -180,11 +184,11 @@ def _value(repair: Repair) -> float:
     return float(goal.after if _held(repair) else goal.before)
 
 
-def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: dict[str, Any]) -> Conflict | None:
+def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dict[str, Any]) -> Conflict | None:
     """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts."""
     rows_only = [one for one in constraints if _by_rows(one)]
     on_change = [one for one in constraints if isinstance(one, ChangeConstraint)]
-    own = {key: value for key, value in settings.items() if key in PREPARING}
+    own = {key: value for key, value in options.items() if key != "held_out"}
     task = with_rows_of_goal(prepare_repair(model, goal, [*rows_only, *on_change], **own).task)
     if not task.constraints:
         return None
@@ -208,7 +212,7 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: di
         sources=rows.sources,
     )
     try:
-        return explain_conflict(program, time_limit=settings.get("time_limit"))
+        return explain_conflict(program, time_limit=options["settings"].time_limit)
     except ProgramError:
         return None
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import MissingExtraError, SpecificationError
 from repairopt.network import Engine
-from repairopt.pipeline import solve_repair
+from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
 from repairopt.specify import ErrorRate, GroupGap, KeepLabels, OddsGap, Property
 
@@ -86,7 +86,7 @@ class Classifier:
             kept: list[Any] = [KeepLabels(inputs, labels, tolerance=self.tolerance)]
         else:
             kept = self.constraints(inputs, labels)
-        options: dict[str, Any] = {"seed": self.random_state, **(self.options or {})}
+        options: dict[str, Any] = {"settings": Settings(seed=self.random_state), **(self.options or {})}
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
         return self
@@ -97,8 +97,7 @@ class Classifier:
 
         check_is_fitted(self, "model_")
         rows = torch.as_tensor(np.asarray(validate_data(self, X, dtype="numeric", reset=False), dtype=np.float32))
-        forward_fn = (self.options or {}).get("forward_fn")
-        outputs = Engine(self.model_, forward_fn=forward_fn).predict()(rows)
+        outputs = Engine(self.model_).predict()(rows)
         return torch.softmax(outputs.double(), dim=1).cpu().numpy()
 
     def predict(self, X: Any) -> Array:  # noqa: N803

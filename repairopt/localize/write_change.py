@@ -50,6 +50,33 @@ def apply(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) 
     return repaired, changes
 
 
+def changed_parameters(model: nn.Module, repaired: nn.Module, location: Location) -> dict[str, Tensor]:
+    """New minus old values of the parameters that could change or did; empty for a network that is wrapped.
+
+    Args:
+        model: The original.
+        repaired: The repaired copy.
+        location: The weights that could change.
+
+    Returns:
+        By name a tensor of the parameter's shape.
+    """
+    before, after = dict(model.named_parameters()), dict(repaired.named_parameters())
+    if set(before) != set(after):
+        return {}
+    pairs = {name: (after[name].detach() - value.detach()) for name, value in before.items()}
+    return {name: change for name, change in pairs.items() if name in location.indices or bool(change.any())}
+
+
+def gather_moved(location: Location, changes: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+    """Changes by parameter as a vector ``(n,)`` over the weights of a location; 0 for parameters that are missing."""
+    pieces = [
+        changes[name].reshape(-1).double().cpu()[ix.cpu()] if name in changes else torch.zeros(len(ix)).double()
+        for name, ix in location.indices.items()
+    ]
+    return (torch.cat(pieces) if pieces else torch.zeros(0).double()).numpy()
+
+
 def by_parameter(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) -> dict[str, Tensor]:
     """A weight change ``(n,)`` as a float64 tensor of its shape for each parameter that may change.
 

@@ -5,14 +5,16 @@ from .autoric.sequential import Sequential
 from .choosing.few_weights import AtMostBroken, FewWeights, MostFixed
 from .choosing.on_grid import OnGrid
 from .cross_entropy import root_rows
-from .method import Method
+from .method import OPTIONAL, Method, check_uses, uses
 from .outcome import Outcome
 from .postprocess.group_offsets import GroupOffsets
 from .postprocess.thresholds import ThresholdPoint, threshold_frontier
+from .registry import available_methods, find_method
+from .settings import TrustRegion
 from .sqp.confident import cannot_be_shown
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
 from .sqp.filter import MET
 from .sqp.method import SQP
 from .sqp.points import Surroundings
 from .subtask import task_on, with_rows_of_goal
-from .task import Task
+from .task import Log, Task

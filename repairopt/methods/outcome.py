@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from repairopt.network import Candidate
 from repairopt.program import Source, Status
 from repairopt.surrogate import Linearization, Surrogate
 from repairopt.verify import Claim
@@ -19,7 +20,7 @@ class Outcome:
     """What a method returns.
 
     Attributes:
-        delta: The weight change that it proposes, ``(n,)``.
+        candidate: What it proposes: a weight change ``(n,)``, or a candidate of another kind.
         status: Of the solve that made it.
         surrogate: The model of the property that was used last, or None.
         linearization: The linearized constraints that were used last, or None.
@@ -34,7 +35,7 @@ class Outcome:
         indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
-    delta: Array
+    candidate: Candidate | Array
     status: Status
     surrogate: Surrogate | None = None
     linearization: Linearization | None = None
@@ -47,3 +48,9 @@ class Outcome:
     buffers: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
     indivisible: bool = False
+
+    @property
+    def delta(self) -> Array:
+        """The proposed weight change ``(n,)``; only methods that change weights have one."""
+        assert isinstance(self.candidate, np.ndarray), "the candidate is no weight change"
+        return self.candidate

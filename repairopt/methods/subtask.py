@@ -14,7 +14,7 @@ from repairopt.network import Remembering
 from repairopt.specify import Bound, ErrorRate, FixLabels, anchor, margins_at, required_margins
 from repairopt.verify import Judge
 
-from .task import Task
+from .task import Log, Task
 
 MOST_POINTS = 1_000  # to be fixed one by one
 Keep = Callable[[Tensor], Tensor]
@@ -51,7 +51,7 @@ def task_on(task: Task, keep: Keep) -> Task | None:
         judge=judge,
         required=required,
         data=data,
-        rounds=[],
+        log=Log(seconds=task.log.seconds, notes=task.log.notes),
         progress=None,
         start=None,
         checkpoint=None,

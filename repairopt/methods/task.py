@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from repairopt.localize import Location
 from repairopt.network import Engine
 from repairopt.program import Program, Rows, Solution, Solver, Source, Status, solve, stack_rows
 from repairopt.specify import ChangeConstraint, Constraint, Property
 from repairopt.surrogate import Picks, Surrogate, SurrogateSettings, build_program, fit_surrogate
 from repairopt.verify import Judge, Judgement, Round, Stop
+
+from .settings import SurrogateModel, TrustRegion
 
 Array = npt.NDArray[np.float64]
 NO_INFLUENCE = "no chosen weight influences the goal; choose other weights, or widen the trust radius"
@@ -25,8 +28,34 @@ ELASTIC_PRICE = 1e4  # of a violated hard row in the elastic program, relative t
 
 
 @dataclass(eq=False)
+class Log:
+    """What happened in a repair so far; the one thing about a task that changes.
+
+    Attributes:
+        rounds: Every step.
+        seconds: Wall time of each stage.
+        notes: What the report shall say.
+        rows_used: Most rows in one program.
+        infeasible: The last program that was found to have no solution.
+        last: The last solve: rows, variables, solution.
+    """
+
+    rounds: list[Round] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rows_used: int = 0
+    infeasible: Program | None = None
+    last: tuple[int, int, Solution | None] = (0, 0, None)
+
+    def note(self, text: str) -> None:
+        """Keep a note, once."""
+        if text and text not in self.notes:
+            self.notes.append(text)
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A repair in progress.
+    """A repair in progress. All that changes in it is its log, and what its judge was told to keep.
 
     Attributes:
         engine: The network and the ``n`` weights.
@@ -38,17 +67,16 @@ class Task:
         new_counts: For goal and bounds by name how many samples (of the smallest group) they will be measured on, where
             that is known; a bound is then to be met on so many, not on the whole population.
         data: Labelled samples whose loss is kept small; empty to take those of constraints and goal.
-        surrogate: How to model the property.
-        convexify: How to make the model convex.
-        linear: Solve linear programs (AutoRIC's LP variant).
-        trust_radius: Largest change of a weight, in units of its natural size.
+        location: The ``n`` weights.
+        model: How the method models the goal and how far it trusts the model.
         solver: Back end, or None.
         isolate: Whether back ends run in a process of their own.
-        feasibility_tol: Largest relative violation of a row.
+        tolerance: Largest relative violation of a row that counts as feasible.
         seed: For everything that draws.
         progress: Called with each round, or None.
         start: Weight change to begin at, ``(n,)``; None for no change.
         checkpoint: Called with each weight change that is kept, ``(n,)``, or None.
+        log: What happened so far.
     """
 
     engine: Engine
@@ -57,25 +85,33 @@ class Task:
     change: tuple[ChangeConstraint, ...]
     judge: Judge
     required: tuple[Array, ...]
-    surrogate: SurrogateSettings
-    convexify: str = "project"
-    linear: bool = False
-    trust_radius: float = 1.0
+    location: Location
+    model: TrustRegion = TrustRegion()
     solver: str | Solver | None = None
     isolate: bool = False
-    feasibility_tol: float = 1e-6
+    tolerance: float = 1e-6
     data: tuple[tuple[Tensor, Tensor], ...] = ()
     new_counts: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     progress: Callable[[Round], None] | None = None
     start: Array | None = None
     checkpoint: Callable[[Array], None] | None = None
-    rounds: list[Round] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    rows_used: int = 0
-    notes: list[str] = field(default_factory=list)
-    infeasible: Program | None = None  # the last one that was found to have no solution
-    _last: tuple[int, int, Solution | None] = (0, 0, None)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def trust_radius(self) -> float:
+        """Largest change of a weight in one step, in units of its natural size."""
+        return self.model.trust_radius
+
+    @property
+    def surrogate(self) -> SurrogateSettings:
+        """How the goal is modelled."""
+        return self.model.surrogate_settings(self.seed)
+
+    @property
+    def linear(self) -> bool:
+        """Whether steps are linear programs (AutoRIC's LP variant)."""
+        return isinstance(self.model, SurrogateModel) and self.model.program == "lp"
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -84,7 +120,7 @@ class Task:
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+            self.log.seconds[stage] = self.log.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def fit(self, delta: Array | None = None) -> Surrogate:
         """A convex model of the property around ``delta``."""
@@ -94,7 +130,8 @@ class Task:
             fitted = fit_surrogate(self.engine, self.goal, settings, delta)
             if is_flat(fitted):
                 raise Stop(NO_INFLUENCE)
-            return fitted if self.linear else fitted.convexified(self.convexify)
+            way = self.model.convexify if isinstance(self.model, SurrogateModel) else "project"
+            return fitted if self.linear else fitted.convexified(way)
 
     def box(self, delta: Array, radius: float) -> tuple[Array, Array]:
         """Bounds of a step from ``delta``: the trust box, and the user's limits on the change where they are bounds."""
@@ -147,7 +184,7 @@ class Task:
         change = self.change_rows(delta)
         if extra is not None and len(extra):
             change = stack_rows(change, extra)
-        self.rows_used = max(self.rows_used, len(rows) + len(change))
+        self.log.rows_used = max(self.log.rows_used, len(rows) + len(change))
         program = build_program(surrogate, rows, box=box, change=change, linear=self.linear, proximal=proximal)
         solution = self.solve_program(program)
         gave_way: tuple[Source, ...] = ()
@@ -171,23 +208,22 @@ class Task:
             solution = solve(
                 program,
                 self.solver,
-                feasibility_tol=self.feasibility_tol,
+                feasibility_tol=self.tolerance,
                 time_limit=self.judge.time_left(),
                 isolate=self.isolate,
             )
-        self._last = (program.m, program.n, solution)
+        self.log.last = (program.m, program.n, solution)
         if len(solution.attempts) > 1:
-            note = f"Trouble in a solve: {'; then '.join(map(str, solution.attempts))}."
-            self.notes += [] if note in self.notes else [note]
+            self.log.note(f"Trouble in a solve: {'; then '.join(map(str, solution.attempts))}.")
         if solution.status is Status.INFEASIBLE:
-            self.infeasible = program
+            self.log.infeasible = program
         if solution.interrupted:
             raise Stop("interrupted")
         return solution
 
     def record(self, step: str, judged: Judgement | None = None, *, accepted: bool = True, note: str = "") -> None:
         """Log the last solve and what the true network said."""
-        m, n, solution = self._last
+        m, n, solution = self.log.last
         entry = Round(
             step=step,
             status=str(solution.status) if solution is not None else "",
@@ -203,10 +239,10 @@ class Task:
             note=note,
             violation=solution.violation if solution is not None else float("nan"),
         )
-        self.rounds.append(entry)
+        self.log.rounds.append(entry)
         if self.progress is not None:
             self.progress(entry)
-        if self.checkpoint is not None and accepted and judged is not None:
+        if self.checkpoint is not None and accepted and isinstance(self.judge.best.candidate, np.ndarray):
             self.checkpoint(self.judge.best.delta)
 
     def merge(self, picks: Picks, new: Picks) -> Picks:

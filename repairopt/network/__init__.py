@@ -1,6 +1,8 @@
 """A network under a weight change: runs, derivatives, bounds of sets."""
 
+from .candidate import Array, Candidate, ModuleCandidate, network_of
 from .changed_network import ForwardFunction
+from .classifier import Classifier, split_model
 from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
 from .engine import CACHE_BYTES, Engine, Predict, Remembering
 from .inputs import (

@@ -43,6 +43,7 @@ from .safe_files import read_tensors, whole_file, write_tensors
 from .stack import Conflict, apply_all, find_conflicts, revert_all
 from .versions import library_versions
 from .weights import listed
+from .wrapped_patch import WrappedPatch, load_patch, wrap
 
 __all__ = [
     "AuditError",
@@ -59,6 +60,7 @@ __all__ = [
     "PatchError",
     "PatchInfo",
     "WrongBaseError",
+    "WrappedPatch",
     "apply_all",
     "claims_from_report",
     "export_lora",
@@ -66,6 +68,7 @@ __all__ = [
     "find_conflicts",
     "fingerprint",
     "hash_spec",
+    "load_patch",
     "load_weights",
     "merged_state_dict",
     "record_repair",

@@ -78,7 +78,7 @@ class Patch:
             PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
             ModelError: No weights.
         """
-        return cls._of(compare(base, repaired, form), _info(spec, info))
+        return cls._of(compare(base, repaired, form), patch_info(spec, info))
 
     @classmethod
     def from_repair(cls, repair: Repair, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
@@ -107,7 +107,7 @@ class Patch:
             "notes": " ".join([f"Verdict {report.verdict}. Method {report.method}.", *report.notes]),
             "versions": library_versions() | report.versions,
         }
-        return cls._of(found, _info(spec, {**known, **info}))
+        return cls._of(found, patch_info(spec, {**known, **info}))
 
     @classmethod
     def _of(cls, found: Comparison, info: PatchInfo) -> Patch:
@@ -293,7 +293,8 @@ class Patch:
         return "\n".join(lines + [f"claim     {claim}" for claim in info.claim_lines()])
 
 
-def _info(spec: Any, info: dict[str, Any]) -> PatchInfo:
+def patch_info(spec: Any, info: dict[str, Any]) -> PatchInfo:
+    """What is known of a patch, from keywords; the hash of what it was made for is taken here."""
     if unknown := set(info) - set(PatchInfo.__dataclass_fields__):
         known = ", ".join(PatchInfo.__dataclass_fields__)
         raise PatchError(

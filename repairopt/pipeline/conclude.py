@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.localize import apply
+from repairopt.localize import WeightChange, changed_parameters, gather_moved
 from repairopt.methods import Outcome, Task
-from repairopt.network import Remembering
+from repairopt.network import Array, Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, Subjects, Trust, Verdict
@@ -43,49 +43,53 @@ def conclude_repair(
     Returns:
         The repaired copy, its change and the report.
     """
-    task, where = prepared.task, prepared.location
+    task = prepared.task
     final = _settle(task, outcome, shrink, stopped)
-    repaired, delta = apply(prepared.model, where, final.delta)
-    options: Any = {"forward_fn": prepared.forward_fn, "memory_limit": prepared.memory_limit}
-    both = both_networks(prepared.model, repaired, **options)
+    candidate = _as_candidate(task, final.candidate)
+    repaired = candidate.apply(prepared.model)
+    delta = changed_parameters(prepared.model, repaired, task.location)
+    both = both_networks(
+        prepared.model, repaired, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit
+    )
     with task.timed("verify"):
         initial = task.engine.initial.double().cpu().numpy()
-        verification = verify(
-            prepared.model,
-            repaired,
-            prepared.specification,
-            change=(initial, final.delta),
-            both=both,
-        )
+        moved = final.delta if isinstance(candidate, WeightChange) else gather_moved(task.location, delta)
+        verification = verify(prepared.model, repaired, prepared.specification, change=(initial, moved), both=both)
     report = Report(
-        verdict=_verdict(verification, outcome, final),
+        verdict=_verdict(verification, outcome, candidate),
         verification=verification,
-        location=where,
-        changed=sum(int((change != 0).sum()) for change in delta.values()),
-        largest_change=max((float(change.abs().max()) for change in delta.values()), default=0.0),
+        location=task.location,
+        candidate=candidate.describe(),
+        changed=candidate.size(),
+        largest_change=max((float(c.abs().max()) for c in delta.values() if c.numel()), default=0.0),
         status=outcome.status,
         method=method,
         surrogate=outcome.surrogate,
-        rounds=tuple(task.rounds),
-        rows_used=task.rows_used,
+        rounds=tuple(task.log.rounds),
+        rows_used=task.log.rows_used,
         gave_way=outcome.gave_way,
-        infeasible=task.infeasible,
+        infeasible=task.log.infeasible,
         prices=outcome.prices,
         claims=(*outcome.claims, *_held_out_claims(prepared, both, confidence)),
         buffers=outcome.buffers,
         margins=outcome.margins,
         trust=_trust(task, outcome, final),
-        seconds={**task.seconds, "total": time.perf_counter() - prepared.started},
-        cpu_seconds=time.process_time() - prepared.cpu_started,
+        seconds={**task.log.seconds, "total": time.perf_counter() - prepared.started[0]},
+        cpu_seconds=time.process_time() - prepared.started[1],
         stopped=stopped,
-        notes=tuple(task.notes),
+        notes=tuple(task.log.notes),
         seed=task.seed,
         versions=library_versions(),
         subjects=Subjects(
-            prepared.model, repaired, delta, prepared.specification, prepared.forward_fn, prepared.memory_limit
+            prepared.model,
+            repaired,
+            delta,
+            prepared.specification,
+            task.engine.forward_fn,
+            task.engine.memory_limit,
         ),
     )
-    return Repair(repaired, delta, report)
+    return Repair(repaired, delta, report, candidate)
 
 
 def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], confidence: float) -> list[Claim]:
@@ -106,30 +110,29 @@ def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], 
     return [claim for claim in found if claim is not None]
 
 
+def _as_candidate(task: Task, found: Candidate | Array) -> Candidate:
+    return WeightChange(task.location, found) if isinstance(found, np.ndarray) else found
+
+
 def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgement:
-    """From the proposed point to the one that is applied: fall back to a feasible one, then shrink the change."""
+    """From the proposed candidate to the one that is applied: fall back to a feasible one, then shrink the change."""
     judge = task.judge
     judge.deadline = None
     with task.timed("fall back"):
-        proposed = judge(outcome.delta)
-        if outcome.indivisible:
-            keep = proposed.surplus <= judge.original.surplus and not proposed.constant and proposed.change_holds
-            return proposed if keep else judge.original
-        if proposed.surplus > judge.original.surplus or proposed.constant or not proposed.change_holds:
-            zero = np.zeros_like(outcome.delta)
-            judge.halve(zero, outcome.delta, lambda j: j.surplus <= judge.original.surplus and not j.constant, 10)
-            task.notes.append("The proposed step breaks a constraint on the true network; a shorter step was taken.")
-            proposed = judge.best
+        proposed = judge(outcome.candidate)
+        breaks = proposed.surplus > judge.original.surplus or proposed.constant or not proposed.change_holds
+        if outcome.indivisible or not isinstance(outcome.candidate, np.ndarray):
+            return judge.original if breaks else proposed
+        if breaks:
+            zero, original = np.zeros_like(outcome.delta), judge.original
+            fits = lambda j: j.surplus <= original.surplus and not j.constant  # noqa: E731
+            shorter = judge.bisect(zero, outcome.delta, fits, 10)
+            task.log.note("The proposed step breaks a constraint on the true network; a shorter step was taken.")
+            proposed = shorter if shorter is not None and shorter.better_than(judge.best) else judge.best
         elif not proposed.feasible and judge.best.feasible:
             proposed = judge.best
-        if (
-            shrink
-            and not outcome.aimed
-            and not stopped
-            and proposed.met
-            and proposed.feasible
-            and np.any(proposed.delta)
-        ):
+        whole = shrink and not outcome.aimed and not stopped and proposed.met and proposed.feasible
+        if whole and np.any(proposed.delta):
             proposed = _shrunk(judge, proposed)
     return proposed
 
@@ -152,21 +155,21 @@ def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
     fit = outcome.surrogate.fit_error if outcome.surrogate is not None else None
     error, ratio = float("nan"), float("nan")
     lin = outcome.linearization
-    if lin is not None and np.any(final.delta != lin.delta):
+    if lin is not None and isinstance(final.candidate, np.ndarray) and np.any(final.delta != lin.delta):
         with task.timed("verify"):
             true = margins_at(Remembering(task.engine, final.delta), lin.constraints)
             linear = lin.at(final.delta - lin.delta)
         error = max((float(np.abs(a - b).max(initial=0.0)) for a, b in zip(true, linear, strict=True)), default=0.0)
     if outcome.predicted > 1e-9:
-        ratio = (task.judge.original.goal - task.judge(outcome.delta).goal) / outcome.predicted
+        ratio = (task.judge.original.goal - task.judge(outcome.candidate).goal) / outcome.predicted
     return Trust(1 - fit.r2 if fit is not None else float("nan"), error, ratio)
 
 
-def _verdict(verification: Verification, outcome: Outcome, final: Judgement) -> Verdict:
+def _verdict(verification: Verification, outcome: Outcome, candidate: Candidate) -> Verdict:
     goal = verification.measures[0]
     became_constant = verification.constant and not verification.constant_before
     if became_constant or any(not c.holds and not c.soft for c in verification.checks if not c.held_out):
-        changed = bool(np.any(final.delta))
+        changed = candidate.size() > 0
         conflict = bool(outcome.gave_way) or (not changed and outcome.status is Status.INFEASIBLE)
         return Verdict.INFEASIBLE if conflict else Verdict.VIOLATED
     assert goal.target is not None

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from repairopt.errors import SpecificationError
-from repairopt.methods import Outcome
+from repairopt.methods import Method, Outcome, find_method
 from repairopt.program import Array, Program, Status
 from repairopt.report import Repair
 from repairopt.surrogate import Linearization, Strictest, Surrogate, build_program, linearize, select_rows
 
 from .conclude import conclude_repair
+from .former import without_former
 from .prepare import Prepared, prepare_repair
+from .settings import DEFAULTS, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +73,19 @@ class RepairProgram:
         outcome = Outcome(
             change, Status.FEASIBLE, self.surrogate, self.linearization, step=change, predicted=predicted, aimed=True
         )
-        self.prepared.task.record("given", self.prepared.task.judge(change))
+        self.prepared.task.record("given", self.prepared.task.judge.keep(change))
         return conclude_repair(self.prepared, outcome, method="a change from outside", shrink=False)
 
 
 def formulate_repair(
-    model: Any, goal: Any, constraints: Any = (), *, selection: Strictest | None = None, **settings: Any
+    model: Any,
+    goal: Any,
+    constraints: Any = (),
+    *,
+    selection: Strictest | None = None,
+    method: str | Method = "one_shot",
+    settings: Settings = DEFAULTS,
+    **options: Any,
 ) -> RepairProgram:
     """Write a repair as one program: a convex model of the goal, selected rows (AutoRIC, Algorithms 1 to 3).
 
@@ -85,7 +94,9 @@ def formulate_repair(
         goal: Same.
         constraints: Same.
         selection: Which rows to take; None for the paper's shares.
-        **settings: The other settings of :func:`repairopt.solve_repair`, but ``method`` and ``shrink``.
+        method: Whose model of the goal and trust radius are used.
+        settings: Same.
+        **options: ``data``, ``held_out`` and ``weights`` of :func:`repairopt.solve_repair`.
 
     Returns:
         The program, with means to hand it to other libraries and to finish the repair.
@@ -93,7 +104,9 @@ def formulate_repair(
     Raises:
         SpecificationError: Goal, constraints or data are malformed.
     """
-    prepared = prepare_repair(model, goal, constraints, **settings)
+    given = (model, goal, constraints, method, settings)
+    model, goal, constraints, method, settings, options = without_former(*given, options)
+    prepared = prepare_repair(model, goal, constraints, method=find_method(method), settings=settings, **options)
     task = prepared.task
     surrogate = task.fit()
     lin = linearize(task.engine, task.constraints, required=task.required)

@@ -11,160 +11,99 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from repairopt.errors import SolverError, SpecificationError
-from repairopt.methods import SQP, Bisection, Incremental, Method, OneShot, Outcome, Sequential, Task
-from repairopt.network import ForwardFunction
-from repairopt.program import Solver, Status
+from repairopt.errors import SolverError
+from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
+from repairopt.network import Classifier
+from repairopt.program import Status
 from repairopt.report import Repair
-from repairopt.specify import Property
-from repairopt.surrogate import SurrogateSettings
-from repairopt.verify import Round, Stop
+from repairopt.specify import Property, Specification
+from repairopt.verify import Stop
 
 from .conclude import CONFIDENCE, conclude_repair
+from .former import take_former
 from .prepare import Prepared, prepare_repair
+from .settings import DEFAULTS, Settings
 from .weight_choice import choose_weights
-
-METHODS: dict[str, Callable[[], Method]] = {
-    "one_shot": OneShot,
-    "incremental": Incremental,
-    "bisection": Bisection,
-    "sequential": Sequential,
-    "sqp": SQP,
-}
 
 
 def solve_repair(
-    model: nn.Module,
-    goal: Property | Callable[..., Any],
+    model: nn.Module | Classifier,
+    goal: Property | Specification | Callable[..., Any],
     constraints: Any = (),
     *,
-    target: float | None = None,
     data: Any = (),
     held_out: Any = (),
-    watch: Any = (),
     weights: Any = "auto",
     method: str | Method = "auto",
-    program: str = "qp",
-    surrogate: str | SurrogateSettings = "auto",
-    convexify: str = "project",
-    trust_radius: float = 1.0,
-    solver: str | Solver | None = None,
-    isolate: bool = False,
-    shrink: bool = True,
-    forward_fn: ForwardFunction | None = None,
-    time_limit: float | None = None,
-    memory_limit: int = 2**30,
-    feasibility_tol: float = 1e-6,
-    seed: int = 0,
-    progress: Callable[[Round], None] | None = None,
-    start: Any = None,
-    checkpoint: Callable[[dict[str, Tensor]], None] | None = None,
+    settings: Settings = DEFAULTS,
+    **former: Any,
 ) -> Repair:
     """Repair a trained network: bring a property to its target while constraints keep holding.
 
     Args:
-        model: Any module whose call gives logits ``(N, k)``, float32 or float64, CPU or CUDA. Never modified.
+        model: Any module whose call gives logits ``(N, k)``, float32 or float64, CPU or CUDA; or a
+            :class:`Classifier`, which says how other inputs and outputs are read. Never modified.
         goal: What must become true: a property (see ``repairopt.specify``), any object with ``name``, ``target`` and
-            ``value(predict)``, or a plain function of ``predict`` together with ``target``.
+            ``value(predict)``, a plain function of ``predict`` that is to become 0, or a whole
+            :class:`Specification`, which may also name properties to watch.
         constraints: What must stay true (see ``repairopt.specify``).
-        target: Overrides the goal's target.
         data: Labelled samples ``(inputs, labels)``, a dataset or loader of pairs, or a list of these, whose loss is
             kept small; by default those of the constraints and of the goal.
         held_out: Data that only the report sees: a pair ``(inputs, labels)``, or a dataset or loader of pairs, for
             which goal and constraints make their twins; or a list of properties and constraints.
-        watch: Further properties to report, before and after.
         weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
-            promise much (see :mod:`repairopt.pipeline.weight_choice`) and validates them on a part of the rows.
-        method: ``"auto"`` (:class:`repairopt.SQP`), ``"sqp"``, or of AutoRIC's kind ``"one_shot"``, ``"incremental"``,
-            ``"bisection"``, ``"sequential"``; or an instance with its settings.
-        program: ``"qp"`` or ``"lp"``.
-        surrogate: Model of the property: ``"auto"``, ``"full"``, ``"gradient_hessian"``, ``"hessian"``,
-            ``"gauss_newton"``, ``"diagonal_low_rank"``, ``"linear"``, or settings.
-        convexify: ``"project"``, ``"shift"``, ``"abs"`` or ``"none"``.
-        trust_radius: Largest change of a weight in one program, in units of ``max(|weight|, rms of its parameter)``.
-        solver: Back end by name or instance; None chooses an open-source one.
-        isolate: Run back ends in a process of their own, so that a crash inside one costs a step, not the run.
-        shrink: Where a method overshoots the target, go back towards the original as far as the target stays met.
-        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
-        time_limit: Seconds after which the best point so far is returned, marked so.
-        memory_limit: Bytes that activations and intermediate results may take.
-        feasibility_tol: Largest relative violation of a row that counts as feasible.
-        seed: For everything that draws.
-        progress: Called after each round.
-        start: Where to begin, for methods that can (SQP): for parameters by name the change, as ``checkpoint`` gets it,
-            or a repair or a patch of this model.
-        checkpoint: Called with the best change so far, a tensor for each parameter, whenever a point is kept.
+            promise much and validates them on a part of the rows.
+        method: ``"auto"`` (:class:`SQP`), the name of a registered method (:func:`available_methods`), or an instance
+            with its settings.
+        settings: Limits, seed, solver and what is told while the repair runs.
+        **former: Keywords from before there were settings; they work with a warning.
 
     Returns:
         The repaired copy, its change and the report. An outcome short of the target is a verdict, not an exception;
         ``report.raise_if_failed()`` makes it one. Ctrl-C returns the best point so far, marked so.
 
     Raises:
-        SpecificationError: Goal, constraints or data are malformed.
+        SpecificationError: Goal, constraints or data are malformed, or an option is given that the method does not use.
 
     References:
         AutoRIC: Automated Neural Network Repairing Based on Constrained Optimization, TOSEM 2024.
     """
-    chosen = _method(method)
-    if start is not None and not getattr(chosen, "can_start", False):
-        raise SpecificationError(
-            f"start: method {type(chosen).__name__} begins at the original network; leave start= out, or use "
-            f"method='sqp'."
-        )
-    begun = time.perf_counter()
+    if former:
+        model, goal, constraints, method, settings = take_former(model, goal, constraints, method, settings, former)
+    chosen = find_method(method)
+    _check_options(chosen, weights, settings)
+    started = (time.perf_counter(), time.process_time())
 
     def prepare(weights: Any) -> Prepared:
-        left = None if time_limit is None else max(1e-3, time_limit - (time.perf_counter() - begun))
-        return prepare_repair(
-            model,
-            goal,
-            constraints,
-            target=target,
-            data=data,
-            held_out=held_out,
-            watch=watch,
-            weights=weights,
-            program=program,
-            surrogate=surrogate,
-            convexify=convexify,
-            trust_radius=trust_radius,
-            solver=solver,
-            isolate=isolate,
-            forward_fn=forward_fn,
-            time_limit=left if time_limit is None or time_limit > 0 else time_limit,
-            memory_limit=memory_limit,
-            feasibility_tol=feasibility_tol,
-            seed=seed,
-            progress=progress,
-            start=start,
-            checkpoint=checkpoint,
-        )
+        given: Any = {"data": data, "held_out": held_out, "method": chosen, "settings": settings, "started": started}
+        return prepare_repair(model, goal, constraints, weights=weights, **given)
 
-    if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and start is None:
+    if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and settings.start is None:
         prepared = choose_weights(chosen, prepare)
+    elif isinstance(weights, str) and weights == "auto" and "weights" not in uses(chosen):
+        prepared = prepare("last")  # what is not used is chosen as cheaply as can be
     else:
         prepared = prepare(weights)
     if prepared.stopped:
-        outcome, stopped = Outcome(prepared.task.judge.best.delta, Status.NO_POINT), prepared.stopped
+        outcome, stopped = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT), prepared.stopped
     else:
         outcome, stopped = _run(prepared.task, chosen)
     asked = getattr(chosen, "confidence", None) or 0.0
     confidence = asked if asked > 0.5 else CONFIDENCE
+    shrink = bool(getattr(chosen, "shrink", True))
     name = _describe(chosen)
     return conclude_repair(prepared, outcome, method=name, shrink=shrink, stopped=stopped, confidence=confidence)
 
 
-def _method(method: str | Method) -> Method:
-    if isinstance(method, str):
-        name = "sqp" if method == "auto" else method
-        if name not in METHODS:
-            raise SpecificationError(f"method={method!r}; choose auto, {', '.join(METHODS)}, or pass an instance.")
-        return METHODS[name]()
-    if not isinstance(method, Method) or isinstance(method, type):
-        raise SpecificationError(f"method={method!r}: expected a name or an instance with run(task).")
-    return method
+def _check_options(method: Method, weights: Any, settings: Settings) -> None:
+    """Refuse what the method would ignore."""
+    given = {name: getattr(settings, name, None) != getattr(DEFAULTS, name, None) for name in OPTIONAL}
+    given["weights"] = not (isinstance(weights, str) and weights == "auto")
+    if any(given[name] and name not in uses(method) for name in OPTIONAL):
+        able = {name: [one for one in available_methods() if name in uses(find_method(one))] for name in OPTIONAL}
+        check_uses(method, given, able)
 
 
 def _describe(method: Any) -> str:
@@ -179,8 +118,8 @@ def _run(task: Task, method: Method) -> tuple[Outcome, str]:
     """Run the method; an interrupt, a limit or a solver that crashes ends it with the best point so far."""
     judge = task.judge
     if judge.original.met and judge.original.feasible:
-        task.notes.append("The goal is met by the original network already; nothing was changed.")
-        return Outcome(judge.original.delta, Status.OPTIMAL), ""
+        task.log.note("The goal is met by the original network already; nothing was changed.")
+        return Outcome(judge.original.candidate, Status.OPTIMAL), ""
     try:
         return method.run(task), ""
     except Stop as stop:
@@ -190,10 +129,10 @@ def _run(task: Task, method: Method) -> tuple[Outcome, str]:
     except SolverError as error:
         if judge.best is judge.original:
             raise  # nothing is lost, and the error says what to do
-        task.notes.append(f"A solve failed: {error}")
+        task.log.note(f"A solve failed: {error}")
         reason = "solver failed"
     judge.deadline = None
     if reason not in ("time limit", "interrupted", "solver failed"):
-        task.notes.append(f"Nothing was changed: {reason}.")
-        return Outcome(judge.original.delta, Status.NO_POINT), ""
-    return Outcome(judge.best.delta, Status.FEASIBLE), reason
+        task.log.note(f"Nothing was changed: {reason}.")
+        return Outcome(judge.original.candidate, Status.NO_POINT), ""
+    return Outcome(judge.best.candidate, Status.FEASIBLE), reason

@@ -81,7 +81,7 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
         The prepared repair. That of ``weights="auto"`` as for other methods where this way of choosing says nothing:
         too few labelled rows for validation, no limit that is missed and has a slope, or a network of one layer.
     """
-    started, cpu = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     usual = prepare("auto")
     best = None
     try:
@@ -91,9 +91,9 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
         return replace(usual, stopped="interrupted")
     if best is None:
         return usual
-    seconds = best.task.seconds
+    seconds = best.task.log.seconds
     seconds["localize"] = seconds.get("localize", 0.0) + time.perf_counter() - started
-    return replace(best, started=started, cpu_started=cpu)
+    return best
 
 
 def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
@@ -135,7 +135,7 @@ def _pass_on(error: Exception) -> None:
 def _groups(prepared: Prepared) -> list[_Group]:
     """Columns of input features where they are few, then layers, the last ones first; never an overlap."""
     spec = prepared.specification
-    graph = LayerGraph(prepared.model, prepared.forward_fn, first_inputs(spec.goal, spec.on_outputs))
+    graph = LayerGraph(prepared.model, prepared.task.engine.forward_fn, first_inputs(spec.goal, spec.on_outputs))
     found: list[_Group] = []
     total, seen = 0, set[str]()
     layers = [layer for layer in graph.affine if layer.weights]

@@ -19,11 +19,17 @@ class Repair:
         model: The repaired copy; the original is untouched. Equals the original where nothing better was found.
         delta: For each parameter that could change its change, a tensor of its shape.
         report: What was done and what came of it.
+        candidate: What was applied: a weight change, new weights, or a wrapped network.
     """
 
     model: nn.Module
     delta: dict[str, Tensor]
     report: Report
+    candidate: Any = None
+
+    def as_patch(self, model: nn.Module, **info: Any) -> Any:
+        """The repair as a file for the original ``model``: see :class:`repairopt.patches.Patch`."""
+        return self.candidate.as_patch(model, **info)
 
     def to_html(self, **options: Any) -> str:
         """The report as one HTML page, see :meth:`repairopt.Report.to_html`."""

@@ -80,8 +80,9 @@ class Report(Shown):
         verdict: On the repair data and the true network.
         verification: All measures, checks and counts, repair data and held-out data.
         location: The weights that could change.
-        changed: Number of weights that did change.
+        changed: Number of weights that did change, or numbers that were added.
         largest_change: Largest change of a weight.
+        candidate: What is applied, in a line.
         status: Of the last solve.
         method: The method and its settings.
         surrogate: The model of the property that was used last, or None.
@@ -111,6 +112,7 @@ class Report(Shown):
     largest_change: float
     status: Status
     method: str
+    candidate: str = ""
     surrogate: Surrogate | None = None
     rounds: tuple[Round, ...] = ()
     rows_used: int = 0
@@ -180,6 +182,7 @@ class Report(Shown):
                 "stopped": self.stopped,
                 "status": str(self.status),
                 "method": self.method,
+                "candidate": self.candidate,
                 "weights": {
                     "method": self.location.method,
                     "size": self.location.size,

@@ -11,7 +11,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import check_labelled, column_names, is_dataset, to_tensors
 
 from .folds import overlap
-from .specification import CallableProperty, Constraint, Property, Specification
+from .specification import Constraint, Property, Specification
 
 
 def repeated_rows(spec: Specification, data: Any) -> str:
@@ -40,18 +40,22 @@ def _inputs_of(item: Any) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else []
 
 
-def make_specification(goal: Any, constraints: Any, target: float | None, held_out: Any, watch: Any) -> Specification:
-    """The specification that the arguments of ``solve_repair`` stand for; held-out rows become twins of each item."""
-    if callable(goal) and not hasattr(goal, "value"):
-        goal = CallableProperty(goal, 0.0 if target is None else float(target))
-    elif target is not None:
-        try:
-            goal = replace(goal, target=float(target))
-        except TypeError:
-            raise SpecificationError(
-                f"goal {goal!r}: target= can override the target of a dataclass only; set it on the object."
-            ) from None
-    spec = Specification(goal, constraints, (), watch)
+def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> Specification:
+    """The specification that the arguments of ``solve_repair`` stand for; held-out rows become twins of each item.
+
+    Args:
+        goal: A property, a function of ``predict``, or a whole specification.
+        constraints: What must stay true; not beside a specification, which has its own.
+        held_out: A pair ``(inputs, labels)``, a dataset or loader of pairs, or properties and constraints.
+
+    Raises:
+        SpecificationError: Something is malformed, or stated twice.
+    """
+    whole = isinstance(goal, Specification)
+    if whole and (constraints or (goal.held_out and held_out)):
+        raise SpecificationError("constraints, held_out: the specification that was passed as the goal has its own.")
+    spec = goal if whole else Specification(goal, constraints)
+    held_out = spec.held_out or held_out
     pair = isinstance(held_out, tuple | list) and len(held_out) == 2
     if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
         given, labels = (held_out, None) if is_dataset(held_out) else held_out

@@ -1,4 +1,4 @@
-"""Judge weight changes on the true network while a repair runs, and remember the best.
+"""Judge candidates on the true network while a repair runs.
 
 What counts is always the true network on the repair data, never the surrogate or the linearized rows.
 """
@@ -6,7 +6,7 @@ What counts is always the true network on the repair data, never the surrogate o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from repairopt.network import Engine, Remembering, identity
+from repairopt.network import Candidate, Engine, Remembering, identity, network_of
 from repairopt.specify import (
     ChangeConstraint,
     Constraint,
@@ -38,10 +38,10 @@ class Stop(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """One weight change on the true network and the repair data.
+    """One candidate on the true network and the repair data.
 
     Attributes:
-        delta: The change ``(n,)``.
+        candidate: A weight change ``(n,)``, or a candidate of another kind.
         goal: Value of the goal.
         excess: How far the goal is above its target; 0 where it is met.
         broken: For each constraint how many samples (or margins) fail.
@@ -54,7 +54,7 @@ class Judgement:
         count: Samples or margins that the constraints speak of, all together.
     """
 
-    delta: Array
+    candidate: Candidate | Array
     goal: float
     excess: float
     broken: tuple[int, ...]
@@ -65,6 +65,12 @@ class Judgement:
     error: float = 0.0
     loss: float = 0.0
     count: int = 0
+
+    @property
+    def delta(self) -> Array:
+        """The weight change ``(n,)``; only weight changes have one."""
+        assert isinstance(self.candidate, np.ndarray), "the candidate is no weight change"
+        return self.candidate
 
     @property
     def met(self) -> bool:
@@ -90,7 +96,13 @@ class Judgement:
 
 
 class Judge:
-    """Judges changes and remembers the best.
+    """Judges candidates; keeps the best of those that it is told to keep.
+
+    Judging alone changes nothing, so a method may explore without an effect on what is applied.
+
+    Attributes:
+        original: The judgement of no change.
+        best: The best that was kept.
 
     Args:
         engine: The network and the ``n`` weights.
@@ -112,40 +124,50 @@ class Judge:
         self.deadline: float | None = None  # the original is judged whatever the time
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
         self._labelled = labelled_data([*constraints, goal])
-        self.count = 0
         self.original = self(np.zeros(engine.n))
         self.best = self.original
         self.deadline = deadline
 
-    def __call__(self, delta: Array) -> Judgement:
-        """Judge one change, and remember it where it is the best so far.
+    def keep(self, candidate: Candidate | Array) -> Judgement:
+        """Judge a candidate that the repair may end with: it is remembered where it is the best so far.
+
+        Raises:
+            Stop: The deadline has passed.
+        """
+        judged = self(candidate)
+        if judged.better_than(self.best):
+            self.best = judged
+        return judged
+
+    def __call__(self, candidate: Candidate | Array) -> Judgement:
+        """Judge one candidate.
+
+        Args:
+            candidate: A weight change ``(n,)``, or a candidate of another kind.
 
         Raises:
             Stop: The deadline has passed.
         """
         self.check_time()
-        self.count += 1
-        predict = Remembering(self.engine, delta)
+        predict = network_of(self.engine, candidate)
+        delta = np.array(candidate, dtype=np.float64) if isinstance(candidate, np.ndarray) else None
         goal = goal_value(self.goal, predict)
         margins = margins_at(predict, self.constraints)
         counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
         error, loss = self._label_losses(predict.outputs)
-        found = Judgement(
-            delta=np.asarray(delta, dtype=np.float64).copy(),
+        return Judgement(
+            candidate=candidate if delta is None else delta,
             goal=goal,
             excess=max(0.0, goal - float(self.goal.target)),
             broken=tuple(counted),
             allowed=tuple(allowed_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)),
             constant=is_constant(predict, self._labelled),
-            change_holds=all(holds_change(rows, delta) for rows in self.change),
+            change_holds=delta is None or all(holds_change(rows, delta) for rows in self.change),
             lack=_lack(self.constraints, margins),
             error=error,
             loss=loss,
             count=sum(len(m) for m in margins),
         )
-        if self.count == 1 or found.better_than(self.best):
-            self.best = found
-        return found
 
     def _label_losses(self, outputs: dict[tuple[object, ...], Tensor]) -> tuple[float, float]:
         """Error rate and mean cross-entropy over all labelled samples."""
@@ -168,17 +190,17 @@ class Judge:
         """Seconds until the deadline, or None."""
         return None if self.deadline is None else max(0.0, self.deadline - time.perf_counter())
 
-    def halve(self, start: Array, end: Array, keep: Any, halvings: int) -> Judgement | None:
-        """Bisect the segment from ``start`` towards ``end``; ``keep(judgement)`` holds at ``start``.
+    def bisect(self, start: Array, end: Array, holds: Callable[[Judgement], bool], halvings: int) -> Judgement | None:
+        """Bisect the segment from ``start`` towards ``end``; ``holds(judgement)`` is true at ``start``.
 
         Returns:
-            The judgement of the last point at which ``keep`` held, or None if there was none beyond ``start``.
+            The judgement of the last point at which ``holds`` was true, or None if there was none beyond ``start``.
         """
         low, high, found = 0.0, 1.0, None
         for _ in range(halvings):
             middle = (low + high) / 2
             judged = self(start + middle * (end - start))
-            if keep(judged):
+            if holds(judged):
                 low, found = middle, judged
             else:
                 high = middle

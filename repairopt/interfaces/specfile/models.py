@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-METHODS = Literal["auto", "sqp", "sequential", "incremental", "one_shot", "bisection"]
 OBJECTIVES = Literal["auto", "cross_entropy", "closeness", "l2", "l1", "linf"]
 
 
@@ -185,7 +184,9 @@ class Spec(Strict):
     bounds: Lines = Field(default=[], description="what must stay true")
     watch: Lines = Field(default=[], description="measures to report, without a bound")
     change: ChangeSpec = ChangeSpec()
-    method: METHODS = "auto"
+    method: str = Field(
+        default="auto", description="a registered method: auto, sqp, incremental, swarm, fine_tune, ..."
+    )
     solver: str | None = Field(default=None, description="back end, see repairopt solvers")
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
         default=0.95, description="of intervals and buffers; 0.5 for bounds met on average"

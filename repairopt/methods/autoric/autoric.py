@@ -11,7 +11,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, SurrogateModel, check_settings
 from repairopt.methods.task import Task
 from repairopt.program import Array, Rows, Solution, Source, Status
 from repairopt.surrogate import Linearization, MostViolated, Picks, Strictest, Surrogate, linearize, select_rows
@@ -19,7 +19,7 @@ from repairopt.verify import Judgement
 
 
 @dataclass(frozen=True)
-class OneShot:
+class OneShot(SurrogateModel):
     """Fit once, select rows once, solve once (AutoRIC, Algorithms 1 to 4).
 
     Attributes:
@@ -46,13 +46,13 @@ class OneShot:
         if solution.delta is None:
             task.record("one shot", None, accepted=False, note=solution.message)
             return Outcome(zero, solution.status, surrogate, linearization, gave_way=gave_way)
-        judged = task.judge(solution.delta)
+        judged = task.judge.keep(solution.delta)
         task.record("one shot", judged, note=_gave_way(gave_way))
         return _outcome(solution, surrogate, linearization, zero, gave_way)
 
 
 @dataclass(frozen=True)
-class Incremental:
+class Incremental(SurrogateModel):
     """Cutting planes judged on the true network (the form that AutoRIC's text describes, completed).
 
     Starts from a few strict rows, and adds the rows that the last step violates most, of all samples, until the true
@@ -94,7 +94,7 @@ class Incremental:
                 task.record(f"round {index + 1}", None, accepted=False, note=solution.message)
                 last = Outcome(zero, solution.status, surrogate, linearization, gave_way=gave_way)
                 break
-            judged = task.judge(solution.delta)
+            judged = task.judge.keep(solution.delta)
             last = _outcome(solution, surrogate, linearization, zero, gave_way)
             if best is None or judged.better_than(best[0]):
                 best = (judged, last)
@@ -127,7 +127,7 @@ class Incremental:
 
 
 @dataclass(frozen=True)
-class Bisection:
+class Bisection(SurrogateModel):
     """Unconstrained minimum of the surrogate, then the furthest feasible point on the way to it (AutoRIC, section 3.4).
 
     Ordinary bisection on the true network; the update printed in the paper tends to two thirds of the way whatever the
@@ -172,12 +172,13 @@ class Bisection:
         return Outcome(delta, solution.status, surrogate, step=delta, predicted=predicted)
 
     def _search(self, task: Task, zero: Array, end: Array) -> Judgement | None:
-        judged = task.judge(end)
+        judged = task.judge.keep(end)
         task.record("aim", judged, accepted=judged.feasible)
         if judged.feasible:
             return judged
-        found = task.judge.halve(zero, end, lambda j: j.feasible, self.halvings)
+        found = task.judge.bisect(zero, end, lambda j: j.feasible, self.halvings)
         if found is not None:
+            task.judge.keep(found.delta)
             task.record("bisection", found)
         return found
 
@@ -187,7 +188,7 @@ def _model(task: Task) -> tuple[Surrogate, float]:
     raw = task.fit()
     if not raw.trusted:
         error = raw.fit_error
-        task.notes.append(
+        task.log.notes.append(
             f"The surrogate ({raw.kind}) does not predict fresh samples (rank correlation "
             f"{error.rank_correlation if error else float('nan'):.2f}); its proposals are checked on the true network."
         )
@@ -200,7 +201,7 @@ def _outcome(
     assert solution.delta is not None
     predicted = surrogate.predicted(np.zeros(len(start))) - surrogate.predicted(solution.delta)
     return Outcome(
-        delta=start + solution.delta,
+        candidate=start + solution.delta,
         status=solution.status,
         surrogate=surrogate,
         linearization=linearization,

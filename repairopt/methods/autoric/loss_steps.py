@@ -166,7 +166,7 @@ class _Sequence:
             solution, _ = task.solve_step(self.models.loss, rows, box, self.at.delta, extra=extra, proximal=proximal)
             if solution.delta is None:
                 return solution, None
-            trial = task.judge(self.at.delta + solution.delta)
+            trial = task.judge.keep(self.at.delta + solution.delta)
             if trial.surplus <= self.at.surplus:
                 break
             with task.timed("select"):

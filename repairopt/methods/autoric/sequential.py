@@ -12,7 +12,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, SurrogateModel, check_settings
 from repairopt.methods.task import NO_INFLUENCE, Task
 from repairopt.program import Status
 from repairopt.specify import labelled_data
@@ -34,7 +34,7 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Sequential:
+class Sequential(SurrogateModel):
     """A sequence of programs, judged on the true network.
 
     With ``objective="cross_entropy"`` a step minimizes the cross-entropy of the labelled samples (Gauss-Newton model;
@@ -102,7 +102,7 @@ class Sequential:
             solution, gave_way = task.solve_step(surrogate, rows, task.box(judged.delta, radius), judged.delta)
             if solution.delta is None:
                 return replace(outcome, status=solution.status)
-            trial = task.judge(judged.delta + solution.delta)
+            trial = task.judge.keep(judged.delta + solution.delta)
             predicted = surrogate.predicted(np.zeros(task.engine.n)) - surrogate.predicted(solution.delta)
             actual = self._phi(judged) - self._phi(trial)
             ratio = actual / predicted if predicted > 1e-12 else 0.0

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from repairopt.errors import SpecificationError
 from repairopt.methods.method import Method
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, SurrogateModel, TrustRegion, check_settings
 from repairopt.methods.task import NO_INFLUENCE, Task
 from repairopt.network import Engine
 from repairopt.program import (
@@ -55,7 +55,7 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Choosing(ABC):
+class Choosing(SurrogateModel, ABC):
     """What the methods share.
 
     Attributes:
@@ -96,7 +96,7 @@ class Choosing(ABC):
                 _log(task, f"choice {index + 1}", found, None, rows)
                 return Outcome(zero, found.status, surrogate, linearization) if best is None else best[1]
             delta = found.delta[: task.engine.n]
-            judged = task.judge(delta)
+            judged = task.judge.keep(delta)
             promised = surrogate.predicted(zero) - surrogate.predicted(delta)
             outcome = Outcome(delta, found.status, surrogate, linearization, delta, predicted=promised)
             _log(task, f"choice {index + 1}", found, judged, rows)
@@ -117,7 +117,7 @@ class Choosing(ABC):
     def _solve(self, task: Task, surrogate: Surrogate, rows: Rows, radius: float) -> IntegerSolution:
         zero = np.zeros(task.engine.n)
         box, change = task.box(zero, radius), task.change_rows(zero)
-        task.rows_used = max(task.rows_used, len(rows) + len(change))
+        task.log.rows_used = max(task.log.rows_used, len(rows) + len(change))
         program = build_program(surrogate, self._priced(task, rows), box=box, change=change, linear=task.linear)
         left = task.judge.time_left()
         limit = self.seconds if left is None else min(self.seconds, max(0.1, left))
@@ -176,11 +176,11 @@ class FewWeights(Choosing):
         for group in groups:
             free[group] = bool(np.any(outcome.delta[group]))
         masked: Any = _MaskedJudge(task.judge, free)
-        rest = replace(task, change=(*task.change, _Frozen(free)), judge=masked)
+        model = self.then if isinstance(self.then, TrustRegion) else task.model
+        rest = replace(task, change=(*task.change, _Frozen(free)), judge=masked, model=model)
         later = self.then.run(rest)
-        task.rows_used = max(task.rows_used, rest.rows_used)
-        again = masked(later.delta)
-        return replace(later, delta=again.delta) if again.better_than(judged) else outcome
+        again = masked.keep(later.delta)
+        return replace(later, candidate=again.delta) if again.better_than(judged) else outcome
 
 
 @dataclass(frozen=True)
@@ -265,9 +265,13 @@ class _MaskedJudge:
     def __call__(self, delta: Array) -> Judgement:
         return self.judge(np.where(self.free, delta, 0.0))
 
-    def halve(self, start: Array, end: Array, keep: Any, halvings: int) -> Judgement | None:
-        """As :meth:`Judge.halve`."""
-        return self.judge.halve(np.where(self.free, start, 0.0), np.where(self.free, end, 0.0), keep, halvings)
+    def keep(self, delta: Array) -> Judgement:
+        """As :meth:`Judge.keep`."""
+        return self.judge.keep(np.where(self.free, delta, 0.0))
+
+    def bisect(self, start: Array, end: Array, holds: Any, halvings: int) -> Judgement | None:
+        """As :meth:`Judge.bisect`."""
+        return self.judge.bisect(np.where(self.free, start, 0.0), np.where(self.free, end, 0.0), holds, halvings)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.judge, name)
@@ -311,6 +315,6 @@ def _log(task: Task, step: str, found: IntegerSolution, judged: Judgement | None
         accepted=judged is not None,
         note=found.message if judged is None else chosen,
     )
-    task.rounds.append(entry)
+    task.log.rounds.append(entry)
     if task.progress is not None:
         task.progress(entry)

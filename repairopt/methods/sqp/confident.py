@@ -158,7 +158,7 @@ def run_confidently(
     if narrowed is None or narrowed.lacks(task, limits) >= best.lacks(task, limits):
         return best
     names = ", ".join(f"'{name}'" for name in reaches)
-    task.notes.append(
+    task.log.notes.append(
         f"{names}: chance alone could have moved it by more than {100 * REACH:.0f} % of its bound; rates were moved "
         f"away from one half, where chance moves them less. SQP(narrow=0) leaves that out."
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.task import Task
+from repairopt.methods.task import Log, Task
 from repairopt.program import Array
 from repairopt.specify import labelled_data, rate_interval
 from repairopt.verify import Stop
@@ -47,7 +47,7 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         seen[left_out] = False
         own = replace(goal, inputs=inputs[seen.to(inputs.device)], labels=labels[seen.to(labels.device)])  # type: ignore[type-var]
         try:
-            delta: Array = repair(replace(task, goal=own, rounds=[], progress=None, checkpoint=None)).delta
+            delta: Array = repair(replace(task, goal=own, log=Log(), progress=None, checkpoint=None)).delta
         except Stop:
             return ""
         with torch.no_grad():

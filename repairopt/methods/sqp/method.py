@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
+from repairopt.methods.method import SOLVING
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, TrustRegion, check_settings
 from repairopt.methods.subtask import with_rows_of_goal
 from repairopt.methods.task import Task
 from repairopt.specify import ErrorRate, FlipRate, labelled_data
@@ -47,7 +48,7 @@ MANY_WEIGHTS_RIDGE, MANY_WEIGHTS_LEAD = 1e-2, 1 / 8
 
 
 @dataclass(frozen=True)
-class SQP:
+class SQP(TrustRegion):
     """Every typed bound is a linear constraint at each step, with its value by count and the slope of its soft value.
 
     A step minimizes a model of the objective subject to the bounds, rows of samples that must not break, and a box. It
@@ -89,7 +90,7 @@ class SQP:
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
     """
 
-    can_start: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = SOLVING | {"start"}
 
     objective: str = "auto"
     closeness: float | None = None
@@ -130,12 +131,11 @@ class SQP:
             found = self._run(inner)
             if self.confidence is not None and found.delta.any():
                 said = judge_generalization(task, self._without_data, folds=self.folds)
-                task.notes += [said] if said else []
+                task.log.notes += [said] if said else []
             return found
         finally:  # whatever ended it, the best point is known to the repair
             if inner.judge.best is not inner.judge.original:
-                task.judge(inner.judge.best.delta)
-            task.rows_used = max(task.rows_used, inner.rows_used)
+                task.judge.keep(inner.judge.best.delta)
 
     def _without_data(self, task: Task) -> Outcome:
         """A repair of some of the points, for what it does to the others."""

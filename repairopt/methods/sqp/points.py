@@ -97,7 +97,7 @@ class Surroundings:
     def point(self, delta: Array) -> Point:
         """Judge a weight change."""
         self._pass(delta)
-        judged = self.task.judge(delta)
+        judged = self.task.judge.keep(delta)
         predict = self.task.engine.predict(delta)
         goal = self.limits[0].value(predict) if self.limits[0].margin else judged.goal
         values = np.array([goal, *(limit.value(predict) for limit in self.limits[1:])])

@@ -187,7 +187,7 @@ class Sequence:
         lacking = _lacking(models)
         parts.add_rows(replace(fixed := lin.rows(lacking), price=np.full(len(fixed), FIX_PRICE / max(1, len(fixed)))))
         program = parts.program()
-        task.rows_used = max(task.rows_used, program.m)
+        task.log.rows_used = max(task.log.rows_used, program.m)
         strict = [c for c in models.strict if len(lin.margins[c])]
         rows = _Held(LinearizedRows(lin, tuple(strict)), lacking, strict) if strict else None
         if rows is not None and rows.m:
@@ -195,7 +195,7 @@ class Sequence:
                 tol = 1e-6 if lin.engine.dtype.itemsize <= 4 else 1e-9
                 options: Any = {"solver": task.solver, "feasibility_tol": tol, "time_limit": task.judge.time_left()}
                 answer: Solution = solve_working_set(program, rows, **options)
-            task._last = (program.m + rows.m, program.n, answer)
+            task.log.last = (program.m + rows.m, program.n, answer)
             if answer.delta is None and not answer.interrupted:  # its rows are held at a step of 0: one exists
                 everything = rows.rows(np.arange(rows.m))
                 answer = task.solve_program(_with_all(program, everything))

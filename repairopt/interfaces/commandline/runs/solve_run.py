@@ -12,16 +12,17 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from repairopt.errors import SpecFileError
+from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
-from repairopt.methods import SQP
+from repairopt.methods import SQP, find_method, uses
 from repairopt.patches import AuditLog, Patch, fingerprint, library_versions
-from repairopt.pipeline import solve_repair
+from repairopt.pipeline import Settings, solve_repair
 from repairopt.program import load_solver
 from repairopt.report import Repair, Verdict
+from repairopt.specify import Specification
 from repairopt.verify import Round
 
 from .html import write_report
@@ -183,19 +184,23 @@ class _Run:
         method = _method(spec)
         return solve_repair(
             spec.model,
-            spec.goal.as_goal(),
-            [bound.as_constraint() for bound in spec.bounds],
+            Specification(
+                spec.goal.as_goal(),
+                tuple(bound.as_constraint() for bound in spec.bounds),
+                watch=tuple(item.item for item in spec.watch),
+            ),
             data=() if rows.labels is None else (rows.inputs, rows.labels),
             held_out=twins,
-            watch=[item.item for item in spec.watch],
             weights=weights,
             method=method,
-            solver=solver,
-            time_limit=self.time_limit,
-            seed=self.seed,
-            progress=note,
-            start=start if isinstance(method, SQP) and weights != "auto" else None,
-            checkpoint=keep,
+            settings=Settings(
+                solver=solver,
+                time_limit=self.time_limit,
+                seed=self.seed,
+                progress=note,
+                start=start if "start" in uses(method) and weights != "auto" else None,
+                checkpoint=keep,
+            ),
         )
 
     def _write(self, repair: Repair, claims: list[ClaimRow], location: Any, log: AuditLog) -> SolveResult:
@@ -268,4 +273,7 @@ def _method(spec: OpenSpec) -> Any:
     if objective != "auto":
         reason = f"minimize: {objective} is for method sqp; it does not go with method {said.method}"
         raise spec.file.fail(("change", "minimize"), reason)
-    return said.method
+    try:
+        return find_method(said.method)
+    except SpecificationError as error:
+        raise spec.file.fail(("method",), str(error)) from error

@@ -1,0 +1,123 @@
+"""The kinds of candidates: a weight change, new weights, a wrapped network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError
+from repairopt.network import Array, Engine, ModuleCandidate, Remembering
+from repairopt.patches import Patch, WrappedPatch, wrap
+
+from .location import Location
+from .write_change import apply
+
+
+@dataclass(frozen=True, eq=False)
+class WeightChange:
+    """A vector of changes over chosen weights.
+
+    Attributes:
+        location: The ``n`` weights.
+        delta: New minus old weights, ``(n,)``.
+    """
+
+    location: Location
+    delta: Array
+
+    def predict(self, engine: Engine) -> Remembering:
+        """The changed network; the engine's weights are those of the location."""
+        return Remembering(engine, self.delta)
+
+    def describe(self) -> str:
+        """How many of the weights that may change do."""
+        return f"{self.size()} of {self.location.size} weights changed"
+
+    def size(self) -> int:
+        """Weights that change."""
+        return int((self.delta != 0).sum())
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with the change written into it."""
+        return apply(model, self.location, self.delta)[0]
+
+    def as_patch(self, model: nn.Module, **info: Any) -> Patch:
+        """The change as a patch of the model."""
+        return Patch.between(model, self.apply(model), **info)
+
+
+@dataclass(frozen=True, eq=False)
+class NewWeights(ModuleCandidate):
+    """Weights for the same architecture, from training.
+
+    Attributes:
+        weights: By name the new parameters and buffers; those that are not named stay.
+    """
+
+    weights: Mapping[str, Tensor]
+
+    def describe(self) -> str:
+        """How many tensors are new."""
+        return f"{len(self.weights)} tensors with {self.size()} numbers retrained"
+
+    def size(self) -> int:
+        """Numbers in the new tensors."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with the new weights.
+
+        Raises:
+            ModelError: A name or a shape does not fit the model.
+        """
+        changed = copy.deepcopy(model)
+        own = changed.state_dict()
+        for name, tensor in self.weights.items():
+            if name not in own or own[name].shape != tensor.shape:
+                came = tuple(tensor.shape)
+                want = f"shape {tuple(own[name].shape)}" if name in own else "a name of the model's state dict"
+                raise ModelError(f"new weights '{name}' have shape {came}; expected {want}.")
+            with torch.no_grad():
+                own[name].copy_(tensor)
+        return changed
+
+    def as_patch(self, model: nn.Module, **info: Any) -> Patch:
+        """The difference as a patch of the model."""
+        return Patch.between(model, self.apply(model), **info)
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapped(ModuleCandidate):
+    """A network around the original one, such as a vote or offsets by group.
+
+    Attributes:
+        kind: Name of the wrapper in the entry-point group ``repairopt.wrappers``; called with a copy of the model, the
+            settings and the tensors, it returns the module.
+        settings: What is not a tensor; plain values that JSON can hold.
+        tensors: What the wrapper adds, by name.
+    """
+
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """The kind and how much it adds."""
+        return f"wrapped: {self.kind}, {self.size()} numbers added"
+
+    def size(self) -> int:
+        """Numbers that are added."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of the model inside of the wrapper."""
+        return wrap(self.kind, copy.deepcopy(model), self.settings, self.tensors)
+
+    def as_patch(self, model: nn.Module, **info: Any) -> WrappedPatch:
+        """The wrapper as a file for this model."""
+        return WrappedPatch.around(model, self.kind, self.settings, self.tensors, **info)

@@ -1,0 +1,59 @@
+"""Settings of a repair that belong to no method: limits, seed, solver, what is told while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.program import Solver
+from repairopt.verify import Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a repair is run, whatever the method.
+
+    Attributes:
+        time_limit: Seconds after which the best point so far is returned, marked so.
+        memory_limit: Bytes that activations and intermediate results may take.
+        seed: Random seed.
+        solver: Back end by name or instance; None chooses an open-source one.
+        isolate: Run back ends in a process of their own, so that a crash inside one costs a step, not the run.
+        tolerance: Largest relative violation of a row that counts as feasible.
+        start: Weight change to begin at, for methods that can: for parameters by name the change, as ``checkpoint``
+            gets it, or a repair or a patch of this model.
+        progress: Called with each :class:`Round`.
+        checkpoint: Called with the best change so far, a tensor for each parameter, whenever a point is kept.
+
+    Raises:
+        SpecificationError: A limit or tolerance that is not above 0.
+
+    Example:
+        >>> Settings(time_limit=60.0, seed=1).time_limit
+        60.0
+    """
+
+    time_limit: float | None = None
+    memory_limit: int = 2**30
+    seed: int = 0
+    solver: str | Solver | None = None
+    isolate: bool = False
+    tolerance: float = 1e-6
+    start: Any = None
+    progress: Callable[[Round], None] | None = None
+    checkpoint: Callable[[dict[str, Tensor]], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("time_limit", "memory_limit", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise SpecificationError(f"settings: {name}={value!r}; expected a number above 0.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise SpecificationError(f"settings: seed={self.seed!r}; expected a whole number.")
+
+
+DEFAULTS = Settings()
