@@ -61,6 +61,17 @@ def test_files_that_pages_name_exist():
             assert (PROJECT / file).is_file(), (name, file)
 
 
+def test_every_page_is_in_the_navigation():
+    navigation = (PROJECT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    assert set(re.findall(r"([\w/]+)\.md$", navigation, flags=re.MULTILINE)) == set(PAGES)
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = re.findall(r"^::: repairopt\.(\w+)$", "\n".join(TEXT.values()), flags=re.MULTILINE)
+    assert not set(repairopt.__all__) - set(listed)
+    assert len(listed) == len(set(listed))
+
+
 def test_solver_table_matches_the_back_ends():
     page = TEXT["howto/solvers"].replace("# Solvers\n", "\n## Solvers\n", 1)
     rows = {row[0].strip("`"): row for row in table(page, "Solvers")}

@@ -68,5 +68,5 @@ def test_files_that_it_names_exist():
 def test_commands_install_what_exists():
     commands = "\n".join(blocks("sh"))
     extras = set(re.findall(r"\.\[(\w+)\]", README))
-    assert {"examples", "test", "report"} <= extras <= set(METADATA["optional-dependencies"])
+    assert {"examples", "test", "report", "docs"} <= extras <= set(METADATA["optional-dependencies"])
     assert commands.count("pip install torch==2.13.0 &&") == 2
