@@ -9,4 +9,8 @@ before torch is loaded, and ``repairopt verify`` runs without the code that solv
 
 import lazy_loader
 
+from .interfaces import former_names
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+former_names.install()

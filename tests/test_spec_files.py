@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from doc_pages import fences
 from small_spec import SPEC, write_spec
 from torch import nn
 
@@ -270,9 +271,12 @@ def test_a_network_that_cannot_take_the_rows_is_named(tmp_path):
         PlainNetwork(nn.Linear(5, 2))(spec.data.sets["repair"].inputs)
 
 
-def test_the_spec_and_the_workflow_of_the_readme_are_valid(tmp_path):
-    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-    spec, workflow = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+def test_the_spec_and_the_workflow_of_the_docs_are_valid(tmp_path):
+    pages = Path(__file__).resolve().parents[1] / "docs" / "howto"
+    spec, workflow = (
+        next(fence.body for fence in fences((pages / page).read_text(encoding="utf-8")) if fence.language == "yaml")
+        for page in ("spec_files.md", "ci.md")
+    )
     (tmp_path / "spec.yaml").write_text(spec)
     assert len(read_spec(tmp_path / "spec.yaml").bounds) == 3
     commands = [step["run"] for step in yaml.safe_load(workflow)["jobs"]["bounds"]["steps"] if "run" in step]
