@@ -40,7 +40,7 @@ def test_wheel_holds_every_module_of_both_folders(wheel):
     names = set(wheel.namelist())
     core = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "repairopt").rglob("*.py")}
     back_ends = {f"repairopt/solvers/{path.name}" for path in (PROJECT / "solvers").glob("*.py")}
-    assert core | back_ends | {"repairopt/py.typed", "repairopt/reporting/page.html.j2"} <= names
+    assert core | back_ends | {"repairopt/py.typed", "repairopt/report/page.html.j2"} <= names
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"repairopt"}, "nothing else may be installed"
     assert any(name.endswith("LICENSE") for name in names)

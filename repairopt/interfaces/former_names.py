@@ -1,4 +1,4 @@
-"""Names that modules had before the package was divided into rooms; they import with a warning until the next release."""
+"""Module names from before the package was divided into rooms; they import with a warning until the next release."""
 
 from __future__ import annotations
 
