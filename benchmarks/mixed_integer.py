@@ -1,7 +1,7 @@
 """Mixed-integer repair programs: how soon a gap of 1 % is proven, or which gap is left at the time limit.
 
-Generated programs (``tests/integer_instances.py``): dense rows, correlated or not, a low-rank Hessian, a box. Three
-ways: SCIP alone; ``solve_integer`` (first point, bounds of relaxations, then SCIP); the first point alone. CPU s, one
+Generated programs (``tests/support/integer_instances.py``): dense rows, correlated or not, a low-rank Hessian, a box.
+Three ways: SCIP alone; ``solve_integer`` (first point, bounds of relaxations, then SCIP); the first point alone. CPU s, one
 thread.
 
     python benchmarks/mixed_integer.py [--quick] [--limit 60] [--seeds 1]
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent / "tests"))
+sys.path.insert(0, str(FOLDER.parent / "tests" / "support"))
 
 from integer_instances import broken_samples, singles, sparse_change  # noqa: E402
 

@@ -22,7 +22,7 @@ from repairopt.program.working_sets.row_oracles import DenseRows, RowOracle
 from repairopt.surrogate import LinearizedRows
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent / "tests"))
+sys.path.insert(0, str(FOLDER.parent / "tests" / "support"))
 DATA = Path(os.environ.get("REPAIROPT_DATA", FOLDER.parents[1] / "shared" / "data"))
 SIZES = [(24, 200), (24, 2_000), (24, 20_000), (24, 500_000), (222, 2_000), (222, 50_000), (222, 500_000)]
 SIZES += [(1_000, 5_000), (4_000, 5_000)]
@@ -131,7 +131,7 @@ def watermarks(size: int, form: str) -> Built:
 
 
 def fog_task(name: str) -> Any:
-    """The repairs of ``tests/test_known_answers.py``."""
+    """The repairs of ``tests/pipeline/test_known_answers.py``."""
     from real_programs import PointRepair
 
     margins = {"3_100": {"fix_margin": 0.3, "keep_margin": 5.0}, "9_200": {"keep_margin": 0.3}}

@@ -22,7 +22,7 @@ from repairopt.program import IntegerProgram, allow_broken, limit_changes, solve
 from repairopt.program.integer.incumbent import find_incumbent
 from repairopt.solvers import CVXPY, SCIP, Gurobi, Pyomo
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 Record = dict[str, Any]
 GAP = 0.01

@@ -1,4 +1,4 @@
-"""The known answers of ``tests/test_known_answers.py`` once more, for their times."""
+"""The known answers of ``tests/pipeline/test_known_answers.py`` once more, for their times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solver_instances import DATA
 
 from repairopt.program import solve
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 Record = dict[str, Any]
 PUBLISHED = {  # drawdown, generalization, seconds, by whom

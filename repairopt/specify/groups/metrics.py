@@ -2,7 +2,7 @@
 
 :class:`GroupMetrics` has the members of fairlearn's ``MetricFrame`` that a report needs (``overall``, ``by_group``,
 ``difference``, ``ratio``), without pandas; :meth:`GroupMetrics.frame` makes the real ``MetricFrame`` where fairlearn is
-installed. Definitions were compared with fairlearn 0.15, see tests/test_group_metrics.py.
+installed. Definitions were compared with fairlearn 0.15, see tests/specify/test_group_metrics.py.
 
 References:
     Weerts, Dudik, Edgar, Jalali, Lutz and Madaio, Fairlearn: assessing and improving fairness of AI systems, JMLR 2023.

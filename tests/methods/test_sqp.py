@@ -129,7 +129,7 @@ def test_runs_are_begun_anew_where_one_ends_badly():
 @pytest.mark.slow
 def test_bounds_in_each_others_way_are_reached_by_stages(data_dir, monkeypatch):
     """All rows of the bank network: a small gap between ages beside a recall that the original just meets."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "examples"))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples"))
     real = import_module("real_networks")
     data, network = real.load("bank.npz"), real.FeedForward(real.load("bank_m2.npz"))
     x, y = torch.tensor(data["test_x"]).float(), torch.tensor(data["test_y"]).long()

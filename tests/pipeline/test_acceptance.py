@@ -17,7 +17,7 @@ from repairopt.network.sets.zonotope import certified_radius
 from repairopt.specify import CallableProperty, CertifiedRadius, anchor, margins_at
 from repairopt.surrogate import Surrogate, fit_surrogate, linearize
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def quadratic_goal(n):

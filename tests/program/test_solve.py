@@ -72,7 +72,7 @@ def test_default_by_density_and_structure():
 
 
 def test_the_table_of_choices_is_the_one_in_the_documentation():
-    text = (Path(__file__).resolve().parents[1] / "solvers" / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "solvers" / "README.md").read_text(encoding="utf-8")
     for kind, which, order in choice.described():
         assert f"| {kind} | {which} | {order} |" in text
     names = {name for rule in choice.TABLE for name in rule.order}

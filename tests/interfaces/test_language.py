@@ -18,7 +18,7 @@ from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
 from repairopt.interfaces.specfile.language.statements import parse
 from repairopt.specify import constraints, properties, robustness, specification as specify
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from repairopt.network.sets.zonotope import certified_margin, certified_radius, 
 from repairopt.program import Program, solve
 from repairopt.specify import AdversarialError, CertifiedRadius, Property
 
-DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).parents[1] / "../shared/data")) / "autoric"
+DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).parents[2] / "../shared/data")) / "autoric"
 
 
 @pytest.fixture(scope="module")

@@ -272,7 +272,7 @@ def test_a_network_that_cannot_take_the_rows_is_named(tmp_path):
 
 
 def test_the_spec_and_the_workflow_of_the_docs_are_valid(tmp_path):
-    pages = Path(__file__).resolve().parents[1] / "docs" / "howto"
+    pages = Path(__file__).resolve().parents[2] / "docs" / "howto"
     spec, workflow = (
         next(fence.body for fence in fences((pages / page).read_text(encoding="utf-8")) if fence.language == "yaml")
         for page in ("spec_files.md", "ci.md")

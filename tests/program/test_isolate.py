@@ -85,7 +85,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
         "    print('interrupted', flush=True)\n",
         encoding="utf-8",
     )
-    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    command = [sys.executable, str(script), str(Path(__file__).resolve().parents[1] / "support")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         worker = int(run.stdout.readline())
         time.sleep(0.5)

@@ -18,7 +18,7 @@ from repairopt.localize.weight_selectors import CARE, Layers, Neurons
 from repairopt.network import Engine
 
 DATA = (
-    Path(os.environ.get("REPAIROPT_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")) / "autoric"
+    Path(os.environ.get("REPAIROPT_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data")) / "autoric"
 )
 
 

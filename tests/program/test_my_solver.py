@@ -14,7 +14,7 @@ from repairopt.errors import SolverNotFoundError
 from repairopt.program import Kind, Program, known_programs, solve
 from repairopt.program.examples import dense_quadratic
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "my_solver.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "my_solver.py"
 PYPROJECT = """
 [build-system]
 requires = ["setuptools"]
