@@ -1,8 +1,8 @@
 """Mixed-integer repair programs: how soon a gap of 1 % is proven, or which gap is left at the time limit.
 
 Generated programs (``tests/support/integer_instances.py``): dense rows, correlated or not, a low-rank Hessian, a box.
-Three ways: SCIP alone; ``solve_integer`` (first point, bounds of relaxations, then SCIP); the first point alone. CPU s, one
-thread.
+Three ways: SCIP alone; ``solve_integer`` (first point, bounds of relaxations, then SCIP); the first point alone. CPU s,
+one thread.
 
     python benchmarks/mixed_integer.py [--quick] [--limit 60] [--seeds 1]
 """
