@@ -2,4 +2,5 @@
 
 from .calibration import CalibratedMargin, calibrate_margin
 from .frontier import Frontier, FrontierPoint, trace_frontier
+from .tasks import loan_decisions
 from .unmet import Unmet, explain_unmet

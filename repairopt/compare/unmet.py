@@ -25,7 +25,7 @@ from repairopt.methods import SQP, with_rows_of_goal
 from repairopt.pipeline import prepare_repair, solve_repair
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
 from repairopt.report import Repair, Verdict
-from repairopt.specify import CallableProperty, ChangeConstraint, SampleConstraint
+from repairopt.specify import CallableProperty, ChangeConstraint, as_property, is_strict
 from repairopt.surrogate import linearize
 
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
@@ -110,9 +110,7 @@ def explain_unmet(
     if repeated:
         raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
     settings.setdefault("method", SQP(confidence=None))
-    if callable(goal) and not hasattr(goal, "value"):
-        goal = CallableProperty(goal, 0.0)
-    goal = goal if target is None else replace(goal, target=float(target))
+    goal = as_property(goal, target)
     limit = float(goal.target)
     first = solve_repair(model, goal, items, **settings)
     if _met(first):
@@ -182,7 +180,7 @@ def _value(repair: Repair) -> float:
 
 def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: dict[str, Any]) -> Conflict | None:
     """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts."""
-    rows_only = [one for one in constraints if _by_rows(one)]
+    rows_only = [one for one in constraints if is_strict(one)]
     on_change = [one for one in constraints if isinstance(one, ChangeConstraint)]
     own = {key: value for key, value in settings.items() if key in PREPARING}
     task = with_rows_of_goal(prepare_repair(model, goal, [*rows_only, *on_change], **own).task)
@@ -211,9 +209,3 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], settings: di
         return explain_conflict(program, time_limit=settings.get("time_limit"))
     except ProgramError:
         return None
-
-
-def _by_rows(constraint: Any) -> bool:
-    """Whether every sample of a constraint has to hold."""
-    strict = float(getattr(constraint, "tolerance", 0.0)) == 0.0 and getattr(constraint, "weight", None) is None
-    return isinstance(constraint, SampleConstraint) and strict

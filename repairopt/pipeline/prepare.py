@@ -18,10 +18,12 @@ from repairopt.program import Solver
 from repairopt.specify import (
     Property,
     Specification,
+    Statistical,
     anchor,
     labelled_pairs,
     make_specification,
     margins_at,
+    measured,
     repeated_rows,
     required_margins,
 )
@@ -150,10 +152,10 @@ def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
     """How many held-out samples goal and bounds will be measured on; of the held-out data nothing else is read."""
     found: dict[str, int] = {}
     for item in spec.held_out:
-        measured: Any = getattr(item, "property", item)
-        if hasattr(measured, "interval"):
+        prop = measured(item)
+        if isinstance(prop, Statistical):
             with torch.no_grad():
-                found[item.name] = int(anchor(measured, engine.predict()).interval(engine.predict(), 0.9).count)
+                found[item.name] = int(anchor(prop, engine.predict()).interval(engine.predict(), 0.9).count)
     return found
 
 
