@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods import SQP, Method
 from repairopt.network import Engine, split_model
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
-from repairopt.specify import Folds, KeepLabels
+from repairopt.specify import Folds, KeepLabels, Restrictable, restricted
 
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # logits
 
@@ -104,14 +105,14 @@ def _tried(model: nn.Module, goal: Any, keep: KeepLabels, division: Folds, optio
     kept = wanted == keep.labels.cpu() if keep.reference == "label" else torch.ones(len(wanted), dtype=torch.bool)
     for fold in range(division.count):
         seen = division.outside(fold, inputs)
-        own = goal.where(lambda x, k=fold: division.outside(k, x)) if hasattr(goal, "where") else goal
+        own = restricted(goal, partial(division.outside, fold))
         part = keep.on(inputs[seen.to(inputs.device)], keep.labels[seen.to(keep.labels.device)])
         repaired = solve_repair(model, own, [part], **options).model
         predict = Engine(repaired, forward_fn=forward_fn).predict()
         with torch.no_grad():
             now = predict(inputs).argmax(-1).cpu()
-            if hasattr(goal, "where"):
-                values.append(float(goal.where(lambda x, k=fold: ~division.outside(k, x)).value(predict)))
+            if isinstance(goal, Restrictable):
+                values.append(float(goal.where(lambda x, k=fold: ~division.outside(k, x)).value(predict)))  # type: ignore[misc]
         unseen = kept & ~seen.cpu()
         flipped += int((now != wanted)[unseen].sum())
         right += int(unseen.sum())

@@ -16,7 +16,7 @@ from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Engine, check_inputs, split_model
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.report import Repair, Verdict
-from repairopt.specify import CallableProperty, goal_value
+from repairopt.specify import Transferable, as_property, goal_value
 
 STEPS = 8  # bounds in a sweep, where the user does not say
 
@@ -164,15 +164,14 @@ def trace_frontier(
     given = (model, goal, constraints, method or SQP(confidence=None), settings)
     model, goal, constraints, chosen, settings, _ = without_former(*given, options)
     module, forward_fn = split_model(model)
-    if callable(goal) and not hasattr(goal, "value"):
-        goal = CallableProperty(goal, 0.0)
+    goal = as_property(goal)
     data = None if data is None else check_inputs("data", *data, integers=True)
     held_out = None if held_out is None else check_inputs("held_out", *held_out, integers=True)
     engine = Engine(module, forward_fn=forward_fn)
     value = goal_value(goal, engine.predict())
     bounds = _bounds(targets, value)
     other = held_out_goal
-    if other is None and held_out is not None and hasattr(goal, "on"):
+    if other is None and held_out is not None and isinstance(goal, Transferable):
         other = goal.on(*held_out)
 
     def point(target: float, network: nn.Module, repair: Repair | None, met: bool) -> FrontierPoint:

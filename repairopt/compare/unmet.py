@@ -25,7 +25,7 @@ from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
 from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
 from repairopt.report import Repair, Verdict
-from repairopt.specify import CallableProperty, ChangeConstraint, SampleConstraint
+from repairopt.specify import CallableProperty, ChangeConstraint, Specification, as_property, is_strict
 from repairopt.surrogate import linearize
 
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
@@ -114,8 +114,7 @@ def explain_unmet(
     chosen: Any = SQP(confidence=None) if method is None else method
     given = (model, goal, constraints, chosen, settings)
     model, goal, _, chosen, settings, options = without_former(*given, options)
-    if callable(goal) and not hasattr(goal, "value"):
-        goal = CallableProperty(goal, 0.0)
+    goal = as_property(goal)
     options |= {"method": find_method(chosen), "settings": settings}
     limit = float(goal.target)
     first = solve_repair(model, goal, items, **options)
@@ -186,10 +185,10 @@ def _value(repair: Repair) -> float:
 
 def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dict[str, Any]) -> Conflict | None:
     """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts."""
-    rows_only = [one for one in constraints if _by_rows(one)]
+    rows_only = [one for one in constraints if is_strict(one)]
     on_change = [one for one in constraints if isinstance(one, ChangeConstraint)]
     own = {key: value for key, value in options.items() if key != "held_out"}
-    task = with_rows_of_goal(prepare_repair(model, goal, [*rows_only, *on_change], **own).task)
+    task = with_rows_of_goal(prepare_repair(model, Specification(goal, (*rows_only, *on_change)), **own).task)
     if not task.constraints:
         return None
     least = tuple(np.minimum(required, LEAST_LEAD) for required in task.required)
@@ -215,9 +214,3 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dic
         return explain_conflict(program, time_limit=options["settings"].time_limit)
     except ProgramError:
         return None
-
-
-def _by_rows(constraint: Any) -> bool:
-    """Whether every sample of a constraint has to hold."""
-    strict = float(getattr(constraint, "tolerance", 0.0)) == 0.0 and getattr(constraint, "weight", None) is None
-    return isinstance(constraint, SampleConstraint) and strict

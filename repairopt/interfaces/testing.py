@@ -9,18 +9,18 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repairopt.errors import RepairError
-from repairopt.network import Predict
 from repairopt.program import Array, Kind, KnownProgram, Program, Solution, Solver, Status, known_programs, run_solver
-from repairopt.specify import Property
+
+from .property_checks import Expect, check_property, expectation
+
+__all__ = ["assert_bounds", "check_property", "check_solver"]
 
 VALUE_TOL = 1e-6  # of the objective, over 1 + its size
 POINT_TOL = 1e-4  # of a unique optimum; interior points end this far from a degenerate one
@@ -86,59 +86,8 @@ def check_solver(solver: Solver) -> list[str]:
     return ran
 
 
-def check_property(prop: Property, predict_example: Predict) -> list[str]:
-    """Check that a property does what the library relies on.
-
-    Checked: name and target; that ``value`` is a finite scalar and the same each time; that ``soft_value`` and
-    ``residuals``, where it has them, are finite and differentiable; that ``details`` are numbers. A failed check raises
-    AssertionError; its message names the property, what was expected and what came.
-
-    Args:
-        prop: The property.
-        predict_example: A function from inputs to outputs, for example a small model; called with the inputs that the
-            property holds.
-
-    Returns:
-        Names of the checks that ran.
-    """
-    expect = _expectation("check_property", str(getattr(prop, "name", "") or type(prop).__name__))
-    expect(
-        isinstance(prop, Property), "name, target and value(predict)", f"a {type(prop).__name__} without one of them"
-    )
-    expect(isinstance(prop.name, str) and prop.name != "", "a name that is a non-empty text", repr(prop.name))
-    expect(isinstance(prop.target, Real) and bool(np.isfinite(prop.target)), "a finite target", prop.target)
-    first, second = (_scalar(expect, "value", prop.value(predict_example)) for _ in range(2))
-    expect(first == second, "the same value from the same predict", f"{first!r}, then {second!r}")
-    ran = ["declaration", "value: scalar and finite", "value: deterministic"]
-    for name in ("soft_value", "residuals"):
-        if hasattr(prop, name):
-            _check_differentiable(expect, name, getattr(prop, name), predict_example)
-            ran.append(f"{name}: finite and differentiable")
-    details: Any = getattr(prop, "details", None)
-    if details is not None:
-        figures = details(predict_example)
-        pairs = figures.items() if isinstance(figures, dict) else [(figures, figures)]
-        good = all(isinstance(key, str) and isinstance(number, Real) for key, number in pairs)
-        expect(good, "details that are a dict from text to number", repr(figures))
-        ran.append("details: text to number")
-    return ran
-
-
-Expect = Callable[[bool, str, object], None]
-
-
-def _expectation(check: str, subject: str, problem: str = "") -> Expect:
-    where = f"{check}('{subject}')" + (f" on '{problem}'" if problem else "")
-
-    def expect(holds: bool, expected: str, got: object) -> None:
-        if not holds:
-            raise AssertionError(f"{where}: expected {expected}; got {got}.")
-
-    return expect
-
-
 def _check_declaration(solver: Any) -> None:
-    expect = _expectation("check_solver", str(getattr(solver, "name", type(solver).__name__)))
+    expect = expectation("check_solver", str(getattr(solver, "name", type(solver).__name__)))
     instance = isinstance(solver, Solver) and not isinstance(solver, type)
     expect(instance, "an instance with name, kinds, requires and solve(program)", repr(solver))
     expect(isinstance(solver.name, str) and solver.name != "", "a name that is a non-empty text", repr(solver.name))
@@ -149,7 +98,7 @@ def _check_declaration(solver: Any) -> None:
 
 
 def _check_problem(solver: Solver, problem: KnownProgram) -> list[str]:
-    expect = _expectation("check_solver", solver.name, problem.name)
+    expect = expectation("check_solver", solver.name, problem.name)
     program, ran = problem.program, ["answer", "input unchanged", "two runs equal"]
     before = [array.copy() for array in _arrays(program)]
     first = _run(expect, program, solver)
@@ -238,7 +187,7 @@ def _support(direction: Array, lower: Array, upper: Array, small: float) -> floa
 
 
 def _check_time_limit(solver: Solver, kind: Kind) -> None:
-    expect = _expectation("check_solver", solver.name, f"{kind} of 100 variables")
+    expect = expectation("check_solver", solver.name, f"{kind} of 100 variables")
     solution = _run(expect, _larger_program(kind), solver, time_limit=1e-6)
     allowed = (Status.OPTIMAL, Status.FEASIBLE, Status.NO_POINT)
     got = f"{solution.status} (native text: {solution.message!r})"
@@ -269,27 +218,3 @@ def _arrays(program: Program) -> list[Any]:
     parts += [matrix.toarray() if hasattr(matrix, "tocsr") else matrix]
     parts += [program.gradient, program.lower, program.upper, *program.bounds()]
     return parts if program.integer is None else [*parts, program.integer]
-
-
-def _scalar(expect: Expect, name: str, value: Any) -> float:
-    tensor = torch.as_tensor(value).detach()
-    expect(tensor.ndim == 0, f"{name} to be a scalar, shape ()", f"shape {tuple(tensor.shape)}")
-    expect(bool(torch.isfinite(tensor)), f"{name} to be finite", tensor.item())
-    return float(tensor)
-
-
-def _check_differentiable(expect: Expect, name: str, method: Any, predict: Predict) -> None:
-    weight = torch.zeros((), requires_grad=True)
-
-    def varied(inputs: Tensor) -> Tensor:
-        outputs = predict(inputs).detach()
-        return outputs + weight * outputs
-
-    result = method(varied)
-    rank = 0 if name == "soft_value" else 1
-    expect(isinstance(result, Tensor) and result.ndim == rank, f"{name} with {rank} dimensions", np.shape(result))
-    expect(bool(torch.isfinite(result).all()), f"{name} to be finite", result.detach())
-    expect(result.requires_grad, f"{name} to be differentiable", "a result that no gradient flows through")
-    (slope,) = torch.autograd.grad(result.sum(), weight, allow_unused=True)
-    expect(slope is not None, f"{name} to depend on what predict returns", "no dependence")
-    expect(bool(torch.isfinite(slope)), f"{name} with a finite gradient", slope)

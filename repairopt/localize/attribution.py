@@ -18,7 +18,7 @@ from torch.func import vmap
 
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.network import CACHE_BYTES, Engine, Predict, jacobian, sample_rows
-from repairopt.specify import Constraint
+from repairopt.specify import Constraint, Subsampled, Transferable, Undesired, labels_of, soft_value
 
 from .follow_units import Intervention, hidden_layers
 from .trace_layers import Layer, LayerGraph
@@ -109,7 +109,7 @@ def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list
             f"{', '.join(hidden) or 'none'}."
         )
     fewer = _fewer(goal, how.samples, seed)
-    behavior = next(getattr(fewer, name) for name in ("undesired", "soft_value", "value") if hasattr(fewer, name))
+    behavior = fewer.undesired if isinstance(fewer, Undesired) else soft_value(fewer)
     linear = [name for name, layer in hidden.items() if layer.kind == "linear"]
     layers = [how.layer] if how.layer else linear or None
     scores = care_scores(graph, behavior, layers, values=how.values, score=how.score)
@@ -161,10 +161,10 @@ def gradient_weights(
 
 def _fewer(goal: Any, count: int, seed: int) -> Any:
     """The goal on at most ``count`` samples, where it can be had."""
-    if hasattr(goal, "subsample"):
+    if isinstance(goal, Subsampled):
         return goal.subsample(count, seed)
     data = _labeled(goal)
-    if data is None or len(data[0]) <= count or not hasattr(goal, "on"):
+    if data is None or len(data[0]) <= count or not isinstance(goal, Transferable):
         return goal
     rows = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(seed))[:count]
     return goal.on(*(part[rows.to(part.device)] for part in data))
@@ -229,15 +229,13 @@ def _slope(engine: Engine, how: Gradient, goal: Any, constraints: Sequence[Any],
         return _loss_slope(
             engine, goal, chosen
         ), f"mean |derivative of the loss| on {len(chosen)} misclassified samples"
-    function = goal.soft_value if hasattr(goal, "soft_value") else goal.value
-    return jacobian(engine, function)[1].abs().sum(0), f"|derivative of '{goal.name}'|"
+    return jacobian(engine, soft_value(goal))[1].abs().sum(0), f"|derivative of '{goal.name}'|"
 
 
 def _labeled(goal: Any) -> tuple[Tensor, Tensor] | None:
     """The goal's ``inputs`` and ``labels``, if it has them."""
-    inputs, labels = getattr(goal, "inputs", None), getattr(goal, "labels", None)
-    fits = isinstance(inputs, Tensor) and isinstance(labels, Tensor) and labels.shape == inputs.shape[:1]
-    return (inputs, labels) if fits else None  # type: ignore[return-value]
+    found = labels_of(goal)
+    return found if found is not None and found[1].shape == found[0].shape[:1] else None
 
 
 def _failing(engine: Engine, goal: Any) -> Tensor:

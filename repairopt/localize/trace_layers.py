@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError
 from repairopt.network import Engine, ForwardFunction
+from repairopt.specify import inputs_of
 
 FUNCTIONS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv"}
 REMEDY = "Name the weights by layer, pattern or mask instead, or use 'gradient'."
@@ -241,12 +242,13 @@ def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
         seen.append(inputs)
         raise Asked
 
-    if isinstance(getattr(goal, "inputs", None), Tensor):
-        seen.append(goal.inputs)
+    own = inputs_of(goal)
+    if own is not None:
+        seen.append(own)
     elif goal is not None:
         with contextlib.suppress(Asked):
             goal.value(ask)
-    seen += [c.inputs for c in constraints if isinstance(getattr(c, "inputs", None), Tensor)]
+    seen += [found for c in constraints if (found := inputs_of(c)) is not None]
     return seen[0] if seen else None
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from repairopt.errors import SpecificationError
 from repairopt.network import Remembering
-from repairopt.specify import Bound, ErrorRate, FixLabels, anchor, margins_at, required_margins
+from repairopt.specify import (
+    Keep,
+    SampleShare,
+    ShareRows,
+    anchor,
+    margins_at,
+    required_margins,
+    restricted,
+    stands_for_population,
+)
 from repairopt.verify import Judge
 
 from .task import Log, Task
 
 MOST_POINTS = 1_000  # to be fixed one by one
-Keep = Callable[[Tensor], Tensor]
 
 
 def task_on(task: Task, keep: Keep) -> Task | None:
@@ -35,8 +39,8 @@ def task_on(task: Task, keep: Keep) -> Task | None:
     """
     predict = Remembering(task.engine)
     try:
-        goal = _restricted(task.goal, keep)
-        constraints = tuple(anchor(_restricted(one, keep), predict) for one in task.constraints)
+        goal = restricted(task.goal, keep)
+        constraints = tuple(anchor(restricted(one, keep), predict) for one in task.constraints)
     except SpecificationError:
         return None
     data = tuple((x[mask], y[mask.cpu()]) for x, y in task.data if bool((mask := keep(x)).any()))
@@ -65,26 +69,13 @@ def with_rows_of_goal(task: Task) -> Task:
     thousand stand for a population, of which some will stay wrong: they get no rows.
     """
     goal = task.goal
-    if not isinstance(goal, ErrorRate) or goal.target > 0 or len(goal.labels) > MOST_POINTS:
+    if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
         return task
-    every = torch.arange(len(goal.labels))
-    rows: Any = FixLabels(goal.inputs, goal.labels, weight=None, tolerance=0.0, name=goal.name, samples=every)
+    rows: Any = ShareRows(goal)
+    if len(rows.samples) > MOST_POINTS:
+        return task
     constraints = (*task.constraints, rows)
     required = required_margins(rows, margins_at(Remembering(task.engine), [rows])[0])
     judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
     judge.change = task.judge.change
     return replace(task, constraints=constraints, judge=judge, required=(*task.required, required))
-
-
-def _restricted(item: Any, keep: Keep) -> Any:
-    if isinstance(item, Bound):
-        return replace(item, property=_restricted(item.property, keep))
-    if hasattr(item, "where"):
-        return item.where(keep)
-    inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
-    if isinstance(inputs, Tensor) and isinstance(labels, Tensor) and hasattr(item, "on"):
-        mask = keep(inputs)
-        if not bool(mask.any()):
-            raise SpecificationError(f"'{item.name}': no rows are left.")
-        return item.on(inputs[mask], labels[mask.cpu()])
-    return item

@@ -15,7 +15,7 @@ from torch import Tensor
 from repairopt.localize import Location
 from repairopt.network import Engine
 from repairopt.program import Program, Rows, Solution, Solver, Source, Status, solve, stack_rows
-from repairopt.specify import ChangeConstraint, Constraint, Property
+from repairopt.specify import ChangeBox, ChangeConstraint, Constraint, Property
 from repairopt.surrogate import Picks, Surrogate, SurrogateSettings, build_program, fit_surrogate
 from repairopt.verify import Judge, Judgement, Round, Stop
 
@@ -139,7 +139,7 @@ class Task:
         lower, upper = -radius * scale, radius * scale
         initial = self.engine.initial.double().cpu().numpy()
         for constraint in self.change:
-            if hasattr(constraint, "box"):
+            if isinstance(constraint, ChangeBox):
                 low, high = constraint.box(initial)
                 lower, upper = np.maximum(lower, low - delta), np.minimum(upper, high - delta)
         return np.minimum(lower, 0.0), np.maximum(upper, 0.0)
@@ -149,7 +149,7 @@ class Task:
         found = Rows.empty(self.engine.n)
         initial = self.engine.initial.double().cpu().numpy()
         for constraint in self.change:
-            if hasattr(constraint, "box"):
+            if isinstance(constraint, ChangeBox):
                 continue
             matrix, lower, upper = constraint.rows(initial)
             at = matrix @ delta

@@ -13,7 +13,7 @@ from repairopt.network import Array, Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, Subjects, Trust, Verdict
-from repairopt.specify import anchor, margins_at
+from repairopt.specify import PropertyBound, anchor, margins_at, measured, stands_for_population
 from repairopt.verify import Claim, Judge, Judgement, Verification, both_networks, make_claim, verify
 
 from .prepare import Prepared
@@ -101,11 +101,11 @@ def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], 
     found = []
     for item in held_out:
         known = anchor(item, original)
-        prop = getattr(known, "property", known)
-        limit = getattr(known, "limit", None) if hasattr(known, "property") else getattr(known, "target", None)
-        if limit is not None and getattr(prop, "statistical", True):
+        prop, bound = measured(known), known if isinstance(known, PropertyBound) else None
+        limit = getattr(known, "target", None) if bound is None else bound.limit
+        if limit is not None and stands_for_population(prop):
             options: Any = {"confidence": confidence, "source": "held-out data"}
-            options["original"] = original if getattr(known, "relative", False) else None
+            options["original"] = original if bound is not None and bound.relative else None
             found.append(make_claim(item.name, prop, float(limit), now, **options))
     return [claim for claim in found if claim is not None]
 

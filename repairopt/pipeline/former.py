@@ -9,7 +9,7 @@ from typing import Any
 from repairopt.errors import SpecificationError
 from repairopt.methods import Method, available_methods, find_method
 from repairopt.network import Classifier
-from repairopt.specify import CallableProperty, Specification
+from repairopt.specify import Specification, as_property
 
 from .settings import Settings
 
@@ -49,7 +49,7 @@ def take_former(
     if former.get("forward_fn") is not None:
         model = Classifier(model, former["forward_fn"])
     if former.get("target") is not None:
-        goal = with_target(goal, former["target"])
+        goal = as_property(goal, former["target"])
     if former.get("watch"):
         goal, constraints = Specification(goal, constraints, (), former["watch"]), ()
     own = {OF_SETTINGS[name]: value for name, value in former.items() if name in OF_SETTINGS}
@@ -66,18 +66,6 @@ def without_former(
     if former:
         return *take_former(model, goal, constraints, method, settings, former), rest
     return model, goal, constraints, method, settings, rest
-
-
-def with_target(goal: Any, target: float) -> Any:
-    """The goal with another target."""
-    if callable(goal) and not hasattr(goal, "value"):
-        return CallableProperty(goal, float(target))
-    try:
-        return replace(goal, target=float(target))
-    except TypeError:
-        raise SpecificationError(
-            f"goal {goal!r}: target= can override the target of a dataclass only; set it on the object."
-        ) from None
 
 
 def _today(name: str) -> str:

@@ -22,6 +22,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods import Method, Outcome, find_method
 from repairopt.program import Array, Program, Status
 from repairopt.report import Repair
+from repairopt.specify import make_specification
 from repairopt.surrogate import Linearization, Strictest, Surrogate, build_program, linearize, select_rows
 
 from .conclude import conclude_repair
@@ -106,7 +107,8 @@ def formulate_repair(
     """
     given = (model, goal, constraints, method, settings)
     model, goal, constraints, method, settings, options = without_former(*given, options)
-    prepared = prepare_repair(model, goal, constraints, method=find_method(method), settings=settings, **options)
+    spec = make_specification(goal, constraints, options.pop("held_out", ()))
+    prepared = prepare_repair(model, spec, method=find_method(method), settings=settings, **options)
     task = prepared.task
     surrogate = task.fit()
     lin = linearize(task.engine, task.constraints, required=task.required)

@@ -14,10 +14,11 @@ from repairopt.methods import Log, Method, Task, TrustRegion
 from repairopt.network import Engine, Remembering, split_model
 from repairopt.specify import (
     Specification,
+    Statistical,
     anchor,
     labelled_pairs,
-    make_specification,
     margins_at,
+    measured,
     repeated_rows,
     required_margins,
 )
@@ -47,11 +48,9 @@ class Prepared:
 
 def prepare_repair(
     model: Any,
-    goal: Any,
-    constraints: Any = (),
+    spec: Specification,
     *,
     data: Any = (),
-    held_out: Any = (),
     weights: Any = "auto",
     method: Method,
     settings: Settings | None = None,
@@ -60,11 +59,9 @@ def prepare_repair(
     """Check what was passed, choose the weights, judge the original network.
 
     Args:
-        model: As for :func:`repairopt.solve_repair`, as all that follows.
-        goal: Same.
-        constraints: Same.
-        data: Same.
-        held_out: Same.
+        model: As for :func:`repairopt.solve_repair`.
+        spec: What is stated, with held-out twins; not anchored.
+        data: As for :func:`repairopt.solve_repair`.
         weights: Same.
         method: An instance.
         settings: Same.
@@ -80,7 +77,6 @@ def prepare_repair(
     started = started or (time.perf_counter(), time.process_time())
     begun = time.perf_counter()
     network, forward_fn = split_model(model)
-    spec = make_specification(goal, constraints, held_out)
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
     where = localize(
@@ -121,8 +117,8 @@ def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
     """How many held-out samples goal and bounds will be measured on; of the held-out data nothing else is read."""
     found: dict[str, int] = {}
     for item in spec.held_out:
-        measured: Any = getattr(item, "property", item)
-        if hasattr(measured, "interval"):
+        prop = measured(item)
+        if isinstance(prop, Statistical):
             with torch.no_grad():
-                found[item.name] = int(anchor(measured, engine.predict()).interval(engine.predict(), 0.9).count)
+                found[item.name] = int(anchor(prop, engine.predict()).interval(engine.predict(), 0.9).count)
     return found

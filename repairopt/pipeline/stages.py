@@ -18,7 +18,7 @@ from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_me
 from repairopt.network import Classifier
 from repairopt.program import Status
 from repairopt.report import Repair
-from repairopt.specify import Property, Specification
+from repairopt.specify import Property, Specification, make_specification
 from repairopt.verify import Stop
 
 from .conclude import CONFIDENCE, conclude_repair
@@ -75,10 +75,11 @@ def solve_repair(
     chosen = find_method(method)
     _check_options(chosen, weights, settings)
     started = (time.perf_counter(), time.process_time())
+    spec = make_specification(goal, constraints, held_out)
 
     def prepare(weights: Any) -> Prepared:
-        given: Any = {"data": data, "held_out": held_out, "method": chosen, "settings": settings, "started": started}
-        return prepare_repair(model, goal, constraints, weights=weights, **given)
+        given: Any = {"data": data, "method": chosen, "settings": settings, "started": started}
+        return prepare_repair(model, spec, weights=weights, **given)
 
     if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and settings.start is None:
         prepared = choose_weights(chosen, prepare)

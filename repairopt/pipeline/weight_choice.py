@@ -33,7 +33,7 @@ from repairopt.methods import (
     steepest_sides,
     task_on,
 )
-from repairopt.specify import Folds
+from repairopt.specify import Folds, Grouped, inputs_of
 from repairopt.verify import Stop
 
 from .prepare import Prepared
@@ -226,7 +226,7 @@ def _places(task: Task, groups: Sequence[_Group]) -> list[Positions]:
 
 def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
     """Columns in which the goal's inputs lie far from the labelled data: drawn ones may, real rows do not."""
-    drawn = getattr(getattr(task.goal, "samples", None), "inputs", None)
+    drawn = inputs_of(task.goal) if isinstance(task.goal, Grouped) else None
     real = [inputs for inputs, _ in task.data]
     if drawn is None or not real or drawn.ndim != 2 or any(inputs.shape[1:] != drawn.shape[1:] for inputs in real):
         return []

@@ -1,6 +1,42 @@
 """What must become true and what must stay true: properties, constraints, groups, margins, intervals."""
 
-from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds
+from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds, ShareRows
+from .contracts import (
+    Anchored,
+    Attacked,
+    Certified,
+    ChangeBox,
+    ChangeConstraint,
+    Constraint,
+    Detailed,
+    Differentiable,
+    Grouped,
+    GroupRates,
+    Keep,
+    Labelled,
+    Property,
+    PropertyBound,
+    Residuals,
+    Restrictable,
+    SampleConstraint,
+    SampleShare,
+    SignedParts,
+    Statistical,
+    Subsampled,
+    Transferable,
+    Undesired,
+    has_signed_parts,
+    inputs_of,
+    is_strict,
+    labels_of,
+    measured,
+    price_of,
+    restricted,
+    soft_margins,
+    soft_value,
+    stands_for_population,
+    tolerance_of,
+)
 from .folds import Folds, overlap
 from .groups.gaps import GroupGap, OddsGap
 from .groups.metrics import GroupMetrics
@@ -8,9 +44,11 @@ from .groups.rates import spread_of
 from .held_out import labelled_pairs, make_specification, repeated_rows
 from .intervals import Interval, normal_quantile, rate_interval
 from .margins import (
+    LabelLeads,
     allowed_samples,
     anchor,
     broken_samples,
+    fails_by_sample,
     goal_value,
     holds_change,
     labelled_data,
@@ -22,4 +60,4 @@ from .margins import (
 )
 from .properties import AccuracyDrop, ErrorRate, FlipRate, MissRate
 from .robustness import AdversarialError, CertifiedRadius
-from .specification import CallableProperty, ChangeConstraint, Constraint, Property, SampleConstraint, Specification
+from .specification import CallableProperty, Specification, as_property

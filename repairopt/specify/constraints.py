@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,15 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs, check_labelled, check_labels
 
-from .specification import Property
+from .contracts import Keep, Property, restricted, soft_value
+from .margins import LabelLeads, anchor
 
 Array = npt.NDArray[np.float64]
 REFERENCES = ("label", "original")
 
 
 @dataclass(frozen=True, eq=False)
-class _Labels:
+class _Labels(LabelLeads):
     """What :class:`KeepLabels` and :class:`FixLabels` share: margins of a label over each rival class.
 
     Attributes:
@@ -42,8 +43,6 @@ class _Labels:
     name: str = "labels"
     samples: Tensor | None = field(default=None, repr=False)
 
-    per_sample: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         x, y = check_labelled(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
@@ -63,17 +62,6 @@ class _Labels:
         """Lead of the label over each rival, all samples, flattened ``(N (k - 1),)``."""
         chosen = self._chosen()
         return self.margins_of(predict(self.inputs)[chosen], chosen).flatten()
-
-    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
-        """Lead of the label over each rival, ``(B, k - 1)``, rivals in ascending order."""
-        own = self.labels.to(outputs.device)[samples.to(outputs.device)][:, None]
-        rivals = torch.arange(outputs.shape[1] - 1, device=outputs.device)[None]
-        return outputs.gather(1, own) - outputs.gather(1, rivals + (rivals >= own))
-
-    def describe(self, sample: int, index: int) -> str:
-        """What margin ``index`` of a sample compares."""
-        own = int(self.labels[sample])
-        return f"class {own} over class {index + (index >= own)}"
 
     def on(self, inputs: Any, labels: Any) -> Any:
         """The same constraint on other data."""
@@ -145,6 +133,57 @@ class FixLabels(_Labels):
 
 
 @dataclass(frozen=True, eq=False)
+class ShareRows:
+    """No counted sample of a share may have a negative margin: a hard row for each margin.
+
+    Attributes:
+        share: The share; rows and report use its name.
+        margin: Margin that the rows ask for.
+    """
+
+    share: Any
+    margin: float = 1e-3
+
+    @property
+    def name(self) -> str:
+        """The share's."""
+        return str(self.share.name)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The share's samples, ``(N, ...)``."""
+        found: Tensor = self.share.inputs
+        return found
+
+    @property
+    def samples(self) -> Tensor:
+        """Indices of those that count."""
+        return torch.arange(len(self.inputs)) if self.share.counted is None else self.share.counted
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """The share's margins, ``(B, p)``."""
+        found: Tensor = self.share.margins_of(outputs, samples)
+        return found
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Margins of the counted samples, flattened."""
+        return self.margins_of(predict(self.inputs)[self.samples], self.samples).flatten()
+
+    def required(self, margins: Tensor) -> Tensor:
+        """Smallest margin that a linearized row asks for."""
+        return torch.full_like(margins, self.margin)
+
+    def describe(self, sample: int, index: int) -> str:
+        """What margin ``index`` of a sample says, where the share tells it."""
+        own: Any = getattr(self.share, "describe", lambda sample, index: f"margin {index}")
+        return str(own(sample, index))
+
+    def where(self, keep: Keep) -> ShareRows:
+        """The same on the samples that ``keep`` chooses."""
+        return replace(self, share=restricted(self.share, keep))
+
+
+@dataclass(frozen=True, eq=False)
 class KeepOutputs:
     """Every output of every sample stays within a distance of what the original network gave.
 
@@ -163,8 +202,6 @@ class KeepOutputs:
     tolerance: float = 0.0
     name: str = "keep outputs"
     original: Tensor | None = field(default=None, repr=False)
-
-    per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
@@ -214,8 +251,6 @@ class OutputBounds:
     weight: float | None = None
     tolerance: float = 0.0
     name: str = "output bounds"
-
-    per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
@@ -274,9 +309,7 @@ class Bound:
 
     def anchor(self, predict: Predict) -> Bound:
         """Take the limit from the original network ``predict`` where none was given."""
-        bounded: Any = self.property
-        if hasattr(bounded, "anchor"):
-            bounded = bounded.anchor(predict)
+        bounded = anchor(self.property, predict)
         if self.limit is not None:
             return replace(self, property=bounded)
         return replace(self, property=bounded, limit=float(bounded.value(predict)) + self.slack, relative=True)
@@ -289,8 +322,7 @@ class Bound:
     def soft_margins(self, predict: Predict) -> Tensor:
         """The same from the soft value, for derivatives."""
         assert self.limit is not None, "anchor() first"
-        soft: Any = getattr(self.property, "soft_value", self.property.value)
-        return (self.limit - soft(predict)).reshape(1)
+        return torch.as_tensor(self.limit - soft_value(self.property)(predict)).reshape(1)
 
     def required(self, margins: Tensor) -> Tensor:
         """Smallest margin that the row asks for."""
@@ -300,6 +332,10 @@ class Bound:
         """The same bound on other data; a limit taken from the original network is taken anew."""
         again: Any = self.property
         return replace(self, property=again.on(inputs, labels))
+
+    def where(self, keep: Keep) -> Bound:
+        """The same bound on the samples that ``keep`` chooses, where its property can be restricted to them."""
+        return replace(self, property=restricted(self.property, keep))
 
 
 @dataclass(frozen=True)

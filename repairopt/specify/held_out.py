@@ -10,8 +10,17 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import check_labelled, column_names, is_dataset, to_tensors
 
+from .contracts import (
+    Constraint,
+    Grouped,
+    Property,
+    Transferable,
+    inputs_of,
+    measured,
+    stands_for_population,
+)
 from .folds import overlap
-from .specification import Constraint, Property, Specification
+from .specification import Specification, as_property
 
 
 def repeated_rows(spec: Specification, data: Any) -> str:
@@ -30,14 +39,10 @@ def repeated_rows(spec: Specification, data: Any) -> str:
 
 def _inputs_of(item: Any) -> list[Tensor]:
     """Inputs of a property or constraint of samples; sampled inputs, which nobody held out, do not count."""
-    item = getattr(item, "property", item)
-    if not getattr(item, "statistical", True):
-        return []
-    found = getattr(item, "inputs", None)
-    if found is None:
-        samples = getattr(item, "samples", None)
-        found = None if getattr(samples, "paired", False) else getattr(samples, "inputs", None)
-    return [found] if isinstance(found, Tensor) else []
+    item = measured(item)
+    found = inputs_of(item)
+    drawn = isinstance(item, Grouped) and item.samples.paired
+    return [found] if found is not None and not drawn and stands_for_population(item) else []
 
 
 def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> Specification:
@@ -54,12 +59,12 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
     whole = isinstance(goal, Specification)
     if whole and (constraints or (goal.held_out and held_out)):
         raise SpecificationError("constraints, held_out: the specification that was passed as the goal has its own.")
-    spec = goal if whole else Specification(goal, constraints)
+    spec = goal if whole else Specification(as_property(goal), constraints)
     held_out = spec.held_out or held_out
     pair = isinstance(held_out, tuple | list) and len(held_out) == 2
     if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
         given, labels = (held_out, None) if is_dataset(held_out) else held_out
-        items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if hasattr(item, "on")]
+        items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if isinstance(item, Transferable)]
         _check_columns(items, given)
         inputs, labels = to_tensors(given, labels, owner="held_out")
         held_out = tuple(item.on(inputs, labels) for item in items)
@@ -70,7 +75,8 @@ def _check_columns(items: list[Any], inputs: Any) -> None:
     """Held-out frames have the columns of the frames that groups were made from, in the same order."""
     names = column_names(inputs)
     for item in items:
-        own = getattr(getattr(getattr(item, "property", item), "samples", None), "columns", ())
+        gap = measured(item)
+        own = gap.samples.columns if isinstance(gap, Grouped) else ()
         if own and names and own != names:
             raise SpecificationError(
                 f"held_out: its columns are {', '.join(names[:20])}; those of '{item.name}' are {', '.join(own[:20])}. "

@@ -13,18 +13,44 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, identity
 
-from .specification import Constraint, Property, SampleConstraint
+from .contracts import (
+    Anchored,
+    Constraint,
+    Labelled,
+    Property,
+    SampleConstraint,
+    labels_of,
+    price_of,
+    tolerance_of,
+)
 
 Array = npt.NDArray[np.float64]
+
+
+class LabelLeads:
+    """Margins of labelled samples: the lead of a sample's label over each rival class, in logits."""
+
+    labels: Any
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Lead of the label over each rival, ``(B, k - 1)``, rivals in ascending order."""
+        own = self.labels.to(outputs.device)[samples.to(outputs.device)][:, None]
+        rivals = torch.arange(outputs.shape[1] - 1, device=outputs.device)[None]
+        return outputs.gather(1, own) - outputs.gather(1, rivals + (rivals >= own))
+
+    def describe(self, sample: int, index: int) -> str:
+        """What margin ``index`` of a sample compares."""
+        own = int(self.labels[sample])
+        return f"class {own} over class {index + (index >= own)}"
 
 
 def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
     """Inputs and labels of the constraints and properties that have them, each data set once."""
     found: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
     for item in items:
-        inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
-        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
-            found.setdefault(identity(inputs), (inputs, labels))
+        known = labels_of(item)
+        if known is not None:
+            found.setdefault(identity(known[0]), known)
     return list(found.values())
 
 
@@ -70,12 +96,11 @@ def sample_count(constraint: Any) -> int:
 
 def allowed_samples(constraint: Any, margins: Array) -> int:
     """How many samples may fail: the constraint's tolerance, a share of its samples (of all labels for kept labels)."""
-    share = float(getattr(constraint, "tolerance", 0.0))
-    weight = getattr(constraint, "weight", None)
+    share = tolerance_of(constraint)
     count = sample_count(constraint) if isinstance(constraint, SampleConstraint) else len(margins)
-    if isinstance(constraint, SampleConstraint) and hasattr(constraint, "labels") and share < 1:
+    if isinstance(constraint, SampleConstraint) and isinstance(constraint, Labelled) and share < 1:
         count = len(constraint.labels)
-    return count if weight is not None and share >= 1 else int(np.floor(share * count + 1e-9))
+    return count if price_of(constraint) is not None and share >= 1 else int(np.floor(share * count + 1e-9))
 
 
 def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6) -> bool:
@@ -119,7 +144,7 @@ def required_margins(constraint: Constraint, margins: Array) -> Array:
 
 def anchor(constraint: Any, predict: Predict) -> Any:
     """The constraint with everything fixed that it takes from the original network ``predict``."""
-    return constraint.anchor(predict) if hasattr(constraint, "anchor") else constraint
+    return constraint.anchor(predict) if isinstance(constraint, Anchored) else constraint
 
 
 def samples_in(constraint: Any) -> Tensor:

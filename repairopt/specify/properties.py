@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from repairopt.network import Predict, check_labelled, check_labels
 from repairopt.specify.groups.gaps import GroupGap, OddsGap
 
 from .intervals import Interval, matched_interval, rate_interval
+from .margins import LabelLeads
 
 __all__ = ["AccuracyDrop", "ErrorRate", "FlipRate", "GroupGap", "MissRate", "OddsGap"]
 
 
 @dataclass(frozen=True, eq=False)
-class ErrorRate:
+class ErrorRate(LabelLeads):
     """Share of given points that the network gets wrong.
 
     The soft value is one minus the mean probability of the true label.
@@ -38,6 +39,8 @@ class ErrorRate:
     labels: Any = None
     target: float = 0.0
     name: str = "error rate"
+
+    counted: ClassVar[Tensor | None] = None
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
@@ -86,7 +89,7 @@ class ErrorRate:
 
 
 @dataclass(frozen=True, eq=False)
-class MissRate:
+class MissRate(LabelLeads):
     """One minus the recall of a class: share of its points that are given another label.
 
     Attributes:
@@ -110,6 +113,11 @@ class MissRate:
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
 
+    @property
+    def counted(self) -> Tensor:
+        """Indices of the class's points."""
+        return (self.labels == self.label).nonzero()[:, 0]
+
     def value(self, predict: Predict) -> Tensor:
         """Share of the class's points that get another label."""
         outputs = predict(self.inputs)
@@ -123,8 +131,8 @@ class MissRate:
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the share on new points of the class lies; exact."""
-        own = (self.labels == self.label).nonzero()[:, 0]
-        found = predict(self.inputs).argmax(-1).cpu()[own]
+        own = self.counted
+        found = predict(self.inputs).argmax(-1).cpu()[own.cpu()]
         return rate_interval(int((found != self.label).sum()), len(own), confidence)
 
     def on(self, inputs: Any, labels: Any) -> MissRate:
@@ -213,7 +221,7 @@ class AccuracyDrop:
 
 
 @dataclass(frozen=True, eq=False)
-class FlipRate(AccuracyDrop):
+class FlipRate(AccuracyDrop, LabelLeads):
     """Share of the samples that the original network gets right and this one does not (negative flip rate).
 
     Attributes:
@@ -229,6 +237,11 @@ class FlipRate(AccuracyDrop):
 
     target: float = 0.005
     name: str = "flip rate"
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Indices of the samples that the original network gets right; None before ``anchor``."""
+        return None if self.right is None else self.right.nonzero()[:, 0]
 
     def value(self, predict: Predict) -> Tensor:
         """Samples that became wrong, over all."""

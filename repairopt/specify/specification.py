@@ -1,101 +1,20 @@
-"""What must become true and what must stay true: properties, constraints, the specification.
-
-A property or a constraint sees ``predict``, a function from inputs ``(N, ...)`` to logits ``(N, k)``, and never a
-parameter. So the same object serves the original model, the repaired model, a thousand trial models at once inside
-``torch.vmap``, and differentiation: one definition, no second evaluation path that could disagree.
-"""
+"""The specification: one goal, what must stay true, what is verified only; and plain functions as goals."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
 
-
-@runtime_checkable
-class Property(Protocol):
-    """A measurable property of a network; smaller is better and 0 is ideal.
-
-    Only ``name``, ``target`` and ``value`` are needed. A class may also have, and the library then uses:
-
-    * ``soft_value(predict) -> Tensor``: a differentiable stand-in for ``value``, which is often a count;
-    * ``residuals(predict) -> Tensor (q,)``: signed, differentiable parts that are all 0 in the ideal case
-      (Gauss-Newton surrogates are built from them);
-    * ``signed_hard(predict) -> Tensor (q,)`` and ``combine``, ``"mean"`` or ``"max"``: the same parts by count, of
-      whose sizes the value is the mean or the largest (each then gets rows of its own, for both signs);
-    * ``details(predict) -> dict[str, float]``: figures for the report, for example the rate of each group;
-    * ``on(inputs, labels) -> Property``: the same property measured on other data (held-out columns of the report).
-
-    Attributes:
-        name: What the report calls it.
-        target: The network counts as repaired when ``value <= target``.
-    """
-
-    name: str
-    target: float
-
-    def value(self, predict: Predict) -> Tensor:
-        """The property, a scalar. Must give the same number for the same network each time."""
-        ...
-
-
-@runtime_checkable
-class Constraint(Protocol):
-    """Something that must stay true, as margins that are non-negative where it holds.
-
-    Only ``name`` and ``margins`` are needed. See :class:`SampleConstraint` for the form that scales.
-
-    Attributes:
-        name: What the report and the rows call it.
-    """
-
-    name: str
-
-    def margins(self, predict: Predict) -> Tensor:
-        """Margins ``(m,)``; held where ``margin >= 0``."""
-        ...
-
-
-@runtime_checkable
-class SampleConstraint(Constraint, Protocol):
-    """A constraint whose margins belong to samples: ``p`` margins for each, a function of that sample's output alone.
-
-    The library evaluates these in batches, linearizes them without a matrix and builds rows for single samples. Row
-    ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p``.
-
-    Attributes:
-        inputs: The samples, ``(N, ...)``.
-    """
-
-    inputs: Tensor
-
-    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
-        """Margins ``(B, p)`` of the samples with indices ``samples (B,)``, given their outputs ``(B, k)``."""
-        ...
-
-
-@runtime_checkable
-class ChangeConstraint(Protocol):
-    """A constraint on the weight change itself, linear in it; needs no network.
-
-    Attributes:
-        name: What the report and the rows call it.
-    """
-
-    name: str
-
-    def rows(self, initial: npt.NDArray[np.float64]) -> tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """``(A, lower, upper)`` with ``lower <= A delta <= upper``; ``initial (n,)`` are the weights before."""
-        ...
+from .contracts import ChangeConstraint, Constraint, Property
 
 
 @dataclass(frozen=True)
@@ -122,6 +41,24 @@ class CallableProperty:
         return found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.float64)
 
 
+def as_property(goal: Any, target: float | None = None) -> Any:
+    """A plain function as a property with a target, 0 unless given; anything else as it is, or with the target given.
+
+    Raises:
+        SpecificationError: A target is given for a goal that is no dataclass.
+    """
+    if callable(goal) and not hasattr(goal, "value"):
+        return CallableProperty(goal, 0.0 if target is None else float(target))
+    if target is None:
+        return goal
+    try:
+        return replace(goal, target=float(target))
+    except TypeError:
+        raise SpecificationError(
+            f"goal {goal!r}: target= can override the target of a dataclass only; set it on the object."
+        ) from None
+
+
 @dataclass(frozen=True)
 class Specification:
     """One goal, the constraints, and what is verified but never optimized on.
@@ -140,10 +77,8 @@ class Specification:
     watch: tuple[Property, ...] = ()
 
     def __post_init__(self) -> None:
-        goal: Any = self.goal
-        if callable(goal) and not hasattr(goal, "value"):
-            goal = CallableProperty(goal)
-            object.__setattr__(self, "goal", goal)
+        goal = as_property(self.goal)
+        object.__setattr__(self, "goal", goal)
         if not isinstance(goal, Property):
             raise SpecificationError(
                 f"goal {reprlib.repr(goal)}: expected an object with name, target and value(predict), or a plain "

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from repairopt.network import Engine, Remembering, identity, jacobian, sample_rows, tangent
 from repairopt.program import Rows, Source
-from repairopt.specify import Constraint, SampleConstraint, margins_at, margins_of_samples, required_margins, samples_in
+from repairopt.specify import (
+    Constraint,
+    SampleConstraint,
+    margins_at,
+    margins_of_samples,
+    price_of,
+    required_margins,
+    samples_in,
+    soft_margins,
+)
 
 Array = npt.NDArray[np.float64]
 Picks = dict[int, npt.NDArray[np.int64]]  # for each constraint, by position, the margins chosen
@@ -82,8 +91,8 @@ class Linearization:
             constraint = self.constraints[c]
             parts.append(self._slopes(c, index))
             lower.append(self.required[c][index] - self.margins[c][index])
-            weight = getattr(constraint, "weight", None)
-            share = np.inf if weight is None else float(weight) / max(1, self.samples(c))
+            weight = price_of(constraint)
+            share = np.inf if weight is None else weight / max(1, self.samples(c))
             price.append(np.full(len(index), share))
             sources.extend(self._source(c, int(i)) for i in index)
         if not parts:
@@ -101,7 +110,7 @@ class Linearization:
     def _slopes(self, c: int, index: npt.NDArray[np.int64]) -> Array:
         constraint = self.constraints[c]
         if not isinstance(constraint, SampleConstraint):
-            soft: Any = getattr(constraint, "soft_margins", constraint.margins)
+            soft = soft_margins(constraint)
             pick = torch.as_tensor(index)
             return jacobian(self.engine, lambda p: soft(p).reshape(-1)[pick], self.delta)[1].cpu().numpy()
         samples, p = samples_in(constraint), self._width(c)

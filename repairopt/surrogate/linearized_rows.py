@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from repairopt.program import Array, Index
+from repairopt.specify import price_of
 
 from .linearization import Linearization, Picks
 
@@ -23,7 +24,7 @@ class LinearizedRows:
     def __init__(self, linearization: Linearization, constraints: tuple[int, ...] | None = None) -> None:
         self.linearization = linearization
         if constraints is None:
-            hard = [getattr(one, "weight", None) is None for one in linearization.constraints]
+            hard = [price_of(one) is None for one in linearization.constraints]
             constraints = tuple(int(c) for c in np.flatnonzero(hard))
         self.constraints = constraints
         self._start = np.cumsum([0] + [len(linearization.margins[c]) for c in constraints])

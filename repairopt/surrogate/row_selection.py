@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Array
+from repairopt.specify import price_of
 
 from .linearization import Linearization, Picks
 
@@ -119,8 +120,8 @@ def _most_violated(linearization: Linearization, how: MostViolated, at: tuple[Ar
     lacks = []
     for c, margins in enumerate(at):
         lack = linearization.required[c] - margins
-        price = getattr(linearization.constraints[c], "weight", None)
-        lack = lack * (1.0 if price is None else min(1.0, float(price)))  # hard rows first
+        price = price_of(linearization.constraints[c])
+        lack = lack * (1.0 if price is None else min(1.0, price))  # hard rows first
         lack[chosen.get(c, np.zeros(0, dtype=np.int64))] = -np.inf
         lacks.append(lack)
     everything = np.concatenate(lacks) if lacks else np.zeros(0)

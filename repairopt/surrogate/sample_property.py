@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Engine, Predict, hessian, jacobian
-from repairopt.specify import Property
+from repairopt.specify import Differentiable, Property, Residuals, SignedParts
 
 Array = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ class PropertySampler:
                 f"fit_surrogate: delta0 has shape {self.at.shape} for {engine.n} weights; expected one number for "
                 f"each of at least one weight. Pass the change at which to fit, and a Location that is not empty."
             )
-        self.differentiable = callable(getattr(goal, "soft_value", None)) or callable(getattr(goal, "residuals", None))
+        self.differentiable = isinstance(goal, Differentiable | Residuals)
         self._function = self.offers("soft_value", "value='soft'") if soft else goal.value
         self.start = float(self._evaluate(goal.value, np.zeros((1, engine.n)))[0])
         self.center = float(self.values(np.zeros((1, engine.n)))[0]) if soft else self.start
@@ -97,7 +97,7 @@ class PropertySampler:
     @property
     def has_gradient(self) -> bool:
         """Whether :meth:`gradient` is there to be used."""
-        return self.differentiable and callable(getattr(self.goal, "soft_value", None))
+        return self.differentiable and isinstance(self.goal, Differentiable)
 
     def gradient(self, offset: Array | None = None) -> Array:
         """Gradient of ``soft_value`` in ``u`` at one offset, ``(n,)``."""
@@ -144,10 +144,16 @@ class PropertySampler:
         Raises:
             SpecificationError: ``signed_hard`` gives another number of residuals.
         """
-        function = getattr(self.goal, "signed_hard", None)
-        if not callable(function):
+        if not isinstance(self.goal, SignedParts):
             return residuals
-        found = torch.as_tensor(function(self.engine.predict(self.at))).detach().cpu().double().numpy().reshape(-1)
+        found = (
+            torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
+            .detach()
+            .cpu()
+            .double()
+            .numpy()
+            .reshape(-1)
+        )
         if found.shape != residuals.shape:
             raise SpecificationError(
                 f"goal '{self.goal.name}': signed_hard returned {found.size} numbers and residuals {residuals.size}; "

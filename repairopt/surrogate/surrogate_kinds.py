@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
-from repairopt.specify import Property
+from repairopt.specify import Differentiable, Property, Residuals
 
 from .least_squares import Pairs, QuadraticFit, fit_diagonal_low_rank, fit_samples, unknowns
 from .sample_property import PropertySampler, sobol_design
@@ -123,9 +123,9 @@ def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bo
         One of ``KINDS``.
     """
     full = 1.5 * unknowns(n) <= settings.budget
-    if not sampled and callable(getattr(goal, "residuals", None)):
+    if not sampled and isinstance(goal, Residuals):
         return "gauss_newton"
-    if not sampled and callable(getattr(goal, "soft_value", None)):
+    if not sampled and isinstance(goal, Differentiable):
         return "hessian" if n <= HESSIAN_WEIGHTS else "gradient_hessian" if full else "diagonal_low_rank"
     return "full" if full else "diagonal_low_rank" if 2.5 * n + 1 <= settings.budget else "linear"
 

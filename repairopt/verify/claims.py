@@ -8,7 +8,7 @@ from math import ceil, inf, sqrt
 from typing import Any
 
 from repairopt.network import Predict
-from repairopt.specify import Interval, normal_quantile
+from repairopt.specify import Interval, Statistical, normal_quantile
 
 from .paired import paired_error
 
@@ -89,7 +89,7 @@ def make_claim(
     Returns:
         The claim.
     """
-    if not hasattr(prop, "interval"):
+    if not isinstance(prop, Statistical):
         return None
     interval = prop.interval(predict, 2.0 * confidence - 1.0)
     relative = original is not None

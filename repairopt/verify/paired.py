@@ -20,6 +20,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
+from repairopt.specify import Grouped, Restrictable, inputs_of
 
 GROUPS = 40  # of samples; each is left out once
 
@@ -61,10 +62,9 @@ def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int 
 
 def _by_position(prop: Any) -> tuple[Any, Tensor] | None:
     """The property with positions in place of its inputs, which may be large, and the inputs."""
-    samples: Any = getattr(prop, "samples", None)
-    holder = samples if is_dataclass(samples) else prop
-    found = getattr(holder, "inputs", None)
-    if not hasattr(prop, "where") or not is_dataclass(prop) or not isinstance(found, Tensor):
+    holder: Any = prop.samples if isinstance(prop, Grouped) else prop
+    found = inputs_of(prop)
+    if not isinstance(prop, Restrictable) or not is_dataclass(prop) or not is_dataclass(holder) or found is None:
         return None
-    moved: Any = replace(holder, inputs=torch.arange(len(found))[:, None])  # type: ignore[type-var]
-    return (moved if holder is prop else replace(prop, samples=moved)), found  # type: ignore[type-var]
+    moved = replace(holder, inputs=torch.arange(len(found))[:, None])
+    return (moved if holder is prop else replace(prop, samples=moved)), found

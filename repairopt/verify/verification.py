@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from repairopt.network import Engine, ForwardFunction, Remembering, identity
 from repairopt.specify import (
     Constraint,
+    Detailed,
     Property,
     SampleConstraint,
     Specification,
@@ -26,8 +27,11 @@ from repairopt.specify import (
     goal_value,
     holds_change,
     labelled_data,
+    labels_of,
     margins_at,
+    price_of,
     sample_count,
+    tolerance_of,
 )
 
 from .judge import is_constant
@@ -213,7 +217,7 @@ def _measure(both: tuple[Remembering, Remembering], item: Property, held_out: bo
     item = anchor(item, both[0])
     before, after = (goal_value(item, predict) for predict in both)
     details: dict[str, tuple[float, float]] = {}
-    if hasattr(item, "details"):
+    if isinstance(item, Detailed):
         first, second = (item.details(predict) for predict in both)
         details = {key: (float(first[key]), float(second[key])) for key in first}
     return Measure(item.name, held_out, before, after, target, details)
@@ -232,7 +236,7 @@ def _check(both: tuple[Remembering, Remembering], constraint: Constraint, held_o
         failed=broken_samples(anchored, after),
         allowed=allowed_samples(anchored, after),
         unit="samples" if by_sample else "rows",
-        soft=getattr(anchored, "weight", None) is not None and getattr(anchored, "tolerance", 0) >= 1,
+        soft=price_of(anchored) is not None and tolerance_of(anchored) >= 1,
     )
 
 
@@ -249,9 +253,10 @@ def _check_change(constraint: Any, initial: Array, delta: Array) -> Check:
 def _label_counts(both: tuple[Remembering, Remembering], items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
     found, seen = [], set()
     for item, held_out in items:
-        inputs, labels = getattr(item, "inputs", None), getattr(item, "labels", None)
-        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or identity(inputs) in seen:
+        known = labels_of(item)
+        if known is None or identity(known[0]) in seen:
             continue
+        inputs, labels = known
         seen.add(identity(inputs))
         predictions = [predict(inputs).argmax(1).cpu() for predict in both]
         found.append(_counts(item.name, held_out, labels.cpu(), predictions[0], predictions[1]))

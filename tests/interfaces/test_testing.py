@@ -8,7 +8,7 @@ import torch
 from repairopt.interfaces.testing import check_property, check_solver
 from repairopt.program import Kind, Solution, Status
 from repairopt.solvers import DAQP, PIQP, HiGHS
-from repairopt.specify import CallableProperty
+from repairopt.specify import CallableProperty, rate_interval
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,9 @@ class Share:
         return {"inputs": 4.0}
 
 
-def test_check_property_lists_what_it_checked():
-    assert check_property(Share(), predict) == [
+def test_check_property_lists_what_it_checked_and_what_would_be_gained():
+    ran = check_property(Share(), predict)
+    assert [one for one in ran if not one.startswith("lacks ")] == [
         "declaration",
         "value: scalar and finite",
         "value: deterministic",
@@ -168,11 +169,14 @@ def test_check_property_lists_what_it_checked():
         "residuals: finite and differentiable",
         "details: text to number",
     ]
+    assert "lacks interval: Claims about new data and, with where, buffers from cross-validation." in ran
+    assert any(one.startswith("lacks signed_hard: A row for each part and sign") for one in ran)
 
 
 def test_check_property_takes_a_plain_function_and_leaves_out_what_is_not_there():
     ran = check_property(CallableProperty(lambda predict: float(predict(INPUTS).mean()), name="mean"), predict)
-    assert ran == ["declaration", "value: scalar and finite", "value: deterministic"]
+    assert ran[:3] == ["declaration", "value: scalar and finite", "value: deterministic"]
+    assert all(one.startswith("lacks ") for one in ran[3:])
 
 
 PROPERTY_FAULTS = {
@@ -191,6 +195,43 @@ PROPERTY_FAULTS = {
         "expected soft_value with a finite gradient; got nan",
     ),
     "scalar residuals": ({"residuals": lambda p: p(INPUTS).sum()}, "expected residuals with 1 dimensions; got"),
+    "signed parts of another number": (
+        {"signed_hard": lambda p: p(INPUTS).sum()[None]},
+        r"expected signed_hard of shape \(4,\), as residuals; got \(1,\)",
+    ),
+    "signed parts of another size": (
+        {"combine": "max", "signed_hard": lambda p: p(INPUTS)[:, 1] * 0 + 3},
+        "expected the max size of signed_hard to be the value, 0.75; got 3",
+    ),
+    "a share without negative margins": (
+        {"inputs": INPUTS, "counted": None, "margins_of": lambda outputs, samples: outputs * 0 + 1},
+        "expected a value above 0 exactly where a margin is negative; got 0.75, least margin 1",
+    ),
+    "margins of all samples": (
+        {"inputs": INPUTS, "counted": None, "margins_of": lambda outputs, samples: outputs - outputs.amax()},
+        "expected margins_of to look at each sample alone",
+    ),
+    "an interval elsewhere": (
+        {"interval": lambda p, confidence: rate_interval(0, 4, confidence)},
+        "expected an interval of the value, 0.75; got 0",
+    ),
+    "other data make another property": (
+        {"inputs": INPUTS, "on": lambda inputs, labels: Share("other")},
+        "expected on to keep name and target; got 'other'",
+    ),
+    "all samples are not all": (
+        {"where": lambda keep: CallableProperty(lambda p: 0.0, 0.2, "share")},
+        "expected all samples to give the value, 0.75; got 0",
+    ),
+    "negative radii": ({"radii": lambda p: p(INPUTS)[:, 0] * 0 - 1}, r"expected radii \(N,\) from 0"),
+    "rates above 1": (
+        {
+            "combine": "max",
+            "interval": lambda p, confidence: rate_interval(3, 4, confidence),
+            "compared": lambda p, soft: (torch.full((1, 2), 2.0), torch.ones(1, 2)),
+        },
+        "expected compared to return rates, 0 to 1",
+    ),
     "details that are text": ({"details": lambda p: {"rate": "high"}}, "expected details that are a dict from text to"),
 }
 

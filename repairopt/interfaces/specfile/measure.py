@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError
 from repairopt.interfaces.specfile.language.bind import BoundStatement
+from repairopt.specify import Constraint, Statistical, anchor, sample_count, tolerance_of
 
 from .claim_rows import ClaimRow
 from .opened import OpenSpec
@@ -113,11 +114,11 @@ def _claim(
     statement = item.statement
     entry: dict[str, Any] = {"before": None, "value": None, "basis": "counted on the true network"}
     if item.is_property:
-        prop = item.item.anchor(both[0]) if hasattr(item.item, "anchor") else item.item
+        prop = anchor(item.item, both[0])
         entry["before"], entry["value"] = (item.shown(float(prop.value(network))) for network in both)
         entry |= _interval(item, prop, both[1], confidence)
-    elif hasattr(item.item, "margins"):
-        constraint = item.item.anchor(both[0]) if hasattr(item.item, "anchor") else item.item
+    elif isinstance(item.item, Constraint):
+        constraint = anchor(item.item, both[0])
         entry["before"], entry["value"] = (_of_rows(item, constraint, network) for network in both)
     else:
         entry |= _of_change(item, changed, location)
@@ -156,7 +157,7 @@ def _is_shown(entry: Mapping[str, Any], bounds: tuple[tuple[str, float], ...]) -
 
 
 def _interval(item: BoundStatement, prop: Any, network: PlainNetwork, confidence: float) -> dict[str, Any]:
-    if not hasattr(prop, "interval"):
+    if not isinstance(prop, Statistical):
         return {}
     found = prop.interval(network, 2.0 * confidence - 1.0)
     ends = sorted((item.shown(float(found.low)), item.shown(float(found.high))))
@@ -167,13 +168,12 @@ def _interval(item: BoundStatement, prop: Any, network: PlainNetwork, confidence
 def _of_rows(item: BoundStatement, constraint: Any, network: PlainNetwork) -> float:
     """For labels the number of rows that fail; for outputs the value of the row that decides."""
     margins = constraint.margins(network).detach().double().cpu().numpy()
-    samples = getattr(constraint, "samples", None)
-    count = len(constraint.inputs) if samples is None else len(samples)
+    count = sample_count(constraint)
     by_row = margins.reshape(count, -1) if count else np.zeros((0, 1))
     name = item.statement.measure.name
     if name in ("flips", "unfixed", "fix"):
         return float((by_row < 0).any(axis=1).sum())
-    allowed = int(math.floor(float(constraint.tolerance) * count + 1e-9))
+    allowed = int(math.floor(tolerance_of(constraint) * count + 1e-9))
     worst = by_row.min(axis=1)
     row = int(np.argsort(worst, kind="stable")[allowed]) if allowed < count else int(worst.argmax())
     if name == "output_change":

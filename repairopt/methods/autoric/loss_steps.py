@@ -19,6 +19,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import FLAT, NO_INFLUENCE, Task
 from repairopt.network import jacobian
 from repairopt.program import Array, Rows, Solution, Source, Status
+from repairopt.specify import SignedParts
 from repairopt.surrogate import Linearization, MostViolated, Picks, Surrogate, linearize, select_rows
 from repairopt.verify import Judgement, Stop
 
@@ -184,7 +185,7 @@ def _models(task: Task, data: list[tuple[Tensor, Tensor]], judged: Judgement) ->
         loss = cross_entropy_model(task.engine, data, judged.delta, task.seed)
         slopes = jacobian(task.engine, goal.soft_value, judged.delta)[1].cpu().numpy()
         lines = [(slopes[0], judged.goal)]
-        if hasattr(goal, "residuals") and hasattr(goal, "signed_hard"):
+        if isinstance(goal, SignedParts):
             signed = goal.signed_hard(task.engine.predict(judged.delta)).double().cpu().numpy()
             if len(signed) == 1:  # two groups: a row for each sign, so that no step overshoots
                 slope = jacobian(task.engine, goal.residuals, judged.delta)[1][0].cpu().numpy()

@@ -15,7 +15,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, SurrogateModel, check_settings
 from repairopt.methods.task import NO_INFLUENCE, Task
 from repairopt.program import Status
-from repairopt.specify import labelled_data
+from repairopt.specify import Differentiable, labelled_data
 from repairopt.surrogate import Strictest, Surrogate, linearize, select_rows
 from repairopt.verify import Judgement, Stop
 
@@ -73,7 +73,7 @@ class Sequential(SurrogateModel):
     def run(self, task: Task) -> Outcome:
         """Step until nothing improves."""
         data = labelled_data([*task.constraints, task.goal])
-        soft = hasattr(task.goal, "soft_value")
+        soft = isinstance(task.goal, Differentiable)
         if self.objective == "cross_entropy" and not (data and soft):
             raise SpecificationError(
                 f"method Sequential: objective='cross_entropy' needs labelled samples (KeepLabels), got {len(data)} "

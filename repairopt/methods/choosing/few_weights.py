@@ -32,7 +32,7 @@ from repairopt.program import (
     rows_by_sample,
     solve_integer,
 )
-from repairopt.specify import SampleConstraint, allowed_samples
+from repairopt.specify import SampleConstraint, allowed_samples, price_of
 from repairopt.surrogate import (
     Linearization,
     MostViolated,
@@ -202,7 +202,9 @@ class AtMostBroken(Choosing):
 
     def _formulate(self, task: Task, program: Program) -> IntegerProgram:
         margins = zip(task.constraints, task.required, strict=True)
-        hard = {c.name: allowed_samples(c, m) for c, m in margins if _by_sample(c) and not _is_soft(c)}
+        hard = {
+            c.name: allowed_samples(c, m) for c, m in margins if isinstance(c, SampleConstraint) and not _is_wish(c)
+        }
         if self.count is None:
             return allow_broken(program, hard)
         return allow_broken(program, self.count, [rows for name in hard for rows in rows_by_sample(program, name)])
@@ -217,7 +219,7 @@ class MostFixed(Choosing):
     """
 
     def _formulate(self, task: Task, program: Program) -> IntegerProgram:
-        names = [c.name for c in task.constraints if _by_sample(c) and _is_soft(c)]
+        names = [c.name for c in task.constraints if _is_wish(c)]
         if not names:
             raise SpecificationError(
                 "method MostFixed: no constraint names wrong samples; expected one by sample with a weight. "
@@ -228,12 +230,12 @@ class MostFixed(Choosing):
     def _first_picks(self, linearization: Linearization) -> Picks:
         picks = select_rows(linearization, self.selection)
         for c, constraint in enumerate(linearization.constraints):
-            if _by_sample(constraint) and _is_soft(constraint):
+            if _is_wish(constraint):
                 picks[c] = np.arange(len(linearization.margins[c]), dtype=np.int64)
         return picks
 
     def _priced(self, task: Task, rows: Rows) -> Rows:
-        names = {c.name for c in task.constraints if _by_sample(c) and _is_soft(c)}
+        names = {c.name for c in task.constraints if _is_wish(c)}
         hard = np.array([source.constraint in names for source in rows.sources], dtype=bool)
         return replace(rows, price=np.where(hard, np.inf, rows.price))
 
@@ -292,12 +294,8 @@ def weight_groups(engine: Engine, unit: str) -> list[npt.NDArray[np.int64]]:
     return [np.array(group, dtype=np.int64) for group in found.values()]
 
 
-def _by_sample(constraint: Any) -> bool:
-    return isinstance(constraint, SampleConstraint)
-
-
-def _is_soft(constraint: Any) -> bool:
-    return getattr(constraint, "weight", None) is not None
+def _is_wish(constraint: Any) -> bool:
+    return isinstance(constraint, SampleConstraint) and price_of(constraint) is not None
 
 
 def _log(task: Task, step: str, found: IntegerSolution, judged: Judgement | None, rows: Rows) -> None:

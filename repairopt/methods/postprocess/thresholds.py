@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from repairopt.specify import Grouped
+
 Array = npt.NDArray[np.float64]
 WINDOWS = 4_000  # most places tried for the interval that the favorable rates of all groups must lie in
 
@@ -71,8 +73,7 @@ def threshold_frontier(
     References:
         Hardt, Price and Srebro, Equality of opportunity in supervised learning, 2016.
     """
-    samples = getattr(goal, "samples", None)
-    if data is None or getattr(samples, "rows", None) is None or not hasattr(goal, "favorable"):
+    if data is None or not isinstance(goal, Grouped) or goal.samples.rows is None:
         return ()
     own = _scored(predict, goal, data)
     new = None if held_out is None or own is None else _scored(predict, goal, held_out)

@@ -28,7 +28,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.network import Engine, Predict, Whitening, jacobian, whitening
 from repairopt.program import Array, Status
-from repairopt.specify import ErrorRate
+from repairopt.specify import SampleShare, has_signed_parts, samples_in
 
 from .filter import MET
 from .limits import Limit
@@ -187,7 +187,7 @@ def _loop(task: Task, around: Surroundings, settings: Settings) -> _Loop:
     loop = _Loop(task, around, settings, white, scale, None if white is not None else (low, high))
     for limit in around.limits:
         count = len(limit.parts(engine.predict()))
-        double = 2 if _two_sided(limit) else 1
+        double = 2 if has_signed_parts(limit.property) else 1
         size = FIRST_PENALTY / max(1e-3, abs(limit.limit) + 0.05)
         weight = 0.0 if _is_wish(limit, around) else 1.0
         loop.pieces.append(_Penalized(lambda p: torch.zeros(0), weight, size, torch.zeros(double * count).double()))
@@ -199,7 +199,7 @@ def _loop(task: Task, around: Surroundings, settings: Settings) -> _Loop:
 def _is_wish(limit: Limit, around: Surroundings) -> bool:
     """Whether a limit asks for no error at all among many points whose loss is minimized: as few as that leads to."""
     prop: Any = limit.property
-    if not isinstance(prop, ErrorRate) or limit.aim > 0 or around.by_rows:
+    if not isinstance(prop, SampleShare) or prop.counted is not None or limit.aim > 0 or around.by_rows:
         return False
     data = getattr(around.objective, "data", ())
     return any(
@@ -224,10 +224,9 @@ def _offsets(loop: _Loop, around: Surroundings, engine: Engine, delta: Array) ->
 def _terms(limit: Limit, offset: Tensor) -> Callable[[Predict], Tensor]:
     def terms(predict: Predict) -> Tensor:
         parts = _soft_parts(limit, predict) + offset
-        combine = getattr(limit.property, "combine", "")
-        if not _two_sided(limit):
+        if not has_signed_parts(limit.property):
             return parts - limit.aim
-        if combine == "mean" and len(parts) > 1:
+        if limit.property.combine == "mean" and len(parts) > 1:
             sizes = torch.sqrt(parts**2 + 1e-8)
             return torch.cat([(sizes.mean() - limit.aim)[None], torch.zeros(2 * len(parts) - 1).to(parts)])
         return torch.cat([parts - limit.aim, -parts - limit.aim])
@@ -237,22 +236,16 @@ def _terms(limit: Limit, offset: Tensor) -> Callable[[Predict], Tensor]:
 
 def _soft_parts(limit: Limit, predict: Predict) -> Tensor:
     prop: Any = limit.property
-    if _two_sided(limit):
+    if has_signed_parts(prop):
         return torch.atleast_1d(prop.residuals(predict))
     return limit.soft(predict).reshape(1)
-
-
-def _two_sided(limit: Limit) -> bool:
-    prop: Any = limit.property
-    return getattr(prop, "combine", "") in ("max", "mean") and hasattr(prop, "residuals")
 
 
 def _rows(task: Task, c: int) -> _Penalized:
     """All margins of a strict constraint as terms."""
     constraint: Any = task.constraints[c]
     required = torch.as_tensor(task.required[c])
-    samples = getattr(constraint, "samples", None)
-    samples = torch.arange(constraint.inputs.shape[0]) if samples is None else samples.cpu()
+    samples = samples_in(constraint)
 
     def terms(predict: Predict) -> Tensor:
         outputs = predict(constraint.inputs)

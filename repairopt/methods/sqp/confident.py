@@ -29,7 +29,15 @@ from repairopt.methods.subtask import task_on
 from repairopt.methods.task import Task
 from repairopt.network import Engine, Remembering
 from repairopt.program import Array
-from repairopt.specify import Folds, normal_quantile
+from repairopt.specify import (
+    Folds,
+    GroupRates,
+    Restrictable,
+    SampleShare,
+    Statistical,
+    normal_quantile,
+    stands_for_population,
+)
 from repairopt.verify import Claim, Stop, make_claim
 
 from .filter import MET
@@ -276,7 +284,7 @@ def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidenc
 
 def _own_reach(task: Task, limit: Limit, predict: Any, confidence: float) -> float:
     """How far chance alone may move a gap, whatever its limit is; 0 of what is no gap, or has no limit above 0."""
-    if not hasattr(limit.property, "compared") or limit.limit <= 0:
+    if not isinstance(limit.property, GroupRates) or limit.limit <= 0:
         return 0.0
     interval = limit.property.interval(predict, 2.0 * confidence - 1.0)
     return float(interval.high - interval.value) * _widening(task, limit)
@@ -333,7 +341,7 @@ def _first_buffer(task: Task, limit: Limit, confidence: float) -> float:
     with torch.no_grad():
         interval = prop.interval(task.engine.predict(), SIZED)
     error = interval.error
-    if limit.takes_margin and 0 < limit.limit < 1:
+    if isinstance(limit.property, SampleShare) and 0 < limit.limit < 1:
         error = float(np.sqrt(limit.limit * (1 - limit.limit) / interval.count))
     size = normal_quantile(confidence) * error * _widening(task, limit)
     return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
@@ -350,4 +358,4 @@ def _widening(task: Task, limit: Limit) -> float:
 
 
 def _is_statistical(prop: Any) -> bool:
-    return hasattr(prop, "interval") and hasattr(prop, "where") and bool(getattr(prop, "statistical", True))
+    return isinstance(prop, Statistical) and isinstance(prop, Restrictable) and stands_for_population(prop)

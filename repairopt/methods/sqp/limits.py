@@ -21,19 +21,21 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Engine, Predict, jacobian
 from repairopt.program import Array
 from repairopt.specify import (
-    Bound,
     CallableProperty,
     Constraint,
-    ErrorRate,
-    FlipRate,
-    MissRate,
+    Differentiable,
     Property,
+    PropertyBound,
     SampleConstraint,
+    SampleShare,
     goal_value,
+    has_signed_parts,
+    labels_of,
+    soft_margins,
+    soft_value,
 )
 from repairopt.surrogate import SurrogateSettings, fit_surrogate
 
-COMBINED = ("max", "mean")
 SAMPLES_EACH, LEAST_SAMPLES = 4, 64  # of a property without derivatives, for each weight and at least
 BAND, WIDEST = 0.5, 0.004  # share of the buffer that a point may use up, and the most; rows aim at all of it
 
@@ -97,7 +99,7 @@ class Limit:
     @functools.cached_property
     def takes_margin(self) -> bool:
         """Whether a lead of its points is defined: it counts labelled points that are wrong."""
-        return isinstance(self.property, ErrorRate | MissRate | FlipRate)
+        return isinstance(self.property, SampleShare) and labels_of(self.property) is not None
 
     def value(self, predict: Predict) -> float:
         """By count."""
@@ -105,8 +107,7 @@ class Limit:
 
     def soft(self, predict: Predict) -> Tensor:
         """The differentiable stand-in; the value itself where there is none."""
-        prop: Any = self.property
-        return torch.as_tensor(getattr(prop, "soft_value", prop.value)(self._led(predict)))
+        return torch.as_tensor(soft_value(self.property)(self._led(predict)))
 
     def _led(self, predict: Predict) -> Predict:
         """The network with the logit of each point's own label lowered by the margin."""
@@ -123,8 +124,8 @@ class Limit:
 
     def parts(self, predict: Predict) -> Array:
         """What the lines speak of, by count: the signed parts of the property, or its value alone."""
-        prop: Any = self.property
-        if _signed(prop):
+        prop = self.property
+        if has_signed_parts(prop):
             return np.atleast_1d(prop.signed_hard(predict).detach().double().cpu().numpy())
         return np.array([self.value(predict)])
 
@@ -141,11 +142,12 @@ class Limit:
         """
         prop: Any = self.property
         predict = engine.predict(delta)
-        if _signed(prop):
+        signed = has_signed_parts(prop)
+        if signed:
             rows = jacobian(engine, prop.residuals, delta)[1].cpu().numpy()
             if np.any(rows):
                 return Lines(self.parts(predict), rows, f"{prop.combine}_abs")
-        slopes = None if _signed(prop) else self._slopes(engine, delta)
+        slopes = None if signed else self._slopes(engine, delta)
         if slopes is None:
             samples = sampled.samples or min(sampled.budget, max(LEAST_SAMPLES, SAMPLES_EACH * engine.n))
             settings = replace(sampled, kind="linear", samples=samples, value="hard")
@@ -157,11 +159,10 @@ class Limit:
 
     def _slopes(self, engine: Engine, delta: Array) -> Array | None:
         """From derivatives, ``(1, n)``; None where there are none, or none but zeros (counts, step activations)."""
-        soft = getattr(self.property, "soft_value", None)
         try:
             slopes: Array = jacobian(engine, self.soft, delta)[1].cpu().numpy()
         except (SpecificationError, RuntimeError, TypeError, AttributeError):
-            if soft is not None:
+            if isinstance(self.property, Differentiable):
                 raise
             return None  # a number out of a black box
         return slopes if np.any(slopes) else None
@@ -177,8 +178,7 @@ class _Margin:
         return -self.constraint.margins(predict).min()
 
     def soft_value(self, predict: Predict) -> Any:
-        soft = getattr(self.constraint, "soft_margins", self.constraint.margins)
-        return -soft(predict).min()
+        return -soft_margins(self.constraint)(predict).min()
 
 
 def collect_limits(
@@ -204,7 +204,7 @@ def collect_limits(
     every = buffers.get("", 0.0)
     limits = [Limit(goal.name, goal, float(goal.target), buffers.get(goal.name, every))]
     for constraint in constraints:
-        if isinstance(constraint, Bound):
+        if isinstance(constraint, PropertyBound):
             assert constraint.limit is not None
             buffer = buffers.get(constraint.name, every) + constraint.buffer
             options: Any = {"relative": constraint.relative}
@@ -225,11 +225,6 @@ def median_lead(engine: Engine, limit: Limit) -> float:
     prop: Any = limit.property
     with torch.no_grad():
         outputs = engine.predict()(prop.inputs)
-        own = prop.labels.to(outputs.device)[:, None]
-        leads = outputs.gather(1, own)[:, 0] - outputs.scatter(1, own, -torch.inf).amax(1)
+        leads = prop.margins_of(outputs, torch.arange(len(outputs))).amin(1)
     right = leads[leads > 0]
     return float(right.median()) if len(right) else 0.0
-
-
-def _signed(prop: Any) -> bool:
-    return getattr(prop, "combine", None) in COMBINED and hasattr(prop, "residuals") and hasattr(prop, "signed_hard")

@@ -14,7 +14,14 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, TrustRegion, check_settings
 from repairopt.methods.subtask import with_rows_of_goal
 from repairopt.methods.task import Task
-from repairopt.specify import ErrorRate, FlipRate, labelled_data
+from repairopt.specify import (
+    Anchored,
+    SampleShare,
+    inputs_of,
+    labelled_data,
+    measured,
+    stands_for_population,
+)
 from repairopt.verify import Judge
 
 from .augmented import run_augmented
@@ -166,7 +173,7 @@ class SQP(TrustRegion):
             share = MANY_WEIGHTS_LEAD if task.engine.n > self.largest_dense else 0.0
         limits, predict, found = collect_limits(task.goal, task.constraints, {}), task.engine.predict(), {}
         for limit in limits if share else []:
-            if not limit.takes_margin or not getattr(limit.property, "statistical", True):
+            if not limit.takes_margin or not stands_for_population(limit.property):
                 continue
             lead = share * median_lead(task.engine, limit)
             within = replace(limit, margin=lead).value(predict) <= limit.limit
@@ -217,20 +224,19 @@ class SQP(TrustRegion):
 
 
 def _usual_closeness(task: Task) -> float:
-    """The original's answers are wrong where the goal is an error rate, and wanted where flips are bounded."""
-    if not isinstance(task.goal, ErrorRate):
+    """The original's answers are wrong where any sample counts as an error, and wanted where flips are bounded."""
+    if not isinstance(task.goal, SampleShare) or task.goal.counted is not None:
         return CLOSENESS
-    flips = any(isinstance(getattr(bound, "property", None), FlipRate) for bound in task.constraints)
+    shares = [one for one in map(measured, task.constraints) if isinstance(one, SampleShare)]
+    flips = any(isinstance(one, Anchored) for one in shares)
     return FLIPS_CLOSENESS if flips else 0.0
 
 
 def _inputs(task: Task, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Every set of inputs that the repair knows, each once."""
     found: dict[int, Tensor] = {inputs.data_ptr(): inputs for inputs, _ in data}
-    items: list[Any] = [task.goal, *task.constraints, *(getattr(c, "property", None) for c in task.constraints)]
-    for item in items:
-        for holder in (item, getattr(item, "samples", None)):
-            inputs = getattr(holder, "inputs", None)
-            if isinstance(inputs, Tensor):
-                found.setdefault(inputs.data_ptr(), inputs)
+    for item in (task.goal, *map(measured, task.constraints)):
+        inputs = inputs_of(item)
+        if inputs is not None:
+            found.setdefault(inputs.data_ptr(), inputs)
     return list(found.values())

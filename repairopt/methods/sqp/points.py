@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from repairopt.methods.task import FLAT, NO_INFLUENCE, Task
+from repairopt.network import Remembering
 from repairopt.program import Array
-from repairopt.specify import ErrorRate, FixLabels, SampleConstraint, margins_at, sample_count
+from repairopt.specify import (
+    SampleConstraint,
+    SampleShare,
+    ShareRows,
+    fails_by_sample,
+    is_strict,
+    margins_at,
+    sample_count,
+    samples_in,
+)
 from repairopt.surrogate import Linearization, linearize
 from repairopt.verify import Judgement, Stop
 
@@ -79,8 +91,8 @@ class Surroundings:
         self, task: Task, limits: Sequence[Limit], objective: Objective, inputs: Sequence[Tensor] = ()
     ) -> None:
         self.task, self.limits, self.objective, self.inputs = task, list(limits), objective, list(inputs)
-        self.strict = tuple(c for c, one in enumerate(task.constraints) if _is_strict(one))
-        self.by_rows = any(_stands_for(task.constraints[c], task.goal) for c in self.strict)
+        self.strict = tuple(c for c, one in enumerate(task.constraints) if is_strict(one))
+        self.by_rows = any(_stands_for(task.constraints[c], task) for c in self.strict)
         self.by_sample = tuple(c for c, one in enumerate(task.constraints) if isinstance(one, SampleConstraint))
         self.samples = max(1, sum(sample_count(task.constraints[c]) for c in self.by_sample))
         self.aims = np.array([limit.aim for limit in limits])
@@ -159,13 +171,16 @@ class Surroundings:
         return missed
 
 
-def _stands_for(constraint: object, goal: object) -> bool:
-    """Whether the rows of a constraint are those of a goal that no given point is wrong."""
-    inputs = getattr(goal, "inputs", None)
-    same = isinstance(constraint, FixLabels) and isinstance(goal, ErrorRate) and constraint.inputs is inputs
-    return same and float(getattr(goal, "target", 1.0)) <= 0
-
-
-def _is_strict(constraint: object) -> bool:
-    hard = getattr(constraint, "weight", None) is None
-    return isinstance(constraint, SampleConstraint) and hard and float(getattr(constraint, "tolerance", 0.0)) == 0.0
+def _stands_for(constraint: Any, task: Task) -> bool:
+    """Whether the rows of a constraint are those of a goal that no given sample is wrong: the same samples fail."""
+    goal = task.goal
+    if not isinstance(goal, SampleShare) or goal.counted is not None or goal.target > 0:
+        return False
+    if constraint.inputs is not goal.inputs:
+        return False
+    predict, failing = Remembering(task.engine), []
+    rows: Any = ShareRows(goal)
+    for one in (constraint, rows):
+        fails = fails_by_sample(one, margins_at(predict, [one])[0] < 0)
+        failing.append(samples_in(one)[torch.as_tensor(fails)])
+    return torch.equal(*failing)

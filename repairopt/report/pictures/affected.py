@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repairopt.network import Remembering, identity
-from repairopt.specify import labelled_data
+from repairopt.specify import inputs_of, labelled_data, measured
 
 from .evidence import AffectedInputs
 
@@ -59,10 +59,9 @@ def _sets(items: Sequence[tuple[Any, bool]]) -> list[tuple[str, bool, Tensor, Te
     labelled: list[tuple[str, bool, Tensor, Tensor | None]] = [
         (item.name, held_out, inputs, labels)
         for item, held_out in items
-        for inputs, labels in labelled_data([item, getattr(item, "property", None)])
+        for inputs, labels in labelled_data([measured(item)])
     ]
     if labelled:
         return labelled
-    plain = [(item, held_out, getattr(item, "inputs", None)) for item, held_out in items]
-    plain += [(item, held_out, getattr(getattr(item, "samples", None), "inputs", None)) for item, held_out in items]
-    return [(item.name, held_out, inputs, None) for item, held_out, inputs in plain if isinstance(inputs, Tensor)]
+    plain = [(item.name, held_out, inputs_of(item)) for item, held_out in items]
+    return [(name, held_out, inputs, None) for name, held_out, inputs in plain if inputs is not None]

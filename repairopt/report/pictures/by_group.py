@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repairopt.network import Remembering
-from repairopt.specify import GroupMetrics, labelled_data
+from repairopt.specify import Grouped, GroupMetrics, labelled_data, labels_of, measured
 
 from .evidence import GroupTable
 
@@ -27,14 +27,13 @@ def group_tables(items: Sequence[tuple[Any, bool]], both: tuple[Remembering, Rem
     Returns:
         One table for each; those of rows whose labels nobody gave are left out.
     """
-    labelled = labelled_data([one for item, _ in items for one in (item, getattr(item, "property", None))])
+    labelled = labelled_data([measured(item) for item, _ in items])
     found, seen = [], set()
     for item, held_out in items:
-        gap: Any = getattr(item, "property", item)
-        samples: Any = getattr(gap, "samples", None)
-        favorable = getattr(gap, "favorable", None)
-        if favorable is None or getattr(samples, "rows", None) is None:
+        gap: Any = measured(item)
+        if not isinstance(gap, Grouped) or gap.samples.rows is None:
             continue
+        samples, favorable = gap.samples, gap.favorable
         labels = _labels(gap, labelled)
         key = (held_out, samples.names, favorable, tuple(samples.rows[:50].tolist()), len(samples.rows))
         if labels is None or key in seen:
@@ -47,9 +46,9 @@ def group_tables(items: Sequence[tuple[Any, bool]], both: tuple[Remembering, Rem
 
 def _labels(gap: Any, labelled: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
     """True labels of the rows of a gap: its own, or those that stand beside the same rows elsewhere."""
-    own = getattr(gap, "labels", None)
-    if isinstance(own, Tensor):
-        return own
+    own = labels_of(gap)
+    if own is not None:
+        return own[1]
     rows = gap.samples.rows
     for inputs, labels in labelled:
         if inputs.shape[1:] == gap.samples.inputs.shape[1:] and int(rows.max()) < len(inputs):

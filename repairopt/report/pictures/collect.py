@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from repairopt.network import Engine, ForwardFunction, Remembering, identity
 from repairopt.specify import (
-    AdversarialError,
-    CertifiedRadius,
-    OddsGap,
+    Attacked,
+    Certified,
+    Detailed,
+    GroupRates,
+    PropertyBound,
     Specification,
     anchor,
     labelled_data,
+    measured,
     rate_interval,
 )
 from repairopt.verify import Verification
@@ -99,28 +102,18 @@ def _group_rates(items: Sequence[tuple[Any, bool]], both: Both) -> list[Rates]:
     """Favorable rate of each group, of everything that compares groups."""
     found: list[Rates] = []
     for item, held_out in items:
-        compared: Any = getattr(item, "property", item)
-        samples = getattr(compared, "samples", None)
-        if not hasattr(samples, "counts") or not hasattr(compared, "details"):
+        compared: Any = measured(item)
+        if not isinstance(compared, GroupRates) or not isinstance(compared, Detailed):
             continue
         details = [compared.details(predict) for predict in both]
         names = [key for key in details[0] if key.startswith(RATE)]
         before, after = (np.array([one[name] for name in names]) for one in details)
-        counts = _counts(compared)
+        counts = compared.compared(both[1])[1].flatten().tolist()
         ends = [rate_interval(round(r * n), n, 0.95) for r, n in zip(after, counts, strict=True)]
         low, high = np.array([end.low for end in ends]), np.array([end.high for end in ends])
         groups = tuple(name.removeprefix(RATE) for name in names)
         found.append(Rates(compared.name, held_out, "favorable rate", groups, before, after, low, high))
     return found
-
-
-def _counts(compared: Any) -> list[int]:
-    """Samples behind each rate: of the groups, or of the groups within each true label."""
-    samples = compared.samples
-    if not isinstance(compared, OddsGap):
-        return [int(n) for n in samples.counts]
-    own = [(compared.labels == label) & (samples.member == a) for label in compared.given for a in range(samples.q)]
-    return [int(mask.sum()) for mask in own]
 
 
 def _recalls(verification: Verification) -> list[Rates]:
@@ -140,7 +133,7 @@ def _label_margins(items: Sequence[tuple[Any, bool]], both: Both) -> list[Margin
     """Lead of the true label over the best rival, of every labelled set."""
     found, seen = [], set()
     for item, held_out in items:
-        for inputs, labels in labelled_data([item, getattr(item, "property", None)]):
+        for inputs, labels in labelled_data([measured(item)]):
             if identity(inputs) in seen:
                 continue
             seen.add(identity(inputs))
@@ -159,11 +152,11 @@ def _robustness(items: Sequence[tuple[Any, bool]], both: Both) -> list[Margins]:
     """Certified radii, and leads under attack."""
     found = []
     for item, held_out in items:
-        prop: Any = getattr(item, "property", item)
-        if isinstance(prop, CertifiedRadius):
+        prop: Any = measured(item)
+        if isinstance(prop, Certified):
             old, new = (prop.radii(predict).double().cpu().numpy() for predict in both)
             found.append(Margins(prop.name, held_out, "certified radius", old, new, threshold=1 / prop.target))
-        elif isinstance(prop, AdversarialError):
+        elif isinstance(prop, Attacked):
             old, new = (prop.attacked(predict)[1].double().cpu().numpy() for predict in both)
             found.append(Margins(prop.name, held_out, "lead under attack, logits", old, new))
     return found
@@ -219,10 +212,8 @@ def _progress(verification: Verification, rounds: Sequence[Any]) -> Progress | N
 def _bounded(items: Sequence[tuple[Any, bool]], both: Both) -> tuple[tuple[str, bool, float, float, float], ...]:
     found = []
     for item, held_out in items:
-        prop: Any = getattr(item, "property", None)
-        limit = getattr(item, "limit", None)
-        if hasattr(prop, "value") and limit is not None:
+        if isinstance(item, PropertyBound) and item.limit is not None:
             with torch.no_grad():
-                before, after = (float(prop.value(predict)) for predict in both)
-            found.append((item.name, held_out, before, after, float(limit)))
+                before, after = (float(item.property.value(predict)) for predict in both)
+            found.append((item.name, held_out, before, after, float(item.limit)))
     return tuple(found)

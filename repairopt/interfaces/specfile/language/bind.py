@@ -30,6 +30,8 @@ from repairopt.specify import (
     MissRate,
     OddsGap,
     OutputBounds,
+    Property,
+    price_of,
 )
 
 from .own_measure import OwnMeasure
@@ -66,12 +68,12 @@ class BoundStatement:
     @property
     def is_property(self) -> bool:
         """Whether the item has a value; else it is a constraint with margins or rows."""
-        return hasattr(self.item, "value")
+        return isinstance(self.item, Property)
 
     @property
     def wish(self) -> bool:
         """Whether it is priced, not bounded."""
-        return getattr(self.item, "weight", None) is not None
+        return price_of(self.item) is not None
 
     def shown(self, value: float) -> float:
         """A value of the library in the statement's unit."""

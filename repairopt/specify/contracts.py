@@ -1,0 +1,385 @@
+"""Contracts: what a property or a constraint may offer, each as a small protocol.
+
+A property or a constraint sees ``predict``, a function from inputs ``(N, ...)`` to logits ``(N, k)``, and never a
+parameter. So the same object serves the original model, the repaired model, a thousand trial models at once inside
+``torch.vmap``, and differentiation: one definition, no second evaluation path that could disagree.
+
+Only :class:`Property`, :class:`Constraint` or :class:`ChangeConstraint` is needed; every other protocol is an offer.
+Nothing in the library asks for a class: a class of the user with the members of a built-in one gets the same treatment.
+``repairopt.interfaces.testing.check_property`` tries every member that a class has and names those that it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict
+
+from .intervals import Interval
+
+Array = npt.NDArray[np.float64]
+Keep = Callable[[Tensor], Tensor]  # from inputs (N, ...) to a mask (N,)
+COMBINED = ("max", "mean")
+
+# ---------------------------------------------------------------- properties
+
+
+@runtime_checkable
+class Property(Protocol):
+    """A measurable property of a network; smaller is better and 0 is ideal.
+
+    Attributes:
+        name: What the report calls it.
+        target: The network counts as repaired when ``value <= target``.
+    """
+
+    name: str
+    target: float
+
+    def value(self, predict: Predict) -> Tensor:
+        """The property, a scalar. Must give the same number for the same network each time."""
+        ...
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """Slopes from derivatives in place of samples; the largest gain in speed and quality."""
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """A differentiable stand-in for ``value``, which is often a count; a scalar."""
+        ...
+
+
+@runtime_checkable
+class Residuals(Protocol):
+    """Gauss-Newton surrogates."""
+
+    def residuals(self, predict: Predict) -> Tensor:
+        """Signed, differentiable parts ``(q,)`` that are all 0 in the ideal case."""
+        ...
+
+
+@runtime_checkable
+class SignedParts(Residuals, Protocol):
+    """A row for each part and sign, so that no step overshoots 0.
+
+    A class whose value is the largest or the mean size of its parts says so with an attribute ``combine``, ``"max"`` or
+    ``"mean"``.
+    """
+
+    def signed_hard(self, predict: Predict) -> Tensor:
+        """The residuals by count, ``(q,)``, in the same order."""
+        ...
+
+
+@runtime_checkable
+class SampleShare(Property, Protocol):
+    """Rows for single samples where the target is 0, buffers as leads in logits, and the sampling error of a rate.
+
+    The value grows with the number of counted samples that have a negative margin, and is 0 where none has one.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        counted: Indices of the samples that can count ``(C,)``; None for all, whose answers the repair may then change.
+    """
+
+    inputs: Tensor
+    counted: Tensor | None
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Margins ``(B, p)`` of the samples with indices ``samples (B,)``, given their outputs ``(B, k)``."""
+        ...
+
+
+@runtime_checkable
+class Statistical(Protocol):
+    """Claims about new data and, with ``where``, buffers from cross-validation.
+
+    A class whose samples stand for nothing but themselves says so with an attribute ``statistical = False``.
+    """
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the value on new data lies, two-sided."""
+        ...
+
+
+@runtime_checkable
+class Restrictable(Protocol):
+    """Cross-validation, and intervals of a difference against the original network."""
+
+    def where(self, keep: Keep) -> Any:
+        """The same on the samples that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
+        ...
+
+
+@runtime_checkable
+class Transferable(Protocol):
+    """A held-out column in the report, from ``held_out=(inputs, labels)``."""
+
+    def on(self, inputs: Any, labels: Any) -> Any:
+        """The same on other data."""
+        ...
+
+
+@runtime_checkable
+class Anchored(Protocol):
+    """Comparisons with the original network."""
+
+    def anchor(self, predict: Predict) -> Any:
+        """The same with everything fixed that it takes from the original network ``predict``."""
+        ...
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """Further figures in the report, before and after."""
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Figures by name, for example the rate of each group."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Accuracy, recalls and leads in the report; labelled data whose cross-entropy the repair keeps small.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        labels: Their classes ``(N,)``.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+
+@runtime_checkable
+class GroupRates(Property, Statistical, Protocol):
+    """Rates by group in the pictures, and bounds on the width of the interval of a gap.
+
+    Attributes:
+        combine: ``"max"`` for the largest difference of rates, else their mean.
+    """
+
+    combine: str
+
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Rates, by count or by probabilities, and the samples behind each, ``(c, q)`` each; compared within a row."""
+        ...
+
+
+@runtime_checkable
+class Grouped(Property, Protocol):
+    """Thresholds by group as a reference, and tables of fairlearn's metrics.
+
+    Attributes:
+        samples: Inputs and the group of each, see :class:`repairopt.specify.groups.samples.GroupSamples`.
+        favorable: The favorable label.
+    """
+
+    samples: Any
+    favorable: int
+
+
+@runtime_checkable
+class Subsampled(Protocol):
+    """Quick looks, such as fault localization, at fewer samples."""
+
+    def subsample(self, count: int, seed: int = 0) -> Any:
+        """The same on at most ``count`` samples."""
+        ...
+
+
+@runtime_checkable
+class Undesired(Protocol):
+    """A measure of its own for blaming neurons (CARE)."""
+
+    def undesired(self, predict: Predict) -> Tensor:
+        """Undesired behavior, a scalar; larger is worse."""
+        ...
+
+
+@runtime_checkable
+class Certified(Property, Protocol):
+    """A picture of certified radii."""
+
+    def radii(self, predict: Predict) -> Tensor:
+        """Certified radius of each input ``(N,)``; 0 where none is certified."""
+        ...
+
+
+@runtime_checkable
+class Attacked(Property, Protocol):
+    """A picture of margins under attack."""
+
+    def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
+        """The worst points found ``(N, ...)`` and their margins ``(N,)``."""
+        ...
+
+
+# ---------------------------------------------------------------- constraints
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Something that must stay true, as margins that are non-negative where it holds.
+
+    A class may also have ``soft_margins(predict)``, a differentiable stand-in for margins by count; ``required(margins)
+    -> (m,)``, the smallest margins that rows ask for, given those of the original network; ``weight``, the price of a
+    violation where rows are wishes (None where they are hard); and ``tolerance``, the share that may fail.
+
+    Attributes:
+        name: What the report and the rows call it.
+    """
+
+    name: str
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Margins ``(m,)``; held where ``margin >= 0``."""
+        ...
+
+
+@runtime_checkable
+class SampleConstraint(Constraint, Protocol):
+    """A constraint whose margins belong to samples: ``p`` margins for each, a function of that sample's output alone.
+
+    The library evaluates these in batches, linearizes them without a matrix and builds rows for single samples. Row
+    ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p``. A class may also have ``samples``, the
+    indices of the samples that it speaks of, and ``describe(sample, index) -> str``, what a margin says.
+
+    Attributes:
+        inputs: The samples, ``(N, ...)``.
+    """
+
+    inputs: Tensor
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Margins ``(B, p)`` of the samples with indices ``samples (B,)``, given their outputs ``(B, k)``."""
+        ...
+
+
+@runtime_checkable
+class PropertyBound(Constraint, Protocol):
+    """A constraint that a property must not exceed a limit.
+
+    Attributes:
+        property: What is bounded.
+        limit: Its limit; None until ``anchor`` took it from the original network.
+        buffer: Taken off the limit in the rows.
+        relative: Whether the limit is the original network's value.
+    """
+
+    property: Property
+    limit: float | None
+    buffer: float
+    relative: bool
+
+
+@runtime_checkable
+class ChangeConstraint(Protocol):
+    """A constraint on the weight change itself, linear in it; needs no network.
+
+    Attributes:
+        name: What the report and the rows call it.
+    """
+
+    name: str
+
+    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
+        """``(A, lower, upper)`` with ``lower <= A delta <= upper``; ``initial (n,)`` are the weights before."""
+        ...
+
+
+@runtime_checkable
+class ChangeBox(Protocol):
+    """A constraint on the weight change that is a bound for each weight, which solvers take without rows."""
+
+    def box(self, initial: Array) -> tuple[Array, Array]:
+        """``(lower, upper)``, ``(n,)`` each."""
+        ...
+
+
+# ---------------------------------------------------------------- what is read of them
+
+
+def measured(item: Any) -> Any:
+    """The property that a bound speaks of; any other property or constraint as it is."""
+    return item.property if isinstance(item, PropertyBound) else item
+
+
+def inputs_of(item: Any) -> Tensor | None:
+    """The inputs of a property or constraint: its own, or those of its groups; None where it holds none."""
+    for holder in (item, getattr(item, "samples", None)):
+        found = getattr(holder, "inputs", None)
+        if isinstance(found, Tensor):
+            return found
+    return None
+
+
+def labels_of(item: Any) -> tuple[Tensor, Tensor] | None:
+    """Inputs and labels of a property or constraint, or None."""
+    if isinstance(item, Labelled) and isinstance(item.inputs, Tensor) and isinstance(item.labels, Tensor):
+        return item.inputs, item.labels
+    return None
+
+
+def stands_for_population(item: Any) -> bool:
+    """Whether the samples of a property or constraint stand for others, on which it is to hold as well."""
+    return bool(getattr(item, "statistical", True))
+
+
+def has_signed_parts(prop: Any) -> bool:
+    """Whether the value of a property is the mean or the largest size of its signed parts."""
+    return isinstance(prop, SignedParts) and getattr(prop, "combine", "") in COMBINED
+
+
+def soft_value(prop: Any) -> Callable[[Predict], Any]:
+    """The differentiable stand-in of a property; the value itself where there is none."""
+    found: Callable[[Predict], Any] = prop.soft_value if isinstance(prop, Differentiable) else prop.value
+    return found
+
+
+def soft_margins(constraint: Any) -> Callable[[Predict], Any]:
+    """The differentiable stand-in of the margins of a constraint; the margins where there is none."""
+    found: Callable[[Predict], Any] = getattr(constraint, "soft_margins", constraint.margins)
+    return found
+
+
+def price_of(constraint: Any) -> float | None:
+    """Price of a violation where the rows of a constraint are wishes; None where they are hard."""
+    price = getattr(constraint, "weight", None)
+    return None if price is None else float(price)
+
+
+def tolerance_of(constraint: Any) -> float:
+    """Share of its samples, or margins, that may fail."""
+    return float(getattr(constraint, "tolerance", 0.0))
+
+
+def is_strict(constraint: Any) -> bool:
+    """Whether every sample of a constraint has to hold."""
+    return isinstance(constraint, SampleConstraint) and price_of(constraint) is None and tolerance_of(constraint) == 0.0
+
+
+def restricted(item: Any, keep: Keep) -> Any:
+    """A property or constraint on the samples that ``keep`` chooses; as it is where it cannot be restricted.
+
+    Raises:
+        SpecificationError: No sample is left, or none of some group or class.
+    """
+    if isinstance(item, Restrictable):
+        return item.where(keep)
+    known = labels_of(item)
+    if known is None or not isinstance(item, Transferable):
+        return item
+    inputs, labels = known
+    mask = keep(inputs)
+    if not bool(torch.any(mask)):
+        raise SpecificationError(f"'{getattr(item, 'name', item)}': no rows are left.")
+    return item.on(inputs[mask], labels[mask.cpu()])
