@@ -15,6 +15,6 @@ from .sqp.confident import cannot_be_shown
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
 from .sqp.filter import MET
 from .sqp.method import SQP
-from .sqp.points import Surroundings
+from .sqp.nonlinear_program import NonlinearProgram
 from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task

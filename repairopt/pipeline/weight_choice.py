@@ -25,8 +25,8 @@ from repairopt.methods import (
     SQP,
     GainModel,
     GroupOffsets,
+    NonlinearProgram,
     Positions,
-    Surroundings,
     Task,
     cannot_be_shown,
     root_rows,
@@ -65,7 +65,7 @@ class _Trial:
     """What a short repair missed on its own rows, and what it was worth on rows that it had not seen."""
 
     failed: float
-    missed: float
+    violation: float
     objective: float
     price: float
 
@@ -183,13 +183,13 @@ def _columns(graph: LayerGraph) -> list[_Group]:
 def _ranked(method: SQP, prepared: Prepared, groups: Sequence[_Group]) -> list[int]:
     """Groups by the expected cost of the repair with each alone; empty where nothing can be said."""
     task = prepared.task
-    around = method.surroundings(task, {})
+    problem = method.nonlinear_program(task, {})
     zero = np.zeros(task.engine.n)
-    lines = [limit.lines(task.engine, zero, task.surrogate) for limit in around.limits]
+    lines = [limit.lines(task.engine, zero, task.surrogate) for limit in problem.limits]
     scale = task.engine.scale.cpu().numpy()
-    slopes, needs = steepest_sides(lines, around.aims)
-    count = sum(len(inputs) for inputs in around.inputs)
-    rows = _curvature_rows(task, around) if around.objective.on_outputs else np.zeros((0, task.engine.n))
+    slopes, needs = steepest_sides(lines, problem.aims)
+    count = sum(len(inputs) for inputs in problem.inputs)
+    rows = _curvature_rows(task, problem) if problem.objective.on_outputs else np.zeros((0, task.engine.n))
     model = GainModel(rows * scale.astype(rows.dtype), slopes * scale, needs)
     places = _places(task, groups)
     if any(group.column for group in groups):
@@ -197,9 +197,9 @@ def _ranked(method: SQP, prepared: Prepared, groups: Sequence[_Group]) -> list[i
     return model.ranked(places, CHANCE_PRICE / max(1, count)) if np.any(needs > 0) else []
 
 
-def _curvature_rows(task: Task, around: Surroundings) -> Any:
+def _curvature_rows(task: Task, problem: NonlinearProgram) -> Any:
     """Rows ``(m, n)`` whose product with themselves is about the curvature of the mean cross-entropy."""
-    inputs = max(around.inputs, key=len)
+    inputs = max(problem.inputs, key=len)
     draw = torch.Generator().manual_seed(task.seed)
     pick = torch.randperm(len(inputs), generator=draw)[:MOST_ROWS].sort().values
     part = inputs[pick.to(inputs.device)]
@@ -277,23 +277,23 @@ def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None
         return None
     short = replace(method, max_steps=TRIAL_STEPS, restarts=0, confidence=None)
     try:
-        around = short.surroundings(fit, short.named_buffers())
-        if around.objective.on_outputs and sum(len(inputs) for inputs in around.inputs) < LEAST_ROWS:
+        problem = short.nonlinear_program(fit, short.named_buffers())
+        if problem.objective.on_outputs and sum(len(inputs) for inputs in problem.inputs) < LEAST_ROWS:
             return None
-        outcome = short.minimize(fit, around)
-        seen = around.point(outcome.delta)
-        judge = short.surroundings(rest, short.named_buffers())
+        outcome = short.minimize(fit, problem)
+        seen = problem.point(outcome.delta)
+        judge = short.nonlinear_program(rest, short.named_buffers())
         new, before = judge.point(outcome.delta), judge.point(np.zeros(task.engine.n))
     except (Stop, RepairError) as error:
         _pass_on(error)
         return None
-    failed = seen.missed if seen.missed > MET else 0.0
+    failed = seen.violation if seen.violation > MET else 0.0
     price = max(outcome.prices.values(), default=0.0)
     objective = new.objective - before.objective
     asked = method.confidence
-    if asked is not None and cannot_be_shown(task, around.limits, task.engine.predict(outcome.delta), asked):
+    if asked is not None and cannot_be_shown(task, problem.limits, task.engine.predict(outcome.delta), asked):
         objective += method.narrow * abs(before.objective)  # what it may cost to change that
-    return _Trial(failed, new.missed, objective, price)
+    return _Trial(failed, new.violation, objective, price)
 
 
 def _mean(first: _Trial, second: _Trial) -> _Trial:
@@ -305,4 +305,4 @@ def _merit(trial: _Trial, trials: Iterable[_Trial]) -> tuple[float, float]:
     """The loss on new rows, with what bounds miss there at the price of the bounds; failures come last."""
     prices = [one.price for one in trials if not one.failed]
     price = float(np.median(prices)) if prices else 0.0
-    return trial.failed, trial.objective + price * trial.missed
+    return trial.failed, trial.objective + price * trial.violation

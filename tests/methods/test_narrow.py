@@ -8,8 +8,8 @@ from torch import nn
 
 from repairopt import SQP, GroupGap, Inputs, OddsGap
 from repairopt.methods.sqp.confident import _shortest_way
+from repairopt.methods.sqp.interval_width import Reach, WidthLimit, below_half, bound_widths, spread
 from repairopt.methods.sqp.limits import Limit
-from repairopt.methods.sqp.reach import Reach, Reached, below_half, bound_reaches, spread
 from repairopt.specify import spread_of
 from repairopt.specify.groups.rates import pairwise_differences
 
@@ -83,14 +83,14 @@ def test_a_reach_is_a_limit_of_its_own():
     x = torch.randn(100, 2)
     gap = GroupGap.given([x[:50], x[50:]], target=0.1, name="gap")
     limits = [Limit("gap", gap, 0.1, 0.02), Limit("other", gap, 0.2)]
-    assert bound_reaches(limits, {}) == limits
-    found = bound_reaches(limits, {"gap": Reached(0.3, 0.05)})
+    assert bound_widths(limits, {}) == limits
+    found = bound_widths(limits, {"gap": WidthLimit(0.3, 0.05)})
     assert [limit.name for limit in found] == ["gap", "other", "interval of 'gap'"]
-    reach = found[-1]
-    assert (reach.limit, reach.buffer) == (0.05, 0.0)
-    assert isinstance(reach.property, Reach)
+    width = found[-1]
+    assert (width.limit, width.buffer) == (0.05, 0.0)
+    assert isinstance(width.property, Reach)
     model = nn.Linear(2, 2)
-    assert reach.value(model) == pytest.approx(0.3 * float(spread(gap, model)))
+    assert width.value(model) == pytest.approx(0.3 * float(spread(gap, model)))
 
 
 class Drawn:
@@ -140,9 +140,9 @@ def test_where_chance_takes_the_bound_rates_move_from_one_half_if_that_is_cheap(
 def test_each_fold_finds_its_own_way(monkeypatch):
     ways = []
 
-    def recorded(around, start, end):
-        ways.append((len(around.objective.data[0][0]), start, end))
-        return _shortest_way(around, start, end)
+    def recorded(problem, start, end):
+        ways.append((len(problem.objective.data[0][0]), start, end))
+        return _shortest_way(problem, start, end)
 
     monkeypatch.setattr("repairopt.methods.sqp.confident._shortest_way", recorded)
     Drawn().repaired(0.1)

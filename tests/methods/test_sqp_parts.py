@@ -77,14 +77,14 @@ def test_a_margin_counts_points_that_lead_by_less_as_wrong_and_leaves_the_proper
 # ---------------------------------------------------------------- filter
 
 
-def judged(now, trial, promised, *, stopped=False, before=()):
+def judged(now, trial, predicted, *, stopped=False, before=()):
     filter_ = Filter([Pair(*pair) for pair in before])
-    return filter_.judge(Pair(*now), Pair(*trial), Pair(*promised), stopped=stopped)
+    return filter_.acceptable(Pair(*now), Pair(*trial), Pair(*predicted), stopped=stopped)
 
 
 def test_where_bounds_are_met_they_stay_met_and_the_objective_falls_by_a_share_of_what_was_promised():
     assert judged((0, 1.0), (0, 0.9), (0, 0.5))
-    assert not judged((0, 1.0), (0, 0.96), (0, 0.5)), "less than a tenth of the promised fall"
+    assert not judged((0, 1.0), (0, 0.96), (0, 0.5)), "less than a tenth of the predicted fall"
     assert not judged((0, 1.0), (1e-3, 0.2), (0, 0.5)), "a bound is missed now"
     assert not judged((0, 1.0), (1e-3, 0.2), (0, 0.5), stopped=True)
     assert not judged((0, 1.0), (0, 1.0), (0, 1.2)), "no fall"
@@ -93,7 +93,7 @@ def test_where_bounds_are_met_they_stay_met_and_the_objective_falls_by_a_share_o
 def test_where_bounds_are_missed_both_together_fall():
     assert judged((0.1, 1.0), (0.05, 1.2), (0.0, 1.2)), "0.5 less missed, weighted, for 0.2"
     assert not judged((0.1, 1.0), (0.099, 1.2), (0.0, 1.0))
-    assert not judged((0.1, 1.0), (0.1, 0.99), (0.0, 1.0)), "a tenth of the promised fall is more"
+    assert not judged((0.1, 1.0), (0.1, 0.99), (0.0, 1.0)), "a tenth of the predicted fall is more"
     assert judged((0.1, 1.0), (0.12, 0.2), (0.1, 0.2)), "more missed, for a much better objective"
 
 

@@ -32,7 +32,7 @@ from repairopt.specify import SampleShare, has_signed_parts, samples_in
 
 from .filter import MET
 from .limits import Limit
-from .points import Surroundings
+from .nonlinear_program import NonlinearProgram
 
 STIFFER = 4.0  # factor of a penalty whose bound is not nearer
 FIRST_PENALTY = 20.0  # of a limit, for each unit squared of what it is missed by, over its size
@@ -89,7 +89,7 @@ class _Penalized:
 @dataclass(eq=False)
 class _Loop:
     task: Task
-    around: Surroundings
+    problem: NonlinearProgram
     settings: Settings
     white: Whitening | None
     scale: Array
@@ -107,7 +107,7 @@ class _Loop:
     def function(self, u: Array) -> tuple[float, Array]:
         """Augmented Lagrangian and its gradient."""
         self.task.judge.check_time()
-        delta, objective = self.to_delta(u), self.around.objective
+        delta, objective = self.to_delta(u), self.problem.objective
 
         def total(predict: Predict) -> Tensor:
             value: Tensor = objective.soft(predict)
@@ -135,73 +135,75 @@ class _Loop:
         return np.asarray(found.x, dtype=np.float64)
 
 
-def run_augmented(task: Task, around: Surroundings, settings: Settings, start: Array | None = None) -> Outcome:
+def run_augmented(task: Task, problem: NonlinearProgram, settings: Settings, start: Array | None = None) -> Outcome:
     """Minimize the objective subject to limits and strict rows, matrix-free.
 
     Args:
         task: The repair in progress.
-        around: Judges points; its limits and objective.
+        problem: Judges points; its limits and objective.
         settings: Of the method.
         start: Where to begin; None for no change.
 
     Returns:
         The best point by count: bounds met first, then the smallest objective.
     """
-    loop = _loop(task, around, settings)
-    point = around.point(np.zeros(task.engine.n) if start is None else start)
+    loop = _loop(task, problem, settings)
+    point = problem.point(np.zeros(task.engine.n) if start is None else start)
     best, quiet = point, 0
     for outer in range(settings.outer_steps):
-        _offsets(loop, around, task.engine, point.delta)
+        _offsets(loop, problem, task.engine, point.delta)
         with task.timed("solve"):
             u = loop.minimize(loop.from_delta(point.delta))
-        trial = around.point(loop.to_delta(u))
-        note = f"misses {trial.missed:.3g}, objective {trial.objective:.4f}"
+        trial = problem.point(loop.to_delta(u))
+        note = f"misses {trial.violation:.3g}, objective {trial.objective:.4f}"
         task.record(f"outer step {outer + 1}", trial.judged, accepted=trial.pair < best.pair, note=note)
         fall = best.objective - trial.objective
         small = fall < settings.smallest_fall * abs(best.objective)
         wish = bool(loop.pieces) and not loop.pieces[0].weight
         enough = trial.judged.feasible and (trial.judged.met or wish)  # by count: what is missed is lead or buffer
-        still = small and (max(trial.missed, best.missed) <= MET or (enough and trial.missed > NEARER * best.missed))
+        still = small and (
+            max(trial.violation, best.violation) <= MET or (enough and trial.violation > NEARER * best.violation)
+        )
         quiet = quiet + 1 if still else 0
         best = min(best, trial, key=lambda p: p.pair)
         predict = task.engine.predict(trial.delta)
         for piece in loop.pieces:
             piece.update(predict)
-        point = trial if np.isfinite(trial.missed) else best
+        point = trial if np.isfinite(trial.violation) else best
         if quiet >= 1 or (not loop.pieces and outer == 0):
             break
     prices = {
         limit.name: float(piece.weight * piece.multipliers.sum())
-        for limit, piece in zip(around.limits, loop.pieces, strict=False)
+        for limit, piece in zip(problem.limits, loop.pieces, strict=False)
     }
-    status = Status.FEASIBLE if best.missed <= MET else Status.NO_POINT
+    status = Status.FEASIBLE if best.violation <= MET else Status.NO_POINT
     return Outcome(best.delta, status, aimed=True, prices=prices)
 
 
-def _loop(task: Task, around: Surroundings, settings: Settings) -> _Loop:
+def _loop(task: Task, problem: NonlinearProgram, settings: Settings) -> _Loop:
     engine = task.engine
     low, high = task.box(np.zeros(engine.n), task.trust_radius)
     scale = engine.scale.cpu().numpy()
-    free = not task.change and around.objective.on_outputs
-    white = whitening(engine, around.inputs) if free else None
-    loop = _Loop(task, around, settings, white, scale, None if white is not None else (low, high))
-    for limit in around.limits:
+    free = not task.change and problem.objective.on_outputs
+    white = whitening(engine, problem.inputs) if free else None
+    loop = _Loop(task, problem, settings, white, scale, None if white is not None else (low, high))
+    for limit in problem.limits:
         count = len(limit.parts(engine.predict()))
         double = 2 if has_signed_parts(limit.property) else 1
         size = FIRST_PENALTY / max(1e-3, abs(limit.limit) + 0.05)
-        weight = 0.0 if _is_wish(limit, around) else 1.0
+        weight = 0.0 if _is_wish(limit, problem) else 1.0
         loop.pieces.append(_Penalized(lambda p: torch.zeros(0), weight, size, torch.zeros(double * count).double()))
-    for c in around.strict:
+    for c in problem.strict:
         loop.pieces.append(_rows(task, c))
     return loop
 
 
-def _is_wish(limit: Limit, around: Surroundings) -> bool:
+def _is_wish(limit: Limit, problem: NonlinearProgram) -> bool:
     """Whether a limit asks for no error at all among many points whose loss is minimized: as few as that leads to."""
     prop: Any = limit.property
-    if not isinstance(prop, SampleShare) or prop.counted is not None or limit.aim > 0 or around.by_rows:
+    if not isinstance(prop, SampleShare) or prop.counted is not None or limit.aim > 0 or problem.by_rows:
         return False
-    data = getattr(around.objective, "data", ())
+    data = getattr(problem.objective, "data", ())
     return any(
         labels is not None
         and inputs.shape == prop.inputs.shape
@@ -210,10 +212,10 @@ def _is_wish(limit: Limit, around: Surroundings) -> bool:
     )
 
 
-def _offsets(loop: _Loop, around: Surroundings, engine: Engine, delta: Array) -> None:
+def _offsets(loop: _Loop, problem: NonlinearProgram, engine: Engine, delta: Array) -> None:
     """Limits as their soft values, moved to equal those by count at a point."""
     predict = engine.predict(delta)
-    for limit, piece in zip(around.limits, loop.pieces, strict=False):
+    for limit, piece in zip(problem.limits, loop.pieces, strict=False):
         with torch.no_grad():
             soft = _soft_parts(limit, predict)
         hard = torch.as_tensor(limit.parts(predict), dtype=soft.dtype, device=soft.device)

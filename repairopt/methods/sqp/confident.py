@@ -41,23 +41,23 @@ from repairopt.specify import (
 from repairopt.verify import Claim, Stop, make_claim
 
 from .filter import MET
+from .interval_width import WidthLimit, below_half, spread
 from .limits import Limit
-from .points import Surroundings
-from .reach import Reached, below_half, spread
+from .nonlinear_program import NonlinearProgram
 
 ROUNDS = 4  # of enlarging buffers
 MOST = 0.9  # share of a bound that its buffer may take
-EXCESS = 1.1  # of what is lacking, by which a buffer grows
+EXCESS = 1.1  # of the shortfall, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
-REACH = 0.75  # share of a bound that the interval of a gap may take
+WIDEST = 0.75  # share of a bound that the interval of a gap may take
 HALVINGS = 5  # of a way that goes too far
-FLOOR = 1e-3  # of a bound, that what it lacks is compared with
+FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
 SIZED = 0.9  # confidence of the interval whose width tells a sampling error
 
 Sizes = dict[str, float]  # by name of a limit
-MakeSurroundings = Callable[[Task, Sizes, Sizes, dict[str, Reached]], Surroundings]
-Minimize = Callable[[Task, Surroundings, Array | None], Outcome]
+MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
+Minimize = Callable[[Task, NonlinearProgram, Array | None], Outcome]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +76,17 @@ class Validated:
     buffers: Sizes
     margins: Sizes
     claims: tuple[Claim, ...]
-    predict: Stitched
+    predict: OutOfFold
 
     @property
     def outcome(self) -> Outcome:
         """Of the run on all rows."""
         return self.outcomes[0]
 
-    def lacks(self, task: Task, limits: Sequence[Limit]) -> tuple[float, float]:
-        """By which share bounds are missed on new data, all together, and the goal."""
+    def shortfall(self, task: Task, limits: Sequence[Limit]) -> tuple[float, float]:
+        """Shares by which the bounds, summed, and the goal are missed on new data."""
         shares = [
-            max(0.0, _lacking(task, limit, claim)) / max(FLOOR, abs(limit.limit))
+            max(0.0, _shortfall(task, limit, claim)) / max(FLOOR, abs(limit.limit))
             for limit, claim in zip(limits, self.claims, strict=True)
         ]
         goal = [limit.name == task.goal.name for limit in limits]
@@ -96,7 +96,7 @@ class Validated:
         )
 
 
-class Stitched:
+class OutOfFold:
     """Answers each row by the network that was repaired without its fold.
 
     Args:
@@ -121,7 +121,7 @@ class Stitched:
 
 def run_confidently(
     task: Task,
-    make: MakeSurroundings,
+    make: MakeProgram,
     minimize: Minimize,
     attempt: Minimize,
     *,
@@ -134,8 +134,8 @@ def run_confidently(
 
     Args:
         task: The repair.
-        make: From a task, buffers, margins and reaches to limits and objective.
-        minimize: From a task, its surroundings and a start to an outcome.
+        make: From a task, buffers, margins and widths to limits and objective.
+        minimize: From a task, its nonlinear_program and a start to an outcome.
         attempt: The same with less effort, for what may turn out too dear.
         confidence: One-sided.
         folds: Number of folds.
@@ -154,44 +154,44 @@ def run_confidently(
     tasks: list[Task] = [task, *(part for part in parts if part is not None)]
     search = _Search(tasks, make, minimize, limits, division, confidence, leads)
     best = search.rounds({}, [None] * len(tasks))
-    reaches = _largest_reaches(task, limits, best) if narrow else {}
-    if not reaches:
+    widths = _width_limits(task, limits, best) if narrow else {}
+    if not widths:
         return best
     objective = make(task, {}, {}, {}).objective
     most = objective.value(best.outcome.delta) * (1.0 + narrow)
     try:
-        narrowed = search.narrowed(reaches, best, attempt, lambda delta: objective.value(delta) <= most)
+        narrowed = search.narrowed(widths, best, attempt, lambda delta: objective.value(delta) <= most)
     except Stop:
         return best
-    if narrowed is None or narrowed.lacks(task, limits) >= best.lacks(task, limits):
+    if narrowed is None or narrowed.shortfall(task, limits) >= best.shortfall(task, limits):
         return best
-    names = ", ".join(f"'{name}'" for name in reaches)
+    names = ", ".join(f"'{name}'" for name in widths)
     task.log.notes.append(
-        f"{names}: chance alone could have moved it by more than {100 * REACH:.0f} % of its bound; rates were moved "
+        f"{names}: chance alone could have moved it by more than {100 * WIDEST:.0f} % of its bound; rates were moved "
         f"away from one half, where chance moves them less. SQP(narrow=0) leaves that out."
     )
     return narrowed
 
 
-def _shortest_way(around: Surroundings, start: Array, end: Array) -> Array:
+def _shortest_way(problem: NonlinearProgram, start: Array, end: Array) -> Array:
     """About the first point on the way to an end at which the limits are met: a step may go far beyond them."""
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS if around.point(end).missed <= MET else 0):
+    for _ in range(HALVINGS if problem.point(end).violation <= MET else 0):
         middle = (low + high) / 2
-        met = around.point(start + middle * (end - start)).missed <= MET
+        met = problem.point(start + middle * (end - start)).violation <= MET
         low, high = (low, middle) if met else (middle, high)
     return start + high * (end - start)
 
 
-def _on_one_side(reaches: dict[str, Reached], limits: Sequence[Limit], predict: Any) -> dict[str, Reached]:
+def _on_one_side(widths: dict[str, WidthLimit], limits: Sequence[Limit], predict: Any) -> dict[str, WidthLimit]:
     """The same, with the rates on the side of one half on which a network has them."""
     gaps = {limit.name: limit.property for limit in limits}
-    return {name: replace(reach, below=below_half(gaps[name], predict)) for name, reach in reaches.items()}
+    return {name: replace(width, below=below_half(gaps[name], predict)) for name, width in widths.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """Rounds of repairs, on all rows and on all but each fold, with buffers that grow by what is lacking.
+    """Rounds of repairs, on all rows and on all but each fold, with buffers that grow by the shortfall.
 
     Attributes:
         tasks: On all rows, then without each fold.
@@ -204,7 +204,7 @@ class _Search:
     """
 
     tasks: list[Task]
-    make: MakeSurroundings
+    make: MakeProgram
     minimize: Minimize
     limits: list[Limit]
     division: Folds
@@ -212,26 +212,26 @@ class _Search:
     leads: Sizes
 
     def narrowed(
-        self, reaches: dict[str, Reached], best: Validated, attempt: Minimize, affordable: Callable[[Array], bool]
+        self, widths: dict[str, WidthLimit], best: Validated, attempt: Minimize, affordable: Callable[[Array], bool]
     ) -> Validated | None:
         """The best of the rounds with narrower intervals; None where no way there is found that can be afforded.
 
         The run on all rows says on which side of one half the rates are to lie; each fold finds its own way there, so
         that it owes nothing else to the rows that it leaves out.
         """
-        starts, sided = [], reaches
+        starts, sided = [], widths
         for k, (part, begin) in enumerate(zip(self.tasks, best.outcomes, strict=True)):
-            around = self.make(part, best.buffers, best.margins, sided)
-            end = attempt(part, around, begin.delta).delta
+            problem = self.make(part, best.buffers, best.margins, sided)
+            end = attempt(part, problem, begin.delta).delta
             if k == 0:
-                if around.point(end).missed > MET or not affordable(end):
+                if problem.point(end).violation > MET or not affordable(end):
                     return None
-                sided = _on_one_side(reaches, self.limits, part.engine.predict(end))
-            starts.append(_shortest_way(around, begin.delta, end))
+                sided = _on_one_side(widths, self.limits, part.engine.predict(end))
+            starts.append(_shortest_way(problem, begin.delta, end))
         found = self.rounds(sided, starts)
         return found if affordable(found.outcome.delta) else None
 
-    def rounds(self, reaches: dict[str, Reached], starts: Sequence[Array | None]) -> Validated:
+    def rounds(self, widths: dict[str, WidthLimit], starts: Sequence[Array | None]) -> Validated:
         """The best of the rounds from some points.
 
         Raises:
@@ -246,16 +246,16 @@ class _Search:
             outcomes = []
             for part, start in zip(self.tasks, starts, strict=True):
                 try:
-                    outcomes.append(self.minimize(part, self.make(part, buffers, margins, reaches), start))
+                    outcomes.append(self.minimize(part, self.make(part, buffers, margins, widths), start))
                 except Stop:
                     if best is not None:
                         return best
                     raise
             deltas = [outcome.delta for outcome in outcomes]
-            stitched = Stitched(task.engine, self.division, deltas[1:])
-            claims = _claims(task, self.limits, stitched, self.confidence)
-            found = Validated(outcomes, dict(buffers), dict(margins), claims, stitched)
-            if best is None or found.lacks(task, self.limits) <= best.lacks(task, self.limits):
+            out_of_fold = OutOfFold(task.engine, self.division, deltas[1:])
+            claims = _claims(task, self.limits, out_of_fold, self.confidence)
+            found = Validated(outcomes, dict(buffers), dict(margins), claims, out_of_fold)
+            if best is None or found.shortfall(task, self.limits) <= best.shortfall(task, self.limits):
                 best = found
             if not _enlarge(task, buffers, margins, most_leads, self.limits, claims):
                 break
@@ -279,10 +279,10 @@ def _claims(task: Task, limits: Sequence[Limit], predict: Any, confidence: float
 def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> bool:
     """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network."""
     open_limits = [limit for limit in limits if _is_statistical(limit.property)]
-    return any(_own_reach(task, limit, predict, confidence) > REACH * max(0.0, limit.limit) for limit in open_limits)
+    return any(_own_width(task, limit, predict, confidence) > WIDEST * max(0.0, limit.limit) for limit in open_limits)
 
 
-def _own_reach(task: Task, limit: Limit, predict: Any, confidence: float) -> float:
+def _own_width(task: Task, limit: Limit, predict: Any, confidence: float) -> float:
     """How far chance alone may move a gap, whatever its limit is; 0 of what is no gap, or has no limit above 0."""
     if not isinstance(limit.property, GroupRates) or limit.limit <= 0:
         return 0.0
@@ -290,47 +290,47 @@ def _own_reach(task: Task, limit: Limit, predict: Any, confidence: float) -> flo
     return float(interval.high - interval.value) * _widening(task, limit)
 
 
-def _largest_reaches(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, Reached]:
+def _width_limits(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, WidthLimit]:
     """Of limits whose intervals leave the gap itself too little of the bound, how wide they may be."""
-    reaches = {}
+    widths = {}
     for limit, claim in zip(limits, found.claims, strict=True):
         with torch.no_grad():
-            own = _own_reach(task, limit, found.predict, claim.confidence)
-            if own > REACH * limit.limit and _lacking(task, limit, claim) > TINY:
+            own = _own_width(task, limit, found.predict, claim.confidence)
+            if own > WIDEST * limit.limit and _shortfall(task, limit, claim) > TINY:
                 size = float(spread(limit.property, found.predict))
                 if size > 0:
-                    reaches[limit.name] = Reached(own / size, REACH * limit.limit)
-    return reaches
+                    widths[limit.name] = WidthLimit(own / size, WIDEST * limit.limit)
+    return widths
 
 
 def _enlarge(
     task: Task, buffers: Sizes, margins: Sizes, most_leads: Sizes, limits: Sequence[Limit], claims: Sequence[Claim]
 ) -> bool:
-    """Add to the buffers, or the leads, what is lacking; whether anything was added."""
-    lacking = {limit.name: _lacking(task, limit, claim) for limit, claim in zip(limits, claims, strict=True)}
-    bounds_lack = any(lack > TINY for name, lack in lacking.items() if name != task.goal.name)
+    """Add the shortfall to the buffers, or enlarge the leads; whether anything grew."""
+    shortfall = {limit.name: _shortfall(task, limit, claim) for limit, claim in zip(limits, claims, strict=True)}
+    bounds_lack = any(missing > TINY for name, missing in shortfall.items() if name != task.goal.name)
     grown = False
     for limit in limits:
         name = limit.name
-        if lacking[name] <= TINY or (bounds_lack and name == task.goal.name):
+        if shortfall[name] <= TINY or (bounds_lack and name == task.goal.name):
             continue
         if name in margins:
             larger = min(most_leads[name], MORE_LEAD * margins[name])
             grown, margins[name] = grown or larger > margins[name], larger
             continue
         most = MOST * limit.limit if limit.limit > 0 else np.inf
-        larger = min(most, buffers[name] + EXCESS * lacking[name])
+        larger = min(most, buffers[name] + EXCESS * shortfall[name])
         if larger > buffers[name] + TINY:
             buffers[name], grown = larger, True
     return grown
 
 
-def _lacking(task: Task, limit: Limit, claim: Claim) -> float:
+def _shortfall(task: Task, limit: Limit, claim: Claim) -> float:
     """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
-    return claim.interval.value + _reach(task, limit, claim) - limit.limit
+    return claim.interval.value + _upper_width(task, limit, claim) - limit.limit
 
 
-def _reach(task: Task, limit: Limit, claim: Claim) -> float:
+def _upper_width(task: Task, limit: Limit, claim: Claim) -> float:
     """How far the upper end lies above the value, in a sample of the size on which the bound will be measured."""
     return (claim.interval.high - claim.interval.value) * _widening(task, limit)
 

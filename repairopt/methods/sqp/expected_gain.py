@@ -47,10 +47,10 @@ class GainModel:
         curvature = (part.T @ part).astype(np.float64) if len(part) else np.eye(len(chosen)) / len(chosen)
         curvature[np.diag_indices(len(chosen))] += max(TINY, DAMPING * float(np.trace(curvature)) / len(chosen))
         moved = slopes @ cho_solve(cho_factor(curvature), slopes.T)
-        reach = np.maximum(np.diag(moved), 0.0)
-        if np.any((reach < TINY) & (self.needs > 0)):
+        width = np.maximum(np.diag(moved), 0.0)
+        if np.any((width < TINY) & (self.needs > 0)):
             return float("inf")
-        moved = (moved + moved.T) / 2 + np.diag(1e-9 * np.maximum(reach, TINY))
+        moved = (moved + moved.T) / 2 + np.diag(1e-9 * np.maximum(width, TINY))
         root = np.linalg.cholesky(moved)
         prices, _ = nnls(root.T, np.linalg.solve(root, self.needs), maxiter=100 * len(self.needs))
         return float(self.needs @ prices - 0.5 * prices @ moved @ prices)

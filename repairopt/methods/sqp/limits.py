@@ -103,13 +103,13 @@ class Limit:
 
     def value(self, predict: Predict) -> float:
         """By count."""
-        return goal_value(self.property, self._led(predict))
+        return goal_value(self.property, self._with_lead(predict))
 
     def soft(self, predict: Predict) -> Tensor:
         """The differentiable stand-in; the value itself where there is none."""
-        return torch.as_tensor(soft_value(self.property)(self._led(predict)))
+        return torch.as_tensor(soft_value(self.property)(self._with_lead(predict)))
 
-    def _led(self, predict: Predict) -> Predict:
+    def _with_lead(self, predict: Predict) -> Predict:
         """The network with the logit of each point's own label lowered by the margin."""
         if not self.margin:
             return predict

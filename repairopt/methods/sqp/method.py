@@ -27,10 +27,10 @@ from repairopt.verify import Judge
 from .augmented import run_augmented
 from .confident import run_confidently
 from .generalization import judge_generalization
+from .interval_width import WidthLimit, bound_widths
 from .limits import collect_limits, median_lead
+from .nonlinear_program import NonlinearProgram
 from .objectives import OBJECTIVES, make_objective
-from .points import Surroundings
-from .reach import Reached, bound_reaches
 from .sequence import run_sequence
 
 CLOSENESS, FLIPS_CLOSENESS = 0.15, 0.4
@@ -149,17 +149,19 @@ class SQP(TrustRegion):
         judge = Judge(task.engine, task.goal, task.constraints, (), task.judge.deadline)
         judge.change = task.judge.change
         inner = with_rows_of_goal(replace(task, judge=judge, start=None))
-        return self.minimize(inner, self.surroundings(inner, self.named_buffers()))
+        return self.minimize(inner, self.nonlinear_program(inner, self.named_buffers()))
 
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {"confidence": self.confidence, "folds": self.folds, "narrow": self.narrow}
             attempt = replace(self, restarts=0).minimize
-            found = run_confidently(task, self.surroundings, self.minimize, attempt, leads=self._leads(task), **options)
+            found = run_confidently(
+                task, self.nonlinear_program, self.minimize, attempt, leads=self._leads(task), **options
+            )
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers, margins=found.margins)
         leads = self._leads(task)
-        outcome = self.minimize(task, self.surroundings(task, self.named_buffers(), leads))
+        outcome = self.minimize(task, self.nonlinear_program(task, self.named_buffers(), leads))
         return replace(outcome, margins=leads)
 
     def _leads(self, task: Task) -> dict[str, float]:
@@ -181,12 +183,12 @@ class SQP(TrustRegion):
                 found[limit.name] = lead
         return found
 
-    def minimize(self, task: Task, around: Surroundings, start: Any = None) -> Outcome:
+    def minimize(self, task: Task, problem: NonlinearProgram, start: Any = None) -> Outcome:
         """By quadratic programs where their Hessian is small, else matrix-free."""
         start = task.start if start is None else start
         if task.engine.n > self.largest_dense:
-            return run_augmented(task, around, self, start)
-        return run_sequence(task, around, self, start)
+            return run_augmented(task, problem, self, start)
+        return run_sequence(task, problem, self, start)
 
     def named_buffers(self) -> dict[str, float]:
         """What the user wants taken off the limits, by name; ``""`` for all."""
@@ -194,15 +196,15 @@ class SQP(TrustRegion):
             return {}
         return dict(self.buffer) if isinstance(self.buffer, Mapping) else {"": float(self.buffer)}
 
-    def surroundings(
+    def nonlinear_program(
         self,
         task: Task,
         buffers: dict[str, float],
         margins: dict[str, float] | None = None,
-        reaches: Mapping[str, Reached] | None = None,
-    ) -> Surroundings:
-        """The objective of a repair and its limits, with what is taken off them, leads and largest reaches by name."""
-        limits = bound_reaches(collect_limits(task.goal, task.constraints, buffers, margins), reaches or {})
+        widths: Mapping[str, WidthLimit] | None = None,
+    ) -> NonlinearProgram:
+        """The objective of a repair and its limits, with what is taken off them, leads and largest widths by name."""
+        limits = bound_widths(collect_limits(task.goal, task.constraints, buffers, margins), widths or {})
         data = list(task.data) or labelled_data([*task.constraints, task.goal])
         inputs = _inputs(task, data)
         name = self.objective
@@ -220,7 +222,7 @@ class SQP(TrustRegion):
         if ridge is None:
             ridge = 0.0 if task.engine.n <= self.largest_dense else MANY_WEIGHTS_RIDGE
         objective = make_objective(name, task.engine, data, inputs, share=share, ridge=ridge, seed=task.seed)
-        return Surroundings(task, limits, objective, inputs)
+        return NonlinearProgram(task, limits, objective, inputs)
 
 
 def _usual_closeness(task: Task) -> float:

@@ -17,16 +17,18 @@ from repairopt.program import Array, Program, Rows, Solution, Status, solve_work
 from repairopt.surrogate import LinearizedRows, MostViolated, Picks, Surrogate, select_rows
 
 from .filter import MET, Filter, Pair
-from .points import Models, Point, Surroundings
+from .nonlinear_program import Models, NonlinearProgram, Point
 from .step import StepProgram, limit_prices
 
 GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
 WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
 STAGES = 3  # on the way to the limits in the second run; each further run takes so many more
-DEAR = 0.02  # rise of the objective, relative to it, after which there is a second run, though the limits are met
-HAIR = 1e-7  # relative, by which a step goes further than a limit, for back ends that are not exact
+COSTLY_RISE = (
+    0.02  # rise of the objective, relative to it, after which there is a second run, though the limits are met
+)
+OVERSHOOT = 1e-7  # relative, by which a step goes further than a limit, for back ends that are not exact
 PRICE = 20.0  # of a missed limit in a step, for each unit
-FIX_PRICE = 100.0  # of each logit that a sample to be fixed lacks in a step, over the number of samples
+FIX_PRICE = 100.0  # of each logit that a sample to be fixed shortfall in a step, over the number of samples
 STOPPED = 3  # rejections in a row after which the filter decides
 REJECTIONS = 8  # in a row, that end a sequence
 HALVINGS = 4  # on the way to a point that misses bounds
@@ -67,7 +69,7 @@ class Step:
     models: Models
 
 
-def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, start: Array | None = None) -> Outcome:
+def run_sequence(task: Task, problem: NonlinearProgram, settings: Settings, start: Array | None = None) -> Outcome:
     """Run the sequence, again by stages where it ends badly; the best end is kept.
 
     A run by stages goes a part of the way to the limits that the original misses, then from there a further part, and
@@ -77,7 +79,7 @@ def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, sta
 
     Args:
         task: The repair in progress.
-        surroundings: Judges points and makes models.
+        problem: Judges points and makes models.
         settings: Of the method.
         start: Where to begin the first run; None for no change.
 
@@ -91,19 +93,19 @@ def run_sequence(task: Task, surroundings: Surroundings, settings: Settings, sta
         begin, stages = (start, 1) if run == 0 else (None, run * STAGES)
         for stage in range(1, stages):
             assert first is not None
-            part = Sequence(task, surroundings.part_of_the_way(first, stage / stages), settings, begin)
+            part = Sequence(task, problem.part_of_the_way(first, stage / stages), settings, begin)
             part.called = f" of stage {stage} of {stages}"
             part.run(max(1, settings.max_steps // 2))
             begin = part.best.delta
-        sequence = Sequence(task, surroundings, settings, begin)
+        sequence = Sequence(task, problem, settings, begin)
         sequence.called = "" if run == 0 else f" of stage {stages} of {stages}"
         if first is None:
-            first = sequence.at if start is None else surroundings.point(np.zeros(task.engine.n))
+            first = sequence.at if start is None else problem.point(np.zeros(task.engine.n))
         status = sequence.run(settings.max_steps)
         if best is None or sequence.best.pair < best.best.pair:
             best, outcome = sequence, sequence.outcome(status)
-        dear = best.best.objective - first.objective > DEAR * abs(first.objective)
-        if best.best.missed <= MET and (run > 0 or start is not None or not dear):
+        costly = best.best.objective - first.objective > COSTLY_RISE * abs(first.objective)
+        if best.best.violation <= MET and (run > 0 or start is not None or not costly):
             break
     assert outcome is not None
     return outcome
@@ -114,53 +116,53 @@ class Sequence:
 
     Args:
         task: The repair in progress.
-        surroundings: Judges points and makes models.
+        problem: Judges points and makes models.
         settings: Of the method.
         start: Where to begin; None for no change.
     """
 
-    def __init__(self, task: Task, surroundings: Surroundings, settings: Settings, start: Array | None = None) -> None:
-        self.task, self.around, self.settings = task, surroundings, settings
+    def __init__(self, task: Task, problem: NonlinearProgram, settings: Settings, start: Array | None = None) -> None:
+        self.task, self.problem, self.settings = task, problem, settings
         self.scale = task.engine.scale.cpu().numpy()
-        self.at = surroundings.point(np.zeros(task.engine.n) if start is None else start)
+        self.at = problem.point(np.zeros(task.engine.n) if start is None else start)
         self.best, self.filter = self.at, Filter()
         self.models: Models | None = None
         self.rejected, self.called = 0, ""
         self.last: Step | None = None
-        self.damping, self.aims, self.radius = settings.damping, surroundings.aims.copy(), task.trust_radius
+        self.damping, self.aims, self.radius = settings.damping, problem.aims.copy(), task.trust_radius
 
     def run(self, most: int) -> Status:
         """Step until nothing improves; the best point is kept whatever ends it; the status of the last solve."""
         quiet, status = 0, Status.NO_POINT
         for index in range(most):
             if self.models is None:
-                self.models = self.around.models(self.at)
+                self.models = self.problem.models(self.at)
             found = self._solve(self.models)
             status = found.solution.status
             if found.step is None:
                 self.task.record(f"step {index + 1}", None, accepted=False, note=found.solution.message)
                 break
-            trial, found, how = self._trial(found)
-            promised = self._promised(found)
-            accepted = how == "part of the way" or self._fits(trial, promised)
+            trial, found, how = self._try_step(found)
+            predicted = self._predicted(found)
+            accepted = how == "part of the way" or self._acceptable(trial, predicted)
             self._note(index, trial, accepted, how)
             moved = float(np.abs(found.step / self.scale).max(initial=0.0)) if found.step is not None else 0.0
             small = moved < self.settings.smallest_step
             if accepted:
                 fall = self.at.objective - trial.objective
-                still = self.at.missed <= MET and fall < self.settings.smallest_fall * abs(self.at.objective)
+                still = self.at.violation <= MET and fall < self.settings.smallest_fall * abs(self.at.objective)
                 free = self.rejected <= 1  # a step held back by the damping of rejections tells little
                 quiet = quiet + 1 if still else 0
-                self._move(trial, found, promised)
+                self._accept(trial, found, predicted)
                 if quiet > (0 if free else 1):
                     break
             else:
                 self.rejected += 1
                 self.damping *= LOSS
                 self.radius = min(self.radius, moved) * NARROWER
-                self.aims = (self.aims + np.maximum(self.around.aims, self.at.values)) / 2
-            wanted = self.at.objective - promised.objective
-            nothing = self.at.missed <= MET and wanted < self.settings.smallest_fall * abs(self.at.objective)
+                self.aims = (self.aims + np.maximum(self.problem.aims, self.at.values)) / 2
+            wanted = self.at.objective - predicted.objective
+            nothing = self.at.violation <= MET and wanted < self.settings.smallest_fall * abs(self.at.objective)
             if self.rejected >= REJECTIONS or (self.rejected >= 2 and (small or nothing)):
                 break
         return status
@@ -169,14 +171,14 @@ class Sequence:
 
     def _solve(self, models: Models, lines: Any = None) -> Step:
         """Solve for a step; limits are missed only as far as they must be."""
-        return self._with_rows(models, self._parts(models, lines))
+        return self._with_rows(models, self._step_program(models, lines))
 
-    def _parts(self, models: Models, lines: Any = None) -> StepProgram:
+    def _step_program(self, models: Models, lines: Any = None) -> StepProgram:
         box = self.task.box(self.at.delta, min(self.radius, self.task.trust_radius))
         parts = StepProgram(models.objective, self.scale, self.at.delta, self.damping * self._curvature(models), box)
-        free = self.around.by_rows and not self.around.objective.on_outputs and self.at.missed <= MET
-        for k, (limit, line, aim) in enumerate(zip(self.around.limits, lines or models.lines, self.aims, strict=True)):
-            short = aim - HAIR * (1.0 + abs(aim))
+        free = self.problem.by_rows and not self.problem.objective.on_outputs and self.at.violation <= MET
+        for k, (limit, line, aim) in enumerate(zip(self.problem.limits, lines or models.lines, self.aims, strict=True)):
+            short = aim - OVERSHOOT * (1.0 + abs(aim))
             parts.add_limit(limit.name, line, short, 0.0 if free and k == 0 else PRICE)  # rows hold it, exactly
         parts.add_rows(self.task.change_rows(self.at.delta))
         return parts
@@ -184,12 +186,12 @@ class Sequence:
     def _with_rows(self, models: Models, parts: StepProgram) -> Step:
         """The step with the rows of samples: strict ones by a working set, others as the true network breaks them."""
         task, lin = self.task, models.linearization
-        lacking = _lacking(models)
-        parts.add_rows(replace(fixed := lin.rows(lacking), price=np.full(len(fixed), FIX_PRICE / max(1, len(fixed)))))
+        broken = _broken_rows(models)
+        parts.add_rows(replace(fixed := lin.rows(broken), price=np.full(len(fixed), FIX_PRICE / max(1, len(fixed)))))
         program = parts.program()
         task.log.rows_used = max(task.log.rows_used, program.m)
         strict = [c for c in models.strict if len(lin.margins[c])]
-        rows = _Held(LinearizedRows(lin, tuple(strict)), lacking, strict) if strict else None
+        rows = _SatisfiedRows(LinearizedRows(lin, tuple(strict)), broken, strict) if strict else None
         if rows is not None and rows.m:
             with task.timed("solve"):
                 tol = 1e-6 if lin.engine.dtype.itemsize <= 4 else 1e-9
@@ -210,26 +212,26 @@ class Sequence:
             return 1e-6
         return max(1e-12, float(np.mean(np.diag(hessian) * self.scale**2)))
 
-    def _promised(self, found: Step) -> Pair:
+    def _predicted(self, found: Step) -> Pair:
         assert found.step is not None
-        return self.around.promised(found.models, found.step, self.at.delta)
+        return self.problem.predicted(found.models, found.step, self.at.delta)
 
-    def _trial(self, found: Step) -> tuple[Point, Step, str]:
+    def _try_step(self, found: Step) -> tuple[Point, Step, str]:
         """Judge the step; one that misses more for curvature is corrected once, one that breaks samples gets rows."""
         assert found.step is not None
-        trial = self.around.point(self.at.delta + found.step)
-        if self._fits(trial, self._promised(found)):
+        trial = self.problem.point(self.at.delta + found.step)
+        if self._acceptable(trial, self._predicted(found)):
             return trial, found, ""
-        worse = self.around.surplus(trial.judged) > self.around.surplus(self.at.judged)
-        again = self._kept(found, trial) if worse else None
+        worse = self.problem.surplus(trial.judged) > self.problem.surplus(self.at.judged)
+        again = self._with_broken_samples(found, trial) if worse else None
         if again is None:
-            again = self._corrected(found, trial)
+            again = self._second_order_correction(found, trial)
         note = ""
         if again is not None and again.step is not None:
-            other = self.around.point(self.at.delta + again.step)
-            if self._fits(other, self._promised(again)):
+            other = self.problem.point(self.at.delta + again.step)
+            if self._acceptable(other, self._predicted(again)):
                 return other, again, "corrected"
-            if other.missed < trial.missed:
+            if other.violation < trial.violation:
                 trial, found, note = other, again, "corrected"
         part = self._part_of_the_way(trial)
         if part is not None:
@@ -238,20 +240,20 @@ class Sequence:
 
     def _part_of_the_way(self, trial: Point) -> Point | None:
         """Bisection on the true network, from a point that meets the bounds towards a better one that misses them."""
-        if self.at.missed > MET or trial.objective >= self.at.objective or not np.isfinite(trial.missed):
+        if self.at.violation > MET or trial.objective >= self.at.objective or not np.isfinite(trial.violation):
             return None
         low, high, best = 0.0, 1.0, None
         for _ in range(HALVINGS):
             share = (low + high) / 2
-            point = self.around.point(self.at.delta + share * (trial.delta - self.at.delta))
-            if point.missed <= MET:
+            point = self.problem.point(self.at.delta + share * (trial.delta - self.at.delta))
+            if point.violation <= MET:
                 low = share
                 best = point if best is None or point.objective < best.objective else best
             else:
                 high = share
         return best if best is not None and best.objective < self.at.objective else None
 
-    def _kept(self, found: Step, trial: Point) -> Step | None:
+    def _with_broken_samples(self, found: Step, trial: Point) -> Step | None:
         """The step again, with rows for the samples that it breaks beyond what constraints allow."""
         models, step = found.models, found.step
         picks: Picks = {}
@@ -263,53 +265,53 @@ class Sequence:
             if sum(map(len, new.values())) == 0:
                 return found
             picks = self.task.merge(picks, new)
-            found = self._again(models, lin.rows(picks))
+            found = self._resolve(models, lin.rows(picks))
             if found.step is None:
                 return None
             step = found.step
-            now = self.around.point(self.at.delta + step)
-            if self.around.surplus(now.judged) <= self.around.surplus(self.at.judged):
+            now = self.problem.point(self.at.delta + step)
+            if self.problem.surplus(now.judged) <= self.problem.surplus(self.at.judged):
                 return found
         return found
 
-    def _again(self, models: Models, rows: Rows) -> Step:
-        parts = self._parts(models)
+    def _resolve(self, models: Models, rows: Rows) -> Step:
+        parts = self._step_program(models)
         parts.add_rows(rows)
         return self._with_rows(models, parts)
 
-    def _corrected(self, found: Step, trial: Point) -> Step | None:
+    def _second_order_correction(self, found: Step, trial: Point) -> Step | None:
         """Second-order correction: the lines moved so that they are right at the trial point."""
         step = found.step
         assert step is not None
-        if not np.isfinite(trial.missed) or trial.missed <= self._promised(found).missed + 1e-6:
+        if not np.isfinite(trial.violation) or trial.violation <= self._predicted(found).violation + 1e-6:
             return None
         predict = self.task.engine.predict(trial.delta)
-        pairs = zip(found.models.lines, self.around.limits, strict=True)
+        pairs = zip(found.models.lines, self.problem.limits, strict=True)
         return self._solve(found.models, [line.shifted(step, limit.parts(predict)) for line, limit in pairs])
 
     # ---------------------------------------------------------------- what becomes of it
 
-    def _fits(self, trial: Point, promised: Pair) -> bool:
-        return self.filter.judge(self.at.pair, trial.pair, promised, stopped=self.rejected >= STOPPED)
+    def _acceptable(self, trial: Point, predicted: Pair) -> bool:
+        return self.filter.acceptable(self.at.pair, trial.pair, predicted, stopped=self.rejected >= STOPPED)
 
-    def _move(self, trial: Point, found: Step, promised: Pair) -> None:
+    def _accept(self, trial: Point, found: Step, predicted: Pair) -> None:
         now = self.at.pair
-        if now.missed > MET:
-            good = now.weighted - trial.pair.weighted > 0.5 * (now.weighted - promised.weighted)
+        if now.violation > MET:
+            good = now.merit - trial.pair.merit > 0.5 * (now.merit - predicted.merit)
         else:
-            good = now.objective - trial.objective > 0.5 * (now.objective - promised.objective)
+            good = now.objective - trial.objective > 0.5 * (now.objective - predicted.objective)
         self.damping = max(self.damping / GAIN, 1e-9) if good else self.damping
         moved = float(np.abs((trial.delta - self.at.delta) / self.scale).max(initial=0.0))
         if good and moved > 0.9 * self.radius:
             self.radius = min(self.task.trust_radius, WIDER * self.radius)
         self.filter.left(now)
-        self.at, self.models, self.last, self.aims = trial, None, found, self.around.aims.copy()
+        self.at, self.models, self.last, self.aims = trial, None, found, self.problem.aims.copy()
         self.rejected = 0
         if trial.pair < self.best.pair:
             self.best = trial
 
     def _note(self, index: int, trial: Point, accepted: bool, how: str) -> None:
-        text = f"damping {self.damping:.2g}, misses {trial.missed:.3g}, objective {trial.objective:.4f}"
+        text = f"damping {self.damping:.2g}, misses {trial.violation:.3g}, objective {trial.objective:.4f}"
         text += f", {how}" if how else ""
         self.task.record(f"step {index + 1}{self.called}", trial.judged, accepted=accepted, note=text)
 
@@ -321,7 +323,7 @@ class Sequence:
         lines, start = last.models.lines[0], last.models.linearization.delta
         slope = lines.slopes[int(np.abs(lines.values).argmax())]
         surrogate = Surrogate(slope, None, float(self.at.values[0]), self.scale, kind="linear")
-        names = [limit.name for limit in self.around.limits]
+        names = [limit.name for limit in self.problem.limits]
         return Outcome(
             self.best.delta,
             last.solution.status,
@@ -347,17 +349,17 @@ def _with_all(program: Program, rows: tuple[Any, Array, Array]) -> Program:
     )
 
 
-class _Held:
+class _SatisfiedRows:
     """The rows of strict constraints that hold now; those that do not stand in the program, at a price.
 
     Only the former are counted and numbered, because a working set of few rows gives all of them to the back end.
     """
 
-    def __init__(self, rows: LinearizedRows, lacking: Picks, strict: list[int]) -> None:
+    def __init__(self, rows: LinearizedRows, broken: Picks, strict: list[int]) -> None:
         start = np.cumsum([0] + [len(rows.linearization.margins[c]) for c in strict])
         held = np.ones(rows.m, dtype=bool)
         for k, c in enumerate(strict):
-            held[start[k] + lacking.get(c, np.zeros(0, dtype=np.int64))] = False
+            held[start[k] + broken.get(c, np.zeros(0, dtype=np.int64))] = False
         self.rows_of, self.held = rows, np.flatnonzero(held)
         self.m = len(self.held)
 
@@ -370,7 +372,7 @@ class _Held:
         return self.rows_of.rows(self.held[np.asarray(index, dtype=np.int64)])
 
 
-def _lacking(models: Models) -> Picks:
+def _broken_rows(models: Models) -> Picks:
     """Rows of strict constraints that do not hold at the point itself: samples that are to be fixed."""
     lin = models.linearization
     return {

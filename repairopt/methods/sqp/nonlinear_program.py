@@ -1,4 +1,4 @@
-"""Points of the sequence: what the true network says at a weight change, and the models around it."""
+"""The nonlinear program of a repair: points judged on the true network, and the models around them."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Point:
         judged: On the repair data.
         values: Of the limits, by count, ``(L,)``.
         objective: Its value.
-        missed: By how much the limits are missed, all together, with the share of samples beyond what constraints
-            allow and the logits that they lack; infinite where the network became constant or a
+        violation: Sum of what the limits are missed by, plus the share of samples beyond what constraints allow and
+            the logits that these need; infinite where the network became constant or a
             change is not allowed; 1 more while it is constant as the original was.
     """
 
     judged: Judgement
     values: Array
     objective: float
-    missed: float
+    violation: float
 
     @property
     def delta(self) -> Array:
@@ -56,8 +56,8 @@ class Point:
 
     @property
     def pair(self) -> Pair:
-        """What is missed and the objective."""
-        return Pair(self.missed, self.objective)
+        """Violation and objective, as the filter compares them."""
+        return Pair(self.violation, self.objective)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Models:
     strict: tuple[int, ...]
 
 
-class Surroundings:
+class NonlinearProgram:
     """Judges points and makes models of one repair.
 
     Args:
@@ -98,13 +98,13 @@ class Surroundings:
         self.aims = np.array([limit.aim for limit in limits])
         self.accepted = np.array([limit.accepted for limit in limits])
 
-    def part_of_the_way(self, point: Point, share: float) -> Surroundings:
+    def part_of_the_way(self, point: Point, share: float) -> NonlinearProgram:
         """The same with each limit that a point misses moved, so far that a share of the way there is left out."""
         moved = [
             replace(limit, limit=limit.limit + (1.0 - share) * max(0.0, float(value) - limit.aim))
             for limit, value in zip(self.limits, point.values, strict=True)
         ]
-        return Surroundings(self.task, moved, self.objective, self.inputs)
+        return NonlinearProgram(self.task, moved, self.objective, self.inputs)
 
     def point(self, delta: Array) -> Point:
         """Judge a weight change."""
@@ -113,7 +113,7 @@ class Surroundings:
         predict = self.task.engine.predict(delta)
         goal = self.limits[0].value(predict) if self.limits[0].margin else judged.goal
         values = np.array([goal, *(limit.value(predict) for limit in self.limits[1:])])
-        return Point(judged, values, self.objective.value(delta), self._missed(judged, values))
+        return Point(judged, values, self.objective.value(delta), self._violation(judged, values))
 
     def _pass(self, delta: Array) -> None:
         """Run each set of inputs so that the models need no second run if the point is accepted."""
@@ -145,7 +145,7 @@ class Surroundings:
             lin = linearize(task.engine, task.constraints, point.delta, required=task.required)
         return Models(objective, lines, lin, self.strict)
 
-    def promised(self, models: Models, step: Array, delta: Array) -> Pair:
+    def predicted(self, models: Models, step: Array, delta: Array) -> Pair:
         """What the limits miss and the objective where the models are right at a step from ``delta``."""
         values = np.array([line.at(step) for line in models.lines])
         norm = models.objective.norm
@@ -156,19 +156,19 @@ class Surroundings:
         """Samples that fail beyond what the constraints by sample allow."""
         return sum(max(0, judged.broken[c] - judged.allowed[c]) for c in self.by_sample)
 
-    def _missed(self, judged: Judgement, values: Array) -> float:
+    def _violation(self, judged: Judgement, values: Array) -> float:
         was_constant = self.task.judge.original.constant
         if (judged.constant and not was_constant) or not judged.change_holds:
             return float("inf")
-        missed = float(np.maximum(0.0, values - self.accepted).sum())
-        missed += 1.0 if judged.constant else 0.0  # the way out of a constant network leads along constant ones
+        violation = float(np.maximum(0.0, values - self.accepted).sum())
+        violation += 1.0 if judged.constant else 0.0  # the way out of a constant network leads along constant ones
         surplus = self.surplus(judged)
         if surplus:
-            missed += surplus / self.samples
+            violation += surplus / self.samples
             predict = self.task.engine.predict(judged.delta)
             chosen = [self.task.constraints[c] for c in self.strict]
-            missed += sum(float(np.maximum(0.0, -m).sum()) for m in margins_at(predict, chosen)) / self.samples
-        return missed
+            violation += sum(float(np.maximum(0.0, -m).sum()) for m in margins_at(predict, chosen)) / self.samples
+        return violation
 
 
 def _stands_for(constraint: Any, task: Task) -> bool:

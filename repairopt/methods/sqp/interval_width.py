@@ -1,4 +1,4 @@
-"""Reach: how far the upper end of a gap's interval lies above the gap, as a property that a repair can bound.
+"""IntervalWidth: how far the upper end of a gap's interval lies above the gap, as a property that a repair can bound.
 
 A gap of 0 on the samples at hand is no proof that it is small on others: chance moves the difference of two rates by
 their standard errors, which are largest for rates of one half. Where that alone is more than the bound leaves, smaller
@@ -39,7 +39,7 @@ def below_half(gap: Any, predict: Predict) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Reach:
+class IntervalWidth:
     """A multiple of the spread of a gap.
 
     Attributes:
@@ -66,12 +66,12 @@ class Reach:
 
 
 @dataclass(frozen=True, eq=False)
-class Reached:
-    """What is asked of the reach of a limit.
+class WidthLimit:
+    """The largest width of a limit's interval.
 
     Attributes:
-        factor: From the spread to the reach.
-        limit: Largest reach.
+        factor: From the spread to the width.
+        limit: Largest width.
         below: For each true label within which groups are compared, whether rates are to lie below one half; None
             where either side will do.
     """
@@ -81,13 +81,13 @@ class Reached:
     below: Tensor | None = None
 
 
-def bound_reaches(limits: list[Limit], reaches: Mapping[str, Reached]) -> list[Limit]:
-    """The limits, and for each that has one a limit on its reach."""
+def bound_widths(limits: list[Limit], widths: Mapping[str, WidthLimit]) -> list[Limit]:
+    """The limits, and for each that has one a limit on its width."""
     found = list(limits)
     for limit in limits:
-        asked = reaches.get(limit.name)
+        asked = widths.get(limit.name)
         if asked is not None:
             name = f"interval of '{limit.name}'"
-            reach = Reach(limit.property, asked.factor, asked.limit, name, asked.below)
-            found.append(replace(limit, name=name, property=reach, limit=asked.limit, buffer=0.0, margin=0.0))
+            width = IntervalWidth(limit.property, asked.factor, asked.limit, name, asked.below)
+            found.append(replace(limit, name=name, property=width, limit=asked.limit, buffer=0.0, margin=0.0))
     return found
