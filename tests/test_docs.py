@@ -14,6 +14,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("add_*.md"))  # language.md is generated, and compared with the table that it is from
 PRINTS = {
+    "add_a_layer": r"^True True$",
     "add_a_measure": r"^unsure\(below=0.8\) repaired$",
     "add_a_property": r"^declaration\n.*lacks on: A held-out column.*\nrepaired 0\.1\d+ {'unsure answers': 0\.01\d+}$",
     "add_a_solver": r"^\['declaration', 'linear: answer',.*\]\noptimal$",

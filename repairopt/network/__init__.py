@@ -17,4 +17,5 @@ from .inputs import (
 from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope
+from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .whiten import Whitening, whitening
