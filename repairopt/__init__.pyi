@@ -10,6 +10,7 @@ from .errors import (
     UnsupportedError,
 )
 from .interfaces.specfile.language.bind import BoundStatement, bind_statement
+from .interfaces.specfile.language.measures import add_measures
 from .interfaces.specfile.language.row_sets import Data, RowSet
 from .interfaces.specfile.language.statements import Statement, parse
 from .localize import CARE, Gradient, Inputs, Layers, Location, Neurons
@@ -113,6 +114,7 @@ __all__ = [
     "UnsupportedError",
     "Verdict",
     "available_solvers",
+    "add_measures",
     "bind_statement",
     "formulate_repair",
     "parse",

@@ -26,6 +26,8 @@ EXTEND = [name for name in PAGES if name.startswith("add_")]
 NEEDS = {"howto/onnx": ("onnx", "onnxscript", "onnxruntime"), "howto/tools": ("sklearn",)}
 NEEDS["tutorials/reported_failures"] = ("sklearn",)
 PRINTS = {
+    "add_a_layer": r"^True True$",
+    "add_a_measure": r"^unsure\(below=0.8\) repaired$",
     "add_a_property": r"^declaration\n.*lacks on: A held-out column.*\nrepaired 0\.1\d+ {'unsure answers': 0\.01\d+}$",
     "add_a_solver": r"^\['declaration', 'linear: answer',.*\]\noptimal$",
 }

@@ -21,4 +21,5 @@ from .remembered import identity
 from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope
+from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .whiten import Whitening, whitening

@@ -1,6 +1,7 @@
 """What must become true and what must stay true: properties, constraints, groups, margins, intervals."""
 
-from .constraints import Bound, ChangeLimit, FixLabels, KeepLabels, KeepOutputs, LinearRows, OutputBounds, ShareRows
+from .change_limits import ChangeLimit, LinearRows
+from .constraints import Bound, FixLabels, KeepLabels, KeepOutputs, OutputBounds, ShareRows
 from .contracts import (
     Anchored,
     Attacked,
@@ -38,8 +39,9 @@ from .contracts import (
     tolerance_of,
 )
 from .folds import Folds, overlap
-from .groups.gaps import GroupGap, OddsGap
+from .groups.gaps import GroupGap
 from .groups.metrics import GroupMetrics
+from .groups.odds import OddsGap
 from .groups.rates import spread_of
 from .held_out import labelled_pairs, make_specification, repeated_rows
 from .intervals import Interval, normal_quantile, rate_interval
@@ -58,6 +60,7 @@ from .margins import (
     sample_count,
     samples_in,
 )
+from .measures import DOWN, REQUIRED, ROWS, UP, Argument, Given, Measure
 from .properties import AccuracyDrop, ErrorRate, FlipRate, MissRate
 from .robustness import AdversarialError, CertifiedRadius
 from .specification import CallableProperty, Specification, as_property

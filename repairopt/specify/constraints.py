@@ -1,12 +1,10 @@
-"""Ready-made constraints: on labels, on outputs, on properties and on the weight change."""
+"""Ready-made constraints: on labels, on outputs and on properties."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,9 +13,41 @@ from repairopt.network import Predict, check_inputs, check_labelled, check_label
 
 from .contracts import Keep, Property, restricted, soft_value
 from .margins import LabelLeads, anchor
+from .measures import DATA, MARGIN, PRICE, SHARE, UP, WHERE, Argument, Given, Measure
 
-Array = npt.NDArray[np.float64]
 REFERENCES = ("label", "original")
+
+
+def _make_rows(kind: Any, given: Given) -> Any:
+    rows, options = given.rows(), given.options()
+    price = options.pop("price")
+    tolerance = given.share() if price is None else 1.0
+    return kind(rows.inputs, rows.labels, tolerance=tolerance, weight=price, name=given.name, **options)
+
+
+def _make_kept_outputs(kind: Any, given: Given) -> Any:
+    share = given.options()["share"]
+    return kind(given.rows(labels=False).inputs, given.limit(), tolerance=share, name=given.name)
+
+
+def _make_output_bounds(kind: Any, given: Given) -> Any:
+    """One or two linear inequalities."""
+    rows, of = given.rows(labels=False), given.arguments["of"]
+    if isinstance(of, list):
+        if not of or not all(isinstance(factor, int | float) for factor in of):
+            raise given.fail("of", "expected one number for each output of the network")
+        factors = torch.tensor([float(factor) for factor in of])
+    else:
+        label, count = given.label("of", of), len(given.classes)
+        if not count:
+            raise given.fail("of", "classes have no names here; write a [list] of one factor for each output")
+        factors = torch.eye(count)[label]
+    if not given.bounds:
+        raise given.fail("", "compare it with a number")
+    signs = [1.0 if relation == "<=" else -1.0 for relation, _ in given.bounds]
+    matrix = torch.stack([sign * factors for sign in signs])
+    bound = torch.tensor([sign * number for sign, (_, number) in zip(signs, given.bounds, strict=True)])
+    return kind(rows.inputs, matrix, bound, tolerance=given.options()["share"], name=given.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +122,20 @@ class KeepLabels(_Labels):
     name: str = "keep labels"
     reference: str = "label"
 
+    measures = (
+        Measure(
+            "flips",
+            "Number of rows that were right and are wrong now; with reference=original of all that get another class. "
+            "A hard bound for each row.",
+            "rows",
+            ("<=", "=="),
+            (DATA, MARGIN, Argument("reference", "choice", "what must stay", "label", REFERENCES), PRICE, WHERE),
+            "flips(guard) == 0",
+            _make_rows,
+            goal=False,
+        ),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reference not in REFERENCES:
@@ -122,6 +166,29 @@ class FixLabels(_Labels):
     tolerance: float = 1.0
     name: str = "fix labels"
 
+    measures = (
+        Measure(
+            "unfixed",
+            "Number of rows that the original network gets wrong and that are wrong still.",
+            "rows",
+            ("<=", "=="),
+            (DATA, MARGIN, PRICE, WHERE),
+            "unfixed(reported, margin=1) == 0",
+            _make_rows,
+            goal=False,
+        ),
+        Measure(
+            "fix",
+            "A wish, no bound: rows that the original network gets wrong are to get their label, at a price.",
+            "none",
+            (),
+            (DATA, MARGIN, Argument("price", "number", "of a mean violation of one logit", 0.1), WHERE),
+            "fix(reported, margin=1)",
+            _make_rows,
+            goal=False,
+        ),
+    )
+
     def anchor(self, predict: Predict) -> FixLabels:
         """Fix the samples that the original network ``predict`` gets wrong."""
         _, correct = self._correct(predict)
@@ -134,31 +201,23 @@ class FixLabels(_Labels):
 
 @dataclass(frozen=True, eq=False)
 class ShareRows:
-    """No counted sample of a share may have a negative margin: a hard row for each margin.
+    """No counted sample of a share may have a negative margin: a hard row for each margin, under the share's name.
 
     Attributes:
-        share: The share; rows and report use its name.
+        share: See :class:`repairopt.specify.SampleShare`.
         margin: Margin that the rows ask for.
     """
 
     share: Any
     margin: float = 1e-3
+    name: str = field(default="", init=False)
+    inputs: Any = field(default=None, init=False, repr=False)
+    samples: Any = field(default=None, init=False, repr=False)
 
-    @property
-    def name(self) -> str:
-        """The share's."""
-        return str(self.share.name)
-
-    @property
-    def inputs(self) -> Tensor:
-        """The share's samples, ``(N, ...)``."""
-        found: Tensor = self.share.inputs
-        return found
-
-    @property
-    def samples(self) -> Tensor:
-        """Indices of those that count."""
-        return torch.arange(len(self.inputs)) if self.share.counted is None else self.share.counted
+    def __post_init__(self) -> None:
+        counted = torch.arange(len(self.share.inputs)) if self.share.counted is None else self.share.counted
+        for key, value in (("name", self.share.name), ("inputs", self.share.inputs), ("samples", counted)):
+            object.__setattr__(self, key, value)
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """The share's margins, ``(B, p)``."""
@@ -180,7 +239,7 @@ class ShareRows:
 
     def where(self, keep: Keep) -> ShareRows:
         """The same on the samples that ``keep`` chooses."""
-        return replace(self, share=restricted(self.share, keep))
+        return ShareRows(restricted(self.share, keep), self.margin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +261,19 @@ class KeepOutputs:
     tolerance: float = 0.0
     name: str = "keep outputs"
     original: Tensor | None = field(default=None, repr=False)
+
+    measures = (
+        Measure(
+            "output_change",
+            "Largest change of any output of any row.",
+            "logits",
+            UP,
+            (DATA, SHARE, WHERE),
+            "output_change(guard) <= 0.5",
+            _make_kept_outputs,
+            goal=False,
+        ),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
@@ -251,6 +323,21 @@ class OutputBounds:
     weight: float | None = None
     tolerance: float = 0.0
     name: str = "output bounds"
+
+    measures = (
+        Measure(
+            "output",
+            "One output of the network, or a combination of all, on each row: output([1, -1]) is the lead of the first "
+            "class.",
+            "logits",
+            ("<=", ">="),
+            (Argument("of", "output", "which"), DATA, SHARE, WHERE),
+            "output([1, -1], guard) >= 0",
+            _make_output_bounds,
+            goal=False,
+            both=True,
+        ),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
@@ -336,78 +423,3 @@ class Bound:
     def where(self, keep: Keep) -> Bound:
         """The same bound on the samples that ``keep`` chooses, where its property can be restricted to them."""
         return replace(self, property=restricted(self.property, keep))
-
-
-@dataclass(frozen=True)
-class ChangeLimit:
-    """No weight changes by more than a limit: absolute, or relative to its own size.
-
-    Attributes:
-        absolute: Largest change of any weight.
-        relative: Largest change as a share of ``|weight|``.
-        name: What the report calls it.
-    """
-
-    absolute: float | None = None
-    relative: float | None = None
-    name: str = "change limit"
-
-    def __post_init__(self) -> None:
-        if self.absolute is None and self.relative is None:
-            raise SpecificationError(f"constraint '{self.name}': give absolute, relative, or both.")
-        for what in ("absolute", "relative"):
-            value = getattr(self, what)
-            if value is not None and not value >= 0:
-                raise SpecificationError(f"constraint '{self.name}': {what} {value} must not be negative.")
-
-    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
-        """The limits as rows over a sparse identity."""
-        from scipy import sparse
-
-        limit = np.full(len(initial), np.inf if self.absolute is None else self.absolute)
-        if self.relative is not None:
-            limit = np.minimum(limit, self.relative * np.abs(initial))
-        return sparse.identity(len(initial), format="csr"), -limit, limit
-
-    def box(self, initial: Array) -> tuple[Array, Array]:
-        """The same as bounds ``(lower, upper)``, which solvers take without rows."""
-        _, lower, upper = self.rows(initial)
-        return lower, upper
-
-
-@dataclass(frozen=True, eq=False)
-class LinearRows:
-    """The user's own rows on the weight change: ``lower <= matrix @ delta <= upper``.
-
-    Attributes:
-        matrix: ``(m, n)``, dense or ``scipy.sparse``; columns in the order of the location's weights.
-        lower: ``(m,)``.
-        upper: ``(m,)``.
-        name: What the report calls it.
-    """
-
-    matrix: Any
-    lower: Any
-    upper: Any
-    name: str = "linear rows"
-
-    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
-        """The rows, checked against the number of weights."""
-        matrix = self.matrix if hasattr(self.matrix, "tocsr") else np.atleast_2d(np.asarray(self.matrix, float))
-        m = matrix.shape[0]
-        sides = [np.asarray(side, float) for side in (self.lower, self.upper)]
-        if any(side.shape not in ((), (1,), (m,)) for side in sides):
-            raise SpecificationError(
-                f"constraint '{self.name}': lower {sides[0].shape} and upper {sides[1].shape} do not fit {m} rows; "
-                f"expected one number, or ({m},)."
-            )
-        entries = matrix.tocsr().data if hasattr(matrix, "tocsr") else matrix
-        if any(np.isnan(values).any() for values in (entries, *sides)):
-            raise SpecificationError(f"constraint '{self.name}': holds NaN; expected numbers. Look at its data.")
-        lower, upper = (np.broadcast_to(side, (m,)) for side in sides)
-        if matrix.shape[1] != len(initial):
-            raise SpecificationError(
-                f"constraint '{self.name}': matrix has {matrix.shape[1]} columns, expected {len(initial)}, one for "
-                f"each weight of the location."
-            )
-        return matrix, lower, upper

@@ -1,6 +1,6 @@
-"""Ready-made properties: gaps between groups, error on given points, recall, changes against the original network.
+"""Ready-made properties: error on given points, recall, changes against the original network.
 
-Gaps stand in :mod:`repairopt.specify.groups.gaps`, robustness properties in :mod:`repairopt.specify.robustness`.
+Gaps stand in :mod:`repairopt.specify.groups`, robustness properties in :mod:`repairopt.specify.robustness`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, check_labels
-from repairopt.specify.groups.gaps import GroupGap, OddsGap
 
 from .intervals import Interval, matched_interval, rate_interval
 from .margins import LabelLeads
+from .measures import DOWN, LABEL, ROWS, UP, Measure
 
-__all__ = ["AccuracyDrop", "ErrorRate", "FlipRate", "GroupGap", "MissRate", "OddsGap"]
+SHARE = "share, 0 to 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,25 @@ class ErrorRate(LabelLeads):
     name: str = "error rate"
 
     counted: ClassVar[Tensor | None] = None
+    measures = (
+        Measure(
+            "error_rate",
+            "Share of the rows with another class than their label.",
+            SHARE,
+            UP,
+            ROWS,
+            "error_rate(reported) <= 0",
+        ),
+        Measure(
+            "accuracy",
+            "Share of the rows with the class of their label.",
+            SHARE,
+            DOWN,
+            ROWS,
+            "accuracy >= 0.9",
+            way="1 - ",
+        ),
+    )
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
@@ -106,6 +125,19 @@ class MissRate(LabelLeads):
     target: float = 0.0
     name: str = "miss rate"
 
+    measures = (
+        Measure(
+            "recall",
+            "Share of the rows of a class that are given it.",
+            SHARE,
+            DOWN,
+            (LABEL, *ROWS),
+            'recall(">50K") >= 0.55',
+            way="1 - ",
+        ),
+        Measure("miss_rate", "One minus recall.", SHARE, UP, (LABEL, *ROWS), 'miss_rate(">50K") <= 0.45'),
+    )
+
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
         if not bool((y == self.label).any()):
@@ -166,6 +198,17 @@ class AccuracyDrop:
     target: float = 0.01
     name: str = "accuracy drop"
     right: Tensor | None = field(default=None, repr=False)
+
+    measures = (
+        Measure(
+            "accuracy_drop",
+            "Accuracy of the original network minus accuracy now, on the same rows.",
+            "share, 0.01 is one point",
+            UP,
+            ROWS,
+            "accuracy_drop <= 0.01",
+        ),
+    )
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
@@ -237,6 +280,17 @@ class FlipRate(AccuracyDrop, LabelLeads):
 
     target: float = 0.005
     name: str = "flip rate"
+
+    measures = (
+        Measure(
+            "flip_rate",
+            "Share of all rows that the original network gets right and this one does not.",
+            SHARE,
+            UP,
+            ROWS,
+            "flip_rate <= 0.005",
+        ),
+    )
 
     @property
     def counted(self) -> Tensor | None:

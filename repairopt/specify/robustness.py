@@ -19,6 +19,14 @@ from torch.func import functional_call
 from repairopt.errors import SpecificationError
 from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
 
+from .measures import BOX, DATA, DOWN, FIRST, UP, WHERE, Argument, Given, Measure
+
+
+def _make_radius(kind: Any, given: Given) -> Any:
+    rows, options = given.rows(), given.options()
+    options["aggregate"] = {"mean": "mean", "least": "max"}[options["aggregate"]]
+    return kind(rows.inputs, rows.labels, target=given.limit(10.0), name=given.name, **options)
+
 
 @dataclass(frozen=True, eq=False)
 class CertifiedRadius:
@@ -62,6 +70,20 @@ class CertifiedRadius:
     search: Search = Search()
     name: str = "inverse certified radius"
     _last: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    measures = (
+        Measure(
+            "certified_radius",
+            "Radius around the rows, maximum norm, within which the class is proved not to change (zonotopes): 1 / "
+            "mean(1 / radius), or the least.",
+            "units of the inputs",
+            DOWN,
+            (DATA, Argument("aggregate", "choice", "over the rows", "mean", ("mean", "least")), *BOX, FIRST, WHERE),
+            "certified_radius(guard, first=20) >= 0.1",
+            _make_radius,
+            way="1 / ",
+        ),
+    )
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
@@ -168,6 +190,18 @@ class AdversarialError:
     upper: Bound = 1.0
     search: Search = Search()
     name: str = "error under attack"
+
+    measures = (
+        Measure(
+            "attack_error",
+            "Share of the rows for which gradient steps find a wrong point within a radius, maximum norm; a lower "
+            "bound.",
+            "share, 0 to 1",
+            UP,
+            (DATA, Argument("radius", "number", "of the balls, units of the inputs"), *BOX, FIRST, WHERE),
+            "attack_error(guard, radius=0.05) <= 0.1",
+        ),
+    )
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import repairopt
-from repairopt.errors import LanguageError
-from repairopt.interfaces.specfile.language.bind import _Binder, bind_statement
-from repairopt.interfaces.specfile.language.measures import BY_NAME, MEASURES, reference, reference_text
+from repairopt.errors import LanguageError, SpecificationError
+from repairopt.interfaces.specfile.language import measures
+from repairopt.interfaces.specfile.language.bind import bind_statement
+from repairopt.interfaces.specfile.language.measures import BY_NAME, MEASURES, add_measures, reference, reference_text
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
 from repairopt.interfaces.specfile.language.statements import parse
-from repairopt.specify import constraints, properties, robustness, specification as specify
+from repairopt.specify import ROWS, UP, Argument, Measure, change_limits, constraints, properties, robustness
+from repairopt.specify.groups import gaps, odds
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -46,11 +48,11 @@ def error(text: str) -> tuple[str, str]:
 
 def made_by_the_library() -> set[str]:
     """Every class of a property or constraint that users can make."""
-    found = set(properties.__all__) | {specify.CallableProperty.__name__}
-    for module in (constraints, robustness):
+    found = {"CallableProperty"}  # which a function of the user becomes
+    for module in (properties, gaps, odds, constraints, change_limits, robustness):
         own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         found |= {c.__name__ for c in own if dataclasses.is_dataclass(c) and not c.__name__.startswith("_")}
-    return found - {"Bound"}  # which every bounded property becomes
+    return found - {"Bound", "ShareRows"}  # which every bounded property becomes, and what methods make of a goal
 
 
 def test_the_table_covers_every_property_and_constraint_of_the_library():
@@ -58,10 +60,10 @@ def test_the_table_covers_every_property_and_constraint_of_the_library():
     assert covered == made_by_the_library()
 
 
-def test_every_measure_has_a_binder_and_every_binder_a_measure():
-    methods = {n for n, _ in inspect.getmembers(_Binder, inspect.isfunction) if not n.startswith("_")}
-    helpers = {"rows", "label", "favorable", "groups", "input_column", "limit", "made"}
-    assert methods - helpers == set(BY_NAME)
+def test_every_measure_is_the_declaration_of_its_class():
+    for measure in MEASURES:
+        declared = next(one for one in vars(measure.kind)["measures"] if one.name == measure.name)
+        assert dataclasses.replace(declared, kind=measure.kind, makes=measure.makes) == measure
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
@@ -75,7 +77,7 @@ def test_every_example_parses_binds_and_makes_what_the_table_says(measure, data)
 @pytest.mark.parametrize("argument", [a for m in MEASURES for a in m.arguments if a.choices], ids=lambda a: a.name)
 def test_choices_of_the_table_are_those_of_the_library(argument, data):
     if argument.name == "score":
-        assert set(argument.choices) == set(repairopt.specify.groups.gaps.SCORES)
+        assert set(argument.choices) == set(gaps.SCORES)
     owner = next(m for m in MEASURES if argument in m.arguments)
     for choice in argument.choices:
         given = {"column": "sex", "label": '">50K"'}
@@ -204,3 +206,67 @@ def test_flips_allow_the_number_that_is_written(data):
     wish = bind_statement("fix(reported, margin=2, price=0.5)", data)
     assert wish.wish
     assert (wish.item.margin, wish.item.weight) == (2.0, 0.5)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unsure:
+    """A class of another package, with a measure."""
+
+    inputs: torch.Tensor
+    below: float
+    target: float
+    name: str
+
+    measures = (
+        Measure(
+            "unsure",
+            "Share of unsure answers.",
+            "share, 0 to 1",
+            UP,
+            (Argument("below", "number", "limit", 0.8), *ROWS),
+            "unsure <= 0.1",
+        ),
+    )
+
+    def value(self, predict):
+        return (predict(self.inputs).softmax(-1).amax(-1) < self.below).double().mean()
+
+
+@pytest.fixture
+def unsure():
+    add_measures(Unsure)
+    yield
+    del BY_NAME["unsure"]
+
+
+def test_measures_of_other_packages_are_read_bound_and_listed(unsure, data):
+    goal = bind_statement("unsure(below=0.9, where=age >= 10) <= 0.2", data).as_goal()
+    assert (type(goal), goal.below, goal.target, len(goal.inputs)) == (Unsure, 0.9, 0.2, 50)
+    assert goal.name == "unsure(below=0.9, where=age >= 10)"
+    assert error("unsure(0.9) <= 20") == ("unsure is a share; expected 0 to 1, 0.05 for 5 %", "20")
+    assert (
+        "| `unsure` | from above: <= | share, 0 to 1 | Share of unsure answers. | below=0.8, data=repair" in reference()
+    )
+
+
+def test_measures_of_other_packages_come_by_entry_points(monkeypatch, data):
+    point = SimpleNamespace(load=lambda: Unsure)
+    monkeypatch.setattr(measures, "entry_points", lambda group: [point] if group == "repairopt.measures" else [])
+    measures.load_measures.cache_clear()
+    try:
+        assert parse("unsure <= 0.1").measure.kind is Unsure
+    finally:
+        BY_NAME.pop("unsure", None)
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ((), "declares no measures"),
+        ((Measure("recall", "", "", UP, (), ""),), "MissRate has a measure 'recall' already; choose another name"),
+        ((Measure("other", "", "", UP, (Argument("a", "word", ""),), ""),), "argument 'a' has the kind 'word'; choose"),
+    ],
+)
+def test_measures_that_cannot_be_added(declared, message):
+    with pytest.raises(SpecificationError, match=message):
+        add_measures(type("Other", (), {"measures": declared}))

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from repairopt.errors import ModelError, SpecificationError, UnsupportedError
-from repairopt.network import attack, attacked_radius
+from repairopt.network import attack, attacked_radius, relaxation
 from repairopt.network.sets.propagate_zonotope import TracedNetwork
 from repairopt.network.sets.zonotope import certified_margin, certified_radius
+from repairopt.network.sets.zonotope_layers import RELAXATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +157,76 @@ def test_the_network_is_left_alone():
     assert network.training
     assert sorted(vars(network)) == before[1]
     assert all(torch.equal(*pair) for pair in before[0].values())
+
+
+class Squash(nn.Module):
+    """A layer of a user: an odd function that torch.fx would look into."""
+
+    def forward(self, x):
+        return x / (1 + x.abs())
+
+
+@pytest.fixture
+def squash():
+    """Its relaxation, for the module, the function and the method that compute the same."""
+    before = dict(RELAXATIONS)
+
+    @relaxation(Squash, F.softsign, "softsign", widens=True)
+    def _softsign(call):
+        low, high = call.z.center - call.z.spread, call.z.center + call.z.spread
+        slope = torch.minimum((1 + low.abs()) ** -2, (1 + high.abs()) ** -2)
+        above, below = call.run(high) - slope * high, call.run(low) - slope * low
+        return call.band(slope, (above + below) / 2, (above - below) / 2)
+
+    yield _softsign
+    RELAXATIONS.clear()
+    RELAXATIONS.update(before)
+
+
+class Called(nn.Module):
+    def __init__(self, first, last, function) -> None:
+        super().__init__()
+        self.first, self.last, self.function = first, last, function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def test_a_layer_of_ones_own_is_sound_as_module_function_and_of_a_subclass(squash):
+    class Other(Squash):
+        pass
+
+    first, last = nn.Linear(3, 8).double(), nn.Linear(8, 3).double()
+    inputs = torch.rand(10, 3, dtype=torch.float64)
+    networks = [nn.Sequential(first, kind(), last) for kind in (Squash, Other)] + [Called(first, last, F.softsign)]
+    labels = networks[0](inputs).argmax(1)
+    margins = [certified_margin(network, inputs, labels, 0.05).detach() for network in networks]
+    torch.testing.assert_close(margins[0], margins[1])
+    torch.testing.assert_close(margins[0], margins[2])
+    draws = (inputs + 0.1 * torch.rand(5000, 10, 3, dtype=torch.float64) - 0.05).clamp(0, 1)
+    outputs = networks[0](draws).detach()
+    own = outputs.gather(-1, labels.expand(5000, -1)[..., None])[..., 0]
+    leads = (own - outputs.scatter(-1, labels.expand(5000, -1)[..., None], -torch.inf).amax(-1)).amin(0)
+    assert bool((margins[0] <= leads + 1e-9).all())
+    assert float((leads - margins[0]).max()) < 0.1  # a bound that is far off would be sound as well
+
+
+def test_margins_through_a_layer_of_ones_own_can_be_differentiated(squash):
+    network = nn.Sequential(nn.Linear(3, 6), Squash(), nn.Linear(6, 2)).double()
+    inputs, labels = torch.rand(5, 3, dtype=torch.float64), torch.arange(5) % 2
+    weight = network[0].weight.detach().clone().requires_grad_()
+
+    def margin(value):
+        return certified_margin(network, inputs, labels, 0.05, parameters={"0.weight": value}).sum()
+
+    assert torch.autograd.gradcheck(margin, (weight,), atol=1e-4)
+
+
+def test_a_relaxation_may_refuse_and_targets_are_checked(squash):
+    relaxation(Squash)(lambda call: None)
+    with pytest.raises(
+        UnsupportedError, match=r"layer '1' \(Squash\), as it is used here, has no zonotope transformer"
+    ):
+        certified_margin(nn.Sequential(nn.Linear(3, 6), Squash(), nn.Linear(6, 2)), torch.rand(2, 3), [0, 1], 0.1)
+    with pytest.raises(SpecificationError, match=r"relaxation: 3 is a int; expected a module type, a function, or"):
+        relaxation(3)

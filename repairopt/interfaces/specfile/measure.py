@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError
 from repairopt.interfaces.specfile.language.bind import BoundStatement
-from repairopt.specify import Constraint, Statistical, anchor, sample_count, tolerance_of
+from repairopt.specify import Constraint, Statistical, anchor, labels_of, sample_count, tolerance_of
 
 from .claim_rows import ClaimRow
 from .opened import OpenSpec
@@ -127,7 +127,7 @@ def _claim(
     met = None
     if bounds and role in ("goal", "bound") and entry["value"] is not None:
         met = all(_holds(entry["value"], relation, limit, close) for relation, limit in bounds)
-    elif statement.measure.name == "linear_rows" and entry["value"] is not None:
+    elif not statement.measure.relations and not item.is_property and not item.wish and entry["value"] is not None:
         met = entry["value"] <= CLOSE
     entry = {key: _finite(value) for key, value in entry.items()}
     return ClaimRow(
@@ -170,16 +170,15 @@ def _of_rows(item: BoundStatement, constraint: Any, network: PlainNetwork) -> fl
     margins = constraint.margins(network).detach().double().cpu().numpy()
     count = sample_count(constraint)
     by_row = margins.reshape(count, -1) if count else np.zeros((0, 1))
-    name = item.statement.measure.name
-    if name in ("flips", "unfixed", "fix"):
+    if labels_of(constraint) is not None:
         return float((by_row < 0).any(axis=1).sum())
     allowed = int(math.floor(tolerance_of(constraint) * count + 1e-9))
     worst = by_row.min(axis=1)
     row = int(np.argsort(worst, kind="stable")[allowed]) if allowed < count else int(worst.argmax())
-    if name == "output_change":
-        return float(constraint.distance - worst[row])
-    relation, limit = item.statement.bounds[0]
-    return float(limit - by_row[row, 0] if relation == "<=" else limit + by_row[row, 0])
+    bounds = item.statement.bounds
+    relation, limit = bounds[0]
+    margin = by_row[row, 0] if len(bounds) == by_row.shape[1] else worst[row]
+    return float(limit - margin if relation == "<=" else limit + margin)
 
 
 def _of_change(
@@ -187,24 +186,19 @@ def _of_change(
 ) -> dict[str, Any]:
     """Largest change, absolute or relative, or by how much the user's own rows are missed."""
     old, new = (dict(model.named_parameters()) for model in changed)
-    pairs = {name: (old[name].detach().double(), new[name].detach().double()) for name in old}
-    name = item.statement.measure.name
-    if name == "linear_rows":
-        if location is None:
-            return {"basis": "not measured: the order of the weights is known to the repair alone"}
-        parts = [(pairs[n][1] - pairs[n][0]).flatten()[torch.as_tensor(ix)] for n, ix in location.items()]
-        initial = [pairs[n][0].flatten()[torch.as_tensor(ix)] for n, ix in location.items()]
-        matrix, lower, upper = item.item.rows(torch.cat(initial).numpy())
-        moved = matrix @ torch.cat(parts).numpy()
-        missed = float(np.maximum(np.maximum(lower - moved, moved - upper), 0.0).max(initial=0.0))
-        return {"before": None, "value": missed, "basis": "largest violation of a row, recomputed"}
-    sizes = [((b - a).abs(), a.abs()) for a, b in pairs.values()]
-    if name == "max_change":
-        largest = max((float(change.max()) for change, _ in sizes if change.numel()), default=0.0)
-    else:
-        shares = [torch.where(change > 0, change / size, torch.zeros_like(change)) for change, size in sizes]
-        largest = max((float(share.max()) for share in shares if share.numel()), default=0.0)
-    return {"before": 0.0, "value": largest, "basis": "from the weights"}
+    if item.by_location and location is None:
+        return {"basis": "not measured: the order of the weights is known to the repair alone"}
+    chosen = location if item.by_location and location is not None else dict.fromkeys(old)
+    sides = []
+    for side in (old, new):
+        flat = {name: side[name].detach().double().cpu().flatten() for name in chosen}
+        parts = [flat[name] if ix is None else flat[name][torch.as_tensor(ix)] for name, ix in chosen.items()]
+        sides.append(torch.cat(parts).numpy())
+    read = item.statement.measure.read
+    value = None if read is None else read(item.item, sides[0], sides[1] - sides[0])
+    if item.by_location:
+        return {"before": None, "value": value, "basis": "largest violation of a row, recomputed"}
+    return {"before": 0.0, "value": value, "basis": "from the weights"}
 
 
 def _finite(value: Any) -> Any:

@@ -181,7 +181,7 @@ class Certifier:
                 values = self.traced.run([node], values, {}, self.slope)
                 if isinstance(values[node], Zonotope):
                     width = values[node].center[0].numel()
-                    columns += width if self.traced.is_relu(node) else 0
+                    columns += width if self.traced.widens(node) else 0
                     most = max(most, columns * width)
         found = values[self.traced.nodes[-1]]
         if not isinstance(found, Zonotope) or found.center.ndim != 2 or found.center.shape[1] < 2:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,27 +19,22 @@ from torch.func import functional_call
 from repairopt.errors import ModelError, UnsupportedError
 from repairopt.network.model_checks import shadow
 
-from .zonotope_layers import (
-    AFFINE,
-    FUNCTIONS,
-    RESHAPES,
-    SAME,
-    Zonotope,
-    affine,
-    arithmetic,
-    linear,
-    relu,
-    replaced,
-    reshape,
-)
+from .zonotope_layers import Call, Zonotope, relaxation_of, replaced
 
 Slope = float | Tensor | Mapping[str, Tensor] | None
 Environment = dict[fx.Node, Any]
 
 SUPPORTED = (
     "Supported: Linear, Conv1d/2d/3d, BatchNorm, average pooling, ReLU, Dropout, Flatten, view, reshape, the sum of "
-    "two branches, and +, -, *, / with constants."
+    "two branches, +, -, *, / with constants, and what @repairopt.network.relaxation adds."
 )
+
+
+class _Tracer(fx.Tracer):
+    """Keeps modules of the user whole where they have a relaxation."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return relaxation_of(None, m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 class TracedNetwork:
@@ -56,7 +51,7 @@ class TracedNetwork:
         self.what = f"network {type(network).__name__}"
         self.network = shadow(network)
         try:
-            self.nodes = list(fx.Tracer().trace(self.network).nodes)
+            self.nodes = list(_Tracer().trace(self.network).nodes)
         except Exception as error:  # tracing runs the user's forward on proxies: whatever it raises means "cannot"
             raise UnsupportedError(
                 f"{self.what}: cannot be traced with torch.fx ({type(error).__name__}: {error}), as certified bounds "
@@ -69,11 +64,14 @@ class TracedNetwork:
         self.original = dict(self.network.named_parameters(remove_duplicate=False))
         self.chain = self._is_chain()
 
-    def is_relu(self, node: fx.Node) -> bool:
-        """Whether the node is a ReLU, which adds generators."""
-        if node.op == "call_module":
-            return isinstance(self.network.get_submodule(str(node.target)), nn.ReLU)
-        return FUNCTIONS.get(node.target) == "relu"
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The layer of a node that calls one."""
+        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def widens(self, node: fx.Node) -> bool:
+        """Whether the node adds generators, as a ReLU does."""
+        found = relaxation_of(node.target, self.module(node))
+        return found is not None and found.widens
 
     def late(self, changed: Iterable[str]) -> list[fx.Node]:
         """The nodes whose value depends on one of the named parameters, in order."""
@@ -161,42 +159,31 @@ class _Step:
         if not varies or _asks_shape(node):
             args = tuple(value.center if isinstance(value, Zonotope) else value for value in args)
             return self._plain(node, args, kwargs)
-        kind = self._module(node, args) if node.op == "call_module" else FUNCTIONS.get(node.target, "")
-        result = self._function(kind, node, args, kwargs, values) if isinstance(kind, str) else kind
+        result = self._relaxed(node, args, kwargs, values)
         if result is None:
             raise UnsupportedError(self._refusal(node))
         return result
 
-    def _module(self, node: fx.Node, args: Any) -> Zonotope | str:
-        """The result, or the kind of function that the layer is."""
-        module = self.traced.network.get_submodule(str(node.target))
-        if len(args) != 1 or module._forward_hooks or module._forward_pre_hooks:
-            return ""
-        if isinstance(module, SAME):
-            return args[0]
-        without_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-        if isinstance(module, AFFINE) and not without_statistics:
-            return affine(module, args[0], self.given)
-        return "relu" if isinstance(module, nn.ReLU) else "reshape" if isinstance(module, RESHAPES) else ""
-
-    def _function(self, kind: str, node: fx.Node, args: Any, kwargs: Any, values: Environment) -> Zonotope | None:
-        if kind in ("add", "sub", "mul", "div") and len(args) == 2 and not kwargs:
-            return arithmetic(kind, args[0], args[1])
-        if not args or not isinstance(args[0], Zonotope):
+    def _relaxed(self, node: fx.Node, args: Any, kwargs: Any, values: Environment) -> Zonotope | None:
+        module = self.traced.module(node)
+        if module is not None and (len(args) != 1 or module._forward_hooks or module._forward_pre_hooks):
             return None
-        if kind == "relu":
+        found = relaxation_of(node.target, module)
+        if found is None or (found.first and not (args and isinstance(args[0], Zonotope))):
+            return None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self._plain(node, args, kwargs)
+
+        call = Call(args, kwargs, node.target, module, self.given, run)
+        if found.widens:
             live = (value.generators.shape[1] for value in values.values() if isinstance(value, Zonotope))
             slope = self.slope
             if isinstance(slope, Mapping):
-                slope = slope.get(str(node.target) if node.op == "call_module" else node.name)
-            return relu(args[0], slope, max(live), self.prune and self.traced.chain, self.prune)
-        if kind == "reshape":
-            return reshape(args[0], self._plain(node, (args[0].center, *args[1:]), kwargs))
-        if kind in ("linear", "weighted"):
-            return linear(node.target, kind == "weighted", args, kwargs)
-        if kind == "neg":
-            return Zonotope(-args[0].center, -args[0].generators)
-        return args[0] if kind == "dropout" and not kwargs.get("training", True) else None
+                slope = slope.get(str(node.target) if module is not None else node.name)
+            prune = self.prune and self.traced.chain
+            call = replace(call, slope=slope, columns=max(live), prune=prune, compact=self.prune)
+        return found.function(call)
 
     def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> Any:
         """The operation itself, on tensors."""
@@ -205,7 +192,7 @@ class _Step:
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "call_function":
             return target(*args, **kwargs)
-        module = self.traced.network.get_submodule(target)
+        module = self.traced.network.get_submodule(str(target))
         return functional_call(module, replaced(module, self.given), args, kwargs)
 
     def _refusal(self, node: fx.Node) -> str:

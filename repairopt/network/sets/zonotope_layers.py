@@ -1,4 +1,8 @@
-"""What each layer does to a zonotope: the abstract transformers of DeepZ.
+"""What each layer does to a zonotope: the abstract transformers of DeepZ, in a registry that anyone may add to.
+
+A relaxation is a function from a :class:`Call`, one operation of a network on sets, to the set of its results, or to
+None where it cannot take the operation as it is used. ``@relaxation(nn.Tanh, torch.tanh)`` registers it for modules,
+functions and names of methods; certified radii, margins and all bounds of sets then go through such layers.
 
 References:
     Singh, Gehr, Mirman, Pueschel, Vechev, Fast and Effective Robustness Certification, NeurIPS 2018.
@@ -7,8 +11,9 @@ References:
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,27 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-AFFINE = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-)
-SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-RESHAPES = (nn.Flatten, nn.Unflatten)
-
-FUNCTIONS: dict[Any, str] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), "relu"),
-    **dict.fromkeys((torch.flatten, torch.reshape, torch.unsqueeze, torch.squeeze), "reshape"),
-    **dict.fromkeys(("flatten", "reshape", "view", "unsqueeze", "squeeze", "contiguous"), "reshape"),
-    **dict.fromkeys((F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d), "weighted"),
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), "linear"),
-    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), "linear"),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add"), "add"),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub"), "sub"),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), "mul"),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div"), "div"),
-    **dict.fromkeys((operator.neg, torch.neg, "neg"), "neg"),
-    F.dropout: "dropout",
-}
+from repairopt.errors import SpecificationError
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +66,119 @@ def box(low: Tensor, high: Tensor) -> Zonotope:
     return Zonotope((low + high) / 2, generators.unflatten(2, low.shape[1:]))
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operation on sets.
+
+    Attributes:
+        args: Its arguments; sets are zonotopes, all else is as the network has it.
+        kwargs: Its named arguments.
+        target: The function or name of a method, or the layer's name.
+        module: The layer, or None for a function or method.
+        given: New values of parameters by the identity of the old ones.
+        run: The operation itself, on tensors: ``run(center)`` is what it makes of centers.
+        slope: Wished slope of the band of a relaxation that has a choice, such as that of ReLU; None for its own.
+        columns: Number of noise symbols in use.
+        prune: Whether generators that are 0 for all inputs may be dropped.
+        compact: Whether new symbols may share columns between inputs, so that their number depends on values.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    target: Any
+    module: nn.Module | None
+    given: Mapping[int, Tensor]
+    run: Callable[..., Any]
+    slope: float | Tensor | None = None
+    columns: int = 0
+    prune: bool = False
+    compact: bool = False
+
+    @property
+    def z(self) -> Zonotope:
+        """The set that the operation is applied to, its first argument."""
+        found: Zonotope = self.args[0]
+        return found
+
+    def band(self, slope: Tensor, shift: Tensor, radius: Tensor) -> Zonotope:
+        """The set between ``slope x + shift - radius`` and ``slope x + shift + radius``; a new symbol for each radius.
+
+        Args:
+            slope: Of each entry, shaped as the center.
+            shift: Middle of the band at 0.
+            radius: Its half-height, 0 or more; 0 where the operation is linear over the set.
+        """
+        z, columns = self.z, self.columns
+        generators = slope[:, None] * z.generators
+        if self.prune:
+            used = (generators != 0).flatten(2).any(2).any(0)
+            generators = generators[:, used] if bool(used.any()) else generators[:, :1]
+            columns = generators.shape[1]
+        flat = radius.flatten(1)
+        if self.compact:
+            rows, features = flat.nonzero(as_tuple=True)
+            place = (flat != 0).cumsum(1)[rows, features] - 1
+            new = flat.new_zeros(len(flat), int(place.max()) + 1 if len(place) else 0, flat.shape[1])
+            new = new.index_put((rows, place, features), flat[rows, features])
+        else:
+            new = torch.diag_embed(flat)
+        parts = [_widen(generators, columns), new.unflatten(2, radius.shape[1:])]
+        return Zonotope(slope * z.center + shift, torch.cat(parts, dim=1))
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A registered relaxation.
+
+    Attributes:
+        function: From a call to its result, or None.
+        widens: Whether it adds noise symbols.
+        first: Whether it needs a set as the first argument.
+    """
+
+    function: Callable[[Call], Zonotope | None]
+    widens: bool
+    first: bool
+
+
+RELAXATIONS: dict[Any, Relaxation] = {}
+Function = Callable[[Call], Zonotope | None]
+
+
+def relaxation(*targets: Any, widens: bool = False, first: bool = True) -> Callable[[Function], Function]:
+    """Register a function as the relaxation of modules, functions and methods; a later one takes the place of a former.
+
+    Args:
+        *targets: Types of modules, functions, names of methods.
+        widens: Whether it adds noise symbols, as :meth:`Call.band` does.
+        first: Whether its first argument has to be a set.
+
+    Returns:
+        A decorator.
+
+    Raises:
+        SpecificationError: A target is none of these.
+    """
+    for target in targets:
+        if not callable(target) and not isinstance(target, str):
+            raise SpecificationError(
+                f"relaxation: {target!r} is a {type(target).__name__}; expected a module type, a function, or the name "
+                f"of a method of tensors."
+            )
+
+    def register(function: Function) -> Function:
+        RELAXATIONS.update(dict.fromkeys(targets, Relaxation(function, widens, first)))
+        return function
+
+    return register
+
+
+def relaxation_of(target: Any, module: nn.Module | None) -> Relaxation | None:
+    """The relaxation of a module, by its type or the nearest of its bases, or of a function or method; or None."""
+    kinds = (target,) if module is None else type(module).__mro__
+    return next((RELAXATIONS[kind] for kind in kinds if kind in RELAXATIONS), None)
+
+
 def _each(function: Any, generators: Tensor) -> Tensor:
     """Apply a function of a batch to every generator."""
     return function(generators.flatten(0, 1)).unflatten(0, generators.shape[:2])
@@ -91,36 +189,71 @@ def replaced(module: nn.Module, given: Mapping[int, Tensor]) -> dict[str, Tensor
     return {name: given[id(value)] for name, value in module.named_parameters() if id(value) in given}
 
 
-def affine(module: nn.Module, z: Zonotope, given: Mapping[int, Tensor]) -> Zonotope:
+@relaxation(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+def _same(call: Call) -> Zonotope | None:
+    return call.z
+
+
+@relaxation(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@relaxation(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+@relaxation(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+def _affine(call: Call) -> Zonotope | None:
     """A layer ``W x + b``: generators see no ``b``. Batch normalization is one, with its mean as a second offset."""
-    own = replaced(module, given)
+    module, z = call.module, call.z
+    assert module is not None
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return None  # without statistics it is no function of single samples
+    own = replaced(module, call.given)
     offsets = {name: getattr(module, name, None) for name in ("bias", "running_mean")}
     without = {**own, **{name: torch.zeros_like(value) for name, value in offsets.items() if value is not None}}
     generators = _each(lambda rows: functional_call(module, without, (rows,)), z.generators)
     return Zonotope(functional_call(module, own, (z.center,)), generators)
 
 
-def linear(function: Any, weighted: bool, args: Any, kwargs: Any) -> Zonotope | None:
+def _linear(call: Call, weighted: bool = False) -> Zonotope | None:
     """A linear function of its first argument; where ``weighted``, called as ``function(x, weight, bias, ...)``."""
-    z, *rest = args
+    (z, *rest), kwargs, function = call.args, dict(call.kwargs), call.target
     if any(isinstance(value, Zonotope) for value in (*rest, *kwargs.values())):
         return None
     center = function(z.center, *rest, **kwargs)
     if weighted:
-        kwargs = {name: value for name, value in kwargs.items() if name != "bias"}
+        kwargs.pop("bias", None)
         rest = [*rest[:1], None, *rest[2:]] if len(rest) > 1 else rest
     return Zonotope(center, _each(lambda rows: function(rows, *rest, **kwargs), z.generators))
 
 
-def reshape(z: Zonotope, center: Tensor) -> Zonotope | None:
+relaxation(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)(_linear)
+relaxation(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)(_linear)
+relaxation(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d)(
+    partial(_linear, weighted=True)
+)
+
+
+@relaxation(nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.unsqueeze, torch.squeeze)
+@relaxation("flatten", "reshape", "view", "unsqueeze", "squeeze", "contiguous")
+def _reshape(call: Call) -> Zonotope | None:
     """Row-major reshapes keep samples apart exactly if they keep the first size."""
+    z, center = call.z, call.run(call.z.center, *call.args[1:], **call.kwargs)
     if center.ndim < 2 or center.shape[0] != z.center.shape[0]:
         return None
     return Zonotope(center, z.generators.reshape(*z.generators.shape[:2], *center.shape[1:]))
 
 
-def arithmetic(kind: str, a: Any, b: Any) -> Zonotope | None:
+@relaxation(F.dropout)
+def _dropout(call: Call) -> Zonotope | None:
+    return None if call.kwargs.get("training", True) else call.z
+
+
+@relaxation(operator.neg, torch.neg, "neg")
+def _negated(call: Call) -> Zonotope | None:
+    return Zonotope(-call.z.center, -call.z.generators)
+
+
+def _arithmetic(call: Call, kind: str) -> Zonotope | None:
     """``add``, ``sub``, ``mul`` or ``div`` of a zonotope and a constant; or ``add``, ``sub`` of two zonotopes."""
+    if len(call.args) != 2 or call.kwargs:
+        return None
+    a, b = call.args
     function = getattr(operator, "truediv" if kind == "div" else kind)
     if isinstance(a, Zonotope) and isinstance(b, Zonotope):
         if kind not in ("add", "sub") or a.center.shape != b.center.shape:
@@ -142,6 +275,15 @@ def arithmetic(kind: str, a: Any, b: Any) -> Zonotope | None:
     return Zonotope(center, _each(lambda rows: function(rows, constant), z.generators))
 
 
+for _kind, _targets in {
+    "add": (operator.add, operator.iadd, torch.add, "add"),
+    "sub": (operator.sub, operator.isub, torch.sub, "sub"),
+    "mul": (operator.mul, operator.imul, torch.mul, "mul"),
+    "div": (operator.truediv, operator.itruediv, torch.div, "div"),
+}.items():
+    relaxation(*_targets, first=False)(partial(_arithmetic, kind=_kind))
+
+
 def _widen(generators: Tensor, columns: int) -> Tensor:
     """Add columns of zeros: symbols that this set does not depend on."""
     missing = columns - generators.shape[1]
@@ -149,10 +291,11 @@ def _widen(generators: Tensor, columns: int) -> Tensor:
     return torch.cat([generators, zeros], dim=1) if missing > 0 else generators
 
 
-def relu(z: Zonotope, slope: float | Tensor | None, columns: int, prune: bool, compact: bool) -> Zonotope:
+@relaxation(nn.ReLU, F.relu, torch.relu, "relu", widens=True)
+def _relu(call: Call) -> Zonotope | None:
     """Where the sign is open, the band of the given slope that covers ReLU; its half-height is a new symbol."""
-    spread = z.spread
-    low, high = z.center - spread, z.center + spread
+    z, slope = call.z, call.slope
+    low, high = z.center - z.spread, z.center + z.spread
     open_ = (low < 0) & (high > 0)
     one, zero = torch.ones_like(low), torch.zeros_like(low)
     least_area = torch.where(open_, high / torch.where(open_, high - low, one), (low >= 0).to(low.dtype))
@@ -162,19 +305,5 @@ def relu(z: Zonotope, slope: float | Tensor | None, columns: int, prune: bool, c
         else torch.where(open_, torch.as_tensor(slope, dtype=low.dtype, device=low.device), least_area)
     )
     height = torch.where(steepness >= least_area, -steepness * low, (1 - steepness) * high) / 2
-    shift = torch.where(open_, height, zero)
-    generators = steepness[:, None] * z.generators
-    if prune:
-        used = (generators != 0).flatten(2).any(2).any(0)
-        generators = generators[:, used] if bool(used.any()) else generators[:, :1]
-        columns = generators.shape[1]
-    flat = shift.flatten(1)
-    if compact:
-        rows, features = open_.flatten(1).nonzero(as_tuple=True)
-        place = open_.flatten(1).cumsum(1)[rows, features] - 1
-        new = flat.new_zeros(len(flat), int(place.max()) + 1 if len(place) else 0, flat.shape[1])
-        new = new.index_put((rows, place, features), flat[rows, features])
-    else:
-        new = torch.diag_embed(flat)
-    parts = [_widen(generators, columns), new.unflatten(2, low.shape[1:])]
-    return Zonotope(steepness * z.center + shift, torch.cat(parts, dim=1))
+    radius = torch.where(open_, height, zero)
+    return call.band(steepness, radius, radius)

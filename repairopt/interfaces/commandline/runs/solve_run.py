@@ -160,7 +160,7 @@ class _Run:
         with self.tell.stage("repairing", STEPS) as step:
             repair = self._repair(weights, solver, log, step, start)
         positions = {name: ix.tolist() for name, ix in repair.report.location.indices.items()}
-        own_rows = any(b.statement.measure.name == "linear_rows" for b in self.spec.bounds)
+        own_rows = any(bound.by_location for bound in self.spec.bounds)
         with self.tell.stage("measuring every claim"):
             claims = measure_claims(self.spec, repair.model, location=positions if own_rows else None)
         with self.tell.stage("writing"):

@@ -10,32 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from repairopt.errors import LanguageError, RepairError, SpecificationError
-from repairopt.specify import (
-    AccuracyDrop,
-    AdversarialError,
-    Bound,
-    CertifiedRadius,
-    ChangeLimit,
-    ErrorRate,
-    FixLabels,
-    FlipRate,
-    GroupGap,
-    KeepLabels,
-    KeepOutputs,
-    LinearRows,
-    MissRate,
-    OddsGap,
-    OutputBounds,
-    Property,
-    price_of,
-)
+from repairopt.specify import Bound, ChangeBox, Property, price_of
 
-from .own_measure import OwnMeasure
-from .python_code import load_code
 from .row_sets import Data, RowSet, holds
 from .statements import Statement, did_you_mean, parse
 
@@ -69,6 +46,11 @@ class BoundStatement:
     def is_property(self) -> bool:
         """Whether the item has a value; else it is a constraint with margins or rows."""
         return isinstance(self.item, Property)
+
+    @property
+    def by_location(self) -> bool:
+        """Whether it speaks of the chosen weights in their order, which the repair alone knows."""
+        return not self.data and not isinstance(self.item, ChangeBox)
 
     @property
     def wish(self) -> bool:
@@ -131,24 +113,29 @@ def bind_statement(statement: Statement | str, data: Data, on: str | None = None
     arguments = dict(statement.arguments)
     if on is not None and arguments.get("data") == "repair":
         arguments["data"] = on
-    binder = _Binder(statement, arguments, data)
+    given = _Given(statement, arguments, data)
     try:
-        found: BoundStatement = getattr(binder, statement.measure.name)()
+        item = statement.measure.make(statement.measure.kind, given)
+        rows = given.rows(labels=False) if given.set else None
     except LanguageError:
         raise
     except RepairError as error:
         raise statement.fail("", str(error)) from error
-    return found
+    return BoundStatement(statement, given.set, item, given.way, rows)
 
 
-class _Binder:
-    """One statement; a method for each measure of the table."""
+class _Given:
+    """A statement on data, as a measure sees it; see :class:`repairopt.specify.Given`."""
 
     def __init__(self, statement: Statement, arguments: dict[str, Any], data: Data) -> None:
         self.statement, self.arguments, self.all = statement, arguments, data
-        self.name, self.set = statement.name, str(arguments.get("data", ""))
-
-    # ---------------------------------------------------------------- arguments
+        self.bounds, self.classes, self.folder = statement.bounds, data.classes, data.folder
+        self.set, self.fail = str(arguments.get("data", "")), statement.fail
+        from_above = bool(statement.bounds) and statement.bounds[0][0] != ">="
+        way = statement.measure.way
+        self.way = "" if way == "- " and (from_above or not statement.bounds) else way
+        # the library bounds error and miss rates; its report must not call them recall
+        self.name = f"{way}{statement.name}" if way == "1 - " else statement.name
 
     def rows(self, labels: bool = True) -> RowSet:
         """The rows that the statement speaks of."""
@@ -187,205 +174,40 @@ class _Binder:
             raise self.statement.fail("", f"with more than two classes, favorable= is needed; classes: {known}")
         return 1
 
-    def groups(self, rows: RowSet) -> dict[str, Any]:
+    def groups(self) -> dict[str, Any]:
         """How the library is told the groups."""
-        column = str(self.arguments["column"])
-        if column in rows.columns:
-            features = rows.columns[column]
-            values = self.arguments["values"]
-            return {"sensitive_features": features.tolist(), "values": values}
-        return {"column": self.input_column(rows), "values": self.arguments["values"]}
+        column, values, columns = str(self.arguments["column"]), self.arguments["values"], self.rows(False).columns
+        if column in columns:
+            return {"sensitive_features": columns[column].tolist(), "values": values}
+        return {"column": self.column(), "values": values}
 
-    def input_column(self, rows: RowSet) -> int:
+    def column(self) -> int:
         """Number of a column of the inputs."""
         column, known = str(self.arguments["column"]), [str(name) for name in self.all.input_columns]
         if column not in known:
-            names = list(dict.fromkeys([*map(str, rows.columns), *known]))
-            raise self.statement.fail("column", f"there is no column '{column}'; {did_you_mean(column, names)}")
+            names = list(dict.fromkeys([*map(str, self.rows(False).columns), *known]))
+            raise self.fail("column", f"there is no column '{column}'; {did_you_mean(column, names)}")
         return known.index(column)
 
-    def limit(self, way: str = "", default: float = 0.0) -> float:
+    def limit(self, default: float = 0.0) -> float:
         """The bound in the library's unit; the default where it is only watched."""
-        return float(WAYS[way](self.statement.bounds[0][1])) if self.statement.bounds else default
+        return float(WAYS[self.way](self.bounds[0][1])) if self.bounds else default
 
-    def made(self, item: Any, rows: RowSet | None, way: str = "") -> BoundStatement:
-        return BoundStatement(self.statement, self.set if rows is not None else "", item, way, rows)
+    def share(self) -> float:
+        """The bound, a number of rows, as a share of the rows."""
+        if not self.bounds:
+            raise self.fail("", f"a bound is compared with a number: {self.statement.measure.example}")
+        return min(1.0, self.limit() / len(self.rows(False)))
 
-    # ---------------------------------------------------------------- gaps
-
-    def gap(self) -> BoundStatement:
-        """By kind."""
-        kind, score = self.arguments["kind"], self.arguments["score"]
-        rows = self.rows(labels=kind in ("opportunity", "odds"))
-        options: dict[str, Any] = {"favorable": self.favorable(), "target": self.limit(), "name": self.name}
-        if kind == "sampled":
-            values = self._encoded(self.arguments["values"])
-            draw = {"count": self.arguments["count"], "rest": self.arguments["rest"], "score": score}
-            return self.made(GroupGap.sampled(rows.inputs, self.input_column(rows), values, **draw, **options), rows)
-        if kind == "parity":
-            return self.made(GroupGap.observed(rows.inputs, **self.groups(rows), score=score, **options), rows)
-        if score not in ("max_difference", "difference"):
-            raise self.statement.fail("score", f"kind={kind} has the scores max_difference and difference")
-        if kind == "opportunity":
-            options["given"] = (options["favorable"],)
-        elif self.arguments["given"] is not None:
-            options["given"] = tuple(self.label("given", value) for value in self.arguments["given"])
-        found = OddsGap.observed(rows.inputs, rows.labels, **self.groups(rows), score=score, **options)
-        return self.made(found, rows)
-
-    def _encoded(self, values: Any) -> Any:
-        if values is not None and not all(isinstance(value, int | float) for value in values):
-            raise self.statement.fail(
-                "values", "kind=sampled sets inputs; its values are numbers as the network reads them"
-            )
-        return values
-
-    def demographic_parity_difference(self) -> BoundStatement:
-        """As in fairlearn."""
-        return self._gap("parity")
-
-    def equal_opportunity_difference(self) -> BoundStatement:
-        """As in fairlearn."""
-        return self._gap("opportunity")
-
-    def equalized_odds_difference(self) -> BoundStatement:
-        """As in fairlearn."""
-        return self._gap("odds")
-
-    def _gap(self, kind: str) -> BoundStatement:
-        self.arguments |= {"kind": kind, "score": "max_difference", "given": None}
-        return self.gap()
-
-    # ---------------------------------------------------------------- labels
-
-    def _rate(self, kind: Any, way: str = "", default: float = 0.0, **options: Any) -> BoundStatement:
-        rows = self.rows()
-        target = self.limit(way, default)
-        name = f"{way}{self.name}"  # the library bounds error and miss rates; its report must not call them recall
-        return self.made(kind(rows.inputs, rows.labels, target=target, name=name, **options), rows, way)
-
-    def error_rate(self) -> BoundStatement:
-        """Wrong rows."""
-        return self._rate(ErrorRate)
-
-    def accuracy(self) -> BoundStatement:
-        """Right rows."""
-        return self._rate(ErrorRate, "1 - ")
-
-    def recall(self) -> BoundStatement:
-        """Found rows of a class."""
-        return self._rate(MissRate, "1 - ", label=self.label("label", self.arguments["label"]))
-
-    def miss_rate(self) -> BoundStatement:
-        """Missed rows of a class."""
-        return self._rate(MissRate, label=self.label("label", self.arguments["label"]))
-
-    def accuracy_drop(self) -> BoundStatement:
-        """Against the original network."""
-        return self._rate(AccuracyDrop)
-
-    def flip_rate(self) -> BoundStatement:
-        """Against the original network."""
-        return self._rate(FlipRate)
-
-    def _labels(self, kind: Any, price: float | None, **options: Any) -> BoundStatement:
-        rows = self.rows()
-        tolerance = 1.0 if price is not None else self._share(rows)
-        margin = float(self.arguments["margin"])
-        item = kind(
-            rows.inputs, rows.labels, margin=margin, tolerance=tolerance, weight=price, name=self.name, **options
-        )
-        return self.made(item, rows)
-
-    def _share(self, rows: RowSet) -> float:
-        if not self.statement.bounds:
-            raise self.statement.fail("", f"a bound is compared with a number: {self.statement.measure.example}")
-        return min(1.0, self.limit() / len(rows))
-
-    def flips(self) -> BoundStatement:
-        """Rows that turn wrong."""
-        return self._labels(KeepLabels, self.arguments["price"], reference=self.arguments["reference"])
-
-    def unfixed(self) -> BoundStatement:
-        """Wrong rows that stay wrong."""
-        return self._labels(FixLabels, self.arguments["price"])
-
-    def fix(self) -> BoundStatement:
-        """A wish."""
-        return self._labels(FixLabels, float(self.arguments["price"]))
-
-    # ---------------------------------------------------------------- outputs, robustness
-
-    def output_change(self) -> BoundStatement:
-        """Distance from the original outputs."""
-        rows = self.rows(labels=False)
-        share = float(self.arguments["share"])
-        return self.made(KeepOutputs(rows.inputs, self.limit(), tolerance=share, name=self.name), rows)
-
-    def output(self) -> BoundStatement:
-        """One or two linear inequalities."""
-        rows, of = self.rows(labels=False), self.arguments["of"]
-        if isinstance(of, list):
-            if not of or not all(isinstance(factor, int | float) for factor in of):
-                raise self.statement.fail("of", "expected one number for each output of the network")
-            factors = torch.tensor([float(factor) for factor in of])
-        else:
-            label, count = self.label("of", of), len(self.all.classes)
-            if not count:
-                raise self.statement.fail(
-                    "of", "classes have no names here; write a [list] of one factor for each output"
-                )
-            factors = torch.eye(count)[label]
-        if not self.statement.bounds:
-            raise self.statement.fail("", "compare it with a number")
-        signs = [1.0 if relation == "<=" else -1.0 for relation, _ in self.statement.bounds]
-        matrix = torch.stack([sign * factors for sign in signs])
-        bound = torch.tensor([sign * number for sign, (_, number) in zip(signs, self.statement.bounds, strict=True)])
-        share = float(self.arguments["share"])
-        return self.made(OutputBounds(rows.inputs, matrix, bound, tolerance=share, name=self.name), rows)
-
-    def certified_radius(self) -> BoundStatement:
-        """One over the radius."""
-        rows = self.rows()
-        aggregate = {"mean": "mean", "least": "max"}[self.arguments["aggregate"]]
-        ends: dict[str, Any] = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
-        target = self.limit("1 / ", 10.0)
-        item = CertifiedRadius(rows.inputs, rows.labels, target=target, aggregate=aggregate, name=self.name, **ends)
-        return self.made(item, rows, "1 / ")
-
-    def attack_error(self) -> BoundStatement:
-        """Points found by gradient steps."""
-        ends: dict[str, Any] = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
-        return self._rate(AdversarialError, radius=float(self.arguments["radius"]), **ends)
-
-    # ---------------------------------------------------------------- change, own code
-
-    def max_change(self) -> BoundStatement:
-        """Absolute."""
-        return self.made(ChangeLimit(absolute=self.limit(), name=self.name), None)
-
-    def relative_change(self) -> BoundStatement:
-        """Relative."""
-        return self.made(ChangeLimit(relative=self.limit(), name=self.name), None)
-
-    def linear_rows(self) -> BoundStatement:
-        """Arrays of a file."""
-        path = self.all.folder / str(self.arguments["file"])
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                parts = {key: file[key] for key in ("matrix", "lower", "upper")}
-        except (OSError, ValueError, KeyError) as error:
-            reason = f"'{path}' cannot be read ({error}); expected an npz file with matrix, lower and upper"
-            raise self.statement.fail("file", reason) from error
-        return self.made(LinearRows(**parts, name=self.name), None)
-
-    def custom(self) -> BoundStatement:
-        """A function of ``predict`` and the rows."""
-        rows = self.rows(labels=False)
-        try:
-            function = load_code(str(self.arguments["function"]), self.all.folder)
-        except RepairError as error:
-            raise self.statement.fail("function", str(error)) from error
-        below = bool(self.statement.bounds) and self.statement.bounds[0][0] == ">="
-        way = "- " if below else ""
-        return self.made(OwnMeasure(function, rows, self.limit(way), self.name, -1.0 if below else 1.0), rows, way)
+    def options(self) -> dict[str, Any]:
+        """The arguments that are numbers, classes or choices, as the class takes them."""
+        found: dict[str, Any] = {}
+        for argument in self.statement.measure.arguments:
+            value = self.arguments[argument.name]
+            if argument.kind == "number":
+                found[argument.name] = None if value is None else float(value)
+            elif argument.kind == "label":
+                found[argument.name] = self.label(argument.name, value)
+            elif argument.kind in ("choice", "count") and argument.name != "first":
+                found[argument.name] = value
+        return found

@@ -13,8 +13,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from repairopt.errors import LanguageError
+from repairopt.specify import REQUIRED, Argument, Measure
 
-from .measures import BY_NAME, KINDS, REQUIRED, Argument, Measure
+from .measures import BY_NAME, KINDS, load_measures
 from .syntax import Sentence, Value, read_sentence
 
 FORMS = {
@@ -52,6 +53,11 @@ class Statement:
     arguments: dict[str, Any]
     bounds: tuple[tuple[str, float], ...]
     places: dict[str, int] = field(compare=False, repr=False)
+
+    @property
+    def wish(self) -> bool:
+        """Whether it has a price in place of a bound."""
+        return self.arguments.get("price") is not None
 
     def fail(self, argument: str, reason: str) -> LanguageError:
         """An error that points at an argument."""
@@ -96,6 +102,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _measure(sentence: Sentence) -> Measure:
+    load_measures()
     if sentence.name not in BY_NAME:
         hint = did_you_mean(sentence.name, list(BY_NAME))
         raise LanguageError(sentence.text, sentence.start, f"there is no measure '{sentence.name}'; {hint}")
@@ -166,7 +173,7 @@ def _check_bounds(sentence: Sentence, measure: Measure) -> None:
             raise LanguageError(sentence.text, place, f"{measure.name} is a share; expected 0 to 1, 0.05 for 5 %")
         if measure.unit == "rows" and (number < 0 or number != int(number)):
             raise LanguageError(sentence.text, place, f"{measure.name} counts rows; expected a whole number from 0")
-        if measure.relations == (">=",) and measure.name == "certified_radius" and number <= 0:
+        if measure.way == "1 / " and number <= 0:
             raise LanguageError(sentence.text, place, "a radius is above 0")
-    if len(sentence.bounds) == 2 and measure.name != "output":
+    if len(sentence.bounds) == 2 and not measure.both:
         raise LanguageError(sentence.text, sentence.bounds[1][2], f"{measure.name} is bounded on one side only")

@@ -1,0 +1,152 @@
+"""Ready-made constraints on the weight change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from repairopt.errors import SpecificationError
+
+from .contracts import Array
+from .measures import UP, Argument, Given, Measure
+
+
+def _make_linear_rows(kind: Any, given: Given) -> Any:
+    path = given.folder / str(given.arguments["file"])
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            parts = {key: file[key] for key in ("matrix", "lower", "upper")}
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"'{path}' cannot be read ({error}); expected an npz file with matrix, lower and upper"
+        raise given.fail("file", reason) from error
+    return kind(**parts, name=given.name)
+
+
+@dataclass(frozen=True)
+class ChangeLimit:
+    """No weight changes by more than a limit: absolute, or relative to its own size.
+
+    Attributes:
+        absolute: Largest change of any weight.
+        relative: Largest change as a share of ``|weight|``.
+        name: What the report calls it.
+    """
+
+    absolute: float | None = None
+    relative: float | None = None
+    name: str = "change limit"
+
+    measures = (
+        Measure(
+            "max_change",
+            "Largest change of any weight.",
+            "units of the weights",
+            UP,
+            (),
+            "max_change <= 0.1",
+            lambda kind, given: kind(absolute=given.limit(), name=given.name),
+            goal=False,
+            read=lambda item, initial, delta: item.reached(initial, delta),
+        ),
+        Measure(
+            "relative_change",
+            "Largest change of any weight over its size.",
+            "share of the weight",
+            UP,
+            (),
+            "relative_change <= 0.2",
+            lambda kind, given: kind(relative=given.limit(), name=given.name),
+            goal=False,
+            read=lambda item, initial, delta: item.reached(initial, delta),
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.absolute is None and self.relative is None:
+            raise SpecificationError(f"constraint '{self.name}': give absolute, relative, or both.")
+        for what in ("absolute", "relative"):
+            value = getattr(self, what)
+            if value is not None and not value >= 0:
+                raise SpecificationError(f"constraint '{self.name}': {what} {value} must not be negative.")
+
+    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
+        """The limits as rows over a sparse identity."""
+        from scipy import sparse
+
+        limit = np.full(len(initial), np.inf if self.absolute is None else self.absolute)
+        if self.relative is not None:
+            limit = np.minimum(limit, self.relative * np.abs(initial))
+        return sparse.identity(len(initial), format="csr"), -limit, limit
+
+    def box(self, initial: Array) -> tuple[Array, Array]:
+        """The same as bounds ``(lower, upper)``, which solvers take without rows."""
+        _, lower, upper = self.rows(initial)
+        return lower, upper
+
+    def reached(self, initial: Array, delta: Array) -> float:
+        """Largest change, absolute where such a limit is given, else relative; infinite where a weight of 0 changed."""
+        size = np.abs(delta)
+        if self.absolute is None:
+            size = np.divide(size, np.abs(initial), out=np.where(size > 0, np.inf, 0.0), where=initial != 0)
+        return float(size.max(initial=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearRows:
+    """The user's own rows on the weight change: ``lower <= matrix @ delta <= upper``.
+
+    Attributes:
+        matrix: ``(m, n)``, dense or ``scipy.sparse``; columns in the order of the location's weights.
+        lower: ``(m,)``.
+        upper: ``(m,)``.
+        name: What the report calls it.
+    """
+
+    matrix: Any
+    lower: Any
+    upper: Any
+    name: str = "linear rows"
+
+    measures = (
+        Measure(
+            "linear_rows",
+            "Your own rows on the change of the chosen weights, lower <= matrix @ change <= upper, arrays of an npz "
+            "file.",
+            "none",
+            (),
+            (Argument("file", "file", "npz with matrix, lower and upper"),),
+            'linear_rows("rows.npz")',
+            _make_linear_rows,
+            goal=False,
+            read=lambda item, initial, delta: item.missed(initial, delta),
+        ),
+    )
+
+    def rows(self, initial: Array) -> tuple[Any, Array, Array]:
+        """The rows, checked against the number of weights."""
+        matrix = self.matrix if hasattr(self.matrix, "tocsr") else np.atleast_2d(np.asarray(self.matrix, float))
+        m = matrix.shape[0]
+        sides = [np.asarray(side, float) for side in (self.lower, self.upper)]
+        if any(side.shape not in ((), (1,), (m,)) for side in sides):
+            raise SpecificationError(
+                f"constraint '{self.name}': lower {sides[0].shape} and upper {sides[1].shape} do not fit {m} rows; "
+                f"expected one number, or ({m},)."
+            )
+        entries = matrix.tocsr().data if hasattr(matrix, "tocsr") else matrix
+        if any(np.isnan(values).any() for values in (entries, *sides)):
+            raise SpecificationError(f"constraint '{self.name}': holds NaN; expected numbers. Look at its data.")
+        lower, upper = (np.broadcast_to(side, (m,)) for side in sides)
+        if matrix.shape[1] != len(initial):
+            raise SpecificationError(
+                f"constraint '{self.name}': matrix has {matrix.shape[1]} columns, expected {len(initial)}, one for "
+                f"each weight of the location."
+            )
+        return matrix, lower, upper
+
+    def missed(self, initial: Array, delta: Array) -> float:
+        """By how much the worst row is missed."""
+        matrix, lower, upper = self.rows(initial)
+        moved = matrix @ delta
+        return float(np.maximum(np.maximum(lower - moved, moved - upper), 0.0).max(initial=0.0))

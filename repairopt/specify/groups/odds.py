@@ -1,0 +1,258 @@
+"""Gaps between groups within true labels (equalized odds), by count and in a differentiable form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict, check_labelled, check_labels, is_frame
+from repairopt.specify.intervals import Interval, gap_interval
+from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, UP, VALUES, Argument, Given, Measure
+
+from .gaps import SCORES, GroupGap
+from .rates import kernel_temperature, pairwise_differences
+from .samples import GroupSamples, observed_groups
+
+RESTS = ("joint", "marginals", "conditional")
+GAP_ARGUMENTS = (
+    COLUMN,
+    FAVORABLE,
+    Argument("kind", "choice", "what is compared", "parity", ("parity", "opportunity", "odds", "sampled")),
+    Argument("score", "choice", "largest or mean difference over pairs of groups", "max_difference", SCORES),
+    VALUES,
+    Argument("given", "labels", "true classes within which odds are compared; all by default", None),
+    Argument("rest", "choice", "how sampled draws the other columns", "joint", RESTS),
+    Argument("count", "count", "rows that sampled draws for each group", 10_000),
+    *ROWS,
+)
+
+
+def _make_gap(kind: Any, given: Given) -> Any:
+    """By kind of gap."""
+    which, score = given.arguments["kind"], given.arguments["score"]
+    if which in ("opportunity", "odds"):
+        if score not in ("max_difference", "difference"):
+            raise given.fail("score", f"kind={which} has the scores max_difference and difference")
+        return _make_odds(kind, given, opportunity=which == "opportunity", score=score)
+    options = {"favorable": given.favorable(), "target": given.limit(), "name": given.name, "score": score}
+    rows = given.rows(labels=False)
+    if which == "parity":
+        return GroupGap.observed(rows.inputs, **given.groups(), **options)
+    values = given.arguments["values"]
+    if values is not None and not all(isinstance(value, int | float) for value in values):
+        raise given.fail("values", "kind=sampled sets inputs; its values are numbers as the network reads them")
+    draw = {key: given.arguments[key] for key in ("count", "rest")}
+    return GroupGap.sampled(rows.inputs, given.column(), values, **draw, **options)
+
+
+def _make_odds(kind: Any, given: Given, opportunity: bool = False, score: str = "max_difference") -> Any:
+    rows, favorable = given.rows(), given.favorable()
+    options: dict[str, Any] = {"favorable": favorable, "target": given.limit(), "name": given.name, "score": score}
+    if opportunity:
+        options["given"] = (favorable,)
+    elif given.arguments.get("given") is not None:
+        options["given"] = tuple(given.label("given", value) for value in given.arguments["given"])
+    return kind.observed(rows.inputs, rows.labels, **given.groups(), **options)
+
+
+@dataclass(frozen=True, eq=False)
+class OddsGap:
+    """How differently a network treats people of different groups with the same true label (equalized odds).
+
+    With ``score="max_difference"`` the largest difference between two groups of the rate with which rows of one true
+    label get the favorable label: fairlearn's ``equalized_odds_difference``; of the favorable true label alone
+    (``given=[favorable]``) the equal opportunity difference. With ``score="difference"`` the mean over true labels and
+    pairs of groups: of two groups and two labels the average absolute odds difference.
+
+    Build it with :meth:`observed`.
+
+    Attributes:
+        samples: Inputs and the group of each.
+        labels: True labels, ``(M,)``.
+        favorable: The favorable label.
+        given: True labels within which groups are compared.
+        target: The gap to reach.
+        score: ``"max_difference"`` or ``"difference"``.
+        temperature: Of the softmax in the soft value; None as for :class:`GroupGap`.
+        name: What the report calls it.
+
+    References:
+        Hardt, Price and Srebro, Equality of Opportunity in Supervised Learning, NeurIPS 2016.
+    """
+
+    samples: GroupSamples
+    labels: Tensor
+    favorable: int = 1
+    given: tuple[int, ...] = (0, 1)
+    target: float = 0.05
+    score: str = "max_difference"
+    temperature: float | None = None
+    name: str = "odds gap"
+
+    measures = (
+        Measure(
+            "gap",
+            "How differently groups are treated: parity: rates of the favorable class; opportunity: the same among "
+            "rows whose true class is the favorable one; odds: the larger gap within the true classes; sampled: rates "
+            "on rows that differ in the group's column alone, drawn from the data.",
+            "difference of rates, 0 to 1 (kl, jensen_shannon: nats)",
+            UP,
+            GAP_ARGUMENTS,
+            'gap(sex, favorable=">50K", kind=parity) <= 0.05',
+            _make_gap,
+            makes="GroupGap, OddsGap",
+        ),
+        Measure(
+            "equal_opportunity_difference",
+            "Largest difference of the true positive rate; defined as in fairlearn, the same as gap(..., "
+            "kind=opportunity).",
+            "difference of rates, 0 to 1",
+            UP,
+            GROUPS,
+            "equal_opportunity_difference(sex) <= 0.05",
+            partial(_make_odds, opportunity=True),
+        ),
+        Measure(
+            "equalized_odds_difference",
+            "Largest difference of true and false positive rates; defined as in fairlearn, the same as gap(..., "
+            "kind=odds).",
+            "difference of rates, 0 to 1",
+            UP,
+            GROUPS,
+            "equalized_odds_difference(sex) <= 0.05",
+            _make_odds,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.score not in ("max_difference", "difference"):
+            raise SpecificationError(f"'{self.name}': score {self.score!r}; choose max_difference or difference.")
+        for label in self.given:
+            for a, group in enumerate(self.samples.names):
+                if not bool(((self.labels == label) & (self.samples.member == a)).any()):
+                    raise SpecificationError(
+                        f"'{self.name}': no row of group {group} has true label {label}, so its rate is not defined. "
+                        f"Leave the group out of values, or the label out of given."
+                    )
+
+    @classmethod
+    def observed(
+        cls, inputs: Any, labels: Any = None, column: int | str | None = None, values: Any = None, **options: Any
+    ) -> OddsGap:
+        """Gap on real labelled rows.
+
+        Args:
+            inputs: Rows ``(N, ...)``.
+            labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
+            values: The groups' values in it; rows with other values are left out. None for all values found.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
+
+        Returns:
+            The property; compares within all labels that occur unless ``given`` says which.
+        """
+        features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
+        x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
+        samples = observed_groups(name, inputs if is_frame(inputs) else x, column, values, sensitive_features=features)
+        known = samples.rows if samples.rows is not None else torch.arange(len(y))
+        options.setdefault("given", tuple(sorted(int(label) for label in torch.unique(y[known]))))
+        return cls(samples, y[known], **{**options, "given": tuple(options["given"])})
+
+    @property
+    def combine(self) -> str:
+        """How the signed differences make the score."""
+        return "mean" if self.score == "difference" else "max"
+
+    @property
+    def inputs(self) -> Tensor:
+        """The rows, ``(M, ...)``."""
+        return self.samples.inputs
+
+    def rates(self, values: Tensor) -> Tensor:
+        """Mean of ``values (M,)`` over each group within each true label, ``(labels, q)``."""
+        return (self._members().to(values) @ values).reshape(len(self.given), self.samples.q)
+
+    def value(self, predict: Predict) -> Tensor:
+        """The score by count."""
+        sizes = self.signed_hard(predict).abs()
+        return sizes.mean() if self.combine == "mean" else sizes.amax()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """The score with probabilities in place of counts."""
+        sizes = self.residuals(predict).abs()
+        return sizes.mean() if self.combine == "mean" else sizes.amax()
+
+    def signed_hard(self, predict: Predict) -> Tensor:
+        """Signed differences of the favorable rate by count, within each label over the pairs of groups."""
+        return self._differences((self._outputs(predict).argmax(-1) == self.favorable).to(torch.float32))
+
+    def residuals(self, predict: Predict) -> Tensor:
+        """The same from probabilities; differentiable."""
+        return self._differences(self._chance(self._outputs(predict)))
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Favorable rate of each group within each true label."""
+        rates = self.rates((self._outputs(predict).argmax(-1) == self.favorable).to(torch.float32))
+        return {
+            f"favorable rate, {group}, label {label}": float(rates[i, a])
+            for i, label in enumerate(self.given)
+            for a, group in enumerate(self.samples.names)
+        }
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the gap on new data lies."""
+        counts = self._counts().double().cpu().numpy()
+        hit = (self._outputs(predict).argmax(-1) == self.favorable).to(torch.float64)
+        hits = np.round(self.rates(hit).flatten().cpu().numpy() * counts)
+        labels = np.repeat(np.arange(len(self.given)), self.samples.q).astype(np.float64)
+        return gap_interval(hits, counts, confidence, combine=self.combine, labels=labels)
+
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates within each true label and the rows behind each, ``(labels, q)`` each."""
+        outputs = self._outputs(predict)
+        hit = self._chance(outputs) if soft else (outputs.argmax(-1) == self.favorable).to(torch.float32)
+        return self.rates(hit), self._counts().reshape(-1, self.samples.q)
+
+    def on(self, inputs: Any, labels: Any) -> OddsGap:
+        """The same gap on other rows."""
+        x, y = check_labelled(f"'{self.name}'", inputs, labels, integers=True)
+        samples = self.samples.again(x)
+        known = samples.rows if samples.rows is not None else torch.arange(len(y))
+        return replace(self, samples=samples, labels=y[known])
+
+    def where(self, keep: Callable[[Tensor], Tensor]) -> OddsGap:
+        """The same gap on the inputs that ``keep`` chooses."""
+        mask = keep(self.samples.inputs)
+        return replace(self, samples=self.samples.where(mask), labels=self.labels[mask.cpu()])
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.samples.inputs)
+        check_labels(f"'{self.name}', favorable label", torch.tensor([self.favorable]), outputs.shape[-1])
+        return outputs
+
+    def _chance(self, outputs: Tensor) -> Tensor:
+        """Soft count of the favorable label, ``(M,)``."""
+        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
+        return torch.softmax(outputs / temperature, dim=-1)[..., self.favorable]
+
+    def _counts(self) -> Tensor:
+        """Rows of each group within each label, flat, labels first."""
+        member, q = self.samples.member, self.samples.q
+        found = [torch.bincount(member[self.labels == label], minlength=q) for label in self.given]
+        return torch.cat(found)
+
+    def _members(self) -> Tensor:
+        """Weights of the rows in each of the means, ``(labels * q, M)``."""
+        member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
+        rows = torch.cat([member * (self.labels == label)[None] for label in self.given])
+        return rows / self._counts()[:, None]
+
+    def _differences(self, values: Tensor) -> Tensor:
+        return torch.cat([pairwise_differences(rate) for rate in self.rates(values)])
