@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from biased_task import task
+from biased_task import repair as repair_with, task
 from torch import Tensor
 
 import repairopt.specify
-from repairopt import SQP, solve_repair
+from repairopt import SQP
 from repairopt.interfaces.testing import check_property
 from repairopt.specify import contracts
 
@@ -157,7 +157,7 @@ def plain(value: Any) -> Any:
 def repair(case: Case, lib: Any) -> Any:
     goal, constraints = case.make(lib)
     options = {"method": SQP(**FAST), "weights": "last", "held_out": HELD_OUT, "seed": 1, **case.options}
-    return solve_repair(TASK.model, goal, constraints, **options)
+    return repair_with(TASK.model, goal, constraints, **options)
 
 
 def test_a_twin_is_made_of_every_class_and_is_no_instance_of_it():
