@@ -34,10 +34,10 @@ from repairopt.patches import (
     export_onnx,
     find_conflicts,
     fingerprint,
-    record_repair,
     revert_all,
     verify_log,
 )
+from repairopt.reporting.as_patch import record_repair
 
 # %% [markdown]
 # ## The model in production

@@ -77,7 +77,12 @@ STAGES = [
         "methods.settings methods.sqp methods.loss_sequence methods.sequential methods.autoric methods.sparse_repair "
         "methods.grid_repair",
     ),
-    ("files that are there whole or not at all", "patches.safe_files"),
+    (
+        "a repair as a file: apply, revert, stack, export, log",
+        "patches.safe_files patches.tensor_bits patches.weights patches.fingerprints patches.differences "
+        "patches.low_rank patches.claims patches.changes patches.patch_header patches.patch patches.stack "
+        "patches.merge patches.onnx_export patches.lora_export patches.audit",
+    ),
     (
         "what pictures show, and the pictures",
         "pictures.evidence pictures.affected pictures.by_group pictures.collect pictures.style pictures.plot_groups "
@@ -86,20 +91,13 @@ STAGES = [
     (
         "what was done and what came of it: text, page, report",
         "reporting.plain_words reporting.report_text reporting.claim_table reporting.html_page reporting.from_result "
-        "reporting.show report",
+        "reporting.as_patch reporting.show report",
     ),
     ("the beginning and the end of every repair", "prepare choose_weights conclude"),
     ("the page of a repair, from memory or from a folder; figures for trackers", "html_report track"),
     ("solve_repair(): the stages in order; the same as one program for others to solve", "formulate pipeline"),
     ("the same as a scikit-learn classifier", "sklearn_classifier"),
     ("many repairs in one call", "threshold_frontier frontier out_of_reach calibrate_margin"),
-    (
-        "a repair as a file: apply, revert, stack, export, log",
-        "patches.extras patches.tensor_bits patches.weights patches.fingerprints "
-        "patches.differences patches.factorize patches.low_rank patches.choose_form patches.claims patches.changes "
-        "patches.patch_header patches.patch patches.stack patches.merge patches.onnx_export patches.lora_export "
-        "patches.audit",
-    ),
     (
         "goals and bounds as text",
         "language.syntax language.measures language.statements language.python_code language.row_sets "

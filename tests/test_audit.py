@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repairopt import solve_repair
-from repairopt.patches import AuditError, AuditLog, fingerprint, record_repair, verify_log
+from repairopt.patches import AuditError, AuditLog, fingerprint, verify_log
+from repairopt.reporting.as_patch import record_repair
 
 
 @pytest.fixture

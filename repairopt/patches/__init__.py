@@ -1,7 +1,7 @@
 """Patches: a repair as a file that is reviewed, shipped, applied to a model in production, and reverted.
 
-A patch is a safetensors file with the difference between two sets of weights (sparse, low-rank or dense, whichever is
-smallest) and, as JSON, where it comes from: hashes of the weights before and after, of the specification, versions,
+A patch is a safetensors file with the difference between two sets of weights (sparse or dense, whichever is
+smaller) and, as JSON, where it comes from: hashes of the weights before and after, of the specification, versions,
 solver, seed, claims. ::
 
     patch = Patch.from_repair(repair, model, spec="gap <= 0.05 on ...")
@@ -28,6 +28,10 @@ What holds:
 Buffers outside of the state dict are no part of a patch.
 """
 
+import warnings
+from importlib import import_module
+from typing import Any
+
 from repairopt.errors import (
     AuditError,
     ExportError,
@@ -37,9 +41,9 @@ from repairopt.errors import (
     WrongBaseError,
 )
 
-from .audit import AuditLog, LogEnd, record_repair, verify_log
+from .audit import AuditLog, LogEnd, verify_log
 from .changes import Change
-from .claims import PatchInfo, claims_from_report, hash_spec
+from .claims import PatchInfo, hash_spec
 from .fingerprints import Fingerprint, fingerprint
 from .lora_export import export_lora
 from .merge import load_weights, merged_state_dict, save_weights
@@ -63,7 +67,6 @@ __all__ = [
     "PatchInfo",
     "WrongBaseError",
     "apply_all",
-    "claims_from_report",
     "export_lora",
     "export_onnx",
     "find_conflicts",
@@ -71,8 +74,16 @@ __all__ = [
     "hash_spec",
     "load_weights",
     "merged_state_dict",
-    "record_repair",
     "revert_all",
     "save_weights",
     "verify_log",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What moved, for one release."""
+    if name in ("claims_from_report", "record_repair"):
+        new = "repairopt.reporting.as_patch"
+        warnings.warn(f"repairopt.patches.{name} moved to {new}.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(new), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

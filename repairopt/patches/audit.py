@@ -19,17 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from repairopt.errors import AuditError
 
-from .fingerprints import digest_tensor, fingerprint
 from .safe_files import sync_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from repairopt.report import Report
 
 START = "0" * 64
 _HEAD = b'{"data":{'  # how every line starts
@@ -248,51 +242,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def record_repair(
-    log: AuditLog, report: Report, *, model: nn.Module | None = None, inputs: Mapping[str, Tensor] | None = None
-) -> LogEnd:
-    """Log a finished repair from its report: where it started from, each round, the verdict.
-
-    To have each round on the disk as soon as it is done, log it from ``solve_repair(..., progress=...)`` instead:
-    ``progress=lambda entry: log.append("round", **vars(entry))``.
-
-    Args:
-        log: To append to.
-        report: Of :func:`repairopt.solve_repair`.
-        model: The model that was repaired; the SHA-256 of its weights is logged.
-        inputs: Data of the repair by name; the SHA-256 of each is logged.
-
-    Returns:
-        The end of the chain: one line for the start, one for each solve with its decision, one for the outcome, in
-        which every constraint stands with its failing samples and its smallest margin.
-    """
-    whole = report.to_dict()
-    log.append(
-        "repair started",
-        model=None if model is None else fingerprint(model).total,
-        inputs={name: digest_tensor(tensor) for name, tensor in (inputs or {}).items()},
-        seed=report.seed,
-        versions=report.versions,
-        method=report.method,
-        weights=report.location.describe(),
-    )
-    for number, entry in enumerate(whole["rounds"]):
-        log.append("round", round=number, **entry)
-    kept = (
-        "verdict",
-        "status",
-        "stopped",
-        "measures",
-        "checks",
-        "trust",
-        "gave_way",
-        "seconds",
-        "cpu_seconds",
-        "notes",
-    )
-    return log.append("repair ended", **{key: whole[key] for key in kept if key in whole})
-
-
-__all__ = ["AuditLog", "LogEnd", "record_repair", "verify_log"]

@@ -22,11 +22,7 @@ from .weights import Weights, listed, state_of
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """SHA-256 of weights.
-
-    Attributes:
-        tensors: For each name the digest of its tensor, 64 hexadecimal digits.
-    """
+    """SHA-256 of weights: for each name the digest of its tensor, 64 hexadecimal digits."""
 
     tensors: dict[str, str]
 
@@ -52,13 +48,7 @@ class Fingerprint:
 
 
 def fingerprint(weights: Weights) -> Fingerprint:
-    """SHA-256 of the parameters and persistent buffers of a model or state dict.
-
-    Args:
-        weights: Not modified.
-
-    Returns:
-        Digests per tensor and in total.
+    """SHA-256 of the parameters and persistent buffers of a model or state dict, which is not modified.
 
     Raises:
         ModelError: No module or state dict, or a tensor without plain data.
@@ -79,17 +69,11 @@ def digest_tensor(tensor: Tensor) -> str:
 def digest_bits(bits: Bits, dtype: str, shape: tuple[int, ...]) -> str:
     """SHA-256 of a tensor that is given by its bits."""
     head = json.dumps([dtype, list(shape)], separators=(",", ":"))
-    digest = hashlib.sha256(head.encode() + b"\0")
-    digest.update(little_endian(bits))
+    return digest_entries(bits, head.encode() + b"\0")
+
+
+def digest_entries(bits: Bits, head: bytes = b"") -> str:
+    """SHA-256 of some bytes and of entries, little-endian on every machine."""
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(bits.astype(f"<u{bits.itemsize}", copy=False)).data)
     return digest.hexdigest()
-
-
-def digest_entries(bits: Bits) -> str:
-    """SHA-256 of some entries alone."""
-    return hashlib.sha256(little_endian(bits)).hexdigest()
-
-
-def little_endian(bits: Bits) -> memoryview:
-    """The bytes of an array of bits, little-endian on every machine."""
-    ordered = np.ascontiguousarray(bits.astype(f"<u{bits.itemsize}", copy=False))
-    return ordered.data.cast("B") if bits.size else memoryview(b"")

@@ -34,8 +34,9 @@ def merged_state_dict(weights: Weights, patch: Patch) -> dict[str, Tensor]:
     return _standalone(patch.apply_to_state_dict(state))
 
 
-def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_of(state).items()}
+def _standalone(weights: Weights) -> dict[str, Tensor]:
+    state = state_of(weights, "weights")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
@@ -49,18 +50,12 @@ def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
     Raises:
         PatchError: The folder does not exist.
     """
-    state = _standalone(state_of(weights, "weights"))
+    state = _standalone(weights)
     write_tensors(path, state, {"format": "pt", "repairopt_weights_sha256": fingerprint(state).total})
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a safetensors file of weights. Nothing in it is executed; a pickle is refused.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        The state dict, on the CPU.
+    """The state dict in a safetensors file, on the CPU. Nothing in it is executed; a pickle is refused.
 
     Raises:
         PatchError: Another kind of file, cut short, a patch, or weights that were changed after ``save_weights``.

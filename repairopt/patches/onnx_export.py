@@ -17,9 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ExportError
+from repairopt.errors import ExportError, require_extra
 
-from .extras import require_extra
 from .fingerprints import fingerprint
 from .safe_files import sync_folder
 from .weights import copy_model, state_of

@@ -10,23 +10,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from repairopt.errors import PatchError, WrongBaseError
 from repairopt.versions import library_versions
 
-from .changes import Change, Comparison, check_is_base, compare
-from .claims import PatchInfo, claims_from_report, hash_spec
+from .changes import Change, check_is_base, compare
+from .claims import PatchInfo, hash_spec
 from .fingerprints import Fingerprint, digest_bits, fingerprint
 from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
 from .safe_files import read_tensors, write_tensors
 from .tensor_bits import Bits, dtype_name, from_bits, to_bits
 from .weights import Ties, Weights, copy_model, fill_ties, state_of, write_into
-
-if TYPE_CHECKING:
-    from repairopt.conclude import Repair
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +63,7 @@ class Patch:
         Args:
             base: A module or state dict; neither is modified or kept.
             repaired: The same with other values. Parameters and persistent buffers are compared.
-            form: ``"sparse"``, ``"low_rank"``, ``"dense"``, ``"auto"`` (the smallest), or these by name of the weight.
+            form: ``"sparse"``, ``"dense"``, ``"auto"`` (the smaller), or these by name of the weight.
             spec: What the repair was for; its SHA-256 is kept. See :func:`repairopt.patches.hash_spec`.
             **info: Fields of :class:`PatchInfo`: ``solver``, ``seed``, ``spec_hash`` (where the hash is at hand),
                 ``claims``, ``notes``, ``versions``, ``created``.
@@ -78,14 +75,14 @@ class Patch:
             PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
             ModelError: No weights.
         """
-        return cls._of(compare(base, repaired, form), _info(spec, info))
+        return cls(*compare(base, repaired, form), _info(spec, info))
 
     @classmethod
-    def from_repair(cls, repair: Repair, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
+    def from_repair(cls, repair: Any, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
         """The patch of a repair.
 
         Args:
-            repair: What :func:`repairopt.solve_repair` returned.
+            repair: What :func:`repairopt.solve_repair` returned: its ``model``, ``delta`` and ``report.patch_info()``.
             base_model: The model that was given to it.
             spec: What the repair was for; its SHA-256 is kept.
             **info: Fields of :class:`PatchInfo`, and ``form``. What is not given is taken from the report: solvers,
@@ -97,25 +94,13 @@ class Patch:
         Raises:
             WrongBaseError: ``base_model`` is not the model that was repaired.
         """
-        report = repair.report
         found = compare(base_model, repair.model, info.pop("form", "auto"))
-        check_is_base(found, base_model, repair)
-        known = {
-            "solver": ", ".join(dict.fromkeys(entry.solver for entry in report.rounds if entry.solver)),
-            "seed": report.seed,
-            "claims": claims_from_report(report),
-            "notes": " ".join([f"Verdict {report.verdict}. Method {report.method}.", *report.notes]),
-            "versions": library_versions() | report.versions,
-        }
-        return cls._of(found, _info(spec, {**known, **info}))
-
-    @classmethod
-    def _of(cls, found: Comparison, info: PatchInfo) -> Patch:
-        return cls(found.changes, found.base, found.repaired, found.ties, info)
+        check_is_base(found[0], base_model, repair.model, repair.delta)
+        return cls(*found, _info(spec, {**repair.report.patch_info(), **info}))
 
     @cached_property
     def _parts(self) -> tuple[str, dict[str, Tensor]]:
-        return to_parts(Comparison(self.changes, self.base, self.repaired, self.ties), self.info)
+        return to_parts((self.changes, self.base, self.repaired, self.ties, self.info))
 
     @cached_property
     def content_hash(self) -> str:
@@ -160,7 +145,7 @@ class Patch:
         if expected_hash is not None and found != expected_hash:
             raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
         try:
-            return cls._of(*from_parts(text, tensors))
+            return cls(*from_parts(text, tensors))
         except PatchError as error:
             raise PatchError(f"{what}: {error}") from error
 

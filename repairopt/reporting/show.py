@@ -29,6 +29,12 @@ class Shown:
         """The report as JSON."""
         raise NotImplementedError
 
+    def patch_info(self) -> dict[str, Any]:
+        """What a patch says of the repair: fields of :class:`repairopt.patches.PatchInfo`."""
+        from .as_patch import patch_info
+
+        return patch_info(self)
+
     def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from repairopt.errors import LanguageError, SpecFileError, SpecificationError
+from repairopt.errors import LanguageError, SpecFileError, SpecificationError, require_extra
 from repairopt.language.row_sets import Data, RowSet, holds
 from repairopt.language.statements import did_you_mean
 from repairopt.language.syntax import read_filter
-from repairopt.patches.extras import require_extra
 
 from .encode_columns import encode, input_names, label_numbers
 from .read_spec import SpecFile

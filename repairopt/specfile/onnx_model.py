@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repairopt.errors import ModelError
-from repairopt.patches.extras import require_extra
+from repairopt.errors import ModelError, require_extra
 
 from .onnx_operators import LAYERS, OPERATIONS, Call
 
