@@ -134,6 +134,7 @@ LOADED_LATE = {
     "osqp",
     "pandas",
     "peft",
+    "psutil",
     "piqp",
     "pyomo",
     "pyscipopt",
