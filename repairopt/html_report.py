@@ -9,9 +9,9 @@ from typing import Any
 
 from .conclude import Repair
 from .errors import SpecificationError
+from .pictures.collect import evidence_from_dict
 from .pictures.evidence import FILE, Evidence, load_evidence
 from .report import Report
-from .reporting.from_result import evidence_from_dict
 from .reporting.html_page import render_page
 
 RESULT = "result.json"

@@ -12,10 +12,9 @@ from .certificates.conflict import Conflict, explain_conflict
 from .errors import RepairFailedError
 from .localize import Location
 from .methods.task import Round
-from .pictures.collect import Subjects, collect_evidence
+from .pictures.collect import Subjects, collect_evidence, evidence_from_dict
 from .pictures.evidence import Evidence
 from .program import Program
-from .reporting.from_result import evidence_from_dict
 from .reporting.show import Shown
 from .solve import Status
 from .specify import Source
@@ -138,7 +137,7 @@ class Report(Shown):
         """What the pictures show; the first call runs both networks over the data of goal and constraints."""
         if self.subjects is None:
             return evidence_from_dict(self.to_dict())
-        return collect_evidence(self.subjects, self.verification, self.rounds)
+        return collect_evidence(self.subjects, self.verification, self.to_dict())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "subjects": None}

@@ -85,12 +85,12 @@ STAGES = [
     ),
     (
         "what pictures show, and the pictures",
-        "pictures.evidence pictures.affected pictures.by_group pictures.collect pictures.style pictures.plot_groups "
+        "pictures.evidence pictures.collect pictures.style pictures.plot_groups "
         "pictures.plot_samples pictures.plot_weights pictures.plot_progress pictures.plot_inputs pictures.gallery",
     ),
     (
         "what was done and what came of it: text, page, report",
-        "reporting.plain_words reporting.report_text reporting.claim_table reporting.html_page reporting.from_result "
+        "reporting.plain_words reporting.report_text reporting.claim_table reporting.html_page "
         "reporting.as_patch reporting.show report",
     ),
     ("the beginning and the end of every repair", "prepare choose_weights conclude"),

@@ -19,16 +19,16 @@ RATE = "favorable rate, "
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """A rate in each of some groups, before and after.
+    """A rate in each of some groups, before and after; arrays ``(q,)``.
 
     Attributes:
         name: Of the property, or what else the rates belong to.
         held_out: Whether the data were held out.
         quantity: What is counted, for the axis.
-        groups: Names ``(q,)``.
-        before: ``(q,)``.
-        after: ``(q,)``.
-        low: Lower ends of the 95 % intervals after, ``(q,)``; NaN where the number of samples is not known.
+        groups: Their names.
+        before: The rates before.
+        after: The rates after.
+        low: Lower ends of the 95 % intervals after; NaN where the number of samples is not known.
         high: Upper ends.
     """
 
@@ -44,14 +44,14 @@ class Rates:
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """One number for each sample, before and after; below the threshold the sample fails.
+    """One number for each sample, before and after, ``(N,)``; below the threshold the sample fails.
 
     Attributes:
         name: Which data, or which constraint.
         held_out: Whether they were held out.
         quantity: What the numbers are, for the axis.
-        before: ``(N,)``.
-        after: ``(N,)``.
+        before: The numbers before.
+        after: The numbers after.
         threshold: Samples below it fail.
         allowed: How many may fail; -1 where that is not a constraint.
     """
@@ -93,12 +93,12 @@ class LayerChange:
 
 @dataclass(frozen=True, eq=False)
 class AffectedInputs:
-    """The inputs whose answer changed most.
+    """The ``K`` inputs of a set whose answers changed most, the most affected first.
 
     Attributes:
         name: Which data.
         held_out: Whether they were held out.
-        rows: Their positions in the data, ``(K,)``, the most affected first.
+        rows: Their positions in the data, ``(K,)``.
         inputs: ``(K, ...)``.
         labels: True labels ``(K,)``; -1 where not known.
         before: Answers before ``(K,)``.
@@ -126,18 +126,7 @@ class AffectedInputs:
 
 @dataclass(frozen=True, eq=False)
 class GroupTable:
-    """fairlearn's metrics in each group, before and after.
-
-    Attributes:
-        name: Of the property whose groups these are.
-        held_out: Whether the data were held out.
-        favorable: The favorable label.
-        groups: Names ``(q,)``.
-        metrics: Names ``(p,)``.
-        before: ``(q, p)``.
-        after: ``(q, p)``.
-        gaps: For each disparity its value before and after.
-    """
+    """fairlearn's metrics in each group, before and after, ``(q, p)``; for each disparity its two values."""
 
     name: str
     held_out: bool
@@ -151,11 +140,11 @@ class GroupTable:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What each round of a repair came to; arrays ``(R,)``, NaN and -1 where nothing was measured.
+    """What each round of a repair came to, the original network first; arrays ``(R,)``.
 
     Attributes:
-        goal: The goal on the true network.
-        broken: Failing samples beyond what is allowed.
+        goal: The goal on the true network; NaN where it was not measured.
+        broken: Failing samples beyond what is allowed; -1 where nothing was counted.
         accepted: Whether the point was kept.
         target: Of the goal.
         name: Of the goal.
@@ -216,13 +205,7 @@ def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
 
 
 def load_evidence(folder: str | Path) -> Evidence:
-    """Read ``evidence.npz`` of a folder.
-
-    Args:
-        folder: That :func:`save_evidence` wrote to.
-
-    Returns:
-        The evidence.
+    """Read ``evidence.npz`` of a folder that :func:`save_evidence` wrote to.
 
     Raises:
         SpecificationError: No such file, or not one of that kind.
