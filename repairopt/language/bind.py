@@ -64,11 +64,7 @@ class BoundStatement:
         return WAYS[self.way](value)
 
     def as_goal(self) -> Any:
-        """The property with its target.
-
-        Raises:
-            LanguageError: The statement is a bound only, or has no comparison.
-        """
+        """The property with its target; a LanguageError where the statement is a bound only, or has no comparison."""
         measure = self.statement.measure
         if not measure.goal or not self.is_property:
             raise self.statement.fail(
@@ -79,11 +75,7 @@ class BoundStatement:
         return self.item
 
     def as_constraint(self) -> Any:
-        """The constraint.
-
-        Raises:
-            LanguageError: The statement has no comparison and is no wish.
-        """
+        """The constraint; a LanguageError where the statement has no comparison and is no wish."""
         if not self.is_property:
             return self.item
         if not self.statement.bounds:

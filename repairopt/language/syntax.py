@@ -31,13 +31,9 @@ MIRRORED = {"<=": ">=", ">=": "<=", "==": "=="}
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison of a column: ``age >= 60``.
+    """One comparison of a column: ``age >= 60``, by ``<``, ``<=``, ``>``, ``>=``, ``==``, ``!=`` or ``in``.
 
-    Attributes:
-        column: Its name.
-        relation: ``<``, ``<=``, ``>``, ``>=``, ``==``, ``!=`` or ``in``.
-        value: A number, a text, or a list of these for ``in``.
-        position: Of the column in the text.
+    The value is a number, a text, or a list of these for ``in``; ``position`` is that of the column in the text.
     """
 
     column: str
@@ -48,12 +44,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Value:
-    """One argument.
+    """One argument, a number, a text, a list, or a tuple of conditions, and where it stands.
 
-    Attributes:
-        value: A number, a text, a list, or a tuple of conditions.
-        form: ``"name"``, ``"text"``, ``"number"``, ``"list"`` or ``"filter"``.
-        position: Where it stands.
+    ``form`` is ``"name"``, ``"text"``, ``"number"``, ``"list"`` or ``"filter"``.
     """
 
     value: Any
@@ -87,33 +80,16 @@ class Sentence:
 
 
 def read_sentence(text: str) -> Sentence:
-    """Read one goal or bound.
+    """Read one goal or bound, such as ``flips(guard) == 0``; line breaks count as blanks.
 
-    Args:
-        text: Such as ``flips(guard) == 0``; line breaks count as blanks.
-
-    Returns:
-        Its parts; whether the measure exists is not looked at.
-
-    Raises:
-        LanguageError: It is not of this form; the message points at the character.
+    Whether the measure exists is not looked at. A LanguageError points at the character that does not fit.
     """
     reader = _Reader(" ".join(str(text).split()))
     return reader.sentence(reader.parse())
 
 
 def read_filter(text: str) -> tuple[Condition, ...]:
-    """Read a condition on columns, such as ``age >= 60 and sex == "Female"``.
-
-    Args:
-        text: The condition.
-
-    Returns:
-        Comparisons that all must hold.
-
-    Raises:
-        LanguageError: It is not of this form.
-    """
+    """Read a condition on columns, such as ``age >= 60 and sex == "Female"``: comparisons that all must hold."""
     reader = _Reader(" ".join(str(text).split()))
     return reader.filter(reader.parse())
 

@@ -32,12 +32,7 @@ _FIELDS = {"number", "time", "event", "data", "previous", "hash"}
 
 @dataclass(frozen=True)
 class LogEnd:
-    """The end of a chain.
-
-    Attributes:
-        count: Number of lines.
-        hash: Of the last line; zeros where there is none.
-    """
+    """The end of a chain: the number of lines, and the hash of the last one (zeros where there is none)."""
 
     count: int = 0
     hash: str = START
@@ -82,14 +77,11 @@ class AuditLog:
         return self._end
 
     def append(self, event: str, /, **data: Any) -> LogEnd:
-        """Write one line, to the disk.
+        """Write one line, to the disk; returns the new end of the chain.
 
         Args:
             event: What happened.
             **data: Anything that JSON knows; NaN and infinity become strings, tuples lists.
-
-        Returns:
-            The new end of the chain.
 
         Raises:
             AuditError: Data that JSON does not know; or another process broke the chain.
@@ -156,14 +148,11 @@ class AuditLog:
 
 
 def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> LogEnd:
-    """Check the chain of an audit log.
+    """Check the chain of an audit log, which is only read; returns its end.
 
     Args:
-        path: Of the file; only read.
+        path: Of the file.
         expected: Hash of a line that must be there, such as the last one known.
-
-    Returns:
-        Number of lines and hash of the last one.
 
     Raises:
         AuditError: There is no such file; a line is unfinished, malformed, changed, removed, added or moved, with its
@@ -190,11 +179,7 @@ def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> 
 
 
 def _follow(what: str, end: LogEnd, lines: list[bytes]) -> LogEnd:
-    """The end of the chain after some lines.
-
-    Raises:
-        AuditError: A line does not fit to the one before it.
-    """
+    """The end of the chain after some lines; an AuditError names the first that does not fit the one before it."""
     for line in lines:
         where = f"audit log '{what}', line {end.count + 1}"
         try:

@@ -19,13 +19,9 @@ from .weights import Ties, Weights, fill_ties, listed, state_of, ties_of, transi
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """How one weight changes.
+    """How one weight changes: its names (several where it is tied), the difference, how many entries differ.
 
-    Attributes:
-        names: Of the weight; several where it is tied.
-        difference: Sparse or dense.
-        count: Entries whose bits change.
-        largest: Largest change of an entry; None where it is no finite number.
+    ``largest`` is the largest change of an entry; None where it is no finite number.
     """
 
     names: tuple[str, ...]

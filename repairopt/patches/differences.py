@@ -89,11 +89,7 @@ class Sparse:
 
     @classmethod
     def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> Sparse:
-        """From what ``parts`` gave.
-
-        Raises:
-            PatchError: Positions out of range or not sorted, or tensors of another type or size.
-        """
+        """From what ``parts`` gave; refuses positions out of range or unsorted, tensors of another type or size."""
         positions = read_positions(kind, tensors["positions"])
         for side in ("before", "after"):
             expect(tensors[side].dtype == kind.dtype, f"'{side}' has type {tensors[side].dtype}")
@@ -129,13 +125,9 @@ class Sparse:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Many entries change.
+    """Many entries change: ``flips`` is the exclusive or of all bits before and after, ``(numel,)``.
 
-    Attributes:
-        kind: Of the tensor.
-        flips: Exclusive or of the bits before and after, ``(numel,)``.
-        before: Digest of the bits that change, before.
-        after: Digest of the same, after.
+    ``before`` and ``after`` are digests of the bits that change.
     """
 
     form: ClassVar[str] = "dense"
@@ -152,11 +144,7 @@ class Dense:
 
     @classmethod
     def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> Dense:
-        """From what ``parts`` gave.
-
-        Raises:
-            PatchError: The tensor has another type or shape.
-        """
+        """From what ``parts`` gave; refuses a tensor of another type or shape."""
         flips = read_flips(kind, tensors["flips"])
         expect(tensors["flips"].shape == kind.shape, f"'flips' has shape {tuple(tensors['flips'].shape)}")
         return cls(kind, flips, str(facts["before"]), str(facts["after"]))
@@ -206,11 +194,7 @@ def _positions_dtype(kind: Kind) -> torch.dtype:
 
 
 def read_positions(kind: Kind, tensor: Tensor) -> Positions:
-    """Flat positions from a file.
-
-    Raises:
-        PatchError: They are no positions in the tensor, not sorted, or one is given twice.
-    """
+    """Flat positions from a file; refuses those that are not in the tensor, not sorted, or given twice."""
     expect(tensor.dtype == _positions_dtype(kind) and tensor.ndim == 1, f"positions of type {tensor.dtype}")
     positions = tensor.numpy().astype(np.int64)
     inside = not len(positions) or (positions[0] >= 0 and positions[-1] < kind.size)
@@ -219,20 +203,12 @@ def read_positions(kind: Kind, tensor: Tensor) -> Positions:
 
 
 def read_flips(kind: Kind, tensor: Tensor) -> Bits:
-    """Flipped bits from a file.
-
-    Raises:
-        PatchError: They are of another size than the tensor's entries.
-    """
+    """Flipped bits from a file; refuses those of another size than the tensor's entries."""
     expect(not tensor.is_floating_point() and tensor.element_size() == kind.dtype.itemsize, f"flips of {tensor.dtype}")
     return to_bits(tensor)
 
 
 def expect(right: bool, wrong: str) -> None:
-    """Refuse the content of a file.
-
-    Raises:
-        PatchError: It is not right.
-    """
+    """Raise a PatchError that says what a file holds wrongly, unless it is right."""
     if not right:
         raise PatchError(f"the patch holds {wrong}, which does not fit the tensor. The file is damaged; get it again.")

@@ -50,9 +50,6 @@ class Fingerprint:
 def fingerprint(weights: Weights) -> Fingerprint:
     """SHA-256 of the parameters and persistent buffers of a model or state dict, which is not modified.
 
-    Raises:
-        ModelError: No module or state dict, or a tensor without plain data.
-
     Example:
         >>> import torch
         >>> fingerprint({"a": torch.zeros(2), "b": torch.ones(1)}).total[:16]

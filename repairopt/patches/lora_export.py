@@ -86,11 +86,7 @@ def export_lora(
 
 
 def _layers(patch: Patch, model: nn.Module) -> list[str]:
-    """Names of the linear layers that the patch changes, each once.
-
-    Raises:
-        ExportError: It changes something else, or nothing.
-    """
+    """Names of the linear layers that the patch changes, each once; an ExportError where it changes something else."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[str, None] = {}
     for change in patch.changes:

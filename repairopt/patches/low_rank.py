@@ -29,11 +29,7 @@ class LowRank:
 
     @classmethod
     def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> LowRank:
-        """From a file.
-
-        Raises:
-            PatchError: Factors or corrections do not fit the tensor.
-        """
+        """From a file; refuses factors or corrections that do not fit the tensor."""
         left, right = tensors["left"], tensors["right"]
         shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
         expect(kind.dtype in FLOATS and len(kind.shape) > 1, f"a low-rank difference of type {kind.dtype}")

@@ -148,11 +148,7 @@ def _quiet() -> Iterator[None]:
 def _compare(
     path: Path, model: nn.Module, batches: Sequence[tuple[Tensor, ...]], tolerance: tuple[float, float]
 ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], float]:
-    """Names of inputs and outputs, and the largest difference.
-
-    Raises:
-        ExportError: The file does not run, or its outputs differ by more than the tolerance.
-    """
+    """Names of inputs and outputs, and the largest difference; an ExportError where it is above the tolerance."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -65,11 +65,7 @@ class Patch:
             repaired: The same with other values. Parameters and persistent buffers are compared.
             form: ``"sparse"``, ``"dense"``, ``"auto"`` (the smaller), or these by name of the weight.
             spec: What the repair was for; its SHA-256 is kept. See :func:`repairopt.patches.hash_spec`.
-            **info: Fields of :class:`PatchInfo`: ``solver``, ``seed``, ``spec_hash`` (where the hash is at hand),
-                ``claims``, ``notes``, ``versions``, ``created``.
-
-        Returns:
-            The patch.
+            **info: Fields of :class:`PatchInfo`.
 
         Raises:
             PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
@@ -85,11 +81,7 @@ class Patch:
             repair: What :func:`repairopt.solve_repair` returned: its ``model``, ``delta`` and ``report.patch_info()``.
             base_model: The model that was given to it.
             spec: What the repair was for; its SHA-256 is kept.
-            **info: Fields of :class:`PatchInfo`, and ``form``. What is not given is taken from the report: solvers,
-                seed, claims, notes, versions.
-
-        Returns:
-            The patch.
+            **info: Fields of :class:`PatchInfo`, and ``form``; by default from the report.
 
         Raises:
             WrongBaseError: ``base_model`` is not the model that was repaired.
@@ -108,14 +100,7 @@ class Patch:
         return content_hash(*self._parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the patch as a safetensors file, which is there whole or not at all.
-
-        Args:
-            path: Of the file; replaced where it exists.
-
-        Raises:
-            PatchError: The folder does not exist.
-        """
+        """Write the patch as a safetensors file, which is there whole or not at all; its folder must exist."""
         text, tensors = self._parts
         write_tensors(path, tensors, {HEADER: text, CONTENT: self.content_hash})
 
@@ -150,13 +135,10 @@ class Patch:
             raise PatchError(f"{what}: {error}") from error
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A repaired copy of a model.
+        """A repaired copy of a model, whose weights are those of the repair to the bit; checked by their hash.
 
         Args:
             model: With the weights of the base, on any device; not modified.
-
-        Returns:
-            The copy, whose weights are those of the repair to the bit; checked by their hash.
 
         Raises:
             WrongBaseError: The model has other weights; the message names the tensors.
@@ -165,29 +147,16 @@ class Patch:
         return self._moved_copy(model, back=False)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """A copy of a patched model with the weights from before.
-
-        Args:
-            model: With the weights of the repair, on any device; not modified.
-
-        Returns:
-            The copy, whose weights are those of the base to the bit; checked by their hash.
-
-        Raises:
-            WrongBaseError: The model has other weights; the message names the tensors.
-            PatchError: The copy does not have the hash of the base.
-        """
+        """A copy of a patched model with the weights from before; as :meth:`apply`, the other way."""
         return self._moved_copy(model, back=True)
 
     def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The repaired state dict.
+        """The repaired state dict: a new dict with the same keys in the same order.
+
+        Weights that do not change are the same tensors, those that change are new ones on the device of the old.
 
         Args:
             state: The weights of the base; not modified. Of tied weights one name is enough.
-
-        Returns:
-            A new dict with the same keys in the same order. Weights that do not change are the same tensors, those
-            that change are new ones, on the device of the old.
 
         Raises:
             WrongBaseError: The weights are others; the message names the tensors.
@@ -245,11 +214,7 @@ class Patch:
         return new
 
     def check_base(self, weights: Weights, back: bool = False) -> None:
-        """Check that weights are those that the patch applies to.
-
-        Args:
-            weights: A module or state dict.
-            back: Whether it shall be reverted.
+        """Check that weights are those that the patch applies to; ``back`` those that it can be reverted from.
 
         Raises:
             WrongBaseError: They are others; the message names the tensors.

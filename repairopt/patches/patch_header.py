@@ -50,11 +50,7 @@ def to_parts(content: Content) -> tuple[str, dict[str, Tensor]]:
 
 
 def from_parts(text: str, tensors: Mapping[str, Tensor]) -> Content:
-    """What ``to_parts`` was given.
-
-    Raises:
-        PatchError: Another format, or a header that is malformed or does not fit the tensors.
-    """
+    """What ``to_parts`` was given; a PatchError for another format or a header that does not fit the tensors."""
     try:
         header = json.loads(text)
         if header["format"] != FORMAT:

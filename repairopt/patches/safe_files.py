@@ -18,11 +18,7 @@ from repairopt.errors import PatchError
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, on the CPU, and the texts of its header.
-
-    Raises:
-        PatchError: There is no such file, or it is not a whole safetensors file.
-    """
+    """The tensors of a whole safetensors file by name, on the CPU, and the texts of its header."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -53,13 +49,7 @@ def _what_it_is(path: Path) -> str:
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
     """Write or replace a safetensors file, which is there whole or not at all, also where the process is killed.
 
-    Args:
-        path: Of the file.
-        tensors: Contiguous, on the CPU, none sharing memory with another.
-        texts: For the header.
-
-    Raises:
-        PatchError: The folder does not exist.
+    The tensors must be contiguous, on the CPU, none sharing memory with another. The folder must exist.
     """
     from safetensors.torch import save_file
 
@@ -71,10 +61,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], t
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` at the end of the block, and is removed after an exception.
 
-    It is in the same folder, so that it can be renamed in one step.
-
-    Raises:
-        PatchError: The folder does not exist.
+    It is in the same folder, which must exist, so that it can be renamed in one step.
     """
     target = Path(path)
     if not target.parent.is_dir():

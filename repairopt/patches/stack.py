@@ -28,14 +28,9 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two patches that cannot stand side by side.
+    """Two patches of a list that cannot stand side by side: a weight that both touch, how many entries, the first few.
 
-    Attributes:
-        first: Number of the one in the list.
-        second: Number of the other.
-        weight: Name of a weight that both touch; empty where the patches were made for different bases.
-        count: Entries that both touch.
-        positions: The first few, flat.
+    ``weight`` is empty where the patches were made for different bases.
     """
 
     first: int
@@ -141,15 +136,9 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
 
 
 def revert_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = False) -> nn.Module:
-    """A copy of a model from before several patches.
+    """A copy of what :func:`apply_all` returned, from before the same patches; they are reverted last first.
 
-    Args:
-        model: What :func:`apply_all` returned; not modified.
-        patches: As they were given there; they are reverted last first.
-        same_base: As it was given there.
-
-    Returns:
-        The copy, with the weights of the first patch's base, checked by their hash.
+    The weights are those of the first patch's base, checked by their hash.
 
     Raises:
         WrongBaseError: The weights are not those that the patches led to.

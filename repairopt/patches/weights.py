@@ -84,11 +84,7 @@ def fill_ties(state: Mapping[str, Tensor], ties: Ties) -> dict[str, Tensor]:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Raises:
-        ModelError: The model cannot be copied.
-    """
+    """A deep copy; a ModelError where the model cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:

@@ -53,13 +53,7 @@ class Subjects:
 
 
 def collect_evidence(subjects: Subjects, verification: Verification, plain: dict[str, Any]) -> Evidence:
-    """Run both networks and note what the pictures show; a few hundred kilobytes.
-
-    Args:
-        subjects: The networks and the specification.
-        verification: Of the same, from :func:`repairopt.verify.verify`.
-        plain: The report as a dict.
-    """
+    """Run both networks and note what the pictures show; ``plain`` is the report as a dict."""
     options: Any = {"forward_fn": subjects.forward_fn, "memory_limit": subjects.memory_limit}
     both = (Remembering(Engine(subjects.original, **options)), Remembering(Engine(subjects.repaired, **options)))
     items = _anchored_items(subjects.specification, both[0])
@@ -77,11 +71,7 @@ def collect_evidence(subjects: Subjects, verification: Verification, plain: dict
 
 
 def evidence_from_dict(plain: dict[str, Any]) -> Evidence:
-    """The part of the evidence that the figures of a report hold, without samples, weights and inputs.
-
-    Args:
-        plain: A report as a dict, from :meth:`repairopt.Report.to_dict`.
-    """
+    """The part of the evidence that a report as a dict holds, without samples, weights and inputs."""
     rates = []
     for one in plain["measures"]:
         pairs = {key.removeprefix(RATE): pair for key, pair in one["details"].items() if key.startswith(RATE)}

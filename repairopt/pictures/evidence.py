@@ -161,16 +161,8 @@ class Progress:
 class Evidence:
     """All that the pictures show.
 
-    Attributes:
-        rates: Rates by group.
-        margins: Leads of the true label, certified radii, by sample.
-        slacks: Room that each constraint leaves, by sample.
-        layers: Change of each parameter.
-        affected: The inputs whose answers changed most.
-        tables: Metrics by group.
-        progress: Of the repair, or None.
-        bounded: For each bound on a property, by its name and whether the data were held out, the value of the
-            property before, after and its limit.
+    ``bounded`` has for each bound on a property its name, whether the data were held out, and the value of the property
+    before, after, and its limit.
     """
 
     rates: tuple[Rates, ...] = ()

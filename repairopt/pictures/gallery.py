@@ -34,11 +34,7 @@ def draw_gallery(
     chosen: tuple[float, float] | None = None,
     original: tuple[float, float] | None = None,
 ) -> list[Picture]:
-    """Draw everything that there is evidence for; the frontier's arguments are those of ``plot_frontier``.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
+    """Draw everything that there is evidence for; the frontier's arguments are those of ``plot_frontier``."""
     drawn = [*_groups(evidence)]
     points = list(getattr(frontier, "points", frontier))
     if points:

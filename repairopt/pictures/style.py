@@ -52,11 +52,7 @@ def have_matplotlib() -> bool:
 
 @cache
 def figure_class() -> Any:
-    """Matplotlib's ``Figure``, which a notebook shows without ``pyplot``.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
+    """Matplotlib's ``Figure``, which a notebook shows without ``pyplot``; else a MissingExtraError."""
     require_extra("report", "A picture", "matplotlib")
     from matplotlib.figure import Figure
 

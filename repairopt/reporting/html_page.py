@@ -39,7 +39,7 @@ def render_page(
     features: Sequence[str] = (),
     complete: bool = True,
 ) -> str:
-    """The page.
+    """The page as HTML; without pictures, and saying so, where Matplotlib is not installed.
 
     Args:
         plain: A report as a dict, from :meth:`repairopt.Report.to_dict`.
@@ -48,9 +48,6 @@ def render_page(
         frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
         features: Names of the input columns.
         complete: Whether the evidence was collected from networks and data.
-
-    Returns:
-        HTML; without pictures, and saying so, where Matplotlib is not installed.
     """
     from jinja2 import Environment, StrictUndefined
 

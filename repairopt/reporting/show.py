@@ -42,22 +42,11 @@ class Shown:
             title: Heading of the page.
             frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
             features: Names of the input columns, for the table of the most affected inputs.
-
-        Returns:
-            The page. Without Matplotlib it has no pictures, and says so.
         """
         return render_page(self.to_dict(), self.evidence, title=title, frontier=frontier, features=features)
 
     def save_html(self, path: str | Path, **options: Any) -> Path:
-        """Write the page to a file, whole or not at all.
-
-        Args:
-            path: Of the file.
-            **options: See :meth:`to_html`.
-
-        Returns:
-            The path.
-        """
+        """Write the page of :meth:`to_html` to a file, whole or not at all."""
         from repairopt.patches.safe_files import whole_file
 
         page = self.to_html(**options)

@@ -18,7 +18,7 @@ from .results import CheckResult
 def check_spec_file(
     source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
 ) -> CheckResult:
-    """Measure goal and bounds of a spec.
+    """Measure goal and bounds of a spec on its network, or on the repaired one; nothing is changed.
 
     Args:
         source: The spec file.
@@ -26,12 +26,9 @@ def check_spec_file(
         strict: Whether held-out rows decide too.
         model: Judged in place of the spec's network, which stays what it is compared with.
 
-    Returns:
-        The claims, and whether goal and bounds are met.
-
     Raises:
         SpecFileError: The spec, its model or data cannot be used.
-        PatchError: The patch cannot be read or was made for other weights.
+        PatchError: The patch cannot be read, or was made for other weights.
     """
     spec = open_spec(source)
     judged = spec.model if model is None else model

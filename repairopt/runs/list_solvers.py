@@ -14,13 +14,9 @@ from .results import SolverLine, SolversResult
 
 
 def list_solvers(*, test: bool = False) -> SolversResult:
-    """Every registered back end.
+    """Every registered back end; no library is imported and no licence is taken.
 
-    Args:
-        test: Whether to solve a tiny program with those that need a licence, to see whether it is there.
-
-    Returns:
-        One line for each. Without a test no library is imported and no licence is taken.
+    With ``test``, a tiny program is solved with each that is installed, to see whether its licence is there.
     """
     lines = []
     for name in registered_solvers():

@@ -34,18 +34,15 @@ def move_patch(
     weights: str | Path | None = None,
     overwrite: bool = False,
 ) -> MoveResult:
-    """Write the repaired network, or the one from before.
+    """Write the repaired network, or the one from before, as ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
 
     Args:
         source: The spec file.
         patch: The patch.
-        out: The file: ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
+        out: The file.
         back: Revert.
         weights: Weights to use in place of the spec's; for reverting, the repaired ones.
         overwrite: Whether the file may be there.
-
-    Returns:
-        What was written.
 
     Raises:
         ResultError: Another kind of file, or it exists.

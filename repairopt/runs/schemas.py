@@ -14,17 +14,7 @@ from .results import RESULTS
 
 
 def schema_text(what: str = "spec") -> str:
-    """A JSON schema.
-
-    Args:
-        what: ``spec``, or a command.
-
-    Returns:
-        The schema as JSON.
-
-    Raises:
-        SpecificationError: Neither.
-    """
+    """The JSON schema of spec files, ``"spec"``, or of what a command prints."""
     from repairopt.specfile.models import Spec
 
     known: dict[str, type[BaseModel]] = {"spec": Spec, **RESULTS}

@@ -38,7 +38,7 @@ def verify_patch(
     expected_hash: str | None = None,
     strict: bool = False,
 ) -> VerifyResult:
-    """Recompute what a patch and its result claim.
+    """Recompute what a patch and its result claim. A patch that cannot be read or applied is not sound.
 
     Args:
         source: The spec file.
@@ -47,9 +47,6 @@ def verify_patch(
         audit: The ``audit.jsonl``; same.
         expected_hash: Content hash that the patch must have, from where you trust.
         strict: Whether held-out rows decide too whether all is met.
-
-    Returns:
-        What was looked at, and the claims as recomputed. A patch that cannot be read or applied is not sound.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used.

@@ -21,13 +21,7 @@ TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
 
 
 def load_data(file: SpecFile) -> Data:
-    """Read every set of rows that a spec names.
-
-    Args:
-        file: The checked spec.
-
-    Returns:
-        The sets, with those that ``split`` draws from ``repair``.
+    """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``.
 
     Raises:
         SpecFileError: A file or column that is not there, a value that does not fit; with the line in the spec.

@@ -28,11 +28,7 @@ Weights = Mapping[str, Tensor]
 
 
 class PlainNetwork:
-    """A network as a function of its inputs; each set of inputs is run once.
-
-    Args:
-        model: Not modified.
-    """
+    """A network as a function of its inputs; it is copied, and each set of inputs is run once."""
 
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model).eval()
@@ -74,9 +70,6 @@ def measure_claims(
         spec: With the original network.
         model: The network that is judged; None for the original.
         location: Positions of the weights that could change, by parameter: for bounds by ``linear_rows``.
-
-    Returns:
-        One claim for each.
 
     Raises:
         ModelError: The network cannot take the rows, or its outputs are not finite.

@@ -24,13 +24,9 @@ SOFTMAX = "repairopt_softmax"
 
 
 def load_onnx(path: Path) -> nn.Module:
-    """Read an ONNX file.
+    """Read an ONNX file with one input, the batch first, and one output of logits or probabilities ``(N, k)``.
 
-    Args:
-        path: Of the file: one input with the batch first, one output of logits or probabilities ``(N, k)``.
-
-    Returns:
-        The network in evaluation mode; its outputs agree with ONNX Runtime's on random inputs.
+    The network is in evaluation mode; its outputs agree with ONNX Runtime's on random inputs.
 
     Raises:
         ModelError: No such file, an operator that is not covered, several inputs, or outputs that differ.
@@ -177,11 +173,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _compare(path: Path, network: nn.Module, graph: Any) -> None:
-    """Outputs on random inputs, against ONNX Runtime.
-
-    Raises:
-        ModelError: They differ, or one of the two cannot run.
-    """
+    """Compare outputs on random inputs with ONNX Runtime's; a ModelError where they differ, or one cannot run."""
     import onnxruntime
 
     runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -61,9 +61,6 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
         source: Path of a spec file, a spec that was read, or its content as a dict (file names then are relative to the
             working folder).
 
-    Returns:
-        All of it.
-
     Raises:
         SpecFileError: Anything that cannot be read or does not fit, with the line in the spec.
     """
