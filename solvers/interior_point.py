@@ -63,14 +63,9 @@ class Units:
 
 
 def interior_point(data: Data, limits: Limits) -> Point:
-    """Run the iterations.
+    """Run the iterations; ``rows`` and ``factor`` of the data are scaled in place.
 
-    Args:
-        data: The program; ``rows`` and ``factor`` are scaled in place.
-        limits: When to stop.
-
-    Returns:
-        The point with the smallest residuals, in the program's own units.
+    Returns the point with the smallest residuals, in the program's own units.
     """
     data, units = _scaled(data)
     state = _State(data, units)

@@ -24,7 +24,7 @@ from repairopt.solve import Solution, Status
 from repairopt.working_sets.working_set import solve_working_set
 
 from .active_set import System, active_set
-from .choice import rank
+from .back_end import Ranked
 from .interior_point import Limits, Point, interior_point
 from .program_tensors import Data, ProgramTensors
 
@@ -41,7 +41,7 @@ TINY = 1e-7  # of the largest multiplier: smaller ones prove nothing
 
 
 @dataclass(frozen=True)
-class WoodburyIPM:
+class WoodburyIPM(Ranked):
     """LP and QP with a diagonal or low-rank Hessian and any number of variables; the default for n above 5,000.
 
     Attributes:
@@ -67,11 +67,6 @@ class WoodburyIPM:
     name: ClassVar[str] = "woodbury"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("torch",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     def solve(self, program: Program) -> Solution:
         """All rows at once where they are few, else a working set of them."""

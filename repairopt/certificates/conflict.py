@@ -27,12 +27,7 @@ SHOWN = 20  # members that the text lists
 class Member:
     """One side of a row, or one bound of a variable.
 
-    Attributes:
-        kind: ``"row"`` or ``"bound"``.
-        index: Of the row or of the variable.
-        side: ``"upper"`` or ``"lower"``.
-        limit: The number on that side.
-        source: Where a row comes from; ``'row 7'`` for a program without sources, None for a bound.
+    ``source`` is where a row comes from: ``'row 7'`` for a program without sources, None for a bound.
     """
 
     kind: Literal["row", "bound"]

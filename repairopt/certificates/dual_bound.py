@@ -59,16 +59,13 @@ class DualBound:
 
 
 def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: float | None = None) -> DualBound:
-    """Bound ``f(delta) - f*`` from above by the formula of this module.
+    """Bound ``f(delta) - f*`` from above by the formula of this module, with the multipliers that it used.
 
     Args:
         program: Continuous program, or one whose integrality is ignored. Not modified.
         delta: A point, feasible or not.
         row_duals: Multipliers ``(m,)`` in the convention of :mod:`repairopt.program`; any numbers.
         deficit: What :func:`curvature_deficit` returned for this Hessian, where known.
-
-    Returns:
-        The bound with the multipliers that it used.
     """
     usable = np.where(row_duals > 0, np.isfinite(program.upper), np.isfinite(program.lower)) & np.isfinite(row_duals)
     duals, anchor = np.where(usable, row_duals, 0.0), delta

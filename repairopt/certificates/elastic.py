@@ -111,17 +111,9 @@ def elastic_points(
 ) -> Iterator[Solution]:
     """Solve the elastic program round by round; the last solution minimizes the violation over all rows.
 
-    Args:
-        program: What to relax.
-        measure: Sum of the violations or the largest.
-        scaled: Measure violations as distances, over the norm of the row.
-        solver: Back end; HiGHS unless given.
-        time_limit: Seconds, for each round.
-
-    Yields:
-        Solutions with ``delta (n,)`` and ``row_duals (m,)`` of this program; the objective is the least violation of
-        the rows taken so far, negative where they can hold with room to spare and the largest violation is
-        minimized. Ends early after one that is not optimal.
+    Violations are distances, over the norm of the row, where ``scaled``. Yields solutions with ``delta (n,)`` and
+    ``row_duals (m,)`` of this program; the objective is the least violation of the rows taken so far, negative where
+    they can hold with room to spare and the largest violation is minimized. Ends early after one that is not optimal.
     """
     low, high = program.bounds()
     lengths = row_norms(program) if scaled else np.ones(program.m)

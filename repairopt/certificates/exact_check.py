@@ -28,17 +28,10 @@ NEGLIGIBLE = 1e-12  # share of the largest multiplier, times its row's norm, up 
 
 
 def exact_violation(program: Program, delta: Array) -> Fraction:
-    """The exact largest violation of rows, bounds and integrality at ``delta``.
+    """The exact largest violation of rows, bounds and integrality at a finite point; 0 where everything holds exactly.
 
     Rows are first evaluated in float64; only those whose violation could be the largest, given the rounding error, are
     evaluated in rational arithmetic.
-
-    Args:
-        program: Any kind.
-        delta: A finite point ``(n,)``.
-
-    Returns:
-        0 where everything holds exactly.
 
     Raises:
         ProgramError: The rows in doubt are too large for rational arithmetic.
@@ -95,15 +88,10 @@ def exact_curvature(program: Program, point: list[Fraction]) -> list[Fraction]:
 
 
 def exact_bound(program: Program, known: DualBound) -> Fraction | None:
-    """A lower bound on the optimum in rational arithmetic, from the anchor and multipliers of a float64 bound.
+    """A lower bound on the optimum in rational arithmetic, or None where these multipliers give none.
 
-    Args:
-        program: Integrality is ignored.
-        known: Where to linearize and what multipliers to use; they are moved in rational arithmetic where a variable
-            without a bound needs a reduced gradient of exactly 0.
-
-    Returns:
-        The bound, or None where these multipliers give none.
+    Anchor and multipliers of the float64 bound are moved where a variable without a bound needs a reduced gradient of
+    exactly 0. Integrality is ignored.
 
     Raises:
         ProgramError: What takes part is too large for rational arithmetic.

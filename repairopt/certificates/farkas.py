@@ -94,15 +94,10 @@ def farkas_certificate(
 
 
 def check_ray(program: Program, ray: Array, *, exact: bool = False) -> FarkasCertificate | None:
-    """Check whether multipliers prove that rows and bounds contradict each other.
+    """Check whether multipliers ``(m,)``, any numbers, prove that rows and bounds contradict each other.
 
-    Args:
-        program: Rows and bounds; objective and integrality are ignored.
-        ray: Multipliers of the rows ``(m,)``; any numbers.
-        exact: Check in rational arithmetic also where float64 is enough.
-
-    Returns:
-        The certificate, or None where the check fails or the shape is wrong.
+    Objective and integrality are ignored. ``exact`` checks in rational arithmetic also where float64 is enough. None
+    where the check fails or the shape is wrong.
 
     Raises:
         ProgramError: ``exact=True`` and the rows that take part are too large for rational arithmetic.

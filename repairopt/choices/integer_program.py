@@ -270,11 +270,7 @@ def _breakable(
 
 
 def checked(program: Program, count: float, what: str, groups: Groups, size: int) -> tuple[Index, ...]:
-    """The groups as index arrays, after a look at everything that the user passed.
-
-    Raises:
-        ProgramError: The program is mixed-integer, the count is none, an index does not exist or is in two groups.
-    """
+    """The groups as index arrays; a ProgramError says what is wrong with what the user passed."""
     if program.integer is not None:
         raise ProgramError("program: is mixed-integer already; expected a continuous one. Choose one kind of choice.")
     if count < 0 or count != int(count):

@@ -209,13 +209,7 @@ def groups_bound(integer: IntegerProgram, *, time_limit: float | None = None) ->
 
     So the least of the optima with the rows of one group alone is a bound. Samples go one by one to the group with the
     least optimum: the one that it violates most. Far better than fractional choices where the box is wide (measured).
-
-    Args:
-        integer: From :func:`repairopt.choices.integer_program.allow_broken`, with one limit for all samples.
-        time_limit: Seconds; the bound so far is returned.
-
-    Returns:
-        The bound; ``-inf`` for other programs.
+    ``-inf`` for programs without one limit for all samples.
     """
     if integer.frees != "rows" or integer.counts or len(integer.limits) != 1 or not integer.items:
         return -float("inf")

@@ -61,12 +61,8 @@ def grid(
 class Rounding:
     """Search on a grid: round the continuous optimum one weight after the other, then move single weights.
 
-    Where rounding violates rows, all is done again with rows that leave room for it: first a little, in the end so
-    much that no rounding can violate them.
-
-    Args:
-        integer: From :func:`grid`.
-        solve: From a continuous program to its optimum, or None where there is none.
+    Where rounding violates rows, all is done again with rows that leave room for it: first a little, in the end so much
+    that no rounding can violate them. ``solve`` gives the optimum of a continuous program, or None.
     """
 
     def __init__(self, integer: IntegerProgram, solve: Callable[[Program], Array | None]) -> None:

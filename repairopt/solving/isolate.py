@@ -40,17 +40,10 @@ serve(source, sink)
 
 
 def solve_isolated(backend: Any, program: Program, time_limit: float | None = None) -> Solution:
-    """Run a back end in the process.
+    """Run a back end, an instance that pickle can send, in the process; the program's sources stay here.
 
-    Args:
-        backend: An instance that pickle can send.
-        program: What to solve; its sources stay here.
-        time_limit: Seconds after which, and a grace of 5 more, the process is killed; None for never. This holds for
-            back ends without a time limit of their own too.
-
-    Returns:
-        What the back end said; FAILED where the process died, with the signal in ``message``; NO_POINT where it was
-        killed at the time limit.
+    The process is killed 5 seconds after the time limit, also for back ends without a limit of their own. FAILED where
+    the process died, with the signal in ``message``; NO_POINT where it was killed.
 
     Raises:
         SolverError: The back end raised, or cannot be sent.
@@ -175,9 +168,7 @@ def stop() -> None:
 def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     """What the process does: solve what comes in, until the other end is closed.
 
-    Args:
-        source: Frames of a back end and a program each.
-        sink: Frames of ``("answer", solution)`` or ``("error", text)``.
+    Frames of a back end and a program each are answered by ``("answer", solution)`` or ``("error", text)``.
     """
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -64,11 +64,8 @@ def residuals(
     Args:
         program: Any kind; multipliers belong to its continuous relaxation.
         delta: The point, ``(n,)``.
-        row_duals: ``(m,)`` in the sign convention of :mod:`repairopt.program`, or None.
+        row_duals: ``(m,)`` in the sign convention of :mod:`repairopt.program`, or None: their residuals are NaN.
         bound_duals: ``(n,)``, or None for what is left of the gradient where a bound can hold it.
-
-    Returns:
-        All residuals; those of the multipliers are NaN without any.
     """
     low, high = program.bounds()
     values = np.asarray(program.matrix @ delta) if program.m else np.zeros(0)
@@ -109,15 +106,9 @@ def residuals(
 def recheck(program: Program, solution: Solution, *, feasibility_tol: float, optimality_tol: float | None) -> Solution:
     """The answer with what its own data say; claims that they do not bear out are taken back.
 
-    Args:
-        program: What was solved.
-        solution: What came back, with finite arrays of the right shapes or None.
-        feasibility_tol: Largest relative violation that counts as feasible.
-        optimality_tol: Largest relative stationarity and gap that count as optimal; None goes by the point's dtype.
-
-    Returns:
-        FAILED in place of OPTIMAL or FEASIBLE where rows are violated; FEASIBLE in place of OPTIMAL where the
-        multipliers do not prove it, or the claimed bound lies above the point.
+    FAILED in place of OPTIMAL or FEASIBLE where rows are violated by more than ``feasibility_tol`` (relative); FEASIBLE
+    in place of OPTIMAL where the multipliers do not prove it to ``optimality_tol`` (stationarity, gap, relative; None
+    goes by the point's dtype), or the claimed bound lies above the point.
     """
     if solution.delta is None or not np.all(np.isfinite(solution.delta)):
         if solution.status in (Status.OPTIMAL, Status.FEASIBLE):
@@ -199,14 +190,7 @@ def objective_scale(program: Program, delta: Array) -> float:
 def violations(program: Program, delta: Array, values: Array, *, floor: float = 1.0) -> tuple[float, float]:
     """Largest violation, absolute and over ``max(floor, |side|, |a_i| max(1, |d|))``; bounds over ``max(1, |side|)``.
 
-    Args:
-        program: Rows, bounds and integrality.
-        delta: The point, ``(n,)``.
-        values: ``A @ delta``, ``(m,)``.
-        floor: Least scale of a row. With 0 the relative figure does not change when a row is multiplied by a number.
-
-    Returns:
-        Absolute and relative violation; 0 where all hold.
+    ``values`` is ``A @ delta``. With a floor of 0 the relative figure does not change when a row is scaled.
     """
     low, high = program.bounds()
     size = max(1.0, float(np.abs(delta).max(initial=0.0)))

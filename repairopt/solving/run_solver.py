@@ -35,20 +35,9 @@ def run_solver(
     scaled: bool = False,
     checked: bool = False,
 ) -> Solution:
-    """Run one back end once and recheck its answer.
+    """Run one back end once and recheck its answer; options as for :func:`repairopt.solve.solve`.
 
-    Args:
-        program: What to solve; not modified.
-        solver: Name, instance, or None for the first that suits the program.
-        feasibility_tol: See :func:`repairopt.solve.solve`, as for all that follows.
-        optimality_tol: Same.
-        time_limit: Same.
-        isolate: Same.
-        scaled: Scale rows and variables first.
-        checked: Whether the Hessian is known to be convex.
-
-    Returns:
-        The answer, with one attempt.
+    ``scaled`` scales rows and variables first; ``checked`` says that the Hessian is known to be convex.
 
     Raises:
         SolverNotFoundError: No back end of that name, or its library is not installed.
@@ -73,11 +62,7 @@ def run_solver(
 
 
 def check_convex(program: Program) -> None:
-    """Refuse indefinite Hessians: several solvers report success on them (measured).
-
-    Raises:
-        ProgramError: Not symmetric, or not positive semidefinite.
-    """
+    """Refuse indefinite Hessians by a ProgramError: several solvers report success on them (measured)."""
     if isinstance(program.hessian, LowRankHessian) and float(program.hessian.diagonal.min(initial=0.0)) < 0:
         raise ProgramError(
             f"program: the Hessian's diagonal part has an entry of {float(program.hessian.diagonal.min()):.3g}; "
