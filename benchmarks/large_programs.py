@@ -22,12 +22,16 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 import torch
 
-from repairopt.program import Program
-from repairopt.solve import solve
-from repairopt.surrogate import LowRankHessian
-from repairopt.working_sets.relaxation import certified_gap
-from repairopt.working_sets.row_oracles import DenseRows, FeatureRows
-from repairopt.working_sets.working_set import solve_working_set
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from row_kinds import FeatureRows, ScreenedRows  # noqa: E402
+
+from repairopt.program import Program  # noqa: E402
+from repairopt.solve import solve  # noqa: E402
+from repairopt.surrogate import LowRankHessian  # noqa: E402
+from repairopt.working_sets.relaxation import certified_gap  # noqa: E402
+from repairopt.working_sets.row_oracles import DenseRows  # noqa: E402
+from repairopt.working_sets.working_set import solve_working_set  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 LIMIT = 60  # CPU seconds for all rows at once
@@ -119,8 +123,8 @@ def one(case: str, n: int, m: int, how: str) -> dict[str, Any]:
     floor, before = min(cpu(lambda: matrix @ vector)[0] for _ in range(3)), peak()
     if how in (WORKING_SET, SCREENED) or how.startswith(WORKING_SET + " + "):
         solver = how.split(" + ")[1] if " + " in how else None
-        screening = how == SCREENED
-        run = lambda: solve_working_set(head, DenseRows(matrix, lower, screening=screening), solver=solver)  # noqa: E731
+        kind = ScreenedRows if how == SCREENED else DenseRows
+        run = lambda: solve_working_set(head, kind(matrix, lower), solver=solver)  # noqa: E731
     else:
         program = replace(head, matrix=matrix, lower=lower, upper=np.full(m, np.inf))
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + LIMIT, resource.RLIM_INFINITY))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from row_kinds import FeatureRows
 from torch import Tensor, nn
 
 from repairopt import FixLabels, KeepLabels, Location, Program
@@ -21,7 +22,7 @@ from repairopt.apply import apply
 from repairopt.evaluate import Engine
 from repairopt.linearize import Linearization, anchor, linearize
 from repairopt.surrogate import LowRankHessian
-from repairopt.working_sets.row_oracles import FeatureRows, LinearizedRows
+from repairopt.working_sets.row_oracles import LinearizedRows
 from repairopt.working_sets.working_set import WorkingSetSolution, solve_working_set
 
 BOX = 3.0  # largest change of any weight, as published

@@ -112,7 +112,7 @@ STAGES = [
     (
         "runs: what the commands do",
         "runs.results runs.run_folder runs.choose_weights runs.html runs.check_run runs.verify_run runs.move_run "
-        "runs.list_solvers runs.show_patch runs.schemas runs.solve_run runs.demo_run",
+        "runs.list_solvers runs.show_patch runs.solve_run runs.demo_run",
     ),
     ("checks for the tests of others", "testing pytest_plugin"),
     ("the command line", "commandline.show commandline.main __main__"),

@@ -15,8 +15,7 @@ from small_spec import SPEC, write_spec
 
 from repairopt.commandline.main import cli, main
 from repairopt.patches import load_weights, save_weights
-from repairopt.runs.results import RESULTS
-from repairopt.runs.schemas import schema_text
+from repairopt.runs.results import RESULTS, schema_text
 from repairopt.specfile.networks import mlp
 
 jsonschema = pytest.importorskip("jsonschema")

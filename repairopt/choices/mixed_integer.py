@@ -15,6 +15,7 @@ import numpy as np
 from repairopt.errors import SolverError, SolverNotFoundError
 from repairopt.program import Array, Program
 from repairopt.solve import Solution, Solver, Status, find_solver, solve
+from repairopt.solving.registry import with_options
 
 from .choice_search import Incumbent
 from .incumbent import find_incumbent
@@ -276,12 +277,6 @@ def _safe(bound: float) -> float:
 
 def _prepared(backend: Any, start: Array | None, gap_tol: float) -> Any:
     """The back end with the point to start from and the gap at which to stop, where it knows of these."""
-    if not is_dataclass(backend) or isinstance(backend, type):
-        return backend
-    options = {option.name: option for option in fields(backend)}
-    changes: dict[str, Any] = {}
-    if "gap_tol" in options and getattr(backend, "gap_tol", None) == options["gap_tol"].default:
-        changes["gap_tol"] = gap_tol
-    if "start" in options and start is not None:
-        changes["start"] = start
-    return replace(backend, **changes) if changes else backend
+    known = {option.name: option.default for option in fields(backend)} if is_dataclass(backend) else {}
+    own = "gap_tol" in known and backend.gap_tol != known["gap_tol"]  # an instance keeps its own gap
+    return with_options(backend, start=start, gap_tol=None if own else gap_tol)

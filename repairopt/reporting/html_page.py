@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
 from repairopt.pictures.evidence import AffectedInputs, Evidence, GroupTable
 from repairopt.pictures.gallery import Picture, draw_gallery
 from repairopt.pictures.style import have_matplotlib
+from repairopt.versions import library_versions
 
 from .claim_table import SPLITS, claim_rows
 from .plain_words import Plain, list_caveats, measured, number, summarize
@@ -74,7 +74,7 @@ def render_page(
         affected=[_input_table(one, features) for one in evidence.affected if not one.are_images or not pictures],
         facts=_facts(plain),
         rounds=_rounds(plain),
-        version=_version(),
+        version=library_versions().get("repairopt", ""),
     )
 
 
@@ -176,10 +176,3 @@ def _rounds(plain: Plain) -> list[list[str]]:
         ]
         for r in plain["rounds"]
     ]
-
-
-def _version() -> str:
-    try:
-        return version("repairopt")
-    except PackageNotFoundError:
-        return ""

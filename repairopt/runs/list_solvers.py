@@ -8,7 +8,7 @@ from typing import Any
 from repairopt.errors import SolverNotFoundError
 from repairopt.program import Kind
 from repairopt.solve import solve
-from repairopt.solving.registry import load_solver, missing_libraries, registered_solvers
+from repairopt.solving.registry import load_solver, missing_libraries, needed_libraries, registered_solvers
 
 from .results import SolverLine, SolversResult
 
@@ -25,7 +25,7 @@ def list_solvers(*, test: bool = False) -> SolversResult:
         except SolverNotFoundError:
             lines.append(SolverLine(name=name, installed=False, licensed=None, kinds=[], needs=[], version=""))
             continue
-        needs = [backend.requires] if isinstance(backend.requires, str) else list(backend.requires)
+        needs = list(needed_libraries(backend))
         installed = not missing_libraries(backend)
         lines.append(
             SolverLine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -94,7 +93,12 @@ def load_solver(name: str) -> type[Solver]:
 
 def missing_libraries(backend: Any) -> list[str]:
     """Import names of the libraries that a back end needs and that are not installed."""
-    return [module for module in _as_names(backend.requires) if not _installed(module)]
+    return [module for module in needed_libraries(backend) if not _installed(module)]
+
+
+def needed_libraries(backend: Any) -> tuple[str, ...]:
+    """Import names of the libraries that a back end needs."""
+    return (backend.requires,) if isinstance(backend.requires, str) else tuple(backend.requires)
 
 
 def with_options(backend: Any, **options: Any) -> Any:
@@ -125,10 +129,6 @@ def _registered() -> dict[str, EntryPoint]:
 @cache
 def _installed(module: str) -> bool:
     return find_spec(module) is not None
-
-
-def _as_names(requires: Iterable[str]) -> Iterable[str]:
-    return (requires,) if isinstance(requires, str) else requires
 
 
 def _preference(backend: Any, program: Program) -> float:
