@@ -123,14 +123,8 @@ def _scaled(data: Data) -> tuple[Data, Units]:
 class _Factorized:
     """``D x + [A; F]'y = first``, ``[A; F] x - C y = second`` with diagonal ``D`` and ``C``, ready to be solved.
 
-    Attributes:
-        data: The program.
-        inverse: Of ``D``, ``(n,)``.
-        weight: Of the rows, ``(k,)``.
-        corner: ``C``, ``(k + r,)``.
-        lower: Cholesky factor, of the system without ``x`` or without ``y``, with a unit diagonal.
-        scale: Square root of what that diagonal was divided by.
-        narrow: Whether ``y`` was eliminated, so that the factor is ``(n, n)``.
+    ``lower`` is the Cholesky factor of the system without ``x``, or without ``y`` where ``narrow``, with a unit
+    diagonal; ``scale`` the square root of what that diagonal was divided by.
     """
 
     data: Data

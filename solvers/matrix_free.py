@@ -29,12 +29,7 @@ from .interior_point import Limits, Point, interior_point
 from .program_tensors import Data, ProgramTensors
 
 # Every ending of interior_point(), where the program turned out to be neither infeasible nor unbounded.
-STATUS = {
-    "solved": Status.OPTIMAL,
-    "stalled": Status.FAILED,
-    "time": Status.NO_POINT,
-    "iterations": Status.NO_POINT,
-}
+STATUS = {"solved": Status.OPTIMAL, "stalled": Status.FAILED, "time": Status.NO_POINT, "iterations": Status.NO_POINT}
 EVEN = 1e-6  # smallest over largest curvature for which an active set is tried
 COLD_STEPS, WARM_STEPS = 15, 40
 TINY = 1e-7  # of the largest multiplier: smaller ones prove nothing

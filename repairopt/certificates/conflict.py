@@ -109,9 +109,6 @@ def explain_conflict(
         solver: Back end for the linear or mixed-integer programs; HiGHS unless given.
         time_limit: Seconds in all; what has been reached is returned, with ``irreducible`` False.
 
-    Returns:
-        The conflict.
-
     Raises:
         ProgramError: The program has a solution, or comes within some 1e-10 of having one.
     """
@@ -211,13 +208,7 @@ def restricted(program: Program, members: Sequence[Member]) -> tuple[Program, An
         at = place[member.index] if member.kind == "row" else member.index
         ends[member.side == "upper"][at] = member.limit
     part = replace(
-        program,
-        matrix=program.matrix[rows],
-        lower=lower,
-        upper=upper,
-        delta_lower=low,
-        delta_upper=high,
-        sources=(),
+        program, matrix=program.matrix[rows], lower=lower, upper=upper, delta_lower=low, delta_upper=high, sources=()
     )
     return part, rows
 

@@ -65,22 +65,17 @@ class LeastViolation:
 
 
 def least_violation(
-    program: Program,
-    *,
-    measure: Measure = "sum",
-    solver: str | Solver | None = None,
-    time_limit: float | None = None,
+    program: Program, *, measure: Measure = "sum", solver: str | Solver | None = None, time_limit: float | None = None
 ) -> LeastViolation:
     """Find the point within the bounds that violates the rows least. The objective plays no part.
+
+    Violations up to 1e-9 times the size of the row's side count as 0.
 
     Args:
         program: Any kind; integer variables stay integer. Not modified.
         measure: ``"sum"`` violates few rows, ``"max"`` spreads the violation over many.
         solver: Back end for the linear programs; HiGHS unless given.
         time_limit: Seconds for each of the linear programs.
-
-    Returns:
-        The point; violations up to 1e-9 times the size of the row's side count as 0.
 
     Raises:
         SolverError: The back end did not solve the elastic program, which always has a solution.
@@ -154,12 +149,7 @@ def _worst(excess: Array, count: int) -> Any:
 
 
 def _solve_elastic(
-    program: Program,
-    rows: Any,
-    lengths: Array,
-    measure: Measure,
-    solver: str | Solver | None,
-    time_limit: float | None,
+    program: Program, rows: Any, lengths: Array, measure: Measure, solver: str | Solver | None, time_limit: float | None
 ) -> Solution:
     elastic, signs = _elastic_program(program, rows, lengths, measure)
     backend: Any = find_solver(elastic, PHASE_ONE if solver is None else solver)

@@ -13,15 +13,7 @@ from repairopt.solving.recheck import row_norms
 from repairopt.surrogate import LowRankHessian
 
 from .dual_bound import DualBound, gamma, near_zero, rows_of
-from .rational import (
-    LARGEST,
-    LARGEST_SOLVE,
-    as_fractions,
-    check_size,
-    exact_product,
-    exact_solve,
-    is_semidefinite,
-)
+from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, is_semidefinite
 
 ROUNDS = 4  # tries to make the reduced gradient zero where bounds are infinite
 NEGLIGIBLE = 1e-12  # share of the largest multiplier, times its row's norm, up to which multipliers are dropped

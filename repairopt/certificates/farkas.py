@@ -60,7 +60,7 @@ def farkas_certificate(
     solver: str | Solver | None = None,
     time_limit: float | None = None,
 ) -> FarkasCertificate | None:
-    """Prove that a program has no solution, or fail to.
+    """Prove that a program has no solution; None where no multipliers passed the check: it has one, or nearly so.
 
     Tries the given ray, then the multipliers of an elastic linear program (violations over row norms, the largest
     minimized), which prove infeasibility down to depths of some 1e-10.
@@ -71,9 +71,6 @@ def farkas_certificate(
         exact: Check in rational arithmetic in any case.
         solver: Back end for the elastic program; HiGHS unless given.
         time_limit: Seconds for each round of the elastic program.
-
-    Returns:
-        The certificate, or None where no multipliers passed the check: the program is feasible, or too close to it.
 
     Raises:
         ProgramError: ``exact=True`` and the rows that take part are too large for rational arithmetic.

@@ -81,9 +81,6 @@ def solve_integer(
         gap_tol: Relative gap at which the program counts as solved.
         seed: For the search for the first point.
 
-    Returns:
-        The best point with its gap.
-
     Raises:
         SolverNotFoundError: The named back end is not there.
         UnsupportedError: The named back end cannot take the program.

@@ -21,16 +21,13 @@ FEASIBLE = 1e-7  # largest violation of a rounded point
 def grid(
     program: Program, step: float | Array, codes: Array | None = None, limits: tuple[int, int] = (-128, 127)
 ) -> IntegerProgram:
-    """Weights change by whole steps, as those of a quantized layer do.
+    """Weights change by whole steps, as those of a quantized layer do; other variables stay as they are.
 
     Args:
         program: A continuous program.
         step: Size of a step of each weight, ``(n,)`` or one number: the scale of the quantized layer.
         codes: The integers that the weights are now, ``(n,)``; None for no limits but the bounds of the weights.
         limits: Smallest and largest integer that a weight may become; those of int8 unless given.
-
-    Returns:
-        The program in steps; variables that are no weights, such as slacks, stay as they are.
 
     Raises:
         ProgramError: A step is not above 0; or the program is mixed-integer; or no grid point is within the bounds.

@@ -33,14 +33,10 @@ WAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, eq=False)
 class BoundStatement:
-    """A statement on data.
+    """A statement on data, as a property or constraint ``item`` of the library.
 
-    Attributes:
-        statement: What was written.
-        data: Name of the set of rows, or empty for bounds on the change itself.
-        item: Property or constraint of the library.
-        way: From the library's value to the statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, ``"- "``.
-        rows: The rows, or None.
+    ``data`` names the set of rows, empty for bounds on the change itself. ``way`` leads from the library's value to the
+    statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, ``"- "``.
     """
 
     statement: Statement

@@ -353,10 +353,7 @@ BY_NAME = {measure.name: measure for measure in MEASURES}
 
 def reference() -> str:
     """The table of measures as Markdown."""
-    lines = [
-        "| measure | bounded | unit | meaning | arguments | example | becomes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| measure | bounded | unit | meaning | arguments | example | becomes |", "|---|---|---|---|---|---|---|"]
     for m in MEASURES:
         how = f"{m.direction}: {', '.join(m.relations)}" if m.relations else m.direction
         arguments = ", ".join(a.describe().replace("|", "\\|") for a in m.arguments)

@@ -31,10 +31,8 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 class RowSet:
     """Rows of data.
 
-    Attributes:
-        inputs: What the network reads, ``(N, ...)``.
-        labels: Class indices ``(N,)``, or None.
-        columns: Values of further columns as they stand in the data, ``(N,)`` each, by name: groups and conditions.
+    ``inputs`` is what the network reads, ``(N, ...)``, ``labels`` class indices ``(N,)`` or None. ``columns`` has by
+    name the values of further columns as they stand in the data, ``(N,)`` each: for groups and conditions.
     """
 
     inputs: Tensor

@@ -56,17 +56,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Sentence:
-    """What was written.
+    """What was written, in one line, and where its parts stand.
 
-    Attributes:
-        text: All of it, in one line.
-        name: Of the measure.
-        positional: Arguments without a name.
-        named: Arguments with one; where each name stands is in ``places``.
-        places: Position of the name of each named argument.
-        call: Text of the measure with its arguments.
-        start: Position of the measure.
-        bounds: ``(relation, number, position)`` as seen from the measure: ``<=``, ``>=`` or ``==``.
+    ``places`` has the position of the name of each named argument, ``call`` the text of the measure with its arguments;
+    ``bounds`` are ``(relation, number, position)`` as seen from the measure: ``<=``, ``>=`` or ``==``.
     """
 
     text: str

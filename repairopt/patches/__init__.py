@@ -32,14 +32,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from repairopt.errors import (
-    AuditError,
-    ExportError,
-    MissingExtraError,
-    PatchConflictError,
-    PatchError,
-    WrongBaseError,
-)
+from repairopt.errors import AuditError, ExportError, MissingExtraError, PatchConflictError, PatchError, WrongBaseError
 
 from .audit import AuditLog, LogEnd, verify_log
 from .changes import Change

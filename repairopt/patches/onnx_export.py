@@ -29,15 +29,10 @@ _ONE_FILE = 2**31 - 2**24  # bytes of weights up to which they fit into the prot
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """An ONNX file that was checked.
+    """An ONNX file that was checked; weights of more than 2 GiB lie beside it.
 
-    Attributes:
-        path: Of the file. Weights of more than 2 GiB lie beside it.
-        inputs: Names of the inputs; their first dimension is the batch, of any size.
-        outputs: Names of the outputs.
-        largest_difference: Between the outputs of ONNX Runtime and of torch, over all example batches.
-        rtol: Tolerance, relative to torch's output.
-        atol: Tolerance, absolute.
+    The inputs' first dimension is the batch, of any size. ``largest_difference`` is that between the outputs of ONNX
+    Runtime and of torch over all example batches, ``rtol`` and ``atol`` the tolerances.
     """
 
     path: Path

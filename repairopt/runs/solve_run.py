@@ -55,16 +55,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line decides, over the spec.
-
-    Attributes:
-        time_limit: Seconds.
-        solver: Back end.
-        seed: Of everything that is drawn.
-        resume: Whether to continue an unfinished run in the folder.
-        overwrite: Whether to replace what is in the folder.
-        report: Whether to write ``report.html``, which takes some seconds for its pictures.
-    """
+    """What the command line decides, over the spec; without ``report`` there is no ``report.html``."""
 
     time_limit: float | None = None
     solver: str | None = None

@@ -28,17 +28,11 @@ TOL, LOW_PRECISION_TOL = 1e-6, 1e-3
 
 @dataclass(frozen=True)
 class Residuals:
-    """What a point and multipliers look like on the program's own data.
+    """What a point and multipliers look like on the program's own data, absolute and over the scales of this module.
 
-    Attributes:
-        violation: Largest violation of row, bound or integrality.
-        relative_violation: The same over the scales of this module.
-        objective: At the point, constant included.
-        stationarity: Largest entry of ``H d + g + A'y + z``; NaN without multipliers, as all that follows.
-        relative_stationarity: The same over the largest entry of its terms.
-        sign_violation: Largest entry of the gradient that is held by infinite sides only, over the same.
-        complementarity: Largest product of a multiplier and the room of its side.
-        gap: Sum of these products, over the size of the objective's terms.
+    ``sign_violation`` is the largest entry of the gradient that is held by infinite sides only, over the largest entry
+    of its terms; ``gap`` the sum of the products of multipliers and slacks, over the size of the objective's terms.
+    What belongs to multipliers is NaN without them.
     """
 
     violation: float

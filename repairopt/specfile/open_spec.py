@@ -25,14 +25,7 @@ from .read_spec import SpecFile, check_spec, read_spec
 class OpenSpec:
     """A repair, ready to be checked, solved or verified.
 
-    Attributes:
-        file: The spec.
-        model: The original network, in evaluation mode.
-        data: Sets of rows.
-        goal: The goal, or None.
-        bounds: What must stay true.
-        watch: What is reported as well.
-        held_out: Goal, bounds and watched measures on held-out rows, those that speak of ``repair``.
+    ``held_out`` has goal, bounds and watched measures on held-out rows, those that speak of ``repair``.
     """
 
     file: SpecFile

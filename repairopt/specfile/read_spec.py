@@ -22,13 +22,7 @@ Path_ = tuple[Any, ...]
 class SpecFile:
     """A spec file that was read and checked; nothing that it names was opened.
 
-    Attributes:
-        path: Of the file.
-        spec: What it says.
-        goal: The goal, or None.
-        bounds: What must stay true.
-        watch: What is reported as well.
-        lines: Line of each key, by the path to it.
+    ``lines`` has the line of each key, by the path to it.
     """
 
     path: Path
