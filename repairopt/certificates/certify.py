@@ -25,7 +25,7 @@ from fractions import Fraction
 import numpy as np
 
 from repairopt.program import Array, Program
-from repairopt.solving.recheck import objective_scale, violations
+from repairopt.solving.recheck import objective_scale, tolerance, violations
 from repairopt.solving.solution import Solution, Status
 
 from .dual_bound import DualBound, curvature_deficit, dual_bound
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-TOL, LOW_PRECISION_TOL = 1e-7, 1e-3
+TOL = 1e-7  # in double precision
 
 
 class CertificateVerdict(StrEnum):
@@ -159,7 +159,7 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
     """
     point = solution.delta
     if tol is None:
-        tol = LOW_PRECISION_TOL if getattr(point, "dtype", None) in (np.float32, np.float16) else TOL
+        tol = tolerance(point, TOL)
     if solution.status is Status.INFEASIBLE:
         proof = farkas_certificate(program, ray=solution.ray, exact=exact)
         if proof is not None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.program import Array, Program
-from repairopt.solving.recheck import row_norms
+from repairopt.solving.recheck import LARGEST_FACTORIZED, row_norms
 from repairopt.surrogate import LowRankHessian
 
 UNIT = 2.0**-53  # relative error of one operation
@@ -34,7 +34,6 @@ REPAIRS = 5  # tries to make the reduced gradient zero where bounds are infinite
 NEARLY = 1e-7  # of the largest entry of g
 BLOCK = 2**20  # entries whose absolute values are held at a time
 DENSE_REPAIR = 4_000_000  # entries up to which least squares are solved by factorization
-LARGEST_FACTORIZED = 5000  # variables up to which a dense Hessian is factorized
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -88,34 +87,33 @@ def exact_bound(program: Program, known: DualBound) -> Fraction | None:
     Raises:
         ProgramError: What takes part is too large for rational arithmetic.
     """
-    system = _System(program, known)
+    system = balanced_system(program, known.anchor, known.row_duals)
+    return None if system is None else system.bound(known.deficit)
+
+
+def balanced_system(program: Program, anchor: Array, duals: Array) -> ExactSystem | None:
+    """Anchor and multipliers, moved until the reduced gradient is 0 where it must be; None where that fails."""
+    system = ExactSystem(program, anchor, duals)
     for _ in range(ROUNDS):
         needs = system.needs()
         if not needs.any():
-            return system.bound(known.deficit)
+            return system
         if not system.balance(needs):
             return None
     return None
 
 
-@dataclass(eq=False)
-class _System:
+class ExactSystem:
     """Anchor and multipliers as fractions, with the reduced gradient that follows from them."""
 
-    program: Program
-    known: DualBound
-
-    def __post_init__(self) -> None:
-        size = np.abs(self.known.row_duals) * row_norms(self.program)
+    def __init__(self, program: Program, anchor: Array, duals: Array) -> None:
+        self.program, size = program, np.abs(duals) * row_norms(program)
         self.rows = np.flatnonzero(size > NEGLIGIBLE * float(size.max(initial=0.0)))
-        check_size(
-            f"{len(self.rows):,} rows with a multiplier of {self.program.n:,} variables",
-            len(self.rows) * self.program.n,
-        )
-        self.matrix = rows_of(self.program, self.rows)
-        self.duals = as_fractions(self.known.row_duals[self.rows])
-        self.anchor = as_fractions(self.known.anchor)
-        self.balanced = np.zeros(self.program.n, dtype=bool)
+        what = f"{len(self.rows):,} rows with a multiplier of {program.n:,} variables"
+        check_size(what, len(self.rows) * program.n)
+        self.matrix = rows_of(program, self.rows)
+        self.duals, self.anchor = as_fractions(duals[self.rows]), as_fractions(anchor)
+        self.balanced = np.zeros(program.n, dtype=bool)
         self._refresh()
 
     def _refresh(self) -> None:

@@ -186,7 +186,6 @@ class _Binder:
     # ---------------------------------------------------------------- gaps
 
     def gap(self) -> BoundStatement:
-        """By kind."""
         kind, score = self.arguments["kind"], self.arguments["score"]
         rows = self.rows(labels=kind in ("opportunity", "odds"))
         options: dict[str, Any] = {"favorable": self.favorable(), "target": self.limit(), "name": self.name}
@@ -213,15 +212,12 @@ class _Binder:
         return values
 
     def demographic_parity_difference(self) -> BoundStatement:
-        """As in fairlearn."""
         return self._gap("parity")
 
     def equal_opportunity_difference(self) -> BoundStatement:
-        """As in fairlearn."""
         return self._gap("opportunity")
 
     def equalized_odds_difference(self) -> BoundStatement:
-        """As in fairlearn."""
         return self._gap("odds")
 
     def _gap(self, kind: str) -> BoundStatement:
@@ -237,27 +233,21 @@ class _Binder:
         return self.made(kind(rows.inputs, rows.labels, target=target, name=name, **options), rows, way)
 
     def error_rate(self) -> BoundStatement:
-        """Wrong rows."""
         return self._rate(ErrorRate)
 
     def accuracy(self) -> BoundStatement:
-        """Right rows."""
         return self._rate(ErrorRate, "1 - ")
 
     def recall(self) -> BoundStatement:
-        """Found rows of a class."""
         return self._rate(MissRate, "1 - ", label=self.label("label", self.arguments["label"]))
 
     def miss_rate(self) -> BoundStatement:
-        """Missed rows of a class."""
         return self._rate(MissRate, label=self.label("label", self.arguments["label"]))
 
     def accuracy_drop(self) -> BoundStatement:
-        """Against the original network."""
         return self._rate(AccuracyDrop)
 
     def flip_rate(self) -> BoundStatement:
-        """Against the original network."""
         return self._rate(FlipRate)
 
     def _labels(self, kind: Any, price: float | None, **options: Any) -> BoundStatement:
@@ -275,21 +265,17 @@ class _Binder:
         return min(1.0, self.limit() / len(rows))
 
     def flips(self) -> BoundStatement:
-        """Rows that turn wrong."""
         return self._labels(KeepLabels, self.arguments["price"], reference=self.arguments["reference"])
 
     def unfixed(self) -> BoundStatement:
-        """Wrong rows that stay wrong."""
         return self._labels(FixLabels, self.arguments["price"])
 
     def fix(self) -> BoundStatement:
-        """A wish."""
         return self._labels(FixLabels, float(self.arguments["price"]))
 
     # ---------------------------------------------------------------- outputs, robustness
 
     def output_change(self) -> BoundStatement:
-        """Distance from the original outputs."""
         rows = self.rows(labels=False)
         share = float(self.arguments["share"])
         return self.made(KeepOutputs(rows.inputs, self.limit(), tolerance=share, name=self.name), rows)
@@ -317,7 +303,6 @@ class _Binder:
         return self.made(OutputBounds(rows.inputs, matrix, bound, tolerance=share, name=self.name), rows)
 
     def certified_radius(self) -> BoundStatement:
-        """One over the radius."""
         rows = self.rows()
         aggregate = {"mean": "mean", "least": "max"}[self.arguments["aggregate"]]
         ends: dict[str, Any] = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
@@ -326,22 +311,18 @@ class _Binder:
         return self.made(item, rows, "1 / ")
 
     def attack_error(self) -> BoundStatement:
-        """Points found by gradient steps."""
         ends: dict[str, Any] = {"lower": float(self.arguments["lower"]), "upper": float(self.arguments["upper"])}
         return self._rate(AdversarialError, radius=float(self.arguments["radius"]), **ends)
 
     # ---------------------------------------------------------------- change, own code
 
     def max_change(self) -> BoundStatement:
-        """Absolute."""
         return self.made(ChangeLimit(absolute=self.limit(), name=self.name), None)
 
     def relative_change(self) -> BoundStatement:
-        """Relative."""
         return self.made(ChangeLimit(relative=self.limit(), name=self.name), None)
 
     def linear_rows(self) -> BoundStatement:
-        """Arrays of a file."""
         path = self.all.folder / str(self.arguments["file"])
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -23,7 +23,7 @@ from repairopt.surrogate import LowRankHessian
 
 from .solution import Solution, Status
 
-TOL, LOW_PRECISION_TOL = 1e-6, 1e-3
+LARGEST_FACTORIZED = 5000  # variables up to which a dense Hessian is factorized to see that it is convex
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Residuals:
     gap: float = float("nan")
 
 
-def tolerance(point: Array) -> float:
-    """Relative tolerance of optimality by the precision of a point: 1e-6, or 1e-3 for single and half precision."""
-    return LOW_PRECISION_TOL if getattr(point, "dtype", None) in (np.float32, np.float16) else TOL
+def tolerance(point: Array | None, usual: float = 1e-6) -> float:
+    """Relative tolerance of optimality by the precision of a point: the usual one, 1e-3 for single and half."""
+    return 1e-3 if getattr(point, "dtype", None) in (np.float32, np.float16) else usual
 
 
 def residuals(

@@ -15,12 +15,11 @@ from repairopt.surrogate import LowRankHessian
 
 from .isolate import solve_isolated
 from .native_output import native_output
-from .recheck import recheck
+from .recheck import LARGEST_FACTORIZED, recheck
 from .registry import available_solvers, find_solver, with_options
 from .scaling import equilibrate
 from .solution import Attempt, Solution, Solver, Status
 
-LARGEST_CHECKED = 5000  # variables up to which a Hessian is factorized to see that it is convex
 FEASIBILITY_TOL = 1e-6
 
 
@@ -68,7 +67,7 @@ def check_convex(program: Program) -> None:
             f"program: the Hessian's diagonal part has an entry of {float(program.hessian.diagonal.min()):.3g}; "
             f"expected none below 0. Convexify the surrogate (convexify='project')."
         )
-    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_CHECKED:
+    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_FACTORIZED:
         return
     scale = max(1e-300, float(np.abs(program.hessian).max(initial=0.0)))
     if float(np.abs(program.hessian - program.hessian.T).max(initial=0.0)) > 1e-9 * scale:
