@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from infeasible_programs import infeasible_at, proves
 
-from repairopt.certificates.certify import farkas_certificate, least_violation
 from repairopt.certificates.conflict import Conflict, Member, explain_conflict, restricted
-from repairopt.certificates.elastic import row_violations
-from repairopt.certificates.farkas import check_ray
+from repairopt.certificates.elastic import least_violation, row_violations
+from repairopt.certificates.farkas import check_ray, farkas_certificate
 from repairopt.errors import ProgramError, SolverError
 from repairopt.problems import INF, conflicting_rows, known_programs, linear
 from repairopt.program import Program

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from infeasible_programs import barely_feasible, exact_margin, infeasible_at, proves
 
-from repairopt.certificates.certify import CertificateVerdict, certify, farkas_certificate
+from repairopt.certificates.certify import CertificateVerdict, certify
 from repairopt.certificates.conflict import explain_conflict
-from repairopt.certificates.farkas import check_ray
+from repairopt.certificates.farkas import check_ray, farkas_certificate
 from repairopt.certificates.rational import as_fractions
 from repairopt.errors import ProgramError
 from repairopt.problems import INF, conflicting_rows, known_programs

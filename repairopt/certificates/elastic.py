@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from repairopt.errors import SolverError
 from repairopt.program import Array, Program
 from repairopt.solving.recheck import row_norms
-from repairopt.solving.registry import find_solver
+from repairopt.solving.registry import find_solver, with_options
 from repairopt.solving.run_solver import run_solver
 from repairopt.solving.solution import Solution, Solver, Status
 from repairopt.specify import Source
@@ -153,9 +153,7 @@ def _solve_elastic(
 ) -> Solution:
     elastic, signs = _elastic_program(program, rows, lengths, measure)
     backend: Any = find_solver(elastic, PHASE_ONE if solver is None else solver)
-    tol = getattr(backend, "feasibility_tol", None)
-    if tol is not None and tol > PHASE_ONE_TOL and is_dataclass(backend):
-        backend = replace(backend, feasibility_tol=PHASE_ONE_TOL)  # type: ignore[type-var]
+    backend = with_options(backend, feasibility_tol=min(getattr(backend, "feasibility_tol", 1.0), PHASE_ONE_TOL))
     started = time.perf_counter()
     found = run_solver(elastic, backend, time_limit=time_limit)
     duals = None

@@ -11,10 +11,9 @@ from repairopt.program import Array, Program
 from repairopt.solving.recheck import row_norms
 from repairopt.surrogate import LowRankHessian
 
-from .dual_bound import DualBound, gamma, near_zero, rows_of
+from .dual_bound import REPAIRS, DualBound, gamma, near_zero, rows_of
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, is_semidefinite
 
-ROUNDS = 4  # tries to make the reduced gradient zero where bounds are infinite
 NEGLIGIBLE = 1e-12  # share of the largest multiplier, times its row's norm, up to which multipliers are dropped
 
 
@@ -94,7 +93,7 @@ def exact_bound(program: Program, known: DualBound) -> Fraction | None:
 def balanced_system(program: Program, anchor: Array, duals: Array) -> ExactSystem | None:
     """Anchor and multipliers, moved until the reduced gradient is 0 where it must be; None where that fails."""
     system = ExactSystem(program, anchor, duals)
-    for _ in range(ROUNDS):
+    for _ in range(REPAIRS):
         needs = system.needs()
         if not needs.any():
             return system

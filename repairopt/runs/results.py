@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
@@ -144,16 +144,7 @@ class ErrorResult(Result):
 
 
 RESULTS: dict[str, type[Result]] = {
-    "check": CheckResult,
-    "solve": SolveResult,
-    "verify": VerifyResult,
-    "apply": MoveResult,
-    "revert": MoveResult,
-    "show": PatchResult,
-    "report": ReportResult,
-    "solvers": SolversResult,
-    "demo": SolveResult,
-    "error": ErrorResult,
+    command: one for one in Result.__subclasses__() for command in get_args(one.model_fields["command"].annotation)
 }
 
 

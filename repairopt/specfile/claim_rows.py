@@ -10,8 +10,6 @@ from pydantic import Field
 
 from .models import Strict
 
-WIDTH = 100
-
 
 class ClaimRow(Strict):
     """One goal, bound or watched measure on one set of rows."""

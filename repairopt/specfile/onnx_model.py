@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError, require_extra
+from repairopt.patches.onnx_export import TOLERANCES
 
 from .onnx_operators import LAYERS, OPERATIONS, Call
 
 ROWS = 3  # on which a file is compared with ONNX Runtime
-RTOL, ATOL = 1e-4, 1e-5
 SOFTMAX = "repairopt_softmax"
 
 
@@ -196,7 +196,7 @@ def _compare(path: Path, network: nn.Module, graph: Any) -> None:
     found = torch.softmax(found, -1) if _has_softmax(network) else found
     if found.ndim != 2 or found.shape != expected.shape:
         raise ModelError(f"'{path}': gives outputs of shape {tuple(expected.shape)}; expected (N, k).")
-    if not torch.allclose(found, expected, rtol=RTOL, atol=ATOL):
+    if not torch.allclose(found, expected, *TOLERANCES[torch.float32]):
         apart = float((found - expected).abs().max())
         raise ModelError(
             f"'{path}': the torch network differs from ONNX Runtime by {apart:.3g}; it cannot be repaired."
