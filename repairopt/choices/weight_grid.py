@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from repairopt.errors import ProgramError
-from repairopt.program import Array, Hessian, Program
-from repairopt.surrogate import LowRankHessian
+from repairopt.program import Array, Program
+from repairopt.solving.scaling import scaled_hessian
 
 from .integer_program import IntegerProgram, checked
 
@@ -46,7 +46,7 @@ def grid(
     scaled = replace(
         program,
         gradient=program.gradient * unit,
-        hessian=_scaled(program.hessian, unit),
+        hessian=scaled_hessian(program.hessian, unit),
         matrix=columns,
         delta_lower=low,
         delta_upper=high,
@@ -131,9 +131,3 @@ class Rounding:
                     trial = point.copy()
                     trial[j] += step
                     improved |= self._offer(trial)
-
-
-def _scaled(hessian: Hessian | None, unit: Array) -> Hessian | None:
-    if hessian is None or isinstance(hessian, np.ndarray):
-        return None if hessian is None else hessian * np.outer(unit, unit)
-    return LowRankHessian(hessian.diagonal * unit**2, hessian.factor * unit[:, None])

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+
+from repairopt.errors import PatchError
 
 from .tensor_bits import Bits, dtype_name, to_bits
-from .weights import Weights, listed, state_of
+from .weights import Weights, copy_model, listed, state_of, write_into
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ def fingerprint(weights: Weights) -> Fingerprint:
         'eff729c2e96233a6'
     """
     return Fingerprint({name: digest_tensor(value) for name, value in state_of(weights).items()})
+
+
+def written_copy(model: nn.Module, new: Mapping[str, Bits], expected: Fingerprint, what: str) -> nn.Module:
+    """A copy of a model with new bits in some of its weights; a PatchError where it is not what is expected."""
+    moved = copy_model(model)
+    write_into(moved, new)
+    found = fingerprint(moved)
+    if found != expected:
+        raise PatchError(
+            f"{what}: {expected.differences(found)}. Look for weights that share a part of their memory. The model was "
+            f"not modified."
+        )
+    return moved
 
 
 def digest_tensor(tensor: Tensor) -> str:

@@ -19,11 +19,11 @@ from repairopt.versions import library_versions
 
 from .changes import Change, check_is_base, compare
 from .claims import PatchInfo, hash_spec
-from .fingerprints import Fingerprint, digest_bits, fingerprint
+from .fingerprints import Fingerprint, digest_bits, fingerprint, written_copy
 from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
 from .safe_files import read_tensors, write_tensors
 from .tensor_bits import Bits, dtype_name, from_bits, to_bits
-from .weights import Ties, Weights, copy_model, fill_ties, state_of, write_into
+from .weights import Ties, Weights, fill_ties, state_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +175,8 @@ class Patch:
                 f"apply_to_state_dict or revert_state_dict."
             )
         new = self._new_bits(state_of(model), back)
-        moved = copy_model(model)
-        write_into(moved, new)
-        wanted, found = (self.base if back else self.repaired), fingerprint(moved)
-        if found != wanted:
-            raise PatchError(
-                f"model {type(model).__name__}: the copy is not what the patch promises: {wanted.differences(found)}. "
-                f"Look for weights that share a part of their memory. The model was not modified."
-            )
-        return moved
+        what = f"model {type(model).__name__}: the copy is not what the patch promises"
+        return written_copy(model, new, self.base if back else self.repaired, what)
 
     def _moved_state(self, state: Mapping[str, Tensor], back: bool) -> dict[str, Tensor]:
         present = state_of(state, "state dict")

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from repairopt.errors import PatchConflictError, PatchError, WrongBaseError
+from repairopt.errors import PatchConflictError, WrongBaseError
 
 from .changes import Change
 from .differences import Positions
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, written_copy
 from .patch import Patch
 from .tensor_bits import Bits, from_bits, to_bits
-from .weights import copy_model, state_of, write_into
+from .weights import copy_model, state_of
 
 _SHOWN = 5
 
@@ -171,16 +171,9 @@ def _move_entries(number: int, patch: Patch, model: nn.Module, back: bool) -> nn
     for change in patch.changes:
         for name in change.names:
             new[name] = _moved_entries(f"patches[{number}]", name, change, state, back)
-    moved = copy_model(model)
-    write_into(moved, new)
     made = {name: from_bits(bits, state[name].dtype, state[name].shape) for name, bits in new.items()}
     expected = fingerprint(state).with_tensors(fingerprint(made).tensors)
-    if fingerprint(moved) != expected:
-        raise PatchError(
-            f"patches[{number}]: the copy is not as written: {expected.differences(fingerprint(moved))}. Look for "
-            f"weights that share a part of their memory. The model was not modified."
-        )
-    return moved
+    return written_copy(model, new, expected, f"patches[{number}]: the copy is not as written")
 
 
 def _moved_entries(what: str, name: str, change: Change, state: dict[str, Tensor], back: bool) -> Bits:

@@ -202,16 +202,9 @@ def _differences(stated: Sequence[Any], found: Sequence[ClaimRow]) -> list[str]:
     for key, claim in own.items():
         if key in said:
             other = said[key]
-            off = [
-                f"{part} {other.get(part)!r}, recomputed {claim[part]!r}"
-                for part in FIXED
-                if other.get(part) != claim[part]
-            ]
-            off += [
-                f"{part} {other.get(part)!r}, recomputed {claim[part]!r}"
-                for part in FIGURES
-                if not _close(other.get(part), claim[part])
-            ]
+            wrong_parts = [part for part in FIXED if other.get(part) != claim[part]]
+            wrong_parts += [part for part in FIGURES if not _close(other.get(part), claim[part])]
+            off = [f"{part} {other.get(part)!r}, recomputed {claim[part]!r}" for part in wrong_parts]
             wrong += [f"claim '{key[0]}' on {key[1] or 'the change'}: states {'; '.join(off)}"] if off else []
     return wrong
 

@@ -77,7 +77,7 @@ def equilibrate(program: Program) -> Scaled:
     scaled = replace(
         program,
         gradient=program.gradient * columns * cost,
-        hessian=_scaled_hessian(program.hessian, columns, cost),
+        hessian=scaled_hessian(program.hessian, columns, cost),
         constant=program.constant * cost,
         matrix=_times(program.matrix, rows, columns),
         lower=program.lower * rows,
@@ -107,7 +107,8 @@ def _largest_curvature(hessian: Hessian | None, columns: Array) -> Array:
     return np.asarray((np.abs(hessian) * columns[:, None] * columns).max(axis=0))
 
 
-def _scaled_hessian(hessian: Hessian | None, columns: Array, cost: float) -> Hessian | None:
+def scaled_hessian(hessian: Hessian | None, columns: Array, cost: float = 1.0) -> Hessian | None:
+    """``cost D H D`` for the diagonal ``D`` of ``columns``."""
     if hessian is None:
         return None
     if isinstance(hessian, LowRankHessian):

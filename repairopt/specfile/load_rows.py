@@ -85,7 +85,6 @@ def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
 
         if ending == ".parquet":
             require_extra("tables", f"reading '{path.name}'", "pyarrow")
-        if ending == ".parquet":
             table = pandas.read_parquet(path)
         else:
             table = pandas.read_csv(path, sep="\t" if ending == ".tsv" else ",", skipinitialspace=True)
