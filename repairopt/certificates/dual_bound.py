@@ -38,15 +38,11 @@ DENSE_REPAIR = 4_000_000  # entries up to which least squares are solved by fact
 
 @dataclass(frozen=True, eq=False)
 class DualBound:
-    """How far a point can be from the optimum.
+    """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``, rounding errors included.
 
-    Attributes:
-        gap: ``f(delta) - f*`` is at most this, rounding errors included; infinite where nothing is known.
-        rounding: The part of ``gap`` that stands for rounding errors.
-        anchor: ``w``, where the objective was linearized; ``delta`` unless moved.
-        row_duals: ``y``: the multipliers given, without those of infinite sides, moved where needed.
-        deficit: ``H + deficit I`` is positive semidefinite; the gap accounts for it.
-        reach: Variables without a bound were compared up to this far from ``delta``; infinite where all have bounds.
+    ``rounding`` is the part of the gap that stands for rounding errors. The objective was linearized at ``anchor``,
+    with the multipliers ``row_duals``: those given, without those of infinite sides, moved where needed. ``H +
+    deficit I`` is positive semidefinite. Variables without a bound were compared up to ``reach`` from ``delta``.
     """
 
     gap: float

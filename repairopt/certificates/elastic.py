@@ -33,13 +33,10 @@ Measure = Literal["sum", "max"]
 
 @dataclass(frozen=True, eq=False)
 class LeastViolation:
-    """A point that violates the rows as little as possible.
+    """A point ``(n,)`` within its bounds that violates the rows as little as possible.
 
-    Attributes:
-        delta: The point ``(n,)``; within its bounds.
-        violations: How far each row is violated there, ``(m,)``, in its own units.
-        sources: Where the violated rows come from, the most violated first; empty for a program without sources.
-        measure: What was minimized: the sum of the violations or the largest.
+    ``violations`` says how far each row is violated, ``(m,)``, in its own units; ``sources`` where the violated rows
+    come from, the most violated first; ``measure`` what was minimized: the sum of the violations or the largest.
     """
 
     delta: Array

@@ -32,15 +32,9 @@ def find_incumbent(
     """Search for a good feasible point by solving continuous programs; None where none was found, which proves nothing.
 
     Starts from nothing chosen and adds what the multipliers promise most; starts from everything chosen and drops what
-    is used least; starts from what fractional choices use. Swaps improve each; the best is disturbed and improved
-    again, until nothing helps or the time is over. On a grid the continuous optimum is rounded, one weight after the
-    other. For the fewest items, charges for use say which must be chosen.
-
-    Args:
-        integer: From :mod:`repairopt.choices.integer_program`.
-        solver: Back end for the continuous programs; None chooses one by size.
-        time_limit: Seconds; the best point so far is returned.
-        seed: For the disturbances.
+    is used least; starts from what fractional choices use. Swaps improve each; the best is disturbed (by ``seed``) and
+    improved again, until nothing helps or the time is over: the best point so far is returned. On a grid the continuous
+    optimum is rounded, one weight after the other. For the fewest items, charges for use say which must be chosen.
     """
     search = _Search(integer, solver, time_limit)
     try:

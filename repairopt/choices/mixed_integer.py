@@ -40,8 +40,7 @@ class IntegerSolution:
         chosen: For each item whether it was chosen; empty on a grid and where there is no point.
         objective: What was minimized, at ``delta``; NaN where there is no point.
         bound: Proven lower bound on it, in floating-point arithmetic; ``-inf`` where nothing was proven.
-        gap: ``objective - bound`` over ``|objective|``, or over the ``|objective|`` of no change where that is larger;
-            NaN where there is no point.
+        gap: ``objective - bound`` over ``|objective|``, or that of no change where it is larger; NaN without a point.
         solver: Where the point came from: ``"incumbent"`` or the name of the back end.
         seconds: Wall time, all together.
         message: Native status text of the back end.

@@ -27,15 +27,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a measure.
-
-    Attributes:
-        name: As in ``name=value``.
-        kind: A key of ``KINDS``.
-        meaning: What it says.
-        default: Where it is left out; ``REQUIRED`` where it must not be.
-        choices: Allowed values, for kind ``"choice"``.
-    """
+    """One argument of a measure: ``kind`` is a key of ``KINDS``, ``default`` is ``REQUIRED`` where it must be given."""
 
     name: str
     kind: str

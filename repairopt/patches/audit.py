@@ -150,9 +150,7 @@ class AuditLog:
 def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> LogEnd:
     """Check the chain of an audit log, which is only read; returns its end.
 
-    Args:
-        path: Of the file.
-        expected: Hash of a line that must be there, such as the last one known.
+    ``expected`` is the hash of a line that must be there, such as the last one known.
 
     Raises:
         AuditError: There is no such file; a line is unfinished, malformed, changed, removed, added or moved, with its

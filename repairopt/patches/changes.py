@@ -39,15 +39,7 @@ class Change:
 def compare(
     base: Weights, repaired: Weights, form: str | Mapping[str, str] = "auto"
 ) -> tuple[tuple[Change, ...], Fingerprint, Fingerprint, Ties]:
-    """Compare two sets of weights, see :meth:`repairopt.patches.Patch.between`.
-
-    Returns:
-        A change for each weight that differs, the hashes of both sides, and the names of tied weights in the first.
-
-    Raises:
-        PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
-        ModelError: No weights.
-    """
+    """Changes, hashes and ties in ``base`` of two sets of weights; see :meth:`repairopt.patches.Patch.between`."""
     old, new = state_of(base, "base"), state_of(repaired, "repaired")
     ties = ties_of(old)
     new = fill_ties(new, ties)

@@ -35,13 +35,7 @@ Both = tuple[Remembering, Remembering]  # the networks before and after
 class Subjects:
     """What a report is about: references to what the user passed and got, nothing is copied.
 
-    Attributes:
-        original: The network before.
-        repaired: The network after.
-        delta: Change of each parameter that could change.
-        specification: Goal, constraints, what is watched and held out; not anchored.
-        forward_fn: As given to the repair.
-        memory_limit: Bytes for activations.
+    ``delta`` has the change of each parameter that could change; the specification is not anchored.
     """
 
     original: nn.Module

@@ -19,17 +19,9 @@ RATE = "favorable rate, "
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """A rate in each of some groups, before and after; arrays ``(q,)``.
+    """A rate in each of some groups before and after, ``(q,)``, with the ends of its 95 % interval after.
 
-    Attributes:
-        name: Of the property, or what else the rates belong to.
-        held_out: Whether the data were held out.
-        quantity: What is counted, for the axis.
-        groups: Their names.
-        before: The rates before.
-        after: The rates after.
-        low: Lower ends of the 95 % intervals after; NaN where the number of samples is not known.
-        high: Upper ends.
+    ``quantity`` is what is counted, for the axis; the ends are NaN where the number of samples is not known.
     """
 
     name: str
@@ -46,14 +38,7 @@ class Rates:
 class Margins:
     """One number for each sample, before and after, ``(N,)``; below the threshold the sample fails.
 
-    Attributes:
-        name: Which data, or which constraint.
-        held_out: Whether they were held out.
-        quantity: What the numbers are, for the axis.
-        before: The numbers before.
-        after: The numbers after.
-        threshold: Samples below it fail.
-        allowed: How many may fail; -1 where that is not a constraint.
+    ``quantity`` is what the numbers are, for the axis; ``allowed`` how many may fail, -1 where that is no constraint.
     """
 
     name: str
@@ -73,15 +58,10 @@ class Margins:
 
 @dataclass(frozen=True, eq=False)
 class LayerChange:
-    """The change of one parameter.
+    """The change of one parameter; ``relative`` is its size over that of the parameter, both as root sums of squares.
 
-    Attributes:
-        name: Of the parameter.
-        shape: Of the parameter.
-        changed: Weights that changed.
-        relative: Size of the change over the size of the parameter, both as root sums of squares.
-        cells: The change over the rms of the parameter, as a matrix of at most 64 x 64 cells, outputs by inputs; a cell
-            that stands for several weights shows the largest of their changes.
+    ``cells`` is the change over the rms of the parameter, as a matrix of at most 64 x 64 cells, outputs by inputs; a
+    cell that stands for several weights shows the largest of their changes.
     """
 
     name: str
@@ -93,18 +73,10 @@ class LayerChange:
 
 @dataclass(frozen=True, eq=False)
 class AffectedInputs:
-    """The ``K`` inputs of a set whose answers changed most, the most affected first.
+    """The ``K`` inputs of a set whose answers changed most, the most affected first: rows, labels, answers ``(K,)``.
 
-    Attributes:
-        name: Which data.
-        held_out: Whether they were held out.
-        rows: Their positions in the data, ``(K,)``.
-        inputs: ``(K, ...)``.
-        labels: True labels ``(K,)``; -1 where not known.
-        before: Answers before ``(K,)``.
-        after: Answers after ``(K,)``.
-        shift: Half the sum of the changes of all probabilities, ``(K,)``: 0 none, 1 all.
-        features: Names of the columns, where known.
+    ``inputs`` is ``(K, ...)``; a label is -1 where it is not known. ``shift`` is half the sum of the changes of all
+    probabilities: 0 none, 1 all.
     """
 
     name: str
@@ -142,12 +114,7 @@ class GroupTable:
 class Progress:
     """What each round of a repair came to, the original network first; arrays ``(R,)``.
 
-    Attributes:
-        goal: The goal on the true network; NaN where it was not measured.
-        broken: Failing samples beyond what is allowed; -1 where nothing was counted.
-        accepted: Whether the point was kept.
-        target: Of the goal.
-        name: Of the goal.
+    ``goal`` is NaN where it was not measured; ``broken`` counts failing samples beyond what is allowed, -1 for unknown.
     """
 
     goal: Array
@@ -178,12 +145,7 @@ class Evidence:
 def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
     """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data.
 
-    Args:
-        evidence: What the pictures show.
-        folder: Made where it does not exist.
-
-    Returns:
-        The file; NumPy's format, without pickles.
+    The folder is made where it does not exist. NumPy's format, without pickles.
     """
     from repairopt.patches.safe_files import whole_file
 

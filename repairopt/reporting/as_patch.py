@@ -30,12 +30,8 @@ def patch_info(report: Any) -> dict[str, Any]:
 def claims_from_report(report: Any) -> list[dict[str, Any]]:
     """Claims that a report of a repair supports.
 
-    Args:
-        report: Of :func:`repairopt.solve_repair`.
-
-    Returns:
-        One claim for each measure, each constraint and each set of labelled data, those on held-out data included,
-        met or not. Every figure was counted on the true network; none is a proof, and none has an interval.
+    One for each measure, each constraint and each set of labelled data, those on held-out data included, met or not.
+    Every figure was counted on the true network; none is a proof, and none has an interval.
     """
     claims: list[dict[str, Any]] = []
     for measure in report.verification.measures:

@@ -41,13 +41,8 @@ def render_page(
 ) -> str:
     """The page as HTML; without pictures, and saying so, where Matplotlib is not installed.
 
-    Args:
-        plain: A report as a dict, from :meth:`repairopt.Report.to_dict`.
-        evidence: What the pictures show.
-        title: Heading and title of the page.
-        frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
-        features: Names of the input columns.
-        complete: Whether the evidence was collected from networks and data.
+    ``plain`` is a report as a dict; ``complete`` says whether the evidence was collected from networks and data. The
+    others are options of :func:`repairopt.write_html`.
     """
     from jinja2 import Environment, StrictUndefined
 

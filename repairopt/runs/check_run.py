@@ -18,13 +18,7 @@ from .results import CheckResult
 def check_spec_file(
     source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
 ) -> CheckResult:
-    """Measure goal and bounds of a spec on its network, or on the repaired one; nothing is changed.
-
-    Args:
-        source: The spec file.
-        patch: Applied to the network before it is judged.
-        strict: Whether held-out rows decide too.
-        model: Judged in place of the spec's network, which stays what it is compared with.
+    """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used.

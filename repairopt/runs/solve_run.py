@@ -75,12 +75,7 @@ def solve_spec(
 ) -> SolveResult:
     """Repair the network of a spec file; what is returned is written to ``result.json`` as well.
 
-    Args:
-        source: The spec file.
-        out: Folder for patch, report, log and result. A run that had ended there is not repeated where it is resumed.
-        options: Of the command line.
-        progress: Told of each stage and step.
-        command: Which command was called.
+    A run that had ended in the folder ``out`` is not repeated where it is resumed.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used, or it has no goal.

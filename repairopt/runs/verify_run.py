@@ -38,15 +38,10 @@ def verify_patch(
     expected_hash: str | None = None,
     strict: bool = False,
 ) -> VerifyResult:
-    """Recompute what a patch and its result claim. A patch that cannot be read or applied is not sound.
+    """Recompute what a patch and its result claim; options are those of ``repairopt verify``.
 
-    Args:
-        source: The spec file.
-        patch_path: The patch.
-        result: The ``result.json``; by default the one beside the patch, where it is there.
-        audit: The ``audit.jsonl``; same.
-        expected_hash: Content hash that the patch must have, from where you trust.
-        strict: Whether held-out rows decide too whether all is met.
+    ``result`` and ``audit`` are by default the files beside the patch, where they are there. A patch that cannot be
+    read or applied is not sound.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used.

@@ -14,16 +14,10 @@ SHARE = 0.9  # of the memory that is free, up to which a solve may go
 
 
 def check_memory(backend: Any, program: Program, memory_limit: float | None = None) -> None:
-    """Refuse what would not fit.
+    """Refuse by a ProgramError what would not fit, with the number of bytes and what to do.
 
-    Args:
-        backend: Its ``memory(program)`` gives the bytes that it will take beyond the program; one without is not
-            checked.
-        program: What it is to solve.
-        memory_limit: Bytes; None for nine tenths of what the machine has free.
-
-    Raises:
-        ProgramError: It needs more; the message has the number of bytes and what to do.
+    ``backend.memory(program)`` gives the bytes that it takes beyond the program; a back end without it is not checked.
+    The limit is in bytes; None for nine tenths of what the machine has free.
     """
     rule = getattr(backend, "memory", None)
     need = float(rule(program)) if callable(rule) else 0.0

@@ -66,10 +66,8 @@ def measure_claims(
 ) -> list[ClaimRow]:
     """Every goal, bound and watched measure of a spec, on the rows of the repair and on held-out ones.
 
-    Args:
-        spec: With the original network.
-        model: The network that is judged; None for the original.
-        location: Positions of the weights that could change, by parameter: for bounds by ``linear_rows``.
+    ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
+    by parameter: for bounds by ``linear_rows``.
 
     Raises:
         ModelError: The network cannot take the rows, or its outputs are not finite.

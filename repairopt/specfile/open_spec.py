@@ -50,9 +50,8 @@ class OpenSpec:
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     """Load the network and the rows of a spec, and bind goal and bounds to them.
 
-    Args:
-        source: Path of a spec file, a spec that was read, or its content as a dict (file names then are relative to the
-            working folder).
+    ``source`` is the path of a spec file, a spec that was read, or its content as a dict, whose file names are relative
+    to the working folder.
 
     Raises:
         SpecFileError: Anything that cannot be read or does not fit, with the line in the spec.
