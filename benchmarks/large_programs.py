@@ -22,9 +22,13 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from row_kinds import FeatureRows, ScreenedRows  # noqa: E402
+
 from repairopt.program import LowRankHessian, Program, solve, solve_working_set
 from repairopt.program.working_sets.relaxed_program import certified_gap
-from repairopt.program.working_sets.row_oracles import DenseRows, FeatureRows
+from repairopt.program.working_sets.row_oracles import DenseRows
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 LIMIT = 60  # CPU seconds for all rows at once
@@ -116,8 +120,8 @@ def one(case: str, n: int, m: int, how: str) -> dict[str, Any]:
     floor, before = min(cpu(lambda: matrix @ vector)[0] for _ in range(3)), peak()
     if how in (WORKING_SET, SCREENED) or how.startswith(WORKING_SET + " + "):
         solver = how.split(" + ")[1] if " + " in how else None
-        screening = how == SCREENED
-        run = lambda: solve_working_set(head, DenseRows(matrix, lower, screening=screening), solver=solver)  # noqa: E731
+        kind = ScreenedRows if how == SCREENED else DenseRows
+        run = lambda: solve_working_set(head, kind(matrix, lower), solver=solver)  # noqa: E731
     else:
         program = replace(head, matrix=matrix, lower=lower, upper=np.full(m, np.inf))
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + LIMIT, resource.RLIM_INFINITY))

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from repairopt import ErrorRate, FixLabels, GroupGap, KeepLabels, Repair, solve_repair
 from repairopt.errors import MissingExtraError, WrongBaseError
 from repairopt.patches import AuditLog, Patch, export_onnx, fingerprint, verify_log
-from repairopt.patches.audit import record_repair
 from repairopt.patches.lora_export import export_lora
 from repairopt.patches.stack import apply_all, find_conflicts, revert_all
+from repairopt.report.as_patch import record_repair
 
 # %% [markdown]
 # ## The model in production

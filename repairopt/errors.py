@@ -7,6 +7,7 @@ Outcomes of a repair (target missed, constraints in conflict, time limit) are va
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -80,6 +81,24 @@ class AuditError(RepairError, ValueError):
 
 class MissingExtraError(RepairError, ImportError):
     """An optional library is not installed. The message names the extra that brings it."""
+
+
+def require_extra(extra: str, task: str, *modules: str, hint: str = "") -> None:
+    """Check that the libraries of an extra are installed, without importing them.
+
+    Args:
+        extra: Name of the extra of repairopt.
+        task: What needs it, for the message.
+        *modules: Names of the libraries.
+        hint: What to do without them, for the message.
+
+    Raises:
+        MissingExtraError: One is not installed.
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise MissingExtraError(
+            f"{task} needs {', '.join(missing)}, not installed here. Install with: pip install repairopt[{extra}]{hint}"
+        )
 
 
 class LanguageError(SpecificationError):

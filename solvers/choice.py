@@ -22,16 +22,10 @@ SPARSE = 0.1  # share of stored entries up to which a matrix in sparse storage c
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the table.
+    """One line of the table: the back ends for a kind of program, the best first, and what was measured.
 
-    Attributes:
-        kind: Kind of program.
-        order: Back ends, the best first.
-        variables: Most variables that the line speaks of.
-        sparse: Whether the line is for sparse matrices only, see ``SPARSE``.
-        low_rank: Whether the line is for Hessians given as a diagonal and a factor only.
-        few_rows: Whether the line is for programs with far fewer rows than variables only, see ``WIDE``.
-        because: What was measured.
+    It speaks of programs of at most so many ``variables``; of ``sparse`` matrices, Hessians given as a diagonal and a
+    factor (``low_rank``), or far fewer rows than variables (``few_rows``, see ``WIDE``) alone.
     """
 
     kind: Kind

@@ -14,8 +14,8 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
-from .matrices import sparse_bytes, sparse_hessian, sparse_rows
+from .back_end import Ranked, native_options, seconds
+from .matrices import one_sided, sparse_bytes, sparse_hessian, sparse_rows
 
 # Every clarabel.SolverStatus. "Almost" means a thousand times looser tolerances: no proof, so never OPTIMAL.
 STATUS = {
@@ -35,7 +35,7 @@ STATUS = {
 
 
 @dataclass(frozen=True)
-class Clarabel:
+class Clarabel(Ranked):
     """LP and QP; slower than PIQP, written by other people, so good to check it against.
 
     Attributes:
@@ -57,11 +57,6 @@ class Clarabel:
     name: ClassVar[str] = "clarabel"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("clarabel",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -89,48 +84,31 @@ class Clarabel:
             return Solution(status, message=native, ray=rows, iterations=result.iterations)
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
             return Solution(status, message=native, iterations=result.iterations)
-        return Solution(
-            status,
-            delta=np.array(result.x),
-            message=native,
-            row_duals=rows,
-            bound_duals=bounds,
-            iterations=result.iterations,
-        )
+        found: Any = {"row_duals": rows, "bound_duals": bounds, "iterations": result.iterations}
+        return Solution(status, delta=np.array(result.x), message=native, **found)
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "verbose": self.verbose,
-            "tol_feas": self.feasibility_tol,
-            "tol_gap_abs": self.gap_tol,
-            "tol_gap_rel": self.gap_tol,
-        }
-        if self.time_limit is not None:
-            settings["time_limit"] = float(self.time_limit)
-        if self.threads is not None:
-            settings["max_threads"] = self.threads
-        return settings | dict(self.native)
+        return native_options(
+            self.native,
+            verbose=self.verbose,
+            tol_feas=self.feasibility_tol,
+            tol_gap_abs=self.gap_tol,
+            tol_gap_rel=self.gap_tol,
+            time_limit=seconds(self.time_limit),
+            max_threads=self.threads,
+        )
 
 
 def _cone_form(program: Program) -> tuple[Any, Array, Array, Any, int]:
     """Rows and bounds as ``M x + s = b`` with s = 0 (equalities, first) or s >= 0.
 
-    Args:
-        program: What to translate.
-
-    Returns:
-        M as CSC, b, the sign of each line (-1 where it is a lower side), the row or ``m +`` variable that each line
-        comes from, and the number of equalities.
+    M as CSC, b, the sign of each line (-1 where it is a lower side), the row or ``m +`` variable that each line comes
+    from, and the number of equalities.
     """
     from scipy import sparse
 
     low, high = program.bounds()
     lower, upper = np.concatenate([program.lower, low]), np.concatenate([program.upper, high])
-    equal = np.flatnonzero(lower == upper)
-    above = np.flatnonzero((lower != upper) & np.isfinite(upper))
-    below = np.flatnonzero((lower != upper) & np.isfinite(lower))
-    owners = np.concatenate([equal, above, below])
-    signs = np.concatenate([np.ones(len(equal) + len(above)), -np.ones(len(below))])
-    sides = np.concatenate([upper[equal], upper[above], -lower[below]])
+    owners, signs, sides, equal = one_sided(lower, upper)
     lines = sparse.vstack([sparse_rows(program), sparse.identity(program.n, format="csr")], format="csr")[owners]
-    return (sparse.diags(signs) @ lines).tocsc(), sides, signs, owners, len(equal)
+    return (sparse.diags(signs) @ lines).tocsc(), sides, signs, owners, equal

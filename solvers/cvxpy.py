@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from repairopt.errors import UnsupportedError
 from repairopt.program import Kind, Program, Solution, Status
 
+from .back_end import Ranked, Session
 from .highs_banner import quiet_highs
 from .matrices import sparse_rows
 from .same_rows import same_hessian
@@ -56,7 +57,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class CVXPY:
+class CVXPY(Ranked):
     """Any solver that CVXPY has.
 
     Attributes:
@@ -79,11 +80,6 @@ class CVXPY:
     name: ClassVar[str] = "cvxpy"
     kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
     requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
-
-    @staticmethod
-    def preference(program: Program) -> float:
-        """Never the default: the open-source solvers behind it are faster without it."""
-        return float("inf")
 
     def session(self) -> _Session:
         """A twin that keeps its problem: where gradient and sides alone change, CVXPY skips the translation."""
@@ -148,22 +144,12 @@ class CVXPY:
         return flat | dict(self.native)
 
 
-@dataclass
-class _Session:
+class _Session(Session):
     """Keeps the problem of the last program."""
-
-    options: CVXPY
-    time_limit: float | None = None
-    verbose: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)  # shared by copies with another time limit
-
-    name: ClassVar[str] = CVXPY.name
-    kinds: ClassVar[frozenset[Kind]] = CVXPY.kinds
-    requires: ClassVar[tuple[str, ...]] = CVXPY.requires
 
     def solve(self, program: Program) -> Solution:
         """New values for the parameters of the last problem, or a new problem."""
-        options = self.options if self.time_limit is None else replace(self.options, time_limit=self.time_limit)
+        options = self.limited()
         last = self.memory.get("program")
         if last is None or not _same_but_parameters(last, program):
             self.memory["problem"] = options._translated(program)

@@ -15,7 +15,7 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
+from .back_end import Ranked, native_options, seconds
 from .matrices import dense_bytes, dense_rows
 
 # Every exit flag, with the name that DAQP's documentation gives it.
@@ -37,7 +37,7 @@ EQUALITY = 5  # active (1) and immutable (4)
 
 
 @dataclass(frozen=True)
-class DAQP:
+class DAQP(Ranked):
     """LP and QP; the fastest for up to some 60 variables, and for linear programs up to some 300.
 
     Attributes:
@@ -55,11 +55,6 @@ class DAQP:
     name: ClassVar[str] = "daqp"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("daqp",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -94,15 +89,14 @@ class DAQP:
         )
 
     def _settings(self, program: Program) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "primal_tol": self.feasibility_tol,
-            "iter_limit": max(100_000, 100 * (program.n + program.m)),  # the native default, 1,000, is too small
-            "eps_prox": -1.0,  # proximal steps where the Hessian is singular ...
-            "eta_prox": 1e-9,  # ... to this accuracy
-        }
-        if self.time_limit is not None:
-            settings["time_limit"] = float(self.time_limit)
-        return settings | dict(self.native)
+        return native_options(
+            self.native,
+            primal_tol=self.feasibility_tol,
+            iter_limit=max(100_000, 100 * (program.n + program.m)),  # the native default, 1,000, is too small
+            eps_prox=-1.0,  # proximal steps where the Hessian is singular ...
+            eta_prox=1e-9,  # ... to this accuracy
+            time_limit=seconds(self.time_limit),
+        )
 
 
 def _contradiction(rows: Array, lower: Array, upper: Array) -> int:

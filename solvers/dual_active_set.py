@@ -30,17 +30,10 @@ SHARE = 0.2  # of the columns: where more change, the matrix is formed anew
 def active_set(
     data: Data, delta: Tensor, steps: int, deadline: float | None = None, system: System | None = None
 ) -> Point | None:
-    """Solve from a guess.
+    """Solve from a guess: rows that hold with equality or are violated at ``delta``, variables on bounds there.
 
-    Args:
-        data: The program; its curvature must be positive.
-        delta: Where the guess is taken: rows that hold with equality or are violated there, variables on bounds.
-        steps: Steps at most.
-        deadline: Time of ``time.perf_counter()`` at which to give up.
-        system: The system of the same program, where another solve has left some of it.
-
-    Returns:
-        The optimum, or None where the steps did not settle.
+    The curvature must be positive. ``system`` is that of the same program, where another solve has left some of it.
+    None where ``steps`` steps did not settle, or the deadline (``time.perf_counter()``) passed.
     """
     system = system or System(data)
     delta = torch.minimum(torch.maximum(delta, data.low), data.high)
@@ -81,10 +74,8 @@ def active_set(
 class System:
     """The Gram matrix of the free columns, kept up to date from step to step and from round to round.
 
-    Args:
-        data: The program.
-        names: A number for each row by which it is known again, or None.
-        previous: The system of an earlier round, of the same variables, curvature and factor.
+    ``names`` has a number for each row by which it is known again; ``previous`` is the system of an earlier round, of
+    the same variables, curvature and factor.
     """
 
     def __init__(self, data: Data, names: Tensor | None = None, previous: System | None = None) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .matrices import sparse_hessian, sparse_rows
+from .back_end import Ranked, native_options, seconds
+from .matrices import one_sided, sparse_hessian, sparse_rows
 
 # Every gurobipy.GRB.Status. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = {
@@ -54,7 +55,7 @@ OPEN = {Kind.LP: "highs", Kind.QP: "piqp", Kind.MILP: "highs", Kind.MIQP: "scip"
 
 
 @dataclass(frozen=True)
-class Gurobi:
+class Gurobi(Ranked):
     """All kinds, with duals, Farkas rays (LP) and bounds (mixed-integer and nonconvex).
 
     Attributes:
@@ -82,11 +83,6 @@ class Gurobi:
     requires: ClassVar[tuple[str, ...]] = ("gurobipy",)
     nonconvex: ClassVar[bool] = True
 
-    @staticmethod
-    def preference(program: Program) -> float:
-        """Never the default: it needs a license."""
-        return float("inf")
-
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
         import gurobipy
@@ -103,22 +99,19 @@ class Gurobi:
             return Solution(Status.FAILED, message=text, retry=False)
 
     def _parameters(self) -> dict[str, Any]:
-        parameters: dict[str, Any] = {
-            "OutputFlag": int(self.verbose),
-            "FeasibilityTol": self.feasibility_tol,
-            "OptimalityTol": self.feasibility_tol,
-            "IntFeasTol": self.feasibility_tol,
-            "BarConvTol": min(1e-8, self.feasibility_tol),
-            "MIPGap": self.gap_tol,
-            "InfUnbdInfo": 1,
-        }
-        if self.time_limit is not None:
-            parameters["TimeLimit"] = float(self.time_limit)
-        if self.node_limit is not None:
-            parameters["NodeLimit"] = self.node_limit
-        if self.threads is not None:
-            parameters["Threads"] = self.threads
-        return parameters | dict(self.native)
+        return native_options(
+            self.native,
+            OutputFlag=int(self.verbose),
+            FeasibilityTol=self.feasibility_tol,
+            OptimalityTol=self.feasibility_tol,
+            IntFeasTol=self.feasibility_tol,
+            BarConvTol=min(1e-8, self.feasibility_tol),
+            MIPGap=self.gap_tol,
+            InfUnbdInfo=1,
+            TimeLimit=seconds(self.time_limit),
+            NodeLimit=self.node_limit,
+            Threads=self.threads,
+        )
 
 
 def _solve(gurobipy: Any, model: Any, program: Program, start: Array | None) -> Solution:
@@ -161,28 +154,17 @@ def _solve(gurobipy: Any, model: Any, program: Program, start: Array | None) -> 
 
 
 def _translate(gurobipy: Any, model: Any, program: Program) -> tuple[Any, Any, Any, Any]:
-    """Each finite side of a row becomes a row of its own, as ``sign * row <= side``; an equality stays one row.
+    """Fill an empty model; returns variables, native rows, the row that each of these comes from, and its sign.
 
-    Args:
-        gurobipy: The library.
-        model: Empty; filled here.
-        program: What to translate.
-
-    Returns:
-        Variables, native rows, the row that each native row comes from, and the sign of each.
+    Each finite side of a row becomes a row of its own, as ``sign * row <= side``; an equality stays one row.
     """
     from scipy import sparse
 
     low, high = program.bounds()
     mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
     delta = model.addMVar(program.n, lb=low, ub=high, vtype=np.where(mask, "I", "C"))
-    equal = np.flatnonzero(program.lower == program.upper)
-    above = np.flatnonzero((program.lower != program.upper) & np.isfinite(program.upper))
-    below = np.flatnonzero((program.lower != program.upper) & np.isfinite(program.lower))
-    owners = np.concatenate([equal, above, below])
-    signs = np.concatenate([np.ones(len(equal) + len(above)), -np.ones(len(below))])
-    sides = np.concatenate([program.upper[equal], program.upper[above], -program.lower[below]])
-    senses = np.repeat(["=", "<"], [len(equal), len(above) + len(below)])
+    owners, signs, sides, equal = one_sided(program.lower, program.upper)
+    senses = np.repeat(["=", "<"], [equal, len(owners) - equal])
     lines = sparse.csr_matrix(sparse.diags(signs) @ sparse_rows(program)[owners])
     rows = model.addMConstr(lines, delta, senses, sides)
     upper = sparse_hessian(program)

@@ -14,7 +14,7 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
+from .back_end import Ranked, Session, native_options, seconds
 from .highs_banner import quiet_highs
 from .highs_model import add_rows, build_model, change_model
 from .matrices import sparse_bytes
@@ -47,7 +47,7 @@ LONG = 1_000_000  # entries of a linear program from which on Ctrl-C is listened
 
 
 @dataclass(frozen=True)
-class HiGHS:
+class HiGHS(Ranked):
     """LP and MILP; the source of Farkas rays for programs without a solution.
 
     Attributes:
@@ -71,11 +71,6 @@ class HiGHS:
     name: ClassVar[str] = "highs"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.MILP})
     requires: ClassVar[tuple[str, ...]] = ("highspy",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -106,36 +101,24 @@ class HiGHS:
         return highs
 
     def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "output_flag": self.verbose,
-            "primal_feasibility_tolerance": self.feasibility_tol,
-            "dual_feasibility_tolerance": self.feasibility_tol,
-            "mip_feasibility_tolerance": self.feasibility_tol,
-            "mip_rel_gap": self.gap_tol,
-        }
-        if self.time_limit is not None:
-            options["time_limit"] = float(self.time_limit)
-        if self.threads is not None:
-            options["threads"] = self.threads
-        return options | dict(self.native)
+        return native_options(
+            self.native,
+            output_flag=self.verbose,
+            primal_feasibility_tolerance=self.feasibility_tol,
+            dual_feasibility_tolerance=self.feasibility_tol,
+            mip_feasibility_tolerance=self.feasibility_tol,
+            mip_rel_gap=self.gap_tol,
+            time_limit=seconds(self.time_limit),
+            threads=self.threads,
+        )
 
 
-@dataclass
-class _Session:
+class _Session(Session):
     """Keeps the model of the last linear program; where rows come and go, the basis stays."""
-
-    options: HiGHS
-    time_limit: float | None = None
-    verbose: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)  # shared by copies with another time limit
-
-    name: ClassVar[str] = HiGHS.name
-    kinds: ClassVar[frozenset[Kind]] = HiGHS.kinds
-    requires: ClassVar[tuple[str, ...]] = HiGHS.requires
 
     def solve(self, program: Program) -> Solution:
         """Update the model where the last program shares rows, else build it."""
-        options = self.options if self.time_limit is None else replace(self.options, time_limit=self.time_limit)
+        options = self.limited()
         known = KnownRows.of(program) if program.kind is Kind.LP else None
         if known is None:
             return options.solve(program)

@@ -38,17 +38,10 @@ def add_rows(highs: Any, program: Program, index: Index) -> None:
 
 
 def change_model(highs: Any, last: Program, order: Index, program: Program, matches: Index) -> Index:
-    """Bring a model of one linear program to another one, but for its new rows.
+    """Bring the model of one linear program to another one with the same variables, but for its new rows.
 
-    Args:
-        highs: Holds the model of ``last``, with the basis of its solution.
-        last: The last program.
-        order: Which row of ``last`` each row of the model is.
-        program: The next program, with the same variables.
-        matches: For each of its rows the position in ``last``, or -1.
-
-    Returns:
-        Which row of ``program`` each remaining row of the model is.
+    ``order`` says which row of ``last`` each row of the model is, ``matches`` where each row of ``program`` stood in
+    ``last``, or -1. Returns which row of ``program`` each remaining row of the model is; the basis stays.
     """
     columns = np.arange(program.n, dtype=np.int32)
     if not np.array_equal(last.gradient, program.gradient):

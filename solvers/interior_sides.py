@@ -11,12 +11,7 @@ Steps = tuple[list[Tensor], list[Tensor]]  # changes of slacks and of multiplier
 class Sides:
     """Slacks and multipliers of the finite sides of ``lower <= value <= upper``, lower side first.
 
-    An infinite side keeps slack 1 and multiplier 0.
-
-    Args:
-        lower: Lower sides, ``(k,)``.
-        upper: Upper sides, ``(k,)``.
-        value: Where to start; slacks may be larger than the room there, see :meth:`residuals`.
+    An infinite side keeps slack 1 and multiplier 0. Slacks may be larger than the room, see :meth:`residuals`.
     """
 
     def __init__(self, lower: Tensor, upper: Tensor, value: Tensor) -> None:

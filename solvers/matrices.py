@@ -35,6 +35,19 @@ def sparse_hessian(program: Program) -> Any:
     return sparse.csc_matrix(np.triu(program.dense_hessian()))
 
 
+def one_sided(lower: Array, upper: Array) -> tuple[Any, Array, Array, int]:
+    """Two-sided lines as ``sign * line <= side``, one for each finite side; equalities once, and first.
+
+    Which line each comes from, its sign, its side, and the number of equalities.
+    """
+    equal = np.flatnonzero(lower == upper)
+    above = np.flatnonzero((lower != upper) & np.isfinite(upper))
+    below = np.flatnonzero((lower != upper) & np.isfinite(lower))
+    signs = np.repeat([1.0, -1.0], [len(equal) + len(above), len(below)])
+    sides = np.concatenate([upper[equal], upper[above], -lower[below]])
+    return np.concatenate([equal, above, below]), signs, sides, len(equal)
+
+
 def sparse_bytes(program: Program) -> float:
     """Bytes of ``A`` and ``H`` in sparse storage, at 12 an entry."""
     matrix, hessian = program.matrix, program.hessian

@@ -21,25 +21,20 @@ from torch import Tensor
 
 from repairopt.program import Array, Kind, Program, Solution, Status, solve_working_set
 
-from .choice import rank
+from .back_end import Ranked
 from .dual_active_set import System, active_set
 from .primal_dual import Limits, Point, interior_point
 from .program_tensors import Data, ProgramTensors
 
 # Every ending of interior_point(), where the program turned out to be neither infeasible nor unbounded.
-STATUS = {
-    "solved": Status.OPTIMAL,
-    "stalled": Status.FAILED,
-    "time": Status.NO_POINT,
-    "iterations": Status.NO_POINT,
-}
+STATUS = {"solved": Status.OPTIMAL, "stalled": Status.FAILED, "time": Status.NO_POINT, "iterations": Status.NO_POINT}
 EVEN = 1e-6  # smallest over largest curvature for which an active set is tried
 COLD_STEPS, WARM_STEPS = 15, 40
 TINY = 1e-7  # of the largest multiplier: smaller ones prove nothing
 
 
 @dataclass(frozen=True)
-class WoodburyIPM:
+class WoodburyIPM(Ranked):
     """LP and QP with a diagonal or low-rank Hessian and any number of variables; the default for n above 5,000.
 
     Attributes:
@@ -65,11 +60,6 @@ class WoodburyIPM:
     name: ClassVar[str] = "woodbury"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("torch",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     def solve(self, program: Program) -> Solution:
         """All rows at once where they are few, else a working set of them."""

@@ -7,14 +7,14 @@ Linear programs are left out on purpose: it needs too many steps on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
+from .back_end import Ranked, Session, native_options, seconds
 from .matrices import sparse_bytes, sparse_hessian, sparse_rows
 from .same_rows import KnownRows, carried, same_hessian
 
@@ -35,7 +35,7 @@ STATUS = {
 
 
 @dataclass(frozen=True)
-class OSQP:
+class OSQP(Ranked):
     """QP by a first-order method.
 
     Attributes:
@@ -53,11 +53,6 @@ class OSQP:
     name: ClassVar[str] = "osqp"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("osqp",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -95,45 +90,28 @@ class OSQP:
             return Solution(status, message=native, iterations=result.info.iter, interrupted=stopped)
         bound_duals = np.zeros(program.n)
         bound_duals[bounded] = result.y[program.m :]
-        return Solution(
-            status,
-            delta=np.array(result.x),
-            message=native,
-            row_duals=np.array(result.y[: program.m]),
-            bound_duals=bound_duals,
-            iterations=result.info.iter,
-        )
+        found: Any = {"row_duals": np.array(result.y[: program.m]), "bound_duals": bound_duals}
+        return Solution(status, delta=np.array(result.x), message=native, iterations=result.info.iter, **found)
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "verbose": self.verbose,
-            "eps_abs": self.feasibility_tol,
-            "eps_rel": self.feasibility_tol,
-            "eps_prim_inf": 1e-8,  # the native defaults, 1e-4, call badly scaled programs infeasible
-            "eps_dual_inf": 1e-8,
-            "max_iter": 200_000,
-        }
-        if self.time_limit is not None:
-            settings["time_limit"] = float(self.time_limit)
-        return settings | dict(self.native)
+        return native_options(
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            eps_prim_inf=1e-8,  # the native defaults, 1e-4, call badly scaled programs infeasible
+            eps_dual_inf=1e-8,
+            max_iter=200_000,
+            time_limit=seconds(self.time_limit),
+        )
 
 
-@dataclass
-class _Session:
+class _Session(Session):
     """Keeps the factors of the last program, and its point."""
-
-    options: OSQP
-    time_limit: float | None = None
-    verbose: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)  # shared by copies with another time limit
-
-    name: ClassVar[str] = OSQP.name
-    kinds: ClassVar[frozenset[Kind]] = OSQP.kinds
-    requires: ClassVar[tuple[str, ...]] = OSQP.requires
 
     def solve(self, program: Program) -> Solution:
         """Update the model, or build it and start from the last point."""
-        options = self.options if self.time_limit is None else replace(self.options, time_limit=self.time_limit)
+        options = self.limited()
         known, last = KnownRows.of(program), self.memory.get("known")
         matches = None if known is None or last is None else last.matches(program)
         if last is None or matches is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from repairopt.program import Kind, Program, Solution, Status
 
-from .choice import rank
+from .back_end import Ranked, native_options
 from .matrices import dense_bytes, dense_rows, sparse_bytes, sparse_hessian, sparse_rows
 
 # Every piqp.Status.
@@ -31,7 +31,7 @@ SPARSE_BELOW = 0.2  # share of stored entries; the sparse variant is 1.1 times f
 
 
 @dataclass(frozen=True)
-class PIQP:
+class PIQP(Ranked):
     """LP and QP of any size up to some 5,000 variables; the default where DAQP is too slow.
 
     PIQP knows no time limit; ``native={"max_iter": 50}`` bounds the work instead.
@@ -55,11 +55,6 @@ class PIQP:
     name: ClassVar[str] = "piqp"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("piqp",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -99,17 +94,16 @@ class PIQP:
         )
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "verbose": self.verbose,
-            "eps_abs": self.feasibility_tol,
-            "eps_rel": self.feasibility_tol,
-            "check_duality_gap": True,
-            "eps_duality_gap_abs": self.gap_tol,
-            "eps_duality_gap_rel": self.gap_tol,
-        }
-        if self.threads is not None:
-            settings["num_threads"] = self.threads
-        return settings | dict(self.native)
+        return native_options(
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            check_duality_gap=True,
+            eps_duality_gap_abs=self.gap_tol,
+            eps_duality_gap_rel=self.gap_tol,
+            num_threads=self.threads,
+        )
 
 
 def _is_sparse(program: Program) -> bool:

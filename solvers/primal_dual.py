@@ -63,14 +63,9 @@ class Units:
 
 
 def interior_point(data: Data, limits: Limits) -> Point:
-    """Run the iterations.
+    """Run the iterations; ``rows`` and ``factor`` of the data are scaled in place.
 
-    Args:
-        data: The program; ``rows`` and ``factor`` are scaled in place.
-        limits: When to stop.
-
-    Returns:
-        The point with the smallest residuals, in the program's own units.
+    Returns the point with the smallest residuals, in the program's own units.
     """
     data, units = _scaled(data)
     state = _State(data, units)
@@ -128,14 +123,8 @@ def _scaled(data: Data) -> tuple[Data, Units]:
 class _Factorized:
     """``D x + [A; F]'y = first``, ``[A; F] x - C y = second`` with diagonal ``D`` and ``C``, ready to be solved.
 
-    Attributes:
-        data: The program.
-        inverse: Of ``D``, ``(n,)``.
-        weight: Of the rows, ``(k,)``.
-        corner: ``C``, ``(k + r,)``.
-        lower: Cholesky factor, of the system without ``x`` or without ``y``, with a unit diagonal.
-        scale: Square root of what that diagonal was divided by.
-        narrow: Whether ``y`` was eliminated, so that the factor is ``(n, n)``.
+    ``lower`` is the Cholesky factor of the system without ``x``, or without ``y`` where ``narrow``, with a unit
+    diagonal; ``scale`` the square root of what that diagonal was divided by.
     """
 
     data: Data

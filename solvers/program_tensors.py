@@ -23,15 +23,7 @@ NARROW = 1.25  # rows for each variable from which on the normal equations are t
 class Data:
     """The program above as float64 tensors on one device; ``low < high`` and ``lower <= upper`` everywhere.
 
-    Attributes:
-        rows: ``A``, ``(k, n)``.
-        factor: ``F``, ``(r, n)``.
-        curvature: ``(n,)``, not negative.
-        gradient: ``(n,)``.
-        lower: ``(k,)``.
-        upper: ``(k,)``.
-        low: ``(n,)``.
-        high: ``(n,)``.
+    ``rows`` is ``A``, ``(k, n)``, with sides ``(k,)``; ``factor`` is ``F``, ``(r, n)``; ``curvature`` is not negative.
     """
 
     rows: Tensor

@@ -14,8 +14,8 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
-from .matrices import dense_bytes, dense_rows
+from .back_end import Ranked, Session, native_options
+from .matrices import dense_bytes, dense_rows, one_sided
 from .same_rows import KnownRows, carried
 
 # Every proxqp.QPSolverOutput.
@@ -30,7 +30,7 @@ STATUS = {
 
 
 @dataclass(frozen=True)
-class ProxQP:
+class ProxQP(Ranked):
     """QP by the dense variant of ProxQP.
 
     ProxQP knows no time limit; ``native={"max_iter": 50}`` bounds the work instead.
@@ -50,11 +50,6 @@ class ProxQP:
     name: ClassVar[str] = "proxqp"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("proxsuite",)
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -76,22 +71,20 @@ class ProxQP:
         low, high = program.bounds()
         matrix = np.vstack([dense_rows(program), np.eye(program.n)])
         lower, upper = np.concatenate([program.lower, low]), np.concatenate([program.upper, high])
-        equal = np.flatnonzero(lower == upper)
-        above = np.flatnonzero((lower != upper) & np.isfinite(upper))
-        below = np.flatnonzero((lower != upper) & np.isfinite(lower))  # as -row <= -side: ProxQP sees no infeasibility
-        backend = proxqp.dense.QP(program.n, len(equal), len(above) + len(below))  # through the lower side of a row
+        owners, signs, sides, equal = one_sided(lower, upper)  # ProxQP sees no infeasibility through a lower side
+        lines = signs[:, None] * matrix[owners]
+        backend = proxqp.dense.QP(program.n, equal, len(owners) - equal)
         for option, value in self._settings().items():
             setattr(backend.settings, option, value)
-        sides = np.concatenate([upper[above], -lower[below]])
-        inequalities = (np.vstack([matrix[above], -matrix[below]]), np.full(len(sides), -np.inf), sides)
-        backend.init(program.dense_hessian(), program.gradient, matrix[equal], upper[equal], *inequalities)
+        inequalities = (lines[equal:], np.full(len(owners) - equal, -np.inf), sides[equal:])
+        backend.init(program.dense_hessian(), program.gradient, lines[:equal], sides[:equal], *inequalities)
         if start is None:
             backend.solve()
         else:
             point, held = start
-            signed = np.concatenate([np.maximum(held[above], 0.0), np.maximum(-held[below], 0.0)])
+            held = signs * held[owners]
             backend.settings.initial_guess = proxqp.InitialGuess.WARM_START
-            backend.solve(point, held[equal], signed)
+            backend.solve(point, held[:equal], np.maximum(held[equal:], 0.0))
         result, info = backend.results, backend.results.info
         native = info.status.name
         status = STATUS.get(native, Status.FAILED)
@@ -100,43 +93,26 @@ class ProxQP:
         if status is not Status.OPTIMAL:
             return Solution(status, message=native, iterations=int(info.iter))
         duals = np.zeros(len(lower))
-        duals[equal] = result.y
-        duals[above] += result.z[: len(above)]
-        duals[below] -= result.z[len(above) :]
-        return Solution(
-            status,
-            delta=np.array(result.x),
-            message=native,
-            row_duals=duals[: program.m],
-            bound_duals=duals[program.m :],
-            iterations=int(info.iter),
-        )
+        np.add.at(duals, owners, signs * np.concatenate([result.y, result.z]))
+        found: Any = {"row_duals": duals[: program.m], "bound_duals": duals[program.m :], "iterations": int(info.iter)}
+        return Solution(status, delta=np.array(result.x), message=native, **found)
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "verbose": self.verbose,
-            "eps_abs": self.feasibility_tol,
-            "eps_rel": self.feasibility_tol,
-            "check_duality_gap": True,
-            "eps_duality_gap_abs": self.gap_tol,
-            "eps_duality_gap_rel": self.gap_tol,
-            "eps_primal_inf": 1e-12,  # the native default, 1e-4, calls feasible programs infeasible
-            "eps_dual_inf": 1e-12,
-        }
-        return settings | dict(self.native)
+        return native_options(
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            check_duality_gap=True,
+            eps_duality_gap_abs=self.gap_tol,
+            eps_duality_gap_rel=self.gap_tol,
+            eps_primal_inf=1e-12,  # the native default, 1e-4, calls feasible programs infeasible
+            eps_dual_inf=1e-12,
+        )
 
 
-@dataclass
-class _Session:
+class _Session(Session):
     """Remembers the last program and its answer."""
-
-    options: ProxQP
-    verbose: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)
-
-    name: ClassVar[str] = ProxQP.name
-    kinds: ClassVar[frozenset[Kind]] = ProxQP.kinds
-    requires: ClassVar[tuple[str, ...]] = ProxQP.requires
 
     def solve(self, program: Program) -> Solution:
         """From the last point, with the multipliers of the rows that are still there."""

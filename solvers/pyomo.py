@@ -16,6 +16,7 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
+from .back_end import Ranked
 from .highs_banner import quiet_highs
 from .matrices import sparse_hessian, sparse_rows
 
@@ -56,7 +57,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Pyomo:
+class Pyomo(Ranked):
     """Any solver that Pyomo reaches.
 
     Attributes:
@@ -77,11 +78,6 @@ class Pyomo:
     name: ClassVar[str] = "pyomo"
     kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
     requires: ClassVar[tuple[str, ...]] = ("pyomo",)
-
-    @staticmethod
-    def preference(program: Program) -> float:
-        """Never the default: the open-source solvers behind it are faster without it."""
-        return float("inf")
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""

@@ -15,12 +15,7 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class KnownRows:
-    """The rows of a program under the names that their sources give them.
-
-    Attributes:
-        program: The program.
-        place: Position of each row by its source.
-    """
+    """The rows of a program, and the position of each by its source."""
 
     program: Program
     place: dict[Any, int]
@@ -34,8 +29,7 @@ class KnownRows:
     def matches(self, program: Program) -> Index | None:
         """For each row of another program its position in this one, -1 where it is new or its coefficients changed.
 
-        Returns:
-            ``(m,)``; None where the programs do not have the same variables or no sources tell rows apart.
+        None where the programs do not have the same variables or no sources tell rows apart.
         """
         if program.n != self.program.n or program.kind is not self.program.kind or len(program.sources) != program.m:
             return None

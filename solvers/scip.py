@@ -15,7 +15,7 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
+from .back_end import Ranked, native_options, seconds
 from .matrices import sparse_bytes, sparse_hessian, sparse_rows
 
 # Every SCIP status. A limit with a feasible point in hand becomes FEASIBLE in solve().
@@ -42,7 +42,7 @@ STATUS = {
 
 
 @dataclass(frozen=True)
-class SCIP:
+class SCIP(Ranked):
     """MIQP, MILP and nonconvex QP with a proven bound; the default for MIQPs.
 
     Attributes:
@@ -69,11 +69,6 @@ class SCIP:
     kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
     requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
     nonconvex: ClassVar[bool] = True
-
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -130,18 +125,15 @@ class SCIP:
         return model, variables
 
     def _parameters(self) -> dict[str, Any]:
-        parameters: dict[str, Any] = {
+        parameters = {
             "numerics/feastol": self.feasibility_tol,
             "numerics/dualfeastol": self.feasibility_tol,
             "limits/gap": self.gap_tol,
+            "limits/time": seconds(self.time_limit),
+            "limits/totalnodes": self.node_limit,
+            "parallel/maxnthreads": self.threads,
         }
-        if self.time_limit is not None:
-            parameters["limits/time"] = float(self.time_limit)
-        if self.node_limit is not None:
-            parameters["limits/totalnodes"] = self.node_limit
-        if self.threads is not None:
-            parameters["parallel/maxnthreads"] = self.threads
-        return parameters | dict(self.native)
+        return native_options(self.native, **parameters)
 
 
 def _variables(model: Any, program: Program) -> list[Any]:
@@ -177,13 +169,7 @@ def _add_start(model: Any, program: Program, point: Array, variables: list[Any],
 def _add_objective(model: Any, program: Program, variables: list[Any]) -> Any:
     """SCIP takes linear objectives only: the height of a point above the paraboloid stands for a quadratic one.
 
-    Args:
-        model: Filled here.
-        program: Its objective.
-        variables: Those of the program.
-
-    Returns:
-        The variable of the height, or None.
+    Returns the variable of the height, or None.
     """
     from pyscipopt.scip import Expr, ExprCons, Term
 

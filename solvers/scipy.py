@@ -14,8 +14,8 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .choice import rank
-from .matrices import sparse_bytes, sparse_rows
+from .back_end import Ranked, native_options, seconds
+from .matrices import one_sided, sparse_bytes, sparse_rows
 
 # Every status of scipy.optimize.linprog and milp. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = {
@@ -29,7 +29,7 @@ TROUBLE = 4
 
 
 @dataclass(frozen=True)
-class SciPy:
+class SciPy(Ranked):
     """LP and MILP without any further library.
 
     Attributes:
@@ -51,11 +51,6 @@ class SciPy:
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.MILP})
     requires: ClassVar[tuple[str, ...]] = ("scipy",)
 
-    @classmethod
-    def preference(cls, program: Program) -> float:
-        """Its rank in the table of :mod:`repairopt.solvers.choice`."""
-        return rank(cls.name, program)
-
     @staticmethod
     def memory(program: Program) -> float:
         """The matrix four times."""
@@ -75,30 +70,23 @@ class SciPy:
         from scipy import sparse
         from scipy.optimize import linprog
 
-        rows, equal = sparse_rows(program), program.lower == program.upper
-        above = np.flatnonzero(~equal & np.isfinite(program.upper))
-        below = np.flatnonzero(~equal & np.isfinite(program.lower))
-        sides = np.concatenate([program.upper[above], -program.lower[below]])
-        options = self._options() | {
-            "primal_feasibility_tolerance": self.feasibility_tol,
-            "dual_feasibility_tolerance": self.feasibility_tol,
-        }
+        owners, signs, sides, equal = one_sided(program.lower, program.upper)
+        lines = sparse.csr_matrix(sparse.diags(signs) @ sparse_rows(program)[owners])
+        tolerances = dict.fromkeys(("primal_feasibility_tolerance", "dual_feasibility_tolerance"), self.feasibility_tol)
         result = linprog(
             gradient,
-            A_ub=sparse.vstack([rows[above], -rows[below]], format="csr"),
-            b_ub=sides,
-            A_eq=rows[equal],
-            b_eq=program.upper[equal],
+            A_ub=lines[equal:],
+            b_ub=sides[equal:],
+            A_eq=lines[:equal],
+            b_eq=sides[:equal],
             bounds=np.column_stack(program.bounds()),
             method="highs",
-            options=options | dict(self.native),
+            options=self._options(**tolerances),
         )
         if result.status != 0:
             return result, _answer(result)
         duals = np.zeros(program.m)  # marginals are slopes of the optimum in the sides: the other sign than ours
-        duals[equal] = -result.eqlin.marginals
-        np.subtract.at(duals, above, result.ineqlin.marginals[: len(above)])
-        np.add.at(duals, below, result.ineqlin.marginals[len(above) :])
+        np.subtract.at(duals, owners, signs * np.concatenate([result.eqlin.marginals, result.ineqlin.marginals]))
         bound_duals = -(np.asarray(result.lower.marginals) + np.asarray(result.upper.marginals))
         return result, _answer(result, row_duals=duals, bound_duals=bound_duals, iterations=int(result.nit))
 
@@ -112,15 +100,14 @@ class SciPy:
             integrality=program.integer.astype(np.int64),
             bounds=Bounds(*program.bounds()),
             constraints=rows if program.m else None,
-            options=self._options() | {"mip_rel_gap": self.gap_tol} | dict(self.native),
+            options=self._options(mip_rel_gap=self.gap_tol),
         )
         bound = result.get("mip_dual_bound")
         known = bound is not None and np.isfinite(bound)
         return result, _answer(result, bound=float(bound) + program.constant if known else float("nan"))
 
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"disp": self.verbose}
-        return options if self.time_limit is None else options | {"time_limit": float(self.time_limit)}
+    def _options(self, **more: Any) -> dict[str, Any]:
+        return native_options(self.native, disp=self.verbose, time_limit=seconds(self.time_limit), **more)
 
 
 def _answer(result: Any, **more: Any) -> Solution:

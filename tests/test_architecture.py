@@ -48,6 +48,7 @@ LOADED_LATE = {
     "pandas",
     "peft",
     "piqp",
+    "psutil",
     "pyomo",
     "pyscipopt",
     "safetensors",
@@ -181,9 +182,11 @@ def test_private_names_stay_in_their_file():
 
 @pytest.mark.parametrize("path", [p for p in CORE if p.name == "__init__.py"], ids=named)
 def test_doors_hold_a_docstring_and_names(path):
-    allowed = (ast.ImportFrom, ast.Expr, ast.Assign)
+    """And the function that finds names from before, where there is one."""
+    allowed = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign)
+    rest = [node for node in tree(path).body if not isinstance(node, allowed)]
     assert ast.get_docstring(tree(path)), "say in a sentence what is behind the door"
-    assert all(isinstance(node, allowed) for node in tree(path).body) or path.parent == PACKAGE
+    assert all(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in rest)
 
 
 def test_no_public_function_bears_the_name_of_its_module():

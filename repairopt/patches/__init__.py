@@ -1,7 +1,7 @@
 """Patches: a repair as a file that is reviewed, shipped, applied to a model in production, and reverted.
 
-A patch is a safetensors file with the difference between two sets of weights (sparse, low-rank or dense, whichever is
-smallest) and, as JSON, where it comes from: hashes of the weights before and after, of the specification, versions,
+A patch is a safetensors file with the difference between two sets of weights (sparse or dense, whichever is
+smaller) and, as JSON, where it comes from: hashes of the weights before and after, of the specification, versions,
 solver, seed, claims. ::
 
     patch = Patch.from_repair(repair, model, spec="gap <= 0.05 on ...")
@@ -28,16 +28,19 @@ What holds:
 Buffers outside of the state dict are no part of a patch.
 """
 
+import warnings
+from importlib import import_module
+from typing import Any
+
 from repairopt.errors import AuditError, ExportError, MissingExtraError, PatchConflictError, PatchError, WrongBaseError
 
-from .audit import AuditLog, LogEnd, record_repair, verify_log
+from .audit import AuditLog, LogEnd, verify_log
 from .changes import Change
-from .claims import PatchInfo, claims_from_report, hash_spec
-from .extras import require_extra
-from .fingerprints import Fingerprint, fingerprint
+from .claims import PatchInfo, hash_spec
+from .fingerprints import Fingerprint, digest_tensor, fingerprint
 from .lora_export import export_lora
 from .merge import load_weights, merged_state_dict, save_weights
-from .onnx_export import OnnxExport, export_onnx
+from .onnx_export import TOLERANCES, OnnxExport, export_onnx
 from .patch import Patch
 from .safe_files import read_tensors, whole_file, write_tensors
 from .stack import Conflict, apply_all, find_conflicts, revert_all
@@ -62,7 +65,6 @@ __all__ = [
     "WrongBaseError",
     "WrappedPatch",
     "apply_all",
-    "claims_from_report",
     "export_lora",
     "export_onnx",
     "find_conflicts",
@@ -71,8 +73,16 @@ __all__ = [
     "load_patch",
     "load_weights",
     "merged_state_dict",
-    "record_repair",
     "revert_all",
     "save_weights",
     "verify_log",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What moved, for one release."""
+    if name in ("claims_from_report", "record_repair"):
+        new = "repairopt.report.as_patch"
+        warnings.warn(f"repairopt.patches.{name} moved to {new}.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(new), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,17 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from repairopt.errors import AuditError
 
-from .fingerprints import digest_tensor, fingerprint
 from .safe_files import sync_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from repairopt.report import Report
 
 START = "0" * 64
 _HEAD = b'{"data":{'  # how every line starts
@@ -38,12 +32,7 @@ _FIELDS = {"number", "time", "event", "data", "previous", "hash"}
 
 @dataclass(frozen=True)
 class LogEnd:
-    """The end of a chain.
-
-    Attributes:
-        count: Number of lines.
-        hash: Of the last line; zeros where there is none.
-    """
+    """The end of a chain: the number of lines, and the hash of the last one (zeros where there is none)."""
 
     count: int = 0
     hash: str = START
@@ -88,14 +77,11 @@ class AuditLog:
         return self._end
 
     def append(self, event: str, /, **data: Any) -> LogEnd:
-        """Write one line, to the disk.
+        """Write one line, to the disk; returns the new end of the chain.
 
         Args:
             event: What happened.
             **data: Anything that JSON knows; NaN and infinity become strings, tuples lists.
-
-        Returns:
-            The new end of the chain.
 
         Raises:
             AuditError: Data that JSON does not know; or another process broke the chain.
@@ -162,14 +148,9 @@ class AuditLog:
 
 
 def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> LogEnd:
-    """Check the chain of an audit log.
+    """Check the chain of an audit log, which is only read; returns its end.
 
-    Args:
-        path: Of the file; only read.
-        expected: Hash of a line that must be there, such as the last one known.
-
-    Returns:
-        Number of lines and hash of the last one.
+    ``expected`` is the hash of a line that must be there, such as the last one known.
 
     Raises:
         AuditError: There is no such file; a line is unfinished, malformed, changed, removed, added or moved, with its
@@ -196,11 +177,7 @@ def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> 
 
 
 def _follow(what: str, end: LogEnd, lines: list[bytes]) -> LogEnd:
-    """The end of the chain after some lines.
-
-    Raises:
-        AuditError: A line does not fit to the one before it.
-    """
+    """The end of the chain after some lines; an AuditError names the first that does not fit the one before it."""
     for line in lines:
         where = f"audit log '{what}', line {end.count + 1}"
         try:
@@ -248,51 +225,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def record_repair(
-    log: AuditLog, report: Report, *, model: nn.Module | None = None, inputs: Mapping[str, Tensor] | None = None
-) -> LogEnd:
-    """Log a finished repair from its report: where it started from, each round, the verdict.
-
-    To have each round on the disk as soon as it is done, log it from ``solve_repair(..., progress=...)`` instead:
-    ``progress=lambda entry: log.append("round", **vars(entry))``.
-
-    Args:
-        log: To append to.
-        report: Of :func:`repairopt.solve_repair`.
-        model: The model that was repaired; the SHA-256 of its weights is logged.
-        inputs: Data of the repair by name; the SHA-256 of each is logged.
-
-    Returns:
-        The end of the chain: one line for the start, one for each solve with its decision, one for the outcome, in
-        which every constraint stands with its failing samples and its smallest margin.
-    """
-    whole = report.to_dict()
-    log.append(
-        "repair started",
-        model=None if model is None else fingerprint(model).total,
-        inputs={name: digest_tensor(tensor) for name, tensor in (inputs or {}).items()},
-        seed=report.seed,
-        versions=report.versions,
-        method=report.method,
-        weights=report.location.describe(),
-    )
-    for number, entry in enumerate(whole["rounds"]):
-        log.append("round", round=number, **entry)
-    kept = (
-        "verdict",
-        "status",
-        "stopped",
-        "measures",
-        "checks",
-        "trust",
-        "gave_way",
-        "seconds",
-        "cpu_seconds",
-        "notes",
-    )
-    return log.append("repair ended", **{key: whole[key] for key in kept if key in whole})
-
-
-__all__ = ["AuditLog", "LogEnd", "record_repair", "verify_log"]

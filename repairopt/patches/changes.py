@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import PatchError, WrongBaseError
 
-from .choose_form import make_difference
-from .differences import Difference, Kind
+from .differences import Difference, Kind, make_difference
 from .fingerprints import Fingerprint, fingerprint
 from .tensor_bits import DTYPES, FLOATS, dtype_name, to_bits, to_float64
 from .weights import Ties, Weights, fill_ties, listed, state_of, ties_of, transient_buffers
@@ -21,13 +19,9 @@ from .weights import Ties, Weights, fill_ties, listed, state_of, ties_of, transi
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """How one weight changes.
+    """How one weight changes: its names (several where it is tied), the difference, how many entries differ.
 
-    Attributes:
-        names: Of the weight; several where it is tied.
-        difference: Sparse, dense or low-rank.
-        count: Entries whose bits change.
-        largest: Largest change of an entry; None where it is no finite number.
+    ``largest`` is the largest change of an entry; None where it is no finite number.
     """
 
     names: tuple[str, ...]
@@ -36,53 +30,28 @@ class Change:
     largest: float | None
 
     def __str__(self) -> str:
-        kind, form = self.difference.kind, self.difference.form.replace("_", "-")
-        rank = getattr(self.difference, "rank", None)
-        form += "" if rank is None else f" (rank {rank})"
+        kind, form = self.difference.kind, self.difference.form
         largest = "" if self.largest is None else f", largest change {self.largest:.3g}"
         what = f"{' = '.join(self.names)}  {dtype_name(kind.dtype)} {kind.shape}"
         return f"{what}  {self.count} of {kind.size} entries{largest}; {form}, {self.difference.bytes} bytes"
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """What leads from some weights to others.
-
-    Attributes:
-        changes: One for each weight that differs.
-        base: SHA-256 of the first.
-        repaired: SHA-256 of the second.
-        ties: Names of tied weights in the first.
-    """
-
-    changes: tuple[Change, ...]
-    base: Fingerprint
-    repaired: Fingerprint
-    ties: Ties
-
-
-def compare(base: Weights, repaired: Weights, form: str | Mapping[str, str] = "auto") -> Comparison:
-    """Compare two sets of weights.
-
-    Args:
-        base: A module or state dict.
-        repaired: The same with other values.
-        form: Of the differences: one for all, or by name.
-
-    Returns:
-        Changes and hashes.
-
-    Raises:
-        PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
-        ModelError: No weights.
-    """
+def compare(
+    base: Weights, repaired: Weights, form: str | Mapping[str, str] = "auto"
+) -> tuple[tuple[Change, ...], Fingerprint, Fingerprint, Ties]:
+    """Changes, hashes and ties in ``base`` of two sets of weights; see :meth:`repairopt.patches.Patch.between`."""
     old, new = state_of(base, "base"), state_of(repaired, "repaired")
     ties = ties_of(old)
     new = fill_ties(new, ties)
     _check_same_kinds(old, new)
     _check_transient(base, repaired)
     before, after = fingerprint(old), fingerprint(new)
-    _check_ties(ties, after)
+    for group in ties:
+        if len({after.tensors[name] for name in group}) > 1:
+            raise PatchError(
+                f"{listed(group)} are one tied weight in the base, but differ in the repaired weights. Tie them "
+                f"there, or untie them in the base before the repair."
+            )
     groups = {name: next((group for group in ties if name in group), (name,)) for name in old}
     changed = dict.fromkeys(groups[name] for name in old if before.tensors[name] != after.tensors[name])
     forms = dict(form) if isinstance(form, Mapping) else dict.fromkeys(old, form)
@@ -92,7 +61,7 @@ def compare(base: Weights, repaired: Weights, form: str | Mapping[str, str] = "a
         _change(names, old[names[0]], new[names[0]], next((forms[n] for n in names if n in forms), "auto"))
         for names in changed
     )
-    return Comparison(changes, before, after, ties)
+    return changes, before, after, ties
 
 
 def _change(names: tuple[str, ...], old: Tensor, new: Tensor, form: str) -> Change:
@@ -133,15 +102,6 @@ def _check_same_kinds(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> N
             )
 
 
-def _check_ties(ties: Ties, after: Fingerprint) -> None:
-    for group in ties:
-        if len({after.tensors[name] for name in group}) > 1:
-            raise PatchError(
-                f"{listed(group)} are one tied weight in the base, but differ in the repaired weights. Tie them "
-                f"there, or untie them in the base before the repair."
-            )
-
-
 def _check_transient(base: Weights, repaired: Weights) -> None:
     """A buffer outside of the state dict that differs would be lost without a word."""
     if not (isinstance(base, nn.Module) and isinstance(repaired, nn.Module)):
@@ -154,22 +114,16 @@ def _check_transient(base: Weights, repaired: Weights) -> None:
         )
 
 
-def check_is_base(found: Comparison, base_model: nn.Module, repair: Any) -> None:
-    """Check that a repair started from a model: the differences are exactly the changes that it reports.
-
-    Args:
-        found: The comparison of the model with the repaired one.
-        base_model: The model.
-        repair: The repair, with ``model`` and ``delta``.
+def check_is_base(changes: Sequence[Change], base: nn.Module, repaired: nn.Module, delta: Mapping[str, Tensor]) -> None:
+    """Check that a repair started from ``base``: the changes between the two models are exactly its ``delta``.
 
     Raises:
         WrongBaseError: They are not.
     """
-    old, new = state_of(base_model), state_of(repair.model)
-    wrong = [change.names[0] for change in found.changes if not any(name in repair.delta for name in change.names)]
-    for name, delta in repair.delta.items():
-        change = new[name].detach().cpu() - old[name].detach().cpu()
-        if not torch.equal(change, delta.detach().cpu()):
+    old, new = state_of(base), state_of(repaired)
+    wrong = [change.names[0] for change in changes if not any(name in delta for name in change.names)]
+    for name, moved in delta.items():
+        if not torch.equal(new[name].detach().cpu() - old[name].detach().cpu(), moved.detach().cpu()):
             wrong.append(name)
     if wrong:
         raise WrongBaseError(

@@ -1,25 +1,21 @@
 """What a patch says about itself: who made it of what, and what is claimed of the repaired model.
 
-Claims are any JSON. Those that :func:`claims_from_report` writes have the same keys throughout: ``name``, ``value``,
-``before``, ``bound`` (None where nothing is promised), ``met``, ``data`` (``"repair"`` or ``"held-out"``), ``basis``.
+Claims are any JSON. Those of a report have the same keys throughout: ``name``, ``value``, ``before``, ``bound`` (None
+where nothing is promised), ``met``, ``data`` (``"repair"`` or ``"held-out"``), ``basis``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repairopt.errors import PatchError
-
-if TYPE_CHECKING:
-    from repairopt.report import Report
 
 Claim = dict[str, Any]
 
@@ -126,42 +122,5 @@ def hash_spec(spec: Any) -> str:
     return hashlib.sha256(spec).hexdigest()
 
 
-def claims_from_report(report: Report) -> list[Claim]:
-    """Claims that a report of a repair supports.
-
-    Args:
-        report: Of :func:`repairopt.solve_repair`.
-
-    Returns:
-        One claim for each measure, each constraint and each set of labelled data, those on held-out data included,
-        met or not. Every figure was counted on the true network; none is a proof, and none has an interval.
-    """
-    checked = "counted on the true network"
-    claims: list[Claim] = []
-    for measure in report.verification.measures:
-        met = None if measure.target is None else measure.after <= measure.target
-        figures = {"value": measure.after, "before": measure.before, "bound": measure.target, "met": met}
-        claims.append({"name": measure.name, **figures, "data": _split(measure.held_out), "basis": checked})
-    for check in report.verification.checks:
-        figures = {"value": check.failed, "before": int((check.before < 0).sum()), "bound": check.allowed}
-        counted = f"{check.unit} that fail, of {check.applied}; " + ("a wish" if check.soft else "a hard constraint")
-        claims.append(
-            {"name": check.constraint, **figures, "met": check.holds, "data": _split(check.held_out), "basis": counted}
-        )
-    for counts in report.verification.labels:
-        figures = {"value": counts.accuracy[1], "before": counts.accuracy[0], "bound": None, "met": None}
-        name, basis = f"accuracy on the inputs of '{counts.name}'", f"{counts.count} labelled inputs"
-        claims.append({"name": name, **figures, "data": _split(counts.held_out), "basis": basis})
-    return [{key: _finite(value) for key, value in claim.items()} for claim in claims]
-
-
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _split(held_out: bool) -> str:
-    return "held-out" if held_out else "repair"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,9 +1,7 @@
-"""The difference of one tensor, in three forms: sparse, dense, low-rank; each exact to the bit in both directions.
+"""The difference of one tensor, sparse or dense; each exact to the bit in both directions.
 
 * Sparse: the positions that change, with the entries before and after.
 * Dense: exclusive or of the bit patterns before and after, which applies and reverts alike.
-* Low rank: factors of a sum of outer products, added in a fixed order of float64 operations, and sparse corrections
-  where rounding does not give the exact result; see :mod:`repairopt.patches.low_rank`.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from torch import Tensor
 from repairopt.errors import PatchError
 
 from .fingerprints import digest_entries
-from .tensor_bits import Bits, bits_type, from_bits, to_bits
+from .tensor_bits import Bits, flips_to_tensor, from_bits, to_bits
 
 Positions = npt.NDArray[np.int64]
 Facts = dict[str, Any]
@@ -75,14 +73,7 @@ class Difference(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """Some entries change.
-
-    Attributes:
-        kind: Of the tensor.
-        positions: Flat positions ``(c,)``, sorted.
-        before: Their bits in the base, ``(c,)``.
-        after: Their bits after the repair, ``(c,)``.
-    """
+    """Some entries change: at the flat, sorted ``positions`` from the bits ``before`` to ``after``, each ``(c,)``."""
 
     form: ClassVar[str] = "sparse"
     kind: Kind
@@ -98,18 +89,12 @@ class Sparse:
 
     @classmethod
     def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> Sparse:
-        """From what ``parts`` gave.
-
-        Raises:
-            PatchError: Positions out of range or not sorted, or tensors of another type or size.
-        """
+        """From what ``parts`` gave; refuses positions out of range or unsorted, tensors of another type or size."""
         positions = read_positions(kind, tensors["positions"])
-        sides = []
         for side in ("before", "after"):
             expect(tensors[side].dtype == kind.dtype, f"'{side}' has type {tensors[side].dtype}")
             expect(tensors[side].shape == positions.shape, f"'{side}' has shape {tuple(tensors[side].shape)}")
-            sides.append(to_bits(tensors[side]))
-        return cls(kind, positions, *sides)
+        return cls(kind, positions, to_bits(tensors["before"]), to_bits(tensors["after"]))
 
     @property
     def touched(self) -> Positions:
@@ -119,7 +104,7 @@ class Sparse:
     @property
     def bytes(self) -> int:
         """Bytes of its tensors in a file."""
-        return sparse_bytes(self.kind, len(self.positions))
+        return len(self.positions) * (_positions_dtype(self.kind).itemsize + 2 * self.kind.dtype.itemsize)
 
     def move(self, bits: Bits, back: bool = False) -> Bits:
         """The entries with the new values at the positions; ``back`` with the old ones."""
@@ -133,20 +118,16 @@ class Sparse:
 
     def parts(self) -> tuple[dict[str, Tensor], Facts]:
         """Positions, entries before, entries after."""
-        sides = {"before": self.before, "after": self.after}
-        entries = {name: from_bits(bits, self.kind.dtype, bits.shape) for name, bits in sides.items()}
-        return {"positions": write_positions(self.kind, self.positions), **entries}, {}
+        positions = torch.from_numpy(self.positions.copy()).to(_positions_dtype(self.kind))
+        before, after = (from_bits(bits, self.kind.dtype, bits.shape) for bits in (self.before, self.after))
+        return {"positions": positions, "before": before, "after": after}, {}
 
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Many entries change.
+    """Many entries change: ``flips`` is the exclusive or of all bits before and after, ``(numel,)``.
 
-    Attributes:
-        kind: Of the tensor.
-        flips: Exclusive or of the bits before and after, ``(numel,)``.
-        before: Digest of the bits that change, before.
-        after: Digest of the same, after.
+    ``before`` and ``after`` are digests of the bits that change.
     """
 
     form: ClassVar[str] = "dense"
@@ -163,11 +144,7 @@ class Dense:
 
     @classmethod
     def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> Dense:
-        """From what ``parts`` gave.
-
-        Raises:
-            PatchError: The tensor has another type or shape.
-        """
+        """From what ``parts`` gave; refuses a tensor of another type or shape."""
         flips = read_flips(kind, tensors["flips"])
         expect(tensors["flips"].shape == kind.shape, f"'flips' has shape {tuple(tensors['flips'].shape)}")
         return cls(kind, flips, str(facts["before"]), str(facts["after"]))
@@ -189,34 +166,35 @@ class Dense:
     def stale(self, bits: Bits, back: bool = False) -> Positions:
         """Nothing, or everything that it touches: a digest does not tell which entry is another."""
         at = self.touched
-        right = digest_entries(bits[at]) == (self.after if back else self.before)
-        return at[:0] if right else at
+        return at[:0] if digest_entries(bits[at]) == (self.after if back else self.before) else at
 
     def parts(self) -> tuple[dict[str, Tensor], Facts]:
         """Flipped bits; digests of the entries that change."""
-        return {"flips": write_flips(self.flips, self.kind.shape)}, {"before": self.before, "after": self.after}
+        return {"flips": flips_to_tensor(self.flips, self.kind.shape)}, {"before": self.before, "after": self.after}
 
 
-def sparse_bytes(kind: Kind, count: int, values: int = 2) -> int:
-    """Bytes of positions and values of ``count`` entries in a file."""
-    return count * (_positions_dtype(kind).itemsize + values * kind.dtype.itemsize)
+FORMS: dict[str, type[Sparse] | type[Dense]] = {one.form: one for one in (Sparse, Dense)}
+
+
+def make_difference(kind: Kind, before: Bits, after: Bits, form: str = "auto") -> Difference:
+    """The difference of two tensors, given by their bits ``(numel,)``; moves one to the other and back to the bit.
+
+    Raises:
+        PatchError: ``form`` is none of ``"sparse"``, ``"dense"``, or ``"auto"`` for the smaller in a file.
+    """
+    if form == "auto":
+        return min((one.between(kind, before, after) for one in FORMS.values()), key=lambda made: made.bytes)
+    if form not in FORMS:
+        raise PatchError(f"form={form!r}: choose auto, {', '.join(FORMS)}.")
+    return FORMS[form].between(kind, before, after)
 
 
 def _positions_dtype(kind: Kind) -> torch.dtype:
     return torch.int32 if kind.size <= 2**31 else torch.int64
 
 
-def write_positions(kind: Kind, positions: Positions) -> Tensor:
-    """Flat positions as a tensor for a file."""
-    return torch.from_numpy(positions.copy()).to(_positions_dtype(kind))
-
-
 def read_positions(kind: Kind, tensor: Tensor) -> Positions:
-    """Flat positions from a file.
-
-    Raises:
-        PatchError: They are no positions in the tensor, not sorted, or one is given twice.
-    """
+    """Flat positions from a file; refuses those that are not in the tensor, not sorted, or given twice."""
     expect(tensor.dtype == _positions_dtype(kind) and tensor.ndim == 1, f"positions of type {tensor.dtype}")
     positions = tensor.numpy().astype(np.int64)
     inside = not len(positions) or (positions[0] >= 0 and positions[-1] < kind.size)
@@ -224,29 +202,13 @@ def read_positions(kind: Kind, tensor: Tensor) -> Positions:
     return positions
 
 
-def write_flips(flips: Bits, shape: tuple[int, ...]) -> Tensor:
-    """Flipped bits as a tensor for a file; safetensors knows signed integers of every size everywhere."""
-    dtype = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flips.itemsize]
-    return from_bits(flips, dtype, shape)
-
-
 def read_flips(kind: Kind, tensor: Tensor) -> Bits:
-    """Flipped bits from a file.
-
-    Raises:
-        PatchError: They are of another size than the tensor's entries.
-    """
+    """Flipped bits from a file; refuses those of another size than the tensor's entries."""
     expect(not tensor.is_floating_point() and tensor.element_size() == kind.dtype.itemsize, f"flips of {tensor.dtype}")
-    flips = to_bits(tensor)
-    assert flips.dtype == bits_type(kind.dtype)
-    return flips
+    return to_bits(tensor)
 
 
 def expect(right: bool, wrong: str) -> None:
-    """Refuse the content of a file.
-
-    Raises:
-        PatchError: It is not right.
-    """
+    """Raise a PatchError that says what a file holds wrongly, unless it is right."""
     if not right:
         raise PatchError(f"the patch holds {wrong}, which does not fit the tensor. The file is damaged; get it again.")

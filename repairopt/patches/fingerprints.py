@@ -14,19 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+
+from repairopt.errors import PatchError
 
 from .tensor_bits import Bits, dtype_name, to_bits
-from .weights import Weights, listed, state_of
+from .weights import Weights, copy_model, listed, state_of, write_into
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """SHA-256 of weights.
-
-    Attributes:
-        tensors: For each name the digest of its tensor, 64 hexadecimal digits.
-    """
+    """SHA-256 of weights: for each name the digest of its tensor, 64 hexadecimal digits."""
 
     tensors: dict[str, str]
 
@@ -52,16 +50,7 @@ class Fingerprint:
 
 
 def fingerprint(weights: Weights) -> Fingerprint:
-    """SHA-256 of the parameters and persistent buffers of a model or state dict.
-
-    Args:
-        weights: Not modified.
-
-    Returns:
-        Digests per tensor and in total.
-
-    Raises:
-        ModelError: No module or state dict, or a tensor without plain data.
+    """SHA-256 of the parameters and persistent buffers of a model or state dict, which is not modified.
 
     Example:
         >>> import torch
@@ -69,6 +58,19 @@ def fingerprint(weights: Weights) -> Fingerprint:
         'eff729c2e96233a6'
     """
     return Fingerprint({name: digest_tensor(value) for name, value in state_of(weights).items()})
+
+
+def written_copy(model: nn.Module, new: Mapping[str, Bits], expected: Fingerprint, what: str) -> nn.Module:
+    """A copy of a model with new bits in some of its weights; a PatchError where it is not what is expected."""
+    moved = copy_model(model)
+    write_into(moved, new)
+    found = fingerprint(moved)
+    if found != expected:
+        raise PatchError(
+            f"{what}: {expected.differences(found)}. Look for weights that share a part of their memory. The model was "
+            f"not modified."
+        )
+    return moved
 
 
 def digest_tensor(tensor: Tensor) -> str:
@@ -79,17 +81,11 @@ def digest_tensor(tensor: Tensor) -> str:
 def digest_bits(bits: Bits, dtype: str, shape: tuple[int, ...]) -> str:
     """SHA-256 of a tensor that is given by its bits."""
     head = json.dumps([dtype, list(shape)], separators=(",", ":"))
-    digest = hashlib.sha256(head.encode() + b"\0")
-    digest.update(little_endian(bits))
+    return digest_entries(bits, head.encode() + b"\0")
+
+
+def digest_entries(bits: Bits, head: bytes = b"") -> str:
+    """SHA-256 of some bytes and of entries, little-endian on every machine."""
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(bits.astype(f"<u{bits.itemsize}", copy=False)).data)
     return digest.hexdigest()
-
-
-def digest_entries(bits: Bits) -> str:
-    """SHA-256 of some entries alone."""
-    return hashlib.sha256(little_endian(bits)).hexdigest()
-
-
-def little_endian(bits: Bits) -> memoryview:
-    """The bytes of an array of bits, little-endian on every machine."""
-    ordered = np.ascontiguousarray(bits.astype(f"<u{bits.itemsize}", copy=False))
-    return ordered.data.cast("B") if bits.size else memoryview(b"")

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from repairopt.errors import ExportError
 
-from .factorize import find_factors
 from .patch import Patch
 from .safe_files import whole_file, write_tensors
+from .tensor_bits import Values, spacing
 from .weights import listed, state_of
 
 
@@ -87,11 +86,7 @@ def export_lora(
 
 
 def _layers(patch: Patch, model: nn.Module) -> list[str]:
-    """Names of the linear layers that the patch changes, each once.
-
-    Raises:
-        ExportError: It changes something else, or nothing.
-    """
+    """Names of the linear layers that the patch changes, each once; an ExportError where it changes something else."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[str, None] = {}
     for change in patch.changes:
@@ -123,26 +118,49 @@ def _check_biases(layers: list[str], state: dict[str, Tensor]) -> None:
         )
 
 
-def _values(tensor: Tensor) -> npt.NDArray[np.float64]:
+def _values(tensor: Tensor) -> Values:
     return tensor.detach().cpu().double().numpy()
 
 
 def _factors(layer: str, old: Tensor, new: Tensor, max_rank: int | None) -> tuple[Tensor, Tensor]:
-    """``(out, r)`` and ``(r, in)`` whose product is the difference up to rounding of the weight; ``r`` at least 1."""
+    """``(out, r)`` and ``(r, in)`` whose product is the difference up to rounding of the weight; ``r`` at least 1.
+
+    Singular values that rounding alone explains are dropped: the norm of a matrix of independent entries is about that
+    of its largest row plus that of its largest column (Bandeira and van Handel, Annals of Probability 2016).
+    """
     before, after = _values(old), _values(new)
-    if not np.isfinite(after - before).all():
+    difference = after - before
+    if not np.isfinite(difference).all():
         raise ExportError(f"layer '{layer}': the difference is not finite. Ship the patch or the merged weights.")
-    found = find_factors(before, after, new.dtype, max_rank)
-    if found is None:
+    variance = np.square(spacing(after, new.dtype)) / 12
+    noise = float(np.sqrt(variance.sum(0).max()) + np.sqrt(variance.sum(1).max()))
+    left, sizes, right = _leading(difference, noise, max_rank)
+    rank = int((sizes > noise).sum())
+    if max_rank is not None and rank > max_rank:
         raise ExportError(
             f"layer '{layer}': the difference has a rank above max_rank={max_rank}. Allow more, repair fewer weights, "
             f"or ship the patch."
         )
-    left, right = found
-    if not len(right):
-        left, right = np.zeros((len(before), 1)), np.zeros((1, before.shape[1]))
+    kept = slice(max(rank, 1))
+    roots = np.sqrt(sizes[kept] if rank else np.zeros(1))
     dtype = torch.float64 if new.dtype == torch.float64 else torch.float32
-    return torch.from_numpy(left).to(dtype).contiguous(), torch.from_numpy(right).to(dtype).contiguous()
+    made = (left[:, kept] * roots, roots[:, None] * right[kept])
+    return tuple(torch.from_numpy(one).to(dtype).contiguous() for one in made)  # type: ignore[return-value]
+
+
+def _leading(difference: Values, noise: float, max_rank: int | None) -> tuple[Values, Values, Values]:
+    """Singular vectors and values, those above the noise at least; of a large matrix by random projection.
+
+    The number of columns grows until the rest is noise (Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.1).
+    """
+    draw, columns = np.random.default_rng(0), 16
+    while columns < min(difference.shape) // 2:
+        basis = np.linalg.qr(difference @ draw.standard_normal((difference.shape[1], columns)))[0]
+        inner, sizes, right = np.linalg.svd(basis.T @ difference, full_matrices=False)
+        if sizes[-1] <= noise or (max_rank is not None and columns > max_rank):
+            return basis @ inner, sizes, right
+        columns *= 4
+    return np.linalg.svd(difference, full_matrices=False)
 
 
 def _config(ranks: dict[str, int], with_bias: bool, base_model: str | None) -> dict[str, Any]:

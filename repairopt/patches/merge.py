@@ -17,15 +17,11 @@ from .weights import Weights, state_of
 
 
 def merged_state_dict(weights: Weights, patch: Patch) -> dict[str, Tensor]:
-    """The weights of a model with a patch applied, as tensors of their own on the CPU.
+    """The weights of a model with a patch applied: contiguous, on the CPU, sharing no memory, ties included.
 
     Args:
         weights: A module or state dict with the weights of the patch's base; not modified.
         patch: To merge.
-
-    Returns:
-        For each parameter and persistent buffer its tensor, contiguous, sharing memory with nothing, tied weights
-        included: what :func:`save_weights` and ``load_state_dict`` take.
 
     Raises:
         WrongBaseError: The weights are not those of the base.
@@ -34,33 +30,25 @@ def merged_state_dict(weights: Weights, patch: Patch) -> dict[str, Tensor]:
     return _standalone(patch.apply_to_state_dict(state))
 
 
-def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_of(state).items()}
+def _standalone(weights: Weights) -> dict[str, Tensor]:
+    state = state_of(weights, "weights")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Write weights as a safetensors file, which is there whole or not at all.
+    """Write or replace a safetensors file of weights, which is there whole or not at all.
 
-    Args:
-        weights: A module or state dict. Tied weights are written under each name, so that ``load_state_dict`` finds
-            them all.
-        path: Of the file; replaced where it exists.
+    Tied weights are written under each name, so that ``load_state_dict`` finds them all.
 
     Raises:
         PatchError: The folder does not exist.
     """
-    state = _standalone(state_of(weights, "weights"))
+    state = _standalone(weights)
     write_tensors(path, state, {"format": "pt", "repairopt_weights_sha256": fingerprint(state).total})
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a safetensors file of weights. Nothing in it is executed; a pickle is refused.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        The state dict, on the CPU.
+    """The state dict in a safetensors file, on the CPU. Nothing in it is executed; a pickle is refused.
 
     Raises:
         PatchError: Another kind of file, cut short, a patch, or weights that were changed after ``save_weights``.

@@ -17,9 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ExportError
+from repairopt.errors import ExportError, require_extra
 
-from .extras import require_extra
 from .fingerprints import fingerprint
 from .safe_files import sync_folder
 from .weights import copy_model, state_of
@@ -30,15 +29,10 @@ _ONE_FILE = 2**31 - 2**24  # bytes of weights up to which they fit into the prot
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """An ONNX file that was checked.
+    """An ONNX file that was checked; weights of more than 2 GiB lie beside it.
 
-    Attributes:
-        path: Of the file. Weights of more than 2 GiB lie beside it.
-        inputs: Names of the inputs; their first dimension is the batch, of any size.
-        outputs: Names of the outputs.
-        largest_difference: Between the outputs of ONNX Runtime and of torch, over all example batches.
-        rtol: Tolerance, relative to torch's output.
-        atol: Tolerance, absolute.
+    The inputs' first dimension is the batch, of any size. ``largest_difference`` is that between the outputs of ONNX
+    Runtime and of torch over all example batches, ``rtol`` and ``atol`` the tolerances.
     """
 
     path: Path
@@ -149,11 +143,7 @@ def _quiet() -> Iterator[None]:
 def _compare(
     path: Path, model: nn.Module, batches: Sequence[tuple[Tensor, ...]], tolerance: tuple[float, float]
 ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], float]:
-    """Names of inputs and outputs, and the largest difference.
-
-    Raises:
-        ExportError: The file does not run, or its outputs differ by more than the tolerance.
-    """
+    """Names of inputs and outputs, and the largest difference; an ExportError where it is above the tolerance."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

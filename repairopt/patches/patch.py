@@ -10,23 +10,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from repairopt.errors import PatchError, WrongBaseError
 
-from .changes import Change, Comparison, check_is_base, compare
-from .claims import PatchInfo, claims_from_report, hash_spec
-from .fingerprints import Fingerprint, digest_bits, fingerprint
+from .changes import Change, check_is_base, compare
+from .claims import PatchInfo, hash_spec
+from .fingerprints import Fingerprint, digest_bits, fingerprint, written_copy
 from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
 from .safe_files import read_tensors, write_tensors
 from .tensor_bits import Bits, dtype_name, from_bits, to_bits
 from .versions import library_versions
-from .weights import Ties, Weights, copy_model, fill_ties, state_of, write_into
-
-if TYPE_CHECKING:
-    from repairopt.report import Repair
+from .weights import Ties, Weights, fill_ties, state_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,56 +63,36 @@ class Patch:
         Args:
             base: A module or state dict; neither is modified or kept.
             repaired: The same with other values. Parameters and persistent buffers are compared.
-            form: ``"sparse"``, ``"low_rank"``, ``"dense"``, ``"auto"`` (the smallest), or these by name of the weight.
+            form: ``"sparse"``, ``"dense"``, ``"auto"`` (the smaller), or these by name of the weight.
             spec: What the repair was for; its SHA-256 is kept. See :func:`repairopt.patches.hash_spec`.
-            **info: Fields of :class:`PatchInfo`: ``solver``, ``seed``, ``spec_hash`` (where the hash is at hand),
-                ``claims``, ``notes``, ``versions``, ``created``.
-
-        Returns:
-            The patch.
+            **info: Fields of :class:`PatchInfo`.
 
         Raises:
             PatchError: The two differ in names, types, shapes or ties; a form that a tensor cannot have.
             ModelError: No weights.
         """
-        return cls._of(compare(base, repaired, form), patch_info(spec, info))
+        return cls(*compare(base, repaired, form), patch_info(spec, info))
 
     @classmethod
-    def from_repair(cls, repair: Repair, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
+    def from_repair(cls, repair: Any, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
         """The patch of a repair.
 
         Args:
-            repair: What :func:`repairopt.solve_repair` returned.
+            repair: What :func:`repairopt.solve_repair` returned: its ``model``, ``delta`` and ``report.patch_info()``.
             base_model: The model that was given to it.
             spec: What the repair was for; its SHA-256 is kept.
-            **info: Fields of :class:`PatchInfo`, and ``form``. What is not given is taken from the report: solvers,
-                seed, claims, notes, versions.
-
-        Returns:
-            The patch.
+            **info: Fields of :class:`PatchInfo`, and ``form``; by default from the report.
 
         Raises:
             WrongBaseError: ``base_model`` is not the model that was repaired.
         """
-        report = repair.report
         found = compare(base_model, repair.model, info.pop("form", "auto"))
-        check_is_base(found, base_model, repair)
-        known = {
-            "solver": ", ".join(dict.fromkeys(entry.solver for entry in report.rounds if entry.solver)),
-            "seed": report.seed,
-            "claims": claims_from_report(report),
-            "notes": " ".join([f"Verdict {report.verdict}. Method {report.method}.", *report.notes]),
-            "versions": library_versions() | report.versions,
-        }
-        return cls._of(found, patch_info(spec, {**known, **info}))
-
-    @classmethod
-    def _of(cls, found: Comparison, info: PatchInfo) -> Patch:
-        return cls(found.changes, found.base, found.repaired, found.ties, info)
+        check_is_base(found[0], base_model, repair.model, repair.delta)
+        return cls(*found, patch_info(spec, {**repair.report.patch_info(), **info}))
 
     @cached_property
     def _parts(self) -> tuple[str, dict[str, Tensor]]:
-        return to_parts(Comparison(self.changes, self.base, self.repaired, self.ties), self.info)
+        return to_parts((self.changes, self.base, self.repaired, self.ties, self.info))
 
     @cached_property
     def content_hash(self) -> str:
@@ -123,14 +100,7 @@ class Patch:
         return content_hash(*self._parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the patch as a safetensors file, which is there whole or not at all.
-
-        Args:
-            path: Of the file; replaced where it exists.
-
-        Raises:
-            PatchError: The folder does not exist.
-        """
+        """Write the patch as a safetensors file, which is there whole or not at all; its folder must exist."""
         text, tensors = self._parts
         write_tensors(path, tensors, {HEADER: text, CONTENT: self.content_hash})
 
@@ -160,18 +130,15 @@ class Patch:
         if expected_hash is not None and found != expected_hash:
             raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
         try:
-            return cls._of(*from_parts(text, tensors))
+            return cls(*from_parts(text, tensors))
         except PatchError as error:
             raise PatchError(f"{what}: {error}") from error
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A repaired copy of a model.
+        """A repaired copy of a model, whose weights are those of the repair to the bit; checked by their hash.
 
         Args:
             model: With the weights of the base, on any device; not modified.
-
-        Returns:
-            The copy, whose weights are those of the repair to the bit; checked by their hash.
 
         Raises:
             WrongBaseError: The model has other weights; the message names the tensors.
@@ -180,29 +147,16 @@ class Patch:
         return self._moved_copy(model, back=False)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """A copy of a patched model with the weights from before.
-
-        Args:
-            model: With the weights of the repair, on any device; not modified.
-
-        Returns:
-            The copy, whose weights are those of the base to the bit; checked by their hash.
-
-        Raises:
-            WrongBaseError: The model has other weights; the message names the tensors.
-            PatchError: The copy does not have the hash of the base.
-        """
+        """A copy of a patched model with the weights from before; as :meth:`apply`, the other way."""
         return self._moved_copy(model, back=True)
 
     def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The repaired state dict.
+        """The repaired state dict: a new dict with the same keys in the same order.
+
+        Weights that do not change are the same tensors, those that change are new ones on the device of the old.
 
         Args:
             state: The weights of the base; not modified. Of tied weights one name is enough.
-
-        Returns:
-            A new dict with the same keys in the same order. Weights that do not change are the same tensors, those
-            that change are new ones, on the device of the old.
 
         Raises:
             WrongBaseError: The weights are others; the message names the tensors.
@@ -221,15 +175,8 @@ class Patch:
                 f"apply_to_state_dict or revert_state_dict."
             )
         new = self._new_bits(state_of(model), back)
-        moved = copy_model(model)
-        write_into(moved, new)
-        wanted, found = (self.base if back else self.repaired), fingerprint(moved)
-        if found != wanted:
-            raise PatchError(
-                f"model {type(model).__name__}: the copy is not what the patch promises: {wanted.differences(found)}. "
-                f"Look for weights that share a part of their memory. The model was not modified."
-            )
-        return moved
+        what = f"model {type(model).__name__}: the copy is not what the patch promises"
+        return written_copy(model, new, self.base if back else self.repaired, what)
 
     def _moved_state(self, state: Mapping[str, Tensor], back: bool) -> dict[str, Tensor]:
         present = state_of(state, "state dict")
@@ -260,11 +207,7 @@ class Patch:
         return new
 
     def check_base(self, weights: Weights, back: bool = False) -> None:
-        """Check that weights are those that the patch applies to.
-
-        Args:
-            weights: A module or state dict.
-            back: Whether it shall be reverted.
+        """Check that weights are those that the patch applies to; ``back`` those that it can be reverted from.
 
         Raises:
             WrongBaseError: They are others; the message names the tensors.

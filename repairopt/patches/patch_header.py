@@ -11,61 +11,46 @@ from torch import Tensor
 
 from repairopt.errors import PatchError
 
-from .changes import Change, Comparison
-from .choose_form import FORMS
+from .changes import Change
 from .claims import PatchInfo
-from .differences import Kind
+from .differences import FORMS, Kind
 from .fingerprints import Fingerprint, digest_tensor
+from .low_rank import LowRank
 from .tensor_bits import DTYPES, dtype_name
+from .weights import Ties
 
 FORMAT = 1
+READ = {**FORMS, LowRank.form: LowRank}
+Content = tuple[tuple[Change, ...], Fingerprint, Fingerprint, Ties, PatchInfo]  # fields of a patch, in order
 HEADER, CONTENT = "repairopt_patch", "content_sha256"
 
 
-def to_parts(what: Comparison, info: PatchInfo) -> tuple[str, dict[str, Tensor]]:
-    """Header and tensors.
-
-    Args:
-        what: Changes and hashes.
-        info: Origin and claims.
-
-    Returns:
-        JSON text, and the tensors, named ``weight:part``.
-    """
+def to_parts(content: Content) -> tuple[str, dict[str, Tensor]]:
+    """The header as JSON text, and the tensors, named ``weight:part``."""
+    changed_weights, base, repaired, ties, info = content
     tensors: dict[str, Tensor] = {}
     changes = []
-    for change in what.changes:
+    for change in changed_weights:
         parts, facts = change.difference.parts()
         tensors |= {f"{change.names[0]}:{part}": tensor for part, tensor in parts.items()}
         kind = change.difference.kind
         described: dict[str, Any] = {"dtype": dtype_name(kind.dtype), "shape": list(kind.shape)}
         described |= {"form": change.difference.form, "count": change.count, "largest": change.largest, "facts": facts}
         changes.append({"names": list(change.names), **described})
-    changed = {name: digest for name, digest in what.repaired.tensors.items() if what.base.tensors[name] != digest}
+    changed = {name: digest for name, digest in repaired.tensors.items() if base.tensors[name] != digest}
     header = {
         "format": FORMAT,
-        "base": {"total": what.base.total, "tensors": what.base.tensors},
-        "repaired": {"total": what.repaired.total, "changed": changed},
-        "ties": [list(group) for group in what.ties],
+        "base": {"total": base.total, "tensors": base.tensors},
+        "repaired": {"total": repaired.total, "changed": changed},
+        "ties": [list(group) for group in ties],
         "changes": changes,
         "info": info.to_dict(),
     }
     return json.dumps(header, allow_nan=False), tensors
 
 
-def from_parts(text: str, tensors: Mapping[str, Tensor]) -> tuple[Comparison, PatchInfo]:
-    """What ``to_parts`` was given.
-
-    Args:
-        text: The header.
-        tensors: By name.
-
-    Returns:
-        Changes and hashes, origin and claims.
-
-    Raises:
-        PatchError: Another format, or a header that is malformed or does not fit the tensors.
-    """
+def from_parts(text: str, tensors: Mapping[str, Tensor]) -> Content:
+    """What ``to_parts`` was given; a PatchError for another format or a header that does not fit the tensors."""
     try:
         header = json.loads(text)
         if header["format"] != FORMAT:
@@ -82,14 +67,14 @@ def from_parts(text: str, tensors: Mapping[str, Tensor]) -> tuple[Comparison, Pa
         raise PatchError(f"has a malformed header ({error!r}). The file is damaged; get it again.") from error
     if (base.total, repaired.total) != totals:
         raise PatchError("has hashes of tensors that do not give the total. The file is damaged; get it again.")
-    return Comparison(changes, base, repaired, ties), info
+    return changes, base, repaired, ties, info
 
 
 def _read_change(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> Change:
     kind = Kind(DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"]))
     name = entry["names"][0]
     parts = {key.rpartition(":")[2]: tensor for key, tensor in tensors.items() if key.rpartition(":")[0] == name}
-    difference = FORMS[entry["form"]].from_parts(kind, parts, entry["facts"])
+    difference = READ[entry["form"]].from_parts(kind, parts, entry["facts"])
     return Change(tuple(entry["names"]), difference, int(entry["count"]), entry["largest"])
 
 

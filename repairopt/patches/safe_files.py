@@ -18,17 +18,7 @@ from repairopt.errors import PatchError
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        Its tensors by name, on the CPU, and the texts of its header.
-
-    Raises:
-        PatchError: There is no such file, or it is not a whole safetensors file.
-    """
+    """The tensors of a whole safetensors file by name, on the CPU, and the texts of its header."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -43,29 +33,23 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(8)
+    kind = ""
     if start.startswith(b"PK\x03\x04"):
+        kind = "is a zip archive such as torch.save writes, whose pickle"
+    elif start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05":
+        kind = "is a pickle, which"
+    if kind:
         return (
-            "is a zip archive such as torch.save writes, whose pickle can run any code when it is loaded; expected "
-            "safetensors. Convert it where you trust it, by repairopt.patches.save_weights"
-        )
-    if start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05":
-        return (
-            "is a pickle, which can run any code when it is loaded; expected safetensors. Convert it where you trust "
-            "it, by repairopt.patches.save_weights"
+            f"{kind} can run any code when it is loaded; expected safetensors. Convert it where you trust it, by "
+            f"repairopt.patches.save_weights"
         )
     return "is not a whole safetensors file; it was cut short, damaged, or is of another kind. Get it again"
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Write a safetensors file that is there whole or not at all, also where the process is killed.
+    """Write or replace a safetensors file, which is there whole or not at all, also where the process is killed.
 
-    Args:
-        path: Of the file; replaced where it exists.
-        tensors: Contiguous, on the CPU, none sharing memory with another.
-        texts: For the header.
-
-    Raises:
-        PatchError: The folder does not exist.
+    The tensors must be contiguous, on the CPU, none sharing memory with another. The folder must exist.
     """
     from safetensors.torch import save_file
 
@@ -77,14 +61,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], t
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` at the end of the block, and is removed after an exception.
 
-    Args:
-        path: Of the file; its folder must exist.
-
-    Yields:
-        A new path in the same folder, so that it can be renamed in one step.
-
-    Raises:
-        PatchError: The folder does not exist.
+    It is in the same folder, which must exist, so that it can be renamed in one step.
     """
     target = Path(path)
     if not target.parent.is_dir():

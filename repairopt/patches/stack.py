@@ -14,28 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from repairopt.errors import PatchConflictError, PatchError, WrongBaseError
+from repairopt.errors import PatchConflictError, WrongBaseError
 
 from .changes import Change
 from .differences import Positions
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, written_copy
 from .patch import Patch
 from .tensor_bits import Bits, from_bits, to_bits
-from .weights import copy_model, state_of, write_into
+from .weights import copy_model, state_of
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two patches that cannot stand side by side.
+    """Two patches of a list that cannot stand side by side: a weight that both touch, how many entries, the first few.
 
-    Attributes:
-        first: Number of the one in the list.
-        second: Number of the other.
-        weight: Name of a weight that both touch; empty where the patches were made for different bases.
-        count: Entries that both touch.
-        positions: The first few, flat.
+    ``weight`` is empty where the patches were made for different bases.
     """
 
     first: int
@@ -141,15 +136,9 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
 
 
 def revert_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = False) -> nn.Module:
-    """A copy of a model from before several patches.
+    """A copy of what :func:`apply_all` returned, from before the same patches; they are reverted last first.
 
-    Args:
-        model: What :func:`apply_all` returned; not modified.
-        patches: As they were given there; they are reverted last first.
-        same_base: As it was given there.
-
-    Returns:
-        The copy, with the weights of the first patch's base, checked by their hash.
+    The weights are those of the first patch's base, checked by their hash.
 
     Raises:
         WrongBaseError: The weights are not those that the patches led to.
@@ -182,16 +171,9 @@ def _move_entries(number: int, patch: Patch, model: nn.Module, back: bool) -> nn
     for change in patch.changes:
         for name in change.names:
             new[name] = _moved_entries(f"patches[{number}]", name, change, state, back)
-    moved = copy_model(model)
-    write_into(moved, new)
     made = {name: from_bits(bits, state[name].dtype, state[name].shape) for name, bits in new.items()}
     expected = fingerprint(state).with_tensors(fingerprint(made).tensors)
-    if fingerprint(moved) != expected:
-        raise PatchError(
-            f"patches[{number}]: the copy is not as written: {expected.differences(fingerprint(moved))}. Look for "
-            f"weights that share a part of their memory. The model was not modified."
-        )
-    return moved
+    return written_copy(model, new, expected, f"patches[{number}]: the copy is not as written")
 
 
 def _moved_entries(what: str, name: str, change: Change, state: dict[str, Tensor], back: bool) -> Bits:

@@ -19,7 +19,6 @@ Bits = npt.NDArray[np.unsignedinteger]
 Values = npt.NDArray[np.float64]
 
 _SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_UNSIGNED: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _PRECISION = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 FLOATS = tuple(_PRECISION)
 DTYPES = {
@@ -38,22 +37,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def to_bits(tensor: Tensor) -> Bits:
-    """The bit patterns of a tensor's entries.
-
-    Args:
-        tensor: Of any layout in memory and on any device, with entries of 1, 2, 4 or 8 bytes.
-
-    Returns:
-        Unsigned integers ``(numel,)``, in the order of the indices; may share memory with the tensor.
+    """The bit patterns of a tensor of any layout and device, ``(numel,)``; may share memory with the tensor.
 
     Raises:
-        ModelError: Its entries are of another size.
+        ModelError: Its entries are not of 1, 2, 4 or 8 bytes.
     """
     size = tensor.element_size()
     if size not in _SIGNED:
         raise ModelError(f"tensor of type {tensor.dtype}: expected entries of at most 8 bytes. Split it into two.")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return plain.view(_SIGNED[size]).numpy().view(_UNSIGNED[size])
+    return plain.view(_SIGNED[size]).numpy().view(f"u{size}")
 
 
 def from_bits(bits: Bits, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
@@ -62,15 +55,15 @@ def from_bits(bits: Bits, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(signed).view(dtype).reshape(tuple(shape))
 
 
-def bits_type(dtype: torch.dtype) -> type[np.unsignedinteger]:
-    """The unsigned integers that hold the bits of a dtype."""
-    return _UNSIGNED[dtype.itemsize]
+def flips_to_tensor(flips: Bits, shape: Sequence[int]) -> Tensor:
+    """Bits as integers for a file; safetensors knows signed ones of every size everywhere."""
+    return from_bits(flips, _SIGNED[flips.itemsize], shape)
 
 
 def write_bits(bits: Bits, target: Tensor) -> None:
     """Write bit patterns into a tensor in place, whatever its layout and device."""
-    values = from_bits(bits, target.dtype, target.shape).view(_SIGNED[target.element_size()])
-    target.detach().view(_SIGNED[target.element_size()]).copy_(values)
+    signed = _SIGNED[target.element_size()]
+    target.detach().view(signed).copy_(from_bits(bits, signed, target.shape))
 
 
 def to_float64(bits: Bits, dtype: torch.dtype) -> Values:
@@ -88,7 +81,7 @@ def round_to_bits(values: Values, dtype: torch.dtype) -> Bits:
     """
     with np.errstate(over="ignore", under="ignore"):
         if dtype != torch.bfloat16:
-            return values.astype(f"f{dtype.itemsize}").view(bits_type(dtype))
+            return values.astype(f"f{dtype.itemsize}").view(f"u{dtype.itemsize}")
         wide = values.astype(np.float32).view(np.uint32)
     odd = (wide >> np.uint32(16)) & np.uint32(1)
     return ((wide + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
@@ -100,8 +93,3 @@ def spacing(values: Values, dtype: torch.dtype) -> Values:
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     distances = np.maximum(np.ldexp(1.0, exponents - _PRECISION[dtype]), smallest)
     return np.where(np.isfinite(values), np.where(values == 0, smallest, distances), np.inf)
-
-
-def freeze(array: npt.NDArray[np.generic]) -> None:
-    """Make an array read-only."""
-    array.flags.writeable = False

@@ -21,14 +21,9 @@ Ties = tuple[tuple[str, ...], ...]
 
 
 def state_of(source: Weights, what: str = "model") -> dict[str, Tensor]:
-    """The weights by name, sharing memory with their source.
+    """The tensors of a module or state dict by name, sharing memory with it; ``what`` is its name in messages.
 
-    Args:
-        source: A module, or a state dict. Extra state of modules that is no tensor is left out.
-        what: Name of the source in messages.
-
-    Returns:
-        For each name its tensor.
+    Extra state of modules that is no tensor is left out.
 
     Raises:
         ModelError: No module or state dict; a tensor without data, sparse or quantized.
@@ -89,11 +84,7 @@ def fill_ties(state: Mapping[str, Tensor], ties: Ties) -> dict[str, Tensor]:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Raises:
-        ModelError: The model cannot be copied.
-    """
+    """A deep copy; a ModelError where the model cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -104,11 +95,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def write_into(model: nn.Module, new: Mapping[str, Bits]) -> None:
-    """Write weights into a model in place.
-
-    Args:
-        model: A copy that may be written to.
-        new: For some of its weights their new bits.
+    """Write new bits into some of the weights of a model, in place.
 
     Raises:
         PatchError: Two names of one tied weight get different values, or an expanded tensor cannot be written to.

@@ -1,7 +1,7 @@
 """Mathematical programs and their solution, in NumPy alone: no file of this room imports torch."""
 
 from .attempt import run_solver
-from .backends import available_solvers, load_solver, missing_libraries, registered_solvers
+from .backends import available_solvers, load_solver, missing_libraries, needed_libraries, registered_solvers
 from .captured_output import native_output
 from .certificates.conflict import Conflict, explain_conflict
 from .examples import KnownProgram, known_programs

@@ -16,11 +16,10 @@ from .captured_output import native_output
 from .hessian import LowRankHessian
 from .isolate import solve_isolated
 from .program import Program
-from .rechecking import recheck
+from .rechecking import LARGEST_FACTORIZED, recheck
 from .scaling import equilibrate
 from .solution import Attempt, Solution, Solver, Status
 
-LARGEST_CHECKED = 5000  # variables up to which a Hessian is factorized to see that it is convex
 FEASIBILITY_TOL = 1e-6
 
 
@@ -35,20 +34,9 @@ def run_solver(
     scaled: bool = False,
     checked: bool = False,
 ) -> Solution:
-    """Run one back end once and recheck its answer.
+    """Run one back end once and recheck its answer; options as for :func:`repairopt.program.solve_program.solve`.
 
-    Args:
-        program: What to solve; not modified.
-        solver: Name, instance, or None for the first that suits the program.
-        feasibility_tol: See :func:`repairopt.program.solve`, as for all that follows.
-        optimality_tol: Same.
-        time_limit: Same.
-        isolate: Same.
-        scaled: Scale rows and variables first.
-        checked: Whether the Hessian is known to be convex.
-
-    Returns:
-        The answer, with one attempt.
+    ``scaled`` scales rows and variables first; ``checked`` says that the Hessian is known to be convex.
 
     Raises:
         SolverNotFoundError: No back end of that name, or its library is not installed.
@@ -73,17 +61,13 @@ def run_solver(
 
 
 def check_convex(program: Program) -> None:
-    """Refuse indefinite Hessians: several solvers report success on them (measured).
-
-    Raises:
-        ProgramError: Not symmetric, or not positive semidefinite.
-    """
+    """Refuse indefinite Hessians by a ProgramError: several solvers report success on them (measured)."""
     if isinstance(program.hessian, LowRankHessian) and float(program.hessian.diagonal.min(initial=0.0)) < 0:
         raise ProgramError(
             f"program: the Hessian's diagonal part has an entry of {float(program.hessian.diagonal.min()):.3g}; "
             f"expected none below 0. Convexify the surrogate (convexify='project')."
         )
-    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_CHECKED:
+    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_FACTORIZED:
         return
     scale = max(1e-300, float(np.abs(program.hessian).max(initial=0.0)))
     if float(np.abs(program.hessian - program.hessian.T).max(initial=0.0)) > 1e-9 * scale:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -20,14 +19,7 @@ GROUP = "repairopt.solvers"
 
 
 def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
-    """The back end that ``solve`` would run.
-
-    Args:
-        program: Decides the kind and, for ``solver=None``, the choice by size.
-        solver: Name, instance or None.
-
-    Returns:
-        An instance that can take the program.
+    """An instance of the back end that ``solve`` would run: by name, as it is, or by kind and size of the program.
 
     Raises:
         SolverNotFoundError: No such name, library not installed, or nothing installed can take the kind.
@@ -61,13 +53,9 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
 
 
 def available_solvers(kind: Kind | str | None = None) -> list[str]:
-    """Names of the back ends whose libraries are installed; imports none of the libraries and takes no licence.
+    """Sorted names of the back ends whose libraries are installed, of those that take a kind of program.
 
-    Args:
-        kind: Only those that take this kind of program.
-
-    Returns:
-        Names, sorted.
+    None of the libraries is imported and no licence is taken.
     """
     wanted = None if kind is None else Kind(kind)
     found = []
@@ -84,11 +72,7 @@ def available_solvers(kind: Kind | str | None = None) -> list[str]:
 def preferred_solvers(program: Program) -> list[str]:
     """Names of the installed back ends that may be chosen for a program without being asked for, best first.
 
-    Args:
-        program: Its kind, size and density decide.
-
-    Returns:
-        Names; a back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out.
+    A back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out.
     """
     rated = [(_preference(load_solver(name), program), name) for name in available_solvers(program.kind)]
     return [name for rate, name in sorted(rated) if np.isfinite(rate)]
@@ -96,11 +80,7 @@ def preferred_solvers(program: Program) -> list[str]:
 
 @cache
 def load_solver(name: str) -> type[Solver]:
-    """The class registered under a name.
-
-    Raises:
-        SolverNotFoundError: There is none, or its module cannot be imported.
-    """
+    """The class registered under a name; a SolverNotFoundError where there is none that can be imported."""
     point = _registered().get(name)
     if point is None:
         known = ", ".join(sorted(_registered())) or "none; is repairopt itself installed (pip install -e .)?"
@@ -113,7 +93,12 @@ def load_solver(name: str) -> type[Solver]:
 
 def missing_libraries(backend: Any) -> list[str]:
     """Import names of the libraries that a back end needs and that are not installed."""
-    return [module for module in _as_names(backend.requires) if not _installed(module)]
+    return [module for module in needed_libraries(backend) if not _installed(module)]
+
+
+def needed_libraries(backend: Any) -> tuple[str, ...]:
+    """Import names of the libraries that a back end needs."""
+    return (backend.requires,) if isinstance(backend.requires, str) else tuple(backend.requires)
 
 
 def with_options(backend: Any, **options: Any) -> Any:
@@ -144,10 +129,6 @@ def _registered() -> dict[str, EntryPoint]:
 @cache
 def _installed(module: str) -> bool:
     return find_spec(module) is not None
-
-
-def _as_names(requires: Iterable[str]) -> Iterable[str]:
-    return (requires,) if isinstance(requires, str) else requires
 
 
 def _preference(backend: Any, program: Program) -> float:

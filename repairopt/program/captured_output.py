@@ -14,28 +14,17 @@ LARGEST_LOG = 1_000_000  # characters that are kept; of longer logs the beginnin
 
 @dataclass
 class NativeOutput:
-    """What was printed.
-
-    Attributes:
-        text: Filled when the block ends.
-    """
+    """What was printed; filled when the block ends."""
 
     text: str = ""
 
 
 @contextlib.contextmanager
 def native_output(*, wanted: bool, echo: bool = True) -> Iterator[NativeOutput]:
-    """Take what native code prints within the block, and print it through ``sys.stdout`` afterwards.
+    """Take what native code prints within the block, where ``wanted``, and print it through ``sys.stdout`` afterwards.
 
     So it appears in notebooks too, which never see the process's own output. Not while other threads print: the file
     descriptors belong to the whole process.
-
-    Args:
-        wanted: Without, nothing is touched.
-        echo: Whether to print it afterwards.
-
-    Yields:
-        An object whose ``text`` is set at the end of the block.
     """
     found = NativeOutput()
     if not wanted:

@@ -13,7 +13,6 @@ import os
 import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -29,28 +28,21 @@ from .solution import Solution, Status
 GRACE = 5.0  # seconds that a solve may take beyond its time limit before the process is killed
 START = 120.0  # seconds that the process may take to start
 _BOOT = """
-import os, pickle, struct, sys
+import os, pickle, sys
 source = os.fdopen(os.dup(0), "rb")
 sink = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
-sys.path[:] = pickle.loads(source.read(struct.unpack("!Q", source.read(8))[0]))
+sys.path[:] = pickle.load(source)
 from repairopt.program.isolate import serve
 serve(source, sink)
 """
 
 
 def solve_isolated(backend: Any, program: Program, time_limit: float | None = None) -> Solution:
-    """Run a back end in the process.
+    """Run a back end, an instance that pickle can send, in the process; the program's sources stay here.
 
-    Args:
-        backend: An instance that pickle can send.
-        program: What to solve; its sources stay here.
-        time_limit: Seconds after which, and a grace of 5 more, the process is killed; None for never. This holds for
-            back ends without a time limit of their own too.
-
-    Returns:
-        What the back end said; FAILED where the process died, with the signal in ``message``; NO_POINT where it was
-        killed at the time limit.
+    The process is killed 5 seconds after the time limit, also for back ends without a limit of their own. FAILED where
+    the process died, with the signal in ``message``; NO_POINT where it was killed.
 
     Raises:
         SolverError: The back end raised, or cannot be sent.
@@ -105,7 +97,6 @@ class _Worker:
     def send(self, message: bytes) -> None:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(struct.pack("!Q", len(message)))
             self.process.stdin.write(message)
             self.process.stdin.flush()
         except OSError:  # it died; the thread that reads says so
@@ -148,7 +139,7 @@ class _Worker:
         assert self.process.stdout is not None
         try:
             while True:
-                self.answers.put(pickle.loads(_frame(self.process.stdout)))
+                self.answers.put(pickle.load(self.process.stdout))
         except (EOFError, OSError, pickle.UnpicklingError):
             self.answers.put(("died", None))
 
@@ -175,16 +166,14 @@ def stop() -> None:
 def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     """What the process does: solve what comes in, until the other end is closed.
 
-    Args:
-        source: Frames of a back end and a program each.
-        sink: Frames of ``("answer", solution)`` or ``("error", text)``.
+    Pickles of a back end and a program each are answered by ``("answer", solution)`` or ``("error", text)``.
     """
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     _write(sink, ("ready", None))
     while True:
         try:
-            backend, program = pickle.loads(_frame(source))
+            backend, program = pickle.load(source)
         except EOFError:
             return
         except Exception as error:
@@ -198,24 +187,6 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
             _write(sink, ("error", f"{type(error).__name__}: {error}"))
 
 
-def _frame(source: IO[bytes]) -> bytes:
-    head = _exactly(source, 8)
-    return _exactly(source, struct.unpack("!Q", head)[0])
-
-
-def _exactly(source: IO[bytes], size: int) -> bytes:
-    parts, left = [], size
-    while left:
-        part = source.read(left)
-        if not part:
-            raise EOFError
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
-
-
 def _write(sink: IO[bytes], answer: Any) -> None:
-    text = pickle.dumps(answer, protocol=5)
-    sink.write(struct.pack("!Q", len(text)))
-    sink.write(text)
+    sink.write(pickle.dumps(answer, protocol=5))
     sink.flush()

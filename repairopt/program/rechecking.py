@@ -22,22 +22,16 @@ from .hessian import LowRankHessian
 from .program import Array, Program
 from .solution import Solution, Status
 
-TOL, LOW_PRECISION_TOL = 1e-6, 1e-3
+LARGEST_FACTORIZED = 5000  # variables up to which a dense Hessian is factorized to see that it is convex
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """What a point and multipliers look like on the program's own data.
+    """What a point and multipliers look like on the program's own data, absolute and over the scales of this module.
 
-    Attributes:
-        violation: Largest violation of row, bound or integrality.
-        relative_violation: The same over the scales of this module.
-        objective: At the point, constant included.
-        stationarity: Largest entry of ``H d + g + A'y + z``; NaN without multipliers, as all that follows.
-        relative_stationarity: The same over the largest entry of its terms.
-        sign_violation: Largest entry of the gradient that is held by infinite sides only, over the same.
-        complementarity: Largest product of a multiplier and the room of its side.
-        gap: Sum of these products, over the size of the objective's terms.
+    ``sign_violation`` is the largest entry of the gradient that is held by infinite sides only, over the largest entry
+    of its terms; ``gap`` the sum of the products of multipliers and slacks, over the size of the objective's terms.
+    What belongs to multipliers is NaN without them.
     """
 
     violation: float
@@ -50,9 +44,9 @@ class Residuals:
     gap: float = float("nan")
 
 
-def tolerance(point: Array) -> float:
-    """Relative tolerance of optimality by the precision of a point: 1e-6, or 1e-3 for single and half precision."""
-    return LOW_PRECISION_TOL if getattr(point, "dtype", None) in (np.float32, np.float16) else TOL
+def tolerance(point: Array | None, usual: float = 1e-6) -> float:
+    """Relative tolerance of optimality by the precision of a point: the usual one, 1e-3 for single and half."""
+    return 1e-3 if getattr(point, "dtype", None) in (np.float32, np.float16) else usual
 
 
 def residuals(
@@ -63,11 +57,8 @@ def residuals(
     Args:
         program: Any kind; multipliers belong to its continuous relaxation.
         delta: The point, ``(n,)``.
-        row_duals: ``(m,)`` in the sign convention of :mod:`repairopt.program.program`, or None.
+        row_duals: ``(m,)`` in the sign convention of ``program.py``, or None: their residuals are NaN.
         bound_duals: ``(n,)``, or None for what is left of the gradient where a bound can hold it.
-
-    Returns:
-        All residuals; those of the multipliers are NaN without any.
     """
     low, high = program.bounds()
     values = np.asarray(program.matrix @ delta) if program.m else np.zeros(0)
@@ -108,15 +99,9 @@ def residuals(
 def recheck(program: Program, solution: Solution, *, feasibility_tol: float, optimality_tol: float | None) -> Solution:
     """The answer with what its own data say; claims that they do not bear out are taken back.
 
-    Args:
-        program: What was solved.
-        solution: What came back, with finite arrays of the right shapes or None.
-        feasibility_tol: Largest relative violation that counts as feasible.
-        optimality_tol: Largest relative stationarity and gap that count as optimal; None goes by the point's dtype.
-
-    Returns:
-        FAILED in place of OPTIMAL or FEASIBLE where rows are violated; FEASIBLE in place of OPTIMAL where the
-        multipliers do not prove it, or the claimed bound lies above the point.
+    FAILED in place of OPTIMAL or FEASIBLE where rows are violated by more than ``feasibility_tol`` (relative); FEASIBLE
+    in place of OPTIMAL where the multipliers do not prove it to ``optimality_tol`` (stationarity, gap, relative; None
+    goes by the point's dtype), or the claimed bound lies above the point.
     """
     if solution.delta is None or not np.all(np.isfinite(solution.delta)):
         if solution.status in (Status.OPTIMAL, Status.FEASIBLE):
@@ -198,14 +183,7 @@ def objective_scale(program: Program, delta: Array) -> float:
 def violations(program: Program, delta: Array, values: Array, *, floor: float = 1.0) -> tuple[float, float]:
     """Largest violation, absolute and over ``max(floor, |side|, |a_i| max(1, |d|))``; bounds over ``max(1, |side|)``.
 
-    Args:
-        program: Rows, bounds and integrality.
-        delta: The point, ``(n,)``.
-        values: ``A @ delta``, ``(m,)``.
-        floor: Least scale of a row. With 0 the relative figure does not change when a row is multiplied by a number.
-
-    Returns:
-        Absolute and relative violation; 0 where all hold.
+    ``values`` is ``A @ delta``. With a floor of 0 the relative figure does not change when a row is scaled.
     """
     low, high = program.bounds()
     size = max(1.0, float(np.abs(delta).max(initial=0.0)))

@@ -22,16 +22,10 @@ EVEN = 0.1  # largest distance of a round's factors from 1 at which the rounds e
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A scaled program and the scales.
+    """A scaled program and the scales, ``columns`` ``D`` and ``rows`` ``E``; integer variables keep the scale 1.
 
-    With ``D`` and ``E`` diagonal, ``d = D u``: the scaled program minimizes ``cost (1/2 u'DHDu + (Dg)'u + c)`` subject
-    to ``E lower <= E A D u <= E upper`` and ``delta_lower <= D u <= delta_upper``.
-
-    Attributes:
-        program: The scaled program.
-        columns: ``D``, ``(n,)``; 1 for integer variables.
-        rows: ``E``, ``(m,)``.
-        cost: Factor of the objective.
+    With ``d = D u``: the scaled program minimizes ``cost (1/2 u'DHDu + (Dg)'u + c)`` subject to
+    ``E lower <= E A D u <= E upper`` and ``delta_lower <= D u <= delta_upper``.
     """
 
     program: Program
@@ -57,13 +51,7 @@ class Scaled:
 
 
 def equilibrate(program: Program) -> Scaled:
-    """Scale a program.
-
-    Args:
-        program: Any kind; not modified.
-
-    Returns:
-        The scaled program with the scales, powers of 2 (the cost one of 4), so that scaling itself rounds nothing.
+    """Scale a program by powers of 2 (the cost by one of 4), so that scaling itself rounds nothing.
 
     References:
         Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, 2001; as used for quadratic
@@ -88,7 +76,7 @@ def equilibrate(program: Program) -> Scaled:
     scaled = replace(
         program,
         gradient=program.gradient * columns * cost,
-        hessian=_scaled_hessian(program.hessian, columns, cost),
+        hessian=scaled_hessian(program.hessian, columns, cost),
         constant=program.constant * cost,
         matrix=_times(program.matrix, rows, columns),
         lower=program.lower * rows,
@@ -118,7 +106,8 @@ def _largest_curvature(hessian: Hessian | None, columns: Array) -> Array:
     return np.asarray((np.abs(hessian) * columns[:, None] * columns).max(axis=0))
 
 
-def _scaled_hessian(hessian: Hessian | None, columns: Array, cost: float) -> Hessian | None:
+def scaled_hessian(hessian: Hessian | None, columns: Array, cost: float = 1.0) -> Hessian | None:
+    """``cost D H D`` for the diagonal ``D`` of ``columns``."""
     if hessian is None:
         return None
     if isinstance(hessian, LowRankHessian):

@@ -72,14 +72,9 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a program, as it is kept in :attr:`Solution.attempts`.
+    """One try at a program: back end, status after the recheck, whether rows and variables were scaled first.
 
-    Attributes:
-        solver: Name of the back end.
-        status: How it ended, after the recheck.
-        scaled: Whether rows and variables were scaled first.
-        message: Native status text, and what the recheck found.
-        seconds: Wall time.
+    ``message`` is the native status text, and what the recheck found; ``seconds`` is wall time.
     """
 
     solver: str
@@ -96,11 +91,7 @@ class Attempt:
 class NamedDual:
     """The multiplier of one side of one row, in the user's words.
 
-    Attributes:
-        source: The constraint and the sample that the row comes from.
-        side: ``"upper"`` or ``"lower"``: the side that holds the point.
-        value: Size of the multiplier, above 0: by so much the objective falls for each unit by which that side gives
-            way, to first order.
+    ``value``, above 0, is the shadow price: decrease of the objective per unit by which that side is relaxed.
     """
 
     source: Source
@@ -169,14 +160,9 @@ class Solution:
         return self.delta is not None and self.status in (Status.OPTIMAL, Status.FEASIBLE)
 
     def named_duals(self, program: Program, *, smallest: float = 1e-9) -> list[NamedDual]:
-        """What each row costs, by constraint and sample, the dearest first.
+        """What each row costs, by constraint and sample, the dearest first; empty without multipliers.
 
-        Args:
-            program: What was solved; its sources name the rows.
-            smallest: Multipliers up to this, relative to the largest, are left out.
-
-        Returns:
-            One entry for each row with a multiplier; empty where the back end returned none.
+        Multipliers up to ``smallest``, relative to the largest, are left out.
         """
         if self.row_duals is None or not len(self.row_duals):
             return []

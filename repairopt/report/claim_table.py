@@ -14,17 +14,9 @@ SPLITS = {False: "repair data", True: "held-out data"}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, as text.
+    """One line of the table, as text; empty where there is nothing to say.
 
-    Attributes:
-        name: Of the goal, bound, constraint or figure.
-        data: Which data.
-        before: Value before.
-        after: Value after.
-        interval: Where the value on new data lies, or empty.
-        limit: Or empty, where nothing is promised.
-        result: In words, ``"met"``, ``"not met"`` and so on, or empty.
-        good: True, False, or None where it is open or nothing is promised.
+    ``interval`` is where the value on new data lies. ``good`` is None where it is open or nothing is promised.
     """
 
     name: str
@@ -38,14 +30,9 @@ class Row:
 
 
 def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
-    """The rows, those of one name together: repair data, cross-validation, held-out data.
+    """The rows of a report as a dict: the goal first, then constraints, then what is only watched, then accuracies.
 
-    Args:
-        plain: A report as a dict.
-        evidence: Values of bounded properties; may be empty.
-
-    Returns:
-        The goal first, then constraints, then what is only watched, then accuracies.
+    Those of one name stand together: repair data, cross-validation, held-out data.
     """
     measures, checks = plain["measures"], plain["checks"]
     claims = plain.get("claims", [])

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from repairopt.errors import SpecificationError
+from repairopt.report.pictures.collect import evidence_from_dict
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence
 
-from .from_result import evidence_from_dict
 from .html_page import render_page
 from .repair import Repair
 from .report import Report

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
+from repairopt.patches import library_versions
 from repairopt.report.pictures.evidence import AffectedInputs, Evidence, GroupTable
 from repairopt.report.pictures.gallery import Picture, draw_gallery
 from repairopt.report.pictures.style import have_matplotlib
@@ -39,18 +39,10 @@ def render_page(
     features: Sequence[str] = (),
     complete: bool = True,
 ) -> str:
-    """The page.
+    """The page as HTML; without pictures, and saying so, where Matplotlib is not installed.
 
-    Args:
-        plain: A report as a dict, from :meth:`repairopt.Report.to_dict`.
-        evidence: What the pictures show.
-        title: Heading and title of the page.
-        frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
-        features: Names of the input columns.
-        complete: Whether the evidence was collected from networks and data.
-
-    Returns:
-        HTML; without pictures, and saying so, where Matplotlib is not installed.
+    ``plain`` is a report as a dict; ``complete`` says whether the evidence was collected from networks and data. The
+    others are options of :func:`repairopt.write_html`.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -77,7 +69,7 @@ def render_page(
         affected=[_input_table(one, features) for one in evidence.affected if not one.are_images or not pictures],
         facts=_facts(plain),
         rounds=_rounds(plain),
-        version=_version(),
+        version=library_versions().get("repairopt", ""),
     )
 
 
@@ -179,10 +171,3 @@ def _rounds(plain: Plain) -> list[list[str]]:
         ]
         for r in plain["rounds"]
     ]
-
-
-def _version() -> str:
-    try:
-        return version("repairopt")
-    except PackageNotFoundError:
-        return ""

@@ -36,26 +36,12 @@ def percent(share: float) -> str:
 
 
 def summarize(plain: Plain) -> list[str]:
-    """The outcome in one to three sentences.
-
-    Args:
-        plain: A report as a dict.
-
-    Returns:
-        What came of goal and constraints; how many answers changed; what held on data that the repair never saw.
-    """
+    """One to three sentences: goal and constraints, how many answers changed, data that the repair never saw."""
     return [text for text in (_outcome(plain), _answers(plain), _unseen(plain)) if text]
 
 
 def list_caveats(plain: Plain) -> list[str]:
-    """What a reader must be told along with the verdict.
-
-    Args:
-        plain: A report as a dict.
-
-    Returns:
-        One text for each, none where there is nothing to say.
-    """
+    """What a reader must be told along with the verdict, one text for each."""
     found = []
     if plain["stopped"]:
         found.append(f"Stopped early ({plain['stopped']}); this is the best point found until then.")

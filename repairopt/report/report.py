@@ -11,12 +11,11 @@ from typing import Any
 from repairopt.errors import RepairFailedError
 from repairopt.localize import Location
 from repairopt.program import Conflict, Program, Source, Status, explain_conflict
-from repairopt.report.pictures.collect import Subjects, collect_evidence
+from repairopt.report.pictures.collect import Subjects, collect_evidence, evidence_from_dict
 from repairopt.report.pictures.evidence import Evidence
 from repairopt.surrogate import Surrogate
 from repairopt.verify import Check, Claim, LabelCounts, Measure, Round, Verification
 
-from .from_result import evidence_from_dict
 from .show import Shown
 
 
@@ -136,7 +135,7 @@ class Report(Shown):
         """What the pictures show; the first call runs both networks over the data of goal and constraints."""
         if self.subjects is None:
             return evidence_from_dict(self.to_dict())
-        return collect_evidence(self.subjects, self.verification, self.rounds)
+        return collect_evidence(self.subjects, self.verification, self.to_dict())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "subjects": None}

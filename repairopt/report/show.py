@@ -29,6 +29,12 @@ class Shown:
         """The report as JSON."""
         raise NotImplementedError
 
+    def patch_info(self) -> dict[str, Any]:
+        """What a patch says of the repair: fields of :class:`repairopt.patches.PatchInfo`."""
+        from .as_patch import patch_info
+
+        return patch_info(self)
+
     def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 
@@ -36,22 +42,11 @@ class Shown:
             title: Heading of the page.
             frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
             features: Names of the input columns, for the table of the most affected inputs.
-
-        Returns:
-            The page. Without Matplotlib it has no pictures, and says so.
         """
         return render_page(self.to_dict(), self.evidence, title=title, frontier=frontier, features=features)
 
     def save_html(self, path: str | Path, **options: Any) -> Path:
-        """Write the page to a file, whole or not at all.
-
-        Args:
-            path: Of the file.
-            **options: See :meth:`to_html`.
-
-        Returns:
-            The path.
-        """
+        """Write the page of :meth:`to_html` to a file, whole or not at all."""
         from repairopt.patches import whole_file
 
         page = self.to_html(**options)
@@ -63,65 +58,46 @@ class Shown:
         return render_fragment(self.to_dict())
 
     def plot_groups(self, name: str | None = None, held_out: bool = False) -> Any:
-        """Rate of each group, or recall of each class, before and after; a Matplotlib figure.
+        """A Matplotlib figure: rate of each group, or recall of each class, before and after.
 
-        Args:
-            name: Of a property or labelled set; None for the first.
-            held_out: Whether on held-out data.
+        ``name`` is that of a property or labelled set; None for the first.
         """
         return plot_rates(_pick("rates by group", self.evidence.rates, name, held_out))
 
     def plot_margins(self, name: str | None = None, held_out: bool = False) -> Any:
-        """Lead of the true label of each sample before and after, and which samples crossed; a Matplotlib figure.
+        """A Matplotlib figure: lead of the true label of each sample before and after, and which samples crossed.
 
-        Args:
-            name: Of a labelled set or robustness property; None for the first.
-            held_out: Whether on held-out data.
+        ``name`` is that of a labelled set or robustness property; None for the first.
         """
         return plot_margins(_pick("margins", self.evidence.margins, name, held_out))
 
     def plot_slack(self, name: str | None = None, held_out: bool = False) -> Any:
-        """Histogram of the room that a constraint leaves; a Matplotlib figure.
-
-        Args:
-            name: Of a constraint; None for the first.
-            held_out: Whether on held-out data.
-        """
+        """A Matplotlib figure: histogram of the slack of a constraint; None for the first."""
         return plot_slack(_pick("constraints by sample", self.evidence.slacks, name, held_out))
 
     def plot_weights(self, parameter: str | None = None) -> Any:
-        """Change of each parameter, or of one as a heat map; a Matplotlib figure.
-
-        Args:
-            parameter: Its name; None for all in one picture.
-        """
+        """A Matplotlib figure: change of each parameter, or of one as a heat map."""
         layers = self.evidence.layers
         if parameter is None and len(layers) != 1:
             return plot_layers(layers)
         return plot_layer(_pick("parameters that could change", layers, parameter, None))
 
     def plot_convergence(self) -> Any:
-        """The goal after each round; a Matplotlib figure."""
+        """A Matplotlib figure: the goal after each round."""
         progress = self.evidence.progress
         if progress is None:
             raise SpecificationError("report: no rounds were run, so there is no progress to plot. See report.notes.")
         return plot_convergence(progress)
 
     def plot_frontier(self, points: Any) -> Any:
-        """Accuracy against the property, with this repair marked; a Matplotlib figure.
+        """A Matplotlib figure: accuracy against the property, with this repair marked.
 
-        Args:
-            points: From :func:`repairopt.trace_frontier`, or a list of objects with ``value`` and ``accuracy``.
+        ``points`` come from :func:`repairopt.trace_frontier`, or have ``value`` and ``accuracy``.
         """
         return plot_frontier(points, *on_frontier(self.to_dict()))
 
     def plot_inputs(self, name: str | None = None, held_out: bool = False) -> Any:
-        """The images whose answers changed most; a Matplotlib figure.
-
-        Args:
-            name: Of a labelled set; None for the first.
-            held_out: Whether on held-out data.
-        """
+        """A Matplotlib figure: the images of a labelled set (None for the first) whose answers changed most."""
         return plot_inputs(_pick("affected inputs", self.evidence.affected, name, held_out))
 
 

@@ -42,16 +42,19 @@ def _new_data(report: Any) -> list[str]:
     """Claims about new data, what was taken off the bounds for them, and what the bounds cost."""
     lines = []
     for claim in report.claims:
-        lines += textwrap.wrap(f"new data: {claim}", WIDTH, subsequent_indent="  ")
+        lines += _wrapped(f"new data: {claim}")
     buffers = [f"{_number(size)} off '{name}'" for name, size in report.buffers.items() if size > 0]
     buffers += [f"a lead of {_number(lead)} logits in '{name}'" for name, lead in report.margins.items() if lead > 0]
     if buffers:
-        lines += textwrap.wrap(f"buffers for new data: {', '.join(buffers)}", WIDTH, subsequent_indent="  ")
+        lines += _wrapped(f"buffers for new data: {', '.join(buffers)}")
     prices = [f"'{name}' {_number(0.01 * price)}" for name, price in report.prices.items() if price > 0]
     if prices:
-        text = f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}"
-        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+        lines += _wrapped(f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}")
     return [*lines, ""] if lines else []
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 def _heads() -> str:
@@ -144,7 +147,7 @@ def _how(report: Any) -> list[str]:
         f"method: {report.method}; {len(report.rounds)} rounds, {kept} kept; at most {report.rows_used} rows; "
         f"solver {solvers}, {report.status}; weights by {report.location.method}"
     )
-    return [*textwrap.wrap(text, WIDTH, subsequent_indent="  "), *textwrap.wrap(how, WIDTH, subsequent_indent="  ")]
+    return [*_wrapped(text), *_wrapped(how)]
 
 
 def _believe(report: Any) -> list[str]:
@@ -155,14 +158,11 @@ def _believe(report: Any) -> list[str]:
         f"{_number(trust.linearization_error)} logits; actual / predicted improvement "
         f"{_number(trust.improvement_ratio)}"
     )
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return _wrapped(text)
 
 
 def _time(report: Any) -> list[str]:
     stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report.seconds.items())
     versions = ", ".join(f"{name} {value}" for name, value in report.versions.items())
     text = f"seconds: {stages}; processor {report.cpu_seconds:.2f}; seed {report.seed}"
-    return [
-        *textwrap.wrap(text, WIDTH, subsequent_indent="  "),
-        *textwrap.wrap(f"versions: {versions}", WIDTH, subsequent_indent="  "),
-    ]
+    return [*_wrapped(text), *_wrapped(f"versions: {versions}")]

@@ -15,10 +15,7 @@ class LinearizedRows:
 
     Margins are looked at by forward mode in the model's own precision, rows are built by reverse mode for the chosen
     ones alone. A float32 model's margins are off by some 1e-6 of their size: choose ``feasibility_tol`` above that.
-
-    Args:
-        linearization: The constraints around some weights; the step is counted from there.
-        constraints: Positions of the constraints to take; None for all without a ``weight``.
+    ``constraints`` are positions of those to take; None for all without a ``weight``.
     """
 
     def __init__(self, linearization: Linearization, constraints: tuple[int, ...] | None = None) -> None:

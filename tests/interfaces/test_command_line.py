@@ -14,8 +14,7 @@ import torch
 from small_spec import SPEC, write_spec
 
 from repairopt.interfaces.commandline.commands import cli, main
-from repairopt.interfaces.commandline.runs.results import RESULTS
-from repairopt.interfaces.commandline.runs.schemas import schema_text
+from repairopt.interfaces.commandline.runs.results import RESULTS, schema_text
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.patches import load_weights, save_weights
 

@@ -17,7 +17,7 @@ from hypothesis import given, strategies as st
 from repairopt import Settings, solve_repair
 from repairopt.errors import AuditError
 from repairopt.patches import AuditLog, fingerprint, verify_log
-from repairopt.patches.audit import record_repair
+from repairopt.report.as_patch import record_repair
 
 
 @pytest.fixture

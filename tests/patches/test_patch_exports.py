@@ -161,7 +161,7 @@ def test_inputs_of_an_export_are_checked(tmp_path):
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setattr("repairopt.patches.extras.find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr("repairopt.errors.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(MissingExtraError, match=r"export_onnx needs onnxscript, .*pip install repairopt\[onnx\]"):
         export_onnx(chain(), torch.randn(2, 4), tmp_path / "model.onnx")
 

@@ -102,19 +102,6 @@ def test_the_same_change_twice_is_a_conflict(model):
     assert [c.count for c in find_conflicts([patch, patch])] == [1]
 
 
-def test_a_low_rank_difference_touches_its_whole_weight(model):
-    state = model.state_dict()
-    low = {**state, "2.weight": state["2.weight"] + torch.outer(torch.ones(6), torch.ones(8))}
-    patches = [Patch.between(state, low, form="low_rank"), make(state, _2__weight=(7, 1.0))]
-    assert [(c.count, c.positions) for c in find_conflicts(patches)] == [(1, (7,))]
-    beside = [patches[0], make(state, _4__weight=(7, 1.0))]
-    for order in (beside, beside[::-1]):
-        both = apply_all(model, order, same_base=True)
-        assert torch.equal(both[2].weight, low["2.weight"])
-        assert float(both[4].weight.detach().view(-1)[7]) == 1
-        assert fingerprint(revert_all(both, order, same_base=True)) == fingerprint(model)
-
-
 def test_a_chain_with_one_beside_it(model):
     state = model.state_dict()
     first, beside = make(state, _4__bias=(0, 5.0)), make(state, _4__bias=(1, 6.0))

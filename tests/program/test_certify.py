@@ -110,7 +110,7 @@ def test_numbers_on_a_program_done_by_hand():
     assert half.verdict is FEASIBLE
     assert half.dual_residual == 0.5
     wrong = certify(program, replace(solution, row_duals=np.array([2.0, -0.25])))
-    assert wrong.sign_violation == 0.125
+    assert wrong.sign_violation == 0.25  # 0.25 (1, 3), beside a gradient of (3, 2)
     assert wrong.verdict is FEASIBLE
     inside = certify(program, replace(solution, delta=np.array([3.0, 0.5])))
     assert inside.complementarity == 1.0

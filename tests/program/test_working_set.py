@@ -1,11 +1,13 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from row_kinds import FeatureRows, ScreenedRows
 from sample_networks import chain
 from scipy import sparse
 
@@ -14,7 +16,7 @@ from repairopt.network import Engine
 from repairopt.program import Program, Solution, Status, solve, solve_working_set
 from repairopt.program.working_sets import working_set
 from repairopt.program.working_sets.relaxed_program import certified_gap
-from repairopt.program.working_sets.row_oracles import DenseRows, FeatureRows, RowOracle
+from repairopt.program.working_sets.row_oracles import DenseRows, RowOracle
 from repairopt.solvers import DAQP, PIQP, HiGHS
 from repairopt.specify import KeepLabels, anchor
 from repairopt.surrogate import LinearizedRows, linearize
@@ -307,7 +309,7 @@ def test_random_programs(seed):
 
 def test_float32_screening_is_right_about_signs():
     head, matrix, lower = head_and_rows(60, 4000)
-    rows, plain = DenseRows(matrix, lower, screening=True), DenseRows(matrix, lower)
+    rows, plain = ScreenedRows(matrix, lower), DenseRows(matrix, lower)
     optimum = solve_working_set(head, plain).delta
     for delta in (optimum, 0.3 * optimum, 1e3 * optimum, np.zeros(60)):
         screened, exact = rows.screen(delta), plain.violations(delta)
@@ -330,7 +332,7 @@ def test_dense_rows_refuse_what_makes_no_sense():
         DenseRows(matrix, np.ones(3), np.zeros(3))
     matrix[1, 1] = np.nan
     with pytest.raises(ProgramError, match="not finite"):
-        DenseRows(matrix, screening=True)
+        ScreenedRows(matrix)
     head = Program(gradient=np.ones(2), delta_lower=-np.ones(2), delta_upper=np.ones(2))
     matrix = np.vstack([np.eye(2)] * 40)
     matrix[70, 1] = np.nan
@@ -428,9 +430,10 @@ def test_rows_of_a_linearization():
 
 MEMORY = """
 import resource, sys
+sys.path.insert(0, sys.argv[1])
 import numpy as np
 from repairopt.program.program import Program
-from repairopt.program.working_sets.row_oracles import FeatureRows
+from row_kinds import FeatureRows
 from repairopt.program.working_sets.working_set import solve_working_set
 random = np.random.default_rng(0)
 features = np.maximum(random.normal(size=(60_000, 64)), 0.0)
@@ -453,7 +456,12 @@ print(found.status, found.violation, (after - before) / 1024)
 @pytest.mark.slow
 def test_no_dense_jacobian_of_a_last_layer():
     """540,000 rows of 640 weights: 2.6 GiB if they were built."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(Path(__file__).resolve().parents[2])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     status, violation, mebibytes = run.stdout.split()
     assert status == "optimal"
     assert float(violation) <= 1e-9

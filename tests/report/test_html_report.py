@@ -27,6 +27,7 @@ from repairopt import (
     OddsGap,
     RepairError,
     SpecificationError,
+    errors,
     solve_repair,
     trace_frontier,
 )
@@ -292,7 +293,8 @@ def test_a_pickle_in_the_place_of_evidence_is_refused(tmp_path):
 
 
 def test_without_matplotlib_the_page_is_made_and_says_so(fair, monkeypatch):
-    monkeypatch.setattr(style, "find_spec", lambda name: None)
+    for module in (style, errors):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     style.figure_class.cache_clear()
     found = Page(fair.to_html())
     assert NO_PICTURES in found.text

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from row_kinds import FeatureRows
 from torch import Tensor, nn
 
 from repairopt import FixLabels, KeepLabels, Location, Program
 from repairopt.localize import apply
 from repairopt.network import Engine
 from repairopt.program import LowRankHessian, solve_working_set
-from repairopt.program.working_sets.row_oracles import FeatureRows
 from repairopt.program.working_sets.working_set import WorkingSetSolution
 from repairopt.specify import anchor
 from repairopt.surrogate import Linearization, LinearizedRows, linearize

@@ -180,9 +180,14 @@ def solvers(test: bool, as_json: bool) -> None:
 @click.option("--markdown", is_flag=True, help="With --language: as Markdown.")
 def schema(what: str, language: bool, markdown: bool) -> None:
     """Print a JSON schema: of spec files, or of what a command prints with --json (WHAT: check, solve, verify, ...)."""
-    from repairopt.interfaces.commandline.runs.schemas import language_text, schema_text
+    if language:
+        from repairopt.interfaces.specfile.language.measures import reference, reference_text
 
-    click.echo(language_text(markdown) if language else schema_text(what))
+        click.echo(reference() if markdown else reference_text())
+    else:
+        from repairopt.interfaces.commandline.runs.results import schema_text
+
+        click.echo(schema_text(what))
 
 
 def main(arguments: list[str] | None = None) -> None:

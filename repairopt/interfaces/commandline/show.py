@@ -25,13 +25,7 @@ WIDTH = 100
 
 
 def emit(result: Result, as_json: bool, text: Callable[[Any], str]) -> None:
-    """Print a result and end the process with its exit code.
-
-    Args:
-        result: Of a command.
-        as_json: Whether to print JSON.
-        text: Makes the text for people.
-    """
+    """Print a result, as JSON or by ``text``, and end the process with its exit code."""
     click.echo(result.model_dump_json(indent=1) if as_json else text(result))
     raise SystemExit(result.exit_code)
 
@@ -106,12 +100,7 @@ def solvers_text(result: SolversResult) -> str:
 
 
 class Bars:
-    """A progress bar for each stage with the time left, on stderr; silent where that is no terminal.
-
-    Args:
-        time_limit: Seconds for the repair, or None.
-        quiet: Whether to show nothing.
-    """
+    """A progress bar for each stage with the time left, on stderr; silent where that is no terminal, or ``quiet``."""
 
     def __init__(self, time_limit: float | None = None, quiet: bool = False) -> None:
         self.time_limit, self.hidden = time_limit, quiet or not sys.stderr.isatty()

@@ -6,15 +6,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-WIDTH = 100
+from .models import Strict
 
 
-class ClaimRow(BaseModel):
+class ClaimRow(Strict):
     """One goal, bound or watched measure on one set of rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str = Field(description="as written in the spec")
     name: str = Field(description="the measure")

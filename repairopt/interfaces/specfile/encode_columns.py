@@ -26,15 +26,7 @@ def input_names(spec: Spec) -> tuple[str, ...]:
 
 
 def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
-    """The inputs ``(N, d)``, float32.
-
-    Args:
-        file: The spec.
-        path: Of the table, for messages.
-        columns: Of the table.
-
-    Returns:
-        One column for each entry of ``inputs``, more for one_hot.
+    """The inputs ``(N, d)``, float32, of the columns of a table: one for each entry of ``inputs``, more for one_hot.
 
     Raises:
         SpecFileError: A column that is not there, a missing value, a text where a number is expected, a value that is
@@ -102,15 +94,7 @@ def _plain(value: Any) -> str:
 
 
 def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
-    """Class indices ``(N,)``, or None where the spec names no label.
-
-    Args:
-        file: The spec.
-        path: Of the file, for messages.
-        columns: Of the file.
-
-    Returns:
-        int64.
+    """Class indices ``(N,)``, int64, or None where the spec names no label.
 
     Raises:
         SpecFileError: No such column, texts without ``classes``, or a value that is no class.

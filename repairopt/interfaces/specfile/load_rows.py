@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from repairopt.errors import LanguageError, SpecFileError, SpecificationError
+from repairopt.errors import LanguageError, SpecFileError, SpecificationError, require_extra
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.language.syntax import read_filter
-from repairopt.patches import require_extra
 
 from .encode_columns import encode, input_names, label_numbers
 from .reader import SpecFile
@@ -22,13 +21,7 @@ TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
 
 
 def load_data(file: SpecFile) -> Data:
-    """Read every set of rows that a spec names.
-
-    Args:
-        file: The checked spec.
-
-    Returns:
-        The sets, with those that ``split`` draws from ``repair``.
+    """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``.
 
     Raises:
         SpecFileError: A file or column that is not there, a value that does not fit; with the line in the spec.
@@ -92,7 +85,6 @@ def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
 
         if ending == ".parquet":
             require_extra("tables", f"reading '{path.name}'", "pyarrow")
-        if ending == ".parquet":
             table = pandas.read_parquet(path)
         else:
             table = pandas.read_csv(path, sep="\t" if ending == ".tsv" else ",", skipinitialspace=True)

@@ -29,11 +29,7 @@ Weights = Mapping[str, Tensor]
 
 
 class PlainNetwork:
-    """A network as a function of its inputs; each set of inputs is run once.
-
-    Args:
-        model: Not modified.
-    """
+    """A network as a function of its inputs; it is copied, and each set of inputs is run once."""
 
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model).eval()
@@ -71,13 +67,8 @@ def measure_claims(
 ) -> list[ClaimRow]:
     """Every goal, bound and watched measure of a spec, on the rows of the repair and on held-out ones.
 
-    Args:
-        spec: With the original network.
-        model: The network that is judged; None for the original.
-        location: Positions of the weights that could change, by parameter: for bounds by ``linear_rows``.
-
-    Returns:
-        One claim for each.
+    ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
+    by parameter: for bounds by ``linear_rows``.
 
     Raises:
         ModelError: The network cannot take the rows, or its outputs are not finite.

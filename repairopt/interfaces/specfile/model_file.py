@@ -18,13 +18,7 @@ from .reader import SpecFile
 
 
 def load_model(file: SpecFile) -> nn.Module:
-    """Build the network and fill in its weights.
-
-    Args:
-        file: The checked spec.
-
-    Returns:
-        The network in evaluation mode, on the CPU.
+    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU.
 
     Raises:
         SpecFileError: No such file or function; weights that do not fit; a pickle with code, of which nothing is run.
@@ -67,11 +61,7 @@ def _existing(file: SpecFile, key: str, name: str) -> Path:
 
 
 def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
-    """A state dict from safetensors or from ``torch.save``; nothing in the file is executed.
-
-    Raises:
-        SpecFileError: Another kind of file, a damaged one, or one that needs code to be read.
-    """
+    """A state dict from safetensors or from ``torch.save``; nothing in the file is executed, else a SpecFileError."""
     where = ("model", "weights")
     if not path.is_file():
         raise file.fail(where, f"there is no file '{path}'")
@@ -97,12 +87,7 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
 
 
 def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
-    """Load a file of weights into a network.
-
-    Args:
-        file: The spec, for messages.
-        network: Changed in place.
-        path: Of safetensors, or of a state dict of ``torch.save``.
+    """Load a file of weights, safetensors or a state dict of ``torch.save``, into a network in place.
 
     Raises:
         SpecFileError: Not such a file, or weights that do not fit.

@@ -8,16 +8,10 @@ from torch import nn
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Fully connected layers with ReLU between them.
+    """Fully connected layers with ReLU between them, weights drawn at random; layers are ``0``, ``2``, ``4``, ...
 
     Args:
         sizes: Inputs, hidden layers, classes; at least two numbers.
-
-    Returns:
-        The network, weights drawn at random; layers are ``0``, ``2``, ``4``, ...
-
-    Raises:
-        ValueError: Fewer than two sizes.
     """
     if len(sizes) < 2:
         raise ValueError(f"sizes={list(sizes)}: expected inputs, hidden layers and classes, such as [12, 16, 2]")

@@ -14,24 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repairopt.errors import ModelError
-from repairopt.patches import require_extra
+from repairopt.errors import ModelError, require_extra
+from repairopt.patches import TOLERANCES
 
 from .onnx_operators import LAYERS, OPERATIONS, Call
 
 ROWS = 3  # on which a file is compared with ONNX Runtime
-RTOL, ATOL = 1e-4, 1e-5
 SOFTMAX = "repairopt_softmax"
 
 
 def load_onnx(path: Path) -> nn.Module:
-    """Read an ONNX file.
+    """Read an ONNX file with one input, the batch first, and one output of logits or probabilities ``(N, k)``.
 
-    Args:
-        path: Of the file: one input with the batch first, one output of logits or probabilities ``(N, k)``.
-
-    Returns:
-        The network in evaluation mode; its outputs agree with ONNX Runtime's on random inputs.
+    The network is in evaluation mode; its outputs agree with ONNX Runtime's on random inputs.
 
     Raises:
         ModelError: No such file, an operator that is not covered, several inputs, or outputs that differ.
@@ -178,11 +173,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _compare(path: Path, network: nn.Module, graph: Any) -> None:
-    """Outputs on random inputs, against ONNX Runtime.
-
-    Raises:
-        ModelError: They differ, or one of the two cannot run.
-    """
+    """Compare outputs on random inputs with ONNX Runtime's; a ModelError where they differ, or one cannot run."""
     import onnxruntime
 
     runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -205,7 +196,7 @@ def _compare(path: Path, network: nn.Module, graph: Any) -> None:
     found = torch.softmax(found, -1) if _has_softmax(network) else found
     if found.ndim != 2 or found.shape != expected.shape:
         raise ModelError(f"'{path}': gives outputs of shape {tuple(expected.shape)}; expected (N, k).")
-    if not torch.allclose(found, expected, rtol=RTOL, atol=ATOL):
+    if not torch.allclose(found, expected, *TOLERANCES[torch.float32]):
         apart = float((found - expected).abs().max())
         raise ModelError(
             f"'{path}': the torch network differs from ONNX Runtime by {apart:.3g}; it cannot be repaired."

@@ -19,14 +19,7 @@ Made = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One node of a graph.
-
-    Attributes:
-        what: The file, for messages.
-        node: Of ONNX.
-        attributes: By name.
-        constants: Arrays of the graph by name.
-    """
+    """One node of a graph, its attributes by name, the graph's constant arrays; ``what`` is the file, for messages."""
 
     what: str
     node: Any

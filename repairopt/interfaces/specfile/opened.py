@@ -25,14 +25,7 @@ from .reader import SpecFile, check_spec, read_spec
 class OpenSpec:
     """A repair, ready to be checked, solved or verified.
 
-    Attributes:
-        file: The spec.
-        model: The original network, in evaluation mode.
-        data: Sets of rows.
-        goal: The goal, or None.
-        bounds: What must stay true.
-        watch: What is reported as well.
-        held_out: Goal, bounds and watched measures on held-out rows, those that speak of ``repair``.
+    ``held_out`` has goal, bounds and watched measures on held-out rows, those that speak of ``repair``.
     """
 
     file: SpecFile
@@ -57,12 +50,8 @@ class OpenSpec:
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     """Load the network and the rows of a spec, and bind goal and bounds to them.
 
-    Args:
-        source: Path of a spec file, a spec that was read, or its content as a dict (file names then are relative to the
-            working folder).
-
-    Returns:
-        All of it.
+    ``source`` is the path of a spec file, a spec that was read, or its content as a dict, whose file names are relative
+    to the working folder.
 
     Raises:
         SpecFileError: Anything that cannot be read or does not fit, with the line in the spec.

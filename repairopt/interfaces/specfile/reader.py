@@ -22,13 +22,7 @@ Path_ = tuple[Any, ...]
 class SpecFile:
     """A spec file that was read and checked; nothing that it names was opened.
 
-    Attributes:
-        path: Of the file.
-        spec: What it says.
-        goal: The goal, or None.
-        bounds: What must stay true.
-        watch: What is reported as well.
-        lines: Line of each key, by the path to it.
+    ``lines`` has the line of each key, by the path to it.
     """
 
     path: Path
@@ -56,13 +50,7 @@ class SpecFile:
 
 
 def read_spec(path: str | Path) -> SpecFile:
-    """Read and check a spec file.
-
-    Args:
-        path: Of the YAML file.
-
-    Returns:
-        Its content; no other file was opened, no code was run.
+    """Read and check a YAML file; no other file is opened, no code is run.
 
     Raises:
         SpecFileError: No such file, no YAML, unknown keys, wrong values, or a goal or bound that cannot be read. The
@@ -82,18 +70,9 @@ def read_spec(path: str | Path) -> SpecFile:
 
 
 def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = None) -> SpecFile:
-    """Check the content of a spec file.
+    """Check the content of a spec file, plain dicts and lists; raises what :func:`read_spec` raises.
 
-    Args:
-        path: That messages name, and in whose folder other files are looked for.
-        content: Plain dicts and lists.
-        lines: Line of each key, where it came from a file.
-
-    Returns:
-        The checked spec.
-
-    Raises:
-        SpecFileError: See :func:`read_spec`.
+    ``path`` is named in messages, and other files are looked for in its folder; ``lines`` has the line of each key.
     """
     from pydantic import ValidationError
 

@@ -25,28 +25,16 @@ from fractions import Fraction
 import numpy as np
 
 from repairopt.program.program import Array, Program
-from repairopt.program.rechecking import objective_scale, violations
+from repairopt.program.rechecking import objective_scale, residuals, tolerance, violations
 from repairopt.program.solution import FarkasCertificate, Solution, Status
 
 from .duality import DualBound, curvature_deficit, dual_bound
-from .elastic import LeastViolation, least_violation
 from .exact_check import exact_bound, exact_objective, exact_violation
 from .farkas import farkas_certificate
 from .multipliers import recover_duals
 from .rational import round_down, round_up
 
-__all__ = [
-    "Certificate",
-    "CertificateVerdict",
-    "FarkasCertificate",
-    "LeastViolation",
-    "certify",
-    "farkas_certificate",
-    "least_violation",
-]
-
-
-TOL, LOW_PRECISION_TOL = 1e-7, 1e-3
+TOL = 1e-7  # in double precision
 
 
 class CertificateVerdict(StrEnum):
@@ -92,7 +80,7 @@ class Certificate:
         relative_gap: ``|gap|`` over the size of the objective's terms.
         dual_residual: Largest entry of ``H d + g + A'y + z``; NaN without multipliers.
         relative_dual_residual: The same over the size of its terms.
-        sign_violation: Largest multiplier that stands for an infinite side, over the largest multiplier.
+        sign_violation: Largest entry of the gradient that infinite sides hold, over the size of its terms.
         complementarity: Largest product of a multiplier and the slack of its side.
         duals: Where the multipliers come from: "back end", "recovered" or "none".
         bound_from: Where the bound comes from: "certificate", "back end" (its word, not checked) or "none".
@@ -159,7 +147,7 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
     """
     point = solution.delta
     if tol is None:
-        tol = LOW_PRECISION_TOL if getattr(point, "dtype", None) in (np.float32, np.float16) else TOL
+        tol = tolerance(point, TOL)
     if solution.status is Status.INFEASIBLE:
         proof = farkas_certificate(program, ray=solution.ray, exact=exact)
         if proof is not None:
@@ -221,30 +209,14 @@ def _conditions(
     program: Program, delta: Array, duals: Array, bound_duals: Array | None, found: Certificate
 ) -> Certificate:
     """Stationarity, signs and complementary slackness."""
-    low, high = program.bounds()
-    curvature = np.zeros(program.n) if program.hessian is None else program.hessian @ delta
-    parts = [curvature, program.gradient, np.asarray(program.matrix.T @ duals)]
-    reduced = np.sum(parts, axis=0)
     given = bound_duals if bound_duals is not None and found.duals == "back end" else None
-    prices = -reduced if given is None else np.asarray(given, dtype=np.float64)
-    wrong, products, sizes = [0.0], [0.0], [np.abs(duals), np.abs(prices)]
-    values = np.asarray(program.matrix @ delta)
-    for price, value, lower, upper in ((duals, values, program.lower, program.upper), (prices, delta, low, high)):
-        for part, slack in ((price, upper - value), (-price, value - lower)):
-            part = np.maximum(part, 0.0)
-            wrong.append(float(np.max(part[np.isinf(slack)], initial=0.0)))
-            products.append(float(np.max(np.abs(part * np.where(np.isinf(slack), 0.0, slack)), initial=0.0)))
-    residual = float(np.abs(reduced + prices).max(initial=0.0))
-    if given is None:  # what no bound can hold is residual
-        residual, wrong[3:] = max(wrong[3:]), [0.0]
-    largest = max(float(np.abs(part).max(initial=0.0)) for part in [*parts, prices])
-    multiplier = max(float(size.max(initial=0.0)) for size in sizes)
+    seen = residuals(program, delta, duals, given)
     return replace(
         found,
-        dual_residual=residual,
-        relative_dual_residual=residual / largest if largest else 0.0,
-        sign_violation=max(wrong) / multiplier if multiplier else 0.0,
-        complementarity=max(products),
+        dual_residual=seen.stationarity,
+        relative_dual_residual=seen.relative_stationarity,
+        sign_violation=seen.sign_violation,
+        complementarity=seen.complementarity,
     )
 
 

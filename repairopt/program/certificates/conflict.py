@@ -27,12 +27,7 @@ SHOWN = 20  # members that the text lists
 class Member:
     """One side of a row, or one bound of a variable.
 
-    Attributes:
-        kind: ``"row"`` or ``"bound"``.
-        index: Of the row or of the variable.
-        side: ``"upper"`` or ``"lower"``.
-        limit: The number on that side.
-        source: Where a row comes from; ``'row 7'`` for a program without sources, None for a bound.
+    ``source`` is where a row comes from: ``'row 7'`` for a program without sources, None for a bound.
     """
 
     kind: Literal["row", "bound"]
@@ -113,9 +108,6 @@ def explain_conflict(
         program: A program without a solution. Its objective plays no part.
         solver: Back end for the linear or mixed-integer programs; HiGHS unless given.
         time_limit: Seconds in all; what has been reached is returned, with ``irreducible`` False.
-
-    Returns:
-        The conflict.
 
     Raises:
         ProgramError: The program has a solution, or comes within some 1e-10 of having one.
@@ -216,13 +208,7 @@ def restricted(program: Program, members: Sequence[Member]) -> tuple[Program, An
         at = place[member.index] if member.kind == "row" else member.index
         ends[member.side == "upper"][at] = member.limit
     part = replace(
-        program,
-        matrix=program.matrix[rows],
-        lower=lower,
-        upper=upper,
-        delta_lower=low,
-        delta_upper=high,
-        sources=(),
+        program, matrix=program.matrix[rows], lower=lower, upper=upper, delta_lower=low, delta_upper=high, sources=()
     )
     return part, rows
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from repairopt.program.hessian import LowRankHessian
 from repairopt.program.program import Array, Program
-from repairopt.program.rechecking import row_norms
+from repairopt.program.rechecking import LARGEST_FACTORIZED, row_norms
 
 UNIT = 2.0**-53  # relative error of one operation
 REACH = 1e3  # times 1 + the size of the point: how far out points are compared where a variable has no bound
@@ -34,20 +34,15 @@ REPAIRS = 5  # tries to make the reduced gradient zero where bounds are infinite
 NEARLY = 1e-7  # of the largest entry of g
 BLOCK = 2**20  # entries whose absolute values are held at a time
 DENSE_REPAIR = 4_000_000  # entries up to which least squares are solved by factorization
-LARGEST_FACTORIZED = 5000  # variables up to which a dense Hessian is factorized
 
 
 @dataclass(frozen=True, eq=False)
 class DualBound:
-    """How far a point can be from the optimum.
+    """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``, rounding errors included.
 
-    Attributes:
-        gap: ``f(delta) - f*`` is at most this, rounding errors included; infinite where nothing is known.
-        rounding: The part of ``gap`` that stands for rounding errors.
-        anchor: ``w``, where the objective was linearized; ``delta`` unless moved.
-        row_duals: ``y``: the multipliers given, without those of infinite sides, moved where needed.
-        deficit: ``H + deficit I`` is positive semidefinite; the gap accounts for it.
-        reach: Variables without a bound were compared up to this far from ``delta``; infinite where all have bounds.
+    ``rounding`` is the part of the gap that stands for rounding errors. The objective was linearized at ``anchor``,
+    with the multipliers ``row_duals``: those given, without those of infinite sides, moved where needed. ``H +
+    deficit I`` is positive semidefinite. Variables without a bound were compared up to ``reach`` from ``delta``.
     """
 
     gap: float
@@ -59,16 +54,13 @@ class DualBound:
 
 
 def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: float | None = None) -> DualBound:
-    """Bound ``f(delta) - f*`` from above by the formula of this module.
+    """Bound ``f(delta) - f*`` from above by the formula of this module, with the multipliers that it used.
 
     Args:
         program: Continuous program, or one whose integrality is ignored. Not modified.
         delta: A point, feasible or not.
         row_duals: Multipliers ``(m,)`` in the convention of :mod:`repairopt.program.program`; any numbers.
         deficit: What :func:`curvature_deficit` returned for this Hessian, where known.
-
-    Returns:
-        The bound with the multipliers that it used.
     """
     usable = np.where(row_duals > 0, np.isfinite(program.upper), np.isfinite(program.lower)) & np.isfinite(row_duals)
     duals, anchor = np.where(usable, row_duals, 0.0), delta

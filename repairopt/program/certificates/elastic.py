@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from repairopt.errors import SolverError
 from repairopt.program.attempt import run_solver
-from repairopt.program.backends import find_solver
+from repairopt.program.backends import find_solver, with_options
 from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 from repairopt.program.rows import Source
@@ -33,13 +33,10 @@ Measure = Literal["sum", "max"]
 
 @dataclass(frozen=True, eq=False)
 class LeastViolation:
-    """A point that violates the rows as little as possible.
+    """A point ``(n,)`` within its bounds that violates the rows as little as possible.
 
-    Attributes:
-        delta: The point ``(n,)``; within its bounds.
-        violations: How far each row is violated there, ``(m,)``, in its own units.
-        sources: Where the violated rows come from, the most violated first; empty for a program without sources.
-        measure: What was minimized: the sum of the violations or the largest.
+    ``violations`` says how far each row is violated, ``(m,)``, in its own units; ``sources`` where the violated rows
+    come from, the most violated first; ``measure`` what was minimized: the sum of the violations or the largest.
     """
 
     delta: Array
@@ -65,22 +62,17 @@ class LeastViolation:
 
 
 def least_violation(
-    program: Program,
-    *,
-    measure: Measure = "sum",
-    solver: str | Solver | None = None,
-    time_limit: float | None = None,
+    program: Program, *, measure: Measure = "sum", solver: str | Solver | None = None, time_limit: float | None = None
 ) -> LeastViolation:
     """Find the point within the bounds that violates the rows least. The objective plays no part.
+
+    Violations up to 1e-9 times the size of the row's side count as 0.
 
     Args:
         program: Any kind; integer variables stay integer. Not modified.
         measure: ``"sum"`` violates few rows, ``"max"`` spreads the violation over many.
         solver: Back end for the linear programs; HiGHS unless given.
         time_limit: Seconds for each of the linear programs.
-
-    Returns:
-        The point; violations up to 1e-9 times the size of the row's side count as 0.
 
     Raises:
         SolverError: The back end did not solve the elastic program, which always has a solution.
@@ -111,17 +103,9 @@ def elastic_points(
 ) -> Iterator[Solution]:
     """Solve the elastic program round by round; the last solution minimizes the violation over all rows.
 
-    Args:
-        program: What to relax.
-        measure: Sum of the violations or the largest.
-        scaled: Measure violations as distances, over the norm of the row.
-        solver: Back end; HiGHS unless given.
-        time_limit: Seconds, for each round.
-
-    Yields:
-        Solutions with ``delta (n,)`` and ``row_duals (m,)`` of this program; the objective is the least violation of
-        the rows taken so far, negative where they can hold with room to spare and the largest violation is
-        minimized. Ends early after one that is not optimal.
+    Violations are distances, over the norm of the row, where ``scaled``. Yields solutions with ``delta (n,)`` and
+    ``row_duals (m,)`` of this program; the objective is the least violation of the rows taken so far, negative where
+    they can hold with room to spare and the largest violation is minimized. Ends early after one that is not optimal.
     """
     low, high = program.bounds()
     lengths = row_norms(program) if scaled else np.ones(program.m)
@@ -162,18 +146,11 @@ def _worst(excess: Array, count: int) -> Any:
 
 
 def _solve_elastic(
-    program: Program,
-    rows: Any,
-    lengths: Array,
-    measure: Measure,
-    solver: str | Solver | None,
-    time_limit: float | None,
+    program: Program, rows: Any, lengths: Array, measure: Measure, solver: str | Solver | None, time_limit: float | None
 ) -> Solution:
     elastic, signs = _elastic_program(program, rows, lengths, measure)
     backend: Any = find_solver(elastic, PHASE_ONE if solver is None else solver)
-    tol = getattr(backend, "feasibility_tol", None)
-    if tol is not None and tol > PHASE_ONE_TOL and is_dataclass(backend):
-        backend = replace(backend, feasibility_tol=PHASE_ONE_TOL)  # type: ignore[type-var]
+    backend = with_options(backend, feasibility_tol=min(getattr(backend, "feasibility_tol", 1.0), PHASE_ONE_TOL))
     started = time.perf_counter()
     found = run_solver(elastic, backend, time_limit=time_limit)
     duals = None

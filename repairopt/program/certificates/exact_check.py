@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -12,25 +11,17 @@ from repairopt.program.hessian import LowRankHessian
 from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 
-from .duality import DualBound, gamma, near_zero, rows_of
+from .duality import REPAIRS, DualBound, gamma, near_zero, rows_of
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, is_semidefinite
 
-ROUNDS = 4  # tries to make the reduced gradient zero where bounds are infinite
 NEGLIGIBLE = 1e-12  # share of the largest multiplier, times its row's norm, up to which multipliers are dropped
 
 
 def exact_violation(program: Program, delta: Array) -> Fraction:
-    """The exact largest violation of rows, bounds and integrality at ``delta``.
+    """The exact largest violation of rows, bounds and integrality at a finite point; 0 where everything holds exactly.
 
     Rows are first evaluated in float64; only those whose violation could be the largest, given the rounding error, are
     evaluated in rational arithmetic.
-
-    Args:
-        program: Any kind.
-        delta: A finite point ``(n,)``.
-
-    Returns:
-        0 where everything holds exactly.
 
     Raises:
         ProgramError: The rows in doubt are too large for rational arithmetic.
@@ -87,47 +78,41 @@ def exact_curvature(program: Program, point: list[Fraction]) -> list[Fraction]:
 
 
 def exact_bound(program: Program, known: DualBound) -> Fraction | None:
-    """A lower bound on the optimum in rational arithmetic, from the anchor and multipliers of a float64 bound.
+    """A lower bound on the optimum in rational arithmetic, or None where these multipliers give none.
 
-    Args:
-        program: Integrality is ignored.
-        known: Where to linearize and what multipliers to use; they are moved in rational arithmetic where a variable
-            without a bound needs a reduced gradient of exactly 0.
-
-    Returns:
-        The bound, or None where these multipliers give none.
+    Anchor and multipliers of the float64 bound are moved where a variable without a bound needs a reduced gradient of
+    exactly 0. Integrality is ignored.
 
     Raises:
         ProgramError: What takes part is too large for rational arithmetic.
     """
-    system = _System(program, known)
-    for _ in range(ROUNDS):
+    system = balanced_system(program, known.anchor, known.row_duals)
+    return None if system is None else system.bound(known.deficit)
+
+
+def balanced_system(program: Program, anchor: Array, duals: Array) -> ExactSystem | None:
+    """Anchor and multipliers, moved until the reduced gradient is 0 where it must be; None where that fails."""
+    system = ExactSystem(program, anchor, duals)
+    for _ in range(REPAIRS):
         needs = system.needs()
         if not needs.any():
-            return system.bound(known.deficit)
+            return system
         if not system.balance(needs):
             return None
     return None
 
 
-@dataclass(eq=False)
-class _System:
+class ExactSystem:
     """Anchor and multipliers as fractions, with the reduced gradient that follows from them."""
 
-    program: Program
-    known: DualBound
-
-    def __post_init__(self) -> None:
-        size = np.abs(self.known.row_duals) * row_norms(self.program)
+    def __init__(self, program: Program, anchor: Array, duals: Array) -> None:
+        self.program, size = program, np.abs(duals) * row_norms(program)
         self.rows = np.flatnonzero(size > NEGLIGIBLE * float(size.max(initial=0.0)))
-        check_size(
-            f"{len(self.rows):,} rows with a multiplier of {self.program.n:,} variables",
-            len(self.rows) * self.program.n,
-        )
-        self.matrix = rows_of(self.program, self.rows)
-        self.duals = as_fractions(self.known.row_duals[self.rows])
-        self.anchor = as_fractions(self.known.anchor)
-        self.balanced = np.zeros(self.program.n, dtype=bool)
+        what = f"{len(self.rows):,} rows with a multiplier of {program.n:,} variables"
+        check_size(what, len(self.rows) * program.n)
+        self.matrix = rows_of(program, self.rows)
+        self.duals, self.anchor = as_fractions(duals[self.rows]), as_fractions(anchor)
+        self.balanced = np.zeros(program.n, dtype=bool)
         self._refresh()
 
     def _refresh(self) -> None:

@@ -13,8 +13,6 @@ ones the proof covers the points within ``reach``.
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -23,14 +21,14 @@ from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import FarkasCertificate, Solver, Status
 
-from .duality import UNIT, absolute_columns, gamma, rows_of
+from .duality import UNIT, absolute_columns, gamma
 from .elastic import elastic_points
-from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, round_down
+from .exact_check import balanced_system
+from .rational import round_down
 
 REACH = 1e6  # times the size of sides over row norms
 NEGLIGIBLE = (0.0, 1e-12, 1e-9, 1e-6)  # share of the largest multiplier up to which others are dropped, tried in turn
 NEARLY = 1e-5  # of |A|'|y|: up to this w may be made zero by moving the multipliers
-ROUNDS = 4  # tries to make w zero exactly
 
 
 def farkas_certificate(
@@ -41,7 +39,7 @@ def farkas_certificate(
     solver: str | Solver | None = None,
     time_limit: float | None = None,
 ) -> FarkasCertificate | None:
-    """Prove that a program has no solution, or fail to.
+    """Prove that a program has no solution; None where no multipliers passed the check: it has one, or nearly so.
 
     Tries the given ray, then the multipliers of an elastic linear program (violations over row norms, the largest
     minimized), which prove infeasibility down to depths of some 1e-10.
@@ -52,9 +50,6 @@ def farkas_certificate(
         exact: Check in rational arithmetic in any case.
         solver: Back end for the elastic program; HiGHS unless given.
         time_limit: Seconds for each round of the elastic program.
-
-    Returns:
-        The certificate, or None where no multipliers passed the check: the program is feasible, or too close to it.
 
     Raises:
         ProgramError: ``exact=True`` and the rows that take part are too large for rational arithmetic.
@@ -75,15 +70,10 @@ def farkas_certificate(
 
 
 def check_ray(program: Program, ray: Array, *, exact: bool = False) -> FarkasCertificate | None:
-    """Check whether multipliers prove that rows and bounds contradict each other.
+    """Check whether multipliers ``(m,)``, any numbers, prove that rows and bounds contradict each other.
 
-    Args:
-        program: Rows and bounds; objective and integrality are ignored.
-        ray: Multipliers of the rows ``(m,)``; any numbers.
-        exact: Check in rational arithmetic also where float64 is enough.
-
-    Returns:
-        The certificate, or None where the check fails or the shape is wrong.
+    Objective and integrality are ignored. ``exact`` checks in rational arithmetic also where float64 is enough. None
+    where the check fails or the shape is wrong.
 
     Raises:
         ProgramError: ``exact=True`` and the rows that take part are too large for rational arithmetic.
@@ -147,57 +137,16 @@ def _margin(program: Program, ray: Array) -> tuple[float, float, bool]:
 
 
 def _rational(program: Program, ray: Array) -> FarkasCertificate | None:
-    """The same check in rational arithmetic; ``ray`` is moved where ``w`` must be 0 and is not."""
-    used = np.flatnonzero(ray)
-    size = f"{len(used):,} rows of {program.n:,} variables"
-    check_size(size, len(used) * program.n)
-    matrix, exact = rows_of(program, used), as_fractions(ray[used])
-    order = np.argsort(-np.abs(ray[used]), kind="stable")  # large multipliers are moved first
-    low, high = program.bounds()
-    balanced = np.zeros(program.n, dtype=bool)
-    for _ in range(ROUNDS):
-        slope = exact_product(matrix.T, exact)
-        sign = np.array([(value > 0) - (value < 0) for value in slope], dtype=int)
-        needs = ((sign > 0) & np.isneginf(low)) | ((sign < 0) & np.isposinf(high))
-        if not needs.any():
-            return _checked(program, used, exact, slope)
-        balanced |= needs | (np.isinf(low) & np.isinf(high))
-        change = _balancing(matrix, order, np.flatnonzero(balanced), slope)
-        if change is None:
-            return None
-        exact = [value + step for value, step in zip(exact, change, strict=True)]
-    return None
+    """The same check in rational arithmetic: the lower bound on an objective of 0 must be above 0.
 
-
-def _balancing(matrix: Array, order: Any, where: Any, slope: list[Fraction]) -> list[Fraction] | None:
-    """A change of the multipliers that makes ``w`` zero at ``where``."""
-    rows, places = np.unique(np.vstack([matrix[order][:, where]]).T, axis=0, return_index=True)
-    check_size(f"equations for {len(rows):,} variables without bounds", len(rows), LARGEST_SOLVE)
-    check_size(f"equations in {len(order):,} multipliers", len(rows) ** 2 * len(order), LARGEST)
-    sides = [-slope[int(where[i])] for i in places]
-    found = exact_solve([as_fractions(row) for row in rows], sides)
-    if found is None:
+    ``ray`` is moved where ``w`` must be 0 and is not.
+    """
+    nothing = np.zeros(program.n)
+    system = balanced_system(replace(program, hessian=None, gradient=nothing, constant=0.0), nothing, ray)
+    margin = None if system is None else system.bound(deficit=0.0)
+    if system is None or margin is None or margin <= 0:
         return None
-    change = [Fraction(0)] * len(order)
-    for place, value in zip(order, found, strict=True):
-        change[int(place)] = value
-    return change
-
-
-def _checked(program: Program, used: Any, exact: list[Fraction], slope: list[Fraction]) -> FarkasCertificate | None:
-    low, high = program.bounds()
-    margin = Fraction(0)
-    for value, below, above in zip(slope, low, high, strict=True):
-        if value:
-            margin += value * Fraction(float(below if value > 0 else above))
-    for row, value in zip(used, exact, strict=True):
-        side = float(program.upper[row] if value > 0 else program.lower[row])
-        if value and not np.isfinite(side):
-            return None
-        margin -= value * Fraction(side) if value else 0
-    if margin <= 0:
-        return None
+    rational = {int(row): value for row, value in zip(system.rows, system.duals, strict=True) if value}
     ray = np.zeros(program.m)
-    ray[used] = [float(value) for value in exact]
-    rational = {int(row): value for row, value in zip(used, exact, strict=True) if value}
+    ray[list(rational)] = [float(value) for value in rational.values()]
     return FarkasCertificate(ray, round_down(margin), rational=rational)

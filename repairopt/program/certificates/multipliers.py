@@ -14,18 +14,10 @@ LARGEST = 20_000_000  # entries of the least-squares matrix
 
 
 def recover_duals(program: Program, delta: Array, tol: float, deficit: float) -> Array | None:
-    """Find row multipliers that explain why a point is optimal.
+    """Find row multipliers ``(m,)`` that explain why a point is optimal; None where too many sides are active.
 
-    Solves ``H d + g + A'y + z = 0`` by nonnegative least squares over the sides of rows and bounds that are active.
-
-    Args:
-        program: Integrality is ignored.
-        delta: The point.
-        tol: Stop at the first multipliers whose bound is this close, over ``1 + |f|``.
-        deficit: What ``curvature_deficit`` returned.
-
-    Returns:
-        The multipliers ``(m,)`` with the best bound; None where there are too many active sides to try.
+    Solves ``H d + g + A'y + z = 0`` by nonnegative least squares over the sides of rows and bounds that are active, and
+    stops at the first multipliers whose bound is within ``tol``. Integrality is ignored.
     """
     gradient = program.gradient + (0.0 if program.hessian is None else program.hessian @ delta)
     best, least = None, np.inf

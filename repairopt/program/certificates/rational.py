@@ -19,16 +19,7 @@ BLOCK = 100_000  # entries that are turned into Python integers at a time
 
 
 def check_size(what: str, entries: int, limit: int = LARGEST) -> None:
-    """Refuse exact work that would take minutes.
-
-    Args:
-        what: What takes part, with its sizes, for the message.
-        entries: How much of it there is.
-        limit: How much is allowed.
-
-    Raises:
-        ProgramError: ``entries`` is above ``limit``.
-    """
+    """Refuse exact work that would take minutes by a ProgramError; ``what`` takes part, for the message."""
     if entries > limit:
         raise ProgramError(
             f"exact check: {what} make {entries:,}, above the limit of {limit:,} for rational arithmetic. "
@@ -66,15 +57,7 @@ def _integers(values: Array) -> tuple[Any, int]:
 
 
 def exact_solve(matrix: Sequence[Sequence[Fraction]], sides: Sequence[Fraction]) -> list[Fraction] | None:
-    """One solution of ``matrix @ x = sides``, zero where columns are not needed; earlier columns are preferred.
-
-    Args:
-        matrix: Equations, one a row.
-        sides: Right-hand sides.
-
-    Returns:
-        The solution, or None where there is none.
-    """
+    """One solution of ``matrix @ x = sides``, zero where columns are not needed (later ones first), or None."""
     rows = [[*row, side] for row, side in zip(matrix, sides, strict=True)]
     width = len(rows[0]) - 1 if rows else 0
     sizes = [max((abs(row[column]) for row in rows), default=Fraction(0)) for column in range(width)]

@@ -22,15 +22,9 @@ VIOLATED = 1e-9  # violation above which a row joins
 
 @dataclass(frozen=True, eq=False)
 class Incumbent:
-    """A feasible point of a mixed-integer program.
+    """A feasible point of a mixed-integer program: the variables of ``original``, the choice, and what it cost.
 
-    Attributes:
-        delta: The variables of ``original``.
-        chosen: For each item whether it is chosen.
-        objective: What the program minimizes, there.
-        seconds: Wall time of the search.
-        solves: Continuous programs solved for it.
-        interrupted: Whether Ctrl-C ended the search.
+    ``solves`` counts continuous programs; ``interrupted`` says whether Ctrl-C ended the search.
     """
 
     delta: Array

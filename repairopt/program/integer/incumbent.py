@@ -29,21 +29,12 @@ BETTER = 1e-9  # relative improvement that counts
 def find_incumbent(
     integer: IntegerProgram, solver: str | Solver | None = None, *, time_limit: float | None = None, seed: int = 0
 ) -> Incumbent | None:
-    """Search for a good feasible point by solving continuous programs.
+    """Search for a good feasible point by solving continuous programs; None where none was found, which proves nothing.
 
     Starts from nothing chosen and adds what the multipliers promise most; starts from everything chosen and drops what
-    is used least; starts from what fractional choices use. Swaps improve each; the best is disturbed and improved
-    again, until nothing helps or the time is over. On a grid the continuous optimum is rounded, one weight after the
-    other. For the fewest items, charges for use say which must be chosen.
-
-    Args:
-        integer: From :mod:`repairopt.program.integer.integer_program`.
-        solver: Back end for the continuous programs; None chooses one by size.
-        time_limit: Seconds; the best point so far is returned.
-        seed: For the disturbances.
-
-    Returns:
-        The best point found, or None where none was found, which proves nothing.
+    is used least; starts from what fractional choices use. Swaps improve each; the best is disturbed (by ``seed``) and
+    improved again, until nothing helps or the time is over: the best point so far is returned. On a grid the continuous
+    optimum is rounded, one weight after the other. For the fewest items, charges for use say which must be chosen.
     """
     search = _Search(integer, solver, time_limit)
     try:

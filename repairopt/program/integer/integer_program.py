@@ -32,8 +32,7 @@ class IntegerProgram:
         program: What a solver gets: the variables of ``original``, then one binary for each item; on a grid, the
             variables of ``original`` in units of ``unit``.
         original: The continuous program.
-        frees: What choosing an item frees: ``"weights"`` (they may change), ``"rows"`` (they may be violated), or
-            ``"nothing"`` on a grid, which has no items.
+        frees: What choosing an item frees: ``"weights"``, ``"rows"``, or ``"nothing"`` on a grid, which has no items.
         items: For each item the indices of its weights or rows in ``original``.
         limits: Pairs ``(items, most)``: of these items at most so many may be chosen.
         counts: Whether the objective is the number of chosen items, in place of the objective of ``original``.
@@ -92,16 +91,13 @@ class IntegerProgram:
 
 
 def limit_changes(program: Program, count: int, groups: Groups | None = None) -> IntegerProgram:
-    """At most ``count`` of the weights, or of the groups of weights, change.
+    """At most ``count`` of the weights, or of the groups of weights, change: one binary for each, 1 where it may.
 
     Args:
         program: A continuous program; the bounds of the weights say how far each may change.
         count: How many groups may change.
         groups: Indices of the weights of each group, such as the weights into one neuron; no weight twice. Weights in
             no group change freely. None for a group for each weight.
-
-    Returns:
-        The program with one binary for each group, 1 where the group may change.
 
     Raises:
         ProgramError: A weight has no bounds, is in two groups or does not exist; or the program is mixed-integer.
@@ -153,9 +149,6 @@ def allow_broken(
             :func:`rows_by_sample` of all constraints, or of those that ``count`` names.
         reach: Least and greatest value of each row, ``(m,)`` each, where known better than :func:`row_range` does.
 
-    Returns:
-        The program with one binary for each sample, 1 where it may break.
-
     Raises:
         ProgramError: A row can be violated without limit, is in two samples or does not exist; or the program is
             mixed-integer.
@@ -179,16 +172,7 @@ def allow_broken(
 def maximize_fixed(program: Program, samples: Groups, *, reach: tuple[Array, Array] | None = None) -> IntegerProgram:
     """As few samples as possible stay wrong, while all other rows hold; the program's own objective does not count.
 
-    Args:
-        program: A continuous program with the rows of the right samples and of the wrong ones, all hard.
-        samples: Indices of the rows of each wrong sample; no row twice.
-        reach: As in :func:`allow_broken`.
-
-    Returns:
-        The program with one binary for each wrong sample, 1 where it stays wrong.
-
-    Raises:
-        ProgramError: As in :func:`allow_broken`.
+    ``samples`` has the indices of the rows of each wrong sample. Raises what :func:`allow_broken` raises.
     """
     items = checked(program, program.m, "row", samples, program.m)
     return _breakable(program, items, reach, counts=True)
@@ -270,11 +254,7 @@ def _breakable(
 
 
 def checked(program: Program, count: float, what: str, groups: Groups, size: int) -> tuple[Index, ...]:
-    """The groups as index arrays, after a look at everything that the user passed.
-
-    Raises:
-        ProgramError: The program is mixed-integer, the count is none, an index does not exist or is in two groups.
-    """
+    """The groups as index arrays; a ProgramError says what is wrong with what the user passed."""
     if program.integer is not None:
         raise ProgramError("program: is mixed-integer already; expected a continuous one. Choose one kind of choice.")
     if count < 0 or count != int(count):

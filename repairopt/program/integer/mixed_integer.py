@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repairopt.errors import SolverError, SolverNotFoundError
-from repairopt.program.backends import find_solver
+from repairopt.program.backends import find_solver, with_options
 from repairopt.program.program import Array, Program
 from repairopt.program.solution import Solution, Solver, Status
 from repairopt.program.solve_program import solve
@@ -41,8 +41,7 @@ class IntegerSolution:
         chosen: For each item whether it was chosen; empty on a grid and where there is no point.
         objective: What was minimized, at ``delta``; NaN where there is no point.
         bound: Proven lower bound on it, in floating-point arithmetic; ``-inf`` where nothing was proven.
-        gap: ``objective - bound`` over ``|objective|``, or over the ``|objective|`` of no change where that is larger;
-            NaN where there is no point.
+        gap: ``objective - bound`` over ``|objective|``, or that of no change where it is larger; NaN without a point.
         solver: Where the point came from: ``"incumbent"`` or the name of the back end.
         seconds: Wall time, all together.
         message: Native status text of the back end.
@@ -81,9 +80,6 @@ def solve_integer(
         time_limit: Seconds for everything, or None.
         gap_tol: Relative gap at which the program counts as solved.
         seed: For the search for the first point.
-
-    Returns:
-        The best point with its gap.
 
     Raises:
         SolverNotFoundError: The named back end is not there.
@@ -211,13 +207,7 @@ def groups_bound(integer: IntegerProgram, *, time_limit: float | None = None) ->
 
     So the least of the optima with the rows of one group alone is a bound. Samples go one by one to the group with the
     least optimum: the one that it violates most. Far better than fractional choices where the box is wide (measured).
-
-    Args:
-        integer: From :func:`repairopt.program.allow_broken`, with one limit for all samples.
-        time_limit: Seconds; the bound so far is returned.
-
-    Returns:
-        The bound; ``-inf`` for other programs.
+    ``-inf`` for programs without one limit for all samples.
     """
     if integer.frees != "rows" or integer.counts or len(integer.limits) != 1 or not integer.items:
         return -float("inf")
@@ -284,12 +274,6 @@ def _safe(bound: float) -> float:
 
 def _prepared(backend: Any, start: Array | None, gap_tol: float) -> Any:
     """The back end with the point to start from and the gap at which to stop, where it knows of these."""
-    if not is_dataclass(backend) or isinstance(backend, type):
-        return backend
-    options = {option.name: option for option in fields(backend)}
-    changes: dict[str, Any] = {}
-    if "gap_tol" in options and getattr(backend, "gap_tol", None) == options["gap_tol"].default:
-        changes["gap_tol"] = gap_tol
-    if "start" in options and start is not None:
-        changes["start"] = start
-    return replace(backend, **changes) if changes else backend
+    known = {option.name: option.default for option in fields(backend)} if is_dataclass(backend) else {}
+    own = "gap_tol" in known and backend.gap_tol != known["gap_tol"]  # an instance keeps its own gap
+    return with_options(backend, start=start, gap_tol=None if own else gap_tol)

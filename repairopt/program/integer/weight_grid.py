@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from repairopt.errors import ProgramError
-from repairopt.program.hessian import LowRankHessian
-from repairopt.program.program import Array, Hessian, Program
+from repairopt.program.program import Array, Program
+from repairopt.program.scaling import scaled_hessian
 
 from .integer_program import IntegerProgram, checked
 
@@ -21,16 +21,13 @@ FEASIBLE = 1e-7  # largest violation of a rounded point
 def grid(
     program: Program, step: float | Array, codes: Array | None = None, limits: tuple[int, int] = (-128, 127)
 ) -> IntegerProgram:
-    """Weights change by whole steps, as those of a quantized layer do.
+    """Weights change by whole steps, as those of a quantized layer do; other variables stay as they are.
 
     Args:
         program: A continuous program.
         step: Size of a step of each weight, ``(n,)`` or one number: the scale of the quantized layer.
         codes: The integers that the weights are now, ``(n,)``; None for no limits but the bounds of the weights.
         limits: Smallest and largest integer that a weight may become; those of int8 unless given.
-
-    Returns:
-        The program in steps; variables that are no weights, such as slacks, stay as they are.
 
     Raises:
         ProgramError: A step is not above 0; or the program is mixed-integer; or no grid point is within the bounds.
@@ -49,7 +46,7 @@ def grid(
     scaled = replace(
         program,
         gradient=program.gradient * unit,
-        hessian=_scaled(program.hessian, unit),
+        hessian=scaled_hessian(program.hessian, unit),
         matrix=columns,
         delta_lower=low,
         delta_upper=high,
@@ -61,12 +58,8 @@ def grid(
 class Rounding:
     """Search on a grid: round the continuous optimum one weight after the other, then move single weights.
 
-    Where rounding violates rows, all is done again with rows that leave room for it: first a little, in the end so
-    much that no rounding can violate them.
-
-    Args:
-        integer: From :func:`grid`.
-        solve: From a continuous program to its optimum, or None where there is none.
+    Where rounding violates rows, all is done again with rows that leave room for it: first a little, in the end so much
+    that no rounding can violate them. ``solve`` gives the optimum of a continuous program, or None.
     """
 
     def __init__(self, integer: IntegerProgram, solve: Callable[[Program], Array | None]) -> None:
@@ -138,9 +131,3 @@ class Rounding:
                     trial = point.copy()
                     trial[j] += step
                     improved |= self._offer(trial)
-
-
-def _scaled(hessian: Hessian | None, unit: Array) -> Hessian | None:
-    if hessian is None or isinstance(hessian, np.ndarray):
-        return None if hessian is None else hessian * np.outer(unit, unit)
-    return LowRankHessian(hessian.diagonal * unit**2, hessian.factor * unit[:, None])

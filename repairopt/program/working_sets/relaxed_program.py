@@ -21,11 +21,7 @@ REACH, FARTHEST = 1e3, 1e6  # first and last artificial bounds
 class WorkingRows:
     """Rows of an oracle at hand. Dense ones stand in one buffer that grows, since they may be long.
 
-    Attributes:
-        index: Which rows of the oracle, ``(k,)``.
-        slack_rounds: For how many rounds each was slack.
-        lower: ``(k,)``.
-        upper: ``(k,)``.
+    ``index`` says which rows of the oracle, ``slack_rounds`` for how many rounds each was slack; all ``(k,)``.
     """
 
     index: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -59,11 +55,7 @@ class WorkingRows:
         self.slack_rounds = join([self.slack_rounds, np.zeros(len(index), dtype=np.int64)])
 
     def drop(self, excess: Array) -> None:
-        """Drop rows that were slack too often.
-
-        Args:
-            excess: Violation of each row at hand, ``(k,)``; negative where it has room.
-        """
+        """Drop rows that were slack too often; ``excess`` is the violation of each row, negative where it has room."""
         self.slack_rounds = np.where(excess < -SLACK, self.slack_rounds + 1, 0)
         keep = np.flatnonzero((self.slack_rounds < PATIENCE) | (self.lower == self.upper))
         if len(keep) == len(self.index):
@@ -111,17 +103,10 @@ def at_reach(head: Program, delta: Array, reach: float) -> bool:
 
 
 def certified_gap(program: Program, solution: Solution) -> float:
-    """Bound on ``objective - optimum`` from the multipliers of the rows alone.
+    """Bound on ``objective - optimum`` from the multipliers of the rows alone, of a continuous convex program.
 
-    ``lambda'(b - A d) - sum_j min(r_j (l_j - d_j), r_j (u_j - d_j))`` with ``r = H d + g + A' lambda``, in float64,
-    its rounding errors not counted.
-
-    Args:
-        program: A continuous convex program.
-        solution: Its solution.
-
-    Returns:
-        The bound; NaN without multipliers, or where a variable without a bound has ``r_j`` other than zero.
+    ``lambda'(b - A d) - sum_j min(r_j (l_j - d_j), r_j (u_j - d_j))`` with ``r = H d + g + A' lambda``, in float64, its
+    rounding errors not counted. NaN without multipliers, or where a variable without a bound has nonzero ``r_j``.
     """
     if solution.delta is None or solution.row_duals is None:
         return float("nan")

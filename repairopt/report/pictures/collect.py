@@ -16,36 +16,35 @@ from repairopt.specify import (
     Attacked,
     Certified,
     Detailed,
+    Grouped,
+    GroupMetrics,
     GroupRates,
     PropertyBound,
     Specification,
     anchor,
+    inputs_of,
     labelled_data,
+    labels_of,
     measured,
     rate_interval,
 )
 from repairopt.verify import Verification
 
-from .affected import most_affected
-from .by_group import group_tables
-from .evidence import RATE, Evidence, LayerChange, Margins, Progress, Rates
+from .evidence import RATE, AffectedInputs, Evidence, GroupTable, LayerChange, Margins, Progress, Rates
 
 CELLS = 64  # rows and columns of a heat map
 CLASSES = 20  # up to which the recall of each is shown
-Both = tuple[Remembering, Remembering]
+AFFECTED, SETS = 12, 4  # inputs of a set, sets
+DISPARITIES = ("demographic_parity_difference", "equalized_odds_difference", "equal_opportunity_difference")
+Items = Sequence[tuple[Any, bool]]  # anchored properties and constraints, and whether each is held out
+Both = tuple[Remembering, Remembering]  # the networks before and after
 
 
 @dataclass(frozen=True, eq=False)
 class Subjects:
     """What a report is about: references to what the user passed and got, nothing is copied.
 
-    Attributes:
-        original: The network before.
-        repaired: The network after.
-        delta: Change of each parameter that could change.
-        specification: Goal, constraints, what is watched and held out; not anchored.
-        forward_fn: As given to the repair.
-        memory_limit: Bytes for activations.
+    ``delta`` has the change of each parameter that could change; the specification is not anchored.
     """
 
     original: nn.Module
@@ -56,33 +55,52 @@ class Subjects:
     memory_limit: int = 2**30
 
 
-def collect_evidence(subjects: Subjects, verification: Verification, rounds: Sequence[Any] = ()) -> Evidence:
-    """Run both networks and note what the pictures show.
-
-    Args:
-        subjects: The networks and the specification.
-        verification: Of the same, from :func:`repairopt.verify.verify`.
-        rounds: Of the repair.
-
-    Returns:
-        The evidence; a few hundred kilobytes.
-    """
+def collect_evidence(subjects: Subjects, verification: Verification, plain: dict[str, Any]) -> Evidence:
+    """Run both networks and note what the pictures show; ``plain`` is the report as a dict."""
     options: Any = {"forward_fn": subjects.forward_fn, "memory_limit": subjects.memory_limit}
     both = (Remembering(Engine(subjects.original, **options)), Remembering(Engine(subjects.repaired, **options)))
     items = _anchored_items(subjects.specification, both[0])
+    known = evidence_from_dict(plain)
     return Evidence(
-        rates=_distinct([*_group_rates(items, both), *_recalls(verification)]),
+        rates=_distinct([*_group_rates(items, both), *(one for one in known.rates if one.quantity == "recall")]),
         margins=_distinct([*_label_margins(items, both), *_robustness(items, both)]),
         slacks=_distinct(_slacks(verification)),
         layers=tuple(_layer(name, change, subjects.original) for name, change in subjects.delta.items()),
-        affected=most_affected(items, both),
-        tables=group_tables(items, both),
-        progress=_progress(verification, rounds),
+        affected=_most_affected(items, both),
+        tables=_group_tables(items, both),
+        progress=known.progress,
         bounded=_bounded(items, both),
     )
 
 
-def _anchored_items(specification: Specification, before: Remembering) -> list[tuple[Any, bool]]:
+def evidence_from_dict(plain: dict[str, Any]) -> Evidence:
+    """The part of the evidence that a report as a dict holds, without samples, weights and inputs."""
+    rates = []
+    for one in plain["measures"]:
+        pairs = {key.removeprefix(RATE): pair for key, pair in one["details"].items() if key.startswith(RATE)}
+        rates += [_plain_rates(one, "favorable rate", pairs)] if pairs else []
+    for one in plain["labels"]:
+        pairs = {f"class {label}": pair for label, pair in one["recall"].items()}
+        rates += [_plain_rates(one, "recall", pairs)] if 1 < len(pairs) <= CLASSES else []
+    return Evidence(rates=tuple(rates), progress=_progress(plain["measures"][0], plain["rounds"]))
+
+
+def _plain_rates(of: dict[str, Any], quantity: str, pairs: dict[str, Any]) -> Rates:
+    before, after = (np.array([pair[k] for pair in pairs.values()], dtype=np.float64) for k in (0, 1))
+    none = np.full(len(pairs), math.nan)
+    return Rates(of["name"], of["held_out"], quantity, tuple(pairs), before, after, none, none)
+
+
+def _progress(goal: dict[str, Any], rounds: Sequence[dict[str, Any]]) -> Progress | None:
+    if not rounds:
+        return None
+    values = [goal["before"], *(one["goal"] for one in rounds), goal["target"]]
+    *shown, target = (math.nan if value is None else value for value in values)
+    broken, accepted = [-1, *(one["broken"] for one in rounds)], [True, *(one["accepted"] for one in rounds)]
+    return Progress(np.array(shown, dtype=np.float64), np.array(broken), np.array(accepted), target, goal["name"])
+
+
+def _anchored_items(specification: Specification, before: Remembering) -> Items:
     """Goal, what is watched, constraints on outputs and held-out twins, anchored; and whether each is held out."""
     here = [specification.goal, *specification.watch, *specification.on_outputs]
     items = [(item, False) for item in here] + [(item, True) for item in specification.held_out]
@@ -98,7 +116,7 @@ def _distinct(found: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(sorted(kept.values(), key=lambda one: names.index((one.name, one.quantity))))
 
 
-def _group_rates(items: Sequence[tuple[Any, bool]], both: Both) -> list[Rates]:
+def _group_rates(items: Items, both: Both) -> list[Rates]:
     """Favorable rate of each group, of everything that compares groups."""
     found: list[Rates] = []
     for item, held_out in items:
@@ -116,20 +134,7 @@ def _group_rates(items: Sequence[tuple[Any, bool]], both: Both) -> list[Rates]:
     return found
 
 
-def _recalls(verification: Verification) -> list[Rates]:
-    """Recall of each class, of every labelled set."""
-    found = []
-    for counts in verification.labels:
-        if not 1 < len(counts.recall) <= CLASSES:
-            continue
-        before, after = (np.array([pair[k] for pair in counts.recall.values()]) for k in (0, 1))
-        none = np.full(len(before), math.nan)
-        groups = tuple(f"class {label}" for label in counts.recall)
-        found.append(Rates(counts.name, counts.held_out, "recall", groups, before, after, none, none))
-    return found
-
-
-def _label_margins(items: Sequence[tuple[Any, bool]], both: Both) -> list[Margins]:
+def _label_margins(items: Items, both: Both) -> list[Margins]:
     """Lead of the true label over the best rival, of every labelled set."""
     found, seen = [], set()
     for item, held_out in items:
@@ -148,7 +153,7 @@ def _lead(outputs: Tensor, labels: Tensor) -> Any:
     return (outputs.gather(1, own)[:, 0] - rivals).double().cpu().numpy()
 
 
-def _robustness(items: Sequence[tuple[Any, bool]], both: Both) -> list[Margins]:
+def _robustness(items: Items, both: Both) -> list[Margins]:
     """Certified radii, and leads under attack."""
     found = []
     for item, held_out in items:
@@ -176,6 +181,84 @@ def _slacks(verification: Verification) -> list[Margins]:
     return found
 
 
+def _group_tables(items: Items, both: Both) -> tuple[GroupTable, ...]:
+    """Metrics in each group for every gap whose rows have true labels, each division into groups once."""
+    labelled = labelled_data([measured(item) for item, _ in items])
+    found: dict[Any, GroupTable] = {}
+    for item, held_out in items:
+        gap: Any = measured(item)
+        if not isinstance(gap, Grouped) or gap.samples.rows is None:
+            continue
+        samples, favorable = gap.samples, gap.favorable
+        labels = _labels(gap, labelled)
+        key = (held_out, samples.names, favorable, tuple(samples.rows[:50].tolist()), len(samples.rows))
+        if labels is None or key in found:
+            continue
+        member = samples.member.cpu().numpy()
+        answers = [predict(samples.inputs).argmax(1).cpu().numpy() for predict in both]
+        sides = [GroupMetrics(labels.cpu().numpy(), answer, member, pos_label=favorable) for answer in answers]
+        before, after = (np.array([list(values.values()) for values in one.by_group.values()]).T for one in sides)
+        disparities = [[float(getattr(one, name)()) for name in DISPARITIES] for one in sides]
+        gaps = dict(zip((name.replace("_", " ") for name in DISPARITIES), zip(*disparities, strict=True), strict=True))
+        groups = tuple(samples.names[group] for group in sides[0].groups)
+        metrics = tuple(sides[0].metrics)
+        found[key] = GroupTable(gap.name, held_out, favorable, groups, metrics, before, after, gaps)
+    return tuple(found.values())
+
+
+def _labels(gap: Any, labelled: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """True labels of the rows of a gap: its own, or those that stand beside the same rows elsewhere."""
+    own = labels_of(gap)
+    if own is not None:
+        return own[1]
+    rows = gap.samples.rows
+    for inputs, labels in labelled:
+        if inputs.shape[1:] == gap.samples.inputs.shape[1:] and int(rows.max()) < len(inputs):
+            same = inputs[rows.to(inputs.device)]
+            if same.device == gap.samples.inputs.device and torch.equal(same, gap.samples.inputs):
+                return labels[rows.to(labels.device)]
+    return None
+
+
+def _most_affected(items: Items, both: Both) -> tuple[AffectedInputs, ...]:
+    """For each set of inputs those whose probabilities moved most, changed answers first.
+
+    Labelled sets, or where there are none those of the goal.
+    """
+    found: list[AffectedInputs] = []
+    seen: set[Any] = set()
+    for name, held_out, inputs, labels in _sets(items):
+        if identity(inputs) in seen or len(found) == SETS:
+            continue
+        seen.add(identity(inputs))
+        before, after = (torch.softmax(predict(inputs).double(), dim=1).cpu() for predict in both)
+        shift = (after - before).abs().sum(1) / 2
+        answers = before.argmax(1), after.argmax(1)
+        rank = shift + 2.0 * (answers[0] != answers[1])
+        rows = rank.argsort(descending=True, stable=True)[:AFFECTED]
+        rows = rows[shift[rows] > 1e-6]
+        chosen = inputs[rows.to(inputs.device)].detach().cpu().numpy()
+        key = (held_out, rows.numpy().tobytes(), chosen.tobytes())
+        if len(rows) and key not in seen:
+            seen.add(key)
+            known = np.full(len(rows), -1) if labels is None else labels.cpu()[rows].numpy()
+            old, new = (answer[rows].numpy() for answer in answers)
+            found.append(AffectedInputs(name, held_out, rows.numpy(), chosen, known, old, new, shift[rows].numpy()))
+    return tuple(found)
+
+
+def _sets(items: Items) -> list[tuple[str, bool, Tensor, Tensor | None]]:
+    labelled: list[tuple[str, bool, Tensor, Tensor | None]] = [
+        (item.name, held_out, inputs, labels)
+        for item, held_out in items
+        for inputs, labels in labelled_data([measured(item)])
+    ]
+    if labelled:
+        return labelled
+    plain = [(item.name, held_out, inputs_of(item)) for item, held_out in items]
+    return [(name, held_out, inputs, None) for name, held_out, inputs in plain if inputs is not None]
+
+
 def _layer(name: str, change: Tensor, original: nn.Module) -> LayerChange:
     """The change of a parameter over its rms, at most 64 x 64 cells."""
     base = dict(original.named_parameters())[name].detach().double().cpu()
@@ -199,17 +282,7 @@ def _coarse(matrix: Any) -> Any:
     return matrix
 
 
-def _progress(verification: Verification, rounds: Sequence[Any]) -> Progress | None:
-    goal = verification.measures[0]
-    if not rounds:
-        return None
-    values = np.array([goal.before, *(one.goal for one in rounds)], dtype=np.float64)
-    broken = np.array([-1, *(one.broken for one in rounds)])
-    accepted = np.array([True, *(one.accepted for one in rounds)])
-    return Progress(values, broken, accepted, math.nan if goal.target is None else goal.target, goal.name)
-
-
-def _bounded(items: Sequence[tuple[Any, bool]], both: Both) -> tuple[tuple[str, bool, float, float, float], ...]:
+def _bounded(items: Items, both: Both) -> tuple[tuple[str, bool, float, float, float], ...]:
     found = []
     for item, held_out in items:
         if isinstance(item, PropertyBound) and item.limit is not None:

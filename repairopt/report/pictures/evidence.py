@@ -19,17 +19,9 @@ RATE = "favorable rate, "
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """A rate in each of some groups, before and after.
+    """A rate in each of some groups before and after, ``(q,)``, with the ends of its 95 % interval after.
 
-    Attributes:
-        name: Of the property, or what else the rates belong to.
-        held_out: Whether the data were held out.
-        quantity: What is counted, for the axis.
-        groups: Names ``(q,)``.
-        before: ``(q,)``.
-        after: ``(q,)``.
-        low: Lower ends of the 95 % intervals after, ``(q,)``; NaN where the number of samples is not known.
-        high: Upper ends.
+    ``quantity`` is what is counted, for the axis; the ends are NaN where the number of samples is not known.
     """
 
     name: str
@@ -44,16 +36,9 @@ class Rates:
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """One number for each sample, before and after; below the threshold the sample fails.
+    """One number for each sample, before and after, ``(N,)``; below the threshold the sample fails.
 
-    Attributes:
-        name: Which data, or which constraint.
-        held_out: Whether they were held out.
-        quantity: What the numbers are, for the axis.
-        before: ``(N,)``.
-        after: ``(N,)``.
-        threshold: Samples below it fail.
-        allowed: How many may fail; -1 where that is not a constraint.
+    ``quantity`` is what the numbers are, for the axis; ``allowed`` how many may fail, -1 where that is no constraint.
     """
 
     name: str
@@ -73,15 +58,10 @@ class Margins:
 
 @dataclass(frozen=True, eq=False)
 class LayerChange:
-    """The change of one parameter.
+    """The change of one parameter; ``relative`` is its size over that of the parameter, both as root sums of squares.
 
-    Attributes:
-        name: Of the parameter.
-        shape: Of the parameter.
-        changed: Weights that changed.
-        relative: Size of the change over the size of the parameter, both as root sums of squares.
-        cells: The change over the rms of the parameter, as a matrix of at most 64 x 64 cells, outputs by inputs; a cell
-            that stands for several weights shows the largest of their changes.
+    ``cells`` is the change over the rms of the parameter, as a matrix of at most 64 x 64 cells, outputs by inputs; a
+    cell that stands for several weights shows the largest of their changes.
     """
 
     name: str
@@ -93,18 +73,10 @@ class LayerChange:
 
 @dataclass(frozen=True, eq=False)
 class AffectedInputs:
-    """The inputs whose answer changed most.
+    """The ``K`` inputs of a set whose answers changed most, the most affected first: rows, labels, answers ``(K,)``.
 
-    Attributes:
-        name: Which data.
-        held_out: Whether they were held out.
-        rows: Their positions in the data, ``(K,)``, the most affected first.
-        inputs: ``(K, ...)``.
-        labels: True labels ``(K,)``; -1 where not known.
-        before: Answers before ``(K,)``.
-        after: Answers after ``(K,)``.
-        shift: Half the sum of the changes of all probabilities, ``(K,)``: 0 none, 1 all.
-        features: Names of the columns, where known.
+    ``inputs`` is ``(K, ...)``; a label is -1 where it is not known. ``shift`` is half the sum of the changes of all
+    probabilities: 0 none, 1 all.
     """
 
     name: str
@@ -126,18 +98,7 @@ class AffectedInputs:
 
 @dataclass(frozen=True, eq=False)
 class GroupTable:
-    """fairlearn's metrics in each group, before and after.
-
-    Attributes:
-        name: Of the property whose groups these are.
-        held_out: Whether the data were held out.
-        favorable: The favorable label.
-        groups: Names ``(q,)``.
-        metrics: Names ``(p,)``.
-        before: ``(q, p)``.
-        after: ``(q, p)``.
-        gaps: For each disparity its value before and after.
-    """
+    """fairlearn's metrics in each group, before and after, ``(q, p)``; for each disparity its two values."""
 
     name: str
     held_out: bool
@@ -151,14 +112,9 @@ class GroupTable:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What each round of a repair came to; arrays ``(R,)``, NaN and -1 where nothing was measured.
+    """What each round of a repair came to, the original network first; arrays ``(R,)``.
 
-    Attributes:
-        goal: The goal on the true network.
-        broken: Failing samples beyond what is allowed.
-        accepted: Whether the point was kept.
-        target: Of the goal.
-        name: Of the goal.
+    ``goal`` is NaN where it was not measured; ``broken`` counts failing samples beyond what is allowed, -1 for unknown.
     """
 
     goal: Array
@@ -172,16 +128,8 @@ class Progress:
 class Evidence:
     """All that the pictures show.
 
-    Attributes:
-        rates: Rates by group.
-        margins: Leads of the true label, certified radii, by sample.
-        slacks: Room that each constraint leaves, by sample.
-        layers: Change of each parameter.
-        affected: The inputs whose answers changed most.
-        tables: Metrics by group.
-        progress: Of the repair, or None.
-        bounded: For each bound on a property, by its name and whether the data were held out, the value of the
-            property before, after and its limit.
+    ``bounded`` has for each bound on a property its name, whether the data were held out, and the value of the property
+    before, after, and its limit.
     """
 
     rates: tuple[Rates, ...] = ()
@@ -197,12 +145,7 @@ class Evidence:
 def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
     """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data.
 
-    Args:
-        evidence: What the pictures show.
-        folder: Made where it does not exist.
-
-    Returns:
-        The file; NumPy's format, without pickles.
+    The folder is made where it does not exist. NumPy's format, without pickles.
     """
     from repairopt.patches import whole_file
 
@@ -216,13 +159,7 @@ def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
 
 
 def load_evidence(folder: str | Path) -> Evidence:
-    """Read ``evidence.npz`` of a folder.
-
-    Args:
-        folder: That :func:`save_evidence` wrote to.
-
-    Returns:
-        The evidence.
+    """Read ``evidence.npz`` of a folder that :func:`save_evidence` wrote to.
 
     Raises:
         SpecificationError: No such file, or not one of that kind.

@@ -20,13 +20,7 @@ Drawn = Iterator[tuple[Any, str, str]]  # figure, text in its place, caption
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the page.
-
-    Attributes:
-        source: Address that holds the picture.
-        alt: What it shows, for readers who do not see it.
-        caption: How to read it.
-    """
+    """A picture in the page: the address that holds it, a text for readers who do not see it, how to read it."""
 
     source: str
     alt: str
@@ -40,20 +34,7 @@ def draw_gallery(
     chosen: tuple[float, float] | None = None,
     original: tuple[float, float] | None = None,
 ) -> list[Picture]:
-    """Draw everything that there is evidence for.
-
-    Args:
-        evidence: What the pictures show.
-        frontier: Points with ``value`` and ``accuracy``, of repairs for other targets; or a ``Frontier``.
-        chosen: Value and accuracy of this repair.
-        original: Value and accuracy of the original network.
-
-    Returns:
-        The pictures.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
+    """Draw everything that there is evidence for; the frontier's arguments are those of ``plot_frontier``."""
     drawn = [*_groups(evidence)]
     points = list(getattr(frontier, "points", frontier))
     if points:

@@ -15,13 +15,7 @@ COLUMNS = 4
 
 
 def plot_inputs(affected: AffectedInputs) -> Any:
-    """The images with the answer before and after; a frame marks the answers that are right now.
-
-    Args:
-        affected: Inputs with the shape of images.
-
-    Returns:
-        A Matplotlib figure.
+    """A Matplotlib figure of the images, each with the answer before and after and whether that is right.
 
     Raises:
         SpecificationError: The inputs are no images.

@@ -13,14 +13,7 @@ MOST = 24  # groups in a picture
 
 
 def plot_rates(rates: Rates) -> Any:
-    """One line for each group: hollow before, full after, with 95 % intervals.
-
-    Args:
-        rates: In each group.
-
-    Returns:
-        A Matplotlib figure.
-    """
+    """A Matplotlib figure with one line for each group: hollow before, full after, with 95 % intervals."""
     shown = slice(0, MOST)
     names = [wrapped(name) for name in rates.groups[shown]]
     before, after = rates.before[shown], rates.after[shown]

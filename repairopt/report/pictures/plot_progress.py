@@ -13,14 +13,7 @@ from .style import AFTER, BEFORE, QUIET, WORSE, drawing, wrapped
 
 
 def plot_convergence(progress: Progress) -> Any:
-    """The goal after each round, and the samples that failed beyond what is allowed.
-
-    Args:
-        progress: Of the repair; round 0 is the original network.
-
-    Returns:
-        A Matplotlib figure.
-    """
+    """A Matplotlib figure of the goal after each round, and of the samples that failed beyond what is allowed."""
     rounds = np.arange(len(progress.goal))
     known, kept = np.isfinite(progress.goal), progress.accepted
     broken = bool((progress.broken > 0).any())
@@ -50,15 +43,12 @@ def plot_convergence(progress: Progress) -> Any:
 def plot_frontier(
     points: Any, chosen: tuple[float, float] | None = None, original: tuple[float, float] | None = None
 ) -> Any:
-    """What accuracy each level of the property costs.
+    """A Matplotlib figure: what accuracy each level of the property costs.
 
     Args:
         points: Objects with ``value`` and ``accuracy``, in any order; or a :class:`repairopt.Frontier` of them.
         chosen: Value and accuracy of the repair that the report is about.
         original: Value and accuracy of the original network.
-
-    Returns:
-        A Matplotlib figure.
 
     Raises:
         SpecificationError: No points, or one without value or accuracy.

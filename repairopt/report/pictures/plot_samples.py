@@ -14,14 +14,7 @@ BINS = 40
 
 
 def plot_margins(margins: Margins) -> Any:
-    """Each sample before (across) and after (up); those that crossed the threshold have marks of their own.
-
-    Args:
-        margins: By sample.
-
-    Returns:
-        A Matplotlib figure.
-    """
+    """A Matplotlib figure: each sample before (across) and after (up), those that crossed with their own marks."""
     before, after, limit = margins.before, margins.after, margins.threshold
     fell, rose = (before >= limit) & (after < limit), (before < limit) & (after >= limit)
     stayed = np.flatnonzero(~fell & ~rose)
@@ -42,14 +35,7 @@ def plot_margins(margins: Margins) -> Any:
 
 
 def plot_slack(slack: Margins) -> Any:
-    """How many samples are how far from breaking a constraint, before and after.
-
-    Args:
-        slack: Room of each sample; below 0 the constraint fails.
-
-    Returns:
-        A Matplotlib figure.
-    """
+    """A Matplotlib figure: how many samples are how far from breaking a constraint, before and after."""
     both = np.concatenate([slack.before, slack.after])
     low, high = min(float(both.min()), slack.threshold), max(float(both.max()), slack.threshold)
     width = (high - low) / BINS or 1.0

@@ -12,14 +12,7 @@ from .style import AFTER, drawing, wrapped
 
 
 def plot_layers(layers: Sequence[LayerChange]) -> Any:
-    """Size of the change of each parameter, as a share of the parameter's size.
-
-    Args:
-        layers: Changes.
-
-    Returns:
-        A Matplotlib figure.
-    """
+    """A Matplotlib figure: size of the change of each parameter, as a share of the parameter's size."""
     place = np.arange(len(layers))[::-1]
     shares = [100 * layer.relative if np.isfinite(layer.relative) else 0.0 for layer in layers]
     with drawing(1.1 + 0.32 * len(layers)) as (figure, axes):
@@ -40,14 +33,7 @@ def _percent(share: float) -> str:
 
 
 def plot_layer(layer: LayerChange) -> Any:
-    """One parameter as a heat map, outputs down and inputs across; white is unchanged.
-
-    Args:
-        layer: Its change.
-
-    Returns:
-        A Matplotlib figure.
-    """
+    """A Matplotlib figure: one parameter as a heat map, outputs down and inputs across; white is unchanged."""
     cells = layer.cells
     limit = float(np.abs(cells).max()) or 1.0
     with drawing(1.55 + min(3.0, max(0.35, 4.0 * cells.shape[0] / max(cells.shape)))) as (figure, axes):

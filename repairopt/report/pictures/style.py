@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from repairopt.errors import MissingExtraError
+from repairopt.errors import require_extra
 
 BEFORE, AFTER = "#E69F00", "#0072B2"  # orange, blue
 WORSE, BETTER, QUIET = "#D55E00", "#009E73", "#8C8C8C"  # vermilion, bluish green, grey
@@ -52,15 +52,8 @@ def have_matplotlib() -> bool:
 
 @cache
 def figure_class() -> Any:
-    """Matplotlib's ``Figure``, which a notebook shows without ``pyplot``.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    if not have_matplotlib():
-        raise MissingExtraError(
-            "A picture needs matplotlib, not installed here. Install with: pip install repairopt[report]"
-        )
+    """Matplotlib's ``Figure``, which a notebook shows without ``pyplot``; else a MissingExtraError."""
+    require_extra("report", "A picture", "matplotlib")
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
@@ -73,38 +66,19 @@ def figure_class() -> Any:
 
 
 @contextmanager
-def drawing(height: float, panels: int = 1, ratios: Any = None, width: float = WIDTH) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, one below the other, in the style of this module.
-
-    Args:
-        height: Inches.
-        panels: Number of axes.
-        ratios: Relative heights of the axes.
-        width: Inches.
-
-    Yields:
-        The figure, and the axes (a list where there are several).
-    """
+def drawing(height: float, panels: int = 1, ratios: Any = None) -> Iterator[tuple[Any, Any]]:
+    """A figure of a height in inches and its axes (a list where there are several), one below the other."""
     made = figure_class()
     import matplotlib
 
     with matplotlib.rc_context(SETTINGS):
-        figure = made(figsize=(width, height), layout="constrained")
+        figure = made(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(panels, 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
         yield figure, (axes[0] if panels == 1 else list(axes))
 
 
 def picture_bytes(figure: Any, kind: str = "svg", dpi: int = 150) -> bytes:
-    """A figure as a file of a kind, the same bytes for the same figure.
-
-    Args:
-        figure: Of Matplotlib.
-        kind: ``"svg"`` or ``"png"``.
-        dpi: Of what is not drawn as lines.
-
-    Returns:
-        The file.
-    """
+    """A Matplotlib figure as the bytes of an ``"svg"`` or ``"png"`` file, the same for the same figure."""
     import matplotlib
 
     target = io.BytesIO()

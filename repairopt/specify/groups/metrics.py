@@ -1,8 +1,8 @@
 """Metrics in each group and disparities between groups, with the names and definitions of fairlearn.
 
-:class:`GroupMetrics` has the members of fairlearn's ``MetricFrame`` that a report needs (``overall``, ``by_group``,
-``difference``, ``ratio``), without pandas; :meth:`GroupMetrics.frame` makes the real ``MetricFrame`` where fairlearn is
-installed. Definitions were compared with fairlearn 0.15, see tests/specify/test_group_metrics.py.
+:class:`GroupMetrics` has the members of fairlearn's ``MetricFrame`` that a report needs, without pandas;
+:meth:`GroupMetrics.frame` is the ``MetricFrame`` itself, which also gives ``difference`` and ``ratio`` where fairlearn
+is installed. Definitions were compared with fairlearn 0.15, see tests/specify/test_group_metrics.py.
 
 References:
     Weerts, Dudik, Edgar, Jalali, Lutz and Madaio, Fairlearn: assessing and improving fairness of AI systems, JMLR 2023.
@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repairopt.errors import MissingExtraError, SpecificationError
+from repairopt.errors import SpecificationError, require_extra
 
-Labels = npt.NDArray[Any]
-Metric = Callable[[Labels, Labels], float]
+Metric = Callable[[Any, Any], float]
 METHODS = ("between_groups", "to_overall")
 
 
@@ -40,17 +39,12 @@ def accuracy_score(y_true: Any, y_pred: Any) -> float:
 
 def true_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
     """Share of the answers ``pos_label`` where that is true; 0 where it never is, as in fairlearn."""
-    return _rate_within(np.asarray(y_true) == pos_label, np.asarray(y_pred) == pos_label)
+    return _share(np.asarray(y_pred)[np.asarray(y_true) == pos_label] == pos_label)
 
 
 def false_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
     """Share of the answers ``pos_label`` where that is false."""
-    return _rate_within(np.asarray(y_true) != pos_label, np.asarray(y_pred) == pos_label)
-
-
-def false_negative_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
-    """Share of other answers where ``pos_label`` is true."""
-    return _rate_within(np.asarray(y_true) == pos_label, np.asarray(y_pred) != pos_label)
+    return _share(np.asarray(y_pred)[np.asarray(y_true) != pos_label] == pos_label)
 
 
 def count(y_true: Any, y_pred: Any) -> float:
@@ -114,25 +108,26 @@ class GroupMetrics:
     @cached_property
     def by_group(self) -> dict[str, dict[Any, float]]:
         """Each metric in each group."""
-        parts = {group: self.sensitive_features == group for group in self.groups}
-        return {
-            name: {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in parts.items()}
-            for name, metric in self.metrics.items()
-        }
+        return {name: self._in_groups(metric) for name, metric in self.metrics.items()}
 
     def difference(self, method: str = "between_groups") -> dict[str, float]:
         """Largest difference of each metric, between two groups or between a group and all samples."""
-        return {
-            name: _difference(list(self.by_group[name].values()), self._overall(name, method)) for name in self.metrics
-        }
+        if _checked(method) and find_spec("fairlearn") is not None:
+            return self.frame().difference(method=method).to_dict()
+        return {name: self._spread(metric, method) for name, metric in self.metrics.items()}
 
     def ratio(self, method: str = "between_groups") -> dict[str, float]:
         """Smallest ratio of each metric, between two groups or between a group and all samples; at most 1."""
-        return {name: _ratio(list(self.by_group[name].values()), self._overall(name, method)) for name in self.metrics}
+        if _checked(method) and find_spec("fairlearn") is not None:
+            return self.frame().ratio(method=method).to_dict()
+        return {
+            name: _ratio(list(values.values()), None if method == METHODS[0] else self.overall[name])
+            for name, values in self.by_group.items()
+        }
 
     def demographic_parity_difference(self, method: str = "between_groups") -> float:
         """Largest difference of the selection rates."""
-        return self._rates(selection_rate).difference(method)["rate"]
+        return self._spread(partial(selection_rate, pos_label=self.pos_label), method)
 
     def equalized_odds_difference(self, method: str = "between_groups", agg: str = "worst_case") -> float:
         """The larger (``agg="worst_case"``) or mean (``"mean"``) difference of true and false positive rates.
@@ -142,12 +137,13 @@ class GroupMetrics:
         """
         if agg not in ("worst_case", "mean"):
             raise SpecificationError(f"equalized_odds_difference: agg={agg!r}; choose worst_case or mean.")
-        found = [self._rates(one).difference(method)["rate"] for one in (true_positive_rate, false_positive_rate)]
+        rates = (true_positive_rate, false_positive_rate)
+        found = [self._spread(partial(rate, pos_label=self.pos_label), method) for rate in rates]
         return max(found) if agg == "worst_case" else sum(found) / 2
 
     def equal_opportunity_difference(self, method: str = "between_groups") -> float:
         """Largest difference of the true positive rates."""
-        return self._rates(true_positive_rate).difference(method)["rate"]
+        return self._spread(partial(true_positive_rate, pos_label=self.pos_label), method)
 
     def frame(self) -> Any:
         """The same as a ``fairlearn.metrics.MetricFrame``.
@@ -155,43 +151,36 @@ class GroupMetrics:
         Raises:
             MissingExtraError: fairlearn is not installed.
         """
-        if find_spec("fairlearn") is None:
-            raise MissingExtraError(
-                "GroupMetrics.frame() needs fairlearn, not installed here. Install with: pip install "
-                "repairopt[fairlearn]. The figures themselves are in by_group, overall, difference() and ratio()."
-            )
+        hint = ". The figures themselves are in by_group, overall, difference() and ratio()."
+        require_extra("fairlearn", "GroupMetrics.frame()", "fairlearn", hint=hint)
         from fairlearn.metrics import MetricFrame
 
-        return MetricFrame(
-            metrics=dict(self.metrics),
-            y_true=self.y_true,
-            y_pred=self.y_pred,
-            sensitive_features=self.sensitive_features,
-        )
+        data = {"y_true": self.y_true, "y_pred": self.y_pred, "sensitive_features": self.sensitive_features}
+        return MetricFrame(metrics=dict(self.metrics), **data)
 
-    def _rates(self, rate: Callable[..., float]) -> GroupMetrics:
-        metrics: dict[str, Metric] = {"rate": partial(rate, pos_label=self.pos_label)}
-        return GroupMetrics(self.y_true, self.y_pred, self.sensitive_features, self.pos_label, metrics)
+    def _in_groups(self, metric: Metric) -> dict[Any, float]:
+        members = {group: self.sensitive_features == group for group in self.groups}
+        return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in members.items()}
 
-    def _overall(self, name: str, method: str) -> float | None:
-        if method not in METHODS:
-            raise SpecificationError(f"GroupMetrics: method={method!r}; choose {' or '.join(METHODS)}.")
-        return None if method == "between_groups" else self.overall[name]
+    def _spread(self, metric: Metric, method: str) -> float:
+        values = list(self._in_groups(metric).values())
+        if _checked(method) == "between_groups":
+            return max(values) - min(values)
+        overall = float(metric(self.y_true, self.y_pred))
+        return max(abs(value - overall) for value in values)
 
 
-def _rate_within(own: Labels, hit: Labels) -> float:
-    total = int(own.sum())
-    return float((own & hit).sum() / total) if total else 0.0
+def _checked(method: str) -> str:
+    if method not in METHODS:
+        raise SpecificationError(f"GroupMetrics: method={method!r}; choose {' or '.join(METHODS)}.")
+    return method
 
 
-def _difference(values: list[float], overall: float | None) -> float:
-    if overall is None:
-        return max(values) - min(values)
-    return max(abs(value - overall) for value in values)
+def _share(hits: npt.NDArray[np.bool_]) -> float:
+    return float(hits.mean()) if len(hits) else 0.0
 
 
 def _ratio(values: list[float], overall: float | None) -> float:
     """Smaller over larger; not a number where both are 0."""
     pairs = [(min(values), max(values))] if overall is None else [(value, overall) for value in values]
-    found = [min(a, b) / max(a, b) if max(a, b) else math.nan for a, b in pairs]
-    return float(np.min(found))
+    return float(np.min([min(a, b) / max(a, b) if max(a, b) else math.nan for a, b in pairs]))

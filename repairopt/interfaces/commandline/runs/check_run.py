@@ -17,20 +17,11 @@ from .results import CheckResult
 def check_spec_file(
     source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
 ) -> CheckResult:
-    """Measure goal and bounds of a spec.
-
-    Args:
-        source: The spec file.
-        patch: Applied to the network before it is judged.
-        strict: Whether held-out rows decide too.
-        model: Judged in place of the spec's network, which stays what it is compared with.
-
-    Returns:
-        The claims, and whether goal and bounds are met.
+    """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used.
-        PatchError: The patch cannot be read or was made for other weights.
+        PatchError: The patch cannot be read, or was made for other weights.
     """
     spec = open_spec(source)
     judged = spec.model if model is None else model

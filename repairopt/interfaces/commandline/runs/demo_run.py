@@ -50,15 +50,7 @@ change: {layers: last, columns: group}
 
 
 def run_demo(out: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> SolveResult:
-    """Write data, network and spec into a folder, and repair the network.
-
-    Args:
-        out: The folder; the repair lies in ``repair`` in it.
-        overwrite: Whether to replace an earlier demo.
-        progress: Told of each stage.
-
-    Returns:
-        The result of the repair; ``files`` names all that was written.
+    """Write data, network and spec into a folder, and repair the network; the repair lies in ``repair`` in it.
 
     Raises:
         ResultError: The folder holds something else, or an earlier demo.

@@ -15,16 +15,7 @@ WRITER, EVIDENCE = (
 
 
 def write_report(source: Any, path: Path, features: Sequence[str] = ()) -> str:
-    """Write ``report.html``.
-
-    Args:
-        source: A repair, or the folder of a run.
-        path: Of the file.
-        features: Names of the input columns.
-
-    Returns:
-        What is missing in it, or nothing.
-    """
+    """Write ``report.html`` of a repair or of the folder of a run; returns what is missing in it, or nothing."""
     if not isinstance(source, Path):
         import_module(EVIDENCE).save_evidence(source.report.evidence, path.parent)
     import_module(WRITER).write_html(source, path, features=list(features))

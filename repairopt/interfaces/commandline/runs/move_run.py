@@ -30,18 +30,9 @@ def move_patch(
     weights: str | Path | None = None,
     overwrite: bool = False,
 ) -> MoveResult:
-    """Write the repaired network, or the one from before.
+    """Write the repaired network, or the one from before, as ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
 
-    Args:
-        source: The spec file.
-        patch: The patch.
-        out: The file: ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
-        back: Revert.
-        weights: Weights to use in place of the spec's; for reverting, the repaired ones.
-        overwrite: Whether the file may be there.
-
-    Returns:
-        What was written.
+    ``weights`` are used in place of the spec's; for reverting, they are the repaired ones.
 
     Raises:
         ResultError: Another kind of file, or it exists.

@@ -1,18 +1,20 @@
-"""What the commands print with ``--json``, as pydantic models; ``repairopt schema`` prints their JSON schemas."""
+"""What the commands print with ``--json``, as pydantic models, and their JSON schemas."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from repairopt.errors import SpecificationError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow
+from repairopt.interfaces.specfile.language.statements import did_you_mean
+from repairopt.interfaces.specfile.models import Spec, Strict
 
 
-class Result(BaseModel):
+class Result(Strict):
     """What all have in common."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = Field(default=1, description="of this output")
     exit_code: Literal[0, 1, 2] = Field(description="0 met, 1 not met or violated, 2 usage or input error")
@@ -30,10 +32,8 @@ class CheckResult(Result):
     weights: str = Field(description="SHA-256 of the weights that were judged")
 
 
-class Changed(BaseModel):
+class Changed(Strict):
     """The weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     chosen: int = Field(description="weights that could change")
     changed: int
@@ -68,10 +68,8 @@ class SolveResult(Result):
     report: dict[str, Any] = Field(description="everything the library reports")
 
 
-class CheckLine(BaseModel):
+class CheckLine(Strict):
     """One thing that verify looked at."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     what: str
     ok: bool | None = Field(description="null where there is nothing to look at")
@@ -119,10 +117,8 @@ class ReportResult(Result):
     out: str
 
 
-class SolverLine(BaseModel):
+class SolverLine(Strict):
     """A back end."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     installed: bool
@@ -148,14 +144,14 @@ class ErrorResult(Result):
 
 
 RESULTS: dict[str, type[Result]] = {
-    "check": CheckResult,
-    "solve": SolveResult,
-    "verify": VerifyResult,
-    "apply": MoveResult,
-    "revert": MoveResult,
-    "show": PatchResult,
-    "report": ReportResult,
-    "solvers": SolversResult,
-    "demo": SolveResult,
-    "error": ErrorResult,
+    command: one for one in Result.__subclasses__() for command in get_args(one.model_fields["command"].annotation)
 }
+
+
+def schema_text(what: str = "spec") -> str:
+    """The JSON schema of spec files, ``"spec"``, or of what a command prints."""
+    known: dict[str, type[BaseModel]] = {"spec": Spec, **RESULTS}
+    if what not in known:
+        raise SpecificationError(f"there is no schema of '{what}'; {did_you_mean(what, list(known))}.")
+    found = known[what].model_json_schema(mode="validation" if what == "spec" else "serialization")
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **found}, indent=1)

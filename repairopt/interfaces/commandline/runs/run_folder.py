@@ -26,11 +26,7 @@ STATE = "repairopt_checkpoint"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run.
-
-    Attributes:
-        path: Of the folder.
-    """
+    """The folder of one run."""
 
     path: Path
 
@@ -45,11 +41,7 @@ class RunFolder:
         return any((self.path / name).exists() for name in (PATCH, RESULT, AUDIT, CHECKPOINT))
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or take what is in it.
-
-        Args:
-            resume: Whether to continue what was started here.
-            overwrite: Whether to throw away what is here.
+        """Make the folder, or take what is in it: continue it, or throw it away.
 
         Raises:
             ResultError: There is a run here already and nothing was said about it, or the folder cannot be made.
@@ -71,26 +63,15 @@ class RunFolder:
             left.unlink(missing_ok=True)
 
     def save_checkpoint(self, change: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Keep the best change so far.
-
-        Args:
-            change: For each parameter its change.
-            state: What it belongs to: hashes of spec and weights, the seed.
-        """
+        """Keep the best change so far by parameter, and what it belongs to: hashes of spec and weights, the seed."""
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in change.items()}
         write_tensors(self.path / CHECKPOINT, tensors, {STATE: json.dumps(dict(state), sort_keys=True)})
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """The best change of an unfinished run, or None where there is none yet.
-
-        Args:
-            state: What it must belong to.
-
-        Returns:
-            For each parameter its change.
+        """The best change of an unfinished run by parameter, or None where there is none yet.
 
         Raises:
-            ResultError: It belongs to another spec, other weights or another seed.
+            ResultError: It belongs to another spec, other weights or another seed than ``state``.
         """
         path = self.path / CHECKPOINT
         if not path.exists():
@@ -116,13 +97,7 @@ class RunFolder:
 
 
 def read_result(path: str | os.PathLike[str]) -> tuple[Any, bytes]:
-    """A ``result.json``.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        The result as a :class:`repairopt.interfaces.commandline.runs.results.SolveResult`, and the bytes of the file.
+    """A ``result.json`` as a ``SolveResult``, and the bytes of the file.
 
     Raises:
         ResultError: No such file, no JSON, or not what ``solve`` writes.

@@ -13,17 +13,7 @@ from .run_folder import REPORT, RESULT, read_result
 
 
 def show_patch(path: str | Path) -> PatchResult:
-    """What a patch says.
-
-    Args:
-        path: Of the patch.
-
-    Returns:
-        Its changes, hashes and origin.
-
-    Raises:
-        PatchError: It cannot be read.
-    """
+    """What a patch says: its changes, hashes and origin."""
     patch = Patch.load(path)
     changes = [
         {
@@ -47,14 +37,7 @@ def show_patch(path: str | Path) -> PatchResult:
 
 
 def report_folder(folder: str | Path, out: str | Path | None = None) -> ReportResult:
-    """Write the report of a finished run.
-
-    Args:
-        folder: Of the run.
-        out: The file; ``report.html`` in the folder by default.
-
-    Returns:
-        Where it is.
+    """Write the report of a finished run; ``report.html`` in its folder by default.
 
     Raises:
         ResultError: There is no finished run, or the report cannot be written here.

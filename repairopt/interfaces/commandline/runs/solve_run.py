@@ -52,16 +52,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line decides, over the spec.
-
-    Attributes:
-        time_limit: Seconds.
-        solver: Back end.
-        seed: Of everything that is drawn.
-        resume: Whether to continue an unfinished run in the folder.
-        overwrite: Whether to replace what is in the folder.
-        report: Whether to write ``report.html``, which takes some seconds for its pictures.
-    """
+    """What the command line decides, over the spec; without ``report`` there is no ``report.html``."""
 
     time_limit: float | None = None
     solver: str | None = None
@@ -79,18 +70,9 @@ def solve_spec(
     *,
     command: Literal["solve", "demo"] = "solve",
 ) -> SolveResult:
-    """Repair the network of a spec file.
+    """Repair the network of a spec file; what is returned is written to ``result.json`` as well.
 
-    Args:
-        source: The spec file.
-        out: Folder for patch, report, log and result.
-        options: Of the command line.
-        progress: Told of each stage and step.
-        command: Which command was called.
-
-    Returns:
-        What is written to ``result.json`` as well. A run that had ended in the folder is not repeated where it is
-        resumed.
+    A run that had ended in the folder ``out`` is not repeated where it is resumed.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used, or it has no goal.

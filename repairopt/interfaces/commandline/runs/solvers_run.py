@@ -6,19 +6,15 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from typing import Any
 
 from repairopt.errors import SolverNotFoundError
-from repairopt.program import Kind, load_solver, missing_libraries, registered_solvers, solve
+from repairopt.program import Kind, load_solver, missing_libraries, needed_libraries, registered_solvers, solve
 
 from .results import SolverLine, SolversResult
 
 
 def list_solvers(*, test: bool = False) -> SolversResult:
-    """Every registered back end.
+    """Every registered back end; no library is imported and no licence is taken.
 
-    Args:
-        test: Whether to solve a tiny program with those that need a licence, to see whether it is there.
-
-    Returns:
-        One line for each. Without a test no library is imported and no licence is taken.
+    With ``test``, a tiny program is solved with each that is installed, to see whether its licence is there.
     """
     lines = []
     for name in registered_solvers():
@@ -27,7 +23,7 @@ def list_solvers(*, test: bool = False) -> SolversResult:
         except SolverNotFoundError:
             lines.append(SolverLine(name=name, installed=False, licensed=None, kinds=[], needs=[], version=""))
             continue
-        needs = [backend.requires] if isinstance(backend.requires, str) else list(backend.requires)
+        needs = list(needed_libraries(backend))
         installed = not missing_libraries(backend)
         lines.append(
             SolverLine(

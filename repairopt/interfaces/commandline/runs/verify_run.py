@@ -36,18 +36,10 @@ def verify_patch(
     expected_hash: str | None = None,
     strict: bool = False,
 ) -> VerifyResult:
-    """Recompute what a patch and its result claim.
+    """Recompute what a patch and its result claim; options are those of ``repairopt verify``.
 
-    Args:
-        source: The spec file.
-        patch_path: The patch.
-        result: The ``result.json``; by default the one beside the patch, where it is there.
-        audit: The ``audit.jsonl``; same.
-        expected_hash: Content hash that the patch must have, from where you trust.
-        strict: Whether held-out rows decide too whether all is met.
-
-    Returns:
-        What was looked at, and the claims as recomputed. A patch that cannot be read or applied is not sound.
+    ``result`` and ``audit`` are by default the files beside the patch, where they are there. A patch that cannot be
+    read or applied is not sound.
 
     Raises:
         SpecFileError: The spec, its model or data cannot be used.
@@ -203,16 +195,9 @@ def _differences(stated: Sequence[Any], found: Sequence[ClaimRow]) -> list[str]:
     for key, claim in own.items():
         if key in said:
             other = said[key]
-            off = [
-                f"{part} {other.get(part)!r}, recomputed {claim[part]!r}"
-                for part in FIXED
-                if other.get(part) != claim[part]
-            ]
-            off += [
-                f"{part} {other.get(part)!r}, recomputed {claim[part]!r}"
-                for part in FIGURES
-                if not _close(other.get(part), claim[part])
-            ]
+            wrong_parts = [part for part in FIXED if other.get(part) != claim[part]]
+            wrong_parts += [part for part in FIGURES if not _close(other.get(part), claim[part])]
+            off = [f"{part} {other.get(part)!r}, recomputed {claim[part]!r}" for part in wrong_parts]
             wrong += [f"claim '{key[0]}' on {key[1] or 'the change'}: states {'; '.join(off)}"] if off else []
     return wrong
 

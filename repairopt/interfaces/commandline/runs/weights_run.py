@@ -11,13 +11,7 @@ from repairopt.localize import Gradient, Inputs, LayerGraph
 
 
 def chosen_weights(spec: OpenSpec) -> Any:
-    """What to pass as ``weights`` of :func:`repairopt.solve_repair`.
-
-    Args:
-        spec: The opened spec.
-
-    Returns:
-        ``"auto"`` where nothing is chosen; else the union of layers and columns, of ``count`` of them at most.
+    """What to pass as ``weights`` of :func:`repairopt.solve_repair`: the union of layers and columns, or ``"auto"``.
 
     Raises:
         SpecFileError: A column that the network does not read, or more last layers than there are.

@@ -26,14 +26,10 @@ WAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, eq=False)
 class BoundStatement:
-    """A statement on data.
+    """A statement on data, as a property or constraint ``item`` of the library.
 
-    Attributes:
-        statement: What was written.
-        data: Name of the set of rows, or empty for bounds on the change itself.
-        item: Property or constraint of the library.
-        way: From the library's value to the statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, ``"- "``.
-        rows: The rows, or None.
+    ``data`` names the set of rows, empty for bounds on the change itself. ``way`` leads from the library's value to the
+    statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, ``"- "``.
     """
 
     statement: Statement
@@ -62,11 +58,7 @@ class BoundStatement:
         return WAYS[self.way](value)
 
     def as_goal(self) -> Any:
-        """The property with its target.
-
-        Raises:
-            LanguageError: The statement is a bound only, or has no comparison.
-        """
+        """The property with its target; a LanguageError where the statement is a bound only, or has no comparison."""
         measure = self.statement.measure
         if not measure.goal or not self.is_property:
             raise self.statement.fail(
@@ -77,11 +69,7 @@ class BoundStatement:
         return self.item
 
     def as_constraint(self) -> Any:
-        """The constraint.
-
-        Raises:
-            LanguageError: The statement has no comparison and is no wish.
-        """
+        """The constraint; a LanguageError where the statement has no comparison and is no wish."""
         if not self.is_property:
             return self.item
         if not self.statement.bounds:

@@ -115,10 +115,7 @@ MEASURES = tuple(BY_NAME.values())
 
 def reference() -> str:
     """The table of measures as Markdown."""
-    lines = [
-        "| measure | bounded | unit | meaning | arguments | example | becomes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| measure | bounded | unit | meaning | arguments | example | becomes |", "|---|---|---|---|---|---|---|"]
     for m in BY_NAME.values():
         how = f"{m.direction}: {', '.join(m.relations)}" if m.relations else m.direction
         arguments = ", ".join(a.describe().replace("|", "\\|") for a in m.arguments)

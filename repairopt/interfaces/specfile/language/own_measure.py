@@ -27,14 +27,9 @@ def _make_own(kind: Any, given: Given) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class OwnMeasure:
-    """The user's function as a property.
+    """The user's function of ``predict`` and rows as a property; ``target`` is in the library's direction.
 
-    Attributes:
-        function: From ``predict`` and rows to a number.
-        rows: What it is given.
-        target: In the library's direction.
-        name: What reports call it.
-        sign: -1 where larger is better.
+    ``sign`` is -1 where larger is better; ``name`` is what reports call it.
     """
 
     function: Callable[..., Any]

@@ -12,14 +12,9 @@ from repairopt.errors import SpecificationError
 
 
 def load_code(reference: str, folder: Path) -> Callable[..., Any]:
-    """Import a function.
+    """Import a function, given as ``package.module:function``.
 
-    Args:
-        reference: ``package.module:function``.
-        folder: Searched for the module before the installed ones, for this import alone.
-
-    Returns:
-        The function.
+    ``folder`` is searched for the module before the installed ones, for this import alone.
 
     Raises:
         SpecificationError: No such module or function, or the module fails when it is imported.

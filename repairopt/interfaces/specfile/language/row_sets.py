@@ -31,10 +31,8 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 class RowSet:
     """Rows of data.
 
-    Attributes:
-        inputs: What the network reads, ``(N, ...)``.
-        labels: Class indices ``(N,)``, or None.
-        columns: Values of further columns as they stand in the data, ``(N,)`` each, by name: groups and conditions.
+    ``inputs`` is what the network reads, ``(N, ...)``, ``labels`` class indices ``(N,)`` or None. ``columns`` has by
+    name the values of further columns as they stand in the data, ``(N,)`` each: for groups and conditions.
     """
 
     inputs: Tensor
@@ -84,16 +82,7 @@ class Data:
     _parts: dict[Any, RowSet] = field(default_factory=dict, init=False, repr=False)
 
     def part(self, name: str, where: tuple[Condition, ...] | None = None, first: int | None = None) -> RowSet:
-        """A set, or those of its rows for which conditions hold; the same tensors each time.
-
-        Args:
-            name: Of the set; it must be there.
-            where: Conditions on its columns; they must be there.
-            first: Only so many rows.
-
-        Returns:
-            The rows; there may be none.
-        """
+        """A set, or the first of its rows for which conditions hold, perhaps none; the same tensors each time."""
         if where is None and first is None:
             return self.sets[name]
         key = (name, repr([(c.column, c.relation, c.value) for c in where or ()]), first)
@@ -105,11 +94,7 @@ class Data:
 
 
 def holds(rows: RowSet, where: tuple[Condition, ...]) -> Any:
-    """For each row whether all conditions hold, ``(N,)``.
-
-    Raises:
-        SpecificationError: A column that is not there, or texts that are compared with numbers.
-    """
+    """For each row whether all conditions hold, ``(N,)``; a SpecificationError where a column does not fit."""
     mask = np.ones(len(rows), dtype=bool)
     for condition in where:
         if condition.column not in rows.columns:

@@ -31,13 +31,9 @@ MIRRORED = {"<=": ">=", ">=": "<=", "==": "=="}
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison of a column: ``age >= 60``.
+    """One comparison of a column: ``age >= 60``, by ``<``, ``<=``, ``>``, ``>=``, ``==``, ``!=`` or ``in``.
 
-    Attributes:
-        column: Its name.
-        relation: ``<``, ``<=``, ``>``, ``>=``, ``==``, ``!=`` or ``in``.
-        value: A number, a text, or a list of these for ``in``.
-        position: Of the column in the text.
+    The value is a number, a text, or a list of these for ``in``; ``position`` is that of the column in the text.
     """
 
     column: str
@@ -48,12 +44,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Value:
-    """One argument.
+    """One argument, a number, a text, a list, or a tuple of conditions, and where it stands.
 
-    Attributes:
-        value: A number, a text, a list, or a tuple of conditions.
-        form: ``"name"``, ``"text"``, ``"number"``, ``"list"`` or ``"filter"``.
-        position: Where it stands.
+    ``form`` is ``"name"``, ``"text"``, ``"number"``, ``"list"`` or ``"filter"``.
     """
 
     value: Any
@@ -63,17 +56,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Sentence:
-    """What was written.
+    """What was written, in one line, and where its parts stand.
 
-    Attributes:
-        text: All of it, in one line.
-        name: Of the measure.
-        positional: Arguments without a name.
-        named: Arguments with one; where each name stands is in ``places``.
-        places: Position of the name of each named argument.
-        call: Text of the measure with its arguments.
-        start: Position of the measure.
-        bounds: ``(relation, number, position)`` as seen from the measure: ``<=``, ``>=`` or ``==``.
+    ``places`` has the position of the name of each named argument, ``call`` the text of the measure with its arguments;
+    ``bounds`` are ``(relation, number, position)`` as seen from the measure: ``<=``, ``>=`` or ``==``.
     """
 
     text: str
@@ -87,33 +73,16 @@ class Sentence:
 
 
 def read_sentence(text: str) -> Sentence:
-    """Read one goal or bound.
+    """Read one goal or bound, such as ``flips(guard) == 0``; line breaks count as blanks.
 
-    Args:
-        text: Such as ``flips(guard) == 0``; line breaks count as blanks.
-
-    Returns:
-        Its parts; whether the measure exists is not looked at.
-
-    Raises:
-        LanguageError: It is not of this form; the message points at the character.
+    Whether the measure exists is not looked at. A LanguageError points at the character that does not fit.
     """
     reader = _Reader(" ".join(str(text).split()))
     return reader.sentence(reader.parse())
 
 
 def read_filter(text: str) -> tuple[Condition, ...]:
-    """Read a condition on columns, such as ``age >= 60 and sex == "Female"``.
-
-    Args:
-        text: The condition.
-
-    Returns:
-        Comparisons that all must hold.
-
-    Raises:
-        LanguageError: It is not of this form.
-    """
+    """Read a condition on columns, such as ``age >= 60 and sex == "Female"``: comparisons that all must hold."""
     reader = _Reader(" ".join(str(text).split()))
     return reader.filter(reader.parse())
 
