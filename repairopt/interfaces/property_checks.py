@@ -97,6 +97,12 @@ def _scalar(expect: Expect, name: str, value: Any) -> float:
     return float(tensor)
 
 
+def _finite(expect: Expect, name: str, method: Any, predict: Predict) -> str:
+    with torch.no_grad():
+        _scalar(expect, name, method(predict))
+    return f"{name}: scalar and finite"
+
+
 def _near(first: float, second: float) -> bool:
     return abs(first - second) <= VALUE_TOL * (1 + abs(second))
 
@@ -139,14 +145,6 @@ class _Functional:
     def __call__(self, inputs: Tensor) -> Tensor:
         found: Tensor = torch.func.functional_call(self.network, self.parameters, (inputs,))
         return found
-
-
-def _soft(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    return _differentiable(expect, "soft_value", prop.soft_value, predict, 0)
-
-
-def _residuals(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    return _differentiable(expect, "residuals", prop.residuals, predict, 1)
 
 
 def _signed(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
@@ -250,18 +248,6 @@ def _groups(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     return "samples: a group for each"
 
 
-def _fewer(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    with torch.no_grad():
-        _scalar(expect, "value of subsample(5)", prop.subsample(5).value(predict))
-    return "subsample: finite"
-
-
-def _undesired(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    with torch.no_grad():
-        _scalar(expect, "undesired", prop.undesired(predict))
-    return "undesired: scalar and finite"
-
-
 def _radii(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     found = prop.radii(predict)
     expect(found.ndim == 1 and bool((found >= 0).all()), "radii (N,) from 0", found)
@@ -277,8 +263,8 @@ def _attacked(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 Check = Callable[[Expect, Any, Predict, float], str]
 OFFERS: dict[Any, tuple[tuple[str, ...], Check | None]] = {
-    Differentiable: (("soft_value",), _soft),
-    Residuals: (("residuals",), _residuals),
+    Differentiable: (("soft_value",), lambda e, p, f, v: _differentiable(e, "soft_value", p.soft_value, f, 0)),
+    Residuals: (("residuals",), lambda e, p, f, v: _differentiable(e, "residuals", p.residuals, f, 1)),
     SignedParts: (("residuals", "signed_hard"), _signed),
     SampleShare: (("inputs", "counted", "margins_of"), _share),
     Statistical: (("interval",), _interval),
@@ -289,8 +275,8 @@ OFFERS: dict[Any, tuple[tuple[str, ...], Check | None]] = {
     Labelled: (("inputs", "labels"), _labels),
     GroupRates: (("combine", "compared", "interval"), _rates),
     Grouped: (("samples", "favorable"), _groups),
-    Subsampled: (("subsample",), _fewer),
-    Undesired: (("undesired",), _undesired),
+    Subsampled: (("subsample",), lambda e, p, f, v: _finite(e, "subsample", p.subsample(5).value, f)),
+    Undesired: (("undesired",), lambda e, p, f, v: _finite(e, "undesired", p.undesired, f)),
     Certified: (("radii",), _radii),
     Attacked: (("attacked",), _attacked),
 }

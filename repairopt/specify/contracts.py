@@ -45,7 +45,6 @@ class Property(Protocol):
 
     def value(self, predict: Predict) -> Tensor:
         """The property, a scalar. Must give the same number for the same network each time."""
-        ...
 
 
 @runtime_checkable
@@ -54,7 +53,6 @@ class Differentiable(Protocol):
 
     def soft_value(self, predict: Predict) -> Tensor:
         """A differentiable stand-in for ``value``, which is often a count; a scalar."""
-        ...
 
 
 @runtime_checkable
@@ -63,7 +61,6 @@ class Residuals(Protocol):
 
     def residuals(self, predict: Predict) -> Tensor:
         """Signed, differentiable parts ``(q,)`` that are all 0 in the ideal case."""
-        ...
 
 
 @runtime_checkable
@@ -76,7 +73,6 @@ class SignedParts(Residuals, Protocol):
 
     def signed_hard(self, predict: Predict) -> Tensor:
         """The residuals by count, ``(q,)``, in the same order."""
-        ...
 
 
 @runtime_checkable
@@ -95,7 +91,6 @@ class SampleShare(Property, Protocol):
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """Margins ``(B, p)`` of the samples with indices ``samples (B,)``, given their outputs ``(B, k)``."""
-        ...
 
 
 @runtime_checkable
@@ -107,7 +102,6 @@ class Statistical(Protocol):
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the value on new data lies, two-sided."""
-        ...
 
 
 @runtime_checkable
@@ -116,7 +110,6 @@ class Restrictable(Protocol):
 
     def where(self, keep: Keep) -> Any:
         """The same on the samples that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
-        ...
 
 
 @runtime_checkable
@@ -125,7 +118,6 @@ class Transferable(Protocol):
 
     def on(self, inputs: Any, labels: Any) -> Any:
         """The same on other data."""
-        ...
 
 
 @runtime_checkable
@@ -134,7 +126,6 @@ class Anchored(Protocol):
 
     def anchor(self, predict: Predict) -> Any:
         """The same with everything fixed that it takes from the original network ``predict``."""
-        ...
 
 
 @runtime_checkable
@@ -143,7 +134,6 @@ class Detailed(Protocol):
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Figures by name, for example the rate of each group."""
-        ...
 
 
 @runtime_checkable
@@ -171,7 +161,6 @@ class GroupRates(Property, Statistical, Protocol):
 
     def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
         """Rates, by count or by probabilities, and the samples behind each, ``(c, q)`` each; compared within a row."""
-        ...
 
 
 @runtime_checkable
@@ -193,7 +182,6 @@ class Subsampled(Protocol):
 
     def subsample(self, count: int, seed: int = 0) -> Any:
         """The same on at most ``count`` samples."""
-        ...
 
 
 @runtime_checkable
@@ -202,7 +190,6 @@ class Undesired(Protocol):
 
     def undesired(self, predict: Predict) -> Tensor:
         """Undesired behavior, a scalar; larger is worse."""
-        ...
 
 
 @runtime_checkable
@@ -211,7 +198,6 @@ class Certified(Property, Protocol):
 
     def radii(self, predict: Predict) -> Tensor:
         """Certified radius of each input ``(N,)``; 0 where none is certified."""
-        ...
 
 
 @runtime_checkable
@@ -220,7 +206,6 @@ class Attacked(Property, Protocol):
 
     def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
         """The worst points found ``(N, ...)`` and their margins ``(N,)``."""
-        ...
 
 
 # ---------------------------------------------------------------- constraints
@@ -242,7 +227,6 @@ class Constraint(Protocol):
 
     def margins(self, predict: Predict) -> Tensor:
         """Margins ``(m,)``; held where ``margin >= 0``."""
-        ...
 
 
 @runtime_checkable
@@ -261,7 +245,6 @@ class SampleConstraint(Constraint, Protocol):
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """Margins ``(B, p)`` of the samples with indices ``samples (B,)``, given their outputs ``(B, k)``."""
-        ...
 
 
 @runtime_checkable
@@ -293,7 +276,6 @@ class ChangeConstraint(Protocol):
 
     def rows(self, initial: Array) -> tuple[Any, Array, Array]:
         """``(A, lower, upper)`` with ``lower <= A delta <= upper``; ``initial (n,)`` are the weights before."""
-        ...
 
 
 @runtime_checkable
@@ -302,7 +284,6 @@ class ChangeBox(Protocol):
 
     def box(self, initial: Array) -> tuple[Array, Array]:
         """``(lower, upper)``, ``(n,)`` each."""
-        ...
 
 
 # ---------------------------------------------------------------- what is read of them
