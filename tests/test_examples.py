@@ -79,7 +79,7 @@ def test_a_repair_is_logged_to_whatever_tracker_is_there(tmp_path):
 
 
 def test_every_example_is_in_percent_format_and_run_by_a_test():
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     for path in sorted(EXAMPLES.glob("*.py")):
         if path.stem == "real_networks":  # what two of them share
             continue

@@ -27,6 +27,8 @@ MOVED = {  # former module -> where its names are now
     "sklearn_classifier": ("interfaces.sklearn_classifier",),
     "huggingface": ("interfaces.huggingface",),
     "track": ("interfaces.track",),
+    "specfile": ("interfaces.specfile",),
+    "specfile.networks": ("interfaces.specfile.networks",),  # spec files name it
 }
 
 
@@ -53,7 +55,9 @@ class FormerNames(MetaPathFinder, Loader):
         """The module, after a warning that names where its names are now."""
         places = " and ".join(f"repairopt.{place}" for place in MOVED[spec.name.removeprefix("repairopt.")])
         warnings.warn(f"{spec.name} is deprecated; import from {places}.", DeprecationWarning, stacklevel=6)
-        return _FormerModule(spec.name)
+        made = _FormerModule(spec.name)
+        made.__path__ = []  # some had modules inside
+        return made
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is left to do."""

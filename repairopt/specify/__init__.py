@@ -1,7 +1,8 @@
 """What must become true and what must stay true: properties, constraints, groups, margins, intervals."""
 
+from .bound import Bound
 from .change_limits import ChangeLimit, LinearRows
-from .constraints import Bound, FixLabels, KeepLabels, KeepOutputs, OutputBounds, ShareRows
+from .constraints import FixLabels, KeepLabels, KeepOutputs, OutputBounds, ShareRows
 from .contracts import (
     Anchored,
     Attacked,

@@ -37,8 +37,11 @@ def test_the_page_has_all_pictures(tmp_path):
     assert "are missing" not in page
 
 
+@pytest.mark.filterwarnings("ignore:repairopt.specfile:DeprecationWarning")
 def test_the_run_is_verified_from_its_files(tmp_path):
     spec = write_spec(tmp_path)
+    former = spec.read_text().replace("repairopt.interfaces.specfile.networks", "repairopt.specfile.networks")
+    spec.write_text(former)
     shutil.copy(RUN / "weights.safetensors", tmp_path)  # the order of its header is not always the same
     found = verify_patch(spec, RUN / "patch.safetensors")
     assert [line.detail for line in found.checks if not line.ok] == []

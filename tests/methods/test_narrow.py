@@ -8,7 +8,7 @@ from torch import nn
 
 from repairopt import SQP, GroupGap, Inputs, OddsGap
 from repairopt.methods.sqp.confident import _shortest_way
-from repairopt.methods.sqp.interval_width import Reach, WidthLimit, below_half, bound_widths, spread
+from repairopt.methods.sqp.interval_width import IntervalWidth, WidthLimit, below_half, bound_widths, spread
 from repairopt.methods.sqp.limits import Limit
 from repairopt.specify import spread_of
 from repairopt.specify.groups.rates import pairwise_differences
@@ -88,7 +88,7 @@ def test_a_reach_is_a_limit_of_its_own():
     assert [limit.name for limit in found] == ["gap", "other", "interval of 'gap'"]
     width = found[-1]
     assert (width.limit, width.buffer) == (0.05, 0.0)
-    assert isinstance(width.property, Reach)
+    assert isinstance(width.property, IntervalWidth)
     model = nn.Linear(2, 2)
     assert width.value(model) == pytest.approx(0.3 * float(spread(gap, model)))
 

@@ -1,0 +1,71 @@
+"""Bound: a property as a constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repairopt.network import Predict
+
+from .contracts import Keep, Property, restricted, soft_value
+from .margins import anchor
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A property must not exceed a limit: one row with the property's value and the gradient of its soft value.
+
+    Attributes:
+        property: What is bounded.
+        limit: Its limit; None for the value that the original network has ("not worse than before"), and ``slack``.
+        slack: Added to the original network's value where that is the limit.
+        buffer: Taken off the limit in the linearized row.
+        weight: None for a hard row, or the price of a violation.
+        name: What rows and report call it; the property's name unless given.
+        relative: Whether the limit was taken from the original network; set where that happens.
+    """
+
+    property: Property
+    limit: float | None = None
+    slack: float = 0.0
+    buffer: float = 0.0
+    weight: float | None = None
+    name: str = ""
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.property.name} bounded")
+
+    def anchor(self, predict: Predict) -> Bound:
+        """Take the limit from the original network ``predict`` where none was given."""
+        bounded = anchor(self.property, predict)
+        if self.limit is not None:
+            return replace(self, property=bounded)
+        return replace(self, property=bounded, limit=float(bounded.value(predict)) + self.slack, relative=True)
+
+    def margins(self, predict: Predict) -> Tensor:
+        """``limit - value``, shape ``(1,)``."""
+        assert self.limit is not None, "anchor() first"
+        return (self.limit - self.property.value(predict)).reshape(1)
+
+    def soft_margins(self, predict: Predict) -> Tensor:
+        """The same from the soft value, for derivatives."""
+        assert self.limit is not None, "anchor() first"
+        return torch.as_tensor(self.limit - soft_value(self.property)(predict)).reshape(1)
+
+    def required(self, margins: Tensor) -> Tensor:
+        """Smallest margin that the row asks for."""
+        return torch.full_like(margins, self.buffer)
+
+    def on(self, inputs: Any, labels: Any) -> Bound:
+        """The same bound on other data; a limit taken from the original network is taken anew."""
+        again: Any = self.property
+        return replace(self, property=again.on(inputs, labels))
+
+    def where(self, keep: Keep) -> Bound:
+        """The same bound on the samples that ``keep`` chooses, where its property can be restricted to them."""
+        return replace(self, property=restricted(self.property, keep))
