@@ -19,7 +19,7 @@ from repairopt.errors import UnsupportedError
 from repairopt.program import Kind, Program, Solution, Status
 
 from .back_end import Ranked, Session
-from .highs_banner import quiet_highs
+from .highs_model import quiet_highs
 from .matrices import sparse_rows
 from .same_rows import same_hessian
 

@@ -15,8 +15,7 @@ import numpy as np
 from repairopt.program import Array, Kind, Program, Solution, Status
 
 from .back_end import Ranked, Session, native_options, seconds
-from .highs_banner import quiet_highs
-from .highs_model import add_rows, build_model, change_model
+from .highs_model import add_rows, build_model, change_model, quiet_highs
 from .matrices import sparse_bytes
 from .same_rows import KnownRows
 

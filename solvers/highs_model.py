@@ -1,4 +1,4 @@
-"""Programs as models of HiGHS, and changes of such models."""
+"""Programs as models of HiGHS, and changes of such models; the library without its banner."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.program import Program
+from repairopt.program import Program, native_output
 
 from .matrices import sparse_rows
 from .same_rows import Index
+
+_made = False
+
+
+def quiet_highs() -> Any:
+    """The library ``highspy``; its banner, printed when the first object of a process is made, goes nowhere."""
+    global _made
+    import highspy
+
+    if not _made:
+        with native_output(wanted=True, echo=False):
+            highspy.Highs()
+        _made = True
+    return highspy
 
 
 def build_model(highspy: Any, program: Program) -> Any:

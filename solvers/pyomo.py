@@ -17,7 +17,7 @@ import numpy as np
 from repairopt.program import Array, Kind, Program, Solution, Status
 
 from .back_end import Ranked
-from .highs_banner import quiet_highs
+from .highs_model import quiet_highs
 from .matrices import sparse_hessian, sparse_rows
 
 # Every pyomo.opt.TerminationCondition. A limit with a feasible point in hand becomes FEASIBLE in solve().

@@ -71,9 +71,7 @@ def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> R
 def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
     """The columns or arrays of a file."""
     where = ("data", name) if isinstance(file.lines.get(("data", name, "file")), type(None)) else ("data", name, "file")
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-        raise file.fail(where, f"there is no file '{path}'; {did_you_mean(path.name, sorted(near)[:20])}")
+    file.existing(where, file.spec.data[name].file)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
         if ending == ".npz":

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from repairopt.errors import RepairError, SpecFileError
 from repairopt.interfaces.specfile.language.python_code import load_code
-from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.patches import listed, load_weights
 
 from .reader import SpecFile
@@ -28,7 +27,7 @@ def load_model(file: SpecFile) -> nn.Module:
         from .onnx_model import load_onnx
 
         try:
-            return load_onnx(_existing(file, "onnx", model.onnx))
+            return load_onnx(file.existing(("model", "onnx"), model.onnx))
         except RepairError as error:
             if isinstance(error, SpecFileError):
                 raise
@@ -48,16 +47,8 @@ def load_model(file: SpecFile) -> nn.Module:
         kind = type(network).__name__
         raise file.fail(("model", "factory"), f"{model.factory} returned a {kind}; expected a torch.nn.Module.")
     if model.weights is not None:
-        fill_weights(file, network, _existing(file, "weights", model.weights))
+        fill_weights(file, network, file.existing(("model", "weights"), model.weights))
     return network.eval()
-
-
-def _existing(file: SpecFile, key: str, name: str) -> Path:
-    path = file.folder / name
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-        raise file.fail(("model", key), f"there is no file '{path}'; {did_you_mean(path.name, sorted(near)[:20])}")
-    return path
 
 
 def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:

@@ -121,9 +121,8 @@ class ChangeSpec(Strict):
     minimize: OBJECTIVES = "auto"
 
 
-def _short_for(key: str, model: Any) -> BeforeValidator:
+def _short_for(key: str, allowed: Any) -> BeforeValidator:
     """A text in place of a mapping stands for its one key."""
-    allowed = str | model | None if key != "file" else str | model
     return BeforeValidator(lambda v: {key: v} if isinstance(v, str) else v, json_schema_input_type=allowed)
 
 
@@ -160,7 +159,7 @@ class Spec(Strict):
 
     version: Literal[1] = Field(default=1, description="of the format of spec files")
     model: ModelSpec
-    data: dict[str, Annotated[SetSpec, _short_for("file", SetSpec)]] = Field(
+    data: dict[str, Annotated[SetSpec, _short_for("file", str | SetSpec)]] = Field(
         description="sets of rows by name: repair, which statements speak of; held_out, which the repair never sees; "
         "guard; any others"
     )
@@ -169,10 +168,10 @@ class Spec(Strict):
         Columns | None,
         BeforeValidator(_as_columns, json_schema_input_type=list[str] | dict[str, ColumnSpec | None] | None),
     ] = Field(default=None, description="columns of a table in the order of the network's inputs")
-    array: Annotated[ArraySpec | None, _short_for("name", ArraySpec)] = Field(
+    array: Annotated[ArraySpec | None, _short_for("name", str | ArraySpec | None)] = Field(
         default=None, description="for npz: the array that the network reads, in place of inputs"
     )
-    label: Annotated[LabelSpec | None, _short_for("column", LabelSpec)] = None
+    label: Annotated[LabelSpec | None, _short_for("column", str | LabelSpec | None)] = None
     sensitive_features: Lines = Field(default=[], description="columns by which reports tell groups apart")
     goal: str | None = Field(default=None, description="what must become true; see repairopt schema --language")
     bounds: Lines = Field(default=[], description="what must stay true")

@@ -55,13 +55,17 @@ class Call:
         return pads[:dimensions]
 
 
-def _linear(weight: Any, bias: Any) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.tensor(weight).dtype)
+def _filled(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Any, bias: Any) -> nn.Module:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(weight))
-        if bias is not None:
+        if bias is not None and layer.bias is not None:
             layer.bias.copy_(torch.tensor(np.broadcast_to(bias, (weight.shape[0],)).copy()))
     return layer
+
+
+def _linear(weight: Any, bias: Any) -> nn.Module:
+    dtype = torch.tensor(weight).dtype
+    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=dtype), weight, bias)
 
 
 def _gemm(call: Call) -> nn.Module:
@@ -96,11 +100,7 @@ def _conv(call: Call) -> nn.Module:
         bias=bias is not None,
         dtype=torch.tensor(weight).dtype,
     )
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor(weight))
-        if bias is not None:
-            layer.bias.copy_(torch.tensor(bias))
-    return layer
+    return _filled(layer, weight, bias)
 
 
 class _Normalize(nn.Module):
@@ -143,6 +143,10 @@ def _both(function: Callable[..., Any]) -> Callable[[Call], Made]:
     return lambda call: (function, tuple(call.node.input), {})
 
 
+def _along_axis(function: Callable[..., Any]) -> Callable[[Call], Made]:
+    return lambda call: (function, (call.node.input[0],), {"dim": int(call.get("axis", -1))})
+
+
 def _flatten(call: Call) -> Made:
     if call.get("axis", 1) != 1:
         raise call.refuse(f"flattens from axis {call.get('axis')}")
@@ -164,10 +168,6 @@ def _reshape_rest(x: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     return x.reshape(x.shape[0], *sizes)
 
 
-def _transpose(call: Call) -> Made:
-    return torch.permute, (call.node.input[0], tuple(call.get("perm"))), {}
-
-
 def _pool(call: Call) -> Made:
     kernel = list(call.get("kernel_shape"))
     n = len(kernel)
@@ -184,10 +184,6 @@ def _pool(call: Call) -> Made:
         kinds = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
         options["count_include_pad"] = bool(call.get("count_include_pad", 0))
     return kinds[n], (call.node.input[0],), options
-
-
-def _global_mean(call: Call) -> Made:
-    return _mean_of_places, (call.node.input[0],), {}
 
 
 def _mean_of_places(x: torch.Tensor) -> torch.Tensor:
@@ -212,24 +208,11 @@ def _mean(call: Call) -> Made:
     return torch.mean, (call.node.input[0],), {"dim": _axes(call), "keepdim": bool(call.get("keepdims", 1))}
 
 
-def _squeeze(call: Call) -> Made:
-    return torch.squeeze, (call.node.input[0], _axes(call)), {}
-
-
 def _unsqueeze(call: Call) -> Made:
     axes = _axes(call)
     if len(axes) != 1:
         raise call.refuse(f"adds {len(axes)} axes at once")
     return torch.unsqueeze, (call.node.input[0], axes[0]), {}
-
-
-def _concat(call: Call) -> Made:
-    return torch.cat, tuple(call.node.input), {"dim": int(call.get("axis"))}
-
-
-def _softmax(call: Call) -> Made:
-    function = F.softmax if call.node.op_type == "Softmax" else F.log_softmax
-    return function, (call.node.input[0],), {"dim": int(call.get("axis", -1))}
 
 
 OPERATIONS: dict[str, Callable[[Call], Made]] = {
@@ -240,15 +223,15 @@ OPERATIONS: dict[str, Callable[[Call], Made]] = {
     "MatMul": _both(torch.matmul),
     "Flatten": _flatten,
     "Reshape": _reshape,
-    "Transpose": _transpose,
+    "Transpose": lambda call: (torch.permute, (call.node.input[0], tuple(call.get("perm"))), {}),
     "MaxPool": _pool,
     "AveragePool": _pool,
-    "GlobalAveragePool": _global_mean,
+    "GlobalAveragePool": lambda call: (_mean_of_places, (call.node.input[0],), {}),
     "Clip": _clip,
     "ReduceMean": _mean,
-    "Squeeze": _squeeze,
+    "Squeeze": lambda call: (torch.squeeze, (call.node.input[0], _axes(call)), {}),
     "Unsqueeze": _unsqueeze,
-    "Concat": _concat,
-    "Softmax": _softmax,
-    "LogSoftmax": _softmax,
+    "Concat": lambda call: (torch.cat, tuple(call.node.input), {"dim": int(call.get("axis"))}),
+    "Softmax": _along_axis(F.softmax),
+    "LogSoftmax": _along_axis(F.log_softmax),
 }

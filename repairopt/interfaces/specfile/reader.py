@@ -44,6 +44,14 @@ class SpecFile:
 
         return hash_spec(self.spec.model_dump(mode="json"))
 
+    def existing(self, where: Sequence[Any], name: str) -> Path:
+        """The path of a file that the spec names; an error that guesses at what was meant where it is not there."""
+        path = self.folder / name
+        if not path.is_file():
+            near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
+            raise self.fail(where, f"there is no file '{path}'; {did_you_mean(path.name, sorted(near)[:20])}")
+        return path
+
     def fail(self, where: Sequence[Any], reason: str) -> SpecFileError:
         """An error that names the line of a key."""
         return SpecFileError(f"{self.path}, line {line_of(self.lines, tuple(where))}: {reason}")
