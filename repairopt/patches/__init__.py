@@ -32,7 +32,7 @@ from repairopt.errors import AuditError, ExportError, MissingExtraError, PatchCo
 
 from .audit import AuditLog, LogEnd, record_repair, verify_log
 from .changes import Change
-from .claims import PatchInfo, claims_from_report, hash_spec
+from .claims import PatchInfo, claims_from_report, facts_of, hash_spec
 from .extras import require_extra
 from .fingerprints import Fingerprint, fingerprint
 from .lora_export import export_lora

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from repairopt.errors import PatchError
 
+from .versions import library_versions
+
 if TYPE_CHECKING:
     from repairopt.report import Report
 
@@ -87,6 +89,17 @@ def _checked_claim(number: int, claim: Any) -> Claim:
             f"are finite, strings, lists, dicts, True, False, None."
         ) from error
     return plain
+
+
+def facts_of(report: Report) -> dict[str, Any]:
+    """What a report says for a patch: the fields of :class:`PatchInfo` but for the specification and the date."""
+    return {
+        "solver": ", ".join(dict.fromkeys(entry.solver for entry in report.rounds if entry.solver)),
+        "seed": report.seed,
+        "claims": claims_from_report(report),
+        "notes": " ".join([f"Verdict {report.verdict}. Method {report.method}.", *report.notes]),
+        "versions": library_versions() | report.versions,
+    }
 
 
 def hash_spec(spec: Any) -> str:

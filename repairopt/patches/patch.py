@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repairopt.errors import PatchError, WrongBaseError
 
 from .changes import Change, Comparison, check_is_base, compare
-from .claims import PatchInfo, claims_from_report, hash_spec
+from .claims import PatchInfo, facts_of, hash_spec
 from .fingerprints import Fingerprint, digest_bits, fingerprint
 from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
 from .safe_files import read_tensors, write_tensors
@@ -100,14 +100,7 @@ class Patch:
         report = repair.report
         found = compare(base_model, repair.model, info.pop("form", "auto"))
         check_is_base(found, base_model, repair)
-        known = {
-            "solver": ", ".join(dict.fromkeys(entry.solver for entry in report.rounds if entry.solver)),
-            "seed": report.seed,
-            "claims": claims_from_report(report),
-            "notes": " ".join([f"Verdict {report.verdict}. Method {report.method}.", *report.notes]),
-            "versions": library_versions() | report.versions,
-        }
-        return cls._of(found, patch_info(spec, {**known, **info}))
+        return cls._of(found, patch_info(spec, {**facts_of(report), **info}))
 
     @classmethod
     def _of(cls, found: Comparison, info: PatchInfo) -> Patch:

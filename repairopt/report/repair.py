@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from repairopt.errors import WrongBaseError
+from repairopt.patches import facts_of, fingerprint
+
 from .report import Report
 
 
@@ -28,8 +31,27 @@ class Repair:
     candidate: Any = None
 
     def as_patch(self, model: nn.Module, **info: Any) -> Any:
-        """The repair as a file for the original ``model``: see :class:`repairopt.patches.Patch`."""
-        return self.candidate.as_patch(model, **info)
+        """The repair as a file for the original model.
+
+        Args:
+            model: The model that was given to :func:`solve_repair`.
+            **info: Fields of :class:`repairopt.patches.PatchInfo`, and ``spec``; what is not given is taken from the
+                report: solvers, seed, claims, notes, versions.
+
+        Returns:
+            A :class:`repairopt.patches.Patch`, or for a wrapped network a :class:`repairopt.patches.WrappedPatch`.
+
+        Raises:
+            WrongBaseError: ``model`` is not the model that was repaired.
+        """
+        patch = self.candidate.as_patch(model, **{**facts_of(self.report), **info})
+        if patch.repaired != fingerprint(self.model):
+            raise WrongBaseError(
+                f"model {type(model).__name__}: the change does not lead from it to the repaired model "
+                f"({fingerprint(self.model).differences(patch.repaired)}). Pass the model that was given to "
+                f"solve_repair, as it was then."
+            )
+        return patch
 
     def to_html(self, **options: Any) -> str:
         """The report as one HTML page, see :meth:`repairopt.Report.to_html`."""
