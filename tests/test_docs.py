@@ -28,6 +28,7 @@ NEEDS["tutorials/reported_failures"] = ("sklearn",)
 PRINTS = {
     "add_a_property": r"^(repaired|improved) 0\.\d+$",
     "add_a_solver": r"^\['declaration', 'linear: answer',.*\]\noptimal$",
+    "add_a_method": r"^True\n(repaired|improved)$",
 }
 
 
@@ -89,6 +90,7 @@ def test_method_table_matches_the_methods():
     named = {re.match(r'`"(\w+)"`', row[0])[1] for row in table(TEXT["howto/methods"], "Which method")}
     assert named <= {*available_methods(), "auto"}
     assert {"sqp", "sequential", "incremental", "one_shot", "bisection"} <= named
+    assert {"swarm", "fine_tune", "offsets", "thresholds", "vote"} <= named
 
 
 def test_names_in_the_table_of_problems_exist():

@@ -14,14 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repairopt.errors import PatchError
 
 from .versions import library_versions
-
-if TYPE_CHECKING:
-    from repairopt.report import Report
 
 Claim = dict[str, Any]
 
@@ -91,7 +88,7 @@ def _checked_claim(number: int, claim: Any) -> Claim:
     return plain
 
 
-def facts_of(report: Report) -> dict[str, Any]:
+def facts_of(report: Any) -> dict[str, Any]:
     """What a report says for a patch: the fields of :class:`PatchInfo` but for the specification and the date."""
     return {
         "solver": ", ".join(dict.fromkeys(entry.solver for entry in report.rounds if entry.solver)),
@@ -139,7 +136,7 @@ def hash_spec(spec: Any) -> str:
     return hashlib.sha256(spec).hexdigest()
 
 
-def claims_from_report(report: Report) -> list[Claim]:
+def claims_from_report(report: Any) -> list[Claim]:
     """Claims that a report of a repair supports.
 
     Args:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,9 +24,6 @@ from .safe_files import read_tensors, write_tensors
 from .tensor_bits import Bits, dtype_name, from_bits, to_bits
 from .versions import library_versions
 from .weights import Ties, Weights, copy_model, fill_ties, state_of, write_into
-
-if TYPE_CHECKING:
-    from repairopt.report import Repair
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +78,7 @@ class Patch:
         return cls._of(compare(base, repaired, form), patch_info(spec, info))
 
     @classmethod
-    def from_repair(cls, repair: Repair, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
+    def from_repair(cls, repair: Any, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
         """The patch of a repair.
 
         Args:

@@ -45,11 +45,13 @@ class Repair:
             WrongBaseError: ``model`` is not the model that was repaired.
         """
         patch = self.candidate.as_patch(model, **{**facts_of(self.report), **info})
-        if patch.repaired != fingerprint(self.model):
+        subjects, leads = self.report.subjects, fingerprint(self.model)
+        own = fingerprint(model if subjects is None else subjects.original)
+        wrong = own.differences(patch.base) if patch.base != own else leads.differences(patch.repaired)
+        if patch.base != own or patch.repaired != leads:
             raise WrongBaseError(
-                f"model {type(model).__name__}: the change does not lead from it to the repaired model "
-                f"({fingerprint(self.model).differences(patch.repaired)}). Pass the model that was given to "
-                f"solve_repair, as it was then."
+                f"model {type(model).__name__}: the repair did not start from it; {wrong}. Pass the model that was "
+                f"given to solve_repair, as it was then."
             )
         return patch
 

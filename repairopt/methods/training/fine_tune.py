@@ -22,6 +22,7 @@ from repairopt.specify import Folds, SampleConstraint, goal_value, labelled_data
 OPTIMIZERS = ("adam", "sgd")
 MOMENTUM = 0.9
 RATES_NEED = 4  # batches behind each rate of a group in one step: rates of fewer rows are mostly noise
+LEAST_STEPS = 10  # of an epoch: of few samples the batches are smaller
 MOST_DOUBLINGS = 10  # of the price of a bound that is still missed
 
 
@@ -38,7 +39,7 @@ class FineTune:
 
     Attributes:
         epochs: Passes over the labelled data.
-        batch: Samples in a step.
+        batch: Samples in a step, at most.
         rate: Learning rate, in units of ``max(|weight|, rms of its parameter)``.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
         price: Price of goal and bounds at first, in nats for each unit of their excess.
@@ -175,7 +176,7 @@ class _Loss:
         """For each step of an epoch the samples of every data set and of every constraint by sample."""
         sizes = [len(x) for x, _ in self.data]
         longest = max([*sizes, *(len(samples) for _, samples, _ in self.rows)], default=0)
-        count = max(-(-longest // self.settings.batch), *(len(one.parts) for one in self.limits))
+        count = max(LEAST_STEPS, -(-longest // self.settings.batch), *(len(one.parts) for one in self.limits))
         mixed = [torch.randperm(n, generator=draw).tensor_split(count) for n in sizes]
         rows = [torch.randperm(len(samples), generator=draw).tensor_split(count) for _, samples, _ in self.rows]
         return [([one[k] for one in mixed], [one[k] for one in rows]) for k in range(count)]
