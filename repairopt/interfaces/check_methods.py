@@ -117,10 +117,9 @@ def _cases() -> list[_Case]:
     merit = torch.randn(150, generator=draw, dtype=torch.float64)
     inputs = torch.cat([torch.stack([merit, torch.full_like(merit, group)], 1) for group in (0.0, 1.0)])
     labels = (inputs[:, 0] > 0).long()
-    model = nn.Sequential(nn.Linear(2, 2)).double().eval()
-    with (
-        torch.no_grad()
-    ):  # class 1 minus class 0: 2 merit + 1.6 group - 0.8, so that the group decides where it must not
+    # class 1 minus class 0: 2 merit + 1.6 group - 0.8, so that the group decides where it must not
+    layer = nn.Linear(2, 2).double()
+    with torch.no_grad():
         layer.weight.copy_(torch.tensor([[-1.0, -0.8], [1.0, 0.8]]))
         layer.bias.copy_(torch.tensor([0.4, -0.4]))
     model = nn.Sequential(layer).eval()
