@@ -30,6 +30,7 @@ PRINTS = {
     "add_a_measure": r"^unsure\(below=0.8\) repaired$",
     "add_a_property": r"^declaration\n.*lacks on: A held-out column.*\nrepaired 0\.1\d+ {'unsure answers': 0\.01\d+}$",
     "add_a_solver": r"^\['declaration', 'linear: answer',.*\]\noptimal$",
+    "add_a_method": r"^True\n(repaired|improved)$",
 }
 
 
@@ -91,6 +92,7 @@ def test_method_table_matches_the_methods():
     named = {re.match(r'`"(\w+)"`', row[0])[1] for row in table(TEXT["howto/methods"], "Which method")}
     assert named <= {*available_methods(), "auto"}
     assert {"sqp", "sequential", "incremental", "one_shot", "bisection"} <= named
+    assert {"swarm", "fine_tune", "offsets", "thresholds", "vote"} <= named
 
 
 def test_names_in_the_table_of_problems_exist():

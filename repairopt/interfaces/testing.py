@@ -1,4 +1,4 @@
-"""Checks for the tests of others: of a network against a spec, of one's own solver or property.
+"""Checks for the tests of others: of a network against a spec, of one's own solver, property or method.
 
 Example:
     >>> from repairopt.solvers import HiGHS
@@ -21,6 +21,10 @@ from repairopt.program import Array, Kind, KnownProgram, Program, Solution, Solv
 from .property_checks import Expect, check_property, expectation
 
 __all__ = ["assert_bounds", "check_property", "check_solver"]
+
+from .check_methods import check_method
+
+__all__ = ["assert_bounds", "check_method", "check_property", "check_solver"]
 
 VALUE_TOL = 1e-6  # of the objective, over 1 + its size
 POINT_TOL = 1e-4  # of a unique optimum; interior points end this far from a degenerate one

@@ -34,6 +34,10 @@ class WeightChange:
         """The changed network; the engine's weights are those of the location."""
         return Remembering(engine, self.delta)
 
+    def moved(self, engine: Engine) -> Array:
+        """The change itself."""
+        return self.delta
+
     def describe(self) -> str:
         """How many of the weights that may change do."""
         return f"{self.size()} of {self.location.size} weights changed"
@@ -57,17 +61,30 @@ class NewWeights(ModuleCandidate):
 
     Attributes:
         weights: By name the new parameters and buffers; those that are not named stay.
+        trained: How many of their numbers could change; None for all.
     """
 
     weights: Mapping[str, Tensor]
+    trained: int | None = None
 
     def describe(self) -> str:
-        """How many tensors are new."""
-        return f"{len(self.weights)} tensors with {self.size()} numbers retrained"
+        """How many numbers of how many tensors were trained."""
+        return f"{self.size()} weights in {len(self.weights)} tensors retrained"
 
     def size(self) -> int:
-        """Numbers in the new tensors."""
-        return sum(tensor.numel() for tensor in self.weights.values())
+        """Numbers that were trained."""
+        return sum(tensor.numel() for tensor in self.weights.values()) if self.trained is None else self.trained
+
+    def moved(self, engine: Engine) -> Array:
+        """New minus old values of the engine's weights."""
+        pieces = [
+            self.weights[name].detach().to(engine.device).flatten()[ix].double()
+            if name in self.weights
+            else engine.weights(engine.as_delta(None))[name].flatten()[ix].double()
+            for name, ix in engine.indices.items()
+        ]
+        old = engine.initial.double()
+        return (torch.cat(pieces) - old if pieces else old).cpu().numpy()
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A copy of the model with the new weights.

@@ -7,9 +7,13 @@ from .choosing.on_grid import OnGrid
 from .cross_entropy import root_rows
 from .method import OPTIONAL, Method, check_uses, uses
 from .outcome import Outcome
+from .postprocess.best_by_group import Thresholds
 from .postprocess.group_offsets import GroupOffsets
+from .postprocess.offsets_by_group import OffsetsByGroup
 from .postprocess.thresholds import ThresholdPoint, threshold_frontier
+from .postprocess.vote import Vote
 from .registry import available_methods, find_method
+from .search.swarm import Swarm
 from .settings import TrustRegion
 from .sqp.confident import cannot_be_shown
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
@@ -18,3 +22,4 @@ from .sqp.method import SQP
 from .sqp.nonlinear_program import NonlinearProgram
 from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task
+from .training.fine_tune import FineTune

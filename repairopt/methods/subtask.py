@@ -1,4 +1,4 @@
-"""The same repair on a part of its rows, for cross-validation."""
+"""The same repair on a part of its rows, for cross-validation, or by another method."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from repairopt.specify import (
 )
 from repairopt.verify import Judge
 
+from .method import Method
+from .outcome import Outcome
+from .settings import TrustRegion
 from .task import Log, Task
 
 MOST_POINTS = 1_000  # to be fixed one by one
@@ -60,6 +63,14 @@ def task_on(task: Task, keep: Keep) -> Task | None:
         start=None,
         checkpoint=None,
     )
+
+
+def run_with(task: Task, method: Method) -> Outcome:
+    """Run another method on a repair, with its own trust region."""
+    if isinstance(method, TrustRegion):
+        method.check_model()
+        task = replace(task, model=method)
+    return method.run(task)
 
 
 def with_rows_of_goal(task: Task) -> Task:

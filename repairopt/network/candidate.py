@@ -25,6 +25,10 @@ class Candidate(Protocol):
         """The changed network as a function of its inputs; ``engine`` runs the original."""
         ...
 
+    def moved(self, engine: Engine) -> Array:
+        """The change ``(n,)`` of the engine's weights, on which constraints on the change are judged."""
+        ...
+
     def describe(self) -> str:
         """What is changed, in a line for the report."""
         ...
@@ -43,11 +47,15 @@ class Candidate(Protocol):
 
 
 class ModuleCandidate:
-    """The part of a candidate that follows from ``apply``."""
+    """The part of a candidate that follows from ``apply``, for one that leaves the original weights as they are."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A changed copy of the model; each kind has its own."""
         raise NotImplementedError(f"{type(self).__name__} has no apply(model)")
+
+    def moved(self, engine: Engine) -> Array:
+        """No change."""
+        return np.zeros(engine.n)
 
     def predict(self, engine: Engine) -> Remembering:
         """The changed network, run on an engine of its own."""

@@ -54,7 +54,11 @@ def wrap(kind: str, network: nn.Module, settings: Mapping[str, Any], tensors: Ma
         made: nn.Module = known[kind].load()(network, dict(settings), dict(tensors))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PatchError(f"wrapper kind {kind!r}: its settings or tensors do not fit the model ({error}).") from error
-    return made.train(network.training)
+    own = set(network.modules())
+    for module in made.modules():
+        if module not in own:
+            module.training = network.training
+    return made
 
 
 @cache
@@ -71,6 +75,7 @@ class WrappedPatch:
         settings: Plain values of the wrapper.
         tensors: What it adds, by name.
         base: SHA-256 of the weights of the network that it goes around.
+        repaired: SHA-256 of the weights of the module that comes of it.
         info: Solver, seed, claims, notes, versions, date.
     """
 
@@ -78,6 +83,7 @@ class WrappedPatch:
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     base: Fingerprint
+    repaired: Fingerprint
     info: PatchInfo = field(default_factory=PatchInfo)
 
     @classmethod
@@ -93,7 +99,8 @@ class WrappedPatch:
     ) -> WrappedPatch:
         """The patch that puts a wrapper around a model; the arguments are those of :class:`Patch` and :func:`wrap`."""
         held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        return cls(kind, dict(settings), held, fingerprint(model), patch_info(spec, info))
+        made = wrap(kind, copy_model(model), settings, held)
+        return cls(kind, dict(settings), held, fingerprint(model), fingerprint(made), patch_info(spec, info))
 
     @cached_property
     def _header(self) -> str:
@@ -101,7 +108,8 @@ class WrappedPatch:
             "format": FORMAT,
             "kind": self.kind,
             "settings": dict(self.settings),
-            "base": {"total": self.base.total, "tensors": self.base.tensors},
+            "base": self.base.tensors,
+            "repaired": self.repaired.tensors,
             "info": self.info.to_dict(),
         }
         return json.dumps(header, allow_nan=False)
@@ -124,10 +132,29 @@ class WrappedPatch:
 
         Raises:
             WrongBaseError: The model has other weights; the message names the tensors.
-            PatchError: The kind is not registered, or does not fit the model.
+            PatchError: The kind is not registered, does not fit the model, or makes something else of it than when the
+                patch was made.
         """
         self.check_base(model)
-        return wrap(self.kind, copy_model(model), self.settings, self.tensors)
+        return self.around_weights(model, self.repaired)
+
+    def around_weights(self, model: nn.Module, wanted: Fingerprint | None = None) -> nn.Module:
+        """A copy of a model inside of the wrapper, whatever its weights: to be filled with others.
+
+        Args:
+            model: Not modified.
+            wanted: What the result must be, or None.
+
+        Raises:
+            PatchError: The kind is not registered, does not fit the model, or the result is another one.
+        """
+        made = wrap(self.kind, copy_model(model), self.settings, self.tensors)
+        if wanted is not None and (found := fingerprint(made)) != wanted:
+            raise PatchError(
+                f"wrapper kind {self.kind!r}: makes another network than when the patch was made; "
+                f"{wanted.differences(found)}. Install the version of the package that made the patch."
+            )
+        return made
 
     def revert(self, model: nn.Module) -> nn.Module:
         """A copy of the network inside of a wrapped model.
@@ -139,27 +166,29 @@ class WrappedPatch:
         inside = getattr(model, "network", None)
         if not isinstance(inside, nn.Module):
             raise PatchError(f"model {type(model).__name__}: is not wrapped, so the patch is not applied to it.")
+        self.check_base(model, back=True)
         self.check_base(inside)
         return copy_model(inside)
 
     def check_base(self, weights: Any, back: bool = False) -> None:
-        """Check that weights are those of the network that the patch is for.
+        """Check that weights are those of the network that the patch is for; with ``back`` those that it leads to.
 
         Raises:
             WrongBaseError: They are others; the message names the tensors.
         """
-        found = fingerprint(getattr(weights, "network", weights) if back else weights)
-        if found != self.base:
+        wanted, found = self.repaired if back else self.base, fingerprint(weights)
+        if found != wanted:
+            goal = "led to" if back else "was made for"
             raise WrongBaseError(
-                f"the patch does not fit: these are not the weights that it was made for; "
-                f"{self.base.differences(found)}. Load the right weights."
+                f"the patch does not fit: these are not the weights that it {goal}; {wanted.differences(found)}. Load "
+                f"the right weights."
             )
 
     def __str__(self) -> str:
         count = sum(tensor.numel() for tensor in self.tensors.values())
         lines = [f"patch that puts a '{self.kind}' with {count} numbers around the network"]
-        lines += [f"base      {self.base.total}", f"content   {self.content_hash}"]
-        lines += [f"created   {self.info.created}; seed {self.info.seed}"]
+        lines += [f"base      {self.base.total}", f"repaired  {self.repaired.total}", f"content   {self.content_hash}"]
+        lines += [f"created   {self.info.created}; solver {self.info.solver or 'none'}; seed {self.info.seed}"]
         lines += [f"notes     {self.info.notes}"] if self.info.notes else []
         return "\n".join(lines + [f"claim     {claim}" for claim in self.info.claim_lines()])
 
@@ -190,8 +219,8 @@ def load_patch(path: str | os.PathLike[str], *, expected_hash: str | None = None
         header = json.loads(text)
         if header["format"] != FORMAT:
             raise PatchError(f"{what}: is of format {header['format']}; this version reads {FORMAT}. Update repairopt.")
-        base = Fingerprint(dict(header["base"]["tensors"]))
-        return WrappedPatch(header["kind"], header["settings"], tensors, base, PatchInfo(**header["info"]))
+        base, repaired = (Fingerprint(dict(header[which])) for which in ("base", "repaired"))
+        return WrappedPatch(header["kind"], header["settings"], tensors, base, repaired, PatchInfo(**header["info"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, PatchError):
             raise

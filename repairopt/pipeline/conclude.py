@@ -121,7 +121,9 @@ def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgeme
     with task.timed("fall back"):
         proposed = judge(outcome.candidate)
         breaks = proposed.surplus > judge.original.surplus or proposed.constant or not proposed.change_holds
-        if outcome.indivisible or not isinstance(outcome.candidate, np.ndarray):
+        if not isinstance(outcome.candidate, np.ndarray):
+            return judge.best if breaks or judge.best.feasible > proposed.feasible else proposed
+        if outcome.indivisible:
             return judge.original if breaks else proposed
         if breaks:
             zero, original = np.zeros_like(outcome.delta), judge.original

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from repairopt.localize import by_parameter, gather_change, localize
-from repairopt.methods import Log, Method, Task, TrustRegion
+from repairopt.localize import Location, by_parameter, gather_change, localize
+from repairopt.methods import Log, Method, Task, TrustRegion, uses
 from repairopt.network import Engine, Remembering, split_model
 from repairopt.specify import (
     Specification,
@@ -79,9 +79,9 @@ def prepare_repair(
     network, forward_fn = split_model(model)
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
-    where = localize(
-        network, weights, goal=spec.goal, constraints=spec.on_outputs, forward_fn=forward_fn, seed=settings.seed
-    )
+    options: Any = {"goal": spec.goal, "constraints": spec.on_outputs, "forward_fn": forward_fn, "seed": settings.seed}
+    none = Location({}, None, "none; the method leaves the weights as they are")
+    where = localize(network, weights, **options) if "weights" in uses(method) else none
     log = Log(seconds={"localize": time.perf_counter() - begun})
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(repeated_rows(spec, data))

@@ -83,8 +83,6 @@ def solve_repair(
 
     if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and settings.start is None:
         prepared = choose_weights(chosen, prepare)
-    elif isinstance(weights, str) and weights == "auto" and "weights" not in uses(chosen):
-        prepared = prepare("last")  # what is not used is chosen as cheaply as can be
     else:
         prepared = prepare(weights)
     if prepared.stopped:

@@ -151,10 +151,15 @@ def _facts(plain: Plain) -> list[tuple[str, str]]:
     weights, seconds = plain["weights"], plain["seconds"]
     chosen = "; ".join(f"{name}: {count:,}" for name, count in weights["parameters"].items())
     solvers = ", ".join(dict.fromkeys(r["solver"] for r in plain["rounds"] if r["solver"])) or "none"
-    return [
+    change = [
         ("weights", f"{weights['changed']:,} of {weights['size']:,} chosen ({chosen}) changed"),
         ("largest change", number(weights["largest_change"])),
         ("chosen by", weights["method"]),
+    ]
+    if str(plain.get("candidate", "")).startswith("wrapped"):
+        change = [("change", plain["candidate"])]
+    return [
+        *change,
         ("method", plain["method"]),
         ("solver", f"{solvers}; last status {plain['status']}"),
         ("time", f"{number(seconds.get('total'))} s, {number(plain['cpu_seconds'])} s of processor"),

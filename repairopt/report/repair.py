@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from repairopt.errors import WrongBaseError
+from repairopt.patches import fingerprint
+
 from .report import Report
 
 
@@ -28,8 +31,29 @@ class Repair:
     candidate: Any = None
 
     def as_patch(self, model: nn.Module, **info: Any) -> Any:
-        """The repair as a file for the original ``model``: see :class:`repairopt.patches.Patch`."""
-        return self.candidate.as_patch(model, **info)
+        """The repair as a file for the original model.
+
+        Args:
+            model: The model that was given to :func:`solve_repair`.
+            **info: Fields of :class:`repairopt.patches.PatchInfo`, and ``spec``; what is not given is taken from the
+                report: solvers, seed, claims, notes, versions.
+
+        Returns:
+            A :class:`repairopt.patches.Patch`, or for a wrapped network a :class:`repairopt.patches.WrappedPatch`.
+
+        Raises:
+            WrongBaseError: ``model`` is not the model that was repaired.
+        """
+        patch = self.candidate.as_patch(model, **{**self.report.patch_info(), **info})
+        subjects, leads = self.report.subjects, fingerprint(self.model)
+        own = fingerprint(model if subjects is None else subjects.original)
+        wrong = own.differences(patch.base) if patch.base != own else leads.differences(patch.repaired)
+        if patch.base != own or patch.repaired != leads:
+            raise WrongBaseError(
+                f"model {type(model).__name__}: the repair did not start from it; {wrong}. Pass the model that was "
+                f"given to solve_repair, as it was then."
+            )
+        return patch
 
     def to_html(self, **options: Any) -> str:
         """The report as one HTML page, see :meth:`repairopt.Report.to_html`."""

@@ -143,6 +143,8 @@ def _how(report: Any) -> list[str]:
         f"change: {report.changed} of {report.location.size} chosen weights "
         f"({'; '.join(report.location.describe())}), by at most {_number(report.largest_change)}"
     )
+    if not report.location.size or report.candidate.startswith("wrapped"):
+        text = f"change: {report.candidate}"
     how = (
         f"method: {report.method}; {len(report.rounds)} rounds, {kept} kept; at most {report.rows_used} rows; "
         f"solver {solvers}, {report.status}; weights by {report.location.method}"

@@ -134,7 +134,10 @@ class Judge:
         Raises:
             Stop: The deadline has passed.
         """
-        judged = self(candidate)
+        return self.remember(self(candidate))
+
+    def remember(self, judged: Judgement) -> Judgement:
+        """Keep a judgement of the same goal and constraints, wherever it was made, if it is the best so far."""
         if judged.better_than(self.best):
             self.best = judged
         return judged
@@ -151,6 +154,7 @@ class Judge:
         self.check_time()
         predict = network_of(self.engine, candidate)
         delta = np.array(candidate, dtype=np.float64) if isinstance(candidate, np.ndarray) else None
+        moved = candidate.moved(self.engine) if not isinstance(candidate, np.ndarray) else candidate
         goal = goal_value(self.goal, predict)
         margins = margins_at(predict, self.constraints)
         counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
@@ -162,7 +166,7 @@ class Judge:
             broken=tuple(counted),
             allowed=tuple(allowed_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)),
             constant=is_constant(predict, self._labelled),
-            change_holds=delta is None or all(holds_change(rows, delta) for rows in self.change),
+            change_holds=all(holds_change(rows, moved) for rows in self.change),
             lack=_lack(self.constraints, margins),
             error=error,
             loss=loss,

@@ -84,9 +84,9 @@ def verify_text(result: VerifyResult) -> str:
 
 def patch_text(result: PatchResult) -> str:
     """The patch as its own text."""
-    from repairopt.patches import Patch
+    from repairopt.patches import load_patch
 
-    return str(Patch.load(result.patch))
+    return str(load_patch(result.patch))
 
 
 def solvers_text(result: SolversResult) -> str:

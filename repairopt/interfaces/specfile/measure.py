@@ -75,7 +75,7 @@ def measure_claims(
     """
     before = PlainNetwork(spec.model)
     after = before if model is None else PlainNetwork(model)
-    changed = (spec.model, spec.model if model is None else model)
+    changed = (spec.model, spec.model if model is None else _unwrapped(model, spec.model))
     found = []
     for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:
         if item is None:
@@ -88,6 +88,15 @@ def measure_claims(
         found.append(_claim(item, role, (before, after), changed, location, spec.file.spec.confidence))
     found.sort(key=lambda claim: claim.role == "watch")
     return found
+
+
+def _unwrapped(model: nn.Module, original: nn.Module) -> nn.Module:
+    """The network whose weights are compared with the original's: of a wrapped one the network inside."""
+    names = {name for name, _ in original.named_parameters()}
+    inside = getattr(model, "network", None)
+    if isinstance(inside, nn.Module) and {name for name, _ in model.named_parameters()} != names:
+        return _unwrapped(inside, original)
+    return model
 
 
 def _statements(items: tuple[BoundStatement, ...]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import isfinite
 from numbers import Real
@@ -84,12 +84,45 @@ class GroupOffsets(nn.Module):
         own = [value for group in groups for value in group]
         count = len(groups) + 1 if self.by_range else len(groups)
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(1))
+        member = torch.tensor([k for k, group in enumerate(groups) for _ in group])
+        table = nn.functional.one_hot(member, len(groups)).double()
+        offsets = torch.zeros(count, _outputs(network, x[:2].to(like)), dtype=like.dtype)
+        self._fill(network, torch.tensor(own, dtype=torch.float64), table, offsets.to(like.device))
+
+    @classmethod
+    def from_parts(cls, network: nn.Module, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GroupOffsets:
+        """The module of a wrapped patch, see :func:`repairopt.patches.wrap`; :meth:`parts` are what it is made of.
+
+        Args:
+            network: From rows ``(N, d)`` to outputs ``(N, k)``.
+            settings: ``columns``, their positions, and ``by_range``.
+            tensors: ``values`` ``(v,)``, ``group`` ``(v, q)`` and ``offsets`` ``(q, k)``.
+
+        Raises:
+            ValueError: They do not fit together.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.column, made.by_range = tuple(int(one) for one in settings["columns"]), bool(settings["by_range"])
+        values, group, offsets = (tensors[name] for name in ("values", "group", "offsets"))
+        count = len(values) + 1 if made.by_range else group.shape[-1]
+        fits = values.ndim == 1 and group.ndim == 2 and len(group) == len(values) and offsets.ndim == 2
+        if not fits or len(offsets) != count or not made.column or min(made.column) < 0:
+            raise ValueError(f"columns {made.column}, values {values.shape}, group {group.shape}, {offsets.shape}")
+        like = next((p for p in network.parameters() if p.is_floating_point()), offsets)
+        made._fill(network, values, group, offsets.to(like))
+        return made
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings and tensors that :meth:`from_parts` makes the module of again."""
+        tensors = {"values": self.values, "group": self.group, "offsets": self.offsets.detach()}
+        return {"columns": list(self.column), "by_range": self.by_range}, tensors
+
+    def _fill(self, network: nn.Module, values: Tensor, group: Tensor, offsets: Tensor) -> None:
         self.network, self.training = network, network.training
-        self.register_buffer("values", torch.tensor(own, dtype=torch.float64, device=like.device))
-        member = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=like.device)
-        self.register_buffer("group", nn.functional.one_hot(member, len(groups)).double())
-        outputs = _outputs(network, x[:2].to(like))
-        self.offsets = nn.Parameter(torch.zeros(count, outputs, dtype=like.dtype, device=like.device))
+        self.register_buffer("values", values.to(offsets.device))
+        self.register_buffer("group", group.to(offsets.device))
+        self.offsets = nn.Parameter(offsets.clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of rows ``(N, d)``."""

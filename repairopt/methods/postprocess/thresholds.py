@@ -39,8 +39,14 @@ class ThresholdPoint:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
-    """Rows with score, group and whether favorable is right."""
+class Scored:
+    """Rows of which the favorable label is or is not right.
+
+    Attributes:
+        score: ``logit(favorable) - logit(other)``, ``(N,)``.
+        group: Index of the group of each row, ``(N,)``.
+        wanted: Whether favorable is right, ``(N,)``.
+    """
 
     score: Array
     group: npt.NDArray[np.int64]
@@ -79,17 +85,16 @@ def threshold_frontier(
     new = None if held_out is None or own is None else _scored(predict, goal, held_out)
     if own is None:
         return ()
-    curves = [_curve(own, group) for group in range(int(own.group.max()) + 1)]
     found = []
     for target in targets:
-        thresholds = _best(curves, float(target))
+        thresholds = best_thresholds(own.score, own.group, own, float(target))
         value, right = _judged(own, thresholds)
         there = (float("nan"), float("nan")) if new is None else _judged(new, thresholds)
         found.append(ThresholdPoint(float(target), value, right, *there, tuple(thresholds)))
     return tuple(found)
 
 
-def _scored(predict: Any, goal: Any, data: tuple[Tensor, Tensor]) -> _Scored | None:
+def _scored(predict: Any, goal: Any, data: tuple[Tensor, Tensor]) -> Scored | None:
     inputs, labels = data
     samples = goal.on(inputs, labels).samples
     with torch.no_grad():
@@ -98,19 +103,36 @@ def _scored(predict: Any, goal: Any, data: tuple[Tensor, Tensor]) -> _Scored | N
         return None
     score = outputs[:, goal.favorable] - outputs[:, 1 - goal.favorable]
     wanted = torch.as_tensor(labels).cpu()[samples.rows.cpu()] == goal.favorable
-    return _Scored(score.numpy(), samples.member.cpu().numpy(), wanted.numpy())
+    return Scored(score.numpy(), samples.member.cpu().numpy(), wanted.numpy())
 
 
-def _curve(rows: _Scored, group: int) -> tuple[Array, Array, Array]:
-    """For each number of favorable decisions of a group: its rate, how many are right, and the threshold."""
-    own = rows.group == group
-    order = np.argsort(-rows.score[own], kind="stable")
-    score, wanted = rows.score[own][order], rows.wanted[own][order]
-    right = np.concatenate([[0], np.cumsum(np.where(wanted, 1, -1))]) + np.sum(~wanted)
+def best_thresholds(score: Array, group: npt.NDArray[np.int64], labelled: Scored, target: float) -> list[float]:
+    """The most accurate threshold of each group whose favorable rates differ by at most a target.
+
+    Args:
+        score: Of the rows on which rates are measured, ``(M,)``.
+        group: Of these rows, ``(M,)``; each group has some.
+        labelled: Rows on which accuracy is measured; may be the same.
+        target: Largest difference of the rates.
+
+    Returns:
+        For each group its threshold, infinite where no row of it or all get the favorable label.
+    """
+    curves = []
+    for one in range(int(group.max()) + 1):
+        known = labelled.group == one
+        curves.append(_curve(score[group == one], labelled.score[known], labelled.wanted[known]))
+    return _best(curves, target)
+
+
+def _curve(score: Array, known: Array, wanted: npt.NDArray[np.bool_]) -> tuple[Array, Array, Array]:
+    """For each number of favorable decisions of a group: its rate, how many labelled rows are right, the threshold."""
+    score, order = -np.sort(-score), np.argsort(-known, kind="stable")
     between = np.concatenate([[np.inf], (score[:-1] + score[1:]) / 2, [-np.inf]])
     allowed = np.concatenate([[True], score[:-1] != score[1:], [True]])  # equal scores get equal decisions
-    rate = np.arange(len(score) + 1) / len(score)
-    return rate[allowed], right[allowed].astype(np.float64), between[allowed]
+    rate, threshold = (np.arange(len(score) + 1) / len(score))[allowed], between[allowed]
+    right = np.concatenate([[0], np.cumsum(np.where(wanted[order], 1, -1))]) + np.sum(~wanted)
+    return rate, right[np.searchsorted(-known[order], -threshold)].astype(np.float64), threshold
 
 
 def _best(curves: Sequence[tuple[Array, Array, Array]], target: float) -> list[float]:
@@ -130,7 +152,7 @@ def _best(curves: Sequence[tuple[Array, Array, Array]], target: float) -> list[f
     return found
 
 
-def _judged(rows: _Scored, thresholds: Sequence[float]) -> tuple[float, float]:
+def _judged(rows: Scored, thresholds: Sequence[float]) -> tuple[float, float]:
     """Largest difference of rates, and accuracy."""
     favorable = rows.score > np.asarray(thresholds)[rows.group]
     rates = [favorable[rows.group == group].mean() for group in range(len(thresholds))]

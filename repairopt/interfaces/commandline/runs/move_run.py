@@ -13,7 +13,7 @@ from repairopt.interfaces.specfile.load_rows import load_data
 from repairopt.interfaces.specfile.model_file import fill_weights, load_model
 from repairopt.interfaces.specfile.onnx_model import with_softmax
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
-from repairopt.patches import Patch, export_onnx, fingerprint, save_weights, whole_file
+from repairopt.patches import WrappedPatch, export_onnx, fingerprint, load_patch, save_weights, whole_file
 
 from .results import MoveResult
 
@@ -45,9 +45,10 @@ def move_patch(
         raise ResultError(f"'{target}' exists. Use --overwrite, or another --out.")
     if not target.parent.is_dir():
         raise ResultError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
-    file, found = read_spec(source), Patch.load(patch)
+    file, found = read_spec(source), load_patch(patch)
     model = load_model(file)
     if weights is not None:
+        model = found.around_weights(model) if back and isinstance(found, WrappedPatch) else model
         fill_weights(file, model, Path(weights))
     try:
         moved = found.revert(model) if back else found.apply(model)

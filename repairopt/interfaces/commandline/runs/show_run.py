@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from repairopt.errors import ResultError
-from repairopt.patches import Patch
+from repairopt.patches import Patch, load_patch
 
 from .html import write_report
 from .results import PatchResult, ReportResult
@@ -14,8 +15,8 @@ from .run_folder import REPORT, RESULT, read_result
 
 def show_patch(path: str | Path) -> PatchResult:
     """What a patch says: its changes, hashes and origin."""
-    patch = Patch.load(path)
-    changes = [
+    patch = load_patch(path)
+    changes: list[dict[str, Any]] = [
         {
             "names": list(change.names),
             "form": change.difference.form,
@@ -23,8 +24,12 @@ def show_patch(path: str | Path) -> PatchResult:
             "count": change.count,
             "largest": change.largest,
         }
-        for change in patch.changes
+        for change in (patch.changes if isinstance(patch, Patch) else ())
     ]
+    if not isinstance(patch, Patch):
+        sizes = [{"shape": list(tensor.shape), "count": tensor.numel()} for tensor in patch.tensors.values()]
+        forms = [{"names": [name], "form": f"added by {patch.kind}"} for name in patch.tensors]
+        changes = [{**form, **size} for form, size in zip(forms, sizes, strict=True)]
     return PatchResult(
         exit_code=0,
         patch=str(path),

@@ -18,7 +18,7 @@ from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.methods import SQP, find_method, uses
-from repairopt.patches import AuditLog, Patch, fingerprint, library_versions
+from repairopt.patches import AuditLog, fingerprint, library_versions
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.program import load_solver
 from repairopt.report import Repair, Verdict
@@ -188,7 +188,7 @@ class _Run:
     def _write(self, repair: Repair, claims: list[ClaimRow], location: Any, log: AuditLog) -> SolveResult:
         folder, spec, report = self.folder.path, self.spec, repair.report
         kept = plain(claims)
-        patch = Patch.from_repair(repair, spec.model, spec_hash=spec.file.hash, claims=kept, seed=self.seed)
+        patch = repair.as_patch(spec.model, spec_hash=spec.file.hash, claims=kept, seed=self.seed)
         patch.save(folder / PATCH)
         met = all_met(claims)
         done = report.verdict is Verdict.REPAIRED

@@ -17,7 +17,7 @@ from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
-from repairopt.patches import Patch, fingerprint, verify_log
+from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
 from .results import CheckLine, SolveResult, VerifyResult
 from .run_folder import AUDIT, RESULT, read_result
@@ -79,7 +79,7 @@ class _Verifier:
     def __init__(self, spec: OpenSpec, path: Path) -> None:
         self.spec, self.path = spec, path
         self.lines: list[CheckLine] = []
-        self.found: Patch | None = None
+        self.found: Patch | WrappedPatch | None = None
         self.stated: SolveResult | None = None
         self.result_hash = ""
 
@@ -91,7 +91,7 @@ class _Verifier:
     def patch(self, expected_hash: str | None) -> list[ClaimRow]:
         """The patch file, its base, what it leads to, and each of its claims."""
         try:
-            patch = self.found = Patch.load(self.path, expected_hash=expected_hash)
+            patch = self.found = load_patch(self.path, expected_hash=expected_hash)
         except PatchError as error:
             self.say("patch", False, str(error))
             return []
