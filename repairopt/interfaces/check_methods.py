@@ -19,7 +19,7 @@ from repairopt.patches import fingerprint
 from repairopt.pipeline import Settings, prepare_repair, solve_repair
 from repairopt.program import Kind, Program, Solution, Status, solve
 from repairopt.report import Repair, Verdict
-from repairopt.specify import CallableProperty, ErrorRate, GroupGap, KeepLabels
+from repairopt.specify import CallableProperty, ErrorRate, GroupGap, KeepLabels, Specification
 from repairopt.verify import Stop
 
 LATE = 2.0  # seconds by which a time limit may be passed
@@ -39,7 +39,7 @@ class _Case:
 
     def prepared(self, method: Method, **settings: Any) -> Task:
         options: Any = {"data": self.data, "weights": "all", "method": method, "settings": Settings(**settings)}
-        return prepare_repair(self.model, self.goal, self.constraints, **options).task
+        return prepare_repair(self.model, Specification(self.goal, self.constraints), **options).task
 
     def repair(self, method: Method, **settings: Any) -> Repair:
         weights = "all" if "weights" in uses(method) else "auto"

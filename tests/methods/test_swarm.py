@@ -29,7 +29,8 @@ def test_places_are_compared_as_the_judge_does():
     given = task()
     options = {"method": SMALL, "weights": "all", "settings": Settings()}
     rows = LinearRows(np.eye(22)[:1], -0.1, 0.1)
-    made = prepare_repair(given.model, given.gap(0.1), [given.keep(0.1), rows], **options).task
+    spec = Specification(given.gap(0.1), (given.keep(0.1), rows))
+    made = prepare_repair(given.model, spec, **options).task
     draw = np.random.default_rng(0)
     places = draw.normal(size=(60, made.engine.n)) * np.logspace(-2, 0.3, 60)[:, None]
     places[:20, 0] = 0
