@@ -9,6 +9,7 @@ from repairopt import CallableProperty, ChangeLimit, LinearRows, SpecificationEr
 from repairopt.interfaces.testing import check_method
 from repairopt.methods.search.swarm import _Rating
 from repairopt.pipeline import Settings, prepare_repair
+from repairopt.specify import Specification
 
 SMALL = Swarm(particles=20, iterations=40)
 
