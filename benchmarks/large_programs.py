@@ -22,7 +22,7 @@ import environment  # noqa: F401  (one thread)
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from row_kinds import FeatureRows, ScreenedRows  # noqa: E402
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from repairopt.errors import SolverError
+from repairopt.errors import SolverError, SpecificationError
 from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
 from repairopt.network import Classifier
 from repairopt.program import Status
@@ -120,7 +120,13 @@ def _run(task: Task, method: Method) -> tuple[Outcome, str]:
         task.log.note("The goal is met by the original network already; nothing was changed.")
         return Outcome(judge.original.candidate, Status.OPTIMAL), ""
     try:
-        return method.run(task), ""
+        outcome: Any = method.run(task)
+        if not isinstance(outcome, Outcome):
+            raise SpecificationError(
+                f"method {type(method).__name__} returned a {type(outcome).__name__}; expected an Outcome. See "
+                f"repairopt.interfaces.testing.check_method."
+            )
+        return outcome, ""
     except Stop as stop:
         reason = str(stop)
     except KeyboardInterrupt:

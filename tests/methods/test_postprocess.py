@@ -1,4 +1,4 @@
-"""Offsets and thresholds by group, and votes: what they find, what they need, and that they become files."""
+"""Offsets and thresholds by group, and votes: what they find and need, and that they are files like any repair."""
 
 import json
 import os
@@ -187,12 +187,12 @@ def test_offsets_are_those_of_the_same_repair_of_the_module(given):
 def test_what_they_need_is_said(given):
     data = (given.inputs, given.labels)
     gap = observed(given)
+    names = ["ab"[k % 2] for k in range(len(given.inputs))]
+    unreadable = GroupGap.observed(given.inputs, sensitive_features=names, target=-1.0)
     with pytest.raises(SpecificationError, match="neither the goal 'wrong' nor a bound compares groups"):
         repair_with(given.model, CallableProperty(lambda p: p(given.inputs).mean(), -9.0, "wrong"), method="offsets")
-    names = ["ab"[k % 2] for k in range(len(given.inputs))]
-    named = GroupGap.observed(given.inputs, sensitive_features=names, target=-1.0)
     with pytest.raises(SpecificationError, match="no column of the inputs .* tells the groups a, b"):
-        repair_with(given.model, named, method="offsets")
+        repair_with(given.model, unreadable, method="offsets")
     with pytest.raises(SpecificationError, match="goal 'odds gap' is no difference of favorable rates"):
         repair_with(given.model, OddsGap.observed(*data, 1, target=0.01), method="thresholds", data=data)
     with pytest.raises(SpecificationError, match="no labelled samples"):

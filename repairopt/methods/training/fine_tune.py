@@ -1,4 +1,4 @@
-"""FineTune: mini-batch training of the chosen weights, with exact penalties on the goal and on typed bounds."""
+"""FineTune: mini-batch training of the chosen weights, with penalties on the goal and on typed bounds."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ OPTIMIZERS = ("adam", "sgd")
 MOMENTUM = 0.9
 RATES_NEED = 4  # batches behind each rate of a group in one step: rates of fewer rows are mostly noise
 LEAST_STEPS = 10  # of an epoch: of few samples the batches are smaller
-MOST_DOUBLINGS = 10  # of the price of a bound that is still missed
+LEAST_EXCESS = 0.02  # by which prices are scaled: of bounds that the original meets
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
     """Fine-tuning on cross-entropy plus penalties; only the chosen weights are trained.
 
-    The loss of a step is the cross-entropy of a batch of the labelled data, plus ``price`` times by how much the soft
-    values of goal and bounds exceed their limits (an exact penalty), plus ``keep`` times the mean violation of the rows
-    of a batch of each constraint by sample. Once in an epoch each limit is moved by the difference between count and
-    soft value, and the price of what the true network still misses is doubled. The network runs in evaluation mode:
+    The loss of a step is the cross-entropy of a batch of the labelled data, plus the augmented Lagrangian of the soft
+    values of goal and bounds, plus ``keep`` times the mean violation of the rows of a batch of each constraint by
+    sample. Once in an epoch each multiplier is updated by the excess of the true network, and each limit is moved by
+    the difference between count and soft value. The learning rate falls to 0. The network runs in evaluation mode:
     batch normalization is frozen and dropout is off. The best epoch on the true network is returned; of those that meet
     goal and constraints the one with the least loss on the data.
 
@@ -42,25 +42,25 @@ class FineTune:
         batch: Samples in a step, at most.
         rate: Learning rate, in units of ``max(|weight|, rms of its parameter)``.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
-        price: Price of goal and bounds at first, in nats for each unit of their excess.
+        price: Of goal and bounds, in nats for each unit, while their excess is that of the original network.
         keep: Price of constraints by sample, in nats for each logit of mean violation.
         closeness: Weight (0 to 1) of the original network's probabilities in what is learned; 1 needs no labels.
 
     References:
-        Nocedal and Wright, Numerical Optimization, section 17.2 (exact penalties). Kingma and Ba, Adam, ICLR 2015.
+        Nocedal and Wright, Numerical Optimization, section 17.4 (augmented Lagrangian). Kingma and Ba, Adam, ICLR 2015.
 
     Example:
         >>> FineTune(epochs=5, optimizer="sgd").batch
-        1024
+        256
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "start"})
 
     epochs: int = 30
-    batch: int = 1024
+    batch: int = 256
     rate: float = 0.01
     optimizer: str = "adam"
-    price: float = 3.0
+    price: float = 1.0
     keep: float = 1.0
     closeness: float = 0.1
 
@@ -98,6 +98,8 @@ class FineTune:
             if epoch == self.epochs:
                 break
             loss.aim(delta)
+            for group in made.param_groups:
+                group["lr"] = self.rate * (1 - epoch / self.epochs)
             for batch in loss.batches(draw):
                 task.judge.check_time()
                 made.zero_grad()
@@ -116,15 +118,21 @@ class _Limit:
         whole: The property, or what stands in for one.
         parts: The same on parts of its inputs, one for a step.
         limit: Of the value by count.
+        slope: Price of a unit of excess, for each unit of excess.
         shift: Count minus soft value, where the epoch began.
-        price: Of a unit of excess.
+        multiplier: Price of a unit of excess, at the limit.
     """
 
     whole: Any
     parts: list[Any]
     limit: float
-    shift: float
-    price: float
+    slope: float
+    shift: float = 0.0
+    multiplier: float = 0.0
+
+    def price(self, value: float) -> float:
+        """Price of a unit of excess at a value by count."""
+        return max(0.0, self.multiplier + self.slope * (value - self.limit))
 
 
 class _Loss:
@@ -139,10 +147,11 @@ class _Loss:
         items = [(task.goal, float(task.goal.target)), *((c.property, float(c.limit)) for c in bounds)]
         jacobian(engine, _soft(task.goal))  # the error says what a goal without a derivative lacks
         items = [items[0], *(item for item in items[1:] if hasattr(item[0], "soft_value"))]
-        parts = [_parts(item, RATES_NEED * settings.batch, task.seed) for item, _ in items]
-        self.limits = [
-            _Limit(item, part, limit, 0.0, settings.price) for (item, limit), part in zip(items, parts, strict=True)
-        ]
+        self.limits = []
+        for item, limit in items:
+            excess = max(goal_value(item, engine.predict()) - limit, LEAST_EXCESS)
+            parts = _parts(item, RATES_NEED * settings.batch, task.seed)
+            self.limits.append(_Limit(item, parts, limit, settings.price / excess))
         self.rows = [
             (c, samples_in(c), torch.as_tensor(required).reshape(len(samples_in(c)), -1))
             for c, required in zip(task.constraints, task.required, strict=True)
@@ -162,15 +171,14 @@ class _Loss:
         return float(sum(sums)) / total if total else 0.0
 
     def aim(self, delta: Any) -> None:
-        """Move each limit by what its soft value differs from the count, and raise the price of what is missed."""
+        """Move each limit by what its soft value differs from the count, and update its multiplier."""
         now = self.task.engine.predict(delta)
         for one in self.limits:
             with torch.no_grad():
                 soft = float(_soft(one.whole)(now))
             count = goal_value(one.whole, now)
             one.shift = count - soft
-            if count > one.limit and self.step:
-                one.price = min(2 * one.price, self.settings.price * 2**MOST_DOUBLINGS)
+            one.multiplier = one.price(count) if self.step else 0.0
 
     def batches(self, draw: torch.Generator) -> list[tuple[list[Tensor], list[Tensor]]]:
         """For each step of an epoch the samples of every data set and of every constraint by sample."""
@@ -187,8 +195,7 @@ class _Loss:
         for one in self.limits:
             part = one.parts[self.step % len(one.parts)]
             value, slope = jacobian(self.task.engine, _soft(part), delta)
-            if float(value[0]) + one.shift > one.limit:
-                found += one.price * slope[0].cpu()
+            found += one.price(float(value[0]) + one.shift) * slope[0].cpu()
         self.step += 1
         change = _tensor(self.task, delta).requires_grad_()
         loss = self._of_samples(change, samples, rows)
