@@ -23,7 +23,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; a network this small gains nothing from more
 
-from dataclasses import replace
 
 import torch
 from sklearn.datasets import load_digits
@@ -129,8 +128,6 @@ def guards(network: nn.Module, data: Data) -> Labelled:
 # * Goal: the error rate on the reported digits falls from 1 to 0.
 # * `KeepLabels`, tolerance 0: every guard that was right stays right, without exception.
 # * `FixLabels`, margin 1: reported digits should be right with a lead of one logit, not by a hair. These rows are soft.
-# * `shrink=False`: the change is not cut back to where the forty are barely right; cut back, the repair fixes fewer of
-#   the digits that nobody reported.
 
 
 # %%
@@ -143,7 +140,7 @@ def repair(network: nn.Module, data: Data, method: str = "auto", seed: int = 0) 
         [KeepLabels(*guards(network, data), tolerance=0.0), FixLabels(*given, margin=1.0)],
         held_out=[ErrorRate(*unseen, name="failing digits, error rate"), KeepLabels(*data.test)],
         weights=list(LAST),
-        method=replace(method, shrink=False),
+        method=method,
         settings=Settings(seed=seed),
     )
 
