@@ -27,7 +27,7 @@ class Outcome:
         step: The step from ``linearization.delta`` to ``delta``, ``(n,)``, or None.
         gave_way: Hard rows that the elastic program had to violate.
         predicted: Improvement of the goal that the surrogates predicted, or NaN.
-        aimed: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
+        on_target: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
         prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
         claims: About new data.
         buffers: What was taken off goal and bounds, by name.
@@ -42,7 +42,7 @@ class Outcome:
     step: Array | None = None
     gave_way: tuple[Source, ...] = ()
     predicted: float = float("nan")
-    aimed: bool = False
+    on_target: bool = False
     prices: dict[str, float] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)

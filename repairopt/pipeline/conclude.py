@@ -133,7 +133,7 @@ def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgeme
             proposed = shorter if shorter is not None and shorter.better_than(judge.best) else judge.best
         elif not proposed.feasible and judge.best.feasible:
             proposed = judge.best
-        whole = shrink and not outcome.aimed and not stopped and proposed.met and proposed.feasible
+        whole = shrink and not outcome.on_target and not stopped and proposed.met and proposed.feasible
         if whole and np.any(proposed.delta):
             proposed = _shrunk(judge, proposed)
     return proposed

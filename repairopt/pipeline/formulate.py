@@ -72,7 +72,13 @@ class RepairProgram:
         change = values[:n]
         predicted = self.surrogate.predicted(np.zeros(n)) - self.surrogate.predicted(change)
         outcome = Outcome(
-            change, Status.FEASIBLE, self.surrogate, self.linearization, step=change, predicted=predicted, aimed=True
+            change,
+            Status.FEASIBLE,
+            self.surrogate,
+            self.linearization,
+            step=change,
+            predicted=predicted,
+            on_target=True,
         )
         self.prepared.task.record("given", self.prepared.task.judge.keep(change))
         return conclude_repair(self.prepared, outcome, method="a change from outside", shrink=False)

@@ -22,7 +22,7 @@ from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.patches import Patch, verify_log
 
-MOMENTS = 20
+MOMENTS = 8
 
 
 class Stopped(Exception):
@@ -163,7 +163,7 @@ for line in sys.stdin:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
-    """20 moments over the length of a run; loaded libraries are shared by forking, so that it takes seconds."""
+    """Moments over the length of a run; loaded libraries are shared by forking, so that it takes seconds."""
     spec = write_spec(tmp_path, SPEC.replace("0:400", "0:120").replace("400:800", "400:450"))
     command = [sys.executable, "-c", KILLED, str(spec), str(tmp_path / "first")]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -49,7 +49,7 @@ class OnGrid(Choosing):
         return grid(program, step, codes, (-half, half - 1))
 
     def _continue(self, task: Task, best: tuple[Judgement, Outcome]) -> Outcome:
-        return replace(best[1], aimed=True, indivisible=True)
+        return replace(best[1], on_target=True, indivisible=True)
 
 
 def weight_grid(engine: Engine, step: float | Mapping[str, Any] | None, bits: int) -> tuple[Array, Array]:

@@ -83,7 +83,7 @@ class Swarm:
             now = rate(places)
             better = now < scores
             own[better], scores[better] = places[better], now[better]
-        return Outcome(best, Status.FEASIBLE, aimed=True)
+        return Outcome(best, Status.FEASIBLE, on_target=True)
 
     def _begin(self, task: Task, draw: np.random.Generator, lower: Array, upper: Array) -> Array:
         """First places: the start, or no change, and particles around it at distances of all orders of magnitude."""

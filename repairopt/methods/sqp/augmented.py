@@ -177,7 +177,7 @@ def run_augmented(task: Task, problem: NonlinearProgram, settings: Settings, sta
         for limit, piece in zip(problem.limits, loop.pieces, strict=False)
     }
     status = Status.FEASIBLE if best.violation <= MET else Status.NO_POINT
-    return Outcome(best.delta, status, aimed=True, prices=prices)
+    return Outcome(best.delta, status, on_target=True, prices=prices)
 
 
 def _loop(task: Task, problem: NonlinearProgram, settings: Settings) -> _Loop:

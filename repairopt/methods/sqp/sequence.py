@@ -319,7 +319,7 @@ class Sequence:
         """What the run proposes."""
         last = self.last
         if last is None:
-            return Outcome(self.best.delta, status, aimed=True)
+            return Outcome(self.best.delta, status, on_target=True)
         lines, start = last.models.lines[0], last.models.linearization.delta
         slope = lines.slopes[int(np.abs(lines.values).argmax())]
         surrogate = Surrogate(slope, None, float(self.at.values[0]), self.scale, kind="linear")
@@ -330,7 +330,7 @@ class Sequence:
             surrogate,
             last.models.linearization,
             self.best.delta - start,
-            aimed=True,
+            on_target=True,
             prices=limit_prices(last.program, last.solution.row_duals, names),
         )
 
