@@ -15,7 +15,7 @@ from repairopt.localize import Wrapped
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.program import Status
-from repairopt.specify import labelled_data
+from repairopt.specify import Grouped, GroupRates, labelled_data, labels_of
 from repairopt.verify import Judgement
 
 from .group_columns import with_offsets
@@ -52,7 +52,8 @@ class Thresholds:
     def run(self, task: Task) -> Outcome:
         """Sort the scores of each group and choose thresholds."""
         goal: Any = task.goal
-        if not getattr(goal, "combine", "") or not hasattr(goal, "favorable") or hasattr(goal, "labels"):
+        compares = isinstance(goal, GroupRates) and isinstance(goal, Grouped)
+        if not compares or not goal.combine or labels_of(goal) is not None:
             raise SpecificationError(
                 f"method Thresholds: goal '{goal.name}' is no difference of favorable rates between groups. Give a "
                 f"GroupGap with score difference or max_difference, or choose method offsets."

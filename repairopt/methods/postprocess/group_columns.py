@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.task import Task
+from repairopt.specify import Grouped, inputs_of, measured
 
 from .group_offsets import MOST_VALUES, GroupOffsets
 
@@ -30,8 +31,8 @@ def with_offsets(task: Task, method: Any) -> GroupOffsets:
             f"{name}: adds to the outputs (N, k) of the module itself, but the Classifier reads them in another way. "
             f"Put that into a module of your own, whose call takes rows (N, d) and gives logits."
         )
-    items: list[Any] = [task.goal, *(getattr(c, "property", None) for c in task.constraints)]
-    compared: Any = next((item.samples for item in items if hasattr(getattr(item, "samples", None), "member")), None)
+    items = [measured(item) for item in (task.goal, *task.constraints)]
+    compared: Any = next((item.samples for item in items if isinstance(item, Grouped)), None)
     if compared is None:
         if method.column is None:
             raise SpecificationError(
@@ -96,8 +97,8 @@ def _equal_column(x: Tensor, mask: Tensor) -> int | None:
 
 
 def _any_inputs(task: Task, name: str) -> Tensor:
-    holders = [task.goal, *task.constraints, *(getattr(c, "property", None) for c in task.constraints)]
-    found = [x for x, _ in task.data] + [x for h in holders if isinstance(x := getattr(h, "inputs", None), Tensor)]
+    held = [inputs_of(measured(item)) for item in (task.goal, *task.constraints)]
+    found = [x for x, _ in task.data] + [x for x in held if x is not None]
     if not found:
         raise SpecificationError(f"{name}: there are no inputs. Pass data=(inputs, labels) to solve_repair.")
     return found[0]

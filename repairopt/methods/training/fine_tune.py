@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,9 +14,20 @@ from repairopt.localize import NewWeights
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
-from repairopt.network import Predict, jacobian
+from repairopt.network import jacobian
 from repairopt.program import Status
-from repairopt.specify import Folds, SampleConstraint, goal_value, labelled_data, samples_in
+from repairopt.specify import (
+    Differentiable,
+    Folds,
+    PropertyBound,
+    Restrictable,
+    SampleConstraint,
+    goal_value,
+    inputs_of,
+    labelled_data,
+    samples_in,
+    soft_value,
+)
 
 OPTIMIZERS = ("adam", "sgd")
 MOMENTUM = 0.9
@@ -143,10 +153,10 @@ class _Loss:
         engine = task.engine
         pairs = list(task.data) or labelled_data([*task.constraints, task.goal])
         self.data = [(x, self._targets(engine.predict()(x), y)) for x, y in pairs]
-        bounds: Any = [c for c in task.constraints if hasattr(c, "property") and getattr(c, "limit", None) is not None]
+        bounds: Any = [c for c in task.constraints if isinstance(c, PropertyBound) and c.limit is not None]
         items = [(task.goal, float(task.goal.target)), *((c.property, float(c.limit)) for c in bounds)]
-        jacobian(engine, _soft(task.goal))  # the error says what a goal without a derivative lacks
-        items = [items[0], *(item for item in items[1:] if hasattr(item[0], "soft_value"))]
+        jacobian(engine, soft_value(task.goal))  # the error says what a goal without a derivative lacks
+        items = [items[0], *(item for item in items[1:] if isinstance(item[0], Differentiable))]
         self.limits = []
         for item, limit in items:
             excess = max(goal_value(item, engine.predict()) - limit, LEAST_EXCESS)
@@ -175,7 +185,7 @@ class _Loss:
         now = self.task.engine.predict(delta)
         for one in self.limits:
             with torch.no_grad():
-                soft = float(_soft(one.whole)(now))
+                soft = float(soft_value(one.whole)(now))
             count = goal_value(one.whole, now)
             one.shift = count - soft
             one.multiplier = one.price(count) if self.step else 0.0
@@ -194,7 +204,7 @@ class _Loss:
         found = torch.zeros(self.task.engine.n, dtype=torch.float64)
         for one in self.limits:
             part = one.parts[self.step % len(one.parts)]
-            value, slope = jacobian(self.task.engine, _soft(part), delta)
+            value, slope = jacobian(self.task.engine, soft_value(part), delta)
             found += one.price(float(value[0]) + one.shift) * slope[0].cpu()
         self.step += 1
         change = _tensor(self.task, delta).requires_grad_()
@@ -222,14 +232,10 @@ def _tensor(task: Task, delta: Any) -> Tensor:
     return task.engine.as_delta(delta).clone()
 
 
-def _soft(item: Any) -> Callable[[Predict], Tensor]:
-    return getattr(item, "soft_value", item.value)
-
-
 def _parts(item: Any, size: int, seed: int) -> list[Any]:
     """A property on parts of about ``size`` inputs each; whole where it cannot be divided."""
-    inputs = getattr(item, "inputs", getattr(getattr(item, "samples", None), "inputs", None))
-    count = -(-len(inputs) // size) if isinstance(inputs, Tensor) and hasattr(item, "where") else 1
+    inputs = inputs_of(item)
+    count = -(-len(inputs) // size) if inputs is not None and isinstance(item, Restrictable) else 1
     while count > 1:
         folds = Folds(count, seed)
         try:
