@@ -43,7 +43,7 @@ _MEANING = {
     ),
     Verdict.VIOLATED: (
         "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does "
-        "not hold that far. Try a smaller trust_radius, a margin, or method='sequential'."
+        "not hold that far. Try a smaller trust_radius, a margin, or fewer weights."
     ),
     Verdict.INFEASIBLE: (
         "No weight change satisfies the hard rows together; the rows that gave way are listed. Give constraints a "
