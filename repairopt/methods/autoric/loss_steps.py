@@ -9,7 +9,7 @@ Levenberg-Marquardt methods (Nocedal and Wright, Numerical Optimization, 2006, c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -27,25 +27,6 @@ GOAL_PRICE = 20.0  # of each unit by which a step misses the target; above what 
 ENOUGH = 0.6  # share of the way to the target after which a run is not started anew
 LEAST_SHARE = 0.1  # of the promised fall of the merit, for a step to be accepted
 LEAST_FALL = 1e-3  # promised fall of the merit, relative to it, below which rejected steps end a run
-
-
-class Settings(Protocol):
-    """What the sequence reads of :class:`repairopt.Sequential`."""
-
-    @property
-    def max_steps(self) -> int: ...  # noqa: D102
-    @property
-    def buffer(self) -> float: ...  # noqa: D102
-    @property
-    def penalty(self) -> float: ...  # noqa: D102
-    @property
-    def damping(self) -> float: ...  # noqa: D102
-    @property
-    def restarts(self) -> int: ...  # noqa: D102
-    @property
-    def batch(self) -> int: ...  # noqa: D102
-    @property
-    def smallest_step(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +48,13 @@ class _Models:
         return max(value + float(slope @ step) for slope, value in self.goal)
 
 
-def loss_sequence(task: Task, data: list[tuple[Tensor, Tensor]], settings: Settings) -> Outcome:
+def loss_sequence(task: Task, data: list[tuple[Tensor, Tensor]], settings: Any) -> Outcome:
     """Run the sequence from the original weights, again with more damping where it ends short of the target.
 
     Args:
         task: The repair in progress.
         data: Labelled samples whose cross-entropy is minimized.
-        settings: Of the method.
+        settings: The method, whose fields are read.
 
     Returns:
         The best end.
@@ -97,7 +78,7 @@ def loss_sequence(task: Task, data: list[tuple[Tensor, Tensor]], settings: Setti
 class _Sequence:
     """One run of steps."""
 
-    def __init__(self, task: Task, data: list[Any], settings: Settings, first: _Models, damping: float) -> None:
+    def __init__(self, task: Task, data: list[Any], settings: Any, first: _Models, damping: float) -> None:
         self.task, self.data, self.settings = task, data, settings
         self.at, self.models, self.damping = task.judge.original, first, damping
         self.target = float(task.goal.target) - settings.buffer

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,17 +39,6 @@ FIRST_PENALTY = 20.0  # of a limit, for each unit squared of what it is missed b
 ROW_PENALTY = 10.0  # of a row of a sample, for each logit squared, as a mean over the samples
 NEARER = 0.9  # share of what was missed, below which an outer step was worth its time
 MEMORY = 10  # pairs of L-BFGS
-
-
-class Settings(Protocol):
-    """What the loop reads of :class:`repairopt.SQP`."""
-
-    @property
-    def outer_steps(self) -> int: ...  # noqa: D102
-    @property
-    def inner_steps(self) -> int: ...  # noqa: D102
-    @property
-    def smallest_fall(self) -> float: ...  # noqa: D102
 
 
 @dataclass(eq=False)
@@ -90,7 +79,7 @@ class _Penalized:
 class _Loop:
     task: Task
     problem: NonlinearProgram
-    settings: Settings
+    settings: Any
     white: Whitening | None
     scale: Array
     box: tuple[Array, Array] | None
@@ -135,13 +124,13 @@ class _Loop:
         return np.asarray(found.x, dtype=np.float64)
 
 
-def run_augmented(task: Task, problem: NonlinearProgram, settings: Settings, start: Array | None = None) -> Outcome:
+def run_augmented(task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None) -> Outcome:
     """Minimize the objective subject to limits and strict rows, matrix-free.
 
     Args:
         task: The repair in progress.
         problem: Judges points; its limits and objective.
-        settings: Of the method.
+        settings: The method, whose fields are read.
         start: Where to begin; None for no change.
 
     Returns:
@@ -180,7 +169,7 @@ def run_augmented(task: Task, problem: NonlinearProgram, settings: Settings, sta
     return Outcome(best.delta, status, on_target=True, prices=prices)
 
 
-def _loop(task: Task, problem: NonlinearProgram, settings: Settings) -> _Loop:
+def _loop(task: Task, problem: NonlinearProgram, settings: Any) -> _Loop:
     engine = task.engine
     low, high = task.box(np.zeros(engine.n), task.trust_radius)
     scale = engine.scale.cpu().numpy()

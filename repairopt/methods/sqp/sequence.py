@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -35,23 +35,6 @@ HALVINGS = 4  # on the way to a point that misses bounds
 ROW_ROUNDS = 8  # solves of a step as rows of samples join
 
 
-class Settings(Protocol):
-    """What the sequence reads of :class:`repairopt.SQP`."""
-
-    @property
-    def max_steps(self) -> int: ...  # noqa: D102
-    @property
-    def damping(self) -> float: ...  # noqa: D102
-    @property
-    def restarts(self) -> int: ...  # noqa: D102
-    @property
-    def batch(self) -> int: ...  # noqa: D102
-    @property
-    def smallest_step(self) -> float: ...  # noqa: D102
-    @property
-    def smallest_fall(self) -> float: ...  # noqa: D102
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
     """A solved step program.
@@ -69,7 +52,7 @@ class Step:
     models: Models
 
 
-def run_sequence(task: Task, problem: NonlinearProgram, settings: Settings, start: Array | None = None) -> Outcome:
+def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None) -> Outcome:
     """Run the sequence, again by stages where it ends badly; the best end is kept.
 
     A run by stages goes a part of the way to the limits that the original misses, then from there a further part, and
@@ -80,7 +63,7 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Settings, star
     Args:
         task: The repair in progress.
         problem: Judges points and makes models.
-        settings: Of the method.
+        settings: The method, whose fields are read.
         start: Where to begin the first run; None for no change.
 
     Returns:
@@ -117,11 +100,11 @@ class Sequence:
     Args:
         task: The repair in progress.
         problem: Judges points and makes models.
-        settings: Of the method.
+        settings: The method, whose fields are read.
         start: Where to begin; None for no change.
     """
 
-    def __init__(self, task: Task, problem: NonlinearProgram, settings: Settings, start: Array | None = None) -> None:
+    def __init__(self, task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None) -> None:
         self.task, self.problem, self.settings = task, problem, settings
         self.scale = task.engine.scale.cpu().numpy()
         self.at = problem.point(np.zeros(task.engine.n) if start is None else start)
