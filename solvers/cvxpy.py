@@ -174,17 +174,12 @@ def _same_but_parameters(last: Program, program: Program) -> bool:
 
 
 def as_cvxpy(program: Program) -> tuple[Any, Any]:
-    """The program as a CVXPY problem, to add to or to solve again and again.
+    """The program as a CVXPY problem, to add to or to solve again and again, and its variable ``(n,)``.
 
     The gradient and all finite sides are parameters, by name in ``problem.param_dict``: ``gradient``, and where there
     are such, ``sides`` (equality rows), ``upper``, ``lower``, ``delta_upper`` and ``delta_lower``, each holding its
-    finite entries in order. After a change of values, ``problem.solve()`` skips the translation.
-
-    Args:
-        program: What to translate.
-
-    Returns:
-        The problem, and its variable ``(n,)``; the first ``program.n_delta`` entries are the weight change.
+    finite entries in order. After a change of values, ``problem.solve()`` skips the translation. The first
+    ``program.n_delta`` entries of the variable are the weight change.
     """
     import cvxpy
 

@@ -124,14 +124,10 @@ class Pyomo(Ranked):
 
 
 def as_pyomo(program: Program) -> Any:
-    """The program as a Pyomo model, to add to or to solve by other means.
+    """The program as a Pyomo ``ConcreteModel``, to add to or to solve by other means.
 
-    Args:
-        program: What to translate.
-
-    Returns:
-        A ``ConcreteModel`` with the variables ``delta[0]`` to ``delta[n - 1]``, the first ``program.n_delta`` of them
-        the weight change, the constraints ``rows[i]`` (rows without sides left out), and ``objective``.
+    It has the variables ``delta[0]`` to ``delta[n - 1]``, the first ``program.n_delta`` of them the weight change, the
+    constraints ``rows[i]`` (rows without sides left out), and ``objective``.
     """
     import pyomo.environ as pyo
     from pyomo.core.expr import LinearExpression

@@ -33,28 +33,15 @@ def care_scores(
     values: int = 16,
     score: str = "forced",
 ) -> dict[str, Tensor]:
-    """Score each neuron by its average causal effect on the undesired behavior.
+    """Scores ``(units,)`` of the neurons of each layer by their average causal effect on the undesired behavior.
 
     A neuron is forced, after its activation function and for all samples, to each of ``values`` evenly spaced numbers
-    between the least and the greatest that it takes on the data. Its score is the mean undesired behavior over these
-    interventions. A neuron of a convolution is a channel.
+    between the least and the greatest that it takes on the data. Its ``"forced"`` score, as published, is the mean
+    undesired behavior over these interventions; ``"removed"`` subtracts that from the behavior of the unchanged
+    network. NaN where a neuron is constant. A neuron of a convolution is a channel.
 
     The part of the network before the neuron runs once. Where a linear layer alone reads the neuron, an intervention
     changes that layer's outputs by a rank-one term, so only what follows runs for each intervention, in batches.
-
-    Args:
-        graph: The network.
-        undesired: From ``predict`` to a number, larger is worse.
-        layers: Names of hidden layers; None for all.
-        values: Interventions for each neuron.
-        score: ``"forced"``: the mean described above, as published. ``"removed"``: the undesired behavior of the
-            unchanged network minus that mean.
-
-    Returns:
-        For each layer the scores ``(units,)`` in float64; NaN for neurons that are constant on the data.
-
-    Raises:
-        SpecificationError: The undesired behavior asks the network nothing, or is NaN.
 
     References:
         Sun, Sun, Pham and Shi, Causality-Based Neural Network Repair, ICSE 2022.
@@ -77,16 +64,9 @@ def care_scores(
 
 
 def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list[tuple[str, int, float]]:
-    """The neurons with the greatest :func:`care_scores` for a goal, best first.
+    """The neurons ``(layer, unit, score)`` with the greatest :func:`care_scores` for a goal, best first.
 
-    Args:
-        graph: The network.
-        goal: Has ``undesired``, ``soft_value`` or ``value``; the first of these is the undesired behavior.
-        how: How many, of which layer.
-        seed: Chooses samples.
-
-    Returns:
-        ``(layer, unit, score)`` for each.
+    Undesired behavior is the first that the goal has of ``undesired``, ``soft_value`` and ``value``.
 
     Raises:
         ModelError: The network cannot be traced, or the layer does not exist or is read by no other.
@@ -125,21 +105,10 @@ def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list
 def gradient_weights(
     engine: Engine, how: Gradient, goal: Any, constraints: Sequence[Any] = (), seed: int = 0
 ) -> tuple[dict[str, Tensor], str]:
-    """Score weights by the size of a derivative times the weight's own size, and keep the best.
+    """Score the engine's weights by the size of a derivative times their own, and keep the best.
 
-    Args:
-        engine: The network and the candidate weights.
-        how: How many, derivative of what, weights or whole neurons.
-        goal: The property; may be None for ``of="constraints"``.
-        constraints: For ``of="constraints"``.
-        seed: Chooses misclassified samples.
-
-    Returns:
-        For each parameter of the engine the score of each candidate in float64, 0 where it is not chosen; and what was
-        done, in words.
-
-    Raises:
-        SpecificationError: Nothing to differentiate, or the derivative is zero or not finite.
+    Returns for each parameter the scores in float64, 0 where not chosen, and what was done, in words. A
+    SpecificationError where there is nothing to differentiate, or the derivative is zero or not finite.
     """
     if how.count < 1 or how.of not in ("goal", "constraints") or how.granularity not in ("weight", "neuron"):
         raise SpecificationError(

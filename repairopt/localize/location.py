@@ -94,9 +94,6 @@ def localize(
         seed: Chooses samples.
         memory_limit: Bytes that activations may take.
 
-    Returns:
-        At least one weight; positions sorted, each once.
-
     Raises:
         SpecificationError: The choice is malformed or empty, or needs a goal. An unknown layer or parameter, or a
             network that does not allow this choice, is a ``ModelError``.

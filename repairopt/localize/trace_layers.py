@@ -25,12 +25,9 @@ REMEDY = "Name the weights by layer, pattern or mask instead, or use 'gradient'.
 class Layer:
     """One call of a layer with weights.
 
-    Attributes:
-        name: The module's name, or the prefix of its weight where a function is called.
-        kind: ``"linear"``, ``"conv"`` or ``"recurrent"``.
-        weights: Parameters whose columns (second axis) read the layer's input.
-        bias: Name of the bias, or None.
-        node: Where it is called in the traced graph; None where the network cannot be traced.
+    ``name`` is that of the module, or the prefix of the weight where a function is called; ``kind`` ``"linear"``,
+    ``"conv"`` or ``"recurrent"``; ``weights`` the parameters whose columns (second axis) read the layer's input;
+    ``node`` where it is called, None where the network cannot be traced.
     """
 
     name: str
@@ -46,12 +43,7 @@ class Layer:
 
 
 class LayerGraph:
-    """A network seen as layers.
-
-    Args:
-        model: The user's network; not modified.
-        forward_fn: ``(model, inputs) -> logits``, as for the engine.
-        example: Some inputs, to see shapes; guessed where the first layer is linear or recurrent.
+    """A network seen as layers; ``example`` shows shapes, guessed where the first layer is linear or recurrent.
 
     Attributes:
         layers: In execution order; a layer called twice is there twice.
@@ -85,11 +77,7 @@ class LayerGraph:
         return [layer for layer in self.layers if layer.kind != "recurrent"]
 
     def named(self, name: str) -> list[Layer]:
-        """All calls of the layer of this name.
-
-        Raises:
-            ModelError: The network calls no layer of this name.
-        """
+        """All calls of the layer of this name; a ModelError where there is none."""
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise ModelError(unknown(f"{self.what}: calls no layer", name, [layer.name for layer in self.layers]))
@@ -122,11 +110,7 @@ class LayerGraph:
 
     @cached_property
     def values(self) -> dict[fx.Node, Any]:
-        """The value of every node on three example inputs.
-
-        Raises:
-            ModelError: The network cannot be traced, or there are no example inputs.
-        """
+        """The value of every node on three example inputs; a ModelError where these, or the trace, are missing."""
         if self.graph is None:
             raise ModelError(f"{self.what}: torch.fx cannot trace it, so who reads which unit is unknown. {REMEDY}")
         few = self._few()

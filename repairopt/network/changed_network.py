@@ -35,12 +35,10 @@ class _Caller(nn.Module):
 
 
 class ChangedNetwork:
-    """One network at any weight change ``delta``, a vector over ``n`` chosen weights.
+    """One network at any weight change ``delta``, a vector over ``n`` chosen weights; the model is not modified.
 
-    Args:
-        model: Any module whose call gives logits ``(N, k)``; not modified.
-        indices: For each parameter name the flat positions, sorted, that ``delta`` runs over; empty for plain runs.
-        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
+    ``indices`` has for each parameter name the flat positions, sorted, that ``delta`` runs over; ``forward_fn`` takes
+    ``(model, inputs)`` to logits ``(N, k)`` for models with other inputs or outputs.
 
     Attributes:
         caller: Module from one tensor to logits; its parameters bear the model's names with ``model.`` in front.

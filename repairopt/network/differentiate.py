@@ -24,21 +24,11 @@ from .remembered import identity
 
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
-    """Value and derivative of a differentiable function of the outputs.
+    """Value ``(q,)`` and derivative ``(q, n)``, in float64, of a function of ``predict`` to a scalar or a vector.
 
     The derivative with respect to the outputs is taken first, then pulled back through the network in batches, so
-    memory does not grow with the number of samples.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        function: From ``predict`` to a scalar or a vector ``(q,)``.
-        delta: Where, ``(n,)``; None for no change.
-
-    Returns:
-        ``(value (q,), jacobian (q, n))`` in float64.
-
-    Raises:
-        SpecificationError: The function's value does not depend on the outputs in a differentiable way.
+    memory does not grow with the number of samples. A SpecificationError where the value does not depend on the outputs
+    in a differentiable way.
     """
     change = engine.as_delta(delta)
     value, recorder = _recorded(engine, function, change)
@@ -57,21 +47,10 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
 
 
 def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> Tensor:
-    """Second derivative of a scalar, twice differentiable function of the outputs.
+    """Second derivative ``(n, n)``, in float64, of a function of ``predict`` to a scalar.
 
     The sum of the function's curvature in the outputs, ``J' F J``, and the network's own curvature, which is zero where
     the outputs are piecewise linear in the changed weights.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        function: From ``predict`` to a scalar.
-        delta: Where, ``(n,)``; None for no change.
-
-    Returns:
-        ``(n, n)`` in float64, symmetric.
-
-    Raises:
-        SpecificationError: The function's value does not depend on the outputs in a differentiable way.
     """
     change = engine.as_delta(delta)
     value, recorder = _recorded(engine, function, change)
@@ -99,18 +78,7 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
 
 
 def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples: Tensor | None = None) -> Tensor:
-    """Derivative of the outputs along one direction of weight change, by a forward-mode product, without a matrix.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Samples ``(N, ...)``.
-        delta: Where, ``(n,)``.
-        direction: ``(n,)``.
-        samples: Indices of the samples wanted, or None for all.
-
-    Returns:
-        ``(N, k)`` in the model's dtype.
-    """
+    """Derivative ``(N, k)`` of the outputs along one ``direction (n,)``, without a matrix, of all samples or some."""
     change, way = engine.as_delta(delta), engine.as_delta(direction)
     count = inputs.shape[0] if samples is None else len(samples)
     product = _forward_product if _forward_pays(count * engine.floats(inputs)) else _double_product
@@ -121,17 +89,7 @@ def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples:
 
 
 def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = None) -> Tensor:
-    """Derivative of ``sum(cotangent * outputs)`` by reverse mode.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Samples ``(N, ...)``.
-        cotangent: ``(N, k)``.
-        delta: Where, ``(n,)``.
-
-    Returns:
-        ``(n,)`` in float64.
-    """
+    """Derivative ``(n,)``, in float64, of ``sum(cotangent * outputs)`` for a cotangent ``(N, k)``, by reverse mode."""
     change = engine.as_delta(delta)
     total = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
     tapes = None if engine.exact else engine.tapes(inputs, change)
@@ -155,18 +113,7 @@ def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = No
 
 
 def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Tensor, delta: Any = None) -> Tensor:
-    """Derivatives of ``cotangent . output`` for chosen samples, one row each.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Samples ``(N, ...)``.
-        samples: Indices ``(R,)``; may repeat.
-        cotangents: ``(R, k)``.
-        delta: Where, ``(n,)``.
-
-    Returns:
-        ``(R, n)`` in the model's dtype; the same for every ``delta`` where the weights are in the last linear layer.
-    """
+    """Derivatives ``(R, n)`` of ``cotangent . output`` for samples ``(R,)`` and cotangents ``(R, k)``."""
     change = engine.as_delta(delta)
     if not len(samples):
         return torch.zeros(0, engine.n, dtype=engine.dtype, device=engine.device)

@@ -71,14 +71,7 @@ class Remembering(Predictor):
 class Engine(ChangedNetwork):
     """Runs one network at any weight change, see :class:`ChangedNetwork`.
 
-    Args:
-        model: Any module whose call gives logits ``(N, k)``; not modified.
-        indices: For each parameter name the flat positions, sorted, that ``delta`` runs over; empty for plain runs.
-        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
-        memory_limit: Bytes that activations and intermediate results may take.
-
-    Raises:
-        ModelError: Unknown parameter, position out of range, half precision, or no floating parameters at all.
+    ``memory_limit`` says how many bytes activations and intermediate results may take.
     """
 
     def __init__(
@@ -118,11 +111,10 @@ class Engine(ChangedNetwork):
         return self._points.at(delta).find("outputs", inputs, run)
 
     def tapes(self, inputs: Tensor, delta: Tensor) -> list[tuple[slice, LinearTape]] | None:
-        """Passes over all samples that several derivatives can be taken from; remembered for the last weight changes.
+        """Passes over all samples, each with its slice of them; remembered for the last weight changes.
 
-        Returns:
-            For each batch its samples and its pass; None where the changed weights are not those of linear layers, or
-            the activations of all samples do not fit into a quarter of the memory limit.
+        None where the changed weights are not those of linear layers, or the activations of all samples do not fit into
+        a quarter of the memory limit.
         """
         layers = self.layers(inputs) or []
         size = 4 * self.floats(inputs) * inputs.shape[0] * (torch.finfo(self.dtype).bits // 8)
@@ -163,15 +155,7 @@ class Engine(ChangedNetwork):
         return None if self.exact else columns_read(self.suffix, self._layers)
 
     def values(self, function: Callable[[Predict], Any], deltas: Tensor) -> Tensor:
-        """``function(predict)`` at each of ``K`` weight changes, in one batch where the function allows it.
-
-        Args:
-            function: From ``predict`` to a scalar.
-            deltas: Weight changes ``(K, n)``.
-
-        Returns:
-            Values ``(K,)`` in float64.
-        """
+        """A scalar ``function(predict)`` at weight changes ``(K, n)``: ``(K,)`` in float64, in one batch if it can."""
         deltas = self.as_delta(deltas)
         seen: list[int] = []
 

@@ -14,14 +14,10 @@ from torch import Tensor, fx, nn
 
 @dataclass(frozen=True, eq=False)
 class ChangedLayer:
-    """A linear layer with weights that may change.
+    """A linear layer of the suffix with weights that may change.
 
-    Attributes:
-        module: The layer, as the suffix calls it.
-        weight: Positions of the changed entries in the flat weight, or None.
-        bias: Positions of the changed entries in the bias, or None.
-        columns: Where the changed weight entries stand in ``delta``, a slice, or None.
-        bias_columns: The same for the bias.
+    ``weight`` and ``bias`` are the positions of the changed entries in these, ``columns`` and ``bias_columns`` where
+    they stand in ``delta``; None where none changes.
     """
 
     module: nn.Linear
@@ -39,14 +35,9 @@ class ChangedLayer:
 
 
 def changed_layers(suffix: nn.Module, indices: Mapping[str, Tensor]) -> list[ChangedLayer] | None:
-    """The linear layers that hold all changed weights.
+    """The linear layers of the suffix that hold all changed weights, flat positions by parameter name.
 
-    Args:
-        suffix: What the engine runs; its parameters bear the model's names with ``model.`` in front.
-        indices: For each parameter name the flat positions that ``delta`` runs over, in its order.
-
-    Returns:
-        The layers; None where a changed parameter is used in another way, or a layer more than once.
+    None where a changed parameter is used in another way, or a layer more than once.
     """
     if not isinstance(suffix, fx.GraphModule) or not indices:
         return None

@@ -21,11 +21,10 @@ class Split:
     """A network in two parts: ``output = suffix(*prefix(inputs))``.
 
     Attributes:
-        prefix: From inputs to the frontier, a tuple of tensors with one row for each sample; None when the frontier is
-            the input itself.
+        prefix: To the frontier, tensors with one row for each sample; None where the frontier is the input.
         suffix: From the frontier to the output; holds every changed parameter, under its own name.
-        floats: Numbers that the suffix makes for each sample, all layers together; for memory estimates.
-        widest: The most numbers that one layer of the suffix makes for each sample.
+        floats: Numbers that all layers of the suffix make for each sample; for memory estimates.
+        widest: The most numbers that one of them makes.
         last_linear: Name of the linear module that is the whole suffix, or None.
     """
 
@@ -37,15 +36,9 @@ class Split:
 
 
 def split_at(network: nn.Module, changed: set[str], example: Tensor) -> Split | None:
-    """Split ``network`` at the parameters ``changed``.
+    """Split a network in evaluation mode at the parameters of these names; ``example`` has at least 5 inputs.
 
-    Args:
-        network: In evaluation mode; called with one tensor, one row for each sample.
-        changed: Names of parameters of ``network``.
-        example: At least 5 inputs, to see which values belong to samples.
-
-    Returns:
-        The two parts, or None where the network cannot be traced or a traced run disagrees with a plain one.
+    None where the network cannot be traced or a traced run disagrees with a plain one.
     """
     try:
         traced = fx.symbolic_trace(network)

@@ -21,11 +21,8 @@ RIDGE = 1e-3  # of the mean variance, added to all
 class Whitening:
     """``delta = [weight, bias]`` row by row as ``u @ root`` with the features' second moment ``root' root`` inverted.
 
-    Attributes:
-        root: ``(f, f)``: features with the 1 for the bias behind them, times ``root.T``, have the unit second moment.
-        inverse: Its inverse.
-        outputs: Rows of the layer.
-        bias: Whether the bias changes too.
+    ``root (f, f)`` takes features, with the 1 for the bias behind them, to ones with the unit second moment;
+    ``outputs`` are the rows of the layer, ``bias`` says whether the bias changes too.
     """
 
     root: Array
@@ -59,15 +56,7 @@ class Whitening:
 
 
 def whitening(engine: Engine, inputs: Sequence[Tensor]) -> Whitening | None:
-    """White coordinates, where all weights of the last linear layer change (with its bias or without).
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Sets of samples whose features are to be white, together.
-
-    Returns:
-        The coordinates; None where other weights change, or only a part of these.
-    """
+    """White coordinates of the features of all ``inputs`` together; None unless the whole last layer may change."""
     if not inputs:
         return None
     parts = []

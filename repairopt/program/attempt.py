@@ -34,15 +34,9 @@ def run_solver(
     scaled: bool = False,
     checked: bool = False,
 ) -> Solution:
-    """Run one back end once and recheck its answer; options as for :func:`repairopt.program.solve_program.solve`.
+    """Run one back end once and recheck its answer; options and errors as for :func:`repairopt.program.solve`.
 
     ``scaled`` scales rows and variables first; ``checked`` says that the Hessian is known to be convex.
-
-    Raises:
-        SolverNotFoundError: No back end of that name, or its library is not installed.
-        UnsupportedError: The back end cannot take this kind of program.
-        ProgramError: The Hessian is not positive semidefinite, and the back end needs that.
-        SolverError: The back end raised.
     """
     backend = with_options(find_solver(program, solver), time_limit=time_limit)
     if not checked and not getattr(backend, "nonconvex", False):

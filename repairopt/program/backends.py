@@ -21,9 +21,7 @@ GROUP = "repairopt.solvers"
 def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
     """An instance of the back end that ``solve`` would run: by name, as it is, or by kind and size of the program.
 
-    Raises:
-        SolverNotFoundError: No such name, library not installed, or nothing installed can take the kind.
-        UnsupportedError: The named back end cannot take the kind.
+    A SolverNotFoundError where there is none, an UnsupportedError where it cannot take the kind.
     """
     if solver is None:
         names = preferred_solvers(program)

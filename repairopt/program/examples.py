@@ -26,15 +26,9 @@ INF = float("inf")
 
 @dataclass(frozen=True, eq=False)
 class KnownProgram:
-    """A program and its answer.
+    """A program and how a solve must end: status, optimal value or NaN, the optimum where it is unique.
 
-    Attributes:
-        name: What it tests.
-        program: The program.
-        status: How a solve must end.
-        objective: Optimal value, constant included; NaN where there is none.
-        delta: The optimum where it is unique, else None.
-        nonconvex: Whether the Hessian has a negative eigenvalue; only for back ends that say they take such programs.
+    ``nonconvex`` says that the Hessian has a negative eigenvalue; only for back ends that say they take such programs.
     """
 
     name: str
@@ -46,15 +40,7 @@ class KnownProgram:
 
 
 def known_programs(kind: Kind | str | None = None, *, nonconvex: bool = False) -> list[KnownProgram]:
-    """All programs of this module.
-
-    Args:
-        kind: Only programs of this kind.
-        nonconvex: Those with an indefinite Hessian too.
-
-    Returns:
-        New objects with new arrays on each call.
-    """
+    """All programs of this module, or those of a kind, new on each call; ``nonconvex`` adds indefinite Hessians."""
     builders = (
         *(linear, linear_without_rows, degenerate_vertex, sparse_linear, dependent_equalities, linear_fixed_variables),
         *(badly_scaled_linear, conflicting_rows, conflicting_equalities, row_against_box, unbounded_linear),

@@ -12,12 +12,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class LowRankHessian:
-    """``diag(diagonal) + factor factor'``, never formed unless asked.
-
-    Attributes:
-        diagonal: ``(n,)``.
-        factor: ``(n, r)``.
-    """
+    """``diag(diagonal) + factor factor'``, never formed unless asked; diagonal ``(n,)``, factor ``(n, r)``."""
 
     diagonal: Array
     factor: Array

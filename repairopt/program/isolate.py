@@ -42,10 +42,8 @@ def solve_isolated(backend: Any, program: Program, time_limit: float | None = No
     """Run a back end, an instance that pickle can send, in the process; the program's sources stay here.
 
     The process is killed 5 seconds after the time limit, also for back ends without a limit of their own. FAILED where
-    the process died, with the signal in ``message``; NO_POINT where it was killed.
-
-    Raises:
-        SolverError: The back end raised, or cannot be sent.
+    the process died, with the signal in ``message``; NO_POINT where it was killed. A SolverError where the back end
+    raised, or cannot be sent.
     """
     try:
         message = pickle.dumps((backend, replace(program, sources=())), protocol=5)

@@ -148,16 +148,9 @@ class Program:
         return self.delta_lower, self.delta_upper
 
     def dense_hessian(self, memory_limit: float = 4 * 2**30) -> Array:
-        """``H`` as a dense ``(n, n)`` array, zeros for a linear program.
+        """``H`` as a dense ``(n, n)`` array, zeros for a linear program; not a copy where it is dense already.
 
-        Args:
-            memory_limit: Bytes above which to refuse.
-
-        Returns:
-            The matrix; not a copy where it is dense already.
-
-        Raises:
-            ProgramError: The matrix would need more than ``memory_limit`` bytes.
+        A ProgramError where that would need more than ``memory_limit`` bytes.
         """
         if isinstance(self.hessian, np.ndarray):
             return self.hessian

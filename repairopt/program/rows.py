@@ -13,14 +13,9 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Linear inequalities on the step ``d``: ``lower <= matrix @ d <= upper``.
+    """Linear inequalities on the step ``d``: ``lower <= matrix @ d <= upper``, dense or ``scipy.sparse``.
 
-    Attributes:
-        matrix: ``(m, n)`` in float64, dense or ``scipy.sparse``.
-        lower: ``(m,)``.
-        upper: ``(m,)``.
-        price: Cost of each unit of violation, ``(m,)``; infinite for hard rows.
-        sources: Where each row comes from.
+    ``price`` is the cost of each unit of violation, ``(m,)``; infinite for hard rows.
     """
 
     matrix: Any
@@ -59,13 +54,7 @@ def stack_rows(first: Rows, second: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row comes from, in the user's words.
-
-    Attributes:
-        constraint: Name of the constraint.
-        sample: Index of the sample in the constraint's data, or -1 where no single sample is meant.
-        detail: What the row says, for example ``"class 3 over class 8"``.
-    """
+    """Where a row comes from, in the user's words; ``sample`` is -1 where no single sample is meant."""
 
     constraint: str
     sample: int = -1

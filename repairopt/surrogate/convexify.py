@@ -20,16 +20,11 @@ RADIUS_LIMIT = 1e9  # a model that stays positive on a box of this radius counts
 
 
 def convex_matrix(matrix: Array, how: str) -> tuple[Array, float]:
-    """Make a symmetric matrix positive definite.
+    """A symmetric matrix made positive definite, and the most that an eigenvalue was raised.
 
-    Args:
-        matrix: ``(n, n)``.
-        how: ``"project"`` raises the eigenvalues below ``margin`` to it (nearest in Frobenius norm); ``"shift"`` adds
-            ``max(0, -smallest) + margin`` to all of them; ``"abs"`` takes magnitudes (at least ``margin``); ``"none"``
-            changes nothing.
-
-    Returns:
-        The matrix and the most that an eigenvalue was raised.
+    ``"project"`` raises the eigenvalues below a margin to it (nearest in Frobenius norm); ``"shift"`` adds
+    ``max(0, -smallest) + margin`` to all of them; ``"abs"`` takes magnitudes (at least the margin); ``"none"`` changes
+    nothing.
     """
     check_way(how)
     if how == "none":
@@ -43,18 +38,10 @@ def convex_matrix(matrix: Array, how: str) -> tuple[Array, float]:
 
 
 def convex_diagonal(diagonal: Array, factor: Array, how: str) -> tuple[Array, float]:
-    """Make ``diag(diagonal) + factor factor'`` positive definite through its diagonal alone.
+    """Make ``diag(diagonal) + factor factor'`` positive definite through its diagonal alone; also how much it rose.
 
     The other part has no negative eigenvalue, so a positive diagonal suffices. It is not necessary: the result is the
-    nearest with a positive diagonal, not the nearest of all.
-
-    Args:
-        diagonal: ``(n,)``.
-        factor: ``(n, r)``.
-        how: As for :func:`convex_matrix`, with the entries of the diagonal in place of the eigenvalues.
-
-    Returns:
-        The new diagonal and the most that an entry was raised.
+    nearest with a positive diagonal, not the nearest of all. The ways are those of :func:`convex_matrix`.
     """
     check_way(how)
     if how == "none":
@@ -64,14 +51,7 @@ def convex_diagonal(diagonal: Array, factor: Array, how: str) -> tuple[Array, fl
 
 
 def check_way(how: str) -> None:
-    """Refuse a name that is not a way to make a model convex.
-
-    Args:
-        how: The name.
-
-    Raises:
-        SpecificationError: Not one of ``WAYS``.
-    """
+    """Refuse a name that is not a way to make a model convex."""
     if how not in WAYS:
         raise SpecificationError(f"convexified: how={how!r}; expected one of {', '.join(WAYS)}. Pass how='project'.")
 
@@ -86,15 +66,9 @@ def _convex_values(values: Array, size: float, how: str) -> tuple[Array, float]:
 
 
 def sufficient_radius(constant: float, slope: float, curvature: float) -> float:
-    """Largest ``R`` with ``constant - R slope - R^2 curvature / 2 >= 0``.
+    """Largest ``R`` with ``constant - R slope - R^2 curvature / 2 >= 0``; 0 where the constant is not positive.
 
-    Args:
-        constant: Value at the center.
-        slope: Bound of ``-g'u`` over the unit box.
-        curvature: Bound of ``-u'Hu`` over the unit box.
-
-    Returns:
-        The radius; 0 where the value at the center is not positive, infinite where nothing pulls it down.
+    ``slope`` bounds ``-g'u`` and ``curvature`` ``-u'Hu`` over the unit box; infinite where nothing pulls down.
     """
     if constant <= 0.0:
         return np.inf if constant == slope == curvature == 0.0 else 0.0
@@ -106,17 +80,8 @@ def box_radius(product: Callable[[Array], Array], gradient: Array, constant: flo
     """Largest radius of a box on which a convex quadratic is non-negative, by bisection to one part in a thousand.
 
     Each trial is a convex quadratic program over the box. Its answer is not taken on trust: a radius is accepted only
-    with a lower bound of the minimum that is non-negative, from the linearization at the point reached.
-
-    Args:
-        product: ``H @ u`` for positive semidefinite ``H``.
-        gradient: ``g (n,)``.
-        constant: ``c``.
-        start: A radius known to be safe.
-        norm: Upper bound of the largest eigenvalue of ``H``, positive.
-
-    Returns:
-        A safe radius; infinite where even ``RADIUS_LIMIT`` is safe.
+    with a lower bound of the minimum that is non-negative, from the linearization at the point reached. ``product`` is
+    ``H @ u``, ``start`` a radius known to be safe, ``norm`` a bound of the largest eigenvalue of ``H``.
     """
     if start <= 0.0 or np.isinf(start):
         return start

@@ -36,8 +36,7 @@ class FitError:
     Attributes:
         r2: Share of the variance of the changes that the surrogate explains; negative where worse than none.
         rank_correlation: Spearman's; 0 where the property does not change at all.
-        samples: Weight vectors that the fit used.
-        fresh: Weight vectors that the two figures above come from.
+        samples: Weight vectors that the fit used; ``fresh`` those that the two figures above come from.
         evaluations: Weight vectors at which the goal was evaluated or differentiated in all, earlier tries included.
         ridge: Strength of the ridge, relative; see :class:`SurrogateSettings`.
         radius: Half-width of the sampled box in scaled coordinates; the surrogate is not known to hold beyond.
@@ -121,13 +120,9 @@ class Surrogate:
     def convexified(self, how: str = "project") -> Surrogate:
         """The nearest convex surrogate of a form; value and gradient at 0 stay as they are.
 
-        Args:
-            how: ``"project"`` (nearest in scaled coordinates; concave directions become flat, so bound the step),
-                ``"shift"`` (a proximal term around ``delta0``), ``"abs"`` (between the two) or ``"none"``. A
-                :class:`LowRankHessian` is treated through its diagonal alone.
-
-        Returns:
-            A new surrogate.
+        ``"project"`` is nearest in scaled coordinates (concave directions become flat, so bound the step), ``"shift"``
+        a proximal term around ``delta0``, ``"abs"`` between the two. A :class:`LowRankHessian` changes its diagonal
+        alone.
         """
         check_way(how)
         hessian, shift = self.hessian, 0.0
@@ -145,14 +140,9 @@ class Surrogate:
         """A radius ``R`` such that the model is non-negative wherever ``|d_j| <= R scale_j`` for all ``j``.
 
         A property cannot be negative, so a minimum of the model outside of such a box may be an artifact. The statement
-        is about this model: a convexified one lies above the fitted one, and being positive says less.
-
-        Args:
-            exact: The largest such radius, to one part in a thousand, for a convex model. Otherwise a sufficient radius
-                in closed form, for any model.
-
-        Returns:
-            ``R >= 0``; infinite for a Gauss-Newton model, which is never negative.
+        is about this model: a convexified one lies above the fitted one, and being positive says less. ``exact`` gives
+        the largest such radius, to one part in a thousand, for a convex model; otherwise a sufficient one in closed
+        form.
         """
         if self.kind == "gauss_newton":
             return float(np.inf)
@@ -195,7 +185,7 @@ class Surrogate:
 def fit_surrogate(
     engine: Engine, goal: Property, settings: SurrogateSettings | None = None, delta0: Any = None
 ) -> Surrogate:
-    """Fit a model of the goal around ``delta0`` and validate it on fresh samples.
+    """Fit a model of the goal in steps from ``delta0 (n,)``, not yet convex, and validate it on fresh samples.
 
     With ``kind="auto"``: ``gauss_newton`` for a goal with ``residuals``; ``hessian`` (up to 300 weights),
     ``gradient_hessian`` or ``diagonal_low_rank`` for one with ``soft_value``; else, or where those derivatives are all
@@ -204,15 +194,6 @@ def fit_surrogate(
     Where the rank correlation on fresh samples is too low, the fit is tried again twice: at three and nine times the
     radius where most samples left the property as it was (counts are flat nearby), else at a third of the radius (less
     curved) and three times it (less noise of counting). If none will do, the best comes back with ``trusted=False``.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        goal: The property.
-        settings: Kind, samples, radius, seed and so on.
-        delta0: The weight change at which to fit, ``(n,)``; None for no change.
-
-    Returns:
-        The surrogate, in steps from ``delta0``; not yet convex, see :meth:`Surrogate.convexified`.
     """
     settings = settings or SurrogateSettings()
     sampler = PropertySampler(engine, goal, delta0, soft=settings.value == "soft")

@@ -31,13 +31,7 @@ def random_design(n: int, count: int, seed: int) -> Array:
 
 
 class PropertySampler:
-    """The goal in the coordinates ``u = (delta - delta0) / scale``.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        goal: The property.
-        delta0: The center, ``(n,)``; None for no change.
-        soft: Whether values are those of ``goal.soft_value``.
+    """The goal in the coordinates ``u = (delta - delta0) / scale``; ``soft`` samples its soft value.
 
     Attributes:
         scale: ``(n,)``.
@@ -70,18 +64,7 @@ class PropertySampler:
         return self.engine.n
 
     def offers(self, method: str, why: str) -> Callable[[Predict], Tensor]:
-        """An optional method of the goal.
-
-        Args:
-            method: Its name.
-            why: What needs it, for the message.
-
-        Returns:
-            The bound method.
-
-        Raises:
-            SpecificationError: The goal does not have it.
-        """
+        """An optional method of the goal; where it is missing, a SpecificationError says why it is needed."""
         found = getattr(self.goal, method, None)
         if not callable(found):
             raise SpecificationError(
@@ -105,15 +88,7 @@ class PropertySampler:
         return slope
 
     def jacobian(self, method: str, offset: Array | None = None) -> tuple[Array, Array]:
-        """Value ``(q,)`` and derivative in ``u``, ``(q, n)``, of an optional method of the goal at one offset.
-
-        Args:
-            method: ``"soft_value"`` or ``"residuals"``.
-            offset: ``u (n,)``; None for the center.
-
-        Returns:
-            ``(value, derivative)``.
-        """
+        """Value ``(q,)`` and derivative in ``u``, ``(q, n)``, of an optional method of the goal at one offset."""
         function = self.offers(method, "a surrogate from derivatives")
         where = self.at if offset is None else self.at + self.scale * offset
         value, slope = jacobian(self.engine, function, where)
@@ -122,28 +97,14 @@ class PropertySampler:
         return value.cpu().numpy(), slope.cpu().numpy() * self.scale
 
     def hessian(self) -> Array:
-        """Second derivative of ``soft_value`` in ``u`` at the center, ``(n, n)``.
-
-        Returns:
-            The matrix, symmetric.
-        """
+        """Second derivative of ``soft_value`` in ``u`` at the center, ``(n, n)``."""
         matrix = hessian(self.engine, self.offers("soft_value", "kind='hessian'"), self.at)
         self.evaluations += 1
         self._check_finite(matrix, "second derivative of soft_value")
         return matrix.cpu().numpy() * np.outer(self.scale, self.scale)
 
     def signed_hard(self, residuals: Array) -> Array:
-        """Residuals from ``goal.signed_hard`` where it exists, else the given ones.
-
-        Args:
-            residuals: The soft residuals ``(q,)``.
-
-        Returns:
-            ``(q,)``.
-
-        Raises:
-            SpecificationError: ``signed_hard`` gives another number of residuals.
-        """
+        """Residuals ``(q,)`` from ``goal.signed_hard`` where it exists, else the given soft ones."""
         if not isinstance(self.goal, SignedParts):
             return residuals
         found = (

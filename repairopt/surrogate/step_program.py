@@ -22,20 +22,11 @@ def build_program(
     linear: bool = False,
     proximal: float = 0.0,
 ) -> Program:
-    """Build the program for one step: minimize the surrogate subject to the rows and the box.
+    """The program of one step: minimize the convex surrogate subject to the rows, the box and rows on the change.
 
-    Each soft row gets a slack variable behind the weight changes, at the row's price for each unit of violation.
-
-    Args:
-        surrogate: Convex model of the property in the step, over ``n`` weights.
-        rows: Rows from the constraints on outputs.
-        box: Lower and upper bounds of the step, ``(n,)`` each.
-        change: Rows on the step itself; hard unless priced.
-        linear: Drop the quadratic term and the proximal term (AutoRIC's LP variant).
-        proximal: Weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates; makes the smallest step preferred.
-
-    Returns:
-        The program; ``n_delta`` is ``n``.
+    Each soft row gets a slack variable behind the ``n_delta`` weight changes, at the row's price for each unit of
+    violation. ``linear`` drops the quadratic term and the proximal one (AutoRIC's LP variant); ``proximal`` is the
+    weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates, which makes the smallest step preferred.
     """
     n = len(surrogate.gradient)
     both = rows if change is None or not len(change) else stack_rows(rows, change)

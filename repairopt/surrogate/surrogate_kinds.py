@@ -85,15 +85,10 @@ class SurrogateSettings:
 
 
 class Coefficients(NamedTuple):
-    """A surrogate in scaled coordinates, ``1/2 u'Hu + g'u + c``.
+    """A surrogate in scaled coordinates, ``1/2 u'Hu + g'u + c``, of ``property ** power``.
 
-    Attributes:
-        hessian: ``H (n, n)``; or ``(d, F)`` for ``diag(d) + F F'``; or None.
-        gradient: ``g (n,)``.
-        constant: ``c``.
-        samples: Weight vectors that the fit used, derivatives counted as one each.
-        ridge: Strength used, relative; 0 where nothing was penalized.
-        power: The model is one of ``property ** power``.
+    ``hessian`` is ``H (n, n)``; or ``(d, F)`` for ``diag(d) + F F'``; or None. ``samples`` are the weight vectors that
+    the fit used, derivatives counted as one each; ``ridge`` is 0 where nothing was penalized.
     """
 
     hessian: Array | tuple[Array, Array] | None
@@ -111,17 +106,7 @@ class Coefficients(NamedTuple):
 
 
 def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bool = False) -> str:
-    """The kind that ``"auto"`` stands for.
-
-    Args:
-        goal: The property.
-        n: Number of weights.
-        settings: Only the budget of samples is read.
-        sampled: Pass over the kinds that need derivatives.
-
-    Returns:
-        One of ``KINDS``.
-    """
+    """The kind that ``"auto"`` stands for; ``sampled`` passes over those that need derivatives."""
     full = 1.5 * unknowns(n) <= settings.budget
     if not sampled and isinstance(goal, Residuals):
         return "gauss_newton"

@@ -24,13 +24,10 @@ Bound = float | Tensor
 
 @dataclass(frozen=True)
 class Search:
-    """How hard to look for counterexamples.
+    """How hard to look for counterexamples: gradient steps of each run, runs, seed of the random starts.
 
-    Attributes:
-        steps: Gradient steps of each run.
-        restarts: Runs; the first starts at the input and goes for the nearest class, the others start at random points
-            of the ball and go for one class each, in the order of their logits.
-        seed: Of the random starts; the same seed gives the same search.
+    The first run starts at the input and goes for the nearest class, the others start at random points of the ball and
+    go for one class each, in the order of their logits.
     """
 
     steps: int = 20
@@ -53,21 +50,10 @@ def attack(
     upper: Bound = 1.0,
     search: Search | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The worst points that projected gradient steps find in maximum-norm balls.
+    """The worst points ``(N, ...)`` that projected gradient steps find in maximum-norm balls, and margins ``(N,)``.
 
-    Args:
-        network: One tensor in, logits out; run in evaluation mode, not modified.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        radius: One number, or one for each input.
-        parameters: Replaces parameters of the network by name.
-        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
-        upper: Largest allowed input; ``inf`` for none.
-        search: How hard to look.
-
-    Returns:
-        Points ``(N, ...)`` and their margins ``(N,)``: logit of the label minus the largest other one. At most 0 is a
-        counterexample; above 0 says nothing.
+    A margin is the logit of the label minus the largest other one: at most 0 is a counterexample, above 0 says nothing.
+    Arguments as for :func:`repairopt.network.sets.zonotope.certified_margin`.
     """
     attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
     like: dict[str, Any] = {"dtype": attacker.inputs.dtype, "device": attacker.inputs.device}
@@ -88,26 +74,10 @@ def attacked_radius(
     max_radius: float = 1.0,
     search: Search | None = None,
 ) -> Tensor:
-    """Distance to the nearest counterexample found, an upper bound of the true robustness radius.
+    """Distance ``(N,)`` to the nearest counterexample found, an upper bound of the true robustness radius.
 
-    Args:
-        network: One tensor in, logits out.
-        inputs: Points ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        parameters: Replaces parameters of the network by name.
-        lower: As for :func:`attack`.
-        upper: As for :func:`attack`.
-        tol: Width of the interval at which the bisection ends.
-        start: First radius tried; doubled until a counterexample is found.
-        max_radius: Where doubling ends.
-        search: How hard to look at each radius.
-
-    Returns:
-        ``(N,)``: maximum-norm distance of a true counterexample; 0 where the input itself is one, ``inf`` where none
-        was found.
-
-    Raises:
-        SpecificationError: A number is not above 0.
+    0 where the input itself is one, ``inf`` where none was found. The radius is doubled from ``start`` up to
+    ``max_radius`` until there is a counterexample, then bisected to ``tol``; other arguments as for :func:`attack`.
     """
     if not (tol > 0 and start > 0 and max_radius > 0):
         raise SpecificationError(f"attacked radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0.")

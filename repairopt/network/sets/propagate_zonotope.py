@@ -38,13 +38,9 @@ class _Tracer(fx.Tracer):
 
 
 class TracedNetwork:
-    """A network as a list of steps that zonotopes can take.
+    """A network from one tensor to logits as a list of steps that zonotopes can take; not modified.
 
-    Args:
-        network: One tensor in, logits out; run in evaluation mode, not modified.
-
-    Raises:
-        UnsupportedError: The network cannot be traced, or takes more than one input.
+    An UnsupportedError where it cannot be traced, or takes more than one input.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -90,17 +86,9 @@ class TracedNetwork:
         slope: Slope = None,
         prune: bool = True,
     ) -> Environment:
-        """Evaluate ``nodes`` in order.
+        """Evaluate ``nodes`` in order, from values ``known``; returns those that other nodes still need, and the last.
 
-        Args:
-            nodes: Nodes whose inputs are in ``known`` or earlier in the list.
-            known: Values so far; not modified.
-            parameters: Replaced parameters by name.
-            slope: Of the ReLU relaxation, see :func:`repairopt.network.sets.zonotope.certified_margin`.
-            prune: Drop generators that are 0 for all inputs. False keeps all shapes independent of values.
-
-        Returns:
-            The values that nodes outside of ``nodes`` still need, and the last one.
+        ``prune`` drops generators that are 0 for all inputs; without, all shapes are independent of values.
         """
         step = _Step(self, self._replacements(parameters), slope, prune)
         values, done = {**self.defaults, **known}, set(self.defaults)

@@ -27,7 +27,7 @@ from .zonotope_layers import Zonotope
 
 @dataclass(frozen=True, eq=False)
 class LastLayer(Zonotope):
-    """What the last linear layer sees: the certified margin is an explicit concave function of its weights.
+    """What the last linear layer, ``name``, sees: the margin is an explicit concave function of its weights.
 
     With weights ``w_j``, biases ``b_j``, label ``y`` and the zonotope ``(c, g_p)``, the margin over class ``j`` is::
 
@@ -35,11 +35,6 @@ class LastLayer(Zonotope):
 
     For fixed weights, :meth:`lowest` gives the point ``x`` of the zonotope where ``(w_y - w_j) . x`` is smallest. The
     row ``(w_y - w_j) . x + b_y - b_j >= t`` is a cut: valid for all weights, tight at these.
-
-    Attributes:
-        center: ``(N, h)``.
-        generators: ``(N, P, h)``.
-        name: Module name of the layer.
     """
 
     name: str = ""
@@ -82,18 +77,7 @@ def certified_margin(
 
 
 def certify(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> Tensor:
-    """Whether no input of each ball can be given another label.
-
-    Args:
-        network: One tensor in, logits out.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        radius: One number, or one for each input.
-        **options: As for :func:`certified_margin`.
-
-    Returns:
-        Boolean ``(N,)``; False means "not certified", not "broken".
-    """
+    """Whether ``(N,)`` no input of each ball can be given another label; False means "not certified", not "broken"."""
     with torch.no_grad():
         return certified_margin(network, inputs, labels, radius, **options) > 0
 
@@ -109,20 +93,10 @@ def certified_radius(
     max_radius: float = 1.0,
     **options: Any,
 ) -> Tensor:
-    """Largest radius found by bisection at which each input is certified.
+    """Largest radius found by bisection at which each input is itself certified, ``(N,)``; 0 where none is.
 
-    Args:
-        network: One tensor in, logits out.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        parameters: Replaces parameters of the network by name.
-        tol: Width of the interval at which the bisection ends.
-        start: First radius tried; doubled while certified.
-        max_radius: Where doubling ends.
-        **options: As for :func:`certified_margin`.
-
-    Returns:
-        ``(N,)``: the last radius that was itself certified, 0 where none was. A lower bound of the true radius.
+    The first radius is ``start``, doubled while certified up to ``max_radius``; ``tol`` is the width at which the
+    bisection ends; other arguments as for :func:`certified_margin`.
 
     Example:
         >>> network = nn.Linear(2, 2, bias=False)
@@ -146,22 +120,9 @@ def last_layer_zonotope(
     upper: Bound = 1.0,
     slope: Slope = None,
 ) -> LastLayer:
-    """Center and generators before the last linear layer, to state certified margins as a convex program.
+    """Center and generators before the last linear layer, in one batch, to state margins as a convex program.
 
-    Args:
-        network: One tensor in, logits out; its last step must be a ``Linear`` module.
-        inputs: Centers of the balls, ``(N, ...)``.
-        radius: One number, or one for each input.
-        parameters: Replaces parameters of the network by name.
-        lower: As for :func:`certified_margin`.
-        upper: As for :func:`certified_margin`.
-        slope: As for :func:`certified_margin`.
-
-    Returns:
-        The zonotope and the name of the layer. All inputs are in one batch.
-
-    Raises:
-        UnsupportedError: The last step is something else.
+    Arguments as for :func:`certified_margin`; an UnsupportedError where the last step is no ``Linear`` module.
     """
     certifier = Certifier(network, inputs, None, lower=lower, upper=upper, slope=slope)
     traced, known = certifier.traced, {certifier.traced.input: certifier.ball(certifier.as_radii(radius))}

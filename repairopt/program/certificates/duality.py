@@ -56,11 +56,8 @@ class DualBound:
 def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: float | None = None) -> DualBound:
     """Bound ``f(delta) - f*`` from above by the formula of this module, with the multipliers that it used.
 
-    Args:
-        program: Continuous program, or one whose integrality is ignored. Not modified.
-        delta: A point, feasible or not.
-        row_duals: Multipliers ``(m,)`` in the convention of :mod:`repairopt.program.program`; any numbers.
-        deficit: What :func:`curvature_deficit` returned for this Hessian, where known.
+    Integrality is ignored; ``delta`` need not be feasible and ``row_duals (m,)`` may be any numbers. ``deficit`` is
+    what :func:`curvature_deficit` returned for this Hessian, where known.
     """
     usable = np.where(row_duals > 0, np.isfinite(program.upper), np.isfinite(program.lower)) & np.isfinite(row_duals)
     duals, anchor = np.where(usable, row_duals, 0.0), delta

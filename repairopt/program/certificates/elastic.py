@@ -66,16 +66,9 @@ def least_violation(
 ) -> LeastViolation:
     """Find the point within the bounds that violates the rows least. The objective plays no part.
 
-    Violations up to 1e-9 times the size of the row's side count as 0.
-
-    Args:
-        program: Any kind; integer variables stay integer. Not modified.
-        measure: ``"sum"`` violates few rows, ``"max"`` spreads the violation over many.
-        solver: Back end for the linear programs; HiGHS unless given.
-        time_limit: Seconds for each of the linear programs.
-
-    Raises:
-        SolverError: The back end did not solve the elastic program, which always has a solution.
+    ``"sum"`` violates few rows, ``"max"`` spreads the violation over many; those up to 1e-9 times the size of the row's
+    side count as 0. Integer variables stay integer. ``time_limit`` is for each of the linear programs. A SolverError
+    where the back end, HiGHS unless given, did not solve the elastic program, which always has a solution.
     """
     point = None
     for point in elastic_points(program, measure=measure, solver=solver, time_limit=time_limit):

@@ -36,16 +36,12 @@ class IntegerSolution:
 
     Attributes:
         status: OPTIMAL: the gap is within the tolerance. FEASIBLE: a limit was hit, or no back end could prove more.
-            INFEASIBLE, NO_POINT and the others as for :class:`repairopt.Solution`.
         delta: The variables of the continuous program, ``(n,)``, or None where there is no point.
         chosen: For each item whether it was chosen; empty on a grid and where there is no point.
         objective: What was minimized, at ``delta``; NaN where there is no point.
         bound: Proven lower bound on it, in floating-point arithmetic; ``-inf`` where nothing was proven.
         gap: ``objective - bound`` over ``|objective|``, or that of no change where it is larger; NaN without a point.
         solver: Where the point came from: ``"incumbent"`` or the name of the back end.
-        seconds: Wall time, all together.
-        message: Native status text of the back end.
-        interrupted: Whether Ctrl-C ended the search.
     """
 
     status: Status
@@ -70,16 +66,10 @@ def solve_integer(
 ) -> IntegerSolution:
     """Find a good point, then prove how good it is and improve it.
 
-    A back end with a field ``start`` gets the point to start from, one with ``gap_tol`` the gap at which to stop; an
-    instance keeps a gap of its own. Where none is installed for the kind, the point comes back with the gap that the
-    relaxations prove.
-
-    Args:
-        integer: From :mod:`repairopt.program.integer.integer_program` or :mod:`repairopt.program.integer.weight_grid`.
-        solver: Back end for the mixed-integer program by name or instance; None chooses one.
-        time_limit: Seconds for everything, or None.
-        gap_tol: Relative gap at which the program counts as solved.
-        seed: For the search for the first point.
+    A back end with a field ``start`` gets the point to start from, one with ``gap_tol`` the relative gap at which the
+    program counts as solved; an instance keeps a gap of its own. Where none is installed for the kind, the point comes
+    back with the gap that the relaxations prove. ``time_limit`` is for everything; ``seed`` for the search for the
+    first point.
 
     Raises:
         SolverNotFoundError: The named back end is not there.

@@ -42,16 +42,7 @@ class RowOracle(Protocol):
 
 
 class DenseRows:
-    """Rows that are stored, ``lower <= matrix @ d <= upper``; the matrix is not copied.
-
-    Args:
-        matrix: ``(m, n)``, dense, float64.
-        lower: ``(m,)``, or None for none.
-        upper: ``(m,)``, or None for none.
-
-    Raises:
-        ProgramError: Sizes disagree.
-    """
+    """Rows that are stored, ``lower <= matrix (m, n) @ d <= upper``; not copied; a side may be missing."""
 
     def __init__(self, matrix: Array, lower: Array | None = None, upper: Array | None = None) -> None:
         self.matrix = matrix

@@ -42,9 +42,8 @@ class WorkingSetSolution(Solution):
     """A solution, and what it took. ``row_duals`` has the head's own rows first, then all rows of the oracle.
 
     Attributes:
-        distance: Bound on ``objective - optimum`` from the multipliers alone, see
-            ``certified_gap``; ``bound`` is the objective minus it, ``gap`` is its size over that of the
-            objective's terms.
+        distance: Bound on ``objective - optimum`` from the multipliers alone, see ``certified_gap``; ``bound`` is the
+            objective minus it, ``gap`` is its size over that of the objective's terms.
         rounds: Solves.
         passes: Times that all rows were looked at.
         largest: Most rows that a solve was given.
@@ -97,9 +96,6 @@ def solve_working_set(
         OPTIMAL when the last pass found no row outside of the working set violated; the largest violation of any row
         is in ``violation``. FEASIBLE with the inner point where a limit was hit and that point satisfies every row;
         INFEASIBLE with the ray of the rows at hand; else the status of the back end.
-
-    Raises:
-        ProgramError: The head has integer variables, or a violation is NaN.
     """
     if program_head.integer is not None:
         raise ProgramError("working set: the program has integer variables; solve it with all rows at once.")
