@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import vmap
 
 from repairopt.errors import ModelError, SpecificationError
-from repairopt.network import CACHE_BYTES, Engine, Predict, jacobian, sample_rows
+from repairopt.network import CACHE_BYTES, Engine, Predict, batched, jacobian, sample_rows
 from repairopt.specify import Constraint, Subsampled, Transferable, Undesired, labels_of, soft_value
 
 from .follow_units import Intervention, hidden_layers
@@ -162,19 +160,10 @@ def _mean_behavior(
 
                 return torch.as_tensor(undesired(predict))
 
-            behavior = _batched(one, moving.repeat_interleave(values), forced.flatten(), max(1, CACHE_BYTES // size))
+            units, chunk = moving.repeat_interleave(values), max(1, CACHE_BYTES // size)
+            behavior = batched(one, units, forced.flatten(), chunk=chunk)
             scores[moving.cpu()] = behavior.view(-1, values).mean(1).cpu()
     return scores
-
-
-def _batched(function: Callable[[Tensor, Tensor], Tensor], units: Tensor, values: Tensor, chunk: int) -> Tensor:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # vmap's slow fallback is slower than a plain loop
-            return vmap(function, chunk_size=chunk)(units, values).to(torch.float64)
-    except (RuntimeError, ValueError, TypeError, UserWarning):  # the function reads numbers out of tensors
-        pairs = zip(units, values, strict=True)
-        return torch.stack([function(unit, value).to(torch.float64).reshape(()) for unit, value in pairs])
 
 
 def _slope(engine: Engine, how: Gradient, goal: Any, constraints: Sequence[Any], seed: int) -> tuple[Tensor, str]:

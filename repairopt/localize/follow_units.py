@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from repairopt.errors import ModelError, SpecificationError
+from repairopt.network import run_and_keep
 
-from .trace_layers import Layer, LayerGraph, run_and_keep, unknown
+from .trace_layers import Layer, LayerGraph, unknown
 
 
 def incoming(graph: LayerGraph, name: str, units: Sequence[int], bias: bool) -> dict[str, Tensor]:
@@ -142,7 +143,7 @@ class Intervention:
     def before(self, inputs: Tensor) -> dict[fx.Node, Any]:
         """Values of the unchanged network that the intervention and what follows need."""
         assert self.graph.graph is not None
-        kept = run_and_keep(self.graph.graph, self.wanted, self.graph.convert(inputs))[1]
+        kept = run_and_keep(self.graph.graph, self.graph.convert(inputs), self.wanted)[1]
         kept[self.units] = kept[self.units].movedim(self.axis, 0).contiguous()  # a row for each unit
         return kept
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError
-from repairopt.network import Engine, ForwardFunction
+from repairopt.network import Engine, ForwardFunction, run_and_keep
 from repairopt.specify import inputs_of
 
 FUNCTIONS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv"}
@@ -115,8 +115,7 @@ class LayerGraph:
             raise ModelError(f"{self.what}: torch.fx cannot trace it, so who reads which unit is unknown. {REMEDY}")
         few = self._few()
         plain = self.engine.predict()(few)
-        with torch.no_grad():
-            output, kept = run_and_keep(self.graph, set(self.graph.graph.nodes), few)
+        output, kept = run_and_keep(self.graph, few)
         if not torch.allclose(output, plain, rtol=1e-5, atol=1e-6):
             raise ModelError(f"{self.what}: its torch.fx trace and a plain run disagree. {REMEDY}")
         return kept
@@ -198,20 +197,6 @@ class LayerGraph:
             f"{self.what}: the shape of its inputs is not known, and is needed to see which weights read which units. "
             f"Pass inputs=... (a few rows are enough) or the goal."
         )
-
-
-def run_and_keep(graph: fx.GraphModule, wanted: set[fx.Node], inputs: Tensor) -> tuple[Any, dict[fx.Node, Any]]:
-    """Run a graph on inputs; its output, and the values of the wanted nodes."""
-    kept: dict[fx.Node, Any] = {}
-
-    class Keeper(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in wanted:
-                kept[n] = value
-            return value
-
-    return Keeper(graph).run(inputs), kept
 
 
 def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:

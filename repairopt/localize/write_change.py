@@ -85,7 +85,6 @@ def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArr
             f"start: expected a mapping from names of parameters to changes, a Repair or a Patch; got "
             f"{type(start).__name__}."
         )
-    pieces = []
     for name, change in start.items():
         shape = tuple(parameters[name].shape) if name in parameters else None
         if shape is None or tuple(getattr(change, "shape", ())) != shape:
@@ -100,8 +99,4 @@ def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArr
                 f"start['{name}'] changes {int((fixed != 0).sum())} weights that weights= does not let change; pass "
                 f"the weights= of the repair that made it."
             )
-    for name, positions in location.indices.items():
-        change = start.get(name)
-        flat = torch.zeros(parameters[name].numel()) if change is None else torch.as_tensor(change).reshape(-1)
-        pieces.append(flat.detach().double().cpu()[positions.cpu()])
-    return torch.cat(pieces).numpy()
+    return gather_moved(location, {name: torch.as_tensor(change).detach() for name, change in start.items()})

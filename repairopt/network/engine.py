@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +67,16 @@ class Remembering(Predictor):
         if key not in self.outputs:
             self.outputs[key] = super().__call__(inputs)
         return self.outputs[key]
+
+
+def batched(function: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tensor:
+    """A scalar function at each row of its arguments, in float64; by ``vmap`` where that can, else one by one."""
+    if len(rows[0]) > 1:
+        # The function may read numbers out of tensors; vmap's fallback, of which it warns, is slower than a loop.
+        with suppress(RuntimeError, ValueError, TypeError, UserWarning), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            return vmap(function, chunk_size=chunk)(*rows).to(torch.float64)
+    return torch.stack([function(*row).to(torch.float64).reshape(()) for row in zip(*rows, strict=True)])
 
 
 class Engine(ChangedNetwork):
@@ -164,9 +175,8 @@ class Engine(ChangedNetwork):
                 seen.append(inputs.shape[0] * self._engine.widest(inputs))
                 return super().__call__(inputs)
 
-        function(
-            Watching(self, self.as_delta(None), frozen=True)
-        )  # fills the caches outside of vmap, and shows how large the runs are
+        # Fills the caches outside of vmap, and shows how large the runs are:
+        function(Watching(self, self.as_delta(None), frozen=True))
         size = max(seen, default=1) * deltas.element_size() * 3
         chunk = max(1, min(self.memory_limit // size, max(1, CACHE_BYTES // size), len(deltas)))
 
@@ -175,13 +185,7 @@ class Engine(ChangedNetwork):
             return found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.float64)
 
         with torch.no_grad():
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", UserWarning)  # vmap's slow fallback is slower than a plain loop
-                    batch = vmap(one, chunk_size=chunk)
-                    return batch(deltas).to(torch.float64) if len(deltas) > 1 else one(deltas[0]).double()[None]
-            except (RuntimeError, ValueError, TypeError, UserWarning):  # the function reads numbers out of tensors
-                return torch.stack([one(delta).to(torch.float64).reshape(()) for delta in deltas])
+            return batched(one, deltas, chunk=chunk)
 
     def frontier(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Activations where the first changed weight enters, one row for each sample."""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .candidate import Array
 from .engine import Engine
 
-Array = npt.NDArray[np.float64]
 MOST = 20_000  # samples whose features are looked at
 RIDGE = 1e-3  # of the mean variance, added to all
 

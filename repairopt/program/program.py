@@ -24,11 +24,8 @@ import numpy.typing as npt
 
 from repairopt.errors import ProgramError
 
-from .hessian import LowRankHessian
-from .rows import Source
-
-Array = npt.NDArray[np.float64]
-Matrix = Any  # a dense float64 array or a scipy.sparse matrix
+from .hessian import Array, Hessian
+from .rows import Matrix, Source
 
 
 class Kind(StrEnum):
@@ -41,9 +38,6 @@ class Kind(StrEnum):
 
     def __str__(self) -> str:
         return self.value
-
-
-Hessian = Array | LowRankHessian
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from .hessian import Array
+
+Matrix = Any  # a dense float64 array or a scipy.sparse matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,20 +37,17 @@ class Rows:
 
 def stack_rows(first: Rows, second: Rows) -> Rows:
     """Both sets of rows, one below the other."""
-    if hasattr(first.matrix, "tocsr") or hasattr(second.matrix, "tocsr"):
-        from scipy import sparse
+    both = {name: np.concatenate([vars(first)[name], vars(second)[name]]) for name in ("lower", "upper", "price")}
+    return Rows(below(first.matrix, second.matrix), sources=first.sources + second.sources, **both)
 
-        matrix = sparse.vstack([sparse.csr_matrix(first.matrix), sparse.csr_matrix(second.matrix)], format="csr")
-    else:
-        matrix = np.vstack([first.matrix, second.matrix])
-    join = np.concatenate
-    return Rows(
-        matrix,
-        join([first.lower, second.lower]),
-        join([first.upper, second.upper]),
-        join([first.price, second.price]),
-        first.sources + second.sources,
-    )
+
+def below(first: Matrix, second: Matrix) -> Matrix:
+    """One matrix below the other, sparse where one of them is."""
+    if not (hasattr(first, "tocsr") or hasattr(second, "tocsr")):
+        return np.vstack([first, second])
+    from scipy import sparse
+
+    return sparse.vstack([sparse.csr_matrix(first), sparse.csr_matrix(second)], format="csr")
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
+from repairopt.program import Array
 
-Array = npt.NDArray[np.float64]
 RIDGES = np.concatenate([[0.0], np.logspace(-9.0, 2.0, 23)])  # candidates, relative to the mean squared singular value
 
 
@@ -31,38 +30,6 @@ class QuadraticFit(NamedTuple):
     ridge: float
 
 
-def fit_quadratic(
-    points: npt.ArrayLike, values: npt.ArrayLike, *, ridge: float | None = 0.0, center_weight: float = 1.0
-) -> tuple[Array, Array, float]:
-    """``(H, g, c)`` of ``1/2 u'Hu + g'u + c`` fitted to values ``(m,)`` at points ``(m, n)`` in any position.
-
-    ``ridge`` penalizes the squared Frobenius norm of ``H``, relative to the mean squared singular value of its features
-    once the points are scaled to the unit box; None chooses it by leave-one-out cross-validation. Samples at the origin
-    weigh ``center_weight``, others 1; ``inf`` makes the model exact there.
-
-    Raises:
-        SpecificationError: Sizes disagree, NaN, fewer samples than unknowns, or no sample at the origin to be exact at.
-    """
-    points, values = np.asarray(points, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if points.ndim != 2 or values.shape != points.shape[:1]:
-        raise SpecificationError(
-            f"fit_quadratic: points have shape {points.shape} and values {values.shape}; expected (m, n) and (m,)."
-        )
-    if not (np.all(np.isfinite(points)) and np.all(np.isfinite(values))):
-        raise SpecificationError("fit_quadratic: NaN or infinite numbers in points or values. Drop those samples.")
-    count, n = points.shape
-    need = unknowns(n)
-    if count < need:
-        raise SpecificationError(
-            f"fit_quadratic: {count} samples for {need} unknowns of a quadratic in {n} variables. "
-            f"Pass at least {need} samples, or fit fewer variables."
-        )
-    size = float(np.max(np.abs(points), initial=0.0)) or 1.0
-    fit = fit_samples(points / size, values, ridge=ridge, center_weight=center_weight)
-    assert fit.hessian is not None
-    return fit.hessian / size**2, fit.gradient / size, fit.constant
-
-
 def unknowns(n: int) -> int:
     """Number of coefficients of a quadratic in ``n`` variables."""
     return (n + 1) * (n + 2) // 2
@@ -71,15 +38,16 @@ def unknowns(n: int) -> int:
 def fit_samples(
     points: Array, values: Array, *, ridge: float | None, center_weight: float, gradient: Array | None = None
 ) -> QuadraticFit:
-    """Fit a full quadratic to samples within the unit box, in any position; see :func:`fit_quadratic`.
+    """Fit a full quadratic to values ``(m,)`` of samples ``(m, n)`` within the unit box, in any position.
 
-    ``gradient`` is ``g`` where it is known. A SpecificationError where the model is to be exact at the origin and no
-    sample is there.
+    ``ridge`` penalizes the squared Frobenius norm of ``H``, relative to the mean squared singular value of its
+    features; None chooses it by leave-one-out cross-validation. Samples at the origin weigh ``center_weight``, others
+    1; ``inf`` makes the model exact there: a SpecificationError without any. ``gradient`` is ``g`` where it is known.
     """
     count, n = points.shape
     center = ~np.any(points, axis=1)
     if np.isinf(center_weight) and not center.any():
-        raise SpecificationError("fit_quadratic: center_weight is inf, but no sample is at the origin. Add one.")
+        raise SpecificationError("surrogate: center_weight is inf, but no sample is at the origin. Add one.")
     fixed = float(values[center].mean()) if np.isinf(center_weight) else None
     rows = ~center if fixed is not None else np.ones(count, dtype=bool)
     weight = np.where(center, 1.0 if fixed is not None else np.sqrt(center_weight), 1.0)[rows, None]

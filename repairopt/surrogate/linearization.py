@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from repairopt.network import Engine, Remembering, identity, jacobian, sample_rows, tangent
-from repairopt.program import Rows, Source
+from repairopt.program import Array, Rows, Source
 from repairopt.specify import (
     Constraint,
     SampleConstraint,
@@ -28,7 +28,6 @@ from repairopt.specify import (
     soft_margins,
 )
 
-Array = npt.NDArray[np.float64]
 Picks = dict[int, npt.NDArray[np.int64]]  # for each constraint, by position, the margins chosen
 
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Engine, Predict, hessian, jacobian
+from repairopt.program import Array
 from repairopt.specify import Differentiable, Property, Residuals, SignedParts
-
-Array = npt.NDArray[np.float64]
 
 
 def sobol_design(n: int, count: int, seed: int) -> Array:

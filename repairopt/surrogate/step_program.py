@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import ProgramError
-from repairopt.program import Hessian, LowRankHessian, Matrix, Program, Rows, stack_rows
+from repairopt.program import Array, Hessian, LowRankHessian, Matrix, Program, Rows, padded, stack_rows
 
 from .quadratic import Surrogate
-
-Array = npt.NDArray[np.float64]
 
 
 def build_program(
@@ -40,7 +38,7 @@ def build_program(
         gradient = np.concatenate([gradient, both.price[soft]])
         lower = np.concatenate([lower, np.zeros(len(soft))])
         upper = np.concatenate([upper, np.full(len(soft), np.inf)])
-        hessian = _padded(hessian, len(soft))
+        hessian = padded(hessian, len(soft))
     return Program(
         gradient=gradient,
         hessian=hessian,
@@ -79,12 +77,3 @@ def _with_slacks(rows: Rows, soft: npt.NDArray[np.int64]) -> Matrix:
     dense = np.zeros((len(rows), count))
     dense[soft, np.arange(count)] = 1.0
     return np.hstack([rows.matrix, dense])
-
-
-def _padded(hessian: Hessian | None, count: int) -> Hessian | None:
-    if hessian is None:
-        return None
-    if isinstance(hessian, LowRankHessian):
-        diagonal = np.concatenate([hessian.diagonal, np.zeros(count)])
-        return LowRankHessian(diagonal, np.vstack([hessian.factor, np.zeros((count, hessian.factor.shape[1]))]))
-    return np.pad(hessian, (0, count))

@@ -8,15 +8,14 @@ from math import ceil, isfinite
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
+from repairopt.program import Array
 from repairopt.specify import Differentiable, Property, Residuals
 
 from .least_squares import Pairs, QuadraticFit, fit_diagonal_low_rank, fit_samples, unknowns
 from .sample_property import PropertySampler, sobol_design
 
-Array = npt.NDArray[np.float64]
 KINDS = ("full", "gradient_hessian", "hessian", "gauss_newton", "diagonal_low_rank", "linear")
 BUDGET = 4000  # samples that a fit may take unless settings.samples says otherwise
 DENSE = 500  # weights up to which a Gauss-Newton Hessian is formed

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from repairopt.errors import ModelError, UnsupportedError
 from repairopt.network.model_checks import shadow
+from repairopt.network.split_graph import parameters_read
 
 from .zonotope_layers import Call, Zonotope, relaxation_of, replaced
 
@@ -74,7 +75,8 @@ class TracedNetwork:
         identities = set(self._replacements(dict.fromkeys(changed, torch.empty(0))))
         found: set[fx.Node] = set()
         for node in self.nodes:
-            if any(parent in found for parent in node.all_input_nodes) or identities & self._reads(node):
+            reads = parameters_read(self.network, node)
+            if any(parent in found for parent in node.all_input_nodes) or identities & reads:
                 found.add(node)
         return [node for node in self.nodes if node in found]
 
@@ -107,13 +109,6 @@ class TracedNetwork:
             known = ", ".join(list(self.original)[:12])
             raise ModelError(f"{self.what}: has no parameter '{unknown[0]}'. Its parameters: {known}.")
         return {id(self.original[name]): value for name, value in parameters.items()}
-
-    def _reads(self, node: fx.Node) -> set[int]:
-        if node.op == "get_attr":
-            return {id(operator.attrgetter(str(node.target))(self.network))}
-        if node.op == "call_module":
-            return {id(value) for value in self.network.get_submodule(str(node.target)).parameters()}
-        return set()
 
     def _is_chain(self) -> bool:
         """Whether no two branches meet, so that generators need not keep their column."""

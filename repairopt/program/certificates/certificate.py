@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -156,23 +157,13 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
     if point is None or np.shape(point) != (program.n,) or not np.all(np.isfinite(point)):
         return Certificate(CertificateVerdict.NOT_CERTIFIED, ("there is no finite point to check",), tol, exact)
     delta = np.asarray(point, dtype=np.float64)
-    found = _primal(program, delta, tol, exact)
+    violation, relative = violations(program, delta, np.asarray(program.matrix @ delta), floor=0.0)
+    known: Any = {"violation": violation, "relative_violation": relative, "objective": program.objective(delta)}
+    found = Certificate(CertificateVerdict.NOT_CERTIFIED, tol=tol, exact=exact, **known)
     found, known = _dual(program, solution, delta, found)
     found = _exactly(program, delta, found, known) if exact else found
     found = _claimed_bound(program, solution, delta, found)
     return _judged(program, found)
-
-
-def _primal(program: Program, delta: Array, tol: float, exact: bool) -> Certificate:
-    violation, relative = violations(program, delta, np.asarray(program.matrix @ delta), floor=0.0)
-    return Certificate(
-        CertificateVerdict.NOT_CERTIFIED,
-        tol=tol,
-        exact=exact,
-        violation=violation,
-        relative_violation=relative,
-        objective=program.objective(delta),
-    )
 
 
 def _dual(
@@ -193,6 +184,7 @@ def _dual(
             return replace(found, reasons=(*found.reasons, text)), None
     duals = np.asarray(duals, dtype=np.float64)
     known = dual_bound(program, delta, duals, deficit=deficit)
+    seen = residuals(program, delta, duals, solution.bound_duals if origin == "back end" else None)
     found = replace(
         found,
         gap=known.gap,
@@ -201,23 +193,12 @@ def _dual(
         duals=origin,
         bound_from="certificate" if np.isfinite(known.gap) else "none",
         row_duals=known.row_duals,
-    )
-    return _conditions(program, delta, duals, solution.bound_duals, found), known
-
-
-def _conditions(
-    program: Program, delta: Array, duals: Array, bound_duals: Array | None, found: Certificate
-) -> Certificate:
-    """Stationarity, signs and complementary slackness."""
-    given = bound_duals if bound_duals is not None and found.duals == "back end" else None
-    seen = residuals(program, delta, duals, given)
-    return replace(
-        found,
         dual_residual=seen.stationarity,
         relative_dual_residual=seen.relative_stationarity,
         sign_violation=seen.sign_violation,
         complementarity=seen.complementarity,
     )
+    return found, known
 
 
 def _exactly(program: Program, delta: Array, found: Certificate, known: DualBound | None) -> Certificate:

@@ -101,7 +101,7 @@ def solve_working_set(
         raise ProgramError("working set: the program has integer variables; solve it with all rows at once.")
     inner = np.clip(np.zeros(program_head.n) if start is None else start, *program_head.bounds())
     batch = batch or (200 if program_head.n > 5000 else min(500, max(200, program_head.n // 2)))
-    loop = _Loop(program_head, rows, solver, _Options(batch, feasibility_tol, gap_tol), inner)
+    loop = _Loop(program_head, rows, solver, batch, feasibility_tol, gap_tol, inner)
     deadline = None if time_limit is None else time.perf_counter() + time_limit
     loop.begin()
     while True:
@@ -118,13 +118,6 @@ def solve_working_set(
         loop.update(new)
 
 
-@dataclass(frozen=True)
-class _Options:
-    batch: int
-    feasibility_tol: float
-    gap_tol: float
-
-
 @dataclass(eq=False)
 class _Loop:
     """The rows at hand, the inner point, and the counts."""
@@ -132,7 +125,9 @@ class _Loop:
     head: Program
     oracle: RowOracle
     solver: Any
-    options: _Options
+    batch: int
+    feasibility_tol: float
+    gap_tol: float
     inner: Array
     inside: Array = field(default_factory=lambda: np.zeros(0))  # violations at the inner point, or above them
     excess: Array = field(default_factory=lambda: np.zeros(0))  # violations at the last solution
@@ -152,7 +147,7 @@ class _Loop:
 
     def begin(self) -> None:
         """All rows where they are few, else those that are tightest at the start."""
-        batch, m = self.options.batch, self.oracle.m
+        batch, m = self.batch, self.oracle.m
         first = np.arange(m)
         few = m <= 5 * self.head.n and m * self.head.n <= FEW
         if m > batch and not few:
@@ -164,11 +159,8 @@ class _Loop:
         """One solve with the rows at hand; wider where unbounded, another back end where the default one fails."""
         self.rounds, started = self.rounds + 1, time.process_time()
         self._solve(self.solver, time_limit)
-        if (
-            self.solution.status is Status.UNBOUNDED
-            and self.reach == np.inf
-            and self.oracle.m > len(self.working.index)
-        ):
+        unbounded = self.solution.status is Status.UNBOUNDED and self.reach == np.inf
+        if unbounded and self.oracle.m > len(self.working.index):
             self.reach = REACH
             self._solve(self.solver, time_limit)
         if self.solution.status is Status.FAILED and self.solver is None:
@@ -205,7 +197,7 @@ class _Loop:
         if self.solution.objective > self.dropped_at + RISE * (1.0 + abs(self.solution.objective)):
             self.dropped_at = self.solution.objective
             self.working.drop(self.excess[self.working.index])
-        batch, lacks = self.options.batch, self.excess[bad]
+        batch, lacks = self.batch, self.excess[bad]
         inside = self.inside if len(self.inside) else np.zeros(self.oracle.m)
         room = np.maximum(-inside[bad], 0.0)
         when = room / (room + lacks)
@@ -229,8 +221,8 @@ class _Loop:
 
     def tighten(self) -> bool:
         """Ask for more accuracy, once, where the gap or the violation of a row at hand is too large."""
-        wide = certified_gap(self.program, self.solution) > self.options.gap_tol * (1.0 + abs(self.solution.objective))
-        off = self.excess.max(initial=0.0) > self.options.feasibility_tol
+        wide = certified_gap(self.program, self.solution) > self.gap_tol * (1.0 + abs(self.solution.objective))
+        off = self.excess.max(initial=0.0) > self.feasibility_tol
         if self.loose is not None or not (wide or off):
             return False
         backend: Any = find_solver(self.program, self.solver)
@@ -263,7 +255,7 @@ class _Loop:
         self.excess = self._pass(self.inner)
         lack = max(float(self.excess.max(initial=0.0)), self.head.violation(self.inner))
         found: Any = {"message": text, "bound": bound, "solver": self.solution.solver}
-        if lack > self.options.feasibility_tol:
+        if lack > self.feasibility_tol:
             return self._result(Solution(Status.NO_POINT, **found))
         value = self.head.objective(self.inner)
         return self._result(Solution(Status.FEASIBLE, self.inner, value, **found))
@@ -314,6 +306,6 @@ class _Loop:
         return found
 
     def _bad(self) -> Index:
-        bad = self.excess > self.options.feasibility_tol
+        bad = self.excess > self.feasibility_tol
         bad[self.working.index] = False
         return np.flatnonzero(bad)
