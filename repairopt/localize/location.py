@@ -174,8 +174,6 @@ class _Search:
         pairs = [(first, other) for other, first in self.graph.names.items() if other != first]
         return "".join(f"; {first} is shared as {other}" for first, other in pairs if first in found.indices)
 
-    # ---------------------------------------------------------------- by name
-
     def _name(self, name: str) -> str:
         """The first name of a floating-point parameter."""
         if name not in self.graph.names:
@@ -257,8 +255,6 @@ class _Search:
             if how.scores is not None and (name not in how.scores or len(how.scores[name]) != len(given)):
                 raise SpecificationError(f"location: expected {len(given)} scores for '{name}', one for each position.")
         return Location(indices, how.scores, how.method)
-
-    # ---------------------------------------------------------------- by neuron
 
     def _around(self, weights: str, layer: str, units: Sequence[int], bias: bool = False) -> dict[str, Tensor]:
         if weights not in ("outgoing", "incoming"):

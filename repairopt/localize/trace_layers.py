@@ -69,8 +69,6 @@ class LayerGraph:
         self.at = {node: layer for node in nodes if (layer := self._layer_at(node)) is not None}
         self.layers = self._called() if self.graph is None else list(self.at.values())
 
-    # ---------------------------------------------------------------- layers
-
     @property
     def affine(self) -> list[Layer]:
         """The linear and convolutional layers, in execution order."""
@@ -106,8 +104,6 @@ class LayerGraph:
         layer = self.at.get(next(iter(node.users))) if len(node.users) == 1 else None
         return layer if layer is not None and layer.kind == "linear" and _node(layer).args[0] is node else None
 
-    # ---------------------------------------------------------------- values
-
     @cached_property
     def values(self) -> dict[fx.Node, Any]:
         """The value of every node on three example inputs; a ModelError where these, or the trace, are missing."""
@@ -132,8 +128,6 @@ class LayerGraph:
         """Inputs on the model's device and, unless they are indices for an embedding, in its dtype."""
         inputs = inputs.detach().to(self.engine.device)
         return inputs.to(self.engine.dtype) if inputs.is_floating_point() or not self._embeds else inputs
-
-    # ---------------------------------------------------------------- inside
 
     def _layer_at(self, node: fx.Node) -> Layer | None:
         if node.op == "call_module":

@@ -159,7 +159,12 @@ def check_inputs(
     if not x.is_floating_point() and not integers:
         x = x.to(torch.float32)
     if not bool(torch.isfinite(x.detach().sum())):  # one pass; the sum of large numbers may be infinite as well
-        _refuse_not_finite(owner, x.detach())
+        bad = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
+        if bool(bad.any()):
+            raise SpecificationError(
+                f"{owner}: {int(bad.sum())} of {len(x)} inputs hold NaN or infinite numbers, the first is row "
+                f"{int(bad.nonzero()[0])}. Drop or impute them."
+            )
     if labels is None:
         return x, None
     y = torch.as_tensor(labels)
@@ -173,16 +178,6 @@ def check_inputs(
     y = y.to(torch.int64)
     check_labels(owner, y, classes)
     return x, y
-
-
-def _refuse_not_finite(owner: str, x: Tensor) -> None:
-    bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise SpecificationError(
-            f"{owner}: {int(bad.sum())} of {x.shape[0]} inputs hold NaN or infinite numbers, the first is row {first}. "
-            f"Drop or impute them."
-        )
 
 
 def check_labelled(owner: str, inputs: Any, labels: Any, *, integers: bool = False) -> tuple[Tensor, Tensor]:

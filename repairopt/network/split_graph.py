@@ -101,7 +101,9 @@ def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[fx.Node, Any
     if nodes[-1] not in late:
         return None
     suffix = _subgraph(traced, [node for node in nodes if node in late], frontier)
-    before = _ancestors(frontier)
+    before = set(frontier)
+    for node in reversed(nodes):
+        before |= set(node.all_input_nodes if node in before else ())
     early = [node for node in nodes if node in before]
     prefix = None if frontier == inputs else _subgraph(traced, early, [], frontier)
     sizes = [seen[0][node].numel() // 3 for node in late if node in per_sample and node.op != "output"]
@@ -120,17 +122,6 @@ def parameters_read(network: nn.Module, node: fx.Node) -> set[int]:
 def _is_per_sample(seen: list[dict[fx.Node, Any]], node: fx.Node) -> bool:
     values = [(record.get(node), size) for record, size in zip(seen, (3, 5), strict=True)]
     return all(isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size for value, size in values)
-
-
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
 
 
 def _subgraph(

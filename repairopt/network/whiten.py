@@ -31,7 +31,8 @@ class Whitening:
 
     def colored(self, u: Array) -> Array:
         """From white coordinates to a weight change, ``(n,)``."""
-        return self._flat(u.reshape(self.outputs, -1) @ self.root)
+        rows = u.reshape(self.outputs, -1) @ self.root
+        return np.concatenate([rows[:, :-1].ravel(), rows[:, -1]]) if self.bias else np.asarray(rows.ravel())
 
     def whitened(self, delta: Array) -> Array:
         """From a weight change to white coordinates."""
@@ -47,11 +48,6 @@ class Whitening:
             return delta.reshape(self.outputs, -1)
         cut = len(delta) - self.outputs
         return np.hstack([delta[:cut].reshape(self.outputs, -1), delta[cut:, None]])
-
-    def _flat(self, rows: Array) -> Array:
-        if not self.bias:
-            return np.asarray(rows.ravel())
-        return np.concatenate([rows[:, :-1].ravel(), rows[:, -1]])
 
 
 def whitening(engine: Engine, inputs: Sequence[Tensor]) -> Whitening | None:

@@ -43,8 +43,9 @@ def run_solver(
         check_convex(program)
     started = time.perf_counter()
     if scaled:
-        scale = equilibrate(program)
-        answer = scale.restore(_native(_started(backend, scale.start), scale.program, time_limit, isolate))
+        scale, start = equilibrate(program), getattr(backend, "start", None)
+        backend = with_options(backend, start=None if start is None else scale.start(start))
+        answer = scale.restore(_native(backend, scale.program, time_limit, isolate))
     else:
         answer = _native(backend, program, time_limit, isolate)
     seconds = time.perf_counter() - started
@@ -97,12 +98,6 @@ def _native(backend: Any, program: Program, time_limit: float | None, isolate: b
             f"'{backend.name}' crashed on a {program.kind} with {program.n} variables and {program.m} rows: "
             f"{type(error).__name__}: {error}. Try another solver: {', '.join(available_solvers(program.kind))}."
         ) from error
-
-
-def _started(backend: Any, scale: Any) -> Any:
-    """The back end with its point to start from, where it has one, in scaled variables."""
-    start = getattr(backend, "start", None)
-    return backend if start is None else with_options(backend, start=scale(start))
 
 
 def _check_shapes(program: Program, solution: Any, name: str) -> None:

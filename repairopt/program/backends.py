@@ -70,9 +70,11 @@ def available_solvers(kind: Kind | str | None = None) -> list[str]:
 def preferred_solvers(program: Program) -> list[str]:
     """Names of the installed back ends that may be chosen for a program without being asked for, best first.
 
-    A back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out.
+    A back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out; one that states none
+    comes after those that do.
     """
-    rated = [(_preference(load_solver(name), program), name) for name in available_solvers(program.kind)]
+    rules = {name: getattr(load_solver(name), "preference", None) for name in available_solvers(program.kind)}
+    rated = [(1000.0 if rule is None else float(rule(program)), name) for name, rule in rules.items()]
     return [name for rate, name in sorted(rated) if np.isfinite(rate)]
 
 
@@ -127,9 +129,3 @@ def _registered() -> dict[str, EntryPoint]:
 @cache
 def _installed(module: str) -> bool:
     return find_spec(module) is not None
-
-
-def _preference(backend: Any, program: Program) -> float:
-    """Smaller is preferred. A back end states its own rule; one that states none comes after those that do."""
-    rule = getattr(backend, "preference", None)
-    return float(rule(program)) if rule is not None else 1000.0

@@ -27,19 +27,7 @@ from .backends import available_solvers, find_solver, preferred_solvers
 from .memory import check_memory
 from .program import Program
 from .rechecking import violations
-from .solution import Attempt, NamedDual, Solution, Solver, Status
-
-__all__ = [
-    "Attempt",
-    "NamedDual",
-    "Solution",
-    "Solver",
-    "Status",
-    "available_solvers",
-    "find_solver",
-    "preferred_solvers",
-    "solve",
-]
+from .solution import Attempt, Solution, Solver, Status
 
 FEW_AT_ALL = 100_000  # entries up to which a working set never pays, however many rows there are
 

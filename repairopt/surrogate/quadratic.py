@@ -18,8 +18,6 @@ from .least_squares import rank_correlation
 from .sample_property import PropertySampler, random_design
 from .surrogate_kinds import FITS, Coefficients, SurrogateSettings, choose_kind
 
-__all__ = ["FitError", "LowRankHessian", "Surrogate", "SurrogateSettings", "fit_surrogate"]
-
 RADIUS_STEP = 3.0  # between the radii at which an untrusted fit is tried again
 MIN_FRESH = 64  # fresh samples at least: a rank correlation of 64 has a standard error of about 0.1
 

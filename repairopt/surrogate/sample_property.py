@@ -105,14 +105,8 @@ class PropertySampler:
         """Residuals ``(q,)`` from ``goal.signed_hard`` where it exists, else the given soft ones."""
         if not isinstance(self.goal, SignedParts):
             return residuals
-        found = (
-            torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
-            .detach()
-            .cpu()
-            .double()
-            .numpy()
-            .reshape(-1)
-        )
+        hard = torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
+        found = hard.detach().cpu().double().numpy().reshape(-1)
         if found.shape != residuals.shape:
             raise SpecificationError(
                 f"goal '{self.goal.name}': signed_hard returned {found.size} numbers and residuals {residuals.size}; "

@@ -114,21 +114,6 @@ def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bo
     return "full" if full else "diagonal_low_rank" if 2.5 * n + 1 <= settings.budget else "linear"
 
 
-def fit_full(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
-    """All coefficients from samples."""
-    return _fit_dense(sampler, settings, radius, None)
-
-
-def fit_gradient_hessian(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
-    """Gradient of the soft value; Hessian from samples."""
-    return _fit_dense(sampler, settings, radius, sampler.gradient())
-
-
-def fit_hessian(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
-    """Gradient and Hessian of the soft value; the constant is the hard value, which targets are compared with."""
-    return Coefficients(sampler.hessian(), sampler.gradient(), sampler.start, 2)
-
-
 def fit_gauss_newton(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
     """``|r0 + J u|^2``, never negative: a model of the square of the property, or of the property if that is ``r'r``.
 
@@ -193,10 +178,11 @@ def fit_linear(sampler: PropertySampler, settings: SurrogateSettings, radius: fl
     return Coefficients(None, slope / radius, sampler.start, 2 * len(pairs.points) + 1, ridge)
 
 
+# The constant of "hessian" is the hard value, which targets are compared with.
 FITS: dict[str, Callable[[PropertySampler, SurrogateSettings, float], Coefficients]] = {
-    "full": fit_full,
-    "gradient_hessian": fit_gradient_hessian,
-    "hessian": fit_hessian,
+    "full": lambda sampler, settings, radius: _fit_dense(sampler, settings, radius, None),
+    "gradient_hessian": lambda sampler, settings, radius: _fit_dense(sampler, settings, radius, sampler.gradient()),
+    "hessian": lambda sampler, _, __: Coefficients(sampler.hessian(), sampler.gradient(), sampler.start, 2),
     "gauss_newton": fit_gauss_newton,
     "diagonal_low_rank": fit_low_rank,
     "linear": fit_linear,

@@ -22,10 +22,21 @@ Bound = float | Tensor
 
 
 class Certifier:
-    """Certified margins of one set of inputs, again and again under changing weights; see certified_margin.
+    """Certified margins of one set of inputs, again and again under changing weights.
 
     What lies before the first parameter in ``changed`` is computed once for each radius and kept, within the memory
     limit; with no names there, nothing is kept and everything differentiated.
+
+    Args:
+        network: One tensor in, logits out.
+        inputs: Centers of the balls, ``(N, ...)``.
+        labels: Class indices ``(N,)``; None where only :meth:`ball` is used.
+        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
+        upper: Largest allowed input; ``inf`` for none.
+        slope: Slope of the ReLU relaxation between 0 and 1: None for least area, a number or tensor, or a dict from
+            layer (module name, or name of the traced node) to a tensor. Every choice is sound.
+        changed: Names of the parameters that will be replaced.
+        memory_limit: Bytes that generators of one batch may take, and bytes that may be kept.
 
     Raises:
         SpecificationError: Inputs or labels malformed, or inputs outside of the bounds.
@@ -49,9 +60,8 @@ class Certifier:
         first = next((p for p in self.traced.original.values() if p.is_floating_point()), self.inputs)
         self.inputs = self.inputs.to(first)
         self.labels = None if labels is None else self.labels.to(first.device)
-        self.lower, self.upper = (
-            torch.as_tensor(side, dtype=first.dtype, device=first.device) for side in (lower, upper)
-        )
+        like: Any = {"dtype": first.dtype, "device": first.device}
+        self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
         self.slope, self.memory_limit, self.changed = slope, memory_limit, frozenset(changed)
         if bool(((self.inputs < self.lower) | (self.inputs > self.upper)).any()):
             raise SpecificationError(

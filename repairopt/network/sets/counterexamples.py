@@ -39,23 +39,13 @@ class Search:
             raise SpecificationError(f"search: steps {self.steps}, restarts {self.restarts}; expected at least 1 each.")
 
 
-def attack(
-    network: nn.Module,
-    inputs: Any,
-    labels: Any,
-    radius: Any,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
-    search: Search | None = None,
-) -> tuple[Tensor, Tensor]:
+def attack(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The worst points ``(N, ...)`` that projected gradient steps find in maximum-norm balls, and margins ``(N,)``.
 
     A margin is the logit of the label minus the largest other one: at most 0 is a counterexample, above 0 says nothing.
-    Arguments as for :func:`repairopt.network.sets.zonotope.certified_margin`.
+    Options are ``parameters``, ``lower`` and ``upper``, as for certified margins, and the :class:`Search`.
     """
-    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    attacker = _Attacker(network, inputs, labels, **options)
     like: dict[str, Any] = {"dtype": attacker.inputs.dtype, "device": attacker.inputs.device}
     radii = torch.as_tensor(radius, **like).detach().expand(len(attacker.inputs))
     return attacker.run(radii, torch.arange(len(radii), device=radii.device))
@@ -66,13 +56,10 @@ def attacked_radius(
     inputs: Any,
     labels: Any,
     *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
     tol: float = 1e-3,
     start: float = 0.2,
     max_radius: float = 1.0,
-    search: Search | None = None,
+    **options: Any,
 ) -> Tensor:
     """Distance ``(N,)`` to the nearest counterexample found, an upper bound of the true robustness radius.
 
@@ -81,7 +68,7 @@ def attacked_radius(
     """
     if not (tol > 0 and start > 0 and max_radius > 0):
         raise SpecificationError(f"attacked radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0.")
-    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    attacker = _Attacker(network, inputs, labels, **options)
     low = attacker.inputs.new_zeros(len(attacker.inputs))
     high, radii = torch.full_like(low, float("inf")), torch.full_like(low, min(start, max_radius))
     high[attacker.margin(attacker.inputs, attacker.labels) <= 0] = 0.0
@@ -109,10 +96,10 @@ class _Attacker:
         inputs: Any,
         labels: Any,
         *,
-        parameters: Mapping[str, Tensor] | None,
-        lower: Bound,
-        upper: Bound,
-        search: Search | None,
+        parameters: Mapping[str, Tensor] | None = None,
+        lower: Bound = 0.0,
+        upper: Bound = 1.0,
+        search: Search | None = None,
     ) -> None:
         copy = shadow(network)
         own = {name: value.detach() for name, value in (*copy.named_parameters(), *copy.named_buffers())}
@@ -121,8 +108,7 @@ class _Attacker:
         self.inputs, self.labels = check_inputs("attack", inputs, labels)
         first = next((p for p in own.values() if p.is_floating_point()), self.inputs)
         like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
-        self.inputs = self.inputs.detach().to(**like)
-        self.labels = self.labels.to(first.device)
+        self.inputs, self.labels = self.inputs.detach().to(**like), self.labels.to(first.device)
         self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
         self.search = search or Search()
         with torch.no_grad():

@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from repairopt.errors import UnsupportedError
 
-from .certifier import MEMORY_LIMIT, Bound, Certifier
-from .propagate_zonotope import Slope
+from .certifier import Certifier
 from .zonotope_layers import Zonotope
 
 
@@ -40,17 +38,11 @@ class LastLayer(Zonotope):
     name: str = ""
 
 
+Parameters = Mapping[str, Tensor] | None
+
+
 def certified_margin(
-    network: nn.Module,
-    inputs: Any,
-    labels: Any,
-    radius: Any,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
-    slope: Slope = None,
-    memory_limit: int = MEMORY_LIMIT,
+    network: nn.Module, inputs: Any, labels: Any, radius: Any, *, parameters: Parameters = None, **options: Any
 ) -> Tensor:
     """Lower bound of ``min_j logit[label] - logit[j]`` over the part of a maximum-norm ball within bounds.
 
@@ -63,23 +55,12 @@ def certified_margin(
         labels: Class indices ``(N,)``.
         radius: One number, or one for each input.
         parameters: Replaces parameters of the network by name.
-        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
-        upper: Largest allowed input; ``inf`` for none.
-        slope: Slope of the ReLU relaxation between 0 and 1: None for least area, a number or tensor, or a dict from
-            layer (module name, or name of the traced node) to a tensor. Every choice is sound.
-        memory_limit: Bytes that generators of one batch may take.
+        **options: ``lower``, ``upper``, ``slope`` and ``memory_limit``, see :class:`Certifier`.
 
     Returns:
         ``(N,)`` in the network's dtype.
     """
-    certifier = Certifier(network, inputs, labels, lower=lower, upper=upper, slope=slope, memory_limit=memory_limit)
-    return certifier.margins(radius, parameters or {})
-
-
-def certify(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> Tensor:
-    """Whether ``(N,)`` no input of each ball can be given another label; False means "not certified", not "broken"."""
-    with torch.no_grad():
-        return certified_margin(network, inputs, labels, radius, **options) > 0
+    return Certifier(network, inputs, labels, **options).margins(radius, parameters or {})
 
 
 def certified_radius(
@@ -87,7 +68,7 @@ def certified_radius(
     inputs: Any,
     labels: Any,
     *,
-    parameters: Mapping[str, Tensor] | None = None,
+    parameters: Parameters = None,
     tol: float = 1e-3,
     start: float = 0.2,
     max_radius: float = 1.0,
@@ -111,20 +92,13 @@ def certified_radius(
 
 
 def last_layer_zonotope(
-    network: nn.Module,
-    inputs: Any,
-    radius: Any,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
-    slope: Slope = None,
+    network: nn.Module, inputs: Any, radius: Any, *, parameters: Parameters = None, **options: Any
 ) -> LastLayer:
     """Center and generators before the last linear layer, in one batch, to state margins as a convex program.
 
     Arguments as for :func:`certified_margin`; an UnsupportedError where the last step is no ``Linear`` module.
     """
-    certifier = Certifier(network, inputs, None, lower=lower, upper=upper, slope=slope)
+    certifier = Certifier(network, inputs, None, **options)
     traced, known = certifier.traced, {certifier.traced.input: certifier.ball(certifier.as_radii(radius))}
     last: Any = traced.nodes[-1].args[0]
     is_linear = last.op == "call_module" and isinstance(traced.network.get_submodule(str(last.target)), nn.Linear)
@@ -134,5 +108,5 @@ def last_layer_zonotope(
             f"network with certified_margin instead."
         )
     before = traced.nodes[: traced.nodes.index(last)]
-    found = traced.run(before, known, parameters or {}, slope)[last.args[0]]
+    found = traced.run(before, known, parameters or {}, certifier.slope)[last.args[0]]
     return LastLayer(found.center, found.generators, str(last.target))

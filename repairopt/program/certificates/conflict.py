@@ -75,7 +75,8 @@ class Conflict:
     def __str__(self) -> str:
         counts = Counter(source.constraint for source in self.rows)
         names = [f"'{name}'" + (f" ({counts[name]} rows)" if counts[name] > 1 else "") for name in self.constraints]
-        within = f"within the bounds of {_plural(len(self.bounds), 'variable')}" if self.bounds else ""
+        many = f"{len(self.bounds)} variable{'' if len(self.bounds) == 1 else 's'}"
+        within = f"within the bounds of {many}" if self.bounds else ""
         if len(names) == 1:
             text = f"This constraint cannot hold {within}: {names[0]}"
             text = text if within else f"The rows of this constraint cannot hold together: {names[0]}"
@@ -242,7 +243,3 @@ def _integer_conflict(program: Program, solver: str | Solver, deadline: float | 
         )
     members_left, irreducible = _filter(members, shrink, deadline, chunk=max(1, len(members) // 2))
     return Conflict(_sorted(members_left), irreducible, None)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")

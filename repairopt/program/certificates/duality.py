@@ -17,6 +17,7 @@ moved by least squares until ``r_j`` is 0 to rounding; what remains is counted f
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,18 +137,11 @@ def curvature_deficit(program: Program) -> float:
     error = 2.0 * gamma(n + 2) * max(float(np.abs(matrix.diagonal()).sum()), float(np.abs(matrix).max()))
     shift = -2.0 * error
     for _ in range(40):
-        if _factorizes(matrix, shift):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            np.linalg.cholesky(matrix + shift * np.eye(n))
             return max(0.0, shift + error + abs(shift) * n * UNIT)
         shift = error if shift < 0 else 10.0 * shift
     return float("inf")
-
-
-def _factorizes(matrix: Array, shift: float) -> bool:
-    try:
-        np.linalg.cholesky(matrix + shift * np.eye(len(matrix)))
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def _unbounded_side(program: Program, reduced: Array) -> npt.NDArray[np.bool_]:
@@ -246,20 +240,18 @@ def _gap(
 
 def _curvature(program: Program, moved: Array, extent: Array, deficit: float) -> tuple[float, float]:
     """The quadratic part of the gap and its rounding error."""
-    if program.hessian is None:
-        return 0.0, 0.0
-    value, rounding = 0.0, 0.0
+    hessian, value, rounding = program.hessian, 0.0, 0.0
+    if hessian is None:
+        return value, rounding
     if moved.any():
-        value = 0.5 * float(moved @ (program.hessian @ moved))
-        rounding = gamma(2 * program.n + 3) * _hessian_size(program) * float(moved @ moved)
+        if isinstance(hessian, LowRankHessian):
+            size = float(np.abs(hessian.diagonal).max(initial=0.0) + np.linalg.norm(hessian.factor) ** 2)
+        else:
+            size = float(np.linalg.norm(hessian))
+        value = 0.5 * float(moved @ (hessian @ moved))
+        rounding = gamma(2 * program.n + 3) * size * float(moved @ moved)
     if deficit > 0:
-        curved = program.hessian.any(axis=0) if isinstance(program.hessian, np.ndarray) else np.ones(program.n, bool)
+        curved = np.ones(program.n, bool) if isinstance(hessian, LowRankHessian) else hessian.any(axis=0)
         away = (extent + np.abs(moved))[curved]
         value += 0.5 * deficit * float(away @ away)
     return value, rounding
-
-
-def _hessian_size(program: Program) -> float:
-    if isinstance(program.hessian, LowRankHessian):
-        return float(np.abs(program.hessian.diagonal).max(initial=0.0) + np.linalg.norm(program.hessian.factor) ** 2)
-    return 0.0 if program.hessian is None else float(np.linalg.norm(program.hessian))

@@ -71,8 +71,6 @@ class _Search(ChoiceSearch):
         found = self.solve(program)
         return found.delta if found.found else None
 
-    # ---------------------------------------------------------------- few changes, few broken
-
     def improve_starts(self, draw: np.random.Generator) -> None:
         """Start from both ends and from fractions, swap, disturb the best and improve it again."""
         if not self.integer.allows(self.forced):
@@ -172,8 +170,6 @@ class _Search(ChoiceSearch):
                 chosen = more
         return chosen
 
-    # ---------------------------------------------------------------- a small choice
-
     def eliminate(self, draw: np.random.Generator | None = None) -> Choice:
         """A small choice: charge for the use of every item, choose what multiplier times use says, charge it no more.
 
@@ -211,7 +207,7 @@ class _Search(ChoiceSearch):
 
     def charge(self) -> Array:
         """Price of full use of each item: how far its rows then are from holding, in lengths of the row."""
-        if self.integer.frees == "weights":
+        if self.frees_weights:
             return np.ones(self.count)
         matrix = self.integer.original.matrix
         squares = matrix.multiply(matrix) if hasattr(matrix, "tocsr") else matrix**2

@@ -7,7 +7,7 @@ Whatever ends the search, the best point comes back with its gap.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,10 @@ def _branched(best: _Best, solver: str | Solver | None, gap_tol: float, time_lim
     if point is not None:
         share *= min(1.0, best.scale(point.objective) / max(NEGLIGIBLE, abs(point.objective + offset)))
     start = None if point is None else best.integer.lift(point.delta, point.chosen)
-    backend = _prepared(find_solver(program, solver), start, share)
+    backend: Any = find_solver(program, solver)
+    default = getattr(type(backend), "gap_tol", None)
+    own = getattr(backend, "gap_tol", None) != default  # an instance keeps its own gap
+    backend = with_options(backend, start=start, gap_tol=None if own else share)
     try:
         answer = solve(program, backend, time_limit=time_limit, prove=False)
     except SolverError as error:
@@ -260,10 +263,3 @@ def _solved(program: Program) -> Solution:
 
 def _safe(bound: float) -> float:
     return bound - SAFETY * (1.0 + abs(bound)) if np.isfinite(bound) else -float("inf")
-
-
-def _prepared(backend: Any, start: Array | None, gap_tol: float) -> Any:
-    """The back end with the point to start from and the gap at which to stop, where it knows of these."""
-    known = {option.name: option.default for option in fields(backend)} if is_dataclass(backend) else {}
-    own = "gap_tol" in known and backend.gap_tol != known["gap_tol"]  # an instance keeps its own gap
-    return with_options(backend, start=start, gap_tol=None if own else gap_tol)
