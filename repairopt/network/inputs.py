@@ -132,11 +132,10 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
 
 def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
     """One or two tensors, or an error that says what came."""
-    if isinstance(tensors, list | tuple) and len(tensors) == 2:
-        return tensors[0], tensors[1]
-    if isinstance(tensors, tuple | list) and len(tensors) == 1:
-        return tensors[0], None
-    got = f"{len(tensors)} parts" if isinstance(tensors, tuple | list) else type(tensors).__name__
+    together = isinstance(tensors, list | tuple)
+    if together and len(tensors) in (1, 2):
+        return tensors[0], tensors[1] if len(tensors) == 2 else None
+    got = f"{len(tensors)} parts" if together else type(tensors).__name__
     if isinstance(tensors, Mapping):
         got = f"dicts of {', '.join(map(repr, tensors))}"
     raise SpecificationError(

@@ -29,13 +29,9 @@ class FitError:
     They lie between random points of the box and its corner down the surrogate's own gradient, at random shares. Random
     points alone mislead: a count changes there by little but noise, whereas the step of a solver goes to the corner.
 
-    Attributes:
-        r2: Share of the variance of the changes that the surrogate explains; negative where worse than none.
-        rank_correlation: Spearman's; 0 where the property does not change at all.
-        samples: Weight vectors that the fit used; ``fresh`` those that the two figures above come from.
-        evaluations: Weight vectors at which the goal was evaluated or differentiated in all, earlier tries included.
-        ridge: Strength of the ridge, relative; see :class:`SurrogateSettings`.
-        radius: Half-width of the sampled box in scaled coordinates; the surrogate is not known to hold beyond.
+    ``r2`` is the share of the variance that is explained, negative where worse than none; ``samples`` are the weight
+    vectors of the fit, ``evaluations`` all at which the goal was evaluated or differentiated, earlier tries included;
+    ``radius`` is the half-width of the sampled box in scaled coordinates: the surrogate is not known to hold beyond.
     """
 
     r2: float

@@ -31,12 +31,9 @@ def random_design(n: int, count: int, seed: int) -> Array:
 class PropertySampler:
     """The goal in the coordinates ``u = (delta - delta0) / scale``; ``soft`` samples its soft value.
 
-    Attributes:
-        scale: ``(n,)``.
-        start: Value of the goal itself at the center, never of its soft version.
-        differentiable: Whether the soft value is to be differentiated; set it to False where its gradient says nothing.
-        center: Value that :meth:`values` gives at the center.
-        evaluations: Weight vectors at which the goal was evaluated or differentiated so far.
+    ``start`` is the value of the goal itself at the center, never of its soft version; ``center`` what :meth:`values`
+    gives there; ``differentiable`` says whether the soft value is to be differentiated: set it to False where its
+    gradient says nothing; ``evaluations`` counts weight vectors.
 
     Raises:
         SpecificationError: ``delta0`` has another size, ``soft_value`` is missing, or the value is NaN at the center.

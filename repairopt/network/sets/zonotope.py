@@ -44,21 +44,11 @@ Parameters = Mapping[str, Tensor] | None
 def certified_margin(
     network: nn.Module, inputs: Any, labels: Any, radius: Any, *, parameters: Parameters = None, **options: Any
 ) -> Tensor:
-    """Lower bound of ``min_j logit[label] - logit[j]`` over the part of a maximum-norm ball within bounds.
+    """Lower bound ``(N,)`` of ``min_j logit[label] - logit[j]`` over the part of a maximum-norm ball within bounds.
 
-    Differentiable in the network's parameters and in ``parameters``. Not monotone in the radius: the relaxation of a
-    larger ball can be a little tighter.
-
-    Args:
-        network: One tensor in, logits out.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        radius: One number, or one for each input.
-        parameters: Replaces parameters of the network by name.
-        **options: ``lower``, ``upper``, ``slope`` and ``memory_limit``, see :class:`Certifier`.
-
-    Returns:
-        ``(N,)`` in the network's dtype.
+    ``radius`` is one number, or one for each input; ``parameters`` replace those of the network by name; inputs, labels
+    and options are those of :class:`Certifier`. Differentiable in the network's parameters and in ``parameters``. Not
+    monotone in the radius: the relaxation of a larger ball can be a little tighter.
     """
     return Certifier(network, inputs, labels, **options).margins(radius, parameters or {})
 

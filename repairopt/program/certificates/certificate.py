@@ -65,29 +65,23 @@ _MEANING = {
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What was found when a solution was put to the test.
+    """What was found when a solution was put to the test; relative figures have the scales of this module.
 
     Attributes:
-        verdict: What was proven.
-        reasons: Why not more was proven; empty where the verdict is the best there is.
-        tol: The relative tolerance.
-        exact: Whether violation, objective and bound come from rational arithmetic.
-        violation: Largest violation of row, bound or integrality; rounded up if exact.
-        relative_violation: The same over the scales of this module.
-        objective: At the point, constant included; rounded up if exact.
-        bound: Lower bound on the optimum; rounded down if exact. For mixed-integer programs the larger of the
-            relaxation's bound and the one that the back end claims.
+        verdict: What was proven; ``reasons`` why not more was. exact: Whether violation, objective and bound come from
+        rational arithmetic, rounded so that they stay true. violation: Largest violation of row, bound or integrality.
+        bound: Lower bound on the optimum. For mixed-integer programs the larger of the relaxation's bound and the one
+        that
+            the back end claims.
         gap: ``objective - bound``. Negative where the point is better than allowed by violating rows.
-        relative_gap: ``|gap|`` over the size of the objective's terms.
         dual_residual: Largest entry of ``H d + g + A'y + z``; NaN without multipliers.
-        relative_dual_residual: The same over the size of its terms.
         sign_violation: Largest entry of the gradient that infinite sides hold, over the size of its terms.
         complementarity: Largest product of a multiplier and the slack of its side.
         duals: Where the multipliers come from: "back end", "recovered" or "none".
         bound_from: Where the bound comes from: "certificate", "back end" (its word, not checked) or "none".
         reach: Points with entries further than this from the point were not compared; infinite unless a variable
             without bounds leaves no better proof in float64.
-        interval: Exact lower bound and exact objective; their distance is the gap. None unless exact.
+        interval: Exact lower bound and exact objective; None unless exact.
         row_duals: The multipliers that give the bound.
         farkas: The proof of infeasibility, if there is one.
     """
@@ -134,14 +128,10 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
 
     Args:
         program: What was solved.
-        solution: What came back, from any source; only ``status``, ``delta``, ``row_duals``, ``bound_duals``, ``bound``
-            and ``ray`` are read.
+        solution: What came back, from any source.
         exact: Verify violation, objective and lower bound in rational arithmetic, or the proof of infeasibility. A
             singular Hessian rounded to a dense matrix is seldom convex exactly: its variables need bounds then.
         tol: Relative tolerance; by default 1e-7, or 1e-3 for a point in single or half precision.
-
-    Returns:
-        The certificate.
 
     Raises:
         ProgramError: ``exact=True`` and what takes part has more than 2,000,000 entries.

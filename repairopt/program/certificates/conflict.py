@@ -43,14 +43,11 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Conflict:
-    """Rows and bounds that cannot hold together.
+    """Sides of rows, then bounds, that cannot hold together.
 
-    Attributes:
-        members: Sides of rows, then bounds.
-        irreducible: Whether, tested one by one, the rest can hold once any single member is removed. False only where
-            a time limit ended the tests.
-        certificate: Proof that the members contradict each other, over the rows of the whole program. None for
-            mixed-integer programs whose relaxation has a solution: there the back end's word was taken.
+    ``irreducible`` says whether, tested one by one, the rest can hold once any single member is removed; False only
+    where a time limit ended the tests. ``certificate`` is the proof over the rows of the whole program; None for
+    mixed-integer programs whose relaxation has a solution: there the back end's word was taken.
     """
 
     members: tuple[Member, ...]
@@ -103,12 +100,8 @@ def explain_conflict(
     unique; no smallest one is sought.
 
     For a mixed-integer program whose relaxation has a solution, rows are left out by solving the program each time;
-    integrality and bounds stay and are no members.
-
-    Args:
-        program: A program without a solution. Its objective plays no part.
-        solver: Back end for the linear or mixed-integer programs; HiGHS unless given.
-        time_limit: Seconds in all; what has been reached is returned, with ``irreducible`` False.
+    integrality and bounds stay and are no members. After ``time_limit`` seconds in all, what has been reached is
+    returned.
 
     Raises:
         ProgramError: The program has a solution, or comes within some 1e-10 of having one.

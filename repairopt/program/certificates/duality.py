@@ -39,11 +39,11 @@ DENSE_REPAIR = 4_000_000  # entries up to which least squares are solved by fact
 
 @dataclass(frozen=True, eq=False)
 class DualBound:
-    """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``, rounding errors included.
+    """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``; ``rounding`` is part of it.
 
-    ``rounding`` is the part of the gap that stands for rounding errors. The objective was linearized at ``anchor``,
-    with the multipliers ``row_duals``: those given, without those of infinite sides, moved where needed. ``H +
-    deficit I`` is positive semidefinite. Variables without a bound were compared up to ``reach`` from ``delta``.
+    The objective was linearized at ``anchor``, with the multipliers ``row_duals``: those given, without those of
+    infinite sides, moved where needed. ``H + deficit I`` is positive semidefinite. Variables without a bound were
+    compared up to ``reach`` from ``delta``.
     """
 
     gap: float
@@ -63,7 +63,7 @@ def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: flo
     usable = np.where(row_duals > 0, np.isfinite(program.upper), np.isfinite(program.lower)) & np.isfinite(row_duals)
     duals, anchor = np.where(usable, row_duals, 0.0), delta
     reduced, error = reduced_gradient(program, anchor, duals)
-    short = _unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
+    short = unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
     if short.any():
         anchor, duals = _repair(program, delta, duals, short)
         reduced, error = reduced_gradient(program, anchor, duals)
@@ -144,7 +144,7 @@ def curvature_deficit(program: Program) -> float:
     return float("inf")
 
 
-def _unbounded_side(program: Program, reduced: Array) -> npt.NDArray[np.bool_]:
+def unbounded_side(program: Program, reduced: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Variables that the objective, as the multipliers price it, pushes towards an infinite bound."""
     low, high = program.bounds()
     return ((reduced > 0) & np.isneginf(low)) | ((reduced < 0) & np.isposinf(high))
@@ -165,7 +165,7 @@ def _repair(program: Program, delta: Array, duals: Array, short: npt.NDArray[np.
     both, first = np.isinf(program.bounds()[0]) & np.isinf(program.bounds()[1]), True
     for _ in range(REPAIRS):
         reduced, error = reduced_gradient(program, anchor, duals)
-        new = _unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
+        new = unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
         if not new.any() or not len(weights):
             break
         short = short | new | (both if first else near_zero(program, reduced))
@@ -218,7 +218,7 @@ def _gap(
     low, high = program.bounds()
     slope, error = reduced
     reach = REACH * (1.0 + float(np.abs(delta).max(initial=0.0)))
-    if np.any(_unbounded_side(program, slope) & (np.abs(slope) > ZERO * error)):
+    if np.any(unbounded_side(program, slope) & (np.abs(slope) > ZERO * error)):
         return float("inf"), 0.0, reach
     below = np.where(np.isfinite(low), delta - low, reach)
     above = np.where(np.isfinite(high), high - delta, reach)

@@ -141,15 +141,14 @@ def _worst(excess: Array, count: int) -> Any:
 def _solve_elastic(
     program: Program, rows: Any, lengths: Array, measure: Measure, solver: str | Solver | None, time_limit: float | None
 ) -> Solution:
-    elastic, signs = _elastic_program(program, rows, lengths, measure)
+    elastic, owners = _elastic_program(program, rows, lengths, measure)
     backend: Any = find_solver(elastic, PHASE_ONE if solver is None else solver)
     backend = with_options(backend, feasibility_tol=min(getattr(backend, "feasibility_tol", 1.0), PHASE_ONE_TOL))
     started = time.perf_counter()
     found = run_solver(elastic, backend, time_limit=time_limit)
-    duals = None
+    duals: Any = None
     if found.row_duals is not None:
-        duals = np.zeros(program.m)
-        np.add.at(duals, rows[signs], found.row_duals / lengths[signs])
+        duals = np.bincount(rows[owners], found.row_duals / lengths[owners], program.m)
     delta = None if found.delta is None else np.clip(found.delta[: program.n], *program.bounds())
     seconds = time.perf_counter() - started
     return replace(found, delta=delta, row_duals=duals, bound_duals=None, ray=None, seconds=seconds)

@@ -11,7 +11,7 @@ from repairopt.program.hessian import LowRankHessian
 from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 
-from .duality import REPAIRS, DualBound, gamma, near_zero, rows_of
+from .duality import REPAIRS, DualBound, gamma, near_zero, rows_of, unbounded_side
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, is_semidefinite
 
 NEGLIGIBLE = 1e-12  # share of the largest multiplier, times its row's norm, up to which multipliers are dropped
@@ -117,9 +117,7 @@ class ExactSystem:
 
     def needs(self) -> Any:
         """Variables without a bound on the side that the reduced gradient pushes them to."""
-        low, high = self.program.bounds()
-        sign = np.array([(value > 0) - (value < 0) for value in self.reduced], dtype=int)
-        return ((sign > 0) & np.isneginf(low)) | ((sign < 0) & np.isposinf(high))
+        return unbounded_side(self.program, np.array([(value > 0) - (value < 0) for value in self.reduced], dtype=int))
 
     def balance(self, needs: Any) -> bool:
         """Make the reduced gradient exactly 0 there; False where no multipliers do."""

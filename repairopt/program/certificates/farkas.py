@@ -21,7 +21,7 @@ from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import FarkasCertificate, Solver, Status
 
-from .duality import UNIT, absolute_columns, gamma
+from .duality import UNIT, absolute_columns, gamma, unbounded_side
 from .elastic import elastic_points
 from .exact_check import balanced_system
 from .rational import round_down
@@ -106,7 +106,7 @@ def _margin(program: Program, ray: Array) -> tuple[float, float, bool]:
     sides = np.where(ray > 0, program.upper, program.lower)[used]
     lengths = row_norms(program)[used]
     reach = REACH * (1.0 + float(np.max(np.abs(sides) / np.where(lengths > 0, lengths, 1.0), initial=0.0)))
-    needs = ((slope > 0) & np.isneginf(low)) | ((slope < 0) & np.isposinf(high))
+    needs = unbounded_side(program, slope)
     spent = ray[used] * sides
     ends = np.where(slope > 0, low, high)
     least = slope * np.where(needs | (slope == 0), 0.0, ends)

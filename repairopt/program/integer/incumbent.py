@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from repairopt.program.program import Array, Program
+from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import Solution, Solver
 
 from .choice_search import ChoiceSearch, Incumbent, TimeUp
@@ -209,10 +210,7 @@ class _Search(ChoiceSearch):
         """Price of full use of each item: how far its rows then are from holding, in lengths of the row."""
         if self.frees_weights:
             return np.ones(self.count)
-        matrix = self.integer.original.matrix
-        squares = matrix.multiply(matrix) if hasattr(matrix, "tocsr") else matrix**2
-        length = np.sqrt(np.asarray(squares.sum(axis=1)).ravel())
-        reach = np.maximum(*self.reach) / np.maximum(length, 1e-300)
+        reach = np.maximum(*self.reach) / np.maximum(row_norms(self.integer.original), 1e-300)
         return np.array([reach[item].max(initial=0.0) for item in self.integer.items])
 
     def shrink(self, chosen: Choice) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from repairopt.errors import SolverError, SolverNotFoundError
 from repairopt.program.backends import find_solver, with_options
 from repairopt.program.program import Array, Program
+from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import Solution, Solver, Status
 from repairopt.program.solve_program import solve
 
@@ -219,8 +220,7 @@ class _Groups:
         owned = np.zeros(original.m, dtype=bool)
         owned[np.concatenate(integer.items)] = True
         self.hard = np.flatnonzero(~owned)
-        squares = original.matrix.multiply(original.matrix) if hasattr(original.matrix, "tocsr") else original.matrix**2
-        self.length = np.sqrt(np.maximum(np.asarray(squares.sum(axis=1)).ravel(), 1e-300))
+        self.length = np.maximum(row_norms(original), 1e-150)
         self.free = set(range(len(integer.items)))
         count = integer.limits[0][1] + 1
         self.rows = [self.hard] * count

@@ -24,10 +24,8 @@ def grid(
     """Weights change by whole steps, as those of a quantized layer do; other variables stay as they are.
 
     ``step``, for each weight or for all, is the scale of the quantized layer; ``codes (n,)`` are the integers that the
-    weights are now, ``limits`` the smallest and largest that they may become, for int8 unless given.
-
-    Raises:
-        ProgramError: A step is not above 0; or the program is mixed-integer; or no grid point is within the bounds.
+    weights are now, ``limits`` the smallest and largest that they may become, for int8 unless given. A ProgramError
+    where a step is not above 0, the program is mixed-integer, or no grid point is within the bounds.
     """
     checked(program, 0, "weight", (), 0)
     n = int(program.n_delta or 0)

@@ -41,15 +41,10 @@ FEW = 4_000_000  # entries up to which all rows are given at once, if they are a
 class WorkingSetSolution(Solution):
     """A solution, and what it took. ``row_duals`` has the head's own rows first, then all rows of the oracle.
 
-    Attributes:
-        distance: Bound on ``objective - optimum`` from the multipliers alone, see ``certified_gap``; ``bound`` is the
-            objective minus it, ``gap`` is its size over that of the objective's terms.
-        rounds: Solves.
-        passes: Times that all rows were looked at.
-        largest: Most rows that a solve was given.
-        pass_seconds: CPU seconds in passes.
-        solve_seconds: CPU seconds in the back end, the core's rechecks included.
-        working: Rows of the oracle in the last solve.
+    ``distance`` bounds ``objective - optimum`` from the multipliers alone, see ``certified_gap``; ``bound`` is the
+    objective minus it, ``gap`` its size over that of the objective's terms. ``passes`` counts how often all rows were
+    looked at, ``largest`` the most rows of a solve; seconds are those of the CPU; ``working`` has the rows of the last
+    one.
     """
 
     distance: float = float("nan")
@@ -82,8 +77,7 @@ def solve_working_set(
             ``n_delta`` variables. Must have no integers.
         rows: The many rows.
         solver: Back end, or None for the default of each round's program; where that fails, the next one is tried.
-            One with a ``session()`` updates its model from round to round; interior point and DAQP start anew (warm
-            starts of DAQP do not pay where the Hessian is singular, measured).
+            One with a ``session()`` updates its model from round to round.
         batch: Rows to add in a round; None for 200, and up to 500 between 400 and 5,000 weights; measured.
         feasibility_tol: Violation of a row of the oracle, absolute, above which it is added.
         gap_tol: Where the gap at the end is larger, relative to ``1 + |objective|``, or a row at hand is violated by
@@ -93,9 +87,9 @@ def solve_working_set(
         start: A point that satisfies most rows, ``(n,)``; None for the point of the box nearest to zero.
 
     Returns:
-        OPTIMAL when the last pass found no row outside of the working set violated; the largest violation of any row
-        is in ``violation``. FEASIBLE with the inner point where a limit was hit and that point satisfies every row;
-        INFEASIBLE with the ray of the rows at hand; else the status of the back end.
+        OPTIMAL when the last pass found no row outside of the working set violated. FEASIBLE with the inner point where
+        a limit was hit and that point satisfies every row; INFEASIBLE with the ray of the rows at hand; else the status
+        of the back end.
     """
     if program_head.integer is not None:
         raise ProgramError("working set: the program has integer variables; solve it with all rows at once.")
