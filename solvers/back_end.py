@@ -66,6 +66,13 @@ def native_options(native: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None} | dict(native)
 
 
+def set_options(settings: Any, native: Mapping[str, Any], **options: Any) -> Any:
+    """Set such options on an object that a library keeps its settings in, and return it."""
+    for name, value in native_options(native, **options).items():
+        setattr(settings, name, value)
+    return settings
+
+
 def seconds(limit: float | None) -> float | None:
     """A time limit as the float that libraries insist on."""
     return None if limit is None else float(limit)

@@ -13,7 +13,7 @@ import numpy as np
 
 from repairopt.program import Kind, Program, Solution, Status
 
-from .back_end import TimedBackEnd, native_options, seconds, statuses
+from .back_end import TimedBackEnd, seconds, set_options, statuses
 from .matrices import by_owner, one_sided_lines, sparse_bytes, sparse_hessian
 
 # Every clarabel.SolverStatus. "Almost" means a thousand times looser tolerances: no proof, so never OPTIMAL.
@@ -54,9 +54,16 @@ class Clarabel(TimedBackEnd):
         """Translate, run, map the native status."""
         import clarabel
 
-        settings = clarabel.DefaultSettings()
-        for option, value in self._settings().items():
-            setattr(settings, option, value)
+        settings = set_options(
+            clarabel.DefaultSettings(),
+            self.native,
+            verbose=self.verbose,
+            tol_feas=self.feasibility_tol,
+            tol_gap_abs=self.gap_tol,
+            tol_gap_rel=self.gap_tol,
+            time_limit=seconds(self.time_limit),
+            max_threads=self.threads,
+        )
         lines, owners, signs, sides, equal = one_sided_lines(program, bounds=True)
         cones = [clarabel.ZeroConeT(equal), clarabel.NonnegativeConeT(len(sides) - equal)]
         data = (sparse_hessian(program), program.gradient, lines.tocsc(), sides, cones)
@@ -71,14 +78,3 @@ class Clarabel(TimedBackEnd):
             return Solution(status, message=native, iterations=result.iterations)
         found: Any = {"row_duals": rows, "bound_duals": bounds, "iterations": result.iterations}
         return Solution(status, delta=np.array(result.x), message=native, **found)
-
-    def _settings(self) -> dict[str, Any]:
-        return native_options(
-            self.native,
-            verbose=self.verbose,
-            tol_feas=self.feasibility_tol,
-            tol_gap_abs=self.gap_tol,
-            tol_gap_rel=self.gap_tol,
-            time_limit=seconds(self.time_limit),
-            max_threads=self.threads,
-        )

@@ -85,7 +85,12 @@ class CVXPY(TimedBackEnd):
     def _translated(self, program: Program) -> tuple[Any, Any]:
         import cvxpy
 
-        _check_solver(cvxpy, self.solver or DEFAULT[program.kind], program.kind)
+        solver, installed = self.solver or DEFAULT[program.kind], cvxpy.installed_solvers()
+        if solver not in installed:
+            raise UnsupportedError(
+                f"CVXPY's solver {solver} for a {program.kind} is not installed. CVXPY has: {', '.join(installed)}. "
+                f"Try: pip install {INSTALL.get(solver, solver.lower())}."
+            )
         problem, delta = as_cvxpy(program)
         if self.extra is not None:
             change = delta if program.n_delta == program.n else delta[: program.n_delta]
@@ -215,15 +220,6 @@ def _duals(program: Program, problem: Any) -> tuple[Any, Any]:
         target, sign = bounds if name.startswith("delta") else rows, -1.0 if name.endswith("lower") else 1.0
         target[kept] += sign * np.asarray(constraint.dual_value)
     return rows, bounds
-
-
-def _check_solver(cvxpy: Any, solver: str, kind: Kind) -> None:
-    installed = cvxpy.installed_solvers()
-    if solver not in installed:
-        raise UnsupportedError(
-            f"CVXPY's solver {solver} for a {kind} is not installed. CVXPY has: {', '.join(installed)}. "
-            f"Try: pip install {INSTALL.get(solver, solver.lower())}."
-        )
 
 
 def _check_takes(cvxpy: Any, problem: Any, solver: str) -> None:

@@ -62,8 +62,17 @@ class OSQP(TimedBackEnd):
         identity = sparse.identity(program.n, format="csr")[bounded]
         matrix = sparse.vstack([sparse_rows(program), identity], format="csc")
         backend = osqp.OSQP(algebra="builtin")
-        data = (sparse_hessian(program), program.gradient, matrix, *_sides(program))
-        backend.setup(*data, **self._settings())
+        options = native_options(
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            eps_prim_inf=1e-8,  # the native defaults, 1e-4, call badly scaled programs infeasible
+            eps_dual_inf=1e-8,
+            max_iter=200_000,
+            time_limit=seconds(self.time_limit),
+        )
+        backend.setup(sparse_hessian(program), program.gradient, matrix, *_sides(program), **options)
         return backend
 
     def _finish(self, program: Program, backend: Any) -> Solution:
@@ -79,18 +88,6 @@ class OSQP(TimedBackEnd):
         bound_duals[bounded] = result.y[program.m :]
         found: Any = {"row_duals": np.array(result.y[: program.m]), "bound_duals": bound_duals}
         return Solution(status, delta=np.array(result.x), message=native, iterations=result.info.iter, **found)
-
-    def _settings(self) -> dict[str, Any]:
-        return native_options(
-            self.native,
-            verbose=self.verbose,
-            eps_abs=self.feasibility_tol,
-            eps_rel=self.feasibility_tol,
-            eps_prim_inf=1e-8,  # the native defaults, 1e-4, call badly scaled programs infeasible
-            eps_dual_inf=1e-8,
-            max_iter=200_000,
-            time_limit=seconds(self.time_limit),
-        )
 
 
 class _Session(Session):

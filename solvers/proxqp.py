@@ -13,7 +13,7 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import BackEnd, Session, native_options, statuses
+from .back_end import BackEnd, Session, set_options, statuses
 from .matrices import by_owner, dense_bytes, dense_rows, one_sided
 from .same_rows import KnownRows, carried
 
@@ -68,8 +68,18 @@ class ProxQP(BackEnd):
         owners, signs, sides, equal = one_sided(lower, upper)  # ProxQP sees no infeasibility through a lower side
         lines = signs[:, None] * matrix[owners]
         backend = proxqp.dense.QP(program.n, equal, len(owners) - equal)
-        for option, value in self._settings().items():
-            setattr(backend.settings, option, value)
+        set_options(
+            backend.settings,
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            check_duality_gap=True,
+            eps_duality_gap_abs=self.gap_tol,
+            eps_duality_gap_rel=self.gap_tol,
+            eps_primal_inf=1e-12,  # the native default, 1e-4, calls feasible programs infeasible
+            eps_dual_inf=1e-12,
+        )
         inequalities = (lines[equal:], np.full(len(owners) - equal, -np.inf), sides[equal:])
         backend.init(program.dense_hessian(), program.gradient, lines[:equal], sides[:equal], *inequalities)
         if start is None:
@@ -89,19 +99,6 @@ class ProxQP(BackEnd):
         duals = by_owner(signs * np.concatenate([result.y, result.z]), owners, len(lower))
         found: Any = {"row_duals": duals[: program.m], "bound_duals": duals[program.m :], "iterations": int(info.iter)}
         return Solution(status, delta=np.array(result.x), message=native, **found)
-
-    def _settings(self) -> dict[str, Any]:
-        return native_options(
-            self.native,
-            verbose=self.verbose,
-            eps_abs=self.feasibility_tol,
-            eps_rel=self.feasibility_tol,
-            check_duality_gap=True,
-            eps_duality_gap_abs=self.gap_tol,
-            eps_duality_gap_rel=self.gap_tol,
-            eps_primal_inf=1e-12,  # the native default, 1e-4, calls feasible programs infeasible
-            eps_dual_inf=1e-12,
-        )
 
 
 class _Session(Session):

@@ -36,7 +36,7 @@ def incoming(graph: LayerGraph, name: str, units: Sequence[int], bias: bool) -> 
             raise ModelError(unknown(f"{graph.what}: calls no layer", name, _levels(graph, base)))
     else:
         layer = graph.named(name)[0]
-        names = [*layer.weights, *([layer.bias] if bias and layer.bias else [])]
+        names = list(layer.parameters if bias else layer.weights)
     check_units(f"layer '{name}'", units, graph.parameters[names[0]].shape[0])
     return {key: _rows(graph.parameters[key], units) for key in names}
 

@@ -142,14 +142,15 @@ class _Search:
 
     def auto(self, count: int | None) -> Location:
         """Gradient where the goal is differentiable, else CARE, else the last layer."""
+        counted: Any = {} if count is None else {"count": count}
         if self.goal is None:
-            return self.select("last" if count is None else Gradient(count, within="last"))
+            return self.select(Gradient(within="last", **counted) if counted else "last")
         try:
-            return self.select(Gradient() if count is None else Gradient(count))
+            return self.select(Gradient(**counted))
         except SpecificationError:  # the goal has no derivative
             if self.graph.is_traceable and hidden_layers(self.graph):
-                return self.select(CARE() if count is None else CARE(count))
-            if count is not None:
+                return self.select(CARE(**counted))
+            if counted:
                 raise
             return self.select("last")
 
@@ -184,9 +185,8 @@ class _Search:
         return self.graph.names[name]
 
     def _whole(self, names: Iterable[str], method: str) -> Location:
-        return Location(
-            {n: torch.arange(self.graph.parameters[n].numel()) for n in map(self._name, names)}, None, method
-        )
+        sizes = {name: self.graph.parameters[name].numel() for name in map(self._name, names)}
+        return Location({name: torch.arange(size) for name, size in sizes.items()}, None, method)
 
     def _named(self, how: str) -> Location:
         names = list(self.graph.names)
@@ -197,9 +197,8 @@ class _Search:
         if how in ("care", "gradient"):
             return self.select(CARE() if how == "care" else Gradient())
         if how == "all":
-            return self._whole(
-                (n for n in names if self.graph.parameters[self.graph.names[n]].is_floating_point()), "all"
-            )
+            parameters = self.graph.parameters
+            return self._whole([n for n in names if parameters[self.graph.names[n]].is_floating_point()], "all")
         if how in names:
             return self._whole([how], how)
         found = [n for n in names if fnmatchcase(n, how) or n.startswith(how + ".")]
@@ -213,9 +212,7 @@ class _Search:
                 f"{self.graph.what}: has no linear or convolutional layer for 'last'. Name the weights instead."
             )
         last = self.graph.affine[-1]
-        return self._whole(
-            [*last.weights, *([last.bias] if last.bias else [])], f"last layer ({last.name or last.weights[0]})"
-        )
+        return self._whole(last.parameters, f"last layer ({last.name or last.weights[0]})")
 
     def _layers(self, how: Layers, known: list[str] | None = None) -> Location:
         if not how.names:

@@ -37,6 +37,11 @@ class Layer:
     node: fx.Node | None = None
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of its weights, and of its bias if there is one."""
+        return (*self.weights, self.bias) if self.bias else self.weights
+
+    @property
     def axis(self) -> int:
         """Axis of its units in its output, and of its columns in its input."""
         return 1 if self.kind == "conv" else -1

@@ -81,7 +81,9 @@ def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples:
     """Derivative ``(N, k)`` of the outputs along one ``direction (n,)``, without a matrix, of all samples or some."""
     change, way = engine.as_delta(delta), engine.as_delta(direction)
     count = inputs.shape[0] if samples is None else len(samples)
-    product = _forward_product if _forward_pays(count * engine.floats(inputs)) else _double_product
+    # Forward mode is twice as fast, but its first use imports torch's compiler, most of a second:
+    pays = count * engine.floats(inputs) > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
+    product = _forward_product if pays else _double_product
     out = []
     for _, part in engine.batches(inputs, samples, 6 * engine.floats(inputs)):
         out.append(_affine_tangent(engine, part[0], way) if engine.exact else product(engine, part, change, way))
@@ -125,7 +127,12 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
     for span, part in engine.batches(inputs, samples, 3 * engine.n_changed + 4 * engine.floats(inputs)):
         chosen = cotangents[span].to(engine.dtype)
         if engine.exact:
-            out.append(_affine_rows(engine, part[0], chosen))
+            features, width = part[0], part[0].shape[1]
+            pieces = [
+                chosen[:, ix] if bias else chosen[:, ix // width] * features[:, ix % width]
+                for bias, ix, _ in _affine_parts(engine, change)
+            ]
+            out.append(torch.cat(pieces, dim=1))
             continue
 
         def one(d: Tensor, *row: Tensor) -> Tensor:
@@ -162,11 +169,6 @@ def _rows_from_tapes(
         rows = torch.arange(tape.outputs.shape[0], device=engine.device)
         out.append(tape.rows(rows, cotangents[span].to(engine.dtype)))
     return torch.cat(out)
-
-
-def _forward_pays(numbers: int) -> bool:
-    """Forward mode is twice as fast, but its first use imports torch's compiler, most of a second."""
-    return numbers > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
 
 
 def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
@@ -283,11 +285,3 @@ def _affine_tangent(engine: Engine, features: Tensor, way: Tensor) -> Tensor:
             matrix[ix] = piece
             out += features @ matrix.view(engine.classes, -1).T
     return out
-
-
-def _affine_rows(engine: Engine, features: Tensor, cotangents: Tensor) -> Tensor:
-    width = features.shape[1]
-    parts = []
-    for bias, ix, _ in _affine_parts(engine, torch.zeros(engine.n, device=engine.device)):
-        parts.append(cotangents[:, ix] if bias else cotangents[:, ix // width] * features[:, ix % width])
-    return torch.cat(parts, dim=1)

@@ -114,12 +114,8 @@ class Engine(ChangedNetwork):
 
     def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
-
-        def run() -> Tensor:
-            with torch.no_grad():
-                return self.outputs(inputs, delta)
-
-        return self._points.at(delta).find("outputs", inputs, run)
+        run = torch.no_grad()(self.outputs)
+        return self._points.at(delta).find("outputs", inputs, lambda: run(inputs, delta))
 
     def tapes(self, inputs: Tensor, delta: Tensor) -> list[tuple[slice, LinearTape]] | None:
         """Passes over all samples, each with its slice of them; remembered for the last weight changes.

@@ -107,7 +107,9 @@ def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[fx.Node, Any
     early = [node for node in nodes if node in before]
     prefix = None if frontier == inputs else _subgraph(traced, early, [], frontier)
     sizes = [seen[0][node].numel() // 3 for node in late if node in per_sample and node.op != "output"]
-    return Split(prefix, suffix, sum(sizes), max(sizes, default=1), _last_linear(traced, nodes, late))
+    steps = [str(node.target) if node.op == "call_module" else "" for node in nodes if node in late][:-1]
+    last = steps[0] if len(steps) == 1 and steps[0] and type(traced.get_submodule(steps[0])) is nn.Linear else None
+    return Split(prefix, suffix, sum(sizes), max(sizes, default=1), last)
 
 
 def parameters_read(network: nn.Module, node: fx.Node) -> set[int]:
@@ -141,11 +143,3 @@ def _subgraph(
     # fx would print every exception to stderr, also those that the engine answers:
     type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return module.eval()
-
-
-def _last_linear(traced: fx.GraphModule, nodes: list[fx.Node], late: set[fx.Node]) -> str | None:
-    steps = [node for node in nodes if node in late and node.op != "output"]
-    if len(steps) != 1 or steps[0].op != "call_module":
-        return None
-    module = traced.get_submodule(str(steps[0].target))
-    return str(steps[0].target) if type(module) is nn.Linear else None

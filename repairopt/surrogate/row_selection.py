@@ -72,19 +72,15 @@ def select_rows(
     others is built; ranking by distance builds the rows of the candidates a few at a time.
     """
     if isinstance(how, Strictest):
-        return {c: _strictest(linearization, c, how) for c in range(len(linearization.constraints))}
+        picks = {}
+        for c, margins in enumerate(linearization.margins):
+            holds, fails = np.flatnonzero(margins >= 0), np.flatnonzero(margins < 0)
+            kept = _ranked(linearization, c, holds, how.positive, how.order_positive == "easiest", how.normalize)
+            mended = _ranked(linearization, c, fails, how.negative, how.order_negative == "worst", how.normalize)
+            picks[c] = np.sort(np.concatenate([kept, mended])).astype(np.int64)
+        return picks
     at = linearized if linearized is not None else linearization.at(np.zeros(0) if step is None else step)
     return _most_violated(linearization, how, at, chosen or {})
-
-
-def _strictest(linearization: Linearization, c: int, how: Strictest) -> Index:
-    margins = linearization.margins[c]
-    holds, fails = np.flatnonzero(margins >= 0), np.flatnonzero(margins < 0)
-    picked = [
-        _ranked(linearization, c, holds, how.positive, how.order_positive == "easiest", how.normalize),
-        _ranked(linearization, c, fails, how.negative, how.order_negative == "worst", how.normalize),
-    ]
-    return np.sort(np.concatenate(picked)).astype(np.int64)
 
 
 def _ranked(linearization: Linearization, c: int, index: Index, share: float, largest: bool, normalize: bool) -> Index:
