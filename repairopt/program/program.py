@@ -106,9 +106,7 @@ class Program:
         values = self.matrix.data if hasattr(self.matrix, "tocsr") else self.matrix
         if not np.all(np.isfinite(values)):
             raise ProgramError("program: matrix holds NaN or infinite numbers; look for NaN in the data of the rows.")
-        for what, low, high in (("row", self.lower, self.upper), ("bound", self.delta_lower, self.delta_upper)):
-            assert low is not None
-            assert high is not None
+        for what, (low, high) in (("row", (self.lower, self.upper)), ("bound", self.bounds())):
             bad = np.flatnonzero((low > high) | (low == np.inf) | (high == -np.inf))
             if len(bad):
                 i = int(bad[0])

@@ -39,7 +39,7 @@ DENSE_REPAIR = 4_000_000  # entries up to which least squares are solved by fact
 
 @dataclass(frozen=True, eq=False)
 class DualBound:
-    """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``; ``rounding`` is part of it.
+    """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``, rounding errors included.
 
     The objective was linearized at ``anchor``, with the multipliers ``row_duals``: those given, without those of
     infinite sides, moved where needed. ``H + deficit I`` is positive semidefinite. Variables without a bound were
@@ -47,7 +47,6 @@ class DualBound:
     """
 
     gap: float
-    rounding: float
     anchor: Array
     row_duals: Array
     deficit: float
@@ -68,8 +67,8 @@ def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: flo
         anchor, duals = _repair(program, delta, duals, short)
         reduced, error = reduced_gradient(program, anchor, duals)
     lack = curvature_deficit(program) if deficit is None else deficit
-    gap, rounding, reach = _gap(program, delta, anchor, duals, (reduced, error), lack)
-    return DualBound(gap, rounding, anchor, duals, lack, reach)
+    gap, reach = _gap(program, delta, anchor, duals, (reduced, error), lack)
+    return DualBound(gap, anchor, duals, lack, reach)
 
 
 def gamma(count: int) -> float:
@@ -213,13 +212,13 @@ def _least_squares(matrix: Any, weights: Array, sides: Array) -> Array:
 
 def _gap(
     program: Program, delta: Array, anchor: Array, duals: Array, reduced: tuple[Array, Array], deficit: float
-) -> tuple[float, float, float]:
-    """Gap, the rounding part of it, and the reach."""
+) -> tuple[float, float]:
+    """Gap, rounding errors included, and the reach."""
     low, high = program.bounds()
     slope, error = reduced
     reach = REACH * (1.0 + float(np.abs(delta).max(initial=0.0)))
     if np.any(unbounded_side(program, slope) & (np.abs(slope) > ZERO * error)):
-        return float("inf"), 0.0, reach
+        return float("inf"), reach
     below = np.where(np.isfinite(low), delta - low, reach)
     above = np.where(np.isfinite(high), high - delta, reach)
     bound_terms = np.where(slope > 0, slope * below, -slope * above)
@@ -235,7 +234,7 @@ def _gap(
     total = curvature + float(bound_terms.sum() + row_terms.sum()) + rounding
     both = (np.abs(slope) <= error) | (deficit > 0)
     open_ended = (np.isinf(low) & (both | (slope > 0))) | (np.isinf(high) & (both | (slope < 0)))
-    return total, rounding, reach if bool(open_ended.any()) else float("inf")
+    return total, reach if bool(open_ended.any()) else float("inf")
 
 
 def _curvature(program: Program, moved: Array, extent: Array, deficit: float) -> tuple[float, float]:
