@@ -6,57 +6,44 @@ without a solution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from repairopt.program import Array, Kind, Program, Solution, Status
+from repairopt.program import Kind, Program, Solution, Status
 
-from .back_end import Ranked, native_options, seconds
-from .matrices import one_sided, sparse_bytes, sparse_hessian, sparse_rows
+from .back_end import TimedBackEnd, seconds, set_options, statuses
+from .matrices import by_owner, one_sided_lines, sparse_bytes, sparse_hessian
 
 # Every clarabel.SolverStatus. "Almost" means a thousand times looser tolerances: no proof, so never OPTIMAL.
-STATUS = {
-    "Solved": Status.OPTIMAL,
-    "PrimalInfeasible": Status.INFEASIBLE,
-    "DualInfeasible": Status.UNBOUNDED,
-    "AlmostSolved": Status.FEASIBLE,
-    "AlmostPrimalInfeasible": Status.FAILED,
-    "AlmostDualInfeasible": Status.FAILED,
-    "MaxIterations": Status.NO_POINT,
-    "MaxTime": Status.NO_POINT,
-    "CallbackTerminated": Status.NO_POINT,
-    "NumericalError": Status.FAILED,
-    "InsufficientProgress": Status.FAILED,
-    "Unsolved": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="Solved",
+    FEASIBLE="AlmostSolved",
+    INFEASIBLE="PrimalInfeasible",
+    UNBOUNDED="DualInfeasible",
+    NO_POINT="MaxIterations MaxTime CallbackTerminated",
+    FAILED="AlmostPrimalInfeasible AlmostDualInfeasible NumericalError InsufficientProgress Unsolved",
+)
 
 
 @dataclass(frozen=True)
-class Clarabel(Ranked):
+class Clarabel(TimedBackEnd):
     """LP and QP; slower than PIQP, written by other people, so good to check it against.
 
     Attributes:
-        time_limit: Seconds, or None.
         feasibility_tol: Largest residual of the rows and of the optimality conditions, relative.
         gap_tol: Largest duality gap, absolute and relative.
         threads: Threads, or None for Clarabel's own choice.
-        verbose: Print the native log.
         native: Clarabel settings by their own names, for example ``{"max_iter": 500}``.
     """
 
-    time_limit: float | None = None
-    feasibility_tol: float = 1e-9
     gap_tol: float = 1e-9
     threads: int | None = None
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
 
-    name: ClassVar[str] = "clarabel"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
-    requires: ClassVar[tuple[str, ...]] = ("clarabel",)
+    name = "clarabel"
+    kinds = frozenset({Kind.LP, Kind.QP})
+    requires = ("clarabel",)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -67,28 +54,8 @@ class Clarabel(Ranked):
         """Translate, run, map the native status."""
         import clarabel
 
-        settings = clarabel.DefaultSettings()
-        for option, value in self._settings().items():
-            setattr(settings, option, value)
-        matrix, sides, signs, owners, equalities = _cone_form(program)
-        cones = [clarabel.ZeroConeT(equalities), clarabel.NonnegativeConeT(len(sides) - equalities)]
-        hessian = sparse_hessian(program)
-        backend = clarabel.DefaultSolver(hessian, program.gradient, matrix, sides, cones, settings)
-        result = backend.solve()
-        native = str(result.status)
-        status = STATUS.get(native, Status.FAILED)
-        duals = np.zeros(program.m + program.n)
-        np.add.at(duals, owners, signs * np.asarray(result.z))
-        rows, bounds = duals[: program.m], duals[program.m :]
-        if status is Status.INFEASIBLE:
-            return Solution(status, message=native, ray=rows, iterations=result.iterations)
-        if status not in (Status.OPTIMAL, Status.FEASIBLE):
-            return Solution(status, message=native, iterations=result.iterations)
-        found: Any = {"row_duals": rows, "bound_duals": bounds, "iterations": result.iterations}
-        return Solution(status, delta=np.array(result.x), message=native, **found)
-
-    def _settings(self) -> dict[str, Any]:
-        return native_options(
+        settings = set_options(
+            clarabel.DefaultSettings(),
             self.native,
             verbose=self.verbose,
             tol_feas=self.feasibility_tol,
@@ -97,18 +64,17 @@ class Clarabel(Ranked):
             time_limit=seconds(self.time_limit),
             max_threads=self.threads,
         )
-
-
-def _cone_form(program: Program) -> tuple[Any, Array, Array, Any, int]:
-    """Rows and bounds as ``M x + s = b`` with s = 0 (equalities, first) or s >= 0.
-
-    M as CSC, b, the sign of each line (-1 where it is a lower side), the row or ``m +`` variable that each line comes
-    from, and the number of equalities.
-    """
-    from scipy import sparse
-
-    low, high = program.bounds()
-    lower, upper = np.concatenate([program.lower, low]), np.concatenate([program.upper, high])
-    owners, signs, sides, equal = one_sided(lower, upper)
-    lines = sparse.vstack([sparse_rows(program), sparse.identity(program.n, format="csr")], format="csr")[owners]
-    return (sparse.diags(signs) @ lines).tocsc(), sides, signs, owners, equal
+        lines, owners, signs, sides, equal = one_sided_lines(program, bounds=True)
+        cones = [clarabel.ZeroConeT(equal), clarabel.NonnegativeConeT(len(sides) - equal)]
+        data = (sparse_hessian(program), program.gradient, lines.tocsc(), sides, cones)
+        result = clarabel.DefaultSolver(*data, settings).solve()
+        native = str(result.status)
+        status = STATUS.get(native, Status.FAILED)
+        duals = by_owner(signs * np.asarray(result.z), owners, program.m + program.n)
+        rows, bounds = duals[: program.m], duals[program.m :]
+        if status is Status.INFEASIBLE:
+            return Solution(status, message=native, ray=rows, iterations=result.iterations)
+        if status not in (Status.OPTIMAL, Status.FEASIBLE):
+            return Solution(status, message=native, iterations=result.iterations)
+        found: Any = {"row_duals": rows, "bound_duals": bounds, "iterations": result.iterations}
+        return Solution(status, delta=np.array(result.x), message=native, **found)

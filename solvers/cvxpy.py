@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from repairopt.errors import UnsupportedError
 from repairopt.program import Kind, Program, Solution, Status
 
-from .back_end import Ranked, Session
+from .back_end import Session, TimedBackEnd, statuses, told_apart
 from .highs_model import quiet_highs
-from .matrices import sparse_rows
+from .matrices import integer_mask, sparse_rows
 from .same_rows import same_hessian
 
 # Every status of cvxpy. "Inaccurate" means looser tolerances: no proof, so never OPTIMAL, INFEASIBLE or UNBOUNDED.
-STATUS = {
-    "optimal": Status.OPTIMAL,
-    "optimal_inaccurate": Status.FEASIBLE,
-    "infeasible": Status.INFEASIBLE,
-    "infeasible_inaccurate": Status.FAILED,
-    "unbounded": Status.UNBOUNDED,
-    "unbounded_inaccurate": Status.FAILED,
-    "infeasible_or_unbounded": Status.FAILED,  # told apart by a second run without objective
-    "user_limit": Status.NO_POINT,
-    "solver_error": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="optimal",
+    FEASIBLE="optimal_inaccurate",
+    INFEASIBLE="infeasible",
+    UNBOUNDED="unbounded",
+    NO_POINT="user_limit",
+    FAILED="infeasible_inaccurate unbounded_inaccurate infeasible_or_unbounded solver_error",
+)
 DEFAULT = {Kind.LP: "CLARABEL", Kind.QP: "CLARABEL", Kind.MILP: "HIGHS", Kind.MIQP: "SCIP"}
 INSTALL = {"SCIP": "pyscipopt", "HIGHS": "highspy", "CLARABEL": "clarabel"}
 # How the solvers behind CVXPY call the time limit and the tolerances; "a.b" is option b within option a.
@@ -57,7 +54,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class CVXPY(Ranked):
+class CVXPY(TimedBackEnd):
     """Any solver that CVXPY has.
 
     Attributes:
@@ -66,20 +63,16 @@ class CVXPY(Ranked):
         time_limit: Seconds, or None. Obeyed by CLARABEL, OSQP, HIGHS, SCS, SCIP and GUROBI; others take theirs in
             ``native``.
         feasibility_tol: Tolerance of the same solvers; None for 1e-9, or 1e-8 in SCIP.
-        verbose: Print the native log.
         native: Keyword arguments of ``cvxpy.Problem.solve``, the solver's own options among them.
     """
 
     solver: str | None = None
     extra: Callable[[Any], list[Any]] | None = None
-    time_limit: float | None = None
-    feasibility_tol: float | None = None
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
+    feasibility_tol: float | None = field(default=None, kw_only=True)  # type: ignore[assignment]
 
-    name: ClassVar[str] = "cvxpy"
-    kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
-    requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
+    name = "cvxpy"
+    kinds = frozenset(Kind)
+    requires = ("cvxpy",)
 
     def session(self) -> _Session:
         """A twin that keeps its problem: where gradient and sides alone change, CVXPY skips the translation."""
@@ -92,7 +85,12 @@ class CVXPY(Ranked):
     def _translated(self, program: Program) -> tuple[Any, Any]:
         import cvxpy
 
-        _check_solver(cvxpy, self.solver or DEFAULT[program.kind], program.kind)
+        solver, installed = self.solver or DEFAULT[program.kind], cvxpy.installed_solvers()
+        if solver not in installed:
+            raise UnsupportedError(
+                f"CVXPY's solver {solver} for a {program.kind} is not installed. CVXPY has: {', '.join(installed)}. "
+                f"Try: pip install {INSTALL.get(solver, solver.lower())}."
+            )
         problem, delta = as_cvxpy(program)
         if self.extra is not None:
             change = delta if program.n_delta == program.n else delta[: program.n_delta]
@@ -109,8 +107,7 @@ class CVXPY(Ranked):
         status = STATUS.get(native.partition(":")[0], Status.FAILED)
         if native == "infeasible_or_unbounded":
             without = self._run(cvxpy, cvxpy.Problem(cvxpy.Minimize(0), problem.constraints), solver)
-            outcomes = {"optimal": Status.UNBOUNDED, "infeasible": Status.INFEASIBLE}
-            status = outcomes.get(without, Status.FAILED)
+            status = told_apart(STATUS.get(without, Status.FAILED))
         if status is Status.NO_POINT and delta.value is not None and program.integer is not None:
             status = Status.FEASIBLE
         message, plain = f"{native} ({solver})", self.extra is None  # else the program is not the whole problem
@@ -174,21 +171,16 @@ def _same_but_parameters(last: Program, program: Program) -> bool:
 
 
 def as_cvxpy(program: Program) -> tuple[Any, Any]:
-    """The program as a CVXPY problem, to add to or to solve again and again.
+    """The program as a CVXPY problem, to add to or to solve again and again, and its variable ``(n,)``.
 
     The gradient and all finite sides are parameters, by name in ``problem.param_dict``: ``gradient``, and where there
     are such, ``sides`` (equality rows), ``upper``, ``lower``, ``delta_upper`` and ``delta_lower``, each holding its
-    finite entries in order. After a change of values, ``problem.solve()`` skips the translation.
-
-    Args:
-        program: What to translate.
-
-    Returns:
-        The problem, and its variable ``(n,)``; the first ``program.n_delta`` entries are the weight change.
+    finite entries in order. After a change of values, ``problem.solve()`` skips the translation. The first
+    ``program.n_delta`` entries of the variable are the weight change.
     """
     import cvxpy
 
-    mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
+    mask = integer_mask(program)
     kinds = {} if program.integer is None else {"integer": True} if mask.all() else {"integer": (np.flatnonzero(mask),)}
     delta = cvxpy.Variable(program.n, name="delta", **kinds)
     gradient = cvxpy.Parameter(program.n, name="gradient", value=program.gradient)
@@ -228,15 +220,6 @@ def _duals(program: Program, problem: Any) -> tuple[Any, Any]:
         target, sign = bounds if name.startswith("delta") else rows, -1.0 if name.endswith("lower") else 1.0
         target[kept] += sign * np.asarray(constraint.dual_value)
     return rows, bounds
-
-
-def _check_solver(cvxpy: Any, solver: str, kind: Kind) -> None:
-    installed = cvxpy.installed_solvers()
-    if solver not in installed:
-        raise UnsupportedError(
-            f"CVXPY's solver {solver} for a {kind} is not installed. CVXPY has: {', '.join(installed)}. "
-            f"Try: pip install {INSTALL.get(solver, solver.lower())}."
-        )
 
 
 def _check_takes(cvxpy: Any, problem: Any, solver: str) -> None:

@@ -7,15 +7,14 @@ end at the iteration limit rather than as unbounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, native_options, seconds
+from .back_end import TimedBackEnd, native_options, seconds
 from .matrices import dense_bytes, dense_rows
 
 # Every exit flag, with the name that DAQP's documentation gives it.
@@ -37,24 +36,18 @@ EQUALITY = 5  # active (1) and immutable (4)
 
 
 @dataclass(frozen=True)
-class DAQP(Ranked):
+class DAQP(TimedBackEnd):
     """LP and QP; the fastest for up to some 60 variables, and for linear programs up to some 300.
 
     Attributes:
         time_limit: Seconds, or None. Looked at every 32 iterations, so that small programs run to their end.
         feasibility_tol: Largest violation of a row, scaled to unit length, that DAQP accepts.
-        verbose: Kept for a common interface; DAQP prints nothing.
         native: DAQP settings by their own names, for example ``{"pivot_tol": 1e-6}``.
     """
 
-    time_limit: float | None = None
-    feasibility_tol: float = 1e-9
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
-
-    name: ClassVar[str] = "daqp"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
-    requires: ClassVar[tuple[str, ...]] = ("daqp",)
+    name = "daqp"
+    kinds = frozenset({Kind.LP, Kind.QP})
+    requires = ("daqp",)
 
     @staticmethod
     def memory(program: Program) -> float:

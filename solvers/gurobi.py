@@ -8,39 +8,26 @@ unless asked for. A program above the limit, or a missing or expired license, en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, native_options, seconds
-from .matrices import one_sided, sparse_hessian, sparse_rows
+from .back_end import TimedBackEnd, native_options, seconds, statuses, with_gap
+from .matrices import by_owner, half_hessian, integer_mask, one_sided_lines
 
 # Every gurobipy.GRB.Status. A limit with a feasible point in hand becomes FEASIBLE in solve().
-STATUS = {
-    "OPTIMAL": Status.OPTIMAL,
-    "INFEASIBLE": Status.INFEASIBLE,
-    "UNBOUNDED": Status.UNBOUNDED,
-    "INF_OR_UNBD": Status.FAILED,  # told apart by a second run, see _solve()
-    "TIME_LIMIT": Status.NO_POINT,
-    "ITERATION_LIMIT": Status.NO_POINT,
-    "NODE_LIMIT": Status.NO_POINT,
-    "SOLUTION_LIMIT": Status.NO_POINT,
-    "WORK_LIMIT": Status.NO_POINT,
-    "MEM_LIMIT": Status.NO_POINT,
-    "USER_OBJ_LIMIT": Status.NO_POINT,
-    "CUTOFF": Status.NO_POINT,
-    "INTERRUPTED": Status.NO_POINT,
-    "SUBOPTIMAL": Status.FEASIBLE,
-    "LOCALLY_OPTIMAL": Status.FEASIBLE,  # no proof
-    "LOCALLY_INFEASIBLE": Status.FAILED,  # no proof
-    "NUMERIC": Status.FAILED,  # after a second run, see _solve()
-    "LOADED": Status.FAILED,
-    "INPROGRESS": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="OPTIMAL",
+    FEASIBLE="SUBOPTIMAL LOCALLY_OPTIMAL",
+    INFEASIBLE="INFEASIBLE",
+    UNBOUNDED="UNBOUNDED",
+    NO_POINT="TIME_LIMIT ITERATION_LIMIT NODE_LIMIT SOLUTION_LIMIT WORK_LIMIT MEM_LIMIT USER_OBJ_LIMIT CUTOFF "
+    "INTERRUPTED",
+    FAILED="INF_OR_UNBD NUMERIC LOCALLY_INFEASIBLE LOADED INPROGRESS",  # the first two after a second run, see _solve()
+)
 _LICENSE = "get a license at gurobi.com (free for academics), or use an open-source solver: {open}"
 # Errors that are no mistake of the program, by name in gurobipy.GRB.Error, with what to do.
 REMEDY = {
@@ -55,32 +42,26 @@ OPEN = {Kind.LP: "highs", Kind.QP: "piqp", Kind.MILP: "highs", Kind.MIQP: "scip"
 
 
 @dataclass(frozen=True)
-class Gurobi(Ranked):
+class Gurobi(TimedBackEnd):
     """All kinds, with duals, Farkas rays (LP) and bounds (mixed-integer and nonconvex).
 
     Attributes:
-        time_limit: Seconds, or None.
         node_limit: Nodes of the search tree, or None.
         feasibility_tol: Largest violation of rows and of the optimality conditions that Gurobi accepts, 1e-9 at least.
         gap_tol: Relative gap at which a mixed-integer or nonconvex program counts as solved.
         start: A point to start a mixed-integer program from, ``(n,)``, or None.
         threads: Threads, or None for Gurobi's own choice.
-        verbose: Print the native log.
         native: Gurobi parameters by their own names, for example ``{"MIPFocus": 1}``, license parameters included.
     """
 
-    time_limit: float | None = None
     node_limit: int | None = None
-    feasibility_tol: float = 1e-9
     gap_tol: float = 1e-6
     start: Array | None = None
     threads: int | None = None
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
 
-    name: ClassVar[str] = "gurobi"
-    kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
-    requires: ClassVar[tuple[str, ...]] = ("gurobipy",)
+    name = "gurobi"
+    kinds = frozenset(Kind)
+    requires = ("gurobipy",)
     nonconvex: ClassVar[bool] = True
 
     def solve(self, program: Program) -> Solution:
@@ -130,45 +111,27 @@ def _solve(gurobipy: Any, model: Any, program: Program, start: Array | None) -> 
         status = Status.FEASIBLE
     work = max(int(model.IterCount), int(model.BarIterCount))
     interrupted = native == "INTERRUPTED"
-
-    def by_row(values: Any) -> Any:
-        total = np.zeros(program.m)
-        np.add.at(total, owners, signs * values)
-        return total
-
     if status is Status.INFEASIBLE and program.kind is Kind.LP:
-        ray = by_row(np.asarray(rows.FarkasDual)) if program.m else None
+        ray = by_owner(signs * rows.FarkasDual, owners, program.m) if program.m else None
         return Solution(status, message=native, ray=ray, iterations=work)
     if status not in (Status.OPTIMAL, Status.FEASIBLE):
         return Solution(status, message=native, iterations=work, interrupted=interrupted)
-    answer: dict[str, Any]
+    found = Solution(status, delta=np.asarray(delta.X), message=native, iterations=work, interrupted=interrupted)
     if not model.IsMIP:
-        answer = {"row_duals": by_row(-np.asarray(rows.Pi)), "bound_duals": -np.asarray(delta.RC)}
-    else:
-        bound, percent = float(model.ObjBound), 100 * float(model.MIPGap)
-        answer = {"bound": bound if abs(bound) < gurobipy.GRB.INFINITY else float("nan")}
-        if status is not Status.OPTIMAL:
-            native += f", gap {percent:.3g} %" if percent < 1e6 else ", gap unknown"
-    answer["interrupted"] = interrupted
-    return Solution(status, delta=np.asarray(delta.X), message=native, iterations=work, **answer)
+        duals = by_owner(-signs * rows.Pi, owners, program.m)
+        return replace(found, row_duals=duals, bound_duals=-np.asarray(delta.RC))
+    bound = float(model.ObjBound) if abs(model.ObjBound) < gurobipy.GRB.INFINITY else float("nan")
+    return replace(found, bound=bound, message=with_gap(native, 100 * float(model.MIPGap), status))
 
 
 def _translate(gurobipy: Any, model: Any, program: Program) -> tuple[Any, Any, Any, Any]:
-    """Fill an empty model; returns variables, native rows, the row that each of these comes from, and its sign.
-
-    Each finite side of a row becomes a row of its own, as ``sign * row <= side``; an equality stays one row.
-    """
-    from scipy import sparse
-
+    """Fill an empty model; returns variables, native rows, the row that each of these comes from, and its sign."""
     low, high = program.bounds()
-    mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
-    delta = model.addMVar(program.n, lb=low, ub=high, vtype=np.where(mask, "I", "C"))
-    owners, signs, sides, equal = one_sided(program.lower, program.upper)
+    delta = model.addMVar(program.n, lb=low, ub=high, vtype=np.where(integer_mask(program), "I", "C"))
+    lines, owners, signs, sides, equal = one_sided_lines(program)
     senses = np.repeat(["=", "<"], [equal, len(owners) - equal])
-    lines = sparse.csr_matrix(sparse.diags(signs) @ sparse_rows(program)[owners])
     rows = model.addMConstr(lines, delta, senses, sides)
-    upper = sparse_hessian(program)
-    quadratic = None if program.hessian is None else upper - 0.5 * sparse.diags(upper.diagonal())
+    quadratic = None if program.hessian is None else half_hessian(program)
     model.setMObjective(quadratic, program.gradient, program.constant, delta, delta, delta, gurobipy.GRB.MINIMIZE)
     return delta, rows, owners, signs
 

@@ -6,70 +6,49 @@ Licence MIT, https://highs.dev. Its QP solver is left out on purpose: it returne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, Session, native_options, seconds
+from .back_end import Session, TimedBackEnd, native_options, seconds, statuses, told_apart
 from .highs_model import add_rows, build_model, change_model, quiet_highs
 from .matrices import sparse_bytes
 from .same_rows import KnownRows
 
 # Every HighsModelStatus. A limit with a feasible point in hand becomes FEASIBLE in solve().
-STATUS = {
-    "kOptimal": Status.OPTIMAL,
-    "kModelEmpty": Status.OPTIMAL,
-    "kInfeasible": Status.INFEASIBLE,
-    "kUnbounded": Status.UNBOUNDED,
-    "kTimeLimit": Status.NO_POINT,
-    "kIterationLimit": Status.NO_POINT,
-    "kSolutionLimit": Status.NO_POINT,
-    "kMemoryLimit": Status.NO_POINT,
-    "kObjectiveBound": Status.NO_POINT,
-    "kObjectiveTarget": Status.NO_POINT,
-    "kInterrupt": Status.NO_POINT,
-    "kHighsInterrupt": Status.NO_POINT,
-    "kUnboundedOrInfeasible": Status.FAILED,  # told apart by a second run without objective
-    "kNotset": Status.FAILED,
-    "kLoadError": Status.FAILED,
-    "kModelError": Status.FAILED,
-    "kPresolveError": Status.FAILED,
-    "kSolveError": Status.FAILED,
-    "kPostsolveError": Status.FAILED,
-    "kUnknown": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="kOptimal kModelEmpty",
+    INFEASIBLE="kInfeasible",
+    UNBOUNDED="kUnbounded",
+    NO_POINT="kTimeLimit kIterationLimit kSolutionLimit kMemoryLimit kObjectiveBound kObjectiveTarget kInterrupt "
+    "kHighsInterrupt",
+    FAILED="kUnboundedOrInfeasible kNotset kLoadError kModelError kPresolveError kSolveError kPostsolveError kUnknown",
+)
 LONG = 1_000_000  # entries of a linear program from which on Ctrl-C is listened to while it is solved
 
 
 @dataclass(frozen=True)
-class HiGHS(Ranked):
+class HiGHS(TimedBackEnd):
     """LP and MILP; the source of Farkas rays for programs without a solution.
 
     Attributes:
-        time_limit: Seconds, or None.
         feasibility_tol: Largest violation of rows, bounds and integrality that HiGHS accepts, 1e-10 at least.
         gap_tol: Relative gap at which a mixed-integer program counts as solved.
         start: A point to start a mixed-integer program from, ``(n,)``, or None.
         threads: Threads, or None for HiGHS's own choice; a number holds for the whole process.
-        verbose: Print the native log.
         native: HiGHS options by their own names, for example ``{"mip_heuristic_effort": 0.2}``.
     """
 
-    time_limit: float | None = None
-    feasibility_tol: float = 1e-9
     gap_tol: float = 1e-6
     start: Array | None = None
     threads: int | None = None
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
 
-    name: ClassVar[str] = "highs"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.MILP})
-    requires: ClassVar[tuple[str, ...]] = ("highspy",)
+    name = "highs"
+    kinds = frozenset({Kind.LP, Kind.MILP})
+    requires = ("highspy",)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -117,12 +96,10 @@ class _Session(Session):
 
     def solve(self, program: Program) -> Solution:
         """Update the model where the last program shares rows, else build it."""
-        options = self.limited()
-        known = KnownRows.of(program) if program.kind is Kind.LP else None
-        if known is None:
+        options, highspy, last = self.limited(), quiet_highs(), self.memory.get("known")
+        known, matches = KnownRows.recognized(program, last)
+        if known is None or program.kind is not Kind.LP:
             return options.solve(program)
-        highspy, last = quiet_highs(), self.memory.get("known")
-        matches = None if last is None else last.matches(program)
         if last is None or matches is None:
             self.memory["highs"] = highs = options._fresh(highspy)
             highs.passModel(build_model(highspy, program))
@@ -144,24 +121,33 @@ class _Session(Session):
 
 def _run(highspy: Any, highs: Any, program: Program, order: Any = None) -> Solution:
     """Run and map; ``order`` says which row of the program each row of the model is, where they differ."""
-    interrupted = _listening(highs) if _is_long(program) else highs.run() is None
+    long = program.integer is not None or program.m * program.n >= LONG
+    interrupted = _listening(highs) if long else highs.run() is None
     native = highs.getModelStatus().name
-    if native == "kUnboundedOrInfeasible":
-        status = _without_objective(highs, program.n)
-    else:
-        status = STATUS.get(native, Status.FAILED)
+    status = STATUS.get(native, Status.FAILED)
+    if native == "kUnboundedOrInfeasible":  # it has a point once the objective is dropped, or none
+        highs.changeColsCost(program.n, np.arange(program.n, dtype=np.int32), np.zeros(program.n))
+        highs.run()
+        status = told_apart(STATUS.get(highs.getModelStatus().name, Status.FAILED))
     info = highs.getInfo()
     if status is Status.NO_POINT and info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
         status = Status.FEASIBLE
-    ray = _ray(highs) if status is Status.INFEASIBLE and program.kind is Kind.LP else None
     if status not in (Status.OPTIMAL, Status.FEASIBLE):
-        return Solution(status, message=native, ray=_ordered(ray, order), interrupted=interrupted)
-    found = _point(program, highs.getSolution(), info, status, native)
-    return replace(found, row_duals=_ordered(found.row_duals, order), interrupted=interrupted)
-
-
-def _is_long(program: Program) -> bool:
-    return program.integer is not None or program.m * program.n >= LONG
+        infeasible = status is Status.INFEASIBLE and program.kind is Kind.LP
+        _, exists, ray = highs.getDualRay() if infeasible else (None, False, None)
+        return Solution(status, message=native, ray=_ours(ray, order) if exists else None, interrupted=interrupted)
+    solution, mixed = highs.getSolution(), program.integer is not None
+    duals = solution.dual_valid and not mixed and status is Status.OPTIMAL
+    return Solution(
+        status,
+        delta=np.array(solution.col_value),
+        bound=float(info.mip_dual_bound) if mixed else float("nan"),
+        message=native,
+        row_duals=_ours(solution.row_dual, order) if duals else None,
+        bound_duals=-np.array(solution.col_dual) if duals else None,
+        iterations=max(0, int(info.simplex_iteration_count), int(info.ipm_iteration_count)),
+        interrupted=interrupted,
+    )
 
 
 def _listening(highs: Any) -> bool:
@@ -179,36 +165,7 @@ def _listening(highs: Any) -> bool:
             highs.cancelSolve()
 
 
-def _without_objective(highs: Any, n: int) -> Status:
-    """A program is unbounded, rather than infeasible, if it has a point once the objective is dropped."""
-    highs.changeColsCost(n, np.arange(n, dtype=np.int32), np.zeros(n))
-    highs.run()
-    status = STATUS.get(highs.getModelStatus().name, Status.FAILED)
-    return Status.UNBOUNDED if status is Status.OPTIMAL else status
-
-
-def _ray(highs: Any) -> Array | None:
-    _, exists, ray = highs.getDualRay()  # positive where the lower side holds: the other sign than ours
-    return -np.asarray(ray) if exists else None
-
-
-def _ordered(values: Array | None, order: Any) -> Array | None:
-    if values is None or order is None:
-        return values
-    found = np.zeros(len(order))
-    found[order] = values
-    return found
-
-
-def _point(program: Program, solution: Any, info: Any, status: Status, native: str) -> Solution:
-    mixed = program.integer is not None
-    duals = solution.dual_valid and not mixed and status is Status.OPTIMAL
-    return Solution(
-        status,
-        delta=np.array(solution.col_value),
-        bound=float(info.mip_dual_bound) if mixed else float("nan"),
-        message=native,
-        row_duals=-np.array(solution.row_dual) if duals else None,
-        bound_duals=-np.array(solution.col_dual) if duals else None,
-        iterations=max(0, int(info.simplex_iteration_count), int(info.ipm_iteration_count)),
-    )
+def _ours(values: Any, order: Any) -> Array:
+    """Multipliers of the model's rows as those of the program's, in our sign: positive where the upper side holds."""
+    found = -np.array(values, dtype=np.float64)
+    return found if order is None else found[np.argsort(order)]

@@ -48,6 +48,42 @@ def one_sided(lower: Array, upper: Array) -> tuple[Any, Array, Array, int]:
     return np.concatenate([equal, above, below]), signs, sides, len(equal)
 
 
+def one_sided_lines(program: Program, *, bounds: bool = False) -> tuple[Any, Any, Array, Array, int]:
+    """The rows, and on request the bounds behind them, as signed ``scipy.sparse`` lines, and what one_sided gives."""
+    from scipy import sparse
+
+    lines, (low, high) = sparse_rows(program), program.bounds()
+    lower, upper = program.lower, program.upper
+    if bounds:
+        lines = sparse.vstack([lines, sparse.identity(program.n, format="csr")], format="csr")
+        lower, upper = np.concatenate([lower, low]), np.concatenate([upper, high])
+    owners, signs, sides, equal = one_sided(lower, upper)
+    return sparse.csr_matrix(sparse.diags(signs) @ lines[owners]), owners, signs, sides, equal
+
+
+def by_owner(values: Any, owners: Any, size: int) -> Array:
+    """The sum of the values of each owner, ``(size,)``."""
+    return np.bincount(owners, np.asarray(values, dtype=np.float64), size).astype(np.float64, copy=False)
+
+
+def integer_mask(program: Program) -> Any:
+    """Which variables are integer, ``(n,)``."""
+    return np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
+
+
+def half_hessian(program: Program) -> Any:
+    """An upper triangular ``scipy.sparse`` matrix ``U`` with ``d' U d = 1/2 d' H d``."""
+    from scipy import sparse
+
+    upper = sparse_hessian(program)
+    return upper - 0.5 * sparse.diags(upper.diagonal())
+
+
+def finite_side(value: float) -> float | None:
+    """A side as libraries want it that know None for no side."""
+    return float(value) if np.isfinite(value) else None
+
+
 def sparse_bytes(program: Program) -> float:
     """Bytes of ``A`` and ``H`` in sparse storage, at 12 an entry."""
     matrix, hessian = program.matrix, program.hessian

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from repairopt.program import Array, Kind, Program, Solution, Status, solve_working_set
 
-from .back_end import Ranked
+from .choice import rank
 from .dual_active_set import System, active_set
 from .primal_dual import Limits, Point, interior_point
 from .program_tensors import Data, ProgramTensors
@@ -34,7 +34,7 @@ TINY = 1e-7  # of the largest multiplier: smaller ones prove nothing
 
 
 @dataclass(frozen=True)
-class WoodburyIPM(Ranked):
+class WoodburyIPM:
     """LP and QP with a diagonal or low-rank Hessian and any number of variables; the default for n above 5,000.
 
     Attributes:
@@ -60,6 +60,11 @@ class WoodburyIPM(Ranked):
     name: ClassVar[str] = "woodbury"
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.QP})
     requires: ClassVar[tuple[str, ...]] = ("torch",)
+
+    @staticmethod
+    def preference(program: Program) -> float:
+        """Its rank among the back ends that are chosen without being asked for."""
+        return rank("woodbury", program)
 
     def solve(self, program: Program) -> Solution:
         """All rows at once where they are few, else a working set of them."""

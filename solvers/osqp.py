@@ -6,53 +6,40 @@ Linear programs are left out on purpose: it needs too many steps on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, Session, native_options, seconds
+from .back_end import Session, TimedBackEnd, native_options, seconds, statuses
 from .matrices import sparse_bytes, sparse_hessian, sparse_rows
 from .same_rows import KnownRows, carried, same_hessian
 
 # Every osqp.SolverStatus. "Inaccurate" means ten times looser tolerances: no proof, so never OPTIMAL or INFEASIBLE.
-STATUS = {
-    "OSQP_SOLVED": Status.OPTIMAL,
-    "OSQP_SOLVED_INACCURATE": Status.FEASIBLE,
-    "OSQP_PRIMAL_INFEASIBLE": Status.INFEASIBLE,
-    "OSQP_PRIMAL_INFEASIBLE_INACCURATE": Status.FAILED,
-    "OSQP_DUAL_INFEASIBLE": Status.UNBOUNDED,
-    "OSQP_DUAL_INFEASIBLE_INACCURATE": Status.FAILED,
-    "OSQP_MAX_ITER_REACHED": Status.NO_POINT,
-    "OSQP_TIME_LIMIT_REACHED": Status.NO_POINT,
-    "OSQP_NON_CVX": Status.FAILED,
-    "OSQP_SIGINT": Status.NO_POINT,
-    "OSQP_UNSOLVED": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="OSQP_SOLVED",
+    FEASIBLE="OSQP_SOLVED_INACCURATE",
+    INFEASIBLE="OSQP_PRIMAL_INFEASIBLE",
+    UNBOUNDED="OSQP_DUAL_INFEASIBLE",
+    NO_POINT="OSQP_MAX_ITER_REACHED OSQP_TIME_LIMIT_REACHED OSQP_SIGINT",
+    FAILED="OSQP_PRIMAL_INFEASIBLE_INACCURATE OSQP_DUAL_INFEASIBLE_INACCURATE OSQP_NON_CVX OSQP_UNSOLVED",
+)
 
 
 @dataclass(frozen=True)
-class OSQP(Ranked):
+class OSQP(TimedBackEnd):
     """QP by a first-order method.
 
     Attributes:
-        time_limit: Seconds, or None.
         feasibility_tol: Largest residual of the rows and of the optimality conditions, absolute and relative.
-        verbose: Print the native log.
         native: OSQP settings by their own names, for example ``{"max_iter": 10**6}``.
     """
 
-    time_limit: float | None = None
-    feasibility_tol: float = 1e-9
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
-
-    name: ClassVar[str] = "osqp"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
-    requires: ClassVar[tuple[str, ...]] = ("osqp",)
+    name = "osqp"
+    kinds = frozenset({Kind.QP})
+    requires = ("osqp",)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -75,8 +62,17 @@ class OSQP(Ranked):
         identity = sparse.identity(program.n, format="csr")[bounded]
         matrix = sparse.vstack([sparse_rows(program), identity], format="csc")
         backend = osqp.OSQP(algebra="builtin")
-        data = (sparse_hessian(program), program.gradient, matrix, *_sides(program))
-        backend.setup(*data, **self._settings())
+        options = native_options(
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            eps_prim_inf=1e-8,  # the native defaults, 1e-4, call badly scaled programs infeasible
+            eps_dual_inf=1e-8,
+            max_iter=200_000,
+            time_limit=seconds(self.time_limit),
+        )
+        backend.setup(sparse_hessian(program), program.gradient, matrix, *_sides(program), **options)
         return backend
 
     def _finish(self, program: Program, backend: Any) -> Solution:
@@ -93,27 +89,14 @@ class OSQP(Ranked):
         found: Any = {"row_duals": np.array(result.y[: program.m]), "bound_duals": bound_duals}
         return Solution(status, delta=np.array(result.x), message=native, iterations=result.info.iter, **found)
 
-    def _settings(self) -> dict[str, Any]:
-        return native_options(
-            self.native,
-            verbose=self.verbose,
-            eps_abs=self.feasibility_tol,
-            eps_rel=self.feasibility_tol,
-            eps_prim_inf=1e-8,  # the native defaults, 1e-4, call badly scaled programs infeasible
-            eps_dual_inf=1e-8,
-            max_iter=200_000,
-            time_limit=seconds(self.time_limit),
-        )
-
 
 class _Session(Session):
     """Keeps the factors of the last program, and its point."""
 
     def solve(self, program: Program) -> Solution:
         """Update the model, or build it and start from the last point."""
-        options = self.limited()
-        known, last = KnownRows.of(program), self.memory.get("known")
-        matches = None if known is None or last is None else last.matches(program)
+        options, last = self.limited(), self.memory.get("known")
+        known, matches = KnownRows.recognized(program, last)
         if last is None or matches is None:
             backend = options._setup(program)
         elif _same_model(last.program, program, matches):

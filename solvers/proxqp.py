@@ -6,31 +6,29 @@ that have a solution; the thresholds here are tighter. No wheel for Windows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, Session, native_options
-from .matrices import dense_bytes, dense_rows, one_sided
+from .back_end import BackEnd, Session, set_options, statuses
+from .matrices import by_owner, dense_bytes, dense_rows, one_sided
 from .same_rows import KnownRows, carried
 
 # Every proxqp.QPSolverOutput.
-STATUS = {
-    "PROXQP_SOLVED": Status.OPTIMAL,
-    "PROXQP_MAX_ITER_REACHED": Status.NO_POINT,
-    "PROXQP_PRIMAL_INFEASIBLE": Status.INFEASIBLE,
-    "PROXQP_DUAL_INFEASIBLE": Status.UNBOUNDED,
-    "PROXQP_SOLVED_CLOSEST_PRIMAL_FEASIBLE": Status.FAILED,  # a point that violates rows; not asked for here
-    "PROXQP_NOT_RUN": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="PROXQP_SOLVED",
+    INFEASIBLE="PROXQP_PRIMAL_INFEASIBLE",
+    UNBOUNDED="PROXQP_DUAL_INFEASIBLE",
+    NO_POINT="PROXQP_MAX_ITER_REACHED",
+    FAILED="PROXQP_SOLVED_CLOSEST_PRIMAL_FEASIBLE PROXQP_NOT_RUN",  # the first violates rows; not asked for here
+)
 
 
 @dataclass(frozen=True)
-class ProxQP(Ranked):
+class ProxQP(BackEnd):
     """QP by the dense variant of ProxQP.
 
     ProxQP knows no time limit; ``native={"max_iter": 50}`` bounds the work instead.
@@ -38,18 +36,14 @@ class ProxQP(Ranked):
     Attributes:
         feasibility_tol: Largest residual of the rows and of the optimality conditions, absolute and relative.
         gap_tol: Largest duality gap, absolute and relative.
-        verbose: Print the native log.
         native: ProxQP settings by their own names, for example ``{"max_iter": 500}``.
     """
 
-    feasibility_tol: float = 1e-9
     gap_tol: float = 1e-9
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
 
-    name: ClassVar[str] = "proxqp"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.QP})
-    requires: ClassVar[tuple[str, ...]] = ("proxsuite",)
+    name = "proxqp"
+    kinds = frozenset({Kind.QP})
+    requires = ("proxsuite",)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -74,8 +68,18 @@ class ProxQP(Ranked):
         owners, signs, sides, equal = one_sided(lower, upper)  # ProxQP sees no infeasibility through a lower side
         lines = signs[:, None] * matrix[owners]
         backend = proxqp.dense.QP(program.n, equal, len(owners) - equal)
-        for option, value in self._settings().items():
-            setattr(backend.settings, option, value)
+        set_options(
+            backend.settings,
+            self.native,
+            verbose=self.verbose,
+            eps_abs=self.feasibility_tol,
+            eps_rel=self.feasibility_tol,
+            check_duality_gap=True,
+            eps_duality_gap_abs=self.gap_tol,
+            eps_duality_gap_rel=self.gap_tol,
+            eps_primal_inf=1e-12,  # the native default, 1e-4, calls feasible programs infeasible
+            eps_dual_inf=1e-12,
+        )
         inequalities = (lines[equal:], np.full(len(owners) - equal, -np.inf), sides[equal:])
         backend.init(program.dense_hessian(), program.gradient, lines[:equal], sides[:equal], *inequalities)
         if start is None:
@@ -92,23 +96,9 @@ class ProxQP(Ranked):
             status = Status.UNBOUNDED
         if status is not Status.OPTIMAL:
             return Solution(status, message=native, iterations=int(info.iter))
-        duals = np.zeros(len(lower))
-        np.add.at(duals, owners, signs * np.concatenate([result.y, result.z]))
+        duals = by_owner(signs * np.concatenate([result.y, result.z]), owners, len(lower))
         found: Any = {"row_duals": duals[: program.m], "bound_duals": duals[program.m :], "iterations": int(info.iter)}
         return Solution(status, delta=np.array(result.x), message=native, **found)
-
-    def _settings(self) -> dict[str, Any]:
-        return native_options(
-            self.native,
-            verbose=self.verbose,
-            eps_abs=self.feasibility_tol,
-            eps_rel=self.feasibility_tol,
-            check_duality_gap=True,
-            eps_duality_gap_abs=self.gap_tol,
-            eps_duality_gap_rel=self.gap_tol,
-            eps_primal_inf=1e-12,  # the native default, 1e-4, calls feasible programs infeasible
-            eps_dual_inf=1e-12,
-        )
 
 
 class _Session(Session):
@@ -116,8 +106,7 @@ class _Session(Session):
 
     def solve(self, program: Program) -> Solution:
         """From the last point, with the multipliers of the rows that are still there."""
-        known, last = KnownRows.of(program), self.memory.get("known")
-        matches = None if known is None or last is None else last.matches(program)
+        known, matches = KnownRows.recognized(program, self.memory.get("known"))
         start = None
         if matches is not None:
             point: Solution = self.memory["solution"]

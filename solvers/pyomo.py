@@ -7,45 +7,29 @@ has no back end for, or to add to the model, by :func:`as_pyomo`. A missing exec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked
+from .back_end import TimedBackEnd, statuses, told_apart
 from .highs_model import quiet_highs
-from .matrices import sparse_hessian, sparse_rows
+from .matrices import finite_side, half_hessian, integer_mask, sparse_rows
 
 # Every pyomo.opt.TerminationCondition. A limit with a feasible point in hand becomes FEASIBLE in solve().
-STATUS = {
-    "optimal": Status.OPTIMAL,
-    "globallyOptimal": Status.OPTIMAL,
-    "locallyOptimal": Status.FEASIBLE,  # no proof
-    "feasible": Status.FEASIBLE,
-    "infeasible": Status.INFEASIBLE,
-    "unbounded": Status.UNBOUNDED,
-    "infeasibleOrUnbounded": Status.FAILED,  # told apart by a second run without objective
-    "maxTimeLimit": Status.NO_POINT,
-    "maxIterations": Status.NO_POINT,
-    "maxEvaluations": Status.NO_POINT,
-    "minFunctionValue": Status.NO_POINT,
-    "minStepLength": Status.NO_POINT,
-    "noSolution": Status.NO_POINT,
-    "userInterrupt": Status.NO_POINT,
-    "resourceInterrupt": Status.NO_POINT,
-    "intermediateNonInteger": Status.NO_POINT,
-    "licensingProblems": Status.FAILED,
-    "invalidProblem": Status.FAILED,
-    "internalSolverError": Status.FAILED,
-    "solverFailure": Status.FAILED,
-    "error": Status.FAILED,
-    "other": Status.FAILED,
-    "unknown": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="optimal globallyOptimal",
+    FEASIBLE="feasible locallyOptimal",
+    INFEASIBLE="infeasible",
+    UNBOUNDED="unbounded",
+    NO_POINT="maxTimeLimit maxIterations maxEvaluations minFunctionValue minStepLength noSolution userInterrupt "
+    "resourceInterrupt intermediateNonInteger",
+    FAILED="infeasibleOrUnbounded licensingProblems invalidProblem internalSolverError solverFailure error other "
+    "unknown",
+)
 WITHOUT_DUALS = ("scip",)  # beginnings of names; Pyomo raises where it is asked for their duals
 _HIGHS = ("primal_feasibility_tolerance", "dual_feasibility_tolerance", "mip_feasibility_tolerance")
 TOLERANCES = {
@@ -57,7 +41,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Pyomo(Ranked):
+class Pyomo(TimedBackEnd):
     """Any solver that Pyomo reaches.
 
     Attributes:
@@ -65,19 +49,15 @@ class Pyomo(Ranked):
             or SCIP (QP, MIQP).
         time_limit: Seconds, or None; some solvers look at it rarely.
         feasibility_tol: Tolerance of HiGHS, SCIP and Gurobi; other solvers take theirs in ``native``.
-        verbose: Print the native log.
         native: Options of the solver by its own names.
     """
 
     solver: str | None = None
-    time_limit: float | None = None
-    feasibility_tol: float = 1e-8
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
+    feasibility_tol: float = field(default=1e-8, kw_only=True)
 
-    name: ClassVar[str] = "pyomo"
-    kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
-    requires: ClassVar[tuple[str, ...]] = ("pyomo",)
+    name = "pyomo"
+    kinds = frozenset(Kind)
+    requires = ("pyomo",)
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
@@ -100,9 +80,7 @@ class Pyomo(Ranked):
         status = STATUS.get(native, Status.FAILED)
         if native == "infeasibleOrUnbounded":
             model.objective.set_value(0.0)
-            without, _ = self._run(solver, name, model)
-            outcomes = {"optimal": Status.UNBOUNDED, "infeasible": Status.INFEASIBLE}
-            status = outcomes.get(without, Status.FAILED)
+            status = told_apart(STATUS.get(self._run(solver, name, model)[0], Status.FAILED))
         if status is Status.NO_POINT and found and program.integer is not None:
             status = Status.FEASIBLE
         message = f"{native} ({name})"
@@ -124,20 +102,16 @@ class Pyomo(Ranked):
 
 
 def as_pyomo(program: Program) -> Any:
-    """The program as a Pyomo model, to add to or to solve by other means.
+    """The program as a Pyomo ``ConcreteModel``, to add to or to solve by other means.
 
-    Args:
-        program: What to translate.
-
-    Returns:
-        A ``ConcreteModel`` with the variables ``delta[0]`` to ``delta[n - 1]``, the first ``program.n_delta`` of them
-        the weight change, the constraints ``rows[i]`` (rows without sides left out), and ``objective``.
+    It has the variables ``delta[0]`` to ``delta[n - 1]``, the first ``program.n_delta`` of them the weight change, the
+    constraints ``rows[i]`` (rows without sides left out), and ``objective``.
     """
     import pyomo.environ as pyo
     from pyomo.core.expr import LinearExpression
 
-    mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
-    low, high = ([_side(side) for side in sides] for sides in program.bounds())
+    mask = integer_mask(program)
+    low, high = ([finite_side(side) for side in sides] for sides in program.bounds())
     model, rows = pyo.ConcreteModel(), sparse_rows(program)
     model.delta = pyo.Var(
         range(program.n),
@@ -153,16 +127,15 @@ def as_pyomo(program: Program) -> Any:
             coefficients, chosen = [0.0], delta[:1]
         left = LinearExpression(constant=0.0, linear_coefs=coefficients, linear_vars=chosen)
         lower, upper = program.lower[i], program.upper[i]
-        return (left, float(upper)) if lower == upper else (_side(lower), left, _side(upper))
+        return (left, float(upper)) if lower == upper else (finite_side(lower), left, finite_side(upper))
 
     kept = np.flatnonzero(np.isfinite(program.lower) | np.isfinite(program.upper))
     model.rows = pyo.Constraint(kept.tolist(), rule=row)
     objective = LinearExpression(constant=program.constant, linear_coefs=program.gradient.tolist(), linear_vars=delta)
     if program.hessian is not None:
-        upper = sparse_hessian(program).tocoo()
-        values = (np.where(upper.row == upper.col, 0.5, 1.0) * upper.data).tolist()
-        terms = (value * delta[i] * delta[j] for i, j, value in zip(upper.row, upper.col, values, strict=True))
-        objective = objective + pyo.quicksum(terms)
+        half = half_hessian(program).tocoo()
+        entries = zip(half.row, half.col, half.data.tolist(), strict=True)
+        objective = objective + pyo.quicksum(value * delta[i] * delta[j] for i, j, value in entries)
     model.objective = pyo.Objective(expr=objective, sense=pyo.minimize)
     return model
 
@@ -187,7 +160,3 @@ def _duals(program: Program, model: Any, delta: Array) -> tuple[Array | None, Ar
         rows[i] = -duals[row]
     slope = program.gradient + program.matrix.T @ rows
     return rows, -(slope if program.hessian is None else slope + program.hessian @ delta)
-
-
-def _side(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

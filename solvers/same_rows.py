@@ -26,6 +26,12 @@ class KnownRows:
         place = {source: i for i, source in enumerate(program.sources)}
         return cls(program, place) if len(place) == program.m else None
 
+    @classmethod
+    def recognized(cls, program: Program, last: KnownRows | None) -> tuple[KnownRows | None, Index | None]:
+        """The rows of a program, and where they stood in the last one; None where either cannot be told."""
+        known = cls.of(program)
+        return known, None if known is None or last is None else last.matches(program)
+
     def matches(self, program: Program) -> Index | None:
         """For each row of another program its position in this one, -1 where it is new or its coefficients changed.
 

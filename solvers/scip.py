@@ -7,7 +7,6 @@ cross-checks: DAQP and PIQP are far faster there, and SCIP returns no duals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,59 +14,42 @@ import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, native_options, seconds
-from .matrices import sparse_bytes, sparse_hessian, sparse_rows
+from .back_end import TimedBackEnd, native_options, seconds, statuses, with_gap
+from .matrices import finite_side, half_hessian, integer_mask, sparse_bytes, sparse_rows
 
 # Every SCIP status. A limit with a feasible point in hand becomes FEASIBLE in solve().
-STATUS = {
-    "optimal": Status.OPTIMAL,
-    "gaplimit": Status.OPTIMAL,  # the gap fell below gap_tol
-    "infeasible": Status.INFEASIBLE,
-    "unbounded": Status.UNBOUNDED,
-    "inforunbd": Status.FAILED,  # told apart by a second run without objective
-    "timelimit": Status.NO_POINT,
-    "nodelimit": Status.NO_POINT,
-    "totalnodelimit": Status.NO_POINT,
-    "stallnodelimit": Status.NO_POINT,
-    "memlimit": Status.NO_POINT,
-    "primallimit": Status.NO_POINT,
-    "duallimit": Status.NO_POINT,
-    "sollimit": Status.NO_POINT,
-    "bestsollimit": Status.NO_POINT,
-    "restartlimit": Status.NO_POINT,
-    "userinterrupt": Status.NO_POINT,
-    "terminate": Status.NO_POINT,
-    "unknown": Status.FAILED,
-}
+STATUS = statuses(
+    OPTIMAL="optimal gaplimit",  # the gap fell below gap_tol
+    INFEASIBLE="infeasible",
+    UNBOUNDED="unbounded",
+    NO_POINT="timelimit nodelimit totalnodelimit stallnodelimit memlimit primallimit duallimit sollimit bestsollimit "
+    "restartlimit userinterrupt terminate",
+    FAILED="inforunbd unknown",
+)
 
 
 @dataclass(frozen=True)
-class SCIP(Ranked):
+class SCIP(TimedBackEnd):
     """MIQP, MILP and nonconvex QP with a proven bound; the default for MIQPs.
 
     Attributes:
-        time_limit: Seconds, or None.
         node_limit: Nodes of the search tree, or None.
         feasibility_tol: Largest violation of rows, bounds and integrality that SCIP accepts.
         gap_tol: Relative gap at which a program counts as solved.
         start: A point to start from, ``(n,)``, or None; one that is not feasible is ignored.
         threads: Number of solver instances that race each other; None or 1 for one, which is reproducible.
-        verbose: Print the native log.
         native: SCIP parameters by their own names, for example ``{"limits/memory": 4096}``.
     """
 
-    time_limit: float | None = None
     node_limit: int | None = None
-    feasibility_tol: float = 1e-8
+    feasibility_tol: float = field(default=1e-8, kw_only=True)
     gap_tol: float = 1e-6
     start: Array | None = None
     threads: int | None = None
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
 
-    name: ClassVar[str] = "scip"
-    kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
-    requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
+    name = "scip"
+    kinds = frozenset(Kind)
+    requires = ("pyscipopt",)
     nonconvex: ClassVar[bool] = True
 
     @staticmethod
@@ -97,7 +79,7 @@ class SCIP(Ranked):
             status,
             delta=np.array([model.getSolVal(best, variable) for variable in variables]),
             bound=bound if bounded else float("nan"),
-            message=_with_gap(native, 100 * model.getGap() if bounded else np.inf, status),
+            message=with_gap(native, 100 * model.getGap() if bounded else np.inf, status),
             iterations=nodes,
             interrupted=interrupted,
         )
@@ -137,9 +119,11 @@ class SCIP(Ranked):
 
 
 def _variables(model: Any, program: Program) -> list[Any]:
-    mask = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
-    sides = zip(*program.bounds(), mask, strict=True)
-    return [model.addVar(lb=_side(low), ub=_side(high), vtype="I" if whole else "C") for low, high, whole in sides]
+    sides = zip(*program.bounds(), integer_mask(program), strict=True)
+    return [
+        model.addVar(lb=finite_side(low), ub=finite_side(high), vtype="I" if whole else "C")
+        for low, high, whole in sides
+    ]
 
 
 def _add_rows(model: Any, program: Program, variables: list[Any]) -> None:
@@ -151,15 +135,14 @@ def _add_rows(model: Any, program: Program, variables: list[Any]) -> None:
         coefficients = zip(rows.indices[part], rows.data[part].tolist(), strict=True)
         row = Expr({terms[j]: value for j, value in coefficients})
         if np.isfinite(lower) or np.isfinite(upper):
-            model.addCons(ExprCons(row, lhs=_side(lower), rhs=_side(upper)))
+            model.addCons(ExprCons(row, lhs=finite_side(lower), rhs=finite_side(upper)))
 
 
 def _add_start(model: Any, program: Program, point: Array, variables: list[Any], height: Any) -> None:
     """Hand SCIP a point; what stands for the quadratic part of the objective gets its value there, rounded up."""
     solution = model.createSol()
-    whole = np.zeros(program.n, dtype=bool) if program.integer is None else program.integer
-    for variable, value in zip(variables, np.where(whole, np.round(point), point).tolist(), strict=True):
-        model.setSolVal(solution, variable, value)
+    for variable, value in zip(variables, np.where(integer_mask(program), np.round(point), point), strict=True):
+        model.setSolVal(solution, variable, float(value))
     if height is not None:
         value = program.objective(point) - program.constant
         model.setSolVal(solution, height, value + 1e-9 * (1.0 + abs(value)))
@@ -177,9 +160,8 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> Any:
     variable = None
     if program.hessian is not None:
         variable = model.addVar(lb=_floor(program), ub=None)
-        height, upper = Term(variable), sparse_hessian(program).tocoo()
-        values = np.where(upper.row == upper.col, 0.5, 1.0) * upper.data
-        for i, j, value in zip(upper.row, upper.col, values.tolist(), strict=True):
+        height, half = Term(variable), half_hessian(program).tocoo()
+        for i, j, value in zip(half.row, half.col, half.data.tolist(), strict=True):
             terms[Term(variables[i], variables[j])] = value
         model.addCons(ExprCons(Expr(terms | {height: -1.0}), lhs=None, rhs=0.0))
         terms = {height: 1.0}
@@ -199,13 +181,3 @@ def _floor(program: Program) -> float | None:
         return None
     least = -0.5 * float(np.sum(slope[curved] ** 2 / curvature[curved]))
     return least - 1e-6 * (1 + abs(least))
-
-
-def _with_gap(native: str, percent: float, status: Status) -> str:
-    if status is Status.OPTIMAL:
-        return native
-    return f"{native}, gap {percent:.3g} %" if percent < 1e6 else f"{native}, gap unknown"
-
-
-def _side(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

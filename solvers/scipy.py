@@ -6,16 +6,15 @@ repairopt needs SciPy anyway: the fallback where ``highspy`` cannot be imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from repairopt.program import Array, Kind, Program, Solution, Status
 
-from .back_end import Ranked, native_options, seconds
-from .matrices import one_sided, sparse_bytes, sparse_rows
+from .back_end import TimedBackEnd, native_options, seconds, told_apart
+from .matrices import by_owner, one_sided_lines, sparse_bytes, sparse_rows
 
 # Every status of scipy.optimize.linprog and milp. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = {
@@ -29,27 +28,21 @@ TROUBLE = 4
 
 
 @dataclass(frozen=True)
-class SciPy(Ranked):
+class SciPy(TimedBackEnd):
     """LP and MILP without any further library.
 
     Attributes:
-        time_limit: Seconds, or None.
         feasibility_tol: Largest residual of rows and optimality conditions of an LP, 1e-10 at least; ``milp`` has none.
         gap_tol: Relative gap at which a mixed-integer program counts as solved.
-        verbose: Print the native log.
         native: Options of ``linprog(method="highs")`` or ``milp`` by their own names, for example
             ``{"node_limit": 100}``.
     """
 
-    time_limit: float | None = None
-    feasibility_tol: float = 1e-9
     gap_tol: float = 1e-6
-    verbose: bool = False
-    native: Mapping[str, Any] = field(default_factory=dict)
 
-    name: ClassVar[str] = "scipy"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LP, Kind.MILP})
-    requires: ClassVar[tuple[str, ...]] = ("scipy",)
+    name = "scipy"
+    kinds = frozenset({Kind.LP, Kind.MILP})
+    requires = ("scipy",)
 
     @staticmethod
     def memory(program: Program) -> float:
@@ -63,15 +56,12 @@ class SciPy(Ranked):
         if result.status != TROUBLE:
             return solution
         _, without = run(program, np.zeros(program.n))
-        outcomes = {Status.OPTIMAL: Status.UNBOUNDED, Status.INFEASIBLE: Status.INFEASIBLE}
-        return Solution(outcomes.get(without.status, Status.FAILED), message=str(result.message))
+        return Solution(told_apart(without.status), message=str(result.message))
 
     def _linprog(self, program: Program, gradient: Array) -> tuple[Any, Solution]:
-        from scipy import sparse
         from scipy.optimize import linprog
 
-        owners, signs, sides, equal = one_sided(program.lower, program.upper)
-        lines = sparse.csr_matrix(sparse.diags(signs) @ sparse_rows(program)[owners])
+        lines, owners, signs, sides, equal = one_sided_lines(program)
         tolerances = dict.fromkeys(("primal_feasibility_tolerance", "dual_feasibility_tolerance"), self.feasibility_tol)
         result = linprog(
             gradient,
@@ -85,8 +75,8 @@ class SciPy(Ranked):
         )
         if result.status != 0:
             return result, _answer(result)
-        duals = np.zeros(program.m)  # marginals are slopes of the optimum in the sides: the other sign than ours
-        np.subtract.at(duals, owners, signs * np.concatenate([result.eqlin.marginals, result.ineqlin.marginals]))
+        slopes = np.concatenate([result.eqlin.marginals, result.ineqlin.marginals])  # of the other sign than ours
+        duals = by_owner(-signs * slopes, owners, program.m)
         bound_duals = -(np.asarray(result.lower.marginals) + np.asarray(result.upper.marginals))
         return result, _answer(result, row_duals=duals, bound_duals=bound_duals, iterations=int(result.nit))
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import vmap
 
 from repairopt.errors import ModelError, SpecificationError
-from repairopt.network import CACHE_BYTES, Engine, Predict, jacobian, sample_rows
+from repairopt.network import CACHE_BYTES, Engine, Predict, batched, jacobian, sample_rows
 from repairopt.specify import Constraint, Subsampled, Transferable, Undesired, labels_of, soft_value
 
 from .follow_units import Intervention, hidden_layers
@@ -33,28 +31,15 @@ def care_scores(
     values: int = 16,
     score: str = "forced",
 ) -> dict[str, Tensor]:
-    """Score each neuron by its average causal effect on the undesired behavior.
+    """Scores ``(units,)`` of the neurons of each layer by their average causal effect on the undesired behavior.
 
     A neuron is forced, after its activation function and for all samples, to each of ``values`` evenly spaced numbers
-    between the least and the greatest that it takes on the data. Its score is the mean undesired behavior over these
-    interventions. A neuron of a convolution is a channel.
+    between the least and the greatest that it takes on the data. Its ``"forced"`` score, as published, is the mean
+    undesired behavior over these interventions; ``"removed"`` subtracts that from the behavior of the unchanged
+    network. NaN where a neuron is constant. A neuron of a convolution is a channel.
 
     The part of the network before the neuron runs once. Where a linear layer alone reads the neuron, an intervention
     changes that layer's outputs by a rank-one term, so only what follows runs for each intervention, in batches.
-
-    Args:
-        graph: The network.
-        undesired: From ``predict`` to a number, larger is worse.
-        layers: Names of hidden layers; None for all.
-        values: Interventions for each neuron.
-        score: ``"forced"``: the mean described above, as published. ``"removed"``: the undesired behavior of the
-            unchanged network minus that mean.
-
-    Returns:
-        For each layer the scores ``(units,)`` in float64; NaN for neurons that are constant on the data.
-
-    Raises:
-        SpecificationError: The undesired behavior asks the network nothing, or is NaN.
 
     References:
         Sun, Sun, Pham and Shi, Causality-Based Neural Network Repair, ICSE 2022.
@@ -77,16 +62,9 @@ def care_scores(
 
 
 def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list[tuple[str, int, float]]:
-    """The neurons with the greatest :func:`care_scores` for a goal, best first.
+    """The neurons ``(layer, unit, score)`` with the greatest :func:`care_scores` for a goal, best first.
 
-    Args:
-        graph: The network.
-        goal: Has ``undesired``, ``soft_value`` or ``value``; the first of these is the undesired behavior.
-        how: How many, of which layer.
-        seed: Chooses samples.
-
-    Returns:
-        ``(layer, unit, score)`` for each.
+    Undesired behavior is the first that the goal has of ``undesired``, ``soft_value`` and ``value``.
 
     Raises:
         ModelError: The network cannot be traced, or the layer does not exist or is read by no other.
@@ -125,21 +103,10 @@ def care_neurons(graph: LayerGraph, goal: Any, how: CARE, seed: int = 0) -> list
 def gradient_weights(
     engine: Engine, how: Gradient, goal: Any, constraints: Sequence[Any] = (), seed: int = 0
 ) -> tuple[dict[str, Tensor], str]:
-    """Score weights by the size of a derivative times the weight's own size, and keep the best.
+    """Score the engine's weights by the size of a derivative times their own, and keep the best.
 
-    Args:
-        engine: The network and the candidate weights.
-        how: How many, derivative of what, weights or whole neurons.
-        goal: The property; may be None for ``of="constraints"``.
-        constraints: For ``of="constraints"``.
-        seed: Chooses misclassified samples.
-
-    Returns:
-        For each parameter of the engine the score of each candidate in float64, 0 where it is not chosen; and what was
-        done, in words.
-
-    Raises:
-        SpecificationError: Nothing to differentiate, or the derivative is zero or not finite.
+    Returns for each parameter the scores in float64, 0 where not chosen, and what was done, in words. A
+    SpecificationError where there is nothing to differentiate, or the derivative is zero or not finite.
     """
     if how.count < 1 or how.of not in ("goal", "constraints") or how.granularity not in ("weight", "neuron"):
         raise SpecificationError(
@@ -193,19 +160,10 @@ def _mean_behavior(
 
                 return torch.as_tensor(undesired(predict))
 
-            behavior = _batched(one, moving.repeat_interleave(values), forced.flatten(), max(1, CACHE_BYTES // size))
+            units, chunk = moving.repeat_interleave(values), max(1, CACHE_BYTES // size)
+            behavior = batched(one, units, forced.flatten(), chunk=chunk)
             scores[moving.cpu()] = behavior.view(-1, values).mean(1).cpu()
     return scores
-
-
-def _batched(function: Callable[[Tensor, Tensor], Tensor], units: Tensor, values: Tensor, chunk: int) -> Tensor:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # vmap's slow fallback is slower than a plain loop
-            return vmap(function, chunk_size=chunk)(units, values).to(torch.float64)
-    except (RuntimeError, ValueError, TypeError, UserWarning):  # the function reads numbers out of tensors
-        pairs = zip(units, values, strict=True)
-        return torch.stack([function(unit, value).to(torch.float64).reshape(()) for unit, value in pairs])
 
 
 def _slope(engine: Engine, how: Gradient, goal: Any, constraints: Sequence[Any], seed: int) -> tuple[Tensor, str]:

@@ -20,12 +20,7 @@ from .write_change import apply
 
 @dataclass(frozen=True, eq=False)
 class WeightChange:
-    """A vector of changes over chosen weights.
-
-    Attributes:
-        location: The ``n`` weights.
-        delta: New minus old weights, ``(n,)``.
-    """
+    """A vector of changes, new minus old weights ``(n,)``, over the weights of a location."""
 
     location: Location
     delta: Array
@@ -57,11 +52,9 @@ class WeightChange:
 
 @dataclass(frozen=True, eq=False)
 class NewWeights(ModuleCandidate):
-    """Weights for the same architecture, from training.
+    """Weights for the same architecture, from training: new parameters and buffers by name, the others stay.
 
-    Attributes:
-        weights: By name the new parameters and buffers; those that are not named stay.
-        trained: How many of their numbers could change; None for all.
+    ``trained`` says how many of their numbers could change; None for all.
     """
 
     weights: Mapping[str, Tensor]
@@ -87,11 +80,7 @@ class NewWeights(ModuleCandidate):
         return (torch.cat(pieces) - old if pieces else old).cpu().numpy()
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A copy of the model with the new weights.
-
-        Raises:
-            ModelError: A name or a shape does not fit the model.
-        """
+        """A copy of the model with the new weights; a ModelError where a name or a shape does not fit."""
         changed = copy.deepcopy(model)
         own = changed.state_dict()
         for name, tensor in self.weights.items():

@@ -15,24 +15,15 @@ import torch
 from torch import Tensor, fx
 
 from repairopt.errors import ModelError, SpecificationError
+from repairopt.network import run_and_keep
 
-from .trace_layers import Layer, LayerGraph, run_and_keep, unknown
+from .trace_layers import Layer, LayerGraph, unknown
 
 
 def incoming(graph: LayerGraph, name: str, units: Sequence[int], bias: bool) -> dict[str, Tensor]:
-    """The rows of the layer's weights that make the units, and their biases if wanted.
+    """The rows of a layer's weights that make the units, and their biases if wanted: flat positions by parameter.
 
-    Args:
-        graph: The network.
-        name: A layer; ``"lstm.l1"`` for level 1 of stacked recurrent layers, whose units are gate rows.
-        units: Their numbers.
-        bias: Whether their biases belong to it.
-
-    Returns:
-        For each parameter the flat positions.
-
-    Raises:
-        ModelError: There is no such layer.
+    ``"lstm.l1"`` names level 1 of stacked recurrent layers, whose units are gate rows.
     """
     recurrent = {layer.name for layer in graph.layers if layer.kind == "recurrent"}
     base, _, level = name.rpartition(".")
@@ -45,25 +36,13 @@ def incoming(graph: LayerGraph, name: str, units: Sequence[int], bias: bool) -> 
             raise ModelError(unknown(f"{graph.what}: calls no layer", name, _levels(graph, base)))
     else:
         layer = graph.named(name)[0]
-        names = [*layer.weights, *([layer.bias] if bias and layer.bias else [])]
+        names = list(layer.parameters if bias else layer.weights)
     check_units(f"layer '{name}'", units, graph.parameters[names[0]].shape[0])
     return {key: _rows(graph.parameters[key], units) for key in names}
 
 
 def outgoing(graph: LayerGraph, name: str, units: Sequence[int]) -> dict[str, Tensor]:
-    """The columns of the next layers that read the units.
-
-    Args:
-        graph: The network.
-        name: A linear or convolutional layer; the units of the latter are its channels.
-        units: Their numbers.
-
-    Returns:
-        For each parameter the flat positions, sorted.
-
-    Raises:
-        ModelError: No such layer, the network cannot be traced, or nothing with weights reads the layer.
-    """
+    """Sorted flat positions, by parameter, of the columns of the next layers that read the units of a layer."""
     calls = graph.named(name)
     if calls[0].kind == "recurrent":
         raise ModelError(
@@ -87,18 +66,9 @@ def outgoing(graph: LayerGraph, name: str, units: Sequence[int]) -> dict[str, Te
 
 
 def input_columns(graph: LayerGraph, units: Sequence[int], name: str | None) -> tuple[str, dict[str, Tensor]]:
-    """The columns of the first layer that reads these input features, or of the named one.
+    """The first layer that reads these input features (channels before a convolution), or the named one.
 
-    Args:
-        graph: The network.
-        units: Numbers of features; of channels where the first layer is a convolution.
-        name: The layer wanted, or None for the first that reads them.
-
-    Returns:
-        The layer's name, and for each parameter the flat positions.
-
-    Raises:
-        ModelError: There is no such layer, or it does not read these features directly.
+    Returns its name, and for each parameter the flat positions of the columns that read them.
     """
     values = graph.values
     wanted = graph.layers if name is None else graph.named(name)
@@ -149,12 +119,7 @@ def readers(graph: LayerGraph, start: fx.Node, poisoned: Tensor) -> Iterator[tup
 
 
 class Intervention:
-    """Forces units of one layer to a value, after its activation function; only what follows runs again.
-
-    Args:
-        graph: The network.
-        layer: Whose units are forced.
-    """
+    """Forces units of one layer to a value, after its activation function; only what follows runs again."""
 
     def __init__(self, graph: LayerGraph, layer: Layer) -> None:
         assert graph.graph is not None
@@ -178,7 +143,7 @@ class Intervention:
     def before(self, inputs: Tensor) -> dict[fx.Node, Any]:
         """Values of the unchanged network that the intervention and what follows need."""
         assert self.graph.graph is not None
-        kept = run_and_keep(self.graph.graph, self.wanted, self.graph.convert(inputs))[1]
+        kept = run_and_keep(self.graph.graph, self.graph.convert(inputs), self.wanted)[1]
         kept[self.units] = kept[self.units].movedim(self.axis, 0).contiguous()  # a row for each unit
         return kept
 
@@ -194,16 +159,7 @@ class Intervention:
 
 
 def check_units(owner: str, units: Sequence[int], size: int) -> None:
-    """Check unit numbers.
-
-    Args:
-        owner: What has the units, for messages.
-        units: Their numbers.
-        size: How many there are.
-
-    Raises:
-        SpecificationError: None given, not whole numbers, or out of range.
-    """
+    """Refuse unit numbers that are none, not whole numbers, or not below ``size``."""
     if not len(units) or any(isinstance(unit, bool) or not isinstance(unit, int) for unit in units):
         raise SpecificationError(f"{owner}: units={units!r}; expected whole numbers, at least one, such as units=[0].")
     bad = [unit for unit in units if not 0 <= unit < size]

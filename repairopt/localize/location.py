@@ -94,9 +94,6 @@ def localize(
         seed: Chooses samples.
         memory_limit: Bytes that activations may take.
 
-    Returns:
-        At least one weight; positions sorted, each once.
-
     Raises:
         SpecificationError: The choice is malformed or empty, or needs a goal. An unknown layer or parameter, or a
             network that does not allow this choice, is a ``ModelError``.
@@ -145,14 +142,15 @@ class _Search:
 
     def auto(self, count: int | None) -> Location:
         """Gradient where the goal is differentiable, else CARE, else the last layer."""
+        counted: Any = {} if count is None else {"count": count}
         if self.goal is None:
-            return self.select("last" if count is None else Gradient(count, within="last"))
+            return self.select(Gradient(within="last", **counted) if counted else "last")
         try:
-            return self.select(Gradient() if count is None else Gradient(count))
+            return self.select(Gradient(**counted))
         except SpecificationError:  # the goal has no derivative
             if self.graph.is_traceable and hidden_layers(self.graph):
-                return self.select(CARE() if count is None else CARE(count))
-            if count is not None:
+                return self.select(CARE(**counted))
+            if counted:
                 raise
             return self.select("last")
 
@@ -177,8 +175,6 @@ class _Search:
         pairs = [(first, other) for other, first in self.graph.names.items() if other != first]
         return "".join(f"; {first} is shared as {other}" for first, other in pairs if first in found.indices)
 
-    # ---------------------------------------------------------------- by name
-
     def _name(self, name: str) -> str:
         """The first name of a floating-point parameter."""
         if name not in self.graph.names:
@@ -189,9 +185,8 @@ class _Search:
         return self.graph.names[name]
 
     def _whole(self, names: Iterable[str], method: str) -> Location:
-        return Location(
-            {n: torch.arange(self.graph.parameters[n].numel()) for n in map(self._name, names)}, None, method
-        )
+        sizes = {name: self.graph.parameters[name].numel() for name in map(self._name, names)}
+        return Location({name: torch.arange(size) for name, size in sizes.items()}, None, method)
 
     def _named(self, how: str) -> Location:
         names = list(self.graph.names)
@@ -202,9 +197,8 @@ class _Search:
         if how in ("care", "gradient"):
             return self.select(CARE() if how == "care" else Gradient())
         if how == "all":
-            return self._whole(
-                (n for n in names if self.graph.parameters[self.graph.names[n]].is_floating_point()), "all"
-            )
+            parameters = self.graph.parameters
+            return self._whole([n for n in names if parameters[self.graph.names[n]].is_floating_point()], "all")
         if how in names:
             return self._whole([how], how)
         found = [n for n in names if fnmatchcase(n, how) or n.startswith(how + ".")]
@@ -218,9 +212,7 @@ class _Search:
                 f"{self.graph.what}: has no linear or convolutional layer for 'last'. Name the weights instead."
             )
         last = self.graph.affine[-1]
-        return self._whole(
-            [*last.weights, *([last.bias] if last.bias else [])], f"last layer ({last.name or last.weights[0]})"
-        )
+        return self._whole(last.parameters, f"last layer ({last.name or last.weights[0]})")
 
     def _layers(self, how: Layers, known: list[str] | None = None) -> Location:
         if not how.names:
@@ -260,8 +252,6 @@ class _Search:
             if how.scores is not None and (name not in how.scores or len(how.scores[name]) != len(given)):
                 raise SpecificationError(f"location: expected {len(given)} scores for '{name}', one for each position.")
         return Location(indices, how.scores, how.method)
-
-    # ---------------------------------------------------------------- by neuron
 
     def _around(self, weights: str, layer: str, units: Sequence[int], bias: bool = False) -> dict[str, Tensor]:
         if weights not in ("outgoing", "incoming"):

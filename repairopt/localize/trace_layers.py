@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError
-from repairopt.network import Engine, ForwardFunction
+from repairopt.network import Engine, ForwardFunction, run_and_keep
 from repairopt.specify import inputs_of
 
 FUNCTIONS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv"}
@@ -25,12 +25,9 @@ REMEDY = "Name the weights by layer, pattern or mask instead, or use 'gradient'.
 class Layer:
     """One call of a layer with weights.
 
-    Attributes:
-        name: The module's name, or the prefix of its weight where a function is called.
-        kind: ``"linear"``, ``"conv"`` or ``"recurrent"``.
-        weights: Parameters whose columns (second axis) read the layer's input.
-        bias: Name of the bias, or None.
-        node: Where it is called in the traced graph; None where the network cannot be traced.
+    ``name`` is that of the module, or the prefix of the weight where a function is called; ``kind`` ``"linear"``,
+    ``"conv"`` or ``"recurrent"``; ``weights`` the parameters whose columns (second axis) read the layer's input;
+    ``node`` where it is called, None where the network cannot be traced.
     """
 
     name: str
@@ -40,18 +37,18 @@ class Layer:
     node: fx.Node | None = None
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of its weights, and of its bias if there is one."""
+        return (*self.weights, self.bias) if self.bias else self.weights
+
+    @property
     def axis(self) -> int:
         """Axis of its units in its output, and of its columns in its input."""
         return 1 if self.kind == "conv" else -1
 
 
 class LayerGraph:
-    """A network seen as layers.
-
-    Args:
-        model: The user's network; not modified.
-        forward_fn: ``(model, inputs) -> logits``, as for the engine.
-        example: Some inputs, to see shapes; guessed where the first layer is linear or recurrent.
+    """A network seen as layers; ``example`` shows shapes, guessed where the first layer is linear or recurrent.
 
     Attributes:
         layers: In execution order; a layer called twice is there twice.
@@ -77,19 +74,13 @@ class LayerGraph:
         self.at = {node: layer for node in nodes if (layer := self._layer_at(node)) is not None}
         self.layers = self._called() if self.graph is None else list(self.at.values())
 
-    # ---------------------------------------------------------------- layers
-
     @property
     def affine(self) -> list[Layer]:
         """The linear and convolutional layers, in execution order."""
         return [layer for layer in self.layers if layer.kind != "recurrent"]
 
     def named(self, name: str) -> list[Layer]:
-        """All calls of the layer of this name.
-
-        Raises:
-            ModelError: The network calls no layer of this name.
-        """
+        """All calls of the layer of this name; a ModelError where there is none."""
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise ModelError(unknown(f"{self.what}: calls no layer", name, [layer.name for layer in self.layers]))
@@ -118,21 +109,14 @@ class LayerGraph:
         layer = self.at.get(next(iter(node.users))) if len(node.users) == 1 else None
         return layer if layer is not None and layer.kind == "linear" and _node(layer).args[0] is node else None
 
-    # ---------------------------------------------------------------- values
-
     @cached_property
     def values(self) -> dict[fx.Node, Any]:
-        """The value of every node on three example inputs.
-
-        Raises:
-            ModelError: The network cannot be traced, or there are no example inputs.
-        """
+        """The value of every node on three example inputs; a ModelError where these, or the trace, are missing."""
         if self.graph is None:
             raise ModelError(f"{self.what}: torch.fx cannot trace it, so who reads which unit is unknown. {REMEDY}")
         few = self._few()
         plain = self.engine.predict()(few)
-        with torch.no_grad():
-            output, kept = run_and_keep(self.graph, set(self.graph.graph.nodes), few)
+        output, kept = run_and_keep(self.graph, few)
         if not torch.allclose(output, plain, rtol=1e-5, atol=1e-6):
             raise ModelError(f"{self.what}: its torch.fx trace and a plain run disagree. {REMEDY}")
         return kept
@@ -149,8 +133,6 @@ class LayerGraph:
         """Inputs on the model's device and, unless they are indices for an embedding, in its dtype."""
         inputs = inputs.detach().to(self.engine.device)
         return inputs.to(self.engine.dtype) if inputs.is_floating_point() or not self._embeds else inputs
-
-    # ---------------------------------------------------------------- inside
 
     def _layer_at(self, node: fx.Node) -> Layer | None:
         if node.op == "call_module":
@@ -214,20 +196,6 @@ class LayerGraph:
             f"{self.what}: the shape of its inputs is not known, and is needed to see which weights read which units. "
             f"Pass inputs=... (a few rows are enough) or the goal."
         )
-
-
-def run_and_keep(graph: fx.GraphModule, wanted: set[fx.Node], inputs: Tensor) -> tuple[Any, dict[fx.Node, Any]]:
-    """Run a graph on inputs; its output, and the values of the wanted nodes."""
-    kept: dict[fx.Node, Any] = {}
-
-    class Keeper(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in wanted:
-                kept[n] = value
-            return value
-
-    return Keeper(graph).run(inputs), kept
 
 
 def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:

@@ -17,19 +17,10 @@ from .location import Location
 
 
 def apply(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Write a weight change into a copy of the model.
+    """Write a weight change ``(n,)`` into a copy of the model, in its mode and dtype.
 
-    Args:
-        model: Not modified.
-        location: The ``n`` weights that change.
-        delta: New minus old weights, ``(n,)``.
-
-    Returns:
-        The copy, in the mode (training or evaluation) and dtype of the model, and the change of each parameter as a
-        tensor of the parameter's shape.
-
-    Raises:
-        ModelError: ``delta`` has another size than the location, or is not finite.
+    Returns the copy and the change of each parameter, of its shape. A ModelError where ``delta`` has another size than
+    the location, or is not finite.
     """
     if delta.shape != (location.size,) or not np.all(np.isfinite(delta)):
         raise ModelError(f"delta has shape {delta.shape}; expected ({location.size},) finite numbers, one a weight.")
@@ -51,16 +42,7 @@ def apply(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) 
 
 
 def changed_parameters(model: nn.Module, repaired: nn.Module, location: Location) -> dict[str, Tensor]:
-    """New minus old values of the parameters that could change or did; empty for a network that is wrapped.
-
-    Args:
-        model: The original.
-        repaired: The repaired copy.
-        location: The weights that could change.
-
-    Returns:
-        By name a tensor of the parameter's shape.
-    """
+    """New minus old values of the parameters that could change or did; empty for a network that is wrapped."""
     before, after = dict(model.named_parameters()), dict(repaired.named_parameters())
     if set(before) != set(after):
         return {}
@@ -78,16 +60,7 @@ def gather_moved(location: Location, changes: Mapping[str, Tensor]) -> npt.NDArr
 
 
 def by_parameter(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) -> dict[str, Tensor]:
-    """A weight change ``(n,)`` as a float64 tensor of its shape for each parameter that may change.
-
-    Args:
-        model: Whose weights change.
-        location: The ``n`` weights.
-        delta: New minus old weights, ``(n,)``.
-
-    Returns:
-        By name of the parameter.
-    """
+    """A weight change ``(n,)`` as a float64 tensor of its shape for each parameter that may change."""
     parameters, found, start = dict(model.named_parameters()), {}, 0
     for name, positions in location.indices.items():
         flat = torch.zeros(parameters[name].numel(), dtype=torch.float64)
@@ -97,19 +70,10 @@ def by_parameter(model: nn.Module, location: Location, delta: npt.NDArray[np.flo
 
 
 def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArray[np.float64]:
-    """A change to begin with as a vector over the weights that may change.
+    """A change to begin with as a vector ``(n,)`` over the weights that may change.
 
-    Args:
-        model: The original network.
-        location: The ``n`` weights that may change.
-        start: For parameters by name the change, a tensor of the parameter's shape; or a repair or a patch of
-            this model.
-
-    Returns:
-        ``(n,)``.
-
-    Raises:
-        SpecificationError: A name or a shape does not fit, or a weight is changed that may not change.
+    ``start`` has for parameters by name the change, of the parameter's shape; or is a repair or a patch of this model.
+    A SpecificationError where a name or a shape does not fit, or a weight is changed that may not change.
     """
     parameters = dict(model.named_parameters())
     if hasattr(start, "apply"):
@@ -121,7 +85,6 @@ def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArr
             f"start: expected a mapping from names of parameters to changes, a Repair or a Patch; got "
             f"{type(start).__name__}."
         )
-    pieces = []
     for name, change in start.items():
         shape = tuple(parameters[name].shape) if name in parameters else None
         if shape is None or tuple(getattr(change, "shape", ())) != shape:
@@ -136,8 +99,4 @@ def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArr
                 f"start['{name}'] changes {int((fixed != 0).sum())} weights that weights= does not let change; pass "
                 f"the weights= of the repair that made it."
             )
-    for name, positions in location.indices.items():
-        change = start.get(name)
-        flat = torch.zeros(parameters[name].numel()) if change is None else torch.as_tensor(change).reshape(-1)
-        pieces.append(flat.detach().double().cpu()[positions.cpu()])
-    return torch.cat(pieces).numpy()
+    return gather_moved(location, {name: torch.as_tensor(change).detach() for name, change in start.items()})

@@ -4,7 +4,7 @@ from .candidate import Array, Candidate, ModuleCandidate, network_of
 from .changed_network import ForwardFunction
 from .classifier import Classifier, split_model
 from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
-from .engine import CACHE_BYTES, Engine, Predict, Remembering
+from .engine import CACHE_BYTES, Engine, Predict, Remembering, batched
 from .inputs import (
     as_tensor,
     check_inputs,
@@ -22,4 +22,5 @@ from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope
 from .sets.zonotope_layers import Call, Zonotope, relaxation
+from .split_graph import run_and_keep
 from .whiten import Whitening, whitening

@@ -64,13 +64,5 @@ class ModuleCandidate:
 
 
 def network_of(engine: Engine, candidate: Candidate | Array) -> Remembering:
-    """The network that a candidate stands for, as a function that runs each set of inputs once.
-
-    Args:
-        engine: Runs the original network.
-        candidate: Of any kind, or a weight change ``(n,)`` over the engine's weights.
-
-    Returns:
-        The function from inputs ``(N, ...)`` to outputs ``(N, k)``.
-    """
+    """The network of a candidate of any kind, or of a weight change ``(n,)``; it runs each set of inputs once."""
     return candidate.predict(engine) if isinstance(candidate, Candidate) else Remembering(engine, candidate)

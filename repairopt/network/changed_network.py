@@ -35,19 +35,13 @@ class _Caller(nn.Module):
 
 
 class ChangedNetwork:
-    """One network at any weight change ``delta``, a vector over ``n`` chosen weights.
+    """One network at any weight change ``delta``, a vector over ``n`` chosen weights; the model is not modified.
 
-    Args:
-        model: Any module whose call gives logits ``(N, k)``; not modified.
-        indices: For each parameter name the flat positions, sorted, that ``delta`` runs over; empty for plain runs.
-        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
-
-    Attributes:
-        caller: Module from one tensor to logits; its parameters bear the model's names with ``model.`` in front.
-        n_changed: How many numbers the parameters that change have.
-        classes: Outputs of the network, ``k``; 0 before the first run.
-        evaluations: Samples run from the frontier on, all weight vectors together.
-        writes_into_outputs: Whether an operation behind a changed layer works in place, as a pass has found out.
+    ``indices`` has for each parameter name the flat positions, sorted, that ``delta`` runs over; ``forward_fn`` takes
+    ``(model, inputs)`` to logits ``(N, k)``. ``caller`` is the module from one tensor to logits, its parameters named
+    with ``model.`` in front; ``n_changed`` counts the numbers of the parameters that change, ``classes`` the outputs (0
+    before the first run), ``evaluations`` the samples run from the frontier on; ``writes_into_outputs`` says whether an
+    operation behind a changed layer works in place, as a pass has found out.
 
     Raises:
         ModelError: Unknown parameter, position out of range, half precision, or no floating parameters at all.

@@ -60,16 +60,10 @@ class Classifier:
         return run
 
 
-def _two_logits(outputs: Tensor) -> Tensor:
-    column = outputs.reshape(outputs.shape[0], 1)
-    return torch.cat([torch.zeros_like(column), column], 1)
-
-
-def _logarithms(outputs: Tensor) -> Tensor:
-    return outputs.clamp(min=torch.finfo(outputs.dtype).tiny).log()
-
-
-_CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {"one logit": _two_logits, "probabilities": _logarithms}
+_CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "one logit": lambda outputs: nn.functional.pad(outputs.reshape(len(outputs), 1), (1, 0)),
+    "probabilities": lambda outputs: outputs.clamp(min=torch.finfo(outputs.dtype).tiny).log(),
+}
 
 
 def split_model(model: Any) -> tuple[nn.Module, ForwardFunction | None]:

@@ -24,21 +24,11 @@ from .remembered import identity
 
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
-    """Value and derivative of a differentiable function of the outputs.
+    """Value ``(q,)`` and derivative ``(q, n)``, in float64, of a function of ``predict`` to a scalar or a vector.
 
     The derivative with respect to the outputs is taken first, then pulled back through the network in batches, so
-    memory does not grow with the number of samples.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        function: From ``predict`` to a scalar or a vector ``(q,)``.
-        delta: Where, ``(n,)``; None for no change.
-
-    Returns:
-        ``(value (q,), jacobian (q, n))`` in float64.
-
-    Raises:
-        SpecificationError: The function's value does not depend on the outputs in a differentiable way.
+    memory does not grow with the number of samples. A SpecificationError where the value does not depend on the outputs
+    in a differentiable way.
     """
     change = engine.as_delta(delta)
     value, recorder = _recorded(engine, function, change)
@@ -57,21 +47,10 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
 
 
 def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> Tensor:
-    """Second derivative of a scalar, twice differentiable function of the outputs.
+    """Second derivative ``(n, n)``, in float64, of a function of ``predict`` to a scalar.
 
     The sum of the function's curvature in the outputs, ``J' F J``, and the network's own curvature, which is zero where
     the outputs are piecewise linear in the changed weights.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        function: From ``predict`` to a scalar.
-        delta: Where, ``(n,)``; None for no change.
-
-    Returns:
-        ``(n, n)`` in float64, symmetric.
-
-    Raises:
-        SpecificationError: The function's value does not depend on the outputs in a differentiable way.
     """
     change = engine.as_delta(delta)
     value, recorder = _recorded(engine, function, change)
@@ -99,21 +78,12 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
 
 
 def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples: Tensor | None = None) -> Tensor:
-    """Derivative of the outputs along one direction of weight change, by a forward-mode product, without a matrix.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Samples ``(N, ...)``.
-        delta: Where, ``(n,)``.
-        direction: ``(n,)``.
-        samples: Indices of the samples wanted, or None for all.
-
-    Returns:
-        ``(N, k)`` in the model's dtype.
-    """
+    """Derivative ``(N, k)`` of the outputs along one ``direction (n,)``, without a matrix, of all samples or some."""
     change, way = engine.as_delta(delta), engine.as_delta(direction)
     count = inputs.shape[0] if samples is None else len(samples)
-    product = _forward_product if _forward_pays(count * engine.floats(inputs)) else _double_product
+    # Forward mode is twice as fast, but its first use imports torch's compiler, most of a second:
+    pays = count * engine.floats(inputs) > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
+    product = _forward_product if pays else _double_product
     out = []
     for _, part in engine.batches(inputs, samples, 6 * engine.floats(inputs)):
         out.append(_affine_tangent(engine, part[0], way) if engine.exact else product(engine, part, change, way))
@@ -121,17 +91,7 @@ def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples:
 
 
 def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = None) -> Tensor:
-    """Derivative of ``sum(cotangent * outputs)`` by reverse mode.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Samples ``(N, ...)``.
-        cotangent: ``(N, k)``.
-        delta: Where, ``(n,)``.
-
-    Returns:
-        ``(n,)`` in float64.
-    """
+    """Derivative ``(n,)``, in float64, of ``sum(cotangent * outputs)`` for a cotangent ``(N, k)``, by reverse mode."""
     change = engine.as_delta(delta)
     total = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
     tapes = None if engine.exact else engine.tapes(inputs, change)
@@ -155,18 +115,7 @@ def pull_back(engine: Engine, inputs: Tensor, cotangent: Tensor, delta: Any = No
 
 
 def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Tensor, delta: Any = None) -> Tensor:
-    """Derivatives of ``cotangent . output`` for chosen samples, one row each.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Samples ``(N, ...)``.
-        samples: Indices ``(R,)``; may repeat.
-        cotangents: ``(R, k)``.
-        delta: Where, ``(n,)``.
-
-    Returns:
-        ``(R, n)`` in the model's dtype; the same for every ``delta`` where the weights are in the last linear layer.
-    """
+    """Derivatives ``(R, n)`` of ``cotangent . output`` for samples ``(R,)`` and cotangents ``(R, k)``."""
     change = engine.as_delta(delta)
     if not len(samples):
         return torch.zeros(0, engine.n, dtype=engine.dtype, device=engine.device)
@@ -178,7 +127,12 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
     for span, part in engine.batches(inputs, samples, 3 * engine.n_changed + 4 * engine.floats(inputs)):
         chosen = cotangents[span].to(engine.dtype)
         if engine.exact:
-            out.append(_affine_rows(engine, part[0], chosen))
+            features, width = part[0], part[0].shape[1]
+            pieces = [
+                chosen[:, ix] if bias else chosen[:, ix // width] * features[:, ix % width]
+                for bias, ix, _ in _affine_parts(engine, change)
+            ]
+            out.append(torch.cat(pieces, dim=1))
             continue
 
         def one(d: Tensor, *row: Tensor) -> Tensor:
@@ -215,11 +169,6 @@ def _rows_from_tapes(
         rows = torch.arange(tape.outputs.shape[0], device=engine.device)
         out.append(tape.rows(rows, cotangents[span].to(engine.dtype)))
     return torch.cat(out)
-
-
-def _forward_pays(numbers: int) -> bool:
-    """Forward mode is twice as fast, but its first use imports torch's compiler, most of a second."""
-    return numbers > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
 
 
 def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
@@ -336,11 +285,3 @@ def _affine_tangent(engine: Engine, features: Tensor, way: Tensor) -> Tensor:
             matrix[ix] = piece
             out += features @ matrix.view(engine.classes, -1).T
     return out
-
-
-def _affine_rows(engine: Engine, features: Tensor, cotangents: Tensor) -> Tensor:
-    width = features.shape[1]
-    parts = []
-    for bias, ix, _ in _affine_parts(engine, torch.zeros(engine.n, device=engine.device)):
-        parts.append(cotangents[:, ix] if bias else cotangents[:, ix // width] * features[:, ix % width])
-    return torch.cat(parts, dim=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -68,17 +69,20 @@ class Remembering(Predictor):
         return self.outputs[key]
 
 
+def batched(function: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tensor:
+    """A scalar function at each row of its arguments, in float64; by ``vmap`` where that can, else one by one."""
+    if len(rows[0]) > 1:
+        # The function may read numbers out of tensors; vmap's fallback, of which it warns, is slower than a loop.
+        with suppress(RuntimeError, ValueError, TypeError, UserWarning), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            return vmap(function, chunk_size=chunk)(*rows).to(torch.float64)
+    return torch.stack([function(*row).to(torch.float64).reshape(()) for row in zip(*rows, strict=True)])
+
+
 class Engine(ChangedNetwork):
     """Runs one network at any weight change, see :class:`ChangedNetwork`.
 
-    Args:
-        model: Any module whose call gives logits ``(N, k)``; not modified.
-        indices: For each parameter name the flat positions, sorted, that ``delta`` runs over; empty for plain runs.
-        forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
-        memory_limit: Bytes that activations and intermediate results may take.
-
-    Raises:
-        ModelError: Unknown parameter, position out of range, half precision, or no floating parameters at all.
+    ``memory_limit`` says how many bytes activations and intermediate results may take.
     """
 
     def __init__(
@@ -110,19 +114,14 @@ class Engine(ChangedNetwork):
 
     def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
-
-        def run() -> Tensor:
-            with torch.no_grad():
-                return self.outputs(inputs, delta)
-
-        return self._points.at(delta).find("outputs", inputs, run)
+        run = torch.no_grad()(self.outputs)
+        return self._points.at(delta).find("outputs", inputs, lambda: run(inputs, delta))
 
     def tapes(self, inputs: Tensor, delta: Tensor) -> list[tuple[slice, LinearTape]] | None:
-        """Passes over all samples that several derivatives can be taken from; remembered for the last weight changes.
+        """Passes over all samples, each with its slice of them; remembered for the last weight changes.
 
-        Returns:
-            For each batch its samples and its pass; None where the changed weights are not those of linear layers, or
-            the activations of all samples do not fit into a quarter of the memory limit.
+        None where the changed weights are not those of linear layers, or the activations of all samples do not fit into
+        a quarter of the memory limit.
         """
         layers = self.layers(inputs) or []
         size = 4 * self.floats(inputs) * inputs.shape[0] * (torch.finfo(self.dtype).bits // 8)
@@ -163,15 +162,7 @@ class Engine(ChangedNetwork):
         return None if self.exact else columns_read(self.suffix, self._layers)
 
     def values(self, function: Callable[[Predict], Any], deltas: Tensor) -> Tensor:
-        """``function(predict)`` at each of ``K`` weight changes, in one batch where the function allows it.
-
-        Args:
-            function: From ``predict`` to a scalar.
-            deltas: Weight changes ``(K, n)``.
-
-        Returns:
-            Values ``(K,)`` in float64.
-        """
+        """A scalar ``function(predict)`` at weight changes ``(K, n)``: ``(K,)`` in float64, in one batch if it can."""
         deltas = self.as_delta(deltas)
         seen: list[int] = []
 
@@ -180,9 +171,8 @@ class Engine(ChangedNetwork):
                 seen.append(inputs.shape[0] * self._engine.widest(inputs))
                 return super().__call__(inputs)
 
-        function(
-            Watching(self, self.as_delta(None), frozen=True)
-        )  # fills the caches outside of vmap, and shows how large the runs are
+        # Fills the caches outside of vmap, and shows how large the runs are:
+        function(Watching(self, self.as_delta(None), frozen=True))
         size = max(seen, default=1) * deltas.element_size() * 3
         chunk = max(1, min(self.memory_limit // size, max(1, CACHE_BYTES // size), len(deltas)))
 
@@ -191,13 +181,7 @@ class Engine(ChangedNetwork):
             return found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.float64)
 
         with torch.no_grad():
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", UserWarning)  # vmap's slow fallback is slower than a plain loop
-                    batch = vmap(one, chunk_size=chunk)
-                    return batch(deltas).to(torch.float64) if len(deltas) > 1 else one(deltas[0]).double()[None]
-            except (RuntimeError, ValueError, TypeError, UserWarning):  # the function reads numbers out of tensors
-                return torch.stack([one(delta).to(torch.float64).reshape(()) for delta in deltas])
+            return batched(one, deltas, chunk=chunk)
 
     def frontier(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Activations where the first changed weight enters, one row for each sample."""

@@ -36,20 +36,11 @@ def column_names(value: Any) -> tuple[str, ...]:
 
 
 def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels as tensors.
+    """Inputs ``(N, ...)`` and class indices ``(N,)`` or None as tensors, not checked any further.
 
     Data that several properties and constraints share are best converted once, so that the network runs over them once.
-
-    Args:
-        inputs: Array, tensor, list or frame ``(N, ...)``; or a dataset or loader of pairs, without ``labels``.
-        labels: Class indices ``(N,)``: array, tensor, list or series; None where there are none, or in a dataset.
-        owner: Who asks, for messages.
-
-    Returns:
-        ``(inputs, labels)``; not checked any further.
-
-    Raises:
-        SpecificationError: Columns or labels that are no numbers, a dataset of other than pairs, labels given twice.
+    ``owner`` says who asks, for messages. A SpecificationError where columns or labels are no numbers, samples no
+    pairs, or labels come twice.
     """
     if is_dataset(inputs):
         if labels is not None:
@@ -61,17 +52,9 @@ def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple
 
 
 def as_tensor(owner: str, value: Any) -> Tensor:
-    """An array, list, frame or series as a tensor.
+    """An array, list, frame or series as a tensor of the numbers' own type, sharing memory where it can.
 
-    Args:
-        owner: Who asks, for messages.
-        value: What to convert; tensors and NumPy arrays share their memory with the result.
-
-    Returns:
-        The tensor, of the numbers' own type.
-
-    Raises:
-        SpecificationError: It is not made of numbers; the message names the columns of a frame.
+    A SpecificationError where it is not made of numbers; the message names the columns of a frame.
     """
     if isinstance(value, Tensor):
         return value
@@ -93,19 +76,7 @@ def as_tensor(owner: str, value: Any) -> Tensor:
 
 
 def column_position(owner: str, inputs: Any, column: int | str) -> int:
-    """Position of a column that is given by position or, for frames, by name.
-
-    Args:
-        owner: Who asks, for messages.
-        inputs: The data.
-        column: Position, or name.
-
-    Returns:
-        The position.
-
-    Raises:
-        SpecificationError: No such name, or a name for data without names.
-    """
+    """Position of a column given by position or, for frames, by name; a SpecificationError for unknown names."""
     if not isinstance(column, str):
         return column
     names = column_names(inputs)
@@ -161,11 +132,10 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
 
 def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
     """One or two tensors, or an error that says what came."""
-    if isinstance(tensors, list | tuple) and len(tensors) == 2:
-        return tensors[0], tensors[1]
-    if isinstance(tensors, tuple | list) and len(tensors) == 1:
-        return tensors[0], None
-    got = f"{len(tensors)} parts" if isinstance(tensors, tuple | list) else type(tensors).__name__
+    together = isinstance(tensors, list | tuple)
+    if together and len(tensors) in (1, 2):
+        return tensors[0], tensors[1] if len(tensors) == 2 else None
+    got = f"{len(tensors)} parts" if together else type(tensors).__name__
     if isinstance(tensors, Mapping):
         got = f"dicts of {', '.join(map(repr, tensors))}"
     raise SpecificationError(
@@ -177,20 +147,10 @@ def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
 def check_inputs(
     owner: str, inputs: Any, labels: Any = None, classes: int | None = None, *, integers: bool = False
 ) -> tuple[Tensor, Any]:
-    """Check and convert data that a user passed to a property or constraint.
+    """Data that a user passed to a property or constraint as finite tensors, labels as int64 ``(N,)`` or None.
 
-    Args:
-        owner: Who asks, in the user's words, for messages.
-        inputs: Array, tensor or frame ``(N, ...)``; or a dataset or loader of pairs, without labels.
-        labels: Class indices ``(N,)``, or None.
-        classes: Number of classes, if known.
-        integers: Whether whole numbers stay as they are, for networks with embeddings; else they become float32.
-
-    Returns:
-        ``(inputs, labels)`` as tensors, labels as int64.
-
-    Raises:
-        SpecificationError: Empty, NaN, sizes disagree, labels not whole numbers or out of range.
+    Whole numbers become float32 unless ``integers``, for networks with embeddings. A SpecificationError where the data
+    are empty, hold NaN, differ in size, or labels are not whole numbers below ``classes``.
     """
     x, labels = to_tensors(inputs, labels, owner=owner)
     if x.ndim == 0 or x.shape[0] == 0:
@@ -198,7 +158,12 @@ def check_inputs(
     if not x.is_floating_point() and not integers:
         x = x.to(torch.float32)
     if not bool(torch.isfinite(x.detach().sum())):  # one pass; the sum of large numbers may be infinite as well
-        _refuse_not_finite(owner, x.detach())
+        bad = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
+        if bool(bad.any()):
+            raise SpecificationError(
+                f"{owner}: {int(bad.sum())} of {len(x)} inputs hold NaN or infinite numbers, the first is row "
+                f"{int(bad.nonzero()[0])}. Drop or impute them."
+            )
     if labels is None:
         return x, None
     y = torch.as_tensor(labels)
@@ -214,31 +179,8 @@ def check_inputs(
     return x, y
 
 
-def _refuse_not_finite(owner: str, x: Tensor) -> None:
-    bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise SpecificationError(
-            f"{owner}: {int(bad.sum())} of {x.shape[0]} inputs hold NaN or infinite numbers, the first is row {first}. "
-            f"Drop or impute them."
-        )
-
-
 def check_labelled(owner: str, inputs: Any, labels: Any, *, integers: bool = False) -> tuple[Tensor, Tensor]:
-    """Like :func:`check_inputs` for what cannot do without labels.
-
-    Args:
-        owner: Who asks.
-        inputs: Inputs, or a dataset or loader of pairs.
-        labels: Class indices ``(N,)``; None with a dataset.
-        integers: Whether whole numbers stay as they are.
-
-    Returns:
-        ``(inputs, labels)`` as tensors.
-
-    Raises:
-        SpecificationError: No labels, or what :func:`check_inputs` refuses.
-    """
+    """Like :func:`check_inputs` for what cannot do without labels."""
     x, y = check_inputs(owner, inputs, labels, integers=integers)
     if y is None:
         raise SpecificationError(
@@ -248,16 +190,7 @@ def check_labelled(owner: str, inputs: Any, labels: Any, *, integers: bool = Fal
 
 
 def check_labels(owner: str, labels: Tensor, classes: int | None) -> None:
-    """Check that class indices are within range.
-
-    Args:
-        owner: Who asks, in the user's words.
-        labels: Class indices.
-        classes: Number of outputs of the model, or None where not known yet.
-
-    Raises:
-        SpecificationError: A label is negative or not below ``classes``.
-    """
+    """Refuse class indices that are negative or not below ``classes``, where that is known."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         bad = low if low < 0 else high

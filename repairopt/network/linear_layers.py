@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from operator import attrgetter
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,14 +14,10 @@ from torch import Tensor, fx, nn
 
 @dataclass(frozen=True, eq=False)
 class ChangedLayer:
-    """A linear layer with weights that may change.
+    """A linear layer of the suffix with weights that may change.
 
-    Attributes:
-        module: The layer, as the suffix calls it.
-        weight: Positions of the changed entries in the flat weight, or None.
-        bias: Positions of the changed entries in the bias, or None.
-        columns: Where the changed weight entries stand in ``delta``, a slice, or None.
-        bias_columns: The same for the bias.
+    ``weight`` and ``bias`` are the positions of the changed entries in these, ``columns`` and ``bias_columns`` where
+    they stand in ``delta``; None where none changes.
     """
 
     module: nn.Linear
@@ -39,14 +35,9 @@ class ChangedLayer:
 
 
 def changed_layers(suffix: nn.Module, indices: Mapping[str, Tensor]) -> list[ChangedLayer] | None:
-    """The linear layers that hold all changed weights.
+    """The linear layers of the suffix that hold all changed weights, flat positions by parameter name.
 
-    Args:
-        suffix: What the engine runs; its parameters bear the model's names with ``model.`` in front.
-        indices: For each parameter name the flat positions that ``delta`` runs over, in its order.
-
-    Returns:
-        The layers; None where a changed parameter is used in another way, or a layer more than once.
+    None where a changed parameter is used in another way, or a layer more than once.
     """
     if not isinstance(suffix, fx.GraphModule) or not indices:
         return None
@@ -67,22 +58,8 @@ def changed_layers(suffix: nn.Module, indices: Mapping[str, Tensor]) -> list[Cha
         if type(module) is not nn.Linear or calls[target] != 1 or shared or not target.startswith("model."):
             return None
         used |= set(mine.values())
-        weight, bias = (mine.get(kind) for kind in ("weight", "bias"))
-        found.append(
-            ChangedLayer(
-                module,
-                None if weight is None else indices[weight],
-                None if bias is None else indices[bias],
-                None if weight is None else spans[weight],
-                None if bias is None else spans[bias],
-            )
-        )
-    direct = any(node.op == "get_attr" and _is_parameter(suffix, str(node.target)) for node in suffix.graph.nodes)
-    return found if used == set(indices) and not direct else None
-
-
-def _is_parameter(module: nn.Module, target: str) -> bool:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part, None)
-    return isinstance(value, nn.Parameter)
+        weight, bias = (mine.get(kind, "") for kind in ("weight", "bias"))
+        changed = (indices.get(weight), indices.get(bias), spans.get(weight), spans.get(bias))
+        found.append(ChangedLayer(module, *changed))
+    read = (attrgetter(str(node.target))(suffix) for node in suffix.graph.nodes if node.op == "get_attr")
+    return found if used == set(indices) and not any(isinstance(value, nn.Parameter) for value in read) else None

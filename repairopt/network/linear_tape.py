@@ -23,15 +23,9 @@ from .still_rows import StillRows
 
 
 class LinearTape:
-    """Activations and graph of one pass.
+    """Activations and graph of one pass from the frontier on, at the weight change ``change``.
 
-    Args:
-        network: The network and the ``n`` weights.
-        layers: From :func:`changed_layers`.
-        part: Activations at the frontier, one row for each sample.
-        change: ``delta`` as a tensor.
-        still: Where the frontier is that of the samples that move alone, which those are; outputs, cotangents and rows
-            are of all samples then.
+    ``still`` says which samples ``part`` is of, where those are not all; outputs, cotangents and rows are of all then.
 
     Attributes:
         outputs: ``(N, k)``, without graph.

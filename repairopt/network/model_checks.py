@@ -28,18 +28,7 @@ def shadow(model: nn.Module) -> nn.Module:
 
 
 def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
-    """Check that every parameter is finite float32 or float64.
-
-    Args:
-        model: The user's model.
-        parameters: Its parameters by name.
-
-    Returns:
-        Dtype and device of the first one, in which everything is computed.
-
-    Raises:
-        ModelError: No floating-point parameter, half precision, NaN.
-    """
+    """Dtype and device of the first floating-point parameter; a ModelError unless all are finite float32 or float64."""
     floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
     if not floating:
         raise ModelError(f"model {type(model).__name__}: has no floating-point parameters, so nothing to repair.")
@@ -56,19 +45,7 @@ def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[tor
 
 
 def check_positions(name: str, positions: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-    """Check flat positions in a parameter.
-
-    Args:
-        name: Of the parameter.
-        positions: Whole numbers ``(c,)``.
-        parameters: The model's parameters by name.
-
-    Returns:
-        The positions as int64 on the parameter's device.
-
-    Raises:
-        ModelError: Unknown parameter, a position out of range or given twice.
-    """
+    """Flat positions in a parameter as int64; a ModelError where one is out of range or given twice."""
     if name not in parameters:
         known = ", ".join(list(parameters)[:12])
         raise ModelError(f"weights: the model has no parameter '{name}'. Its parameters: {known}.")
@@ -92,18 +69,9 @@ def accepts(caller: nn.Module, inputs: Tensor) -> bool:
 
 
 def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
-    """Check that a network gives finite logits, twice the same, each from its own input alone.
+    """Number of classes of a network that gives finite logits, twice the same, each from its own input alone.
 
-    Args:
-        caller: Has the user's model as ``model``.
-        few: Five inputs.
-        inputs: All inputs, for messages.
-
-    Returns:
-        Number of classes.
-
-    Raises:
-        ModelError: It cannot run, gives another shape, NaN, is random, or mixes the inputs of a batch.
+    ``few`` are five of the inputs. A ModelError where the network is not like that, or cannot run.
     """
     what = f"model {type(caller.model).__name__}"
     with torch.no_grad():

@@ -33,11 +33,7 @@ class ByTensor:
 
 
 class LastPoints:
-    """Results at the last few weight changes.
-
-    Args:
-        count: How many weight changes are remembered; the one that was not asked for the longest makes way.
-    """
+    """Results at the last ``count`` weight changes; the one that was not asked for the longest makes way."""
 
     def __init__(self, count: int) -> None:
         self._count = count

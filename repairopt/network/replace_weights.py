@@ -14,12 +14,10 @@ from torch.func import functional_call
 
 
 class Replaceable:
-    """A module, all of whose parameters are out of the reach of gradients, but for those that a run is given.
+    """A module whose parameters get no gradients, but for those in ``changed`` that a run is given.
 
-    Args:
-        module: Its parameters are replaced by ones that share their memory; ties stay ties. Modules that keep account
-            of their parameters in a way of their own (recurrent layers, scripted ones) are left to ``functional_call``.
-        changed: Parameters that a run may replace, by name.
+    Its parameters are replaced by ones that share their memory; ties stay ties. Modules that keep account of their
+    parameters in a way of their own (recurrent layers, scripted ones) are left to ``functional_call``.
     """
 
     def __init__(self, module: nn.Module, changed: Mapping[str, Tensor]) -> None:

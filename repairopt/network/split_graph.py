@@ -21,11 +21,10 @@ class Split:
     """A network in two parts: ``output = suffix(*prefix(inputs))``.
 
     Attributes:
-        prefix: From inputs to the frontier, a tuple of tensors with one row for each sample; None when the frontier is
-            the input itself.
+        prefix: To the frontier, tensors with one row for each sample; None where the frontier is the input.
         suffix: From the frontier to the output; holds every changed parameter, under its own name.
-        floats: Numbers that the suffix makes for each sample, all layers together; for memory estimates.
-        widest: The most numbers that one layer of the suffix makes for each sample.
+        floats: Numbers that all layers of the suffix make for each sample; for memory estimates.
+        widest: The most numbers that one of them makes.
         last_linear: Name of the linear module that is the whole suffix, or None.
     """
 
@@ -37,26 +36,20 @@ class Split:
 
 
 def split_at(network: nn.Module, changed: set[str], example: Tensor) -> Split | None:
-    """Split ``network`` at the parameters ``changed``.
+    """Split a network in evaluation mode at the parameters of these names; ``example`` has at least 5 inputs.
 
-    Args:
-        network: In evaluation mode; called with one tensor, one row for each sample.
-        changed: Names of parameters of ``network``.
-        example: At least 5 inputs, to see which values belong to samples.
-
-    Returns:
-        The two parts, or None where the network cannot be traced or a traced run disagrees with a plain one.
+    None where the network cannot be traced or a traced run disagrees with a plain one.
     """
     try:
         traced = fx.symbolic_trace(network)
-        seen = [_values(traced, example[:size]) for size in (3, 5)]
+        (_, three), (output, five) = (run_and_keep(traced, example[:size]) for size in (3, 5))
     except Exception:  # tracing runs the user's forward on proxies: whatever it raises means "cannot be traced"
         return None
     with torch.no_grad():
         whole = network(example[:5])
-    if not torch.equal(seen[1]["output"], whole) and not torch.allclose(seen[1]["output"], whole, rtol=1e-5):
+    if not torch.equal(output, whole) and not torch.allclose(output, whole, rtol=1e-5):
         return None
-    split = _cut(traced, changed, seen)
+    split = _cut(traced, changed, [three, five])
     if split is not None:
         with torch.no_grad():
             frontier = (example[:5],) if split.prefix is None else split.prefix(example[:5])
@@ -66,24 +59,24 @@ def split_at(network: nn.Module, changed: set[str], example: Tensor) -> Split | 
     return split
 
 
-class _Recorder(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.values: dict[str, Any] = {}
+def run_and_keep(
+    graph: fx.GraphModule, inputs: Tensor, wanted: set[fx.Node] | None = None
+) -> tuple[Any, dict[fx.Node, Any]]:
+    """Run a graph on inputs, without gradients; its output, and the values of the wanted nodes or of all."""
+    kept: dict[fx.Node, Any] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        self.values[n.name] = super().run_node(n)
-        return self.values[n.name]
+    class Keeper(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if wanted is None or n in wanted:
+                kept[n] = value
+            return value
 
-
-def _values(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Any]:
-    recorder = _Recorder(graph)
     with torch.no_grad():
-        recorder.run(inputs)
-    return recorder.values
+        return Keeper(graph).run(inputs), kept
 
 
-def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[str, Any]]) -> Split | None:
+def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[fx.Node, Any]]) -> Split | None:
     own = dict(traced.named_parameters(remove_duplicate=False))
     identities = {id(own[name]) for name in changed if name in own}
     nodes = list(traced.graph.nodes)
@@ -93,9 +86,9 @@ def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[str, Any]]) 
 
     late: set[fx.Node] = set()
     for node in nodes:
-        if _reads(traced, node, identities) or any(parent in late for parent in node.all_input_nodes):
+        if identities & parameters_read(traced, node) or any(parent in late for parent in node.all_input_nodes):
             late.add(node)
-    per_sample = {node for node in nodes if _is_per_sample(seen, node.name)}
+    per_sample = {node for node in nodes if _is_per_sample(seen, node)}
     pull = True  # a value without a row for each sample (a size, a weight) is made again inside the suffix
     while pull:
         needed = {parent for node in late for parent in node.all_input_nodes} - late
@@ -105,47 +98,32 @@ def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[str, Any]]) 
     if inputs[0] in late:
         return None
     frontier = [node for node in nodes if node in needed]
-    output = nodes[-1]
-    if output not in late:
+    if nodes[-1] not in late:
         return None
-
     suffix = _subgraph(traced, [node for node in nodes if node in late], frontier)
-    before = _ancestors(frontier)
+    before = set(frontier)
+    for node in reversed(nodes):
+        before |= set(node.all_input_nodes if node in before else ())
     early = [node for node in nodes if node in before]
     prefix = None if frontier == inputs else _subgraph(traced, early, [], frontier)
-    sizes = [seen[0][node.name].numel() // 3 for node in late if node in per_sample and node.op != "output"]
-    return Split(prefix, suffix, sum(sizes), max(sizes, default=1), _last_linear(traced, nodes, late))
+    sizes = [seen[0][node].numel() // 3 for node in late if node in per_sample and node.op != "output"]
+    steps = [str(node.target) if node.op == "call_module" else "" for node in nodes if node in late][:-1]
+    last = steps[0] if len(steps) == 1 and steps[0] and type(traced.get_submodule(steps[0])) is nn.Linear else None
+    return Split(prefix, suffix, sum(sizes), max(sizes, default=1), last)
 
 
-def _reads(traced: fx.GraphModule, node: fx.Node, identities: set[int]) -> bool:
+def parameters_read(network: nn.Module, node: fx.Node) -> set[int]:
+    """Identities of the parameters that a node of a traced network reads."""
     if node.op == "get_attr":
-        try:
-            return id(operator.attrgetter(str(node.target))(traced)) in identities
-        except AttributeError:
-            return False
+        return {id(operator.attrgetter(str(node.target))(network))}
     if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        return any(id(parameter) in identities for parameter in module.parameters())
-    return False
+        return {id(parameter) for parameter in network.get_submodule(str(node.target)).parameters()}
+    return set()
 
 
-def _is_per_sample(seen: list[dict[str, Any]], name: str) -> bool:
-    values = [record.get(name) for record in seen]
-    return all(
-        isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
-        for value, size in zip(values, (3, 5), strict=True)
-    )
-
-
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
+def _is_per_sample(seen: list[dict[fx.Node, Any]], node: fx.Node) -> bool:
+    values = [(record.get(node), size) for record, size in zip(seen, (3, 5), strict=True)]
+    return all(isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size for value, size in values)
 
 
 def _subgraph(
@@ -165,11 +143,3 @@ def _subgraph(
     # fx would print every exception to stderr, also those that the engine answers:
     type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return module.eval()
-
-
-def _last_linear(traced: fx.GraphModule, nodes: list[fx.Node], late: set[fx.Node]) -> str | None:
-    steps = [node for node in nodes if node in late and node.op != "output"]
-    if len(steps) != 1 or steps[0].op != "call_module":
-        return None
-    module = traced.get_submodule(str(steps[0].target))
-    return str(steps[0].target) if type(module) is nn.Linear else None

@@ -20,12 +20,7 @@ WORTHWHILE = 0.5  # largest share of samples that move for which they are run ap
 def columns_read(suffix: nn.Module, layers: list[ChangedLayer] | None) -> Tensor | None:
     """Columns of the activations at the frontier through which alone a change acts on a sample, sorted.
 
-    Args:
-        suffix: What the engine runs, from the frontier on.
-        layers: The linear layers that hold all changed weights, or None.
-
-    Returns:
-        The columns; None where a change acts in other ways too: by a bias, by other layers, by what stands between.
+    None where a change acts in other ways too: by a bias, by other layers, by what stands between.
     """
     if not isinstance(suffix, fx.GraphModule) or layers is None or len(layers) != 1:
         return None
@@ -43,10 +38,8 @@ def columns_read(suffix: nn.Module, layers: list[ChangedLayer] | None) -> Tensor
 class StillRows:
     """A set of samples, most of which no change moves.
 
-    Attributes:
-        moved: Positions of the others, ``(M,)``, sorted.
-        original: Outputs of the unchanged network for all, ``(N, k)``.
-        place: For each sample its position among the moved ones, or -1, ``(N,)``.
+    ``moved`` are the positions of the others, ``(M,)``, sorted; ``original`` the outputs of the unchanged network,
+    ``(N, k)``; ``place`` the position of each sample among the moved ones, or -1, ``(N,)``.
     """
 
     moved: Tensor
@@ -66,12 +59,7 @@ class StillRows:
 
 
 def moved_rows(frontier: tuple[Tensor, ...], columns: Tensor) -> Tensor | None:
-    """Positions of the samples that a change moves; None where they are none or too many to run them apart.
-
-    Args:
-        frontier: Activations, one row for each sample.
-        columns: From :func:`columns_read`.
-    """
+    """Positions of the samples that a change moves; None where they are none or too many to run them apart."""
     if frontier[0].ndim != 2:
         return None
     moved = (frontier[0].index_select(1, columns.to(frontier[0].device)) != 0).any(1).nonzero()[:, 0]

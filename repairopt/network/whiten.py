@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .candidate import Array
 from .engine import Engine
 
-Array = npt.NDArray[np.float64]
 MOST = 20_000  # samples whose features are looked at
 RIDGE = 1e-3  # of the mean variance, added to all
 
@@ -21,11 +20,8 @@ RIDGE = 1e-3  # of the mean variance, added to all
 class Whitening:
     """``delta = [weight, bias]`` row by row as ``u @ root`` with the features' second moment ``root' root`` inverted.
 
-    Attributes:
-        root: ``(f, f)``: features with the 1 for the bias behind them, times ``root.T``, have the unit second moment.
-        inverse: Its inverse.
-        outputs: Rows of the layer.
-        bias: Whether the bias changes too.
+    ``root (f, f)`` takes features, with the 1 for the bias behind them, to ones with the unit second moment;
+    ``outputs`` are the rows of the layer, ``bias`` says whether the bias changes too.
     """
 
     root: Array
@@ -35,7 +31,8 @@ class Whitening:
 
     def colored(self, u: Array) -> Array:
         """From white coordinates to a weight change, ``(n,)``."""
-        return self._flat(u.reshape(self.outputs, -1) @ self.root)
+        rows = u.reshape(self.outputs, -1) @ self.root
+        return np.concatenate([rows[:, :-1].ravel(), rows[:, -1]]) if self.bias else np.asarray(rows.ravel())
 
     def whitened(self, delta: Array) -> Array:
         """From a weight change to white coordinates."""
@@ -52,22 +49,9 @@ class Whitening:
         cut = len(delta) - self.outputs
         return np.hstack([delta[:cut].reshape(self.outputs, -1), delta[cut:, None]])
 
-    def _flat(self, rows: Array) -> Array:
-        if not self.bias:
-            return np.asarray(rows.ravel())
-        return np.concatenate([rows[:, :-1].ravel(), rows[:, -1]])
-
 
 def whitening(engine: Engine, inputs: Sequence[Tensor]) -> Whitening | None:
-    """White coordinates, where all weights of the last linear layer change (with its bias or without).
-
-    Args:
-        engine: The network and the ``n`` weights.
-        inputs: Sets of samples whose features are to be white, together.
-
-    Returns:
-        The coordinates; None where other weights change, or only a part of these.
-    """
+    """White coordinates of the features of all ``inputs`` together; None unless the whole last layer may change."""
     if not inputs:
         return None
     parts = []

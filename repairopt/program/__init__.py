@@ -5,7 +5,7 @@ from .backends import available_solvers, load_solver, missing_libraries, needed_
 from .captured_output import native_output
 from .certificates.conflict import Conflict, explain_conflict
 from .examples import KnownProgram, known_programs
-from .hessian import LowRankHessian
+from .hessian import LowRankHessian, padded
 from .integer.integer_program import IntegerProgram, allow_broken, limit_changes, maximize_fixed, rows_by_sample
 from .integer.mixed_integer import IntegerSolution, solve_integer
 from .integer.weight_grid import grid

@@ -34,23 +34,18 @@ def run_solver(
     scaled: bool = False,
     checked: bool = False,
 ) -> Solution:
-    """Run one back end once and recheck its answer; options as for :func:`repairopt.program.solve_program.solve`.
+    """Run one back end once and recheck its answer; options and errors as for :func:`repairopt.program.solve`.
 
     ``scaled`` scales rows and variables first; ``checked`` says that the Hessian is known to be convex.
-
-    Raises:
-        SolverNotFoundError: No back end of that name, or its library is not installed.
-        UnsupportedError: The back end cannot take this kind of program.
-        ProgramError: The Hessian is not positive semidefinite, and the back end needs that.
-        SolverError: The back end raised.
     """
     backend = with_options(find_solver(program, solver), time_limit=time_limit)
     if not checked and not getattr(backend, "nonconvex", False):
         check_convex(program)
     started = time.perf_counter()
     if scaled:
-        scale = equilibrate(program)
-        answer = scale.restore(_native(_started(backend, scale.start), scale.program, time_limit, isolate))
+        scale, start = equilibrate(program), getattr(backend, "start", None)
+        backend = with_options(backend, start=None if start is None else scale.start(start))
+        answer = scale.restore(_native(backend, scale.program, time_limit, isolate))
     else:
         answer = _native(backend, program, time_limit, isolate)
     seconds = time.perf_counter() - started
@@ -103,12 +98,6 @@ def _native(backend: Any, program: Program, time_limit: float | None, isolate: b
             f"'{backend.name}' crashed on a {program.kind} with {program.n} variables and {program.m} rows: "
             f"{type(error).__name__}: {error}. Try another solver: {', '.join(available_solvers(program.kind))}."
         ) from error
-
-
-def _started(backend: Any, scale: Any) -> Any:
-    """The back end with its point to start from, where it has one, in scaled variables."""
-    start = getattr(backend, "start", None)
-    return backend if start is None else with_options(backend, start=scale(start))
 
 
 def _check_shapes(program: Program, solution: Any, name: str) -> None:

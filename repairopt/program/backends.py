@@ -21,9 +21,7 @@ GROUP = "repairopt.solvers"
 def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
     """An instance of the back end that ``solve`` would run: by name, as it is, or by kind and size of the program.
 
-    Raises:
-        SolverNotFoundError: No such name, library not installed, or nothing installed can take the kind.
-        UnsupportedError: The named back end cannot take the kind.
+    A SolverNotFoundError where there is none, an UnsupportedError where it cannot take the kind.
     """
     if solver is None:
         names = preferred_solvers(program)
@@ -72,9 +70,11 @@ def available_solvers(kind: Kind | str | None = None) -> list[str]:
 def preferred_solvers(program: Program) -> list[str]:
     """Names of the installed back ends that may be chosen for a program without being asked for, best first.
 
-    A back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out.
+    A back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out; one that states none
+    comes after those that do.
     """
-    rated = [(_preference(load_solver(name), program), name) for name in available_solvers(program.kind)]
+    rules = {name: getattr(load_solver(name), "preference", None) for name in available_solvers(program.kind)}
+    rated = [(1000.0 if rule is None else float(rule(program)), name) for name, rule in rules.items()]
     return [name for rate, name in sorted(rated) if np.isfinite(rate)]
 
 
@@ -129,9 +129,3 @@ def _registered() -> dict[str, EntryPoint]:
 @cache
 def _installed(module: str) -> bool:
     return find_spec(module) is not None
-
-
-def _preference(backend: Any, program: Program) -> float:
-    """Smaller is preferred. A back end states its own rule; one that states none comes after those that do."""
-    rule = getattr(backend, "preference", None)
-    return float(rule(program)) if rule is not None else 1000.0

@@ -12,12 +12,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class LowRankHessian:
-    """``diag(diagonal) + factor factor'``, never formed unless asked.
-
-    Attributes:
-        diagonal: ``(n,)``.
-        factor: ``(n, r)``.
-    """
+    """``diag(diagonal) + factor factor'``, never formed unless asked; diagonal ``(n,)``, factor ``(n, r)``."""
 
     diagonal: Array
     factor: Array
@@ -33,3 +28,13 @@ class LowRankHessian:
     def dense(self) -> Array:
         """The ``(n, n)`` matrix itself."""
         return np.diag(self.diagonal) + self.factor @ self.factor.T
+
+
+Hessian = Array | LowRankHessian
+
+
+def padded(hessian: Hessian | None, count: int) -> Hessian | None:
+    """The Hessian with ``count`` more variables behind its own, without curvature."""
+    if isinstance(hessian, LowRankHessian):
+        return LowRankHessian(np.pad(hessian.diagonal, (0, count)), np.pad(hessian.factor, ((0, count), (0, 0))))
+    return None if hessian is None else np.pad(hessian, (0, count))

@@ -42,10 +42,8 @@ def solve_isolated(backend: Any, program: Program, time_limit: float | None = No
     """Run a back end, an instance that pickle can send, in the process; the program's sources stay here.
 
     The process is killed 5 seconds after the time limit, also for back ends without a limit of their own. FAILED where
-    the process died, with the signal in ``message``; NO_POINT where it was killed.
-
-    Raises:
-        SolverError: The back end raised, or cannot be sent.
+    the process died, with the signal in ``message``; NO_POINT where it was killed. A SolverError where the back end
+    raised, or cannot be sent.
     """
     try:
         message = pickle.dumps((backend, replace(program, sources=())), protocol=5)
@@ -108,9 +106,6 @@ class _Worker:
         except queue.Empty:
             return "time", None
 
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
     def kill(self) -> None:
         self.process.kill()
         self.close()
@@ -150,16 +145,16 @@ _worker: _Worker | None = None
 
 def _running() -> _Worker:
     global _worker
-    if _worker is None or not _worker.alive():
-        if _worker is None:
-            atexit.register(stop)
+    if _worker is None:
+        atexit.register(stop)
+    if _worker is None or _worker.process.poll() is not None:
         _worker = _Worker()
     return _worker
 
 
 def stop() -> None:
     """End the process, if there is one; the next isolated solve starts another."""
-    if _worker is not None and _worker.alive():
+    if _worker is not None and _worker.process.poll() is None:
         _worker.kill()
 
 
@@ -170,23 +165,17 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     """
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _write(sink, ("ready", None))
+    answer: tuple[str, Any] = ("ready", None)
     while True:
+        sink.write(pickle.dumps(answer, protocol=5))
+        sink.flush()
         try:
-            backend, program = pickle.load(source)
-        except EOFError:
-            return
-        except Exception as error:
-            _write(sink, ("error", f"{type(error).__name__}: {error}"))
-            continue
-        try:
+            try:
+                backend, program = pickle.load(source)
+            except EOFError:
+                return
             with native_output(wanted=bool(getattr(backend, "verbose", False)), echo=False) as printed:
                 solution = backend.solve(program)
-            _write(sink, ("answer", replace(solution, log=printed.text)))
+            answer = ("answer", replace(solution, log=printed.text))
         except Exception as error:
-            _write(sink, ("error", f"{type(error).__name__}: {error}"))
-
-
-def _write(sink: IO[bytes], answer: Any) -> None:
-    sink.write(pickle.dumps(answer, protocol=5))
-    sink.flush()
+            answer = ("error", f"{type(error).__name__}: {error}")

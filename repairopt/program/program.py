@@ -24,11 +24,8 @@ import numpy.typing as npt
 
 from repairopt.errors import ProgramError
 
-from .hessian import LowRankHessian
-from .rows import Source
-
-Array = npt.NDArray[np.float64]
-Matrix = Any  # a dense float64 array or a scipy.sparse matrix
+from .hessian import Array, Hessian
+from .rows import Matrix, Source
 
 
 class Kind(StrEnum):
@@ -41,9 +38,6 @@ class Kind(StrEnum):
 
     def __str__(self) -> str:
         return self.value
-
-
-Hessian = Array | LowRankHessian
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +106,7 @@ class Program:
         values = self.matrix.data if hasattr(self.matrix, "tocsr") else self.matrix
         if not np.all(np.isfinite(values)):
             raise ProgramError("program: matrix holds NaN or infinite numbers; look for NaN in the data of the rows.")
-        for what, low, high in (("row", self.lower, self.upper), ("bound", self.delta_lower, self.delta_upper)):
-            assert low is not None
-            assert high is not None
+        for what, (low, high) in (("row", (self.lower, self.upper)), ("bound", self.bounds())):
             bad = np.flatnonzero((low > high) | (low == np.inf) | (high == -np.inf))
             if len(bad):
                 i = int(bad[0])
@@ -148,16 +140,9 @@ class Program:
         return self.delta_lower, self.delta_upper
 
     def dense_hessian(self, memory_limit: float = 4 * 2**30) -> Array:
-        """``H`` as a dense ``(n, n)`` array, zeros for a linear program.
+        """``H`` as a dense ``(n, n)`` array, zeros for a linear program; not a copy where it is dense already.
 
-        Args:
-            memory_limit: Bytes above which to refuse.
-
-        Returns:
-            The matrix; not a copy where it is dense already.
-
-        Raises:
-            ProgramError: The matrix would need more than ``memory_limit`` bytes.
+        A ProgramError where that would need more than ``memory_limit`` bytes.
         """
         if isinstance(self.hessian, np.ndarray):
             return self.hessian

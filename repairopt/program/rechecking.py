@@ -52,13 +52,10 @@ def tolerance(point: Array | None, usual: float = 1e-6) -> float:
 def residuals(
     program: Program, delta: Array, row_duals: Array | None = None, bound_duals: Array | None = None
 ) -> Residuals:
-    """Put a point and multipliers into the program.
+    """Put a point and multipliers into the program, without integrality.
 
-    Args:
-        program: Any kind; multipliers belong to its continuous relaxation.
-        delta: The point, ``(n,)``.
-        row_duals: ``(m,)`` in the sign convention of ``program.py``, or None: their residuals are NaN.
-        bound_duals: ``(n,)``, or None for what is left of the gradient where a bound can hold it.
+    The residuals of multipliers are NaN where those of the rows are None; those of the bounds are, unless given, what
+    is left of the gradient where a bound can hold it.
     """
     low, high = program.bounds()
     values = np.asarray(program.matrix @ delta) if program.m else np.zeros(0)

@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from .hessian import Array
+
+Matrix = Any  # a dense float64 array or a scipy.sparse matrix
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Linear inequalities on the step ``d``: ``lower <= matrix @ d <= upper``.
+    """Linear inequalities on the step ``d``: ``lower <= matrix @ d <= upper``, dense or ``scipy.sparse``.
 
-    Attributes:
-        matrix: ``(m, n)`` in float64, dense or ``scipy.sparse``.
-        lower: ``(m,)``.
-        upper: ``(m,)``.
-        price: Cost of each unit of violation, ``(m,)``; infinite for hard rows.
-        sources: Where each row comes from.
+    ``price`` is the cost of each unit of violation, ``(m,)``; infinite for hard rows.
     """
 
     matrix: Any
@@ -41,31 +37,22 @@ class Rows:
 
 def stack_rows(first: Rows, second: Rows) -> Rows:
     """Both sets of rows, one below the other."""
-    if hasattr(first.matrix, "tocsr") or hasattr(second.matrix, "tocsr"):
-        from scipy import sparse
+    both = {name: np.concatenate([vars(first)[name], vars(second)[name]]) for name in ("lower", "upper", "price")}
+    return Rows(below(first.matrix, second.matrix), sources=first.sources + second.sources, **both)
 
-        matrix = sparse.vstack([sparse.csr_matrix(first.matrix), sparse.csr_matrix(second.matrix)], format="csr")
-    else:
-        matrix = np.vstack([first.matrix, second.matrix])
-    join = np.concatenate
-    return Rows(
-        matrix,
-        join([first.lower, second.lower]),
-        join([first.upper, second.upper]),
-        join([first.price, second.price]),
-        first.sources + second.sources,
-    )
+
+def below(first: Matrix, second: Matrix) -> Matrix:
+    """One matrix below the other, sparse where one of them is."""
+    if not (hasattr(first, "tocsr") or hasattr(second, "tocsr")):
+        return np.vstack([first, second])
+    from scipy import sparse
+
+    return sparse.vstack([sparse.csr_matrix(first), sparse.csr_matrix(second)], format="csr")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row comes from, in the user's words.
-
-    Attributes:
-        constraint: Name of the constraint.
-        sample: Index of the sample in the constraint's data, or -1 where no single sample is meant.
-        detail: What the row says, for example ``"class 3 over class 8"``.
-    """
+    """Where a row comes from, in the user's words; ``sample`` is -1 where no single sample is meant."""
 
     constraint: str
     sample: int = -1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,7 @@ from .backends import available_solvers, find_solver, preferred_solvers
 from .memory import check_memory
 from .program import Program
 from .rechecking import violations
-from .solution import Attempt, NamedDual, Solution, Solver, Status
-
-__all__ = [
-    "Attempt",
-    "NamedDual",
-    "Solution",
-    "Solver",
-    "Status",
-    "available_solvers",
-    "find_solver",
-    "preferred_solvers",
-    "solve",
-]
+from .solution import Attempt, Solution, Solver, Status
 
 FEW_AT_ALL = 100_000  # entries up to which a working set never pays, however many rows there are
 
@@ -84,14 +72,14 @@ def solve(
     if not getattr(first, "nonconvex", False):
         check_convex(program)
     others = solver is None if fallback is None else fallback
-    deadline = None if time_limit is None else time.perf_counter() + time_limit
-    tries = _Tries(program, _Settings(feasibility_tol, optimality_tol, deadline, memory_limit, isolate, prove))
+    options = {"feasibility_tol": feasibility_tol, "optimality_tol": optimality_tol, "isolate": isolate}
+    tries = _Tries(program, time_limit, memory_limit, prove, options)
     if solver is None and not isolate and _pays_by_rows(program):
         tries.by_rows()
     for backend, scaled in _plan(program, first, others):
         if not tries.needed():
             break
-        tries.run(backend, scaled=scaled, forgiving=others, time_limit=tries.settings.time_left(time_limit))
+        tries.run(backend, scaled=scaled, forgiving=others)
     return tries.best()
 
 
@@ -112,34 +100,26 @@ def _pays_by_rows(program: Program) -> bool:
     return dense and program.integer is None and (many > 5 and size > FEW or many > 100 and size > FEW_AT_ALL)
 
 
-@dataclass(frozen=True)
-class _Settings:
-    feasibility_tol: float
-    optimality_tol: float | None
-    deadline: float | None
-    memory_limit: float | None
-    isolate: bool
-    prove: bool
-
-    def time_left(self, whole: float | None = None) -> float | None:
-        """Seconds left, or the whole limit while next to nothing of it is used."""
-        if self.deadline is None:
-            return None
-        left = max(1e-3, self.deadline - time.perf_counter())
-        return whole if whole is not None and whole - left < 0.01 else left
-
-    def time_up(self) -> bool:
-        return self.deadline is not None and time.perf_counter() >= self.deadline
-
-
+@dataclass
 class _Tries:
     """All tries at one program, and the best answer so far."""
 
-    def __init__(self, program: Program, settings: _Settings) -> None:
-        self.program, self.settings = program, settings
-        self.attempts: tuple[Attempt, ...] = ()
-        self.answer: Solution | None = None
-        self.error: Exception | None = None
+    program: Program
+    time_limit: float | None
+    memory_limit: float | None
+    prove: bool
+    options: dict[str, Any]
+    started: float = field(default_factory=time.perf_counter)
+    attempts: tuple[Attempt, ...] = ()
+    answer: Solution | None = None
+    error: Exception | None = None
+
+    def time_left(self) -> float | None:
+        """Seconds left, or the whole limit while next to nothing of it is used."""
+        if self.time_limit is None:
+            return None
+        used = time.perf_counter() - self.started
+        return self.time_limit if used < 0.01 else max(1e-3, self.time_limit - used)
 
     def needed(self) -> bool:
         """Whether another try may help: trouble so far, and time left."""
@@ -147,26 +127,18 @@ class _Tries:
         if answer is None:
             return True
         unproven = answer.status is Status.INFEASIBLE and answer.proof is None
-        open_ = unproven and self.settings.prove and self.program.integer is None
+        open_ = unproven and self.prove and self.program.integer is None
         trouble = answer.status is Status.FAILED or answer.claimed is not None or open_
-        return trouble and answer.retry and not answer.interrupted and not self.settings.time_up()
+        late = self.time_limit is not None and time.perf_counter() - self.started >= self.time_limit
+        return trouble and answer.retry and not answer.interrupted and not late
 
-    def run(self, backend: Any, *, scaled: bool, forgiving: bool, time_limit: float | None) -> None:
+    def run(self, backend: Any, *, scaled: bool, forgiving: bool) -> None:
         """One try. What it raises is kept where other back ends may follow."""
-        settings = self.settings
         try:
             found: Any = find_solver(self.program, backend)
-            check_memory(found, self.program, settings.memory_limit)
-            answer = run_solver(
-                self.program,
-                found,
-                feasibility_tol=settings.feasibility_tol,
-                optimality_tol=settings.optimality_tol,
-                scaled=scaled,
-                time_limit=time_limit,
-                isolate=settings.isolate,
-                checked=True,
-            )
+            check_memory(found, self.program, self.memory_limit)
+            limit = self.time_left()
+            answer = run_solver(self.program, found, scaled=scaled, time_limit=limit, checked=True, **self.options)
         except (SolverError, ProgramError) as error:
             if not forgiving:
                 if self.answer is not None:  # the scaled program crashed, the first try did not
@@ -180,13 +152,13 @@ class _Tries:
 
     def by_rows(self) -> None:
         """A working set of the rows; all rows at once follow where that ends in trouble."""
-        program, limit = self.program, self.settings.time_left()
+        program = self.program
         head = replace(program, matrix=None, lower=np.zeros(0), upper=np.zeros(0), sources=())
         rows = DenseRows(program.matrix, program.lower, program.upper)
         structured = program.hessian is not None and not isinstance(program.hessian, np.ndarray)
         way = "daqp" if structured and "daqp" in available_solvers() else None  # measured: few rows, no dense factor
         try:
-            answer = solve_working_set(head, rows, solver=way, time_limit=limit)
+            answer = solve_working_set(head, rows, solver=way, time_limit=self.time_left())
         except SolverError as error:
             self.error = error
             return
@@ -194,7 +166,7 @@ class _Tries:
 
     def take(self, answer: Solution) -> None:
         """Keep an answer where it is better than the one before."""
-        provable = self.settings.prove and answer.retry and self.program.integer is None
+        provable = self.prove and answer.retry and self.program.integer is None
         if answer.status is Status.INFEASIBLE and provable:
             answer = self._proven(answer)
         attempts = tuple(replace(one, message=answer.message) for one in answer.attempts)
@@ -204,7 +176,7 @@ class _Tries:
 
     def _proven(self, answer: Solution) -> Solution:
         """The answer with a proof of infeasibility; taken back where a point that holds all rows turns up instead."""
-        limit = self.settings.time_left()
+        limit = self.time_left()
         proof = farkas_certificate(self.program, ray=answer.ray, time_limit=limit)
         if proof is not None:
             return replace(answer, proof=proof)

@@ -10,67 +10,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
+from repairopt.program import Array
 
-Array = npt.NDArray[np.float64]
 RIDGES = np.concatenate([[0.0], np.logspace(-9.0, 2.0, 23)])  # candidates, relative to the mean squared singular value
 
 
 class QuadraticFit(NamedTuple):
     """Coefficients of ``1/2 u'Hu + g'u + c``.
 
-    Attributes:
-        hessian: ``H (n, n)``; only its diagonal ``(n,)`` where that is what was fitted; None for a linear model.
-        gradient: ``g (n,)``.
-        constant: ``c``.
-        ridge: Strength of the ridge on ``H`` (on ``g`` for a linear model), relative to the mean square of the
-            singular values.
+    ``hessian`` is None for a linear model. ``ridge`` is the strength of the ridge on ``H`` (on ``g`` for a linear
+    model), relative to the mean square of the singular values.
     """
 
     hessian: Array | None
     gradient: Array
     constant: float
     ridge: float
-
-
-def fit_quadratic(
-    points: npt.ArrayLike, values: npt.ArrayLike, *, ridge: float | None = 0.0, center_weight: float = 1.0
-) -> tuple[Array, Array, float]:
-    """Fit ``1/2 u'Hu + g'u + c`` to samples in any position.
-
-    Args:
-        points: Samples ``(m, n)``, with ``m`` at least ``(n+1)(n+2)/2``. Give the coordinates similar ranges.
-        values: Values ``(m,)``.
-        ridge: Penalty on the squared Frobenius norm of ``H``, relative to the mean squared singular value of its
-            features once the points are scaled to the unit box; None chooses it by leave-one-out cross-validation.
-        center_weight: Weight of the samples at the origin, others weigh 1; ``inf`` makes the model exact there.
-
-    Returns:
-        ``(H, g, c)`` with ``H`` symmetric.
-
-    Raises:
-        SpecificationError: Sizes disagree, NaN, fewer samples than unknowns, or no sample at the origin to be exact at.
-    """
-    points, values = np.asarray(points, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if points.ndim != 2 or values.shape != points.shape[:1]:
-        raise SpecificationError(
-            f"fit_quadratic: points have shape {points.shape} and values {values.shape}; expected (m, n) and (m,)."
-        )
-    if not (np.all(np.isfinite(points)) and np.all(np.isfinite(values))):
-        raise SpecificationError("fit_quadratic: NaN or infinite numbers in points or values. Drop those samples.")
-    count, n = points.shape
-    need = unknowns(n)
-    if count < need:
-        raise SpecificationError(
-            f"fit_quadratic: {count} samples for {need} unknowns of a quadratic in {n} variables. "
-            f"Pass at least {need} samples, or fit fewer variables."
-        )
-    size = float(np.max(np.abs(points), initial=0.0)) or 1.0
-    fit = fit_samples(points / size, values, ridge=ridge, center_weight=center_weight)
-    assert fit.hessian is not None
-    return fit.hessian / size**2, fit.gradient / size, fit.constant
 
 
 def unknowns(n: int) -> int:
@@ -81,25 +38,16 @@ def unknowns(n: int) -> int:
 def fit_samples(
     points: Array, values: Array, *, ridge: float | None, center_weight: float, gradient: Array | None = None
 ) -> QuadraticFit:
-    """Fit a full quadratic to samples in any position.
+    """Fit a full quadratic to values ``(m,)`` of samples ``(m, n)`` within the unit box, in any position.
 
-    Args:
-        points: ``(m, n)``, within the unit box.
-        values: ``(m,)``.
-        ridge: On ``H`` alone; None for cross-validated.
-        center_weight: Weight of the samples at the origin; ``inf`` takes the constant from them.
-        gradient: ``g`` where it is known; None to fit it.
-
-    Returns:
-        The coefficients.
-
-    Raises:
-        SpecificationError: ``center_weight`` is infinite and no sample is at the origin.
+    ``ridge`` penalizes the squared Frobenius norm of ``H``, relative to the mean squared singular value of its
+    features; None chooses it by leave-one-out cross-validation. Samples at the origin weigh ``center_weight``, others
+    1; ``inf`` makes the model exact there: a SpecificationError without any. ``gradient`` is ``g`` where it is known.
     """
     count, n = points.shape
     center = ~np.any(points, axis=1)
     if np.isinf(center_weight) and not center.any():
-        raise SpecificationError("fit_quadratic: center_weight is inf, but no sample is at the origin. Add one.")
+        raise SpecificationError("surrogate: center_weight is inf, but no sample is at the origin. Add one.")
     fixed = float(values[center].mean()) if np.isinf(center_weight) else None
     rows = ~center if fixed is not None else np.ones(count, dtype=bool)
     weight = np.where(center, 1.0 if fixed is not None else np.sqrt(center_weight), 1.0)[rows, None]
@@ -118,16 +66,10 @@ def fit_samples(
 
 
 class Pairs(NamedTuple):
-    """Antithetic samples: values at ``+u`` and ``-u``, and at the origin.
+    """Antithetic samples: values ``(p,)`` at ``+u`` and ``-u`` of points ``(p, n)`` in the unit box, and at the origin.
 
     A quadratic splits into its even part ``u'Hu/2 + c``, seen by the sums alone, and its odd part ``g'u``, seen by the
     differences alone: two small least-squares problems that do not disturb each other.
-
-    Attributes:
-        points: ``u (p, n)``, within the unit box.
-        plus: Values at ``+u``, ``(p,)``.
-        minus: Values at ``-u``, ``(p,)``.
-        center: Value at the origin.
     """
 
     points: Array
@@ -177,17 +119,10 @@ def as_matrix(coefficients: Array, n: int) -> Array:
 
 
 def solve_ridge(features: Array, free: Array, targets: Array, ridge: float | None) -> tuple[Array, Array, float]:
-    """Minimize ``|features a + free b - targets|^2 + ridge * level * |a|^2``, of least norm where not unique.
+    """``(a, b, ridge)`` that minimize ``|features a + free b - targets|^2 + ridge * level * |a|^2``, of least norm.
 
-    Args:
-        features: ``(m, q)``, penalized.
-        free: ``(m, f)``, not penalized; ``f`` may be 0.
-        targets: ``(m,)``.
-        ridge: Relative to ``level``, the mean squared singular value of what ``free`` cannot explain of ``features``;
-            None chooses it by the leave-one-out error.
-
-    Returns:
-        ``(a, b, ridge)``.
+    ``level`` is the mean squared singular value of what ``free (m, f)`` cannot explain of ``features (m, q)``; a ridge
+    of None is chosen by the leave-one-out error.
     """
     basis = _range(free)
     rest, left = features - basis @ (basis.T @ features), targets - basis @ (basis.T @ targets)
@@ -223,19 +158,12 @@ def _best_ridge(u: Array, squares: Array, inside: Array, left: Array, leverage: 
 
 
 def fit_diagonal_low_rank(probes: Array, products: Array, rank: int) -> tuple[Array, Array]:
-    """Fit ``H = diag(d) + F F'`` to products ``H @ probes``, without ever forming ``H``.
+    """Fit ``H = diag(d) + F F'`` to products ``H @ probes (n, s)``, without ever forming ``H``.
 
-    Alternates: ``F`` from the leading range of what ``d`` leaves over, with its core by least squares and clipped to be
-    positive semidefinite; ``d`` from what ``F`` leaves over, row by row. Curvature that is negative and of low rank can
-    show in ``d`` only. Last, ``d`` is drawn towards its mean as far as its own scatter is noise.
-
-    Args:
-        probes: ``(n, s)``; ``s`` of at least ``2 rank + 2`` tells the two parts apart.
-        products: ``(n, s)``.
-        rank: Columns of ``F``, at most.
-
-    Returns:
-        ``(d (n,), F (n, r))`` with ``r <= rank``.
+    Alternates: ``F``, of at most ``rank`` columns, from the leading range of what ``d`` leaves over, with its core by
+    least squares and clipped to be positive semidefinite; ``d`` from what ``F`` leaves over, row by row; ``s`` of at
+    least ``2 rank + 2`` tells the two apart. Curvature that is negative and of low rank can show in ``d`` only. Last,
+    ``d`` is drawn towards its mean as far as its own scatter is noise.
     """
     n, count = probes.shape
     rank = min(rank, n, (count - 1) // 2)

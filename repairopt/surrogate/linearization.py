@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from repairopt.network import Engine, Remembering, identity, jacobian, sample_rows, tangent
-from repairopt.program import Rows, Source
+from repairopt.program import Array, Rows, Source
 from repairopt.specify import (
     Constraint,
     SampleConstraint,
@@ -28,21 +28,15 @@ from repairopt.specify import (
     soft_margins,
 )
 
-Array = npt.NDArray[np.float64]
 Picks = dict[int, npt.NDArray[np.int64]]  # for each constraint, by position, the margins chosen
 
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """The constraints around one weight change.
+    """The constraints, anchored, around the weight change ``delta (n,)``.
 
-    Attributes:
-        engine: The network and the ``n`` weights.
-        constraints: The constraints, anchored.
-        delta: Where, ``(n,)``.
-        margins: True margins there, for each constraint ``(m_c,)``.
-        required: Smallest margin that a row of each constraint asks for, ``(m_c,)``.
-        outputs: Network outputs there, by the identity of the inputs.
+    ``margins`` are the true ones there and ``required`` the smallest that a row asks for, for each constraint
+    ``(m_c,)``; ``outputs`` those of the network there, by the identity of the inputs.
     """
 
     engine: Engine
@@ -53,14 +47,7 @@ class Linearization:
     outputs: dict[tuple[object, ...], Tensor] = field(repr=False)
 
     def at(self, step: Array) -> tuple[Array, ...]:
-        """All linearized margins at ``delta + step``, without building a row.
-
-        Args:
-            step: ``(n,)``.
-
-        Returns:
-            For each constraint the margins ``(m_c,)``.
-        """
+        """All linearized margins at ``delta + step``, for each constraint ``(m_c,)``, without building a row."""
         moved: dict[tuple[object, ...], Tensor] = {}
         found = []
         for c, constraint in enumerate(self.constraints):
@@ -75,14 +62,7 @@ class Linearization:
         return tuple(found)
 
     def rows(self, picks: Picks) -> Rows:
-        """Rows for the chosen margins: ``required - margin <= a . step``.
-
-        Args:
-            picks: For each constraint, by position, the indices of its margins.
-
-        Returns:
-            One row for each.
-        """
+        """Rows ``required - margin <= a . step`` for the chosen margins."""
         parts, lower, price = [], [], []
         sources: list[Source] = []
         for c, index in sorted(picks.items()):
@@ -147,19 +127,10 @@ class Linearization:
 def linearize(
     engine: Engine, constraints: Sequence[Constraint], delta: Any = None, *, required: Sequence[Array] | None = None
 ) -> Linearization:
-    """Linearize each constraint around a weight change.
+    """Linearize each constraint around a weight change ``(n,)``; the constraints are anchored to the original network.
 
-    Args:
-        engine: The network and the ``n`` weights; the model is not modified.
-        constraints: What must keep holding, anchored to the original network.
-        delta: Where, ``(n,)``; None for no change.
-        required: Smallest margin that each row asks for; None to take it from the margins at ``delta``.
-
-    Returns:
-        All margins there, and the means to get linearized margins and rows.
-
-    Raises:
-        SpecificationError: A constraint returns other than a vector of finite margins.
+    ``required`` are the smallest margins that rows ask for, by default from the margins at ``delta``. A
+    SpecificationError where a constraint returns other than a vector of finite margins.
     """
     where = np.zeros(engine.n) if delta is None else np.asarray(delta, dtype=np.float64)
     predict = Remembering(engine, where)

@@ -7,21 +7,17 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Engine
-from repairopt.program import LowRankHessian
+from repairopt.program import Array, LowRankHessian
 from repairopt.specify import Property
 
-from .convexify import box_radius, check_way, convex_diagonal, convex_matrix, sufficient_radius
+from .convexify import check_way, convex_diagonal, convex_matrix, sufficient_radius
 from .least_squares import rank_correlation
 from .sample_property import PropertySampler, random_design
 from .surrogate_kinds import FITS, Coefficients, SurrogateSettings, choose_kind
 
-__all__ = ["FitError", "LowRankHessian", "Surrogate", "SurrogateSettings", "fit_surrogate"]
-
-Array = npt.NDArray[np.float64]
 RADIUS_STEP = 3.0  # between the radii at which an untrusted fit is tried again
 MIN_FRESH = 64  # fresh samples at least: a rank correlation of 64 has a standard error of about 0.1
 
@@ -33,14 +29,9 @@ class FitError:
     They lie between random points of the box and its corner down the surrogate's own gradient, at random shares. Random
     points alone mislead: a count changes there by little but noise, whereas the step of a solver goes to the corner.
 
-    Attributes:
-        r2: Share of the variance of the changes that the surrogate explains; negative where worse than none.
-        rank_correlation: Spearman's; 0 where the property does not change at all.
-        samples: Weight vectors that the fit used.
-        fresh: Weight vectors that the two figures above come from.
-        evaluations: Weight vectors at which the goal was evaluated or differentiated in all, earlier tries included.
-        ridge: Strength of the ridge, relative; see :class:`SurrogateSettings`.
-        radius: Half-width of the sampled box in scaled coordinates; the surrogate is not known to hold beyond.
+    ``r2`` is the share of the variance that is explained, negative where worse than none; ``samples`` are the weight
+    vectors of the fit, ``evaluations`` all at which the goal was evaluated or differentiated, earlier tries included;
+    ``radius`` is the half-width of the sampled box in scaled coordinates: the surrogate is not known to hold beyond.
     """
 
     r2: float
@@ -121,13 +112,9 @@ class Surrogate:
     def convexified(self, how: str = "project") -> Surrogate:
         """The nearest convex surrogate of a form; value and gradient at 0 stay as they are.
 
-        Args:
-            how: ``"project"`` (nearest in scaled coordinates; concave directions become flat, so bound the step),
-                ``"shift"`` (a proximal term around ``delta0``), ``"abs"`` (between the two) or ``"none"``. A
-                :class:`LowRankHessian` is treated through its diagonal alone.
-
-        Returns:
-            A new surrogate.
+        ``"project"`` is nearest in scaled coordinates (concave directions become flat, so bound the step), ``"shift"``
+        a proximal term around ``delta0``, ``"abs"`` between the two. A :class:`LowRankHessian` changes its diagonal
+        alone.
         """
         check_way(how)
         hessian, shift = self.hessian, 0.0
@@ -141,61 +128,29 @@ class Surrogate:
             hessian = matrix / sizes
         return replace(self, hessian=hessian, shift=shift, convexification=how)
 
-    def positive_radius(self, exact: bool = False) -> float:
+    def positive_radius(self) -> float:
         """A radius ``R`` such that the model is non-negative wherever ``|d_j| <= R scale_j`` for all ``j``.
 
-        A property cannot be negative, so a minimum of the model outside of such a box may be an artifact. The statement
-        is about this model: a convexified one lies above the fitted one, and being positive says less.
-
-        Args:
-            exact: The largest such radius, to one part in a thousand, for a convex model. Otherwise a sufficient radius
-                in closed form, for any model.
-
-        Returns:
-            ``R >= 0``; infinite for a Gauss-Newton model, which is never negative.
+        A property cannot be negative, so a minimum of the model outside of such a box may be an artifact. The radius is
+        sufficient, in closed form; infinite for a Gauss-Newton model, which is never negative. The statement is about
+        this model: a convexified one lies above the fitted one, and being positive says less.
         """
         if self.kind == "gauss_newton":
             return float(np.inf)
-        slope, hessian = self.gradient * self.scale, self.hessian
-        total = float(np.abs(slope).sum())
-        if hessian is None:
-            return sufficient_radius(self.constant, total, 0.0)
-        if isinstance(hessian, LowRankHessian):
-            scaled = LowRankHessian(hessian.diagonal * self.scale**2, hessian.factor * self.scale[:, None])
-            low, norm = float(scaled.diagonal.min()), float(scaled.diagonal.max() + np.linalg.norm(scaled.factor) ** 2)
-            safe = sufficient_radius(self.constant, total, float(np.maximum(0.0, -scaled.diagonal).sum()))
-            return self._exact_radius(scaled, slope, safe, (low, norm)) if exact else safe
-        matrix = hessian * np.outer(self.scale, self.scale)
-        down = float(
-            np.abs(matrix).sum() - np.maximum(np.diag(matrix), 0.0).sum()
-        )  # a positive diagonal cannot pull down
-        safe = sufficient_radius(self.constant, total, down)
-        if not exact:
-            return safe
-        values, vectors = np.linalg.eigh(matrix)
-        along = (slope @ vectors) ** 2
-        if values[0] > 0 and self.constant >= 0.5 * float(np.sum(along / values)):
-            return float(np.inf)
-        return self._exact_radius(matrix, slope, safe, (float(values[0]), float(values[-1])))
-
-    def _exact_radius(
-        self, scaled: Array | LowRankHessian, slope: Array, safe: float, spectrum: tuple[float, float]
-    ) -> float:
-        if spectrum[0] < -1e-10 * max(1e-300, abs(spectrum[1])):
-            raise SpecificationError(
-                f"surrogate '{self.kind}': positive_radius(exact=True) got curvature {spectrum[0]:.3g}, expected a "
-                f"convex model; the question is NP-hard otherwise. Call convexified() first, or pass exact=False."
-            )
-        if spectrum[1] <= 0:
-            return safe
-        safe = max(safe, sufficient_radius(self.constant, float(np.abs(slope).sum()), 0.0))
-        return box_radius(lambda u: scaled @ u, slope, self.constant, safe, spectrum[1])
+        if self.hessian is None:
+            down = 0.0
+        elif isinstance(self.hessian, LowRankHessian):
+            down = float(np.maximum(0.0, -self.hessian.diagonal * self.scale**2).sum())
+        else:  # a positive diagonal cannot pull down
+            matrix = self.hessian * np.outer(self.scale, self.scale)
+            down = float(np.abs(matrix).sum() - np.maximum(np.diag(matrix), 0.0).sum())
+        return sufficient_radius(self.constant, float(np.abs(self.gradient * self.scale).sum()), down)
 
 
 def fit_surrogate(
     engine: Engine, goal: Property, settings: SurrogateSettings | None = None, delta0: Any = None
 ) -> Surrogate:
-    """Fit a model of the goal around ``delta0`` and validate it on fresh samples.
+    """Fit a model of the goal in steps from ``delta0 (n,)``, not yet convex, and validate it on fresh samples.
 
     With ``kind="auto"``: ``gauss_newton`` for a goal with ``residuals``; ``hessian`` (up to 300 weights),
     ``gradient_hessian`` or ``diagonal_low_rank`` for one with ``soft_value``; else, or where those derivatives are all
@@ -204,15 +159,6 @@ def fit_surrogate(
     Where the rank correlation on fresh samples is too low, the fit is tried again twice: at three and nine times the
     radius where most samples left the property as it was (counts are flat nearby), else at a third of the radius (less
     curved) and three times it (less noise of counting). If none will do, the best comes back with ``trusted=False``.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        goal: The property.
-        settings: Kind, samples, radius, seed and so on.
-        delta0: The weight change at which to fit, ``(n,)``; None for no change.
-
-    Returns:
-        The surrogate, in steps from ``delta0``; not yet convex, see :meth:`Surrogate.convexified`.
     """
     settings = settings or SurrogateSettings()
     sampler = PropertySampler(engine, goal, delta0, soft=settings.value == "soft")

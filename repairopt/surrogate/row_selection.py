@@ -53,12 +53,7 @@ class Strictest:
 
 @dataclass(frozen=True)
 class MostViolated:
-    """Incremental selection: the rows that a step violates most, linearized, of *all* samples.
-
-    Attributes:
-        batch: Rows to add.
-        drop: Positions in the current picks to drop, for each constraint; set by the loop.
-    """
+    """Incremental selection: the ``batch`` rows that a step violates most, linearized, of *all* samples."""
 
     batch: int = 100
 
@@ -71,33 +66,21 @@ def select_rows(
     chosen: Picks | None = None,
     linearized: tuple[Array, ...] | None = None,
 ) -> Picks:
-    """Select the margins to build rows for.
+    """Select the margins to build rows for, by the paper's shares or, at a step ``(n,)``, the most violated.
 
-    Args:
-        linearization: The constraints around the current weights.
-        how: The paper's shares, or the most violated.
-        step: With :class:`MostViolated`: the step that is judged, ``(n,)``.
-        chosen: Margins selected before; they are not returned again.
-        linearized: Linearized margins at ``step``, where the caller has them already.
-
-    Returns:
-        For each constraint, by position, the new indices. No row of the others is built; ranking by distance builds
-        the rows of the candidates a few at a time.
+    Those in ``chosen`` are not returned again; ``linearized`` are the margins at ``step``, where known. No row of the
+    others is built; ranking by distance builds the rows of the candidates a few at a time.
     """
     if isinstance(how, Strictest):
-        return {c: _strictest(linearization, c, how) for c in range(len(linearization.constraints))}
+        picks = {}
+        for c, margins in enumerate(linearization.margins):
+            holds, fails = np.flatnonzero(margins >= 0), np.flatnonzero(margins < 0)
+            kept = _ranked(linearization, c, holds, how.positive, how.order_positive == "easiest", how.normalize)
+            mended = _ranked(linearization, c, fails, how.negative, how.order_negative == "worst", how.normalize)
+            picks[c] = np.sort(np.concatenate([kept, mended])).astype(np.int64)
+        return picks
     at = linearized if linearized is not None else linearization.at(np.zeros(0) if step is None else step)
     return _most_violated(linearization, how, at, chosen or {})
-
-
-def _strictest(linearization: Linearization, c: int, how: Strictest) -> Index:
-    margins = linearization.margins[c]
-    holds, fails = np.flatnonzero(margins >= 0), np.flatnonzero(margins < 0)
-    picked = [
-        _ranked(linearization, c, holds, how.positive, how.order_positive == "easiest", how.normalize),
-        _ranked(linearization, c, fails, how.negative, how.order_negative == "worst", how.normalize),
-    ]
-    return np.sort(np.concatenate(picked)).astype(np.int64)
 
 
 def _ranked(linearization: Linearization, c: int, index: Index, share: float, largest: bool, normalize: bool) -> Index:

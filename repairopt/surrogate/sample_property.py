@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Engine, Predict, hessian, jacobian
+from repairopt.program import Array
 from repairopt.specify import Differentiable, Property, Residuals, SignedParts
-
-Array = npt.NDArray[np.float64]
 
 
 def sobol_design(n: int, count: int, seed: int) -> Array:
@@ -31,20 +29,11 @@ def random_design(n: int, count: int, seed: int) -> Array:
 
 
 class PropertySampler:
-    """The goal in the coordinates ``u = (delta - delta0) / scale``.
+    """The goal in the coordinates ``u = (delta - delta0) / scale``; ``soft`` samples its soft value.
 
-    Args:
-        engine: The network and the ``n`` weights.
-        goal: The property.
-        delta0: The center, ``(n,)``; None for no change.
-        soft: Whether values are those of ``goal.soft_value``.
-
-    Attributes:
-        scale: ``(n,)``.
-        start: Value of the goal itself at the center, never of its soft version.
-        differentiable: Whether the soft value is to be differentiated; set it to False where its gradient says nothing.
-        center: Value that :meth:`values` gives at the center.
-        evaluations: Weight vectors at which the goal was evaluated or differentiated so far.
+    ``start`` is the value of the goal itself at the center, never of its soft version; ``center`` what :meth:`values`
+    gives there; ``differentiable`` says whether the soft value is to be differentiated: set it to False where its
+    gradient says nothing; ``evaluations`` counts weight vectors.
 
     Raises:
         SpecificationError: ``delta0`` has another size, ``soft_value`` is missing, or the value is NaN at the center.
@@ -70,18 +59,7 @@ class PropertySampler:
         return self.engine.n
 
     def offers(self, method: str, why: str) -> Callable[[Predict], Tensor]:
-        """An optional method of the goal.
-
-        Args:
-            method: Its name.
-            why: What needs it, for the message.
-
-        Returns:
-            The bound method.
-
-        Raises:
-            SpecificationError: The goal does not have it.
-        """
+        """An optional method of the goal; where it is missing, a SpecificationError says why it is needed."""
         found = getattr(self.goal, method, None)
         if not callable(found):
             raise SpecificationError(
@@ -105,15 +83,7 @@ class PropertySampler:
         return slope
 
     def jacobian(self, method: str, offset: Array | None = None) -> tuple[Array, Array]:
-        """Value ``(q,)`` and derivative in ``u``, ``(q, n)``, of an optional method of the goal at one offset.
-
-        Args:
-            method: ``"soft_value"`` or ``"residuals"``.
-            offset: ``u (n,)``; None for the center.
-
-        Returns:
-            ``(value, derivative)``.
-        """
+        """Value ``(q,)`` and derivative in ``u``, ``(q, n)``, of an optional method of the goal at one offset."""
         function = self.offers(method, "a surrogate from derivatives")
         where = self.at if offset is None else self.at + self.scale * offset
         value, slope = jacobian(self.engine, function, where)
@@ -122,38 +92,18 @@ class PropertySampler:
         return value.cpu().numpy(), slope.cpu().numpy() * self.scale
 
     def hessian(self) -> Array:
-        """Second derivative of ``soft_value`` in ``u`` at the center, ``(n, n)``.
-
-        Returns:
-            The matrix, symmetric.
-        """
+        """Second derivative of ``soft_value`` in ``u`` at the center, ``(n, n)``."""
         matrix = hessian(self.engine, self.offers("soft_value", "kind='hessian'"), self.at)
         self.evaluations += 1
         self._check_finite(matrix, "second derivative of soft_value")
         return matrix.cpu().numpy() * np.outer(self.scale, self.scale)
 
     def signed_hard(self, residuals: Array) -> Array:
-        """Residuals from ``goal.signed_hard`` where it exists, else the given ones.
-
-        Args:
-            residuals: The soft residuals ``(q,)``.
-
-        Returns:
-            ``(q,)``.
-
-        Raises:
-            SpecificationError: ``signed_hard`` gives another number of residuals.
-        """
+        """Residuals ``(q,)`` from ``goal.signed_hard`` where it exists, else the given soft ones."""
         if not isinstance(self.goal, SignedParts):
             return residuals
-        found = (
-            torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
-            .detach()
-            .cpu()
-            .double()
-            .numpy()
-            .reshape(-1)
-        )
+        hard = torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
+        found = hard.detach().cpu().double().numpy().reshape(-1)
         if found.shape != residuals.shape:
             raise SpecificationError(
                 f"goal '{self.goal.name}': signed_hard returned {found.size} numbers and residuals {residuals.size}; "

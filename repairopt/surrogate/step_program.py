@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import ProgramError
-from repairopt.program import Hessian, LowRankHessian, Matrix, Program, Rows, stack_rows
+from repairopt.program import Array, Hessian, LowRankHessian, Matrix, Program, Rows, padded, stack_rows
 
 from .quadratic import Surrogate
-
-Array = npt.NDArray[np.float64]
 
 
 def build_program(
@@ -22,20 +20,11 @@ def build_program(
     linear: bool = False,
     proximal: float = 0.0,
 ) -> Program:
-    """Build the program for one step: minimize the surrogate subject to the rows and the box.
+    """The program of one step: minimize the convex surrogate subject to the rows, the box and rows on the change.
 
-    Each soft row gets a slack variable behind the weight changes, at the row's price for each unit of violation.
-
-    Args:
-        surrogate: Convex model of the property in the step, over ``n`` weights.
-        rows: Rows from the constraints on outputs.
-        box: Lower and upper bounds of the step, ``(n,)`` each.
-        change: Rows on the step itself; hard unless priced.
-        linear: Drop the quadratic term and the proximal term (AutoRIC's LP variant).
-        proximal: Weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates; makes the smallest step preferred.
-
-    Returns:
-        The program; ``n_delta`` is ``n``.
+    Each soft row gets a slack variable behind the ``n_delta`` weight changes, at the row's price for each unit of
+    violation. ``linear`` drops the quadratic term and the proximal one (AutoRIC's LP variant); ``proximal`` is the
+    weight of ``1/2 |u|^2``, ``u`` the step in scaled coordinates, which makes the smallest step preferred.
     """
     n = len(surrogate.gradient)
     both = rows if change is None or not len(change) else stack_rows(rows, change)
@@ -49,7 +38,7 @@ def build_program(
         gradient = np.concatenate([gradient, both.price[soft]])
         lower = np.concatenate([lower, np.zeros(len(soft))])
         upper = np.concatenate([upper, np.full(len(soft), np.inf)])
-        hessian = _padded(hessian, len(soft))
+        hessian = padded(hessian, len(soft))
     return Program(
         gradient=gradient,
         hessian=hessian,
@@ -88,12 +77,3 @@ def _with_slacks(rows: Rows, soft: npt.NDArray[np.int64]) -> Matrix:
     dense = np.zeros((len(rows), count))
     dense[soft, np.arange(count)] = 1.0
     return np.hstack([rows.matrix, dense])
-
-
-def _padded(hessian: Hessian | None, count: int) -> Hessian | None:
-    if hessian is None:
-        return None
-    if isinstance(hessian, LowRankHessian):
-        diagonal = np.concatenate([hessian.diagonal, np.zeros(count)])
-        return LowRankHessian(diagonal, np.vstack([hessian.factor, np.zeros((count, hessian.factor.shape[1]))]))
-    return np.pad(hessian, (0, count))

@@ -8,15 +8,14 @@ from math import ceil, isfinite
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
+from repairopt.program import Array
 from repairopt.specify import Differentiable, Property, Residuals
 
 from .least_squares import Pairs, QuadraticFit, fit_diagonal_low_rank, fit_samples, unknowns
 from .sample_property import PropertySampler, sobol_design
 
-Array = npt.NDArray[np.float64]
 KINDS = ("full", "gradient_hessian", "hessian", "gauss_newton", "diagonal_low_rank", "linear")
 BUDGET = 4000  # samples that a fit may take unless settings.samples says otherwise
 DENSE = 500  # weights up to which a Gauss-Newton Hessian is formed
@@ -85,15 +84,10 @@ class SurrogateSettings:
 
 
 class Coefficients(NamedTuple):
-    """A surrogate in scaled coordinates, ``1/2 u'Hu + g'u + c``.
+    """A surrogate in scaled coordinates, ``1/2 u'Hu + g'u + c``, of ``property ** power``.
 
-    Attributes:
-        hessian: ``H (n, n)``; or ``(d, F)`` for ``diag(d) + F F'``; or None.
-        gradient: ``g (n,)``.
-        constant: ``c``.
-        samples: Weight vectors that the fit used, derivatives counted as one each.
-        ridge: Strength used, relative; 0 where nothing was penalized.
-        power: The model is one of ``property ** power``.
+    ``hessian`` is ``H (n, n)``; or ``(d, F)`` for ``diag(d) + F F'``; or None. ``samples`` are the weight vectors that
+    the fit used, derivatives counted as one each; ``ridge`` is 0 where nothing was penalized.
     """
 
     hessian: Array | tuple[Array, Array] | None
@@ -111,38 +105,13 @@ class Coefficients(NamedTuple):
 
 
 def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bool = False) -> str:
-    """The kind that ``"auto"`` stands for.
-
-    Args:
-        goal: The property.
-        n: Number of weights.
-        settings: Only the budget of samples is read.
-        sampled: Pass over the kinds that need derivatives.
-
-    Returns:
-        One of ``KINDS``.
-    """
+    """The kind that ``"auto"`` stands for; ``sampled`` passes over those that need derivatives."""
     full = 1.5 * unknowns(n) <= settings.budget
     if not sampled and isinstance(goal, Residuals):
         return "gauss_newton"
     if not sampled and isinstance(goal, Differentiable):
         return "hessian" if n <= HESSIAN_WEIGHTS else "gradient_hessian" if full else "diagonal_low_rank"
     return "full" if full else "diagonal_low_rank" if 2.5 * n + 1 <= settings.budget else "linear"
-
-
-def fit_full(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
-    """All coefficients from samples."""
-    return _fit_dense(sampler, settings, radius, None)
-
-
-def fit_gradient_hessian(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
-    """Gradient of the soft value; Hessian from samples."""
-    return _fit_dense(sampler, settings, radius, sampler.gradient())
-
-
-def fit_hessian(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
-    """Gradient and Hessian of the soft value; the constant is the hard value, which targets are compared with."""
-    return Coefficients(sampler.hessian(), sampler.gradient(), sampler.start, 2)
 
 
 def fit_gauss_newton(sampler: PropertySampler, settings: SurrogateSettings, radius: float) -> Coefficients:
@@ -209,10 +178,11 @@ def fit_linear(sampler: PropertySampler, settings: SurrogateSettings, radius: fl
     return Coefficients(None, slope / radius, sampler.start, 2 * len(pairs.points) + 1, ridge)
 
 
+# The constant of "hessian" is the hard value, which targets are compared with.
 FITS: dict[str, Callable[[PropertySampler, SurrogateSettings, float], Coefficients]] = {
-    "full": fit_full,
-    "gradient_hessian": fit_gradient_hessian,
-    "hessian": fit_hessian,
+    "full": lambda sampler, settings, radius: _fit_dense(sampler, settings, radius, None),
+    "gradient_hessian": lambda sampler, settings, radius: _fit_dense(sampler, settings, radius, sampler.gradient()),
+    "hessian": lambda sampler, _, __: Coefficients(sampler.hessian(), sampler.gradient(), sampler.start, 2),
     "gauss_newton": fit_gauss_newton,
     "diagonal_low_rank": fit_low_rank,
     "linear": fit_linear,

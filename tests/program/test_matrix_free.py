@@ -256,7 +256,7 @@ import numpy as np
 from repairopt.program.program import Program
 from repairopt.program.solve_program import solve
 from repairopt.solvers import WoodburyIPM
-from repairopt.surrogate.quadratic import LowRankHessian
+from repairopt.program import LowRankHessian
 random = np.random.default_rng(0)
 n, m = 30_000, 1_500
 matrix = np.empty((m, n))

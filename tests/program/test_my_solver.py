@@ -32,7 +32,7 @@ py-modules = ["outside_solver"]
 """
 USE = """
 from repairopt.program.examples import dense_quadratic
-from repairopt.program.solve_program import available_solvers, solve
+from repairopt.program import available_solvers, solve
 solution = solve(dense_quadratic().program, "least_distance")
 print(solution.solver, solution.status, f"{solution.objective:.6f}", "least_distance" in available_solvers("QP"))
 """

@@ -103,8 +103,7 @@ def test_one_pass_a_round_and_only_few_rows_built():
 def test_rows_are_dropped_only_while_the_objective_rises(objective, kept):
     """Else the same rows may come and go forever; a program on which they did is in test_known_answers.py."""
     head, matrix, lower = head_and_rows(5, 40)
-    options = working_set._Options(batch=1, feasibility_tol=1e-9, gap_tol=1e-8)
-    loop = working_set._Loop(head, DenseRows(matrix, lower), None, options, np.zeros(5))
+    loop = working_set._Loop(head, DenseRows(matrix, lower), None, 1, 1e-9, 1e-8, np.zeros(5))
     loop.working.add(np.arange(7), loop.oracle.rows(np.arange(7)))
     loop.working.slack_rounds[:] = 5
     loop.excess, loop.dropped_at = np.full(40, -1.0), 7.0

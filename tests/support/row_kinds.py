@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from repairopt.errors import ProgramError
 from repairopt.program import Array, Index
-from repairopt.program.working_sets.row_oracles import DenseRows, checked_side, excess, sides_of
+from repairopt.program.working_sets.row_oracles import DenseRows, checked_side, excess
 
 BLOCK = 2**20  # entries that are held at a time
 UNIT32 = 2.0**-24  # relative error of one operation in float32
@@ -85,7 +85,7 @@ class FeatureRows:
         self.samples = np.arange(self.m) if samples is None else np.asarray(samples)
         if self.samples.shape != (self.m,) or self.samples.max(initial=-1) >= len(features):
             raise ProgramError(f"rows: {self.m} signals need as many samples, each below {len(features)}.")
-        self.lower, self.upper = checked_side(lower, self.m), checked_side(upper, self.m)
+        self.lower, self.upper = checked_side(lower, self.m, -np.inf), checked_side(upper, self.m, np.inf)
 
     @property
     def n(self) -> int:
@@ -127,7 +127,7 @@ class FeatureRows:
             matrix = np.hstack([matrix, signals])
         if self.columns is not None:
             matrix = matrix[:, self.columns]
-        return (matrix, *sides_of(index, self.lower, self.upper))
+        return matrix, self.lower[index], self.upper[index]
 
 
 def _float32(matrix: Array) -> tuple[npt.NDArray[np.float32], Array]:

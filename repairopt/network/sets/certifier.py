@@ -24,16 +24,18 @@ Bound = float | Tensor
 class Certifier:
     """Certified margins of one set of inputs, again and again under changing weights.
 
-    What lies before the first changed weight is computed once for each radius and kept, within the memory limit.
+    What lies before the first parameter in ``changed`` is computed once for each radius and kept, within the memory
+    limit; with no names there, nothing is kept and everything differentiated.
 
     Args:
         network: One tensor in, logits out.
         inputs: Centers of the balls, ``(N, ...)``.
         labels: Class indices ``(N,)``; None where only :meth:`ball` is used.
-        lower: As for :func:`certified_margin`.
-        upper: As for :func:`certified_margin`.
-        slope: As for :func:`certified_margin`.
-        changed: Names of the parameters that will be replaced; empty to keep nothing and differentiate everything.
+        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
+        upper: Largest allowed input; ``inf`` for none.
+        slope: Slope of the ReLU relaxation between 0 and 1: None for least area, a number or tensor, or a dict from
+            layer (module name, or name of the traced node) to a tensor. Every choice is sound.
+        changed: Names of the parameters that will be replaced.
         memory_limit: Bytes that generators of one batch may take, and bytes that may be kept.
 
     Raises:
@@ -58,9 +60,8 @@ class Certifier:
         first = next((p for p in self.traced.original.values() if p.is_floating_point()), self.inputs)
         self.inputs = self.inputs.to(first)
         self.labels = None if labels is None else self.labels.to(first.device)
-        self.lower, self.upper = (
-            torch.as_tensor(side, dtype=first.dtype, device=first.device) for side in (lower, upper)
-        )
+        like: Any = {"dtype": first.dtype, "device": first.device}
+        self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
         self.slope, self.memory_limit, self.changed = slope, memory_limit, frozenset(changed)
         if bool(((self.inputs < self.lower) | (self.inputs > self.upper)).any()):
             raise SpecificationError(
@@ -88,19 +89,7 @@ class Certifier:
         return box(torch.maximum(x - r, self.lower), torch.minimum(x + r, self.upper))
 
     def margins(self, radius: Any, parameters: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """Certified margins.
-
-        Args:
-            radius: One number, or one for each of the ``N`` inputs.
-            parameters: Replaced parameters by name.
-            rows: Indices of the inputs wanted, or None for all.
-
-        Returns:
-            One number for each row.
-
-        Raises:
-            SpecificationError: A replaced parameter was not announced in ``changed``.
-        """
+        """Certified margins of all inputs or of ``rows``, for one radius or ``(N,)``; parameters replaced by name."""
         if self.changed and not self.changed.issuperset(parameters):
             raise SpecificationError(
                 f"certified margin: {set(parameters) - self.changed} not in changed={self.changed}."
@@ -116,20 +105,7 @@ class Certifier:
     def radii(
         self, parameters: Mapping[str, Tensor], *, tol: float = 1e-3, start: float = 0.2, max_radius: float = 1.0
     ) -> Tensor:
-        """Largest certified radius of each input by bisection.
-
-        Args:
-            parameters: Replaced parameters by name.
-            tol: Width of the interval at which the bisection ends.
-            start: First radius tried; doubled while certified.
-            max_radius: Where doubling ends.
-
-        Returns:
-            The last radius of each input that was itself certified; 0 where none was.
-
-        Raises:
-            SpecificationError: A number is not above 0.
-        """
+        """Largest certified radius of each input by bisection, 0 where none is; see certified_radius."""
         if not (tol > 0 and start > 0 and max_radius > 0):
             raise SpecificationError(
                 f"certified radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0."

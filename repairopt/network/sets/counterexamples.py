@@ -24,13 +24,10 @@ Bound = float | Tensor
 
 @dataclass(frozen=True)
 class Search:
-    """How hard to look for counterexamples.
+    """How hard to look for counterexamples: gradient steps of each run, runs, seed of the random starts.
 
-    Attributes:
-        steps: Gradient steps of each run.
-        restarts: Runs; the first starts at the input and goes for the nearest class, the others start at random points
-            of the ball and go for one class each, in the order of their logits.
-        seed: Of the random starts; the same seed gives the same search.
+    The first run starts at the input and goes for the nearest class, the others start at random points of the ball and
+    go for one class each, in the order of their logits.
     """
 
     steps: int = 20
@@ -42,34 +39,13 @@ class Search:
             raise SpecificationError(f"search: steps {self.steps}, restarts {self.restarts}; expected at least 1 each.")
 
 
-def attack(
-    network: nn.Module,
-    inputs: Any,
-    labels: Any,
-    radius: Any,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
-    search: Search | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The worst points that projected gradient steps find in maximum-norm balls.
+def attack(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """The worst points ``(N, ...)`` that projected gradient steps find in maximum-norm balls, and margins ``(N,)``.
 
-    Args:
-        network: One tensor in, logits out; run in evaluation mode, not modified.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        radius: One number, or one for each input.
-        parameters: Replaces parameters of the network by name.
-        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
-        upper: Largest allowed input; ``inf`` for none.
-        search: How hard to look.
-
-    Returns:
-        Points ``(N, ...)`` and their margins ``(N,)``: logit of the label minus the largest other one. At most 0 is a
-        counterexample; above 0 says nothing.
+    A margin is the logit of the label minus the largest other one: at most 0 is a counterexample, above 0 says nothing.
+    Options are ``parameters``, ``lower`` and ``upper``, as for certified margins, and the :class:`Search`.
     """
-    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    attacker = _Attacker(network, inputs, labels, **options)
     like: dict[str, Any] = {"dtype": attacker.inputs.dtype, "device": attacker.inputs.device}
     radii = torch.as_tensor(radius, **like).detach().expand(len(attacker.inputs))
     return attacker.run(radii, torch.arange(len(radii), device=radii.device))
@@ -80,38 +56,19 @@ def attacked_radius(
     inputs: Any,
     labels: Any,
     *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
     tol: float = 1e-3,
     start: float = 0.2,
     max_radius: float = 1.0,
-    search: Search | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Distance to the nearest counterexample found, an upper bound of the true robustness radius.
+    """Distance ``(N,)`` to the nearest counterexample found, an upper bound of the true robustness radius.
 
-    Args:
-        network: One tensor in, logits out.
-        inputs: Points ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        parameters: Replaces parameters of the network by name.
-        lower: As for :func:`attack`.
-        upper: As for :func:`attack`.
-        tol: Width of the interval at which the bisection ends.
-        start: First radius tried; doubled until a counterexample is found.
-        max_radius: Where doubling ends.
-        search: How hard to look at each radius.
-
-    Returns:
-        ``(N,)``: maximum-norm distance of a true counterexample; 0 where the input itself is one, ``inf`` where none
-        was found.
-
-    Raises:
-        SpecificationError: A number is not above 0.
+    0 where the input itself is one, ``inf`` where none was found. The radius is doubled from ``start`` up to
+    ``max_radius`` until there is a counterexample, then bisected to ``tol``; other arguments as for :func:`attack`.
     """
     if not (tol > 0 and start > 0 and max_radius > 0):
         raise SpecificationError(f"attacked radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0.")
-    attacker = _Attacker(network, inputs, labels, parameters=parameters, lower=lower, upper=upper, search=search)
+    attacker = _Attacker(network, inputs, labels, **options)
     low = attacker.inputs.new_zeros(len(attacker.inputs))
     high, radii = torch.full_like(low, float("inf")), torch.full_like(low, min(start, max_radius))
     high[attacker.margin(attacker.inputs, attacker.labels) <= 0] = 0.0
@@ -139,10 +96,10 @@ class _Attacker:
         inputs: Any,
         labels: Any,
         *,
-        parameters: Mapping[str, Tensor] | None,
-        lower: Bound,
-        upper: Bound,
-        search: Search | None,
+        parameters: Mapping[str, Tensor] | None = None,
+        lower: Bound = 0.0,
+        upper: Bound = 1.0,
+        search: Search | None = None,
     ) -> None:
         copy = shadow(network)
         own = {name: value.detach() for name, value in (*copy.named_parameters(), *copy.named_buffers())}
@@ -151,8 +108,7 @@ class _Attacker:
         self.inputs, self.labels = check_inputs("attack", inputs, labels)
         first = next((p for p in own.values() if p.is_floating_point()), self.inputs)
         like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
-        self.inputs = self.inputs.detach().to(**like)
-        self.labels = self.labels.to(first.device)
+        self.inputs, self.labels = self.inputs.detach().to(**like), self.labels.to(first.device)
         self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
         self.search = search or Search()
         with torch.no_grad():

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from repairopt.errors import ModelError, UnsupportedError
 from repairopt.network.model_checks import shadow
+from repairopt.network.split_graph import parameters_read
 
 from .zonotope_layers import Call, Zonotope, relaxation_of, replaced
 
@@ -38,13 +39,9 @@ class _Tracer(fx.Tracer):
 
 
 class TracedNetwork:
-    """A network as a list of steps that zonotopes can take.
+    """A network from one tensor to logits as a list of steps that zonotopes can take; not modified.
 
-    Args:
-        network: One tensor in, logits out; run in evaluation mode, not modified.
-
-    Raises:
-        UnsupportedError: The network cannot be traced, or takes more than one input.
+    An UnsupportedError where it cannot be traced, or takes more than one input.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -78,7 +75,8 @@ class TracedNetwork:
         identities = set(self._replacements(dict.fromkeys(changed, torch.empty(0))))
         found: set[fx.Node] = set()
         for node in self.nodes:
-            if any(parent in found for parent in node.all_input_nodes) or identities & self._reads(node):
+            reads = parameters_read(self.network, node)
+            if any(parent in found for parent in node.all_input_nodes) or identities & reads:
                 found.add(node)
         return [node for node in self.nodes if node in found]
 
@@ -90,17 +88,9 @@ class TracedNetwork:
         slope: Slope = None,
         prune: bool = True,
     ) -> Environment:
-        """Evaluate ``nodes`` in order.
+        """Evaluate ``nodes`` in order, from values ``known``; returns those that other nodes still need, and the last.
 
-        Args:
-            nodes: Nodes whose inputs are in ``known`` or earlier in the list.
-            known: Values so far; not modified.
-            parameters: Replaced parameters by name.
-            slope: Of the ReLU relaxation, see :func:`repairopt.network.sets.zonotope.certified_margin`.
-            prune: Drop generators that are 0 for all inputs. False keeps all shapes independent of values.
-
-        Returns:
-            The values that nodes outside of ``nodes`` still need, and the last one.
+        ``prune`` drops generators that are 0 for all inputs; without, all shapes are independent of values.
         """
         step = _Step(self, self._replacements(parameters), slope, prune)
         values, done = {**self.defaults, **known}, set(self.defaults)
@@ -119,13 +109,6 @@ class TracedNetwork:
             known = ", ".join(list(self.original)[:12])
             raise ModelError(f"{self.what}: has no parameter '{unknown[0]}'. Its parameters: {known}.")
         return {id(self.original[name]): value for name, value in parameters.items()}
-
-    def _reads(self, node: fx.Node) -> set[int]:
-        if node.op == "get_attr":
-            return {id(operator.attrgetter(str(node.target))(self.network))}
-        if node.op == "call_module":
-            return {id(value) for value in self.network.get_submodule(str(node.target)).parameters()}
-        return set()
 
     def _is_chain(self) -> bool:
         """Whether no two branches meet, so that generators need not keep their column."""

@@ -15,19 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from repairopt.errors import UnsupportedError
 
-from .certifier import MEMORY_LIMIT, Bound, Certifier
-from .propagate_zonotope import Slope
+from .certifier import Certifier
 from .zonotope_layers import Zonotope
 
 
 @dataclass(frozen=True, eq=False)
 class LastLayer(Zonotope):
-    """What the last linear layer sees: the certified margin is an explicit concave function of its weights.
+    """What the last linear layer, ``name``, sees: the margin is an explicit concave function of its weights.
 
     With weights ``w_j``, biases ``b_j``, label ``y`` and the zonotope ``(c, g_p)``, the margin over class ``j`` is::
 
@@ -35,67 +33,24 @@ class LastLayer(Zonotope):
 
     For fixed weights, :meth:`lowest` gives the point ``x`` of the zonotope where ``(w_y - w_j) . x`` is smallest. The
     row ``(w_y - w_j) . x + b_y - b_j >= t`` is a cut: valid for all weights, tight at these.
-
-    Attributes:
-        center: ``(N, h)``.
-        generators: ``(N, P, h)``.
-        name: Module name of the layer.
     """
 
     name: str = ""
 
 
+Parameters = Mapping[str, Tensor] | None
+
+
 def certified_margin(
-    network: nn.Module,
-    inputs: Any,
-    labels: Any,
-    radius: Any,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
-    slope: Slope = None,
-    memory_limit: int = MEMORY_LIMIT,
+    network: nn.Module, inputs: Any, labels: Any, radius: Any, *, parameters: Parameters = None, **options: Any
 ) -> Tensor:
-    """Lower bound of ``min_j logit[label] - logit[j]`` over the part of a maximum-norm ball within bounds.
+    """Lower bound ``(N,)`` of ``min_j logit[label] - logit[j]`` over the part of a maximum-norm ball within bounds.
 
-    Differentiable in the network's parameters and in ``parameters``. Not monotone in the radius: the relaxation of a
-    larger ball can be a little tighter.
-
-    Args:
-        network: One tensor in, logits out.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        radius: One number, or one for each input.
-        parameters: Replaces parameters of the network by name.
-        lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
-        upper: Largest allowed input; ``inf`` for none.
-        slope: Slope of the ReLU relaxation between 0 and 1: None for least area, a number or tensor, or a dict from
-            layer (module name, or name of the traced node) to a tensor. Every choice is sound.
-        memory_limit: Bytes that generators of one batch may take.
-
-    Returns:
-        ``(N,)`` in the network's dtype.
+    ``radius`` is one number, or one for each input; ``parameters`` replace those of the network by name; inputs, labels
+    and options are those of :class:`Certifier`. Differentiable in the network's parameters and in ``parameters``. Not
+    monotone in the radius: the relaxation of a larger ball can be a little tighter.
     """
-    certifier = Certifier(network, inputs, labels, lower=lower, upper=upper, slope=slope, memory_limit=memory_limit)
-    return certifier.margins(radius, parameters or {})
-
-
-def certify(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> Tensor:
-    """Whether no input of each ball can be given another label.
-
-    Args:
-        network: One tensor in, logits out.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        radius: One number, or one for each input.
-        **options: As for :func:`certified_margin`.
-
-    Returns:
-        Boolean ``(N,)``; False means "not certified", not "broken".
-    """
-    with torch.no_grad():
-        return certified_margin(network, inputs, labels, radius, **options) > 0
+    return Certifier(network, inputs, labels, **options).margins(radius, parameters or {})
 
 
 def certified_radius(
@@ -103,26 +58,16 @@ def certified_radius(
     inputs: Any,
     labels: Any,
     *,
-    parameters: Mapping[str, Tensor] | None = None,
+    parameters: Parameters = None,
     tol: float = 1e-3,
     start: float = 0.2,
     max_radius: float = 1.0,
     **options: Any,
 ) -> Tensor:
-    """Largest radius found by bisection at which each input is certified.
+    """Largest radius found by bisection at which each input is itself certified, ``(N,)``; 0 where none is.
 
-    Args:
-        network: One tensor in, logits out.
-        inputs: Centers of the balls, ``(N, ...)``.
-        labels: Class indices ``(N,)``.
-        parameters: Replaces parameters of the network by name.
-        tol: Width of the interval at which the bisection ends.
-        start: First radius tried; doubled while certified.
-        max_radius: Where doubling ends.
-        **options: As for :func:`certified_margin`.
-
-    Returns:
-        ``(N,)``: the last radius that was itself certified, 0 where none was. A lower bound of the true radius.
+    The first radius is ``start``, doubled while certified up to ``max_radius``; ``tol`` is the width at which the
+    bisection ends; other arguments as for :func:`certified_margin`.
 
     Example:
         >>> network = nn.Linear(2, 2, bias=False)
@@ -137,33 +82,13 @@ def certified_radius(
 
 
 def last_layer_zonotope(
-    network: nn.Module,
-    inputs: Any,
-    radius: Any,
-    *,
-    parameters: Mapping[str, Tensor] | None = None,
-    lower: Bound = 0.0,
-    upper: Bound = 1.0,
-    slope: Slope = None,
+    network: nn.Module, inputs: Any, radius: Any, *, parameters: Parameters = None, **options: Any
 ) -> LastLayer:
-    """Center and generators before the last linear layer, to state certified margins as a convex program.
+    """Center and generators before the last linear layer, in one batch, to state margins as a convex program.
 
-    Args:
-        network: One tensor in, logits out; its last step must be a ``Linear`` module.
-        inputs: Centers of the balls, ``(N, ...)``.
-        radius: One number, or one for each input.
-        parameters: Replaces parameters of the network by name.
-        lower: As for :func:`certified_margin`.
-        upper: As for :func:`certified_margin`.
-        slope: As for :func:`certified_margin`.
-
-    Returns:
-        The zonotope and the name of the layer. All inputs are in one batch.
-
-    Raises:
-        UnsupportedError: The last step is something else.
+    Arguments as for :func:`certified_margin`; an UnsupportedError where the last step is no ``Linear`` module.
     """
-    certifier = Certifier(network, inputs, None, lower=lower, upper=upper, slope=slope)
+    certifier = Certifier(network, inputs, None, **options)
     traced, known = certifier.traced, {certifier.traced.input: certifier.ball(certifier.as_radii(radius))}
     last: Any = traced.nodes[-1].args[0]
     is_linear = last.op == "call_module" and isinstance(traced.network.get_submodule(str(last.target)), nn.Linear)
@@ -173,5 +98,5 @@ def last_layer_zonotope(
             f"network with certified_margin instead."
         )
     before = traced.nodes[: traced.nodes.index(last)]
-    found = traced.run(before, known, parameters or {}, slope)[last.args[0]]
+    found = traced.run(before, known, parameters or {}, certifier.slope)[last.args[0]]
     return LastLayer(found.center, found.generators, str(last.target))

@@ -26,12 +26,7 @@ from repairopt.errors import SpecificationError
 
 @dataclass(frozen=True, eq=False)
 class Zonotope:
-    """The sets ``{center + sum_p e_p generators_p : |e_p| <= 1}``, one for each of ``N`` inputs.
-
-    Attributes:
-        center: ``(N, ...)``.
-        generators: ``(N, P, ...)``.
-    """
+    """The sets ``{center + sum_p e_p generators_p : |e_p| <= 1}``: center ``(N, ...)``, generators ``(N, P, ...)``."""
 
     center: Tensor
     generators: Tensor
@@ -42,14 +37,7 @@ class Zonotope:
         return self.generators.abs().sum(1)
 
     def lowest(self, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest value of linear functions over the sets, and where it is attained.
-
-        Args:
-            directions: ``(N, m, h)`` for a center ``(N, h)``.
-
-        Returns:
-            Values ``(N, m)`` and points of the sets ``(N, m, h)`` with ``direction . point == value``.
-        """
+        """Smallest values ``(N, m)`` of linear functions ``(N, m, h)`` over the sets, and where: ``(N, m, h)``."""
         along = torch.einsum("nph,nmh->nmp", self.generators, directions)
         points = self.center[:, None] - torch.einsum("nmp,nph->nmh", along.sign(), self.generators)
         return torch.einsum("nh,nmh->nm", self.center, directions) - along.abs().sum(2), points
@@ -128,13 +116,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Relaxation:
-    """A registered relaxation.
-
-    Attributes:
-        function: From a call to its result, or None.
-        widens: Whether it adds noise symbols.
-        first: Whether it needs a set as the first argument.
-    """
+    """A registered relaxation, whether it adds noise symbols, and whether it needs a set as the first argument."""
 
     function: Callable[[Call], Zonotope | None]
     widens: bool

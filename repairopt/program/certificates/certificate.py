@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -64,29 +65,23 @@ _MEANING = {
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What was found when a solution was put to the test.
+    """What was found when a solution was put to the test; relative figures have the scales of this module.
 
     Attributes:
-        verdict: What was proven.
-        reasons: Why not more was proven; empty where the verdict is the best there is.
-        tol: The relative tolerance.
-        exact: Whether violation, objective and bound come from rational arithmetic.
-        violation: Largest violation of row, bound or integrality; rounded up if exact.
-        relative_violation: The same over the scales of this module.
-        objective: At the point, constant included; rounded up if exact.
-        bound: Lower bound on the optimum; rounded down if exact. For mixed-integer programs the larger of the
-            relaxation's bound and the one that the back end claims.
+        verdict: What was proven; ``reasons`` why not more was. exact: Whether violation, objective and bound come from
+        rational arithmetic, rounded so that they stay true. violation: Largest violation of row, bound or integrality.
+        bound: Lower bound on the optimum. For mixed-integer programs the larger of the relaxation's bound and the one
+        that
+            the back end claims.
         gap: ``objective - bound``. Negative where the point is better than allowed by violating rows.
-        relative_gap: ``|gap|`` over the size of the objective's terms.
         dual_residual: Largest entry of ``H d + g + A'y + z``; NaN without multipliers.
-        relative_dual_residual: The same over the size of its terms.
         sign_violation: Largest entry of the gradient that infinite sides hold, over the size of its terms.
         complementarity: Largest product of a multiplier and the slack of its side.
         duals: Where the multipliers come from: "back end", "recovered" or "none".
         bound_from: Where the bound comes from: "certificate", "back end" (its word, not checked) or "none".
         reach: Points with entries further than this from the point were not compared; infinite unless a variable
             without bounds leaves no better proof in float64.
-        interval: Exact lower bound and exact objective; their distance is the gap. None unless exact.
+        interval: Exact lower bound and exact objective; None unless exact.
         row_duals: The multipliers that give the bound.
         farkas: The proof of infeasibility, if there is one.
     """
@@ -133,14 +128,10 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
 
     Args:
         program: What was solved.
-        solution: What came back, from any source; only ``status``, ``delta``, ``row_duals``, ``bound_duals``, ``bound``
-            and ``ray`` are read.
+        solution: What came back, from any source.
         exact: Verify violation, objective and lower bound in rational arithmetic, or the proof of infeasibility. A
             singular Hessian rounded to a dense matrix is seldom convex exactly: its variables need bounds then.
         tol: Relative tolerance; by default 1e-7, or 1e-3 for a point in single or half precision.
-
-    Returns:
-        The certificate.
 
     Raises:
         ProgramError: ``exact=True`` and what takes part has more than 2,000,000 entries.
@@ -156,23 +147,13 @@ def certify(program: Program, solution: Solution, *, exact: bool = False, tol: f
     if point is None or np.shape(point) != (program.n,) or not np.all(np.isfinite(point)):
         return Certificate(CertificateVerdict.NOT_CERTIFIED, ("there is no finite point to check",), tol, exact)
     delta = np.asarray(point, dtype=np.float64)
-    found = _primal(program, delta, tol, exact)
+    violation, relative = violations(program, delta, np.asarray(program.matrix @ delta), floor=0.0)
+    known: Any = {"violation": violation, "relative_violation": relative, "objective": program.objective(delta)}
+    found = Certificate(CertificateVerdict.NOT_CERTIFIED, tol=tol, exact=exact, **known)
     found, known = _dual(program, solution, delta, found)
     found = _exactly(program, delta, found, known) if exact else found
     found = _claimed_bound(program, solution, delta, found)
     return _judged(program, found)
-
-
-def _primal(program: Program, delta: Array, tol: float, exact: bool) -> Certificate:
-    violation, relative = violations(program, delta, np.asarray(program.matrix @ delta), floor=0.0)
-    return Certificate(
-        CertificateVerdict.NOT_CERTIFIED,
-        tol=tol,
-        exact=exact,
-        violation=violation,
-        relative_violation=relative,
-        objective=program.objective(delta),
-    )
 
 
 def _dual(
@@ -193,6 +174,7 @@ def _dual(
             return replace(found, reasons=(*found.reasons, text)), None
     duals = np.asarray(duals, dtype=np.float64)
     known = dual_bound(program, delta, duals, deficit=deficit)
+    seen = residuals(program, delta, duals, solution.bound_duals if origin == "back end" else None)
     found = replace(
         found,
         gap=known.gap,
@@ -201,23 +183,12 @@ def _dual(
         duals=origin,
         bound_from="certificate" if np.isfinite(known.gap) else "none",
         row_duals=known.row_duals,
-    )
-    return _conditions(program, delta, duals, solution.bound_duals, found), known
-
-
-def _conditions(
-    program: Program, delta: Array, duals: Array, bound_duals: Array | None, found: Certificate
-) -> Certificate:
-    """Stationarity, signs and complementary slackness."""
-    given = bound_duals if bound_duals is not None and found.duals == "back end" else None
-    seen = residuals(program, delta, duals, given)
-    return replace(
-        found,
         dual_residual=seen.stationarity,
         relative_dual_residual=seen.relative_stationarity,
         sign_violation=seen.sign_violation,
         complementarity=seen.complementarity,
     )
+    return found, known
 
 
 def _exactly(program: Program, delta: Array, found: Certificate, known: DualBound | None) -> Certificate:

@@ -43,14 +43,11 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Conflict:
-    """Rows and bounds that cannot hold together.
+    """Sides of rows, then bounds, that cannot hold together.
 
-    Attributes:
-        members: Sides of rows, then bounds.
-        irreducible: Whether, tested one by one, the rest can hold once any single member is removed. False only where
-            a time limit ended the tests.
-        certificate: Proof that the members contradict each other, over the rows of the whole program. None for
-            mixed-integer programs whose relaxation has a solution: there the back end's word was taken.
+    ``irreducible`` says whether, tested one by one, the rest can hold once any single member is removed; False only
+    where a time limit ended the tests. ``certificate`` is the proof over the rows of the whole program; None for
+    mixed-integer programs whose relaxation has a solution: there the back end's word was taken.
     """
 
     members: tuple[Member, ...]
@@ -75,7 +72,8 @@ class Conflict:
     def __str__(self) -> str:
         counts = Counter(source.constraint for source in self.rows)
         names = [f"'{name}'" + (f" ({counts[name]} rows)" if counts[name] > 1 else "") for name in self.constraints]
-        within = f"within the bounds of {_plural(len(self.bounds), 'variable')}" if self.bounds else ""
+        many = f"{len(self.bounds)} variable{'' if len(self.bounds) == 1 else 's'}"
+        within = f"within the bounds of {many}" if self.bounds else ""
         if len(names) == 1:
             text = f"This constraint cannot hold {within}: {names[0]}"
             text = text if within else f"The rows of this constraint cannot hold together: {names[0]}"
@@ -102,12 +100,8 @@ def explain_conflict(
     unique; no smallest one is sought.
 
     For a mixed-integer program whose relaxation has a solution, rows are left out by solving the program each time;
-    integrality and bounds stay and are no members.
-
-    Args:
-        program: A program without a solution. Its objective plays no part.
-        solver: Back end for the linear or mixed-integer programs; HiGHS unless given.
-        time_limit: Seconds in all; what has been reached is returned, with ``irreducible`` False.
+    integrality and bounds stay and are no members. After ``time_limit`` seconds in all, what has been reached is
+    returned.
 
     Raises:
         ProgramError: The program has a solution, or comes within some 1e-10 of having one.
@@ -132,8 +126,7 @@ def explain_conflict(
         proof = found
         return _support(bare, found)
 
-    members, irreducible = _filter(_support(bare, whole), shrink, deadline, chunk=1)
-    return Conflict(_sorted(members), irreducible, proof)
+    return Conflict(*_filter(_support(bare, whole), shrink, deadline, chunk=1), proof)
 
 
 def _left(deadline: float | None) -> float | None:
@@ -142,14 +135,14 @@ def _left(deadline: float | None) -> float | None:
 
 def _filter(
     members: Sequence[Member], shrink: Shrink, deadline: float | None, chunk: int
-) -> tuple[Sequence[Member], bool]:
-    """Deletion filter: leave out chunks, then single members; whether it came to its end."""
+) -> tuple[tuple[Member, ...], bool]:
+    """Deletion filter: leave out chunks, then single members; what is left, and whether it came to its end."""
     needed: set[Member] = set()
     while True:
         i = 0
         while i < len(members):
             if deadline is not None and time.perf_counter() >= deadline:
-                return members, False
+                return _sorted(members), False
             if members[i] in needed:
                 i += 1
                 continue
@@ -162,8 +155,12 @@ def _filter(
                 needed.add(members[i])
             i += chunk
         if chunk == 1:
-            return members, deadline is None or time.perf_counter() < deadline
+            return _sorted(members), deadline is None or time.perf_counter() < deadline
         chunk //= 2
+
+
+def _sorted(members: Sequence[Member]) -> tuple[Member, ...]:
+    return tuple(sorted(members, key=lambda member: (member.kind == "bound", member.index, member.side)))
 
 
 def _support(program: Program, proof: FarkasCertificate) -> list[Member]:
@@ -171,30 +168,21 @@ def _support(program: Program, proof: FarkasCertificate) -> list[Member]:
     slope = np.asarray(program.matrix.T @ proof.ray)
     used = np.flatnonzero(proof.ray)
     error = gamma(len(used) + 3) * absolute_columns(program, proof.ray)
-    members = [_bound(program, int(j), slope[j] > 0) for j in np.flatnonzero(np.abs(slope) > 8.0 * error)]
-    members = [member for member in members if np.isfinite(member.limit)]
-    tiny = np.flatnonzero((slope != 0) & (np.abs(slope) <= 8.0 * error))
-    small = [_bound(program, int(j), slope[j] > 0) for j in tiny]
-    rows = [_row(program, int(i), proof.ray[i] > 0) for i in used]
+    bounds = [_side(program, "bound", int(j), slope[j] < 0) for j in np.flatnonzero(slope)]
+    bounds = [bound for bound in bounds if np.isfinite(bound.limit)]
+    tiny = np.abs(slope) <= 8.0 * error
+    members = [bound for bound in bounds if not tiny[bound.index]]
+    rows = [_side(program, "row", int(i), proof.ray[i] > 0) for i in used]
     part, places = restricted(program, [*members, *rows])
     if check_ray(part, proof.ray[places]) is not None:
         return [*members, *rows]
-    return [*members, *(member for member in small if np.isfinite(member.limit)), *rows]
+    return [*members, *(bound for bound in bounds if tiny[bound.index]), *rows]
 
 
-def _bound(program: Program, j: int, lower: bool) -> Member:
-    low, high = program.bounds()
-    return Member("bound", j, "lower" if lower else "upper", float(low[j] if lower else high[j]))
-
-
-def _row(program: Program, i: int, upper: bool) -> Member:
-    source = program.sources[i] if program.sources else Source(f"row {i}")
-    limit = float(program.upper[i] if upper else program.lower[i])
-    return Member("row", i, "upper" if upper else "lower", limit, source)
-
-
-def _sorted(members: Sequence[Member]) -> tuple[Member, ...]:
-    return tuple(sorted(members, key=lambda member: (member.kind == "bound", member.index, member.side)))
+def _side(program: Program, kind: Literal["row", "bound"], i: int, upper: bool) -> Member:
+    low, high = (program.lower, program.upper) if kind == "row" else program.bounds()
+    source = None if kind == "bound" else program.sources[i] if program.sources else Source(f"row {i}")
+    return Member(kind, i, "upper" if upper else "lower", float((high if upper else low)[i]), source)
 
 
 def restricted(program: Program, members: Sequence[Member]) -> tuple[Program, Any]:
@@ -235,14 +223,9 @@ def _integer_conflict(program: Program, solver: str | Solver, deadline: float | 
         return members if status is Status.INFEASIBLE else None
 
     sides = [(program.upper, True), (program.lower, False)]
-    members = [_row(program, int(i), upper) for side, upper in sides for i in np.flatnonzero(np.isfinite(side))]
+    members = [_side(program, "row", int(i), upper) for side, upper in sides for i in np.flatnonzero(np.isfinite(side))]
     if shrink(members) is None:
         raise ProgramError(
             "explain_conflict: the mixed-integer program was not found to be infeasible. Raise time_limit, or solve it."
         )
-    members_left, irreducible = _filter(members, shrink, deadline, chunk=max(1, len(members) // 2))
-    return Conflict(_sorted(members_left), irreducible, None)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return Conflict(*_filter(members, shrink, deadline, chunk=max(1, len(members) // 2)), None)

@@ -17,6 +17,7 @@ moved by least squares until ``r_j`` is 0 to rounding; what remains is counted f
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +41,12 @@ DENSE_REPAIR = 4_000_000  # entries up to which least squares are solved by fact
 class DualBound:
     """How far a point can be from the optimum: ``f(delta) - f*`` is at most ``gap``, rounding errors included.
 
-    ``rounding`` is the part of the gap that stands for rounding errors. The objective was linearized at ``anchor``,
-    with the multipliers ``row_duals``: those given, without those of infinite sides, moved where needed. ``H +
-    deficit I`` is positive semidefinite. Variables without a bound were compared up to ``reach`` from ``delta``.
+    The objective was linearized at ``anchor``, with the multipliers ``row_duals``: those given, without those of
+    infinite sides, moved where needed. ``H + deficit I`` is positive semidefinite. Variables without a bound were
+    compared up to ``reach`` from ``delta``.
     """
 
     gap: float
-    rounding: float
     anchor: Array
     row_duals: Array
     deficit: float
@@ -56,22 +56,19 @@ class DualBound:
 def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: float | None = None) -> DualBound:
     """Bound ``f(delta) - f*`` from above by the formula of this module, with the multipliers that it used.
 
-    Args:
-        program: Continuous program, or one whose integrality is ignored. Not modified.
-        delta: A point, feasible or not.
-        row_duals: Multipliers ``(m,)`` in the convention of :mod:`repairopt.program.program`; any numbers.
-        deficit: What :func:`curvature_deficit` returned for this Hessian, where known.
+    Integrality is ignored; ``delta`` need not be feasible and ``row_duals (m,)`` may be any numbers. ``deficit`` is
+    what :func:`curvature_deficit` returned for this Hessian, where known.
     """
     usable = np.where(row_duals > 0, np.isfinite(program.upper), np.isfinite(program.lower)) & np.isfinite(row_duals)
     duals, anchor = np.where(usable, row_duals, 0.0), delta
     reduced, error = reduced_gradient(program, anchor, duals)
-    short = _unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
+    short = unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
     if short.any():
         anchor, duals = _repair(program, delta, duals, short)
         reduced, error = reduced_gradient(program, anchor, duals)
     lack = curvature_deficit(program) if deficit is None else deficit
-    gap, rounding, reach = _gap(program, delta, anchor, duals, (reduced, error), lack)
-    return DualBound(gap, rounding, anchor, duals, lack, reach)
+    gap, reach = _gap(program, delta, anchor, duals, (reduced, error), lack)
+    return DualBound(gap, anchor, duals, lack, reach)
 
 
 def gamma(count: int) -> float:
@@ -139,21 +136,14 @@ def curvature_deficit(program: Program) -> float:
     error = 2.0 * gamma(n + 2) * max(float(np.abs(matrix.diagonal()).sum()), float(np.abs(matrix).max()))
     shift = -2.0 * error
     for _ in range(40):
-        if _factorizes(matrix, shift):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            np.linalg.cholesky(matrix + shift * np.eye(n))
             return max(0.0, shift + error + abs(shift) * n * UNIT)
         shift = error if shift < 0 else 10.0 * shift
     return float("inf")
 
 
-def _factorizes(matrix: Array, shift: float) -> bool:
-    try:
-        np.linalg.cholesky(matrix + shift * np.eye(len(matrix)))
-    except np.linalg.LinAlgError:
-        return False
-    return True
-
-
-def _unbounded_side(program: Program, reduced: Array) -> npt.NDArray[np.bool_]:
+def unbounded_side(program: Program, reduced: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Variables that the objective, as the multipliers price it, pushes towards an infinite bound."""
     low, high = program.bounds()
     return ((reduced > 0) & np.isneginf(low)) | ((reduced < 0) & np.isposinf(high))
@@ -174,7 +164,7 @@ def _repair(program: Program, delta: Array, duals: Array, short: npt.NDArray[np.
     both, first = np.isinf(program.bounds()[0]) & np.isinf(program.bounds()[1]), True
     for _ in range(REPAIRS):
         reduced, error = reduced_gradient(program, anchor, duals)
-        new = _unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
+        new = unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
         if not new.any() or not len(weights):
             break
         short = short | new | (both if first else near_zero(program, reduced))
@@ -222,13 +212,13 @@ def _least_squares(matrix: Any, weights: Array, sides: Array) -> Array:
 
 def _gap(
     program: Program, delta: Array, anchor: Array, duals: Array, reduced: tuple[Array, Array], deficit: float
-) -> tuple[float, float, float]:
-    """Gap, the rounding part of it, and the reach."""
+) -> tuple[float, float]:
+    """Gap, rounding errors included, and the reach."""
     low, high = program.bounds()
     slope, error = reduced
     reach = REACH * (1.0 + float(np.abs(delta).max(initial=0.0)))
-    if np.any(_unbounded_side(program, slope) & (np.abs(slope) > ZERO * error)):
-        return float("inf"), 0.0, reach
+    if np.any(unbounded_side(program, slope) & (np.abs(slope) > ZERO * error)):
+        return float("inf"), reach
     below = np.where(np.isfinite(low), delta - low, reach)
     above = np.where(np.isfinite(high), high - delta, reach)
     bound_terms = np.where(slope > 0, slope * below, -slope * above)
@@ -244,25 +234,23 @@ def _gap(
     total = curvature + float(bound_terms.sum() + row_terms.sum()) + rounding
     both = (np.abs(slope) <= error) | (deficit > 0)
     open_ended = (np.isinf(low) & (both | (slope > 0))) | (np.isinf(high) & (both | (slope < 0)))
-    return total, rounding, reach if bool(open_ended.any()) else float("inf")
+    return total, reach if bool(open_ended.any()) else float("inf")
 
 
 def _curvature(program: Program, moved: Array, extent: Array, deficit: float) -> tuple[float, float]:
     """The quadratic part of the gap and its rounding error."""
-    if program.hessian is None:
-        return 0.0, 0.0
-    value, rounding = 0.0, 0.0
+    hessian, value, rounding = program.hessian, 0.0, 0.0
+    if hessian is None:
+        return value, rounding
     if moved.any():
-        value = 0.5 * float(moved @ (program.hessian @ moved))
-        rounding = gamma(2 * program.n + 3) * _hessian_size(program) * float(moved @ moved)
+        if isinstance(hessian, LowRankHessian):
+            size = float(np.abs(hessian.diagonal).max(initial=0.0) + np.linalg.norm(hessian.factor) ** 2)
+        else:
+            size = float(np.linalg.norm(hessian))
+        value = 0.5 * float(moved @ (hessian @ moved))
+        rounding = gamma(2 * program.n + 3) * size * float(moved @ moved)
     if deficit > 0:
-        curved = program.hessian.any(axis=0) if isinstance(program.hessian, np.ndarray) else np.ones(program.n, bool)
+        curved = np.ones(program.n, bool) if isinstance(hessian, LowRankHessian) else hessian.any(axis=0)
         away = (extent + np.abs(moved))[curved]
         value += 0.5 * deficit * float(away @ away)
     return value, rounding
-
-
-def _hessian_size(program: Program) -> float:
-    if isinstance(program.hessian, LowRankHessian):
-        return float(np.abs(program.hessian.diagonal).max(initial=0.0) + np.linalg.norm(program.hessian.factor) ** 2)
-    return 0.0 if program.hessian is None else float(np.linalg.norm(program.hessian))

@@ -66,16 +66,9 @@ def least_violation(
 ) -> LeastViolation:
     """Find the point within the bounds that violates the rows least. The objective plays no part.
 
-    Violations up to 1e-9 times the size of the row's side count as 0.
-
-    Args:
-        program: Any kind; integer variables stay integer. Not modified.
-        measure: ``"sum"`` violates few rows, ``"max"`` spreads the violation over many.
-        solver: Back end for the linear programs; HiGHS unless given.
-        time_limit: Seconds for each of the linear programs.
-
-    Raises:
-        SolverError: The back end did not solve the elastic program, which always has a solution.
+    ``"sum"`` violates few rows, ``"max"`` spreads the violation over many; those up to 1e-9 times the size of the row's
+    side count as 0. Integer variables stay integer. ``time_limit`` is for each of the linear programs. A SolverError
+    where the back end, HiGHS unless given, did not solve the elastic program, which always has a solution.
     """
     point = None
     for point in elastic_points(program, measure=measure, solver=solver, time_limit=time_limit):
@@ -148,15 +141,14 @@ def _worst(excess: Array, count: int) -> Any:
 def _solve_elastic(
     program: Program, rows: Any, lengths: Array, measure: Measure, solver: str | Solver | None, time_limit: float | None
 ) -> Solution:
-    elastic, signs = _elastic_program(program, rows, lengths, measure)
+    elastic, owners = _elastic_program(program, rows, lengths, measure)
     backend: Any = find_solver(elastic, PHASE_ONE if solver is None else solver)
     backend = with_options(backend, feasibility_tol=min(getattr(backend, "feasibility_tol", 1.0), PHASE_ONE_TOL))
     started = time.perf_counter()
     found = run_solver(elastic, backend, time_limit=time_limit)
-    duals = None
+    duals: Any = None
     if found.row_duals is not None:
-        duals = np.zeros(program.m)
-        np.add.at(duals, rows[signs], found.row_duals / lengths[signs])
+        duals = np.bincount(rows[owners], found.row_duals / lengths[owners], program.m)
     delta = None if found.delta is None else np.clip(found.delta[: program.n], *program.bounds())
     seconds = time.perf_counter() - started
     return replace(found, delta=delta, row_duals=duals, bound_duals=None, ray=None, seconds=seconds)

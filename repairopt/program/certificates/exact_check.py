@@ -11,7 +11,7 @@ from repairopt.program.hessian import LowRankHessian
 from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 
-from .duality import REPAIRS, DualBound, gamma, near_zero, rows_of
+from .duality import REPAIRS, DualBound, gamma, near_zero, rows_of, unbounded_side
 from .rational import LARGEST, LARGEST_SOLVE, as_fractions, check_size, exact_product, exact_solve, is_semidefinite
 
 NEGLIGIBLE = 1e-12  # share of the largest multiplier, times its row's norm, up to which multipliers are dropped
@@ -21,10 +21,7 @@ def exact_violation(program: Program, delta: Array) -> Fraction:
     """The exact largest violation of rows, bounds and integrality at a finite point; 0 where everything holds exactly.
 
     Rows are first evaluated in float64; only those whose violation could be the largest, given the rounding error, are
-    evaluated in rational arithmetic.
-
-    Raises:
-        ProgramError: The rows in doubt are too large for rational arithmetic.
+    evaluated in rational arithmetic. A ProgramError where those are too large for it.
     """
     low, high = program.bounds()
     worst = Fraction(0)
@@ -81,10 +78,7 @@ def exact_bound(program: Program, known: DualBound) -> Fraction | None:
     """A lower bound on the optimum in rational arithmetic, or None where these multipliers give none.
 
     Anchor and multipliers of the float64 bound are moved where a variable without a bound needs a reduced gradient of
-    exactly 0. Integrality is ignored.
-
-    Raises:
-        ProgramError: What takes part is too large for rational arithmetic.
+    exactly 0. Integrality is ignored. A ProgramError where what takes part is too large.
     """
     system = balanced_system(program, known.anchor, known.row_duals)
     return None if system is None else system.bound(known.deficit)
@@ -123,9 +117,7 @@ class ExactSystem:
 
     def needs(self) -> Any:
         """Variables without a bound on the side that the reduced gradient pushes them to."""
-        low, high = self.program.bounds()
-        sign = np.array([(value > 0) - (value < 0) for value in self.reduced], dtype=int)
-        return ((sign > 0) & np.isneginf(low)) | ((sign < 0) & np.isposinf(high))
+        return unbounded_side(self.program, np.array([(value > 0) - (value < 0) for value in self.reduced], dtype=int))
 
     def balance(self, needs: Any) -> bool:
         """Make the reduced gradient exactly 0 there; False where no multipliers do."""

@@ -21,7 +21,7 @@ from repairopt.program.program import Array, Program
 from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import FarkasCertificate, Solver, Status
 
-from .duality import UNIT, absolute_columns, gamma
+from .duality import UNIT, absolute_columns, gamma, unbounded_side
 from .elastic import elastic_points
 from .exact_check import balanced_system
 from .rational import round_down
@@ -41,18 +41,10 @@ def farkas_certificate(
 ) -> FarkasCertificate | None:
     """Prove that a program has no solution; None where no multipliers passed the check: it has one, or nearly so.
 
-    Tries the given ray, then the multipliers of an elastic linear program (violations over row norms, the largest
-    minimized), which prove infeasibility down to depths of some 1e-10.
-
-    Args:
-        program: Any kind; integrality is ignored, so an integer program is proven infeasible by its relaxation only.
-        ray: Multipliers of the rows from a back end, if any; not trusted.
-        exact: Check in rational arithmetic in any case.
-        solver: Back end for the elastic program; HiGHS unless given.
-        time_limit: Seconds for each round of the elastic program.
-
-    Raises:
-        ProgramError: ``exact=True`` and the rows that take part are too large for rational arithmetic.
+    Tries the given ray, which is not trusted, then the multipliers of an elastic linear program (violations over row
+    norms, the largest minimized; ``time_limit`` for each of its rounds), which prove infeasibility down to depths of
+    some 1e-10. Integrality is ignored. ``exact`` checks in rational arithmetic in any case; a ProgramError where the
+    rows that take part are too large for that.
     """
     relaxed = replace(program, integer=None, hessian=None, gradient=np.zeros(program.n))
     if ray is not None:
@@ -72,11 +64,8 @@ def farkas_certificate(
 def check_ray(program: Program, ray: Array, *, exact: bool = False) -> FarkasCertificate | None:
     """Check whether multipliers ``(m,)``, any numbers, prove that rows and bounds contradict each other.
 
-    Objective and integrality are ignored. ``exact`` checks in rational arithmetic also where float64 is enough. None
-    where the check fails or the shape is wrong.
-
-    Raises:
-        ProgramError: ``exact=True`` and the rows that take part are too large for rational arithmetic.
+    Objective and integrality are ignored; ``exact`` is that of :func:`farkas_certificate`. None where the check fails
+    or the shape is wrong.
     """
     if np.shape(ray) != (program.m,):
         return None
@@ -117,7 +106,7 @@ def _margin(program: Program, ray: Array) -> tuple[float, float, bool]:
     sides = np.where(ray > 0, program.upper, program.lower)[used]
     lengths = row_norms(program)[used]
     reach = REACH * (1.0 + float(np.max(np.abs(sides) / np.where(lengths > 0, lengths, 1.0), initial=0.0)))
-    needs = ((slope > 0) & np.isneginf(low)) | ((slope < 0) & np.isposinf(high))
+    needs = unbounded_side(program, slope)
     spent = ray[used] * sides
     ends = np.where(slope > 0, low, high)
     least = slope * np.where(needs | (slope == 0), 0.0, ends)

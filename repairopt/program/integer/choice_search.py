@@ -44,6 +44,7 @@ class ChoiceSearch:
 
     def __init__(self, integer: IntegerProgram, solver: str | Solver | None, time_limit: float | None) -> None:
         self.integer, self.solver, self.count = integer, solver, len(integer.items)
+        self.frees_weights = integer.frees == "weights"
         self.started, self.solves = time.perf_counter(), 0
         self.deadline = None if time_limit is None else self.started + time_limit
         self.known: dict[bytes, Solution] = {}
@@ -52,15 +53,15 @@ class ChoiceSearch:
         self.incumbent: Incumbent | None = None
         low, high = integer.program.bounds()
         self.forced, self.possible = (side[integer.original.n :] > 0.5 for side in (low, high))
-        self.reach = _reach(integer)
+        sides = tuple(map(np.abs, integer.original.bounds())) if self.frees_weights else row_excess(integer.original)
+        # How far each weight, or each side of each row, may go once freed; 0 where that is without limit:
+        self.reach = tuple(np.where(np.isfinite(side), side, 0.0) for side in sides)
 
     def best(self) -> Incumbent | None:
         """The best feasible point so far, with what it cost."""
         if self.incumbent is None:
             return None
         return replace(self.incumbent, seconds=time.perf_counter() - self.started, solves=self.solves)
-
-    # ---------------------------------------------------------------- solving
 
     def solve(self, program: Program) -> Solution:
         """A continuous program, within the time left; a back end that fails yields a failed solution."""
@@ -115,8 +116,7 @@ class ChoiceSearch:
 
     def gain(self, found: Solution) -> Array:
         """What freeing each item promises: multiplier times reach, summed over its rows or weights."""
-        weights = self.integer.frees == "weights"
-        duals = found.bound_duals if weights else found.row_duals
+        duals = found.bound_duals if self.frees_weights else found.row_duals
         if duals is None:
             return np.ones(self.count)
         low, high = self.reach
@@ -126,7 +126,7 @@ class ChoiceSearch:
         """How far each item uses its freedom, as a share of its reach."""
         low, high = self.reach
         original = self.integer.original
-        if self.integer.frees == "weights":
+        if self.frees_weights:
             over, under = np.maximum(delta, 0.0), np.maximum(-delta, 0.0)
         else:
             rows = original.matrix @ delta
@@ -136,12 +136,3 @@ class ChoiceSearch:
     def summed(self, values: Array) -> Array:
         """One number for each item, from those of its rows or weights."""
         return np.array([values[item].sum() for item in self.integer.items])
-
-
-def _reach(integer: IntegerProgram) -> tuple[Array, Array]:
-    """How far each weight, or each side of each row, may go once freed; 0 where that is without limit."""
-    original = integer.original
-    weights = integer.frees == "weights"
-    sides = tuple(np.abs(side) for side in original.bounds()) if weights else row_excess(original)
-    low, high = (np.where(np.isfinite(side), side, 0.0) for side in sides)
-    return low, high

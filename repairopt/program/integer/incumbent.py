@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from repairopt.program.program import Array, Program
+from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import Solution, Solver
 
 from .choice_search import ChoiceSearch, Incumbent, TimeUp
@@ -70,8 +71,6 @@ class _Search(ChoiceSearch):
         """The optimum of a continuous program, or None."""
         found = self.solve(program)
         return found.delta if found.found else None
-
-    # ---------------------------------------------------------------- few changes, few broken
 
     def improve_starts(self, draw: np.random.Generator) -> None:
         """Start from both ends and from fractions, swap, disturb the best and improve it again."""
@@ -172,8 +171,6 @@ class _Search(ChoiceSearch):
                 chosen = more
         return chosen
 
-    # ---------------------------------------------------------------- a small choice
-
     def eliminate(self, draw: np.random.Generator | None = None) -> Choice:
         """A small choice: charge for the use of every item, choose what multiplier times use says, charge it no more.
 
@@ -211,12 +208,9 @@ class _Search(ChoiceSearch):
 
     def charge(self) -> Array:
         """Price of full use of each item: how far its rows then are from holding, in lengths of the row."""
-        if self.integer.frees == "weights":
+        if self.frees_weights:
             return np.ones(self.count)
-        matrix = self.integer.original.matrix
-        squares = matrix.multiply(matrix) if hasattr(matrix, "tocsr") else matrix**2
-        length = np.sqrt(np.asarray(squares.sum(axis=1)).ravel())
-        reach = np.maximum(*self.reach) / np.maximum(length, 1e-300)
+        reach = np.maximum(*self.reach) / np.maximum(row_norms(self.integer.original), 1e-300)
         return np.array([reach[item].max(initial=0.0) for item in self.integer.items])
 
     def shrink(self, chosen: Choice) -> None:

@@ -93,11 +93,8 @@ class IntegerProgram:
 def limit_changes(program: Program, count: int, groups: Groups | None = None) -> IntegerProgram:
     """At most ``count`` of the weights, or of the groups of weights, change: one binary for each, 1 where it may.
 
-    Args:
-        program: A continuous program; the bounds of the weights say how far each may change.
-        count: How many groups may change.
-        groups: Indices of the weights of each group, such as the weights into one neuron; no weight twice. Weights in
-            no group change freely. None for a group for each weight.
+    The bounds of the weights say how far each may change. ``groups`` has the indices of the weights of each group, such
+    as the weights into one neuron; None for a group for each weight. Weights in no group change freely.
 
     Raises:
         ProgramError: A weight has no bounds, is in two groups or does not exist; or the program is mixed-integer.
@@ -142,12 +139,9 @@ def allow_broken(
 ) -> IntegerProgram:
     """At most ``count`` samples break: their rows may be violated, as far as the bounds of the variables allow.
 
-    Args:
-        program: A continuous program with the rows of all samples, hard.
-        count: How many samples may break; or, by the names of constraints, how many samples of each.
-        samples: Indices of the rows of each sample; no row twice. Rows of no sample stay hard. None for
-            :func:`rows_by_sample` of all constraints, or of those that ``count`` names.
-        reach: Least and greatest value of each row, ``(m,)`` each, where known better than :func:`row_range` does.
+    ``count`` may be given by names of constraints. ``samples`` has the indices of the rows of each sample; None for
+    those of :func:`rows_by_sample`; rows of no sample stay hard. ``reach`` is the least and greatest value of each row,
+    ``(m,)`` each, where known better than :func:`row_range` does.
 
     Raises:
         ProgramError: A row can be violated without limit, is in two samples or does not exist; or the program is

@@ -7,7 +7,7 @@ Whatever ends the search, the best point comes back with its gap.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from repairopt.errors import SolverError, SolverNotFoundError
 from repairopt.program.backends import find_solver, with_options
 from repairopt.program.program import Array, Program
+from repairopt.program.rechecking import row_norms
 from repairopt.program.solution import Solution, Solver, Status
 from repairopt.program.solve_program import solve
 
@@ -36,16 +37,12 @@ class IntegerSolution:
 
     Attributes:
         status: OPTIMAL: the gap is within the tolerance. FEASIBLE: a limit was hit, or no back end could prove more.
-            INFEASIBLE, NO_POINT and the others as for :class:`repairopt.Solution`.
         delta: The variables of the continuous program, ``(n,)``, or None where there is no point.
         chosen: For each item whether it was chosen; empty on a grid and where there is no point.
         objective: What was minimized, at ``delta``; NaN where there is no point.
         bound: Proven lower bound on it, in floating-point arithmetic; ``-inf`` where nothing was proven.
         gap: ``objective - bound`` over ``|objective|``, or that of no change where it is larger; NaN without a point.
         solver: Where the point came from: ``"incumbent"`` or the name of the back end.
-        seconds: Wall time, all together.
-        message: Native status text of the back end.
-        interrupted: Whether Ctrl-C ended the search.
     """
 
     status: Status
@@ -70,16 +67,10 @@ def solve_integer(
 ) -> IntegerSolution:
     """Find a good point, then prove how good it is and improve it.
 
-    A back end with a field ``start`` gets the point to start from, one with ``gap_tol`` the gap at which to stop; an
-    instance keeps a gap of its own. Where none is installed for the kind, the point comes back with the gap that the
-    relaxations prove.
-
-    Args:
-        integer: From :mod:`repairopt.program.integer.integer_program` or :mod:`repairopt.program.integer.weight_grid`.
-        solver: Back end for the mixed-integer program by name or instance; None chooses one.
-        time_limit: Seconds for everything, or None.
-        gap_tol: Relative gap at which the program counts as solved.
-        seed: For the search for the first point.
+    A back end with a field ``start`` gets the point to start from, one with ``gap_tol`` the relative gap at which the
+    program counts as solved; an instance keeps a gap of its own. Where none is installed for the kind, the point comes
+    back with the gap that the relaxations prove. ``time_limit`` is for everything; ``seed`` for the search for the
+    first point.
 
     Raises:
         SolverNotFoundError: The named back end is not there.
@@ -121,7 +112,10 @@ def _branched(best: _Best, solver: str | Solver | None, gap_tol: float, time_lim
     if point is not None:
         share *= min(1.0, best.scale(point.objective) / max(NEGLIGIBLE, abs(point.objective + offset)))
     start = None if point is None else best.integer.lift(point.delta, point.chosen)
-    backend = _prepared(find_solver(program, solver), start, share)
+    backend: Any = find_solver(program, solver)
+    default = getattr(type(backend), "gap_tol", None)
+    own = getattr(backend, "gap_tol", None) != default  # an instance keeps its own gap
+    backend = with_options(backend, start=start, gap_tol=None if own else share)
     try:
         answer = solve(program, backend, time_limit=time_limit, prove=False)
     except SolverError as error:
@@ -226,8 +220,7 @@ class _Groups:
         owned = np.zeros(original.m, dtype=bool)
         owned[np.concatenate(integer.items)] = True
         self.hard = np.flatnonzero(~owned)
-        squares = original.matrix.multiply(original.matrix) if hasattr(original.matrix, "tocsr") else original.matrix**2
-        self.length = np.sqrt(np.maximum(np.asarray(squares.sum(axis=1)).ravel(), 1e-300))
+        self.length = np.maximum(row_norms(original), 1e-150)
         self.free = set(range(len(integer.items)))
         count = integer.limits[0][1] + 1
         self.rows = [self.hard] * count
@@ -270,10 +263,3 @@ def _solved(program: Program) -> Solution:
 
 def _safe(bound: float) -> float:
     return bound - SAFETY * (1.0 + abs(bound)) if np.isfinite(bound) else -float("inf")
-
-
-def _prepared(backend: Any, start: Array | None, gap_tol: float) -> Any:
-    """The back end with the point to start from and the gap at which to stop, where it knows of these."""
-    known = {option.name: option.default for option in fields(backend)} if is_dataclass(backend) else {}
-    own = "gap_tol" in known and backend.gap_tol != known["gap_tol"]  # an instance keeps its own gap
-    return with_options(backend, start=start, gap_tol=None if own else gap_tol)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repairopt.program.hessian import LowRankHessian
-from repairopt.program.program import Array, Hessian, Program
+from repairopt.program.hessian import padded
+from repairopt.program.program import Array, Program
 from repairopt.program.rows import Source
 
 Index = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ def switched(
     join = np.concatenate
     return Program(
         gradient=join([np.zeros(program.n), np.ones(many)] if counts else [program.gradient, np.zeros(many)]),
-        hessian=None if counts else _padded(program.hessian, many),
+        hessian=None if counts else padded(program.hessian, many),
         constant=0.0 if counts else program.constant,
         matrix=sparse.vstack([sparse.hstack([left, right]), budget], format="csr"),
         lower=join([sides[0], np.full(len(limits), -np.inf)]),
@@ -67,10 +67,3 @@ def owned(values: Array, owner: Index, many: int) -> Any:
 def sources_of(program: Program) -> tuple[Source, ...]:
     """The sources of the rows, made up where the program has none."""
     return program.sources or tuple(Source("row", -1, str(i)) for i in range(program.m))
-
-
-def _padded(hessian: Hessian | None, count: int) -> Hessian | None:
-    if hessian is None or isinstance(hessian, np.ndarray):
-        return None if hessian is None else np.pad(hessian, (0, count))
-    factor = np.vstack([hessian.factor, np.zeros((count, hessian.factor.shape[1]))])
-    return LowRankHessian(np.concatenate([hessian.diagonal, np.zeros(count)]), factor)

@@ -23,14 +23,9 @@ def grid(
 ) -> IntegerProgram:
     """Weights change by whole steps, as those of a quantized layer do; other variables stay as they are.
 
-    Args:
-        program: A continuous program.
-        step: Size of a step of each weight, ``(n,)`` or one number: the scale of the quantized layer.
-        codes: The integers that the weights are now, ``(n,)``; None for no limits but the bounds of the weights.
-        limits: Smallest and largest integer that a weight may become; those of int8 unless given.
-
-    Raises:
-        ProgramError: A step is not above 0; or the program is mixed-integer; or no grid point is within the bounds.
+    ``step``, for each weight or for all, is the scale of the quantized layer; ``codes (n,)`` are the integers that the
+    weights are now, ``limits`` the smallest and largest that they may become, for int8 unless given. A ProgramError
+    where a step is not above 0, the program is mixed-integer, or no grid point is within the bounds.
     """
     checked(program, 0, "weight", (), 0)
     n = int(program.n_delta or 0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from repairopt.program.program import Array, Matrix, Program
-from repairopt.program.rows import Source
+from repairopt.program.rows import Source, below
 from repairopt.program.solution import Solution
 
-Index = npt.NDArray[np.int64]
+from .row_oracles import Index
+
 PATIENCE = 2  # rounds for which a row stays though slack
 SLACK = 1e-6  # room above which a row counts as slack
 REACH, FARTHEST = 1e3, 1e6  # first and last artificial bounds
@@ -119,15 +119,6 @@ def certified_gap(program: Program, solution: Solution) -> float:
     room = np.where(slope > 0, delta - low, np.where(slope < 0, delta - high, 0.0))
     gap = float(duals @ (sides - program.matrix @ delta) + slope @ room)
     return gap if np.isfinite(gap) else float("nan")
-
-
-def below(first: Matrix, second: Matrix) -> Matrix:
-    """One matrix below the other, sparse where one of them is."""
-    if not (hasattr(first, "tocsr") or hasattr(second, "tocsr")):
-        return np.vstack([first, second])
-    from scipy import sparse
-
-    return sparse.vstack([sparse.csr_matrix(first), sparse.csr_matrix(second)], format="csr")
 
 
 def _beside(matrix: Matrix, n: int) -> Matrix:

@@ -42,22 +42,13 @@ class RowOracle(Protocol):
 
 
 class DenseRows:
-    """Rows that are stored, ``lower <= matrix @ d <= upper``; the matrix is not copied.
-
-    Args:
-        matrix: ``(m, n)``, dense, float64.
-        lower: ``(m,)``, or None for none.
-        upper: ``(m,)``, or None for none.
-
-    Raises:
-        ProgramError: Sizes disagree.
-    """
+    """Rows that are stored, ``lower <= matrix (m, n) @ d <= upper``; not copied; a side may be missing."""
 
     def __init__(self, matrix: Array, lower: Array | None = None, upper: Array | None = None) -> None:
         self.matrix = matrix
         self.m = int(matrix.shape[0])
-        self.lower, self.upper = checked_side(lower, self.m), checked_side(upper, self.m)
-        if self.lower is not None and self.upper is not None and np.any(self.lower > self.upper):
+        self.lower, self.upper = checked_side(lower, self.m, -np.inf), checked_side(upper, self.m, np.inf)
+        if np.any(self.lower > self.upper):
             raise ProgramError("rows: a lower side is above its upper side.")
 
     def violations(self, delta: Array) -> Array:
@@ -66,31 +57,18 @@ class DenseRows:
 
     def rows(self, index: Index) -> tuple[Array, Array, Array]:
         """Copies of some rows."""
-        return (self.matrix[index], *sides_of(index, self.lower, self.upper))
+        return self.matrix[index], self.lower[index], self.upper[index]
 
 
-def checked_side(values: Array | None, m: int) -> Array | None:
-    """Sides of all rows as float64 ``(m,)``, or None; a ProgramError where they are not."""
-    if values is None:
-        return None
-    side = np.asarray(values, dtype=np.float64)
+def checked_side(values: Array | None, m: int, missing: float) -> Array:
+    """Sides of all rows as float64 ``(m,)``, infinite where there are none; a ProgramError where they are malformed."""
+    side = np.full(m, missing) if values is None else np.asarray(values, dtype=np.float64)
     if side.shape != (m,) or np.isnan(side).any():
         raise ProgramError(f"rows: sides of shape {side.shape} for {m} rows; expected ({m},) without NaN.")
     return side
 
 
-def sides_of(index: Index, lower: Array | None, upper: Array | None) -> tuple[Array, Array]:
-    """Both sides of some rows, infinite where there are none."""
-    low = np.full(len(index), -np.inf) if lower is None else lower[index]
-    high = np.full(len(index), np.inf) if upper is None else upper[index]
-    return low, high
-
-
-def excess(values: Array, lower: Array | None, upper: Array | None) -> Array:
+def excess(values: Array, lower: Array, upper: Array) -> Array:
     """``max(lower - values, values - upper)``; negative where there is room."""
-    below = None if lower is None else lower - values
-    above = None if upper is None else values - upper
-    if below is None or above is None:
-        found = below if above is None else above
-        return np.full(len(values), -np.inf) if found is None else found
-    return np.maximum(below, above, out=below)
+    below = lower - values
+    return np.maximum(below, values - upper, out=below)

@@ -41,16 +41,10 @@ FEW = 4_000_000  # entries up to which all rows are given at once, if they are a
 class WorkingSetSolution(Solution):
     """A solution, and what it took. ``row_duals`` has the head's own rows first, then all rows of the oracle.
 
-    Attributes:
-        distance: Bound on ``objective - optimum`` from the multipliers alone, see
-            ``certified_gap``; ``bound`` is the objective minus it, ``gap`` is its size over that of the
-            objective's terms.
-        rounds: Solves.
-        passes: Times that all rows were looked at.
-        largest: Most rows that a solve was given.
-        pass_seconds: CPU seconds in passes.
-        solve_seconds: CPU seconds in the back end, the core's rechecks included.
-        working: Rows of the oracle in the last solve.
+    ``distance`` bounds ``objective - optimum`` from the multipliers alone, see ``certified_gap``; ``bound`` is the
+    objective minus it, ``gap`` its size over that of the objective's terms. ``passes`` counts how often all rows were
+    looked at, ``largest`` the most rows of a solve; seconds are those of the CPU; ``working`` has the rows of the last
+    one.
     """
 
     distance: float = float("nan")
@@ -83,8 +77,7 @@ def solve_working_set(
             ``n_delta`` variables. Must have no integers.
         rows: The many rows.
         solver: Back end, or None for the default of each round's program; where that fails, the next one is tried.
-            One with a ``session()`` updates its model from round to round; interior point and DAQP start anew (warm
-            starts of DAQP do not pay where the Hessian is singular, measured).
+            One with a ``session()`` updates its model from round to round.
         batch: Rows to add in a round; None for 200, and up to 500 between 400 and 5,000 weights; measured.
         feasibility_tol: Violation of a row of the oracle, absolute, above which it is added.
         gap_tol: Where the gap at the end is larger, relative to ``1 + |objective|``, or a row at hand is violated by
@@ -94,18 +87,15 @@ def solve_working_set(
         start: A point that satisfies most rows, ``(n,)``; None for the point of the box nearest to zero.
 
     Returns:
-        OPTIMAL when the last pass found no row outside of the working set violated; the largest violation of any row
-        is in ``violation``. FEASIBLE with the inner point where a limit was hit and that point satisfies every row;
-        INFEASIBLE with the ray of the rows at hand; else the status of the back end.
-
-    Raises:
-        ProgramError: The head has integer variables, or a violation is NaN.
+        OPTIMAL when the last pass found no row outside of the working set violated. FEASIBLE with the inner point where
+        a limit was hit and that point satisfies every row; INFEASIBLE with the ray of the rows at hand; else the status
+        of the back end.
     """
     if program_head.integer is not None:
         raise ProgramError("working set: the program has integer variables; solve it with all rows at once.")
     inner = np.clip(np.zeros(program_head.n) if start is None else start, *program_head.bounds())
     batch = batch or (200 if program_head.n > 5000 else min(500, max(200, program_head.n // 2)))
-    loop = _Loop(program_head, rows, solver, _Options(batch, feasibility_tol, gap_tol), inner)
+    loop = _Loop(program_head, rows, solver, batch, feasibility_tol, gap_tol, inner)
     deadline = None if time_limit is None else time.perf_counter() + time_limit
     loop.begin()
     while True:
@@ -122,13 +112,6 @@ def solve_working_set(
         loop.update(new)
 
 
-@dataclass(frozen=True)
-class _Options:
-    batch: int
-    feasibility_tol: float
-    gap_tol: float
-
-
 @dataclass(eq=False)
 class _Loop:
     """The rows at hand, the inner point, and the counts."""
@@ -136,7 +119,9 @@ class _Loop:
     head: Program
     oracle: RowOracle
     solver: Any
-    options: _Options
+    batch: int
+    feasibility_tol: float
+    gap_tol: float
     inner: Array
     inside: Array = field(default_factory=lambda: np.zeros(0))  # violations at the inner point, or above them
     excess: Array = field(default_factory=lambda: np.zeros(0))  # violations at the last solution
@@ -156,7 +141,7 @@ class _Loop:
 
     def begin(self) -> None:
         """All rows where they are few, else those that are tightest at the start."""
-        batch, m = self.options.batch, self.oracle.m
+        batch, m = self.batch, self.oracle.m
         first = np.arange(m)
         few = m <= 5 * self.head.n and m * self.head.n <= FEW
         if m > batch and not few:
@@ -168,11 +153,8 @@ class _Loop:
         """One solve with the rows at hand; wider where unbounded, another back end where the default one fails."""
         self.rounds, started = self.rounds + 1, time.process_time()
         self._solve(self.solver, time_limit)
-        if (
-            self.solution.status is Status.UNBOUNDED
-            and self.reach == np.inf
-            and self.oracle.m > len(self.working.index)
-        ):
+        unbounded = self.solution.status is Status.UNBOUNDED and self.reach == np.inf
+        if unbounded and self.oracle.m > len(self.working.index):
             self.reach = REACH
             self._solve(self.solver, time_limit)
         if self.solution.status is Status.FAILED and self.solver is None:
@@ -209,7 +191,7 @@ class _Loop:
         if self.solution.objective > self.dropped_at + RISE * (1.0 + abs(self.solution.objective)):
             self.dropped_at = self.solution.objective
             self.working.drop(self.excess[self.working.index])
-        batch, lacks = self.options.batch, self.excess[bad]
+        batch, lacks = self.batch, self.excess[bad]
         inside = self.inside if len(self.inside) else np.zeros(self.oracle.m)
         room = np.maximum(-inside[bad], 0.0)
         when = room / (room + lacks)
@@ -233,8 +215,8 @@ class _Loop:
 
     def tighten(self) -> bool:
         """Ask for more accuracy, once, where the gap or the violation of a row at hand is too large."""
-        wide = certified_gap(self.program, self.solution) > self.options.gap_tol * (1.0 + abs(self.solution.objective))
-        off = self.excess.max(initial=0.0) > self.options.feasibility_tol
+        wide = certified_gap(self.program, self.solution) > self.gap_tol * (1.0 + abs(self.solution.objective))
+        off = self.excess.max(initial=0.0) > self.feasibility_tol
         if self.loose is not None or not (wide or off):
             return False
         backend: Any = find_solver(self.program, self.solver)
@@ -267,7 +249,7 @@ class _Loop:
         self.excess = self._pass(self.inner)
         lack = max(float(self.excess.max(initial=0.0)), self.head.violation(self.inner))
         found: Any = {"message": text, "bound": bound, "solver": self.solution.solver}
-        if lack > self.options.feasibility_tol:
+        if lack > self.feasibility_tol:
             return self._result(Solution(Status.NO_POINT, **found))
         value = self.head.objective(self.inner)
         return self._result(Solution(Status.FEASIBLE, self.inner, value, **found))
@@ -318,6 +300,6 @@ class _Loop:
         return found
 
     def _bad(self) -> Index:
-        bad = self.excess > self.options.feasibility_tol
+        bad = self.excess > self.feasibility_tol
         bad[self.working.index] = False
         return np.flatnonzero(bad)
