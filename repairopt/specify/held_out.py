@@ -10,15 +10,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import check_labelled, column_names, is_dataset, to_tensors
 
-from .contracts import (
-    Constraint,
-    Grouped,
-    Property,
-    Transferable,
-    inputs_of,
-    measured,
-    stands_for_population,
-)
+from .contracts import Constraint, Grouped, Property, Transferable, inputs_of, measured, stands_for_population
 from .folds import overlap
 from .specification import Specification, as_property
 

@@ -13,16 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, identity
 
-from .contracts import (
-    Anchored,
-    Constraint,
-    Labelled,
-    Property,
-    SampleConstraint,
-    labels_of,
-    price_of,
-    tolerance_of,
-)
+from .contracts import Anchored, Constraint, Labelled, Property, SampleConstraint, labels_of, price_of, tolerance_of
 
 Array = npt.NDArray[np.float64]
 

@@ -149,11 +149,7 @@ class Verification:
 
 
 def both_networks(
-    original: nn.Module,
-    repaired: nn.Module,
-    *,
-    forward_fn: ForwardFunction | None = None,
-    memory_limit: int = 2**30,
+    original: nn.Module, repaired: nn.Module, *, forward_fn: ForwardFunction | None = None, memory_limit: int = 2**30
 ) -> tuple[Remembering, Remembering]:
     """Both networks as functions that run each set of inputs once, on engines of their own.
 
