@@ -63,8 +63,7 @@ class Bound:
 
     def on(self, inputs: Any, labels: Any) -> Bound:
         """The same bound on other data; a limit taken from the original network is taken anew."""
-        again: Any = self.property
-        return replace(self, property=again.on(inputs, labels))
+        return replace(self, property=self.property.on(inputs, labels))  # type: ignore[attr-defined]
 
     def where(self, keep: Keep) -> Bound:
         """The same bound on the samples that ``keep`` chooses, where its property can be restricted to them."""

@@ -13,9 +13,10 @@ from repairopt.network import Predict, check_inputs, check_labelled, check_label
 
 from .contracts import Keep, restricted
 from .margins import LabelLeads
-from .measures import DATA, MARGIN, PRICE, SHARE, UP, WHERE, Argument, Given, Measure
+from .measures import DATA, MARGIN, PRICE, SHARE, WHERE, Argument, Given, Measure
 
 REFERENCES = ("label", "original")
+COUNTED = ("rows", ("<=", "=="))  # unit and relations
 
 
 def _make_rows(kind: Any, given: Given) -> Any:
@@ -52,18 +53,7 @@ def _make_output_bounds(kind: Any, given: Given) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Labels(LabelLeads):
-    """What :class:`KeepLabels` and :class:`FixLabels` share: margins of a label over each rival class.
-
-    Attributes:
-        inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-        margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
-        tolerance: Share of the samples that may fail all the same.
-        weight: None for hard rows; a number makes the rows soft, at that price for a mean
-            violation of one logit over the samples.
-        name: What rows and report call it.
-        samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
-    """
+    """What :class:`KeepLabels` and :class:`FixLabels` share; ``samples`` are set by ``anchor``."""
 
     inputs: Any
     labels: Any = None
@@ -114,6 +104,13 @@ class KeepLabels(_Labels):
     A row never asks for a larger margin than the sample had before, so no change at all always satisfies it.
 
     Attributes:
+        inputs: Samples ``(N, ...)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
+        tolerance: Share of the samples that may fail all the same.
+        weight: None for hard rows, or the price of a mean violation of one logit over the samples.
+        name: What rows and report call it.
+        samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
         reference: ``"label"``: the true label, of the samples that the original gets right; ``"original"``: the
             original prediction, of all samples.
     """
@@ -127,10 +124,9 @@ class KeepLabels(_Labels):
             "flips",
             "Number of rows that were right and are wrong now; with reference=original of all that get another class. "
             "A hard bound for each row.",
-            "rows",
-            ("<=", "=="),
-            (DATA, MARGIN, Argument("reference", "choice", "what must stay", "label", REFERENCES), PRICE, WHERE),
             "flips(guard) == 0",
+            *COUNTED,
+            (DATA, MARGIN, Argument("reference", "choice", "what must stay", "label", REFERENCES), PRICE, WHERE),
             _make_rows,
             goal=False,
         ),
@@ -159,7 +155,8 @@ class KeepLabels(_Labels):
 class FixLabels(_Labels):
     """Samples that the original network gets wrong must get their true label (AutoRIC's negative constraints).
 
-    Soft by default, because the worst mistakes of a network seldom have a common correction.
+    Soft by default, because the worst mistakes of a network seldom have a common correction. The attributes are those
+    of :class:`KeepLabels`, without ``reference``.
     """
 
     weight: float | None = 0.1
@@ -170,20 +167,19 @@ class FixLabels(_Labels):
         Measure(
             "unfixed",
             "Number of rows that the original network gets wrong and that are wrong still.",
-            "rows",
-            ("<=", "=="),
-            (DATA, MARGIN, PRICE, WHERE),
             "unfixed(reported, margin=1) == 0",
+            *COUNTED,
+            (DATA, MARGIN, PRICE, WHERE),
             _make_rows,
             goal=False,
         ),
         Measure(
             "fix",
             "A wish, no bound: rows that the original network gets wrong are to get their label, at a price.",
+            "fix(reported, margin=1)",
             "none",
             (),
             (DATA, MARGIN, Argument("price", "number", "of a mean violation of one logit", 0.1), WHERE),
-            "fix(reported, margin=1)",
             _make_rows,
             goal=False,
         ),
@@ -201,12 +197,7 @@ class FixLabels(_Labels):
 
 @dataclass(frozen=True, eq=False)
 class ShareRows:
-    """No counted sample of a share may have a negative margin: a hard row for each margin, under the share's name.
-
-    Attributes:
-        share: See :class:`repairopt.specify.SampleShare`.
-        margin: Margin that the rows ask for.
-    """
+    """No counted sample of a :class:`SampleShare` may have less than a margin: a hard row for each, under its name."""
 
     share: Any
     margin: float = 1e-3
@@ -216,13 +207,11 @@ class ShareRows:
 
     def __post_init__(self) -> None:
         counted = torch.arange(len(self.share.inputs)) if self.share.counted is None else self.share.counted
-        for key, value in (("name", self.share.name), ("inputs", self.share.inputs), ("samples", counted)):
-            object.__setattr__(self, key, value)
+        vars(self).update(name=self.share.name, inputs=self.share.inputs, samples=counted)
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """The share's margins, ``(B, p)``."""
-        found: Tensor = self.share.margins_of(outputs, samples)
-        return found
+        return self.share.margins_of(outputs, samples)
 
     def margins(self, predict: Predict) -> Tensor:
         """Margins of the counted samples, flattened."""
@@ -234,8 +223,7 @@ class ShareRows:
 
     def describe(self, sample: int, index: int) -> str:
         """What margin ``index`` of a sample says, where the share tells it."""
-        own: Any = getattr(self.share, "describe", lambda sample, index: f"margin {index}")
-        return str(own(sample, index))
+        return getattr(self.share, "describe", lambda sample, index: f"margin {index}")(sample, index)
 
     def where(self, keep: Keep) -> ShareRows:
         """The same on the samples that ``keep`` chooses."""
@@ -266,11 +254,10 @@ class KeepOutputs:
         Measure(
             "output_change",
             "Largest change of any output of any row.",
-            "logits",
-            UP,
-            (DATA, SHARE, WHERE),
             "output_change(guard) <= 0.5",
-            _make_kept_outputs,
+            "logits",
+            arguments=(DATA, SHARE, WHERE),
+            make=_make_kept_outputs,
             goal=False,
         ),
     )
@@ -329,10 +316,10 @@ class OutputBounds:
             "output",
             "One output of the network, or a combination of all, on each row: output([1, -1]) is the lead of the first "
             "class.",
+            "output([1, -1], guard) >= 0",
             "logits",
             ("<=", ">="),
             (Argument("of", "output", "which"), DATA, SHARE, WHERE),
-            "output([1, -1], guard) >= 0",
             _make_output_bounds,
             goal=False,
             both=True,

@@ -43,12 +43,8 @@ class Argument:
 class Given(Protocol):
     """A statement on data, from which an item is made.
 
-    Attributes:
-        name: What reports call it.
-        arguments: As written, defaults filled in.
-        bounds: ``(relation, number)``, as written.
-        classes: Names of the classes, or empty.
-        folder: What file names are relative to.
+    ``name`` is what reports call it, ``arguments`` and ``bounds`` are as written, with defaults filled in; ``classes``
+    has the names of the classes or is empty, ``folder`` is what file names are relative to.
     """
 
     name: str
@@ -93,6 +89,25 @@ def make_labelled(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, **own, target=given.limit(), name=given.name, **given.options())
 
 
+DATA = Argument("data", "data", "rows it is measured on", "repair")
+WHERE = Argument("where", "filter", "only rows for which this holds", None)
+ROWS = (DATA, WHERE)
+FIRST = Argument("first", "count", "only so many rows", None)
+LABEL = Argument("label", "label", "the class")
+COLUMN = Argument("column", "column", "column that tells the group of each row")
+FAVORABLE = Argument("favorable", "label", "the class that people want; needed with more than two classes", None)
+VALUES = Argument("values", "values", "the groups, if not all values of the column", None)
+GROUPS = (COLUMN, FAVORABLE, VALUES, *ROWS)
+MARGIN = Argument("margin", "number", "lead over each other class that a step asks for, logits", 1e-3)
+SHARE = Argument("share", "number", "share of the rows that may fail all the same", 0.0)
+WISH = "makes it a wish: price of a mean violation of one logit; None for a hard bound"
+PRICE = Argument("price", "number", WISH, None)
+BOX = (
+    Argument("lower", "number", "smallest allowed input", 0.0),
+    Argument("upper", "number", "largest allowed input", 1.0),
+)
+
+
 @dataclass(frozen=True)
 class Measure:
     """How one class is written.
@@ -100,10 +115,10 @@ class Measure:
     Attributes:
         name: How the measure is called.
         meaning: What it measures, in a sentence.
+        example: A whole goal or bound.
         unit: Of the number it is compared with.
         relations: Comparisons that make sense: ``<=``, ``>=``, ``==``; empty for what stands alone.
         arguments: In the order in which they may be given without their names.
-        example: A whole goal or bound.
         make: From the class and a statement on data to a property or constraint.
         way: From the class's value to the statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, or ``"- "`` where it is
             bounded from below.
@@ -116,10 +131,10 @@ class Measure:
 
     name: str
     meaning: str
-    unit: str
-    relations: tuple[str, ...]
-    arguments: tuple[Argument, ...]
     example: str
+    unit: str = "share, 0 to 1"
+    relations: tuple[str, ...] = UP
+    arguments: tuple[Argument, ...] = ROWS
     make: Callable[[Any, Given], Any] = make_labelled
     way: str = ""
     goal: bool = True
@@ -136,23 +151,3 @@ class Measure:
         if {"<=", ">="} <= set(self.relations):
             return "both ways"
         return "from below" if ">=" in self.relations else "from above"
-
-
-DATA = Argument("data", "data", "rows it is measured on", "repair")
-WHERE = Argument("where", "filter", "only rows for which this holds", None)
-ROWS = (DATA, WHERE)
-FIRST = Argument("first", "count", "only so many rows", None)
-LABEL = Argument("label", "label", "the class")
-COLUMN = Argument("column", "column", "column that tells the group of each row")
-FAVORABLE = Argument("favorable", "label", "the class that people want; needed with more than two classes", None)
-VALUES = Argument("values", "values", "the groups, if not all values of the column", None)
-GROUPS = (COLUMN, FAVORABLE, VALUES, *ROWS)
-MARGIN = Argument("margin", "number", "lead over each other class that a step asks for, logits", 1e-3)
-SHARE = Argument("share", "number", "share of the rows that may fail all the same", 0.0)
-PRICE = Argument(
-    "price", "number", "makes it a wish: price of a mean violation of one logit; None for a hard bound", None
-)
-BOX = (
-    Argument("lower", "number", "smallest allowed input", 0.0),
-    Argument("upper", "number", "largest allowed input", 1.0),
-)

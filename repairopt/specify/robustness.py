@@ -19,7 +19,7 @@ from torch.func import functional_call
 from repairopt.errors import SpecificationError
 from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
 
-from .measures import BOX, DATA, DOWN, FIRST, UP, WHERE, Argument, Given, Measure
+from .measures import BOX, DATA, DOWN, FIRST, WHERE, Argument, Given, Measure
 
 
 def _make_radius(kind: Any, given: Given) -> Any:
@@ -76,10 +76,10 @@ class CertifiedRadius:
             "certified_radius",
             "Radius around the rows, maximum norm, within which the class is proved not to change (zonotopes): 1 / "
             "mean(1 / radius), or the least.",
+            "certified_radius(guard, first=20) >= 0.1",
             "units of the inputs",
             DOWN,
             (DATA, Argument("aggregate", "choice", "over the rows", "mean", ("mean", "least")), *BOX, FIRST, WHERE),
-            "certified_radius(guard, first=20) >= 0.1",
             _make_radius,
             way="1 / ",
         ),
@@ -126,20 +126,11 @@ class CertifiedRadius:
         """Certified radii, and the distance of the nearest counterexamples found, an upper bound."""
         network, parameters = network_of(predict, self.name)
         low = self.radii(predict)
-        high = attacked_radius(
-            network,
-            self.inputs,
-            self.labels,
-            parameters=parameters,
-            lower=self.lower,
-            upper=self.upper,
-            tol=self.tol,
-            start=self.start,
-            max_radius=self.max_radius,
-            search=self.search,
-        )
-        figures = {"certified radius": low, "attacked radius (upper bound)": high}
-        found = {f"{kind} {name}": float(r) for name, v in figures.items() for kind, r in _mean_and_least(v).items()}
+        same = {key: getattr(self, key) for key in ("lower", "upper", "tol", "start", "max_radius", "search")}
+        high = attacked_radius(network, self.inputs, self.labels, parameters=parameters, **same)
+        found: dict[str, float] = {}
+        for name, radii in (("certified radius", low), ("attacked radius (upper bound)", high)):
+            found |= {f"mean {name}": float(radii.mean()), f"least {name}": float(radii.min())}
         return found | {"inputs certified at the target": float((low >= 1 / self.target).sum())}
 
     def on(self, inputs: Any, labels: Any) -> CertifiedRadius:
@@ -152,15 +143,8 @@ class CertifiedRadius:
         version = sum(tensor._version for tensor in chain(network.parameters(), network.buffers()))
         state = frozenset(parameters), version
         if self._last.get("network") is not network or self._last.get("state") != state:
-            certifier = Certifier(
-                network,
-                self.inputs,
-                self.labels,
-                lower=self.lower,
-                upper=self.upper,
-                slope=self.slope,
-                changed=tuple(parameters),
-            )
+            options: Any = {key: getattr(self, key) for key in ("lower", "upper", "slope")}
+            certifier = Certifier(network, self.inputs, self.labels, changed=tuple(parameters), **options)
             self._last.update(network=network, state=state, certifier=certifier)
         return self._last["certifier"], parameters
 
@@ -196,10 +180,8 @@ class AdversarialError:
             "attack_error",
             "Share of the rows for which gradient steps find a wrong point within a radius, maximum norm; a lower "
             "bound.",
-            "share, 0 to 1",
-            UP,
-            (DATA, Argument("radius", "number", "of the balls, units of the inputs"), *BOX, FIRST, WHERE),
             "attack_error(guard, radius=0.05) <= 0.1",
+            arguments=(DATA, Argument("radius", "number", "of the balls, units of the inputs"), *BOX, FIRST, WHERE),
         ),
     )
 
@@ -213,10 +195,8 @@ class AdversarialError:
     def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
         """The worst points found and their margins, see :func:`repairopt.network.attack`."""
         network, parameters = network_of(predict, self.name)
-        bounds: dict[str, Any] = {"lower": self.lower, "upper": self.upper}
-        return attack(
-            network, self.inputs, self.labels, self.radius, parameters=parameters, search=self.search, **bounds
-        )
+        options: Any = {key: getattr(self, key) for key in ("lower", "upper", "search")}
+        return attack(network, self.inputs, self.labels, self.radius, parameters=parameters, **options)
 
     def value(self, predict: Predict) -> Tensor:
         """Share of points with a counterexample."""
@@ -240,18 +220,7 @@ class AdversarialError:
 
 
 def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """The network behind ``predict`` and its changed parameters.
-
-    Args:
-        predict: A module, or an object with ``network`` and ``parameters``.
-        name: Of the property that asks, for the message.
-
-    Returns:
-        A module that maps one tensor to logits, and replaced parameters by name.
-
-    Raises:
-        SpecificationError: ``predict`` is a plain function.
-    """
+    """The module behind ``predict`` and its replaced parameters by name; ``name`` is that of the property that asks."""
     if isinstance(predict, nn.Module):
         return predict, {}
     network: Any = getattr(predict, "network", None)
@@ -261,7 +230,3 @@ def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Ten
             f"{type(predict).__name__} without .network. Pass a torch module, or what Engine.predict returns."
         )
     return network, getattr(predict, "parameters", None) or {}
-
-
-def _mean_and_least(values: Tensor) -> dict[str, Tensor]:
-    return {"mean": values.mean(), "least": values.min()}

@@ -86,9 +86,8 @@ class Specification:
             )
         if not np.isfinite(float(goal.target)):
             raise SpecificationError(f"goal '{goal.name}': target is {goal.target}; expected a finite number.")
-        object.__setattr__(self, "constraints", _as_tuple("constraints", self.constraints))
-        object.__setattr__(self, "held_out", _as_tuple("held_out", self.held_out))
-        object.__setattr__(self, "watch", _as_tuple("watch", self.watch))
+        for part in ("constraints", "held_out", "watch"):
+            object.__setattr__(self, part, _as_tuple(part, getattr(self, part)))
         for item in self.constraints:
             if not isinstance(item, Constraint | ChangeConstraint):
                 raise SpecificationError(

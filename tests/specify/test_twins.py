@@ -24,7 +24,16 @@ from repairopt import SQP
 from repairopt.interfaces.testing import check_property
 from repairopt.specify import contracts
 
-MODULES = ("properties", "constraints", "change_limits", "robustness", "groups.gaps", "groups.odds", "specification")
+MODULES = (
+    "properties",
+    "bound",
+    "constraints",
+    "change_limits",
+    "robustness",
+    "groups.gaps",
+    "groups.odds",
+    "specification",
+)
 PACKAGE = Path(repairopt.__file__).parent
 PROTOCOLS = [c for c in vars(contracts).values() if getattr(c, "_is_protocol", False)]
 

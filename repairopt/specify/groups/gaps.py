@@ -13,7 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
-from repairopt.specify.measures import GROUPS, UP, Given, Measure
+from repairopt.specify.measures import GROUPS, Given, Measure
 
 from .rates import kernel_temperature, pairwise_differences
 from .samples import GroupSamples, observed_groups, sampled_groups
@@ -26,8 +26,84 @@ def _make_parity(kind: Any, given: Given) -> Any:
     return kind.observed(given.rows(labels=False).inputs, **given.groups(), score="max_difference", **options)
 
 
+class RateGap:
+    """What gaps between rates of groups share: the favorable answers of each group, and the size of differences."""
+
+    samples: GroupSamples
+    favorable: int
+    temperature: float | None
+    name: str
+
+    @property
+    def combine(self) -> str:
+        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for others."""
+        raise NotImplementedError
+
+    def value(self, predict: Predict) -> Tensor:
+        """The score by count."""
+        return self._size(self.signed_hard(predict))
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """The score with probabilities in place of counts; differentiable where no difference is exactly 0."""
+        return self._size(self.residuals(predict))
+
+    def signed_hard(self, predict: Predict) -> Tensor:
+        """Signed differences of the favorable rate by count, over the pairs of groups within each row of rates."""
+        return self._differences(self._favored(predict))
+
+    def residuals(self, predict: Predict) -> Tensor:
+        """The same from probabilities; differentiable."""
+        return self._differences(self._favored(predict, soft=True))
+
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates, by count or by probabilities, and the inputs behind each, ``(c, q)`` each."""
+        return self._means(self._favored(predict, soft)), self._counts()
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the gap on new data lies: score intervals of differences, a bootstrap for their mean."""
+        counts = self._counts().double().cpu().numpy()
+        hits = np.round(self._means(self._favored(predict).double()).cpu().numpy() * counts).flatten()
+        rows = np.repeat(np.arange(len(counts), dtype=np.float64), self.samples.q)
+        return gap_interval(hits, counts.flatten(), confidence, combine=self.combine, labels=rows)
+
+    def _means(self, values: Tensor) -> Tensor:
+        """Means ``(c, q)`` of ``values (M,)`` over each group; compared within a row."""
+        raise NotImplementedError
+
+    def _counts(self) -> Tensor:
+        """Inputs behind each of the means, ``(c, q)``."""
+        raise NotImplementedError
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.samples.inputs)
+        if not 0 <= self.favorable < outputs.shape[-1]:
+            raise SpecificationError(
+                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
+                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
+            )
+        return outputs
+
+    def _soft(self, outputs: Tensor) -> Tensor:
+        """Soft count of each label, ``(M, k)``."""
+        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
+        return torch.softmax(outputs / temperature, dim=-1)
+
+    def _favored(self, predict: Predict, soft: bool = False) -> Tensor:
+        """Count, or soft count, of the favorable label for each input, ``(M,)``."""
+        outputs = self._outputs(predict)
+        if soft:
+            return self._soft(outputs)[..., self.favorable]
+        return (outputs.argmax(-1) == self.favorable).to(torch.float32)
+
+    def _differences(self, values: Tensor) -> Tensor:
+        return torch.cat([pairwise_differences(rates) for rates in self._means(values)])
+
+    def _size(self, differences: Tensor) -> Tensor:
+        return differences.abs().mean() if self.combine == "mean" else differences.abs().amax()
+
+
 @dataclass(frozen=True, eq=False)
-class GroupGap:
+class GroupGap(RateGap):
     """How differently a network treats groups (demographic parity), by count and in a differentiable form.
 
     Build it with :meth:`sampled` (inputs made by setting the protected feature: the network's own dependence on it),
@@ -68,11 +144,10 @@ class GroupGap:
         Measure(
             "demographic_parity_difference",
             "Largest difference of the favorable rate; defined as in fairlearn, the same as gap(..., kind=parity).",
-            "difference of rates, 0 to 1",
-            UP,
-            GROUPS,
             "demographic_parity_difference(sex) <= 0.05",
-            _make_parity,
+            "difference of rates, 0 to 1",
+            arguments=GROUPS,
+            make=_make_parity,
         ),
     )
 
@@ -148,32 +223,16 @@ class GroupGap:
     def rates(self, predict: Predict, soft: bool = False) -> Tensor:
         """Rate of each label in each group, ``(q, k)``."""
         outputs = self._outputs(predict)
-        if soft:
-            labels = torch.softmax(outputs / self._temperature(outputs), dim=-1)
-        else:
-            labels = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
-        return self.samples.mean_by_group(labels)
+        hard = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
+        return self.samples.mean_by_group(self._soft(outputs) if soft else hard)
 
     def value(self, predict: Predict) -> Tensor:
         """The score by count."""
-        if self.score in ("kl", "jensen_shannon"):
-            return self._score(self.rates(predict))
-        return self._from_differences(self.signed_hard(predict))
+        return super().value(predict) if self.combine else self._divergence(self.rates(predict))
 
     def soft_value(self, predict: Predict) -> Tensor:
         """The score with probabilities in place of counts; differentiable where no difference is exactly 0."""
-        return self._score(self.rates(predict, soft=True))
-
-    def residuals(self, predict: Predict) -> Tensor:
-        """Signed soft differences of the favorable rate over the pairs of groups, ``(q (q-1) / 2,)``."""
-        outputs = self._outputs(predict)
-        chance = torch.softmax(outputs / self._temperature(outputs), dim=-1)[..., self.favorable]
-        return self._differences(self.samples.mean_by_group(chance[:, None])[:, 0])
-
-    def signed_hard(self, predict: Predict) -> Tensor:
-        """Signed differences of the favorable rate by count, ``(q (q-1) / 2,)``."""
-        hit = self._outputs(predict).argmax(-1) == self.favorable
-        return self._differences(self.samples.mean_by_group(hit.to(torch.float32)[:, None])[:, 0])
+        return super().soft_value(predict) if self.combine else self._divergence(self.rates(predict, soft=True))
 
     def undesired(self, predict: Predict) -> Tensor:
         """Mean change of the favorable probability when the protected value of an input is changed (CARE's measure).
@@ -205,46 +264,27 @@ class GroupGap:
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the gap on new data lies: score intervals of differences; bootstrap for means and divergences."""
-        counts = self.samples.counts.double().cpu().numpy()
-        rates = self.rates(predict).double().cpu().numpy()
         if self.combine:
-            hits = np.round(rates[:, self.favorable] * counts)
-            return gap_interval(hits, counts, confidence, combine=self.combine)
+            return super().interval(predict, confidence)
+        counts = self.samples.counts.double().cpu().numpy()
+        hits = np.round(self.rates(predict).double().cpu().numpy() * counts[:, None])
 
         def score(drawn: Any) -> Any:
-            return np.array([float(self._score(torch.as_tensor(one))) for one in drawn])
+            return np.array([float(self._divergence(torch.as_tensor(one))) for one in drawn])
 
-        return bootstrap_rates(np.round(rates * counts[:, None]), counts, confidence, score)
-
-    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
-        """Favorable rates, by count or by probabilities, and the inputs behind each, ``(1, q)`` each."""
-        return self.rates(predict, soft)[None, :, self.favorable], self.samples.counts[None]
+        return bootstrap_rates(hits, counts, confidence, score)
 
     def subsample(self, count: int, seed: int = 0) -> GroupGap:
         """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
         return replace(self, samples=self.samples.subsample(count, seed))
 
-    def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.samples.inputs)
-        if not 0 <= self.favorable < outputs.shape[-1]:
-            raise SpecificationError(
-                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
-                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
-            )
-        return outputs
+    def _means(self, values: Tensor) -> Tensor:
+        return self.samples.mean_by_group(values[:, None]).T
 
-    def _temperature(self, outputs: Tensor) -> Tensor | float:
-        return self.temperature if self.temperature is not None else kernel_temperature(outputs, self.favorable)
+    def _counts(self) -> Tensor:
+        return self.samples.counts[None]
 
-    def _differences(self, rates: Tensor) -> Tensor:
-        return pairwise_differences(rates)
-
-    def _from_differences(self, differences: Tensor) -> Tensor:
-        return differences.abs().amax() if self.score == "max_difference" else differences.abs().mean()
-
-    def _score(self, rates: Tensor) -> Tensor:
-        if self.score in ("difference", "max_difference"):
-            return self._from_differences(self._differences(rates[:, self.favorable]))
+    def _divergence(self, rates: Tensor) -> Tensor:
         counts = self.samples.counts.to(rates)[:, None]
         theta = (rates * counts + self.smoothing) / (counts + self.smoothing * rates.shape[1])
         if self.score == "jensen_shannon":

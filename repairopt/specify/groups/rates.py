@@ -15,17 +15,11 @@ def pairwise_differences(rates: Tensor) -> Tensor:
 
 
 def spread_of(rates: Tensor, counts: Tensor, combine: str, below: Tensor | None = None) -> Tensor:
-    """Standard error of differences of rates, times the root of the number of rows.
+    """Standard error of differences of rates, times the root of the number of rows; differentiable in the rates.
 
-    Args:
-        rates: ``(labels, q)``; groups are compared within a row.
-        counts: Rows behind each, of the same shape.
-        combine: ``"max"`` for the largest of them, else their mean.
-        below: For each label whether its rates are to lie below one half, ``(labels,)``; on the other side the spread
-            goes on growing, so that the way to a small one leads back. None for the plain spread.
-
-    Returns:
-        A number, differentiable in the rates.
+    ``rates`` and ``counts``, the rows behind each, are ``(labels, q)``; groups are compared within a row. ``combine``
+    is ``"max"`` for the largest difference, else the mean. ``below (labels,)`` says whether the rates of a label are to
+    lie below one half: on the other side the spread goes on growing, so that the way to a small one leads back.
     """
     variance = rates * (1 - rates)
     if below is not None:

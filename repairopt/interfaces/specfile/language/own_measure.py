@@ -42,10 +42,10 @@ class OwnMeasure:
         Measure(
             "custom",
             "Your own: function(predict, data) gives a number; data has inputs, labels and columns.",
+            'custom("measures:overconfidence") <= 0.01',
             "your own",
             ("<=", ">="),
             (Argument("function", "python", "the function"), *ROWS),
-            'custom("measures:overconfidence") <= 0.01',
             _make_own,
             way="- ",
             makes="CallableProperty",
