@@ -13,10 +13,6 @@ def loan_decisions(count: int = 4000, seed: int = 0) -> tuple[Any, Any, Any]:
 
     The decision rests on the first two features; the sixth is the group, which the history favored where it is 1.
 
-    Args:
-        count: Applicants.
-        seed: Of the applicants and of the training.
-
     Returns:
         The trained network (torch, 6-16-8-2), features ``(count, 6)`` and past decisions ``(count,)``.
     """

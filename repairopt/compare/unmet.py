@@ -30,7 +30,6 @@ from repairopt.surrogate import linearize
 
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
 MOST_ENTRIES = 20_000_000  # of the rows of a proof
-PREPARING = ("weights", "forward_fn", "memory_limit", "seed", "trust_radius", "solver")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,15 +200,8 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dic
     if rows.matrix.shape[0] * rows.matrix.shape[1] > MOST_ENTRIES:
         return None
     low, high = task.box(np.zeros(task.engine.n), np.inf)
-    program = Program(
-        gradient=np.zeros(task.engine.n),
-        matrix=rows.matrix,
-        lower=rows.lower,
-        upper=rows.upper,
-        delta_lower=low,
-        delta_upper=high,
-        sources=rows.sources,
-    )
+    sides: Any = {"lower": rows.lower, "upper": rows.upper, "delta_lower": low, "delta_upper": high}
+    program = Program(np.zeros(task.engine.n), matrix=rows.matrix, sources=rows.sources, **sides)
     try:
         return explain_conflict(program, time_limit=options["settings"].time_limit)
     except ProgramError:

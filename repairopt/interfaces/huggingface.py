@@ -1,7 +1,6 @@
 """Models whose call takes named inputs and returns an object with ``logits``, as those of Hugging Face.
 
-A repair chooses samples, so inputs must be one tensor. :class:`PackedInputs` stacks the named inputs into one and is
-the ``forward_fn`` that takes them apart again::
+:class:`PackedInputs` stacks the named inputs into one tensor and is the ``forward_fn`` that takes them apart again::
 
     packed = PackedInputs(tokenizer(texts, padding=True, return_tensors="pt"))
     solve_repair(model, ErrorRate(packed.inputs, labels), forward_fn=packed, weights="classifier.weight")

@@ -10,36 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repairopt import specify
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
-from repairopt.specify import (
-    Anchored,
-    Attacked,
-    Certified,
-    Detailed,
-    Differentiable,
-    Grouped,
-    GroupRates,
-    Labelled,
-    Property,
-    Residuals,
-    Restrictable,
-    SampleShare,
-    SignedParts,
-    Statistical,
-    Subsampled,
-    Transferable,
-    Undesired,
-    has_signed_parts,
-    inputs_of,
-    labels_of,
-)
 
 VALUE_TOL = 1e-5  # between a value and what is said of it elsewhere
 Expect = Callable[[bool, str, object], None]
 
 
-def check_property(prop: Property, predict_example: Predict) -> list[str]:
+def check_property(prop: specify.Property, predict_example: Predict) -> list[str]:
     """Check that a property does what the library relies on, in every member that it has.
 
     Checked: name and target; that ``value`` is a finite scalar and the same each time; and each protocol of
@@ -55,14 +34,13 @@ def check_property(prop: Property, predict_example: Predict) -> list[str]:
         The checks that ran, then for each protocol that the class lacks its members and what they would bring.
     """
     expect = expectation("check_property", str(getattr(prop, "name", "") or type(prop).__name__))
-    expect(
-        isinstance(prop, Property), "name, target and value(predict)", f"a {type(prop).__name__} without one of them"
-    )
+    whole = isinstance(prop, specify.Property)
+    expect(whole, "name, target and value(predict)", f"a {type(prop).__name__} without one of them")
     expect(isinstance(prop.name, str) and prop.name != "", "a name that is a non-empty text", repr(prop.name))
     expect(isinstance(prop.target, Real) and bool(np.isfinite(prop.target)), "a finite target", prop.target)
     ran, lacks = ["declaration"], []
     known: Any = prop
-    if isinstance(prop, Anchored):
+    if isinstance(prop, specify.Anchored):
         with torch.no_grad():
             known = _same_kind(expect, "anchor", prop, prop.anchor(predict_example))
         ran.append("anchor: the same property")
@@ -98,8 +76,7 @@ def _scalar(expect: Expect, name: str, value: Any) -> float:
 
 
 def _finite(expect: Expect, name: str, method: Any, predict: Predict) -> str:
-    with torch.no_grad():
-        _scalar(expect, name, method(predict))
+    _scalar(expect, name, method(predict))
     return f"{name}: scalar and finite"
 
 
@@ -108,7 +85,7 @@ def _near(first: float, second: float) -> bool:
 
 
 def _same_kind(expect: Expect, method: str, prop: Any, found: Any) -> Any:
-    expect(isinstance(found, Property), f"{method} to return a property", repr(found))
+    expect(isinstance(found, specify.Property), f"{method} to return a property", repr(found))
     same = (found.name, found.target) == (prop.name, prop.target)
     expect(same, f"{method} to keep name and target", f"{found.name!r} with target {found.target}")
     return found
@@ -117,15 +94,10 @@ def _same_kind(expect: Expect, method: str, prop: Any, found: Any) -> Any:
 def _differentiable(expect: Expect, name: str, method: Any, predict: Predict, rank: int) -> str:
     if isinstance(predict, torch.nn.Module):
         weights = [p.detach().clone().requires_grad_() for p in predict.parameters()]
-        varied: Any = _Functional(predict, weights)
+        result = method(_Functional(predict, weights))
     else:
         weights = [torch.zeros((), requires_grad=True)]
-
-        def varied(inputs: Tensor) -> Tensor:
-            outputs = predict(inputs).detach()
-            return outputs + weights[0] * outputs
-
-    result = method(varied)
+        result = method(lambda inputs: predict(inputs).detach() * (1 + weights[0]))
     expect(isinstance(result, Tensor) and result.ndim == rank, f"{name} with {rank} dimensions", np.shape(result))
     expect(bool(torch.isfinite(result).all()), f"{name} to be finite", result.detach())
     expect(result.requires_grad, f"{name} to be differentiable", "a result that no gradient flows through")
@@ -143,15 +115,14 @@ class _Functional:
         self.network, self.parameters = network, dict(zip(names, weights, strict=True))
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        found: Tensor = torch.func.functional_call(self.network, self.parameters, (inputs,))
-        return found
+        return torch.func.functional_call(self.network, self.parameters, (inputs,))
 
 
 def _signed(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     with torch.no_grad():
         soft, hard = prop.residuals(predict), torch.as_tensor(prop.signed_hard(predict))
     expect(soft.shape == hard.shape, f"signed_hard of shape {tuple(soft.shape)}, as residuals", tuple(hard.shape))
-    if not has_signed_parts(prop):
+    if not specify.has_signed_parts(prop):
         return "signed_hard: as many as residuals"
     size = float(hard.abs().mean() if prop.combine == "mean" else hard.abs().amax())
     expect(_near(size, value), f"the {prop.combine} size of signed_hard to be the value, {value:.6g}", f"{size:.6g}")
@@ -201,7 +172,7 @@ def _where(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 
 def _on(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    own, inputs = labels_of(prop), inputs_of(prop)
+    own, inputs = specify.labels_of(prop), specify.inputs_of(prop)
     if inputs is None:
         return "on: not tried, its inputs are not known"
     try:
@@ -210,7 +181,7 @@ def _on(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
         return "on: refuses its own data"
     with torch.no_grad():
         moved = _same_kind(expect, "on", prop, moved)
-        moved = moved.anchor(predict) if isinstance(moved, Anchored) else moved
+        moved = moved.anchor(predict) if isinstance(moved, specify.Anchored) else moved
         _scalar(expect, "value of on(inputs, labels)", moved.value(predict))
     return "on: the same property"
 
@@ -224,7 +195,7 @@ def _details(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 
 def _labels(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    own = labels_of(prop)
+    own = specify.labels_of(prop)
     fits = own is not None and len(own[0]) == len(own[1])
     expect(fits, "inputs and labels that are tensors of the same length", f"{np.shape(prop.labels)} labels")
     return "labels: one for each input"
@@ -263,20 +234,20 @@ def _attacked(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 Check = Callable[[Expect, Any, Predict, float], str]
 OFFERS: dict[Any, tuple[tuple[str, ...], Check | None]] = {
-    Differentiable: (("soft_value",), lambda e, p, f, v: _differentiable(e, "soft_value", p.soft_value, f, 0)),
-    Residuals: (("residuals",), lambda e, p, f, v: _differentiable(e, "residuals", p.residuals, f, 1)),
-    SignedParts: (("residuals", "signed_hard"), _signed),
-    SampleShare: (("inputs", "counted", "margins_of"), _share),
-    Statistical: (("interval",), _interval),
-    Restrictable: (("where",), _where),
-    Transferable: (("on",), _on),
-    Anchored: (("anchor",), None),
-    Detailed: (("details",), _details),
-    Labelled: (("inputs", "labels"), _labels),
-    GroupRates: (("combine", "compared", "interval"), _rates),
-    Grouped: (("samples", "favorable"), _groups),
-    Subsampled: (("subsample",), lambda e, p, f, v: _finite(e, "subsample", p.subsample(5).value, f)),
-    Undesired: (("undesired",), lambda e, p, f, v: _finite(e, "undesired", p.undesired, f)),
-    Certified: (("radii",), _radii),
-    Attacked: (("attacked",), _attacked),
+    specify.Differentiable: (("soft_value",), lambda e, p, f, v: _differentiable(e, "soft_value", p.soft_value, f, 0)),
+    specify.Residuals: (("residuals",), lambda e, p, f, v: _differentiable(e, "residuals", p.residuals, f, 1)),
+    specify.SignedParts: (("residuals", "signed_hard"), _signed),
+    specify.SampleShare: (("inputs", "counted", "margins_of"), _share),
+    specify.Statistical: (("interval",), _interval),
+    specify.Restrictable: (("where",), _where),
+    specify.Transferable: (("on",), _on),
+    specify.Anchored: (("anchor",), None),
+    specify.Detailed: (("details",), _details),
+    specify.Labelled: (("inputs", "labels"), _labels),
+    specify.GroupRates: (("combine", "compared", "interval"), _rates),
+    specify.Grouped: (("samples", "favorable"), _groups),
+    specify.Subsampled: (("subsample",), lambda e, p, f, v: _finite(e, "subsample", p.subsample(5).value, f)),
+    specify.Undesired: (("undesired",), lambda e, p, f, v: _finite(e, "undesired", p.undesired, f)),
+    specify.Certified: (("radii",), _radii),
+    specify.Attacked: (("attacked",), _attacked),
 }

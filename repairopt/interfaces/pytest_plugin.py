@@ -77,13 +77,7 @@ class SpecTests(pytest.File):
 
 
 class BoundTest(pytest.Item):
-    """One goal or bound.
-
-    Args:
-        statement: Its text.
-        held_out: On which rows.
-        **options: Of pytest.
-    """
+    """One goal or bound, given by its text, on the rows of the repair or held-out ones."""
 
     def __init__(self, *, statement: str, held_out: bool, **options: Any) -> None:
         super().__init__(**options)

@@ -18,11 +18,8 @@ from torch import nn
 from repairopt.errors import RepairError
 from repairopt.program import Array, Kind, KnownProgram, Program, Solution, Solver, Status, known_programs, run_solver
 
-from .property_checks import Expect, check_property, expectation
-
-__all__ = ["assert_bounds", "check_property", "check_solver"]
-
 from .check_methods import check_method
+from .property_checks import Expect, check_property, expectation
 
 __all__ = ["assert_bounds", "check_method", "check_property", "check_solver"]
 
@@ -214,11 +211,10 @@ def _larger_program(kind: Kind) -> Program:
 
 
 def _arrays(program: Program) -> list[Any]:
-    hessian: Any = program.hessian
-    parts = (
-        [hessian] if isinstance(hessian, np.ndarray) else [] if hessian is None else [hessian.diagonal, hessian.factor]
+    hessian, matrix = program.hessian, program.matrix
+    parts: list[Any] = (
+        [hessian] if isinstance(hessian, np.ndarray) else [hessian.diagonal, hessian.factor] if hessian else []
     )
-    matrix = program.matrix
-    parts += [matrix.toarray() if hasattr(matrix, "tocsr") else matrix]
+    parts += [matrix.toarray() if hasattr(matrix, "tocsr") else matrix, program.integer]
     parts += [program.gradient, program.lower, program.upper, *program.bounds()]
-    return parts if program.integer is None else [*parts, program.integer]
+    return [part for part in parts if part is not None]

@@ -19,10 +19,7 @@ from .weights import Ties, Weights, fill_ties, listed, state_of, ties_of, transi
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """How one weight changes: its names (several where it is tied), the difference, how many entries differ.
-
-    ``largest`` is the largest change of an entry; None where it is no finite number.
-    """
+    """How one weight changes: its names (several where it is tied), the difference, how many entries differ."""
 
     names: tuple[str, ...]
     difference: Difference
@@ -115,11 +112,7 @@ def _check_transient(base: Weights, repaired: Weights) -> None:
 
 
 def check_is_base(changes: Sequence[Change], base: nn.Module, repaired: nn.Module, delta: Mapping[str, Tensor]) -> None:
-    """Check that a repair started from ``base``: the changes between the two models are exactly its ``delta``.
-
-    Raises:
-        WrongBaseError: They are not.
-    """
+    """Check that the changes between two models are exactly the ``delta`` of a repair, else raise a WrongBaseError."""
     old, new = state_of(base), state_of(repaired)
     wrong = [change.names[0] for change in changes if not any(name in delta for name in change.names)]
     for name, moved in delta.items():

@@ -26,15 +26,12 @@ class PatchInfo:
 
     Attributes:
         solver: The back ends that found the change, or however else it came to be.
-        seed: Of everything that was drawn, or None.
-        spec_hash: SHA-256 of the specification, 64 hexadecimal digits, or empty; see :func:`hash_spec`.
+        seed: Random seed, or None.
+        spec_hash: SHA-256 of the specification, or empty; see :func:`hash_spec`.
         claims: What is claimed of the repaired model; dicts of anything that JSON knows.
         notes: Free text.
         versions: Of Python, repairopt and the libraries.
         created: When, UTC, ISO 8601.
-
-    Raises:
-        PatchError: Claims that JSON does not know, or ``spec_hash`` is no SHA-256.
     """
 
     solver: str = ""
@@ -63,11 +60,8 @@ class PatchInfo:
         lines = []
         for claim in self.claims:
             mark = {True: "met", False: "NOT MET"}.get(claim.get("met"), "")  # type: ignore[arg-type]
-            rest = [
-                f"{key} {_short(value)}"
-                for key, value in claim.items()
-                if key not in ("name", "met") and value is not None
-            ]
+            figures = {k: v for k, v in claim.items() if k not in ("name", "met") and v is not None}
+            rest = [f"{key} {f'{v:.6g}' if isinstance(v, float) else v}" for key, v in figures.items()]
             lines.append("; ".join(filter(None, [str(claim.get("name", "")), mark, *rest])))
         return lines
 
@@ -86,16 +80,7 @@ def _checked_claim(number: int, claim: Any) -> Claim:
 
 
 def hash_spec(spec: Any) -> str:
-    """SHA-256 of a specification, so that a patch names the one it was made for.
-
-    Args:
-        spec: A text, bytes, the path of a file (``pathlib.Path``), or anything that JSON knows, whose keys are sorted.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        PatchError: None of these, or no such file.
+    """SHA-256 of a specification: a text, bytes, a file (``pathlib.Path``), or JSON, whose keys are sorted.
 
     Example:
         >>> hash_spec("gap <= 0.05") == hash_spec(b"gap <= 0.05")
@@ -120,7 +105,3 @@ def hash_spec(spec: Any) -> str:
                 f"plain dicts and lists."
             ) from error
     return hashlib.sha256(spec).hexdigest()
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

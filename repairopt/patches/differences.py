@@ -46,29 +46,23 @@ class Difference(Protocol):
     @property
     def kind(self) -> Kind:
         """Type and shape of the tensor."""
-        ...
 
     @property
     def touched(self) -> Positions:
         """Flat positions that it changes or depends on, sorted."""
-        ...
 
     @property
     def bytes(self) -> int:
         """Bytes of its tensors in a file."""
-        ...
 
     def move(self, bits: Bits, back: bool = False) -> Bits:
         """The entries after, from those before; or the other way."""
-        ...
 
     def stale(self, bits: Bits, back: bool = False) -> Positions:
         """Touched positions without the value that ``move`` starts from; all of them where it cannot be told which."""
-        ...
 
     def parts(self) -> tuple[dict[str, Tensor], Facts]:
         """What to write to a file: tensors by the name of the part, and facts for the header."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +119,7 @@ class Sparse:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Many entries change: ``flips`` is the exclusive or of all bits before and after, ``(numel,)``.
-
-    ``before`` and ``after`` are digests of the bits that change.
-    """
+    """Many entries change: ``flips (numel,)`` is the exclusive or of all bits; ``before``, ``after`` are digests."""
 
     form: ClassVar[str] = "dense"
     kind: Kind
@@ -177,11 +168,7 @@ FORMS: dict[str, type[Sparse] | type[Dense]] = {one.form: one for one in (Sparse
 
 
 def make_difference(kind: Kind, before: Bits, after: Bits, form: str = "auto") -> Difference:
-    """The difference of two tensors, given by their bits ``(numel,)``; moves one to the other and back to the bit.
-
-    Raises:
-        PatchError: ``form`` is none of ``"sparse"``, ``"dense"``, or ``"auto"`` for the smaller in a file.
-    """
+    """The difference of two tensors, given by their bits ``(numel,)``; ``"auto"`` is the smaller in a file."""
     if form == "auto":
         return min((one.between(kind, before, after) for one in FORMS.values()), key=lambda made: made.bytes)
     if form not in FORMS:

@@ -74,7 +74,7 @@ def written_copy(model: nn.Module, new: Mapping[str, Bits], expected: Fingerprin
 
 
 def digest_tensor(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes of a tensor, 64 hexadecimal digits."""
+    """SHA-256 of dtype, shape and bytes of a tensor."""
     return digest_bits(to_bits(tensor), dtype_name(tensor.dtype), tuple(tensor.shape))
 
 

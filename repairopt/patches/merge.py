@@ -17,15 +17,7 @@ from .weights import Weights, state_of
 
 
 def merged_state_dict(weights: Weights, patch: Patch) -> dict[str, Tensor]:
-    """The weights of a model with a patch applied: contiguous, on the CPU, sharing no memory, ties included.
-
-    Args:
-        weights: A module or state dict with the weights of the patch's base; not modified.
-        patch: To merge.
-
-    Raises:
-        WrongBaseError: The weights are not those of the base.
-    """
+    """The weights of the base with a patch applied: contiguous, on the CPU, sharing no memory, ties included."""
     state = dict(weights) if isinstance(weights, Mapping) else state_of(weights)
     return _standalone(patch.apply_to_state_dict(state))
 
@@ -36,23 +28,13 @@ def _standalone(weights: Weights) -> dict[str, Tensor]:
 
 
 def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Write or replace a safetensors file of weights, which is there whole or not at all.
-
-    Tied weights are written under each name, so that ``load_state_dict`` finds them all.
-
-    Raises:
-        PatchError: The folder does not exist.
-    """
+    """Write or replace a safetensors file of weights, whole or not at all; tied weights under each name."""
     state = _standalone(weights)
     write_tensors(path, state, {"format": "pt", "repairopt_weights_sha256": fingerprint(state).total})
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a safetensors file, on the CPU. Nothing in it is executed; a pickle is refused.
-
-    Raises:
-        PatchError: Another kind of file, cut short, a patch, or weights that were changed after ``save_weights``.
-    """
+    """The state dict in a safetensors file, on the CPU; a PatchError for a pickle, a patch, or changed weights."""
     tensors, texts = read_tensors(path)
     if HEADER in texts:
         raise PatchError(f"'{os.fspath(path)}': is a patch, not weights. Patch.load reads it.")

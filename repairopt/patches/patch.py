@@ -19,8 +19,8 @@ from repairopt.errors import PatchError, WrongBaseError
 from .changes import Change, check_is_base, compare
 from .claims import PatchInfo, hash_spec
 from .fingerprints import Fingerprint, digest_bits, fingerprint, written_copy
-from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
-from .safe_files import read_tensors, write_tensors
+from .patch_header import CONTENT, HEADER, content_hash, from_parts, origin_lines, read_checked, to_parts
+from .safe_files import write_tensors
 from .tensor_bits import Bits, dtype_name, from_bits, to_bits
 from .versions import library_versions
 from .weights import Ties, Weights, fill_ties, state_of
@@ -119,29 +119,17 @@ class Patch:
         Raises:
             PatchError: Another kind of file, cut short, changed, of another format, or with another content hash.
         """
-        tensors, texts = read_tensors(path)
-        what = f"'{os.fspath(path)}'"
-        if HEADER not in texts:
-            raise PatchError(f"{what}: is a safetensors file, but no patch of repairopt. load_weights reads weights.")
-        text = texts[HEADER]
-        found = content_hash(text, tensors)
-        if found != texts.get(CONTENT):
-            raise PatchError(f"{what}: its content does not match its hash; it was changed or damaged. Get it again.")
-        if expected_hash is not None and found != expected_hash:
-            raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
+        parts = read_checked(path, HEADER, expected_hash)
         try:
-            return cls(*from_parts(text, tensors))
+            return cls(*from_parts(*parts))
         except PatchError as error:
-            raise PatchError(f"{what}: {error}") from error
+            raise PatchError(f"'{os.fspath(path)}': {error}") from error
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A repaired copy of a model, whose weights are those of the repair to the bit; checked by their hash.
 
-        Args:
-            model: With the weights of the base, on any device; not modified.
-
         Raises:
-            WrongBaseError: The model has other weights; the message names the tensors.
+            WrongBaseError: The model has other weights than the base; the message names the tensors.
             PatchError: The copy does not have the hash of the repair.
         """
         return self._moved_copy(model, back=False)
@@ -153,13 +141,11 @@ class Patch:
     def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The repaired state dict: a new dict with the same keys in the same order.
 
-        Weights that do not change are the same tensors, those that change are new ones on the device of the old.
-
-        Args:
-            state: The weights of the base; not modified. Of tied weights one name is enough.
+        Weights that do not change are the same tensors, those that change are new ones on the device of the old. Of
+        tied weights one name is enough.
 
         Raises:
-            WrongBaseError: The weights are others; the message names the tensors.
+            WrongBaseError: The weights are others than the base; the message names the tensors.
             PatchError: The result does not have the hash of the repair.
         """
         return self._moved_state(state, back=False)
@@ -174,9 +160,8 @@ class Patch:
                 f"model: expected a torch.nn.Module, got {type(model).__name__}. For weights alone use "
                 f"apply_to_state_dict or revert_state_dict."
             )
-        new = self._new_bits(state_of(model), back)
         what = f"model {type(model).__name__}: the copy is not what the patch promises"
-        return written_copy(model, new, self.base if back else self.repaired, what)
+        return written_copy(model, self._new_bits(state_of(model), back), self.base if back else self.repaired, what)
 
     def _moved_state(self, state: Mapping[str, Tensor], back: bool) -> dict[str, Tensor]:
         present = state_of(state, "state dict")
@@ -207,11 +192,7 @@ class Patch:
         return new
 
     def check_base(self, weights: Weights, back: bool = False) -> None:
-        """Check that weights are those that the patch applies to; ``back`` those that it can be reverted from.
-
-        Raises:
-            WrongBaseError: They are others; the message names the tensors.
-        """
+        """Check that weights are the base, ``back`` the repaired ones; a WrongBaseError names tensors that are not."""
         found = fingerprint(fill_ties(state_of(weights), self.ties))
         wanted, other = (self.repaired, self.base) if back else (self.base, self.repaired)
         if found == wanted:
@@ -226,14 +207,9 @@ class Patch:
         )
 
     def __str__(self) -> str:
-        info = self.info
         lines = [f"patch of {sum(c.count for c in self.changes)} entries in {len(self.changes)} weights"]
         lines += [f"  {change}" for change in self.changes]
-        lines += [f"base      {self.base.total}", f"repaired  {self.repaired.total}", f"content   {self.content_hash}"]
-        lines += [f"spec      {info.spec_hash}"] if info.spec_hash else []
-        lines += [f"created   {info.created}; solver {info.solver or 'not given'}; seed {info.seed}"]
-        lines += [f"notes     {info.notes}"] if info.notes else []
-        return "\n".join(lines + [f"claim     {claim}" for claim in info.claim_lines()])
+        return "\n".join(lines + origin_lines(self.base, self.repaired, self.content_hash, self.info))
 
 
 def patch_info(spec: Any, info: dict[str, Any]) -> PatchInfo:

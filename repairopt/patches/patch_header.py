@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from .claims import PatchInfo
 from .differences import FORMS, Kind
 from .fingerprints import Fingerprint, digest_tensor
 from .low_rank import LowRank
+from .safe_files import read_tensors
 from .tensor_bits import DTYPES, dtype_name
 from .weights import Ties
 
@@ -83,3 +85,26 @@ def content_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode() + b"\0")
     digest.update(Fingerprint({name: digest_tensor(tensor) for name, tensor in tensors.items()}).total.encode())
     return digest.hexdigest()
+
+
+def read_checked(path: str | os.PathLike[str], header: str, expected_hash: str | None) -> tuple[str, dict[str, Tensor]]:
+    """JSON text and tensors of a whole patch file whose content has its hash, and the one expected, if any."""
+    tensors, texts = read_tensors(path)
+    what = f"'{os.fspath(path)}'"
+    if header not in texts:
+        raise PatchError(f"{what}: is a safetensors file, but no patch of repairopt. load_weights reads weights.")
+    found = content_hash(texts[header], tensors)
+    if found != texts.get(CONTENT):
+        raise PatchError(f"{what}: its content does not match its hash; it was changed or damaged. Get it again.")
+    if expected_hash is not None and found != expected_hash:
+        raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
+    return texts[header], tensors
+
+
+def origin_lines(base: Fingerprint, repaired: Fingerprint, content: str, info: PatchInfo) -> list[str]:
+    """Hashes, origin and claims of a patch, for its text."""
+    lines = [f"base      {base.total}", f"repaired  {repaired.total}", f"content   {content}"]
+    lines += [f"spec      {info.spec_hash}"] if info.spec_hash else []
+    lines += [f"created   {info.created}; solver {info.solver or 'not given'}; seed {info.seed}"]
+    lines += [f"notes     {info.notes}"] if info.notes else []
+    return lines + [f"claim     {claim}" for claim in info.claim_lines()]

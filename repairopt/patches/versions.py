@@ -12,9 +12,8 @@ def library_versions() -> dict[str, str]:
     return dict(_read())
 
 
-@functools.cache
+@functools.cache  # each name costs milliseconds, and what is imported does not change
 def _read() -> dict[str, str]:
-    """Once a process: each name costs milliseconds, and what is imported does not change."""
     found = {"python": platform.python_version()}
     for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
         try:

@@ -23,10 +23,7 @@ Ties = tuple[tuple[str, ...], ...]
 def state_of(source: Weights, what: str = "model") -> dict[str, Tensor]:
     """The tensors of a module or state dict by name, sharing memory with it; ``what`` is its name in messages.
 
-    Extra state of modules that is no tensor is left out.
-
-    Raises:
-        ModelError: No module or state dict; a tensor without data, sparse or quantized.
+    Extra state of modules that is no tensor is left out. A ModelError names what is no plain dense tensor with data.
     """
     if isinstance(source, nn.Module):
         found: dict[str, Tensor] = dict(source.named_parameters(remove_duplicate=False))
@@ -95,11 +92,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def write_into(model: nn.Module, new: Mapping[str, Bits]) -> None:
-    """Write new bits into some of the weights of a model, in place.
-
-    Raises:
-        PatchError: Two names of one tied weight get different values, or an expanded tensor cannot be written to.
-    """
+    """Write new bits into weights of a model, in place; tied weights must get the same bits under each name."""
     state = state_of(model)
     for group in ties_of(state):
         values = [new.get(name, to_bits(state[name])) for name in group if any(n in new for n in group)]

@@ -14,10 +14,7 @@ SPLITS = {False: "repair data", True: "held-out data"}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, as text; empty where there is nothing to say.
-
-    ``interval`` is where the value on new data lies. ``good`` is None where it is open or nothing is promised.
-    """
+    """One line of the table, as text; ``good`` is None where it is open or nothing is promised."""
 
     name: str
     data: str
@@ -30,10 +27,7 @@ class Row:
 
 
 def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
-    """The rows of a report as a dict: the goal first, then constraints, then what is only watched, then accuracies.
-
-    Those of one name stand together: repair data, cross-validation, held-out data.
-    """
+    """The rows of a report as a dict: goal, constraints, what is only watched, accuracies; those of a name together."""
     measures, checks = plain["measures"], plain["checks"]
     claims = plain.get("claims", [])
     held_out = {claim["name"]: claim for claim in claims if claim["source"] == SPLITS[True]}

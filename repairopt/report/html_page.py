@@ -39,10 +39,9 @@ def render_page(
     features: Sequence[str] = (),
     complete: bool = True,
 ) -> str:
-    """The page as HTML; without pictures, and saying so, where Matplotlib is not installed.
+    """The page of a report as a dict; without pictures, and saying so, where Matplotlib is not installed.
 
-    ``plain`` is a report as a dict; ``complete`` says whether the evidence was collected from networks and data. The
-    others are options of :func:`repairopt.write_html`.
+    ``complete`` says whether the evidence was collected from networks and data.
     """
     from jinja2 import Environment, StrictUndefined
 

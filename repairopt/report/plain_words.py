@@ -1,7 +1,4 @@
-"""The outcome of a repair in sentences that need no knowledge of the method, and what must be said along with it.
-
-Works on the plain dict of :meth:`repairopt.Report.to_dict`, so that a page can be made from a file as well.
-"""
+"""The outcome of a repair in plain sentences, from the dict of :meth:`repairopt.Report.to_dict`."""
 
 from __future__ import annotations
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from repairopt.errors import RepairFailedError
+from repairopt.errors import RepairFailedError, SpecificationError
 from repairopt.localize import Location
+from repairopt.patches import whole_file
 from repairopt.program import Conflict, Program, Source, Status, explain_conflict
+from repairopt.report.pictures import plots
 from repairopt.report.pictures.collect import Subjects, collect_evidence, evidence_from_dict
 from repairopt.report.pictures.evidence import Evidence
 from repairopt.surrogate import Surrogate
 from repairopt.verify import Check, Claim, LabelCounts, Measure, Round, Verification
 
-from .show import Shown
+from .as_patch import patch_info
+from .html_page import on_frontier, render_fragment, render_page
+from .text import report_text
 
 
 class Verdict(StrEnum):
@@ -72,7 +78,7 @@ class Trust:
 
 
 @dataclass(frozen=True, eq=False)
-class Report(Shown):
+class Report:
     """What was done and what came of it; ``to_html()``, ``save_html(path)`` and ``plot_*()`` show it.
 
     Attributes:
@@ -214,9 +220,88 @@ class Report(Shown):
         return plain
 
     def __str__(self) -> str:
-        from .text import report_text
-
         return report_text(self)
+
+    def patch_info(self) -> dict[str, Any]:
+        """What a patch says of the repair: fields of :class:`repairopt.patches.PatchInfo`."""
+        return patch_info(self)
+
+    def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
+        """The report as one HTML page that needs no network; runs both networks over the data once more.
+
+        Args:
+            title: Heading of the page.
+            frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
+            features: Names of the input columns, for the table of the most affected inputs.
+        """
+        return render_page(self.to_dict(), self.evidence, title=title, frontier=frontier, features=features)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the page of :meth:`to_html` to a file, whole or not at all."""
+        page = self.to_html(**options)
+        with whole_file(path) as file:
+            file.write_text(page, encoding="utf-8")
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return render_fragment(self.to_dict())
+
+    def plot_groups(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: rate of each group, or recall of each class, before and after.
+
+        ``name`` is that of a property or labelled set; None for the first.
+        """
+        return plots.plot_rates(_pick("rates by group", self.evidence.rates, name, held_out))
+
+    def plot_margins(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: lead of the true label of each sample before and after, and which samples crossed.
+
+        ``name`` is that of a labelled set or robustness property; None for the first.
+        """
+        return plots.plot_margins(_pick("margins", self.evidence.margins, name, held_out))
+
+    def plot_slack(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: histogram of the slack of a constraint; None for the first."""
+        return plots.plot_slack(_pick("constraints by sample", self.evidence.slacks, name, held_out))
+
+    def plot_weights(self, parameter: str | None = None) -> Any:
+        """Matplotlib figure: change of each parameter, or of one as a heat map."""
+        layers = self.evidence.layers
+        if parameter is None and len(layers) != 1:
+            return plots.plot_layers(layers)
+        return plots.plot_layer(_pick("parameters that could change", layers, parameter, None))
+
+    def plot_convergence(self) -> Any:
+        """Matplotlib figure: the goal after each round."""
+        progress = self.evidence.progress
+        if progress is None:
+            raise SpecificationError("report: no rounds were run, so there is no progress to plot. See report.notes.")
+        return plots.plot_convergence(progress)
+
+    def plot_frontier(self, points: Any) -> Any:
+        """Matplotlib figure: accuracy against the property, with this repair marked.
+
+        ``points`` come from :func:`repairopt.trace_frontier`, or have ``value`` and ``accuracy``.
+        """
+        return plots.plot_frontier(points, *on_frontier(self.to_dict()))
+
+    def plot_inputs(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: the images of a labelled set (None for the first) whose answers changed most."""
+        return plots.plot_inputs(_pick("affected inputs", self.evidence.affected, name, held_out))
+
+
+def _pick(what: str, found: Sequence[Any], name: str | None, held_out: bool | None) -> Any:
+    """The first of a name and of the data asked for."""
+    for one in found:
+        if name in (None, one.name) and held_out in (None, getattr(one, "held_out", None)):
+            return one
+    known = ", ".join(
+        f"'{one.name}'" + (" (held_out=True)" if getattr(one, "held_out", False) else "") for one in found
+    )
+    raise SpecificationError(
+        f"report: no {what} named {name!r}{'' if held_out is None else f' with held_out={held_out}'}. "
+        f"There are: {known or 'none'}."
+    )
 
 
 def _check_dict(check: Check) -> dict[str, Any]:

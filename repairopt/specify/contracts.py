@@ -313,11 +313,7 @@ def is_strict(constraint: Any) -> bool:
 
 
 def restricted(item: Any, keep: Keep) -> Any:
-    """A property or constraint on the samples that ``keep`` chooses; as it is where it cannot be restricted.
-
-    Raises:
-        SpecificationError: No sample is left, or none of some group or class.
-    """
+    """A property or constraint on the samples that ``keep`` chooses, which must leave some; else as it is."""
     if isinstance(item, Restrictable):
         return item.where(keep)
     known = labels_of(item)

@@ -40,13 +40,8 @@ def _inputs_of(item: Any) -> list[Tensor]:
 def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> Specification:
     """The specification that the arguments of ``solve_repair`` stand for; held-out rows become twins of each item.
 
-    Args:
-        goal: A property, a function of ``predict``, or a whole specification.
-        constraints: What must stay true; not beside a specification, which has its own.
-        held_out: A pair ``(inputs, labels)``, a dataset or loader of pairs, or properties and constraints.
-
-    Raises:
-        SpecificationError: Something is malformed, or stated twice.
+    A goal may be a whole specification, and has its own constraints then; held-out data are a pair ``(inputs,
+    labels)``, a dataset or loader of pairs, or properties and constraints.
     """
     whole = isinstance(goal, Specification)
     if whole and (constraints or (goal.held_out and held_out)):

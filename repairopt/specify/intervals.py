@@ -1,15 +1,13 @@
 """Confidence intervals of rates, differences of rates and gaps between groups, from counts alone.
 
-An interval of confidence ``c`` has both ends; its upper end alone is a bound of confidence ``(1 + c) / 2``, so that a
-limit is met with 95 % confidence where the upper end of the 90 % interval lies below it.
+An interval of confidence ``c`` has both ends; its upper end alone is a bound of confidence ``(1 + c) / 2``.
 
 References:
     Clopper and Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, 1934: exact.
     Newcombe, Interval estimation for the difference between independent proportions, 1998, method 10.
     Agresti and Min, Simple improved confidence intervals for comparing matched proportions, 2005.
     Berger, Multiparameter hypothesis testing and acceptance sampling, 1982: a limit on the largest of several gaps is
-    met with the confidence with which each of them meets it. The lower end of such a gap is that of the pair that shows
-    most, each with its share of the error (Bonferroni).
+    met with the confidence with which each of them meets it; its lower end takes Bonferroni's share of the error.
 """
 
 from __future__ import annotations
@@ -27,10 +25,7 @@ DRAWS = 4000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the value on new data lies: between ``low`` and ``high``, with a confidence.
-
-    ``value`` is that on the sample of ``count`` (of several groups the smallest), ``method`` says how it was made.
-    """
+    """Where the value on new data lies, from a sample of ``count``, of several groups the smallest."""
 
     value: float
     low: float

@@ -95,11 +95,7 @@ def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6
 
 
 def margins_at(predict: Predict, constraints: Sequence[Constraint]) -> tuple[Array, ...]:
-    """True margins ``(m_c,)`` of each of some anchored constraints, in float64; ``predict`` may remember its outputs.
-
-    Raises:
-        SpecificationError: A constraint returns other than a vector of finite margins.
-    """
+    """True margins ``(m_c,)`` of each of some anchored constraints, finite, in float64."""
     return tuple(
         margins_of_samples(constraint, predict(constraint.inputs))
         if isinstance(constraint, SampleConstraint)

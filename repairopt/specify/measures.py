@@ -1,7 +1,6 @@
-"""Measures: how a class is written in the language of goals and bounds, declared once, on the class itself.
+"""Measures: how a class is written in the language of goals and bounds, declared once, as its attribute ``measures``.
 
-A class with an attribute ``measures``, a tuple of :class:`Measure`, can be written as text. Parser, binder, reference
-and report read that declaration; ``repairopt.interfaces.specfile.language.measures`` lists the classes.
+Parser, binder, reference and report read it; ``repairopt.interfaces.specfile.language.measures`` lists the classes.
 """
 
 from __future__ import annotations
@@ -18,14 +17,9 @@ UP, DOWN = ("<=",), (">=",)
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a measure.
+    """One argument of a measure, written ``name=value``; ``choices`` are the allowed values of kind ``"choice"``.
 
-    Attributes:
-        name: As in ``name=value``.
-        kind: Such as ``"number"``, ``"label"``, ``"choice"``; a key of ``KINDS`` of the language.
-        meaning: What it says.
-        default: Where it is left out; ``REQUIRED`` where it must not be.
-        choices: Allowed values, for kind ``"choice"``.
+    ``kind`` is a key of ``KINDS`` of the language, ``default`` is ``REQUIRED`` where it must not be left out.
     """
 
     name: str

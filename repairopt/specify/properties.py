@@ -1,7 +1,4 @@
-"""Ready-made properties: error on given points, recall, changes against the original network.
-
-Gaps stand in :mod:`repairopt.specify.groups`, robustness properties in :mod:`repairopt.specify.robustness`.
-"""
+"""Ready-made properties: error on given points, recall, changes against the original network."""
 
 from __future__ import annotations
 

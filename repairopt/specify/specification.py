@@ -42,11 +42,7 @@ class CallableProperty:
 
 
 def as_property(goal: Any, target: float | None = None) -> Any:
-    """A plain function as a property with a target, 0 unless given; anything else as it is, or with the target given.
-
-    Raises:
-        SpecificationError: A target is given for a goal that is no dataclass.
-    """
+    """A plain function as a property with a target, 0 unless given; others as they are, or with the target given."""
     if callable(goal) and not hasattr(goal, "value"):
         return CallableProperty(goal, 0.0 if target is None else float(target))
     if target is None:

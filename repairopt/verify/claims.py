@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 from typing import Any
@@ -18,7 +17,6 @@ class Claim:
     """What is known of a bound on new data.
 
     Attributes:
-        name: Of the goal or bound.
         limit: The typed bound.
         interval: Of the value, two-sided with confidence ``2 confidence - 1``, so that its upper end alone is a bound
             of the confidence asked for.
@@ -28,8 +26,8 @@ class Claim:
         never: Whether the samples are too few to ever show the bound, even if the value were 0.
         source: Which data: ``"cross-validation"``, ``"held-out data"``.
         relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
-            that of the difference of the two values, which on other samples are both others. Where that cannot be
-            measured (see :func:`repairopt.verify.paired.paired_error`), it is that of the property alone.
+            that of the difference of the two values, where that can be measured (see
+            :func:`repairopt.verify.paired.paired_error`).
     """
 
     name: str
@@ -75,20 +73,7 @@ def make_claim(
     source: str,
     original: Predict | None = None,
 ) -> Claim | None:
-    """A claim about a property, or None where it has no ``interval``.
-
-    Args:
-        name: What the claim is called.
-        prop: The property.
-        limit: The typed bound.
-        predict: The network, or networks, that are measured.
-        confidence: One-sided.
-        source: Which data.
-        original: The original network, where the limit is its value on the same samples.
-
-    Returns:
-        The claim.
-    """
+    """A claim, with one-sided confidence, that a property is at most a limit; None where it has no interval."""
     if not isinstance(prop, Statistical):
         return None
     interval = prop.interval(predict, 2.0 * confidence - 1.0)
@@ -112,15 +97,7 @@ def _of_difference(interval: Interval, error: float, confidence: float) -> Inter
 
 
 def _least_share(interval: Interval) -> float:
-    """Variance at the best value there could be, relative to that at this one.
-
-    A difference of rates keeps its variance where it becomes 0; a rate loses it, and what is left is that of one hit.
-    """
+    """Variance at the best value there could be, relative to that at this one; a rate keeps that of one hit."""
     if "Clopper" in interval.method and interval.value > 0:
         return min(1.0, 1.0 / max(1.0, interval.value * interval.count))
     return 1.0
-
-
-def describe_claims(claims: Sequence[Claim]) -> list[str]:
-    """The claims as lines."""
-    return [str(claim) for claim in claims]

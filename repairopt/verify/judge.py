@@ -1,7 +1,4 @@
-"""Judge candidates on the true network while a repair runs.
-
-What counts is always the true network on the repair data, never the surrogate or the linearized rows.
-"""
+"""Judge candidates while a repair runs: by the true network on the repair data, never the surrogate."""
 
 from __future__ import annotations
 
@@ -44,11 +41,10 @@ class Judgement:
         candidate: A weight change ``(n,)``, or a candidate of another kind.
         goal: Value of the goal.
         excess: How far the goal is above its target; 0 where it is met.
-        broken: For each constraint how many samples (or margins) fail.
-        allowed: For each constraint how many may.
+        broken: For each constraint how many samples (or margins) fail; ``allowed`` is how many may.
         constant: Whether all inputs get one and the same label, though not all labels are that one.
         change_holds: Whether the constraints on the change itself hold.
-        lack: By how much constraints without samples (bounds on properties) fail, all together.
+        shortfall: By how much constraints without samples (bounds on properties) fail, all together.
         error: Share of the labelled samples that are wrong, all sets together; 0 without labels.
         loss: Mean cross-entropy of the labelled samples; 0 without labels.
         count: Samples or margins that the constraints speak of, all together.
@@ -61,7 +57,7 @@ class Judgement:
     allowed: tuple[int, ...]
     constant: bool = False
     change_holds: bool = True
-    lack: float = 0.0
+    shortfall: float = 0.0
     error: float = 0.0
     loss: float = 0.0
     count: int = 0
@@ -98,18 +94,9 @@ class Judgement:
 class Judge:
     """Judges candidates; keeps the best of those that it is told to keep.
 
-    Judging alone changes nothing, so a method may explore without an effect on what is applied.
-
-    Attributes:
-        original: The judgement of no change.
-        best: The best that was kept.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        goal: The property.
-        constraints: Constraints on outputs, anchored.
-        change: Constraints on the change.
-        deadline: ``time.perf_counter()`` value at which to stop, or None.
+    Judging alone changes nothing, so a method may explore without an effect on what is applied. ``original`` is the
+    judgement of no change, ``best`` the best that was kept; after ``deadline``, a ``time.perf_counter()`` value,
+    judging raises :class:`Stop`. The constraints are anchored.
     """
 
     def __init__(
@@ -129,11 +116,7 @@ class Judge:
         self.deadline = deadline
 
     def keep(self, candidate: Candidate | Array) -> Judgement:
-        """Judge a candidate that the repair may end with: it is remembered where it is the best so far.
-
-        Raises:
-            Stop: The deadline has passed.
-        """
+        """Judge a candidate that the repair may end with: it is remembered where it is the best so far."""
         return self.remember(self(candidate))
 
     def remember(self, judged: Judgement) -> Judgement:
@@ -143,31 +126,27 @@ class Judge:
         return judged
 
     def __call__(self, candidate: Candidate | Array) -> Judgement:
-        """Judge one candidate.
-
-        Args:
-            candidate: A weight change ``(n,)``, or a candidate of another kind.
-
-        Raises:
-            Stop: The deadline has passed.
-        """
+        """Judge one candidate: a weight change ``(n,)``, or a candidate of another kind."""
         self.check_time()
         predict = network_of(self.engine, candidate)
-        delta = np.array(candidate, dtype=np.float64) if isinstance(candidate, np.ndarray) else None
-        moved = candidate.moved(self.engine) if not isinstance(candidate, np.ndarray) else candidate
+        if isinstance(candidate, np.ndarray):
+            moved = candidate = np.array(candidate, dtype=np.float64)
+        else:
+            moved = candidate.moved(self.engine)
         goal = goal_value(self.goal, predict)
         margins = margins_at(predict, self.constraints)
-        counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
+        pairs = list(zip(self.constraints, margins, strict=True))
+        missed = [np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, SampleConstraint)]
         error, loss = self._label_losses(predict.outputs)
         return Judgement(
-            candidate=candidate if delta is None else delta,
+            candidate=candidate,
             goal=goal,
             excess=max(0.0, goal - float(self.goal.target)),
-            broken=tuple(counted),
-            allowed=tuple(allowed_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)),
+            broken=tuple(broken_samples(c, m) for c, m in pairs),
+            allowed=tuple(allowed_samples(c, m) for c, m in pairs),
             constant=is_constant(predict, self._labelled),
             change_holds=all(holds_change(rows, moved) for rows in self.change),
-            lack=_lack(self.constraints, margins),
+            shortfall=float(sum(missed)),
             error=error,
             loss=loss,
             count=sum(len(m) for m in margins),
@@ -195,11 +174,7 @@ class Judge:
         return None if self.deadline is None else max(0.0, self.deadline - time.perf_counter())
 
     def bisect(self, start: Array, end: Array, holds: Callable[[Judgement], bool], halvings: int) -> Judgement | None:
-        """Bisect the segment from ``start`` towards ``end``; ``holds(judgement)`` is true at ``start``.
-
-        Returns:
-            The judgement of the last point at which ``holds`` was true, or None if there was none beyond ``start``.
-        """
+        """Last of some halvings from ``start`` to ``end`` at which ``holds``, which it does at ``start``, or None."""
         low, high, found = 0.0, 1.0, None
         for _ in range(halvings):
             middle = (low + high) / 2
@@ -209,12 +184,6 @@ class Judge:
             else:
                 high = middle
         return found
-
-
-def _lack(constraints: Sequence[Any], margins: Sequence[Array]) -> float:
-    """Sum of the negative margins of constraints that are not by sample."""
-    pairs = zip(constraints, margins, strict=True)
-    return float(sum(np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, SampleConstraint)))
 
 
 def is_constant(predict: Remembering, labelled: Sequence[tuple[Tensor, Tensor]]) -> bool:

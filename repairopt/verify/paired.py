@@ -1,8 +1,7 @@
 """Sampling error of a change: of a property against its value for the original network on the same samples.
 
-A bound "not worse than before" compares two values that were measured on the same rows. On other rows both are others,
-and they move together as far as the networks agree: neither the error of one value nor the sum of both is that of
-their difference. The jackknife measures it for any property that can be taken on a part of its samples.
+On other rows both values are others, and they move together as far as the networks agree. The jackknife measures the
+error of their difference for any property that can be taken on a part of its samples.
 
 References:
     Efron and Stein, The jackknife estimate of variance, 1981; with groups of samples: Shao and Tu, The jackknife and
@@ -26,18 +25,7 @@ GROUPS = 40  # of samples; each is left out once
 
 
 def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int = GROUPS) -> float | None:
-    """Standard error of ``prop.value(predict) - prop.value(original)``.
-
-    Args:
-        prop: The property, with ``where``.
-        predict: One network, or networks.
-        original: The other.
-        groups: Number of groups of samples.
-
-    Returns:
-        The error; None where the property does not hold its samples as the library's own do, they are few, or the
-        original's value is the same on all parts of them.
-    """
+    """Standard error of ``prop.value(predict) - prop.value(original)``; None where it cannot be told."""
     given = _by_position(prop)
     if given is None or len(given[1]) < 2 * groups:
         return None

@@ -22,7 +22,7 @@ class Round:
         broken: Failing samples beyond what is allowed, on the true network, or -1.
         accepted: Whether the point was kept.
         note: Anything worth knowing.
-        violation: Residual of the solution: its largest violation of a row or bound, recomputed; NaN without one.
+        violation: Largest violation of a row or bound, recomputed; NaN without a solution.
     """
 
     step: str

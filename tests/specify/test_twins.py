@@ -257,5 +257,5 @@ OUTSIDE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).pa
 def test_no_file_asks_for_a_built_in_class_or_looks_for_a_member_of_a_contract(path):
     members = {name for one in PROTOCOLS for name in (*vars(one), *one.__annotations__) if not name.startswith("_")}
     members -= {"name", "target"}  # of anything, for messages
-    members -= {"value"} if path.stem == "plot_progress" else set()  # of the points of a frontier
+    members -= {"value"} if path.stem == "plots" else set()  # of the points of a frontier
     assert not asked(path) & (set(BUILT_IN) | members | {"statistical", "soft_margins", "weight", "tolerance"})

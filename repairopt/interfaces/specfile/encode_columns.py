@@ -26,12 +26,7 @@ def input_names(spec: Spec) -> tuple[str, ...]:
 
 
 def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
-    """The inputs ``(N, d)``, float32, of the columns of a table: one for each entry of ``inputs``, more for one_hot.
-
-    Raises:
-        SpecFileError: A column that is not there, a missing value, a text where a number is expected, a value that is
-            no category; with the line in the spec and the first row.
-    """
+    """The inputs ``(N, d)``, float32: one column for each entry of ``inputs``, more for one_hot."""
     parts = []
     for name, how in (file.spec.inputs or {}).items():
         if name not in columns:
@@ -48,11 +43,9 @@ def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, value
     missing = pandas.isna(values)
     if missing.any():
         if how.fill is None:
-            row = int(missing.nonzero()[0][0])
-            raise file.fail(
-                where,
-                f"column '{name}' of '{path}' has {int(missing.sum())} missing values, first in row {row}; give fill:",
-            )
+            count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+            reason = f"column '{name}' of '{path}' has {count} missing values, first in row {row}; give fill:"
+            raise file.fail(where, reason)
         values = np.where(missing, np.array(how.fill, dtype=object), values.astype(object))
     wanted = how.categories if how.categories is not None else how.one_hot
     if wanted is not None:
@@ -78,11 +71,8 @@ def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[A
     if (found < 0).any():
         row = int((found < 0).nonzero()[0][0])
         unknown = sorted({str(value) for value in values[found < 0]})
-        raise file.fail(
-            name[1],
-            f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in "
-            f"row {row}; {did_you_mean(unknown[0], [str(value) for value in wanted])}",
-        )
+        reason = f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in row {row}"
+        raise file.fail(name[1], f"{reason}; {did_you_mean(unknown[0], [str(value) for value in wanted])}")
     return found
 
 
@@ -94,11 +84,7 @@ def _plain(value: Any) -> str:
 
 
 def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
-    """Class indices ``(N,)``, int64, or None where the spec names no label.
-
-    Raises:
-        SpecFileError: No such column, texts without ``classes``, or a value that is no class.
-    """
+    """Class indices ``(N,)``, int64, or None where the spec names no label."""
     label = file.spec.label
     if label is None:
         return None
@@ -107,14 +93,13 @@ def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any
         reason = f"'{path}' has no column '{label.column}'; {did_you_mean(label.column, list(columns))}"
         raise file.fail(where, reason)
     values = columns[label.column]
-    if label.classes is not None and values.dtype.kind in "OUSTb":
-        return _positions(file, path, (label.column, where), label.classes, values).astype(np.int64)
+    names = None if label.classes is None else {_plain(name) for name in label.classes}
+    if names is not None and (values.dtype.kind in "OUSTb" or {_plain(value) for value in values} <= names):
+        return _positions(file, path, (label.column, where), label.classes or [], values).astype(np.int64)
     if values.dtype.kind not in "fiub" or (values.astype(np.float64) != np.round(values.astype(np.float64))).any():
         found = ", ".join(sorted({str(value) for value in values})[:8])
         reason = (
             f"label '{label.column}' of '{path}' holds {found}; list them in order: label: {{column: , classes: [...]}}"
         )
         raise file.fail(where, reason)
-    if label.classes is not None and {_plain(value) for value in values} <= {_plain(name) for name in label.classes}:
-        return _positions(file, path, (label.column, where), label.classes, values).astype(np.int64)
     return values.astype(np.int64)

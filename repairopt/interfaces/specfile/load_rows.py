@@ -21,13 +21,9 @@ TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
 
 
 def load_data(file: SpecFile) -> Data:
-    """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``.
-
-    Raises:
-        SpecFileError: A file or column that is not there, a value that does not fit; with the line in the spec.
-    """
+    """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``."""
     opened: dict[Path, dict[str, Any]] = {}
-    classes: list[str] = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
+    classes = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
     sets = {name: _row_set(file, name, opened) for name in file.spec.data}
     split = file.spec.split
     if split.held_out or split.guard:
@@ -70,7 +66,7 @@ def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> R
 
 def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
     """The columns or arrays of a file."""
-    where = ("data", name) if isinstance(file.lines.get(("data", name, "file")), type(None)) else ("data", name, "file")
+    where = ("data", name, "file")
     file.existing(where, file.spec.data[name].file)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
@@ -157,10 +153,8 @@ def _named_columns(file: SpecFile, columns: Mapping[str, Any]) -> dict[str, Any]
         return {}
     values = columns[array.name]
     if values.ndim != 2 or values.shape[1] != len(array.columns):
-        raise file.fail(
-            ("array", "columns"),
-            f"{len(array.columns)} names for an array of shape {values.shape}; expected one a column.",
-        )
+        reason = f"{len(array.columns)} names for an array of shape {values.shape}; expected one a column."
+        raise file.fail(("array", "columns"), reason)
     return {name: values[:, i] for i, name in enumerate(array.columns)}
 
 

@@ -17,11 +17,7 @@ from .reader import SpecFile
 
 
 def load_model(file: SpecFile) -> nn.Module:
-    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU.
-
-    Raises:
-        SpecFileError: No such file or function; weights that do not fit; a pickle with code, of which nothing is run.
-    """
+    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU."""
     model = file.spec.model
     if model.onnx is not None:
         from .onnx_model import load_onnx
@@ -65,11 +61,11 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         first = str(error).split(". ")[0].strip() or type(error).__name__  # what follows is advice to trust the file
-        raise file.fail(
-            where,
+        reason = (
             f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in "
-            f"it was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'w.safetensors').",
-        ) from None
+            f"it was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'w.safetensors')."
+        )
+        raise file.fail(where, reason) from None
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -78,11 +74,7 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
 
 
 def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
-    """Load a file of weights, safetensors or a state dict of ``torch.save``, into a network in place.
-
-    Raises:
-        SpecFileError: Not such a file, or weights that do not fit.
-    """
+    """Load a file of weights, safetensors or a state dict of ``torch.save``, into a network in place."""
     state = read_state(file, path)
     own = network.state_dict()
     missing, extra = [n for n in own if n not in state], [n for n in state if n not in own]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from repairopt.errors import LanguageError
 from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_statement
-from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
+from repairopt.interfaces.specfile.language.row_sets import Data
 from repairopt.interfaces.specfile.language.statements import Statement
 
 from .load_rows import load_data
@@ -23,10 +23,7 @@ from .reader import SpecFile, check_spec, read_spec
 
 @dataclass(frozen=True, eq=False)
 class OpenSpec:
-    """A repair, ready to be checked, solved or verified.
-
-    ``held_out`` has goal, bounds and watched measures on held-out rows, those that speak of ``repair``.
-    """
+    """A repair, ready to be checked, solved or verified; ``held_out`` has the statements on held-out rows."""
 
     file: SpecFile
     model: nn.Module
@@ -48,14 +45,7 @@ class OpenSpec:
 
 
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
-    """Load the network and the rows of a spec, and bind goal and bounds to them.
-
-    ``source`` is the path of a spec file, a spec that was read, or its content as a dict, whose file names are relative
-    to the working folder.
-
-    Raises:
-        SpecFileError: Anything that cannot be read or does not fit, with the line in the spec.
-    """
+    """Load the network and the rows of a spec, by path, as read, or as a dict, and bind goal and bounds to them."""
     if isinstance(source, Mapping):
         file = check_spec(Path("spec"), dict(source))
     else:
@@ -64,11 +54,9 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     goal = None if file.goal is None else _bind(file, file.goal, data, ("goal",))
     bounds = tuple(_bind(file, bound, data, ("bounds", i)) for i, bound in enumerate(file.bounds))
     watch = tuple(_bind(file, item, data, ("watch", i)) for i, item in enumerate(file.watch))
-    twins: list[BoundStatement] = []
-    if "held_out" in data.sets:
-        for item in [goal, *bounds, *watch]:
-            if item is not None and item.data == "repair":
-                twins.append(_bind(file, item.statement, data, ("data", "held_out"), "held_out"))
+    own = [item for item in (goal, *bounds, *watch) if item is not None and item.data == "repair"]
+    where = ("data", "held_out")
+    twins = [_bind(file, item.statement, data, where, "held_out") for item in own if "held_out" in data.sets]
     if goal is not None:
         goal.as_goal()
     return OpenSpec(file, model, data, goal, bounds, watch, tuple(twins))
@@ -84,10 +72,8 @@ def _bind(file: SpecFile, statement: Statement, data: Data, where: Any, on: str 
 def _cast(data: Data, model: nn.Module) -> Data:
     """Inputs with fractions in the precision of the network."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    sets = {
-        name: RowSet(
-            rows.inputs.to(dtype) if rows.inputs.is_floating_point() else rows.inputs, rows.labels, rows.columns
-        )
-        for name, rows in data.sets.items()
-    }
-    return Data(sets, data.classes, data.input_columns, data.folder)
+    sets = dict(data.sets)
+    for name, rows in data.sets.items():
+        if rows.inputs.is_floating_point():
+            sets[name] = replace(rows, inputs=rows.inputs.to(dtype))
+    return replace(data, sets=sets)

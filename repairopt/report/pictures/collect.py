@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.network import Engine, ForwardFunction, Remembering, identity
+from repairopt.network import ForwardFunction, Remembering, identity
 from repairopt.specify import (
     Attacked,
     Certified,
@@ -28,7 +28,7 @@ from repairopt.specify import (
     measured,
     rate_interval,
 )
-from repairopt.verify import Verification
+from repairopt.verify import Verification, both_networks
 
 from .evidence import RATE, AffectedInputs, Evidence, GroupTable, LayerChange, Margins, Progress, Rates
 
@@ -58,7 +58,7 @@ class Subjects:
 def collect_evidence(subjects: Subjects, verification: Verification, plain: dict[str, Any]) -> Evidence:
     """Run both networks and note what the pictures show; ``plain`` is the report as a dict."""
     options: Any = {"forward_fn": subjects.forward_fn, "memory_limit": subjects.memory_limit}
-    both = (Remembering(Engine(subjects.original, **options)), Remembering(Engine(subjects.repaired, **options)))
+    both = both_networks(subjects.original, subjects.repaired, **options)
     items = _anchored_items(subjects.specification, both[0])
     known = evidence_from_dict(plain)
     return Evidence(
@@ -221,10 +221,7 @@ def _labels(gap: Any, labelled: Sequence[tuple[Tensor, Tensor]]) -> Tensor | Non
 
 
 def _most_affected(items: Items, both: Both) -> tuple[AffectedInputs, ...]:
-    """For each set of inputs those whose probabilities moved most, changed answers first.
-
-    Labelled sets, or where there are none those of the goal.
-    """
+    """For each set of inputs those whose probabilities moved most, changed answers first."""
     found: list[AffectedInputs] = []
     seen: set[Any] = set()
     for name, held_out, inputs, labels in _sets(items):

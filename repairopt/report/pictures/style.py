@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -66,15 +66,25 @@ def figure_class() -> Any:
 
 
 @contextmanager
-def drawing(height: float, panels: int = 1, ratios: Any = None) -> Iterator[tuple[Any, Any]]:
-    """A figure of a height in inches and its axes (a list where there are several), one below the other."""
+def drawing(
+    height: float, title: str, across: str = "", up: str = "", *, legend: int = 0, ratios: Sequence[float] = (1,)
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, with a title and names of the axes; one panel for each of ``ratios``, then a list.
+
+    ``height`` is in inches; ``legend`` is the number of its columns, 0 for none.
+    """
     made = figure_class()
     import matplotlib
 
     with matplotlib.rc_context(SETTINGS):
         figure = made(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(panels, 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
-        yield figure, (axes[0] if panels == 1 else list(axes))
+        panels = list(figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0])
+        panels[0].set(title=wrapped(title, 52), ylabel=up)
+        panels[-1].set_xlabel(across)
+        yield figure, panels if len(panels) > 1 else panels[0]
+        if legend:
+            handles = panels[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside lower left", ncols=legend, columnspacing=1.0)
 
 
 def picture_bytes(figure: Any, kind: str = "svg", dpi: int = 150) -> bytes:

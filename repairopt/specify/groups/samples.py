@@ -18,11 +18,9 @@ from repairopt.network import check_inputs, column_names, column_position, is_fr
 class GroupSamples:
     """Inputs ``(M, ...)``, the group index of each ``member (M,)``, and one name for each group.
 
-    Attributes:
-        paired: Whether the groups stand one after the other and differ in the protected feature alone, row by row.
-        redraw: How to make the same kind of samples from other rows, or None where that is not known.
-        rows: For real rows the positions among those passed, ``(M,)``; None where inputs were made.
-        columns: Names of the columns, where the rows came in a frame.
+    The groups of ``paired`` samples stand one after the other and differ in the protected feature alone, row by row;
+    ``redraw`` makes the same kind of samples from other rows, where that is known. ``rows`` are the positions of real
+    rows among those passed, None where inputs were made; ``columns`` the names of a frame's columns.
     """
 
     inputs: Tensor

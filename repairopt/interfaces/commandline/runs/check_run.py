@@ -17,12 +17,7 @@ from .results import CheckResult
 def check_spec_file(
     source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
 ) -> CheckResult:
-    """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed.
-
-    Raises:
-        SpecFileError: The spec, its model or data cannot be used.
-        PatchError: The patch cannot be read, or was made for other weights.
-    """
+    """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed."""
     spec = open_spec(source)
     judged = spec.model if model is None else model
     if patch is not None:

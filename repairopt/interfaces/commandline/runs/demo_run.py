@@ -50,11 +50,7 @@ change: {layers: last, columns: group}
 
 
 def run_demo(out: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> SolveResult:
-    """Write data, network and spec into a folder, and repair the network; the repair lies in ``repair`` in it.
-
-    Raises:
-        ResultError: The folder holds something else, or an earlier demo.
-    """
+    """Write data, network and spec into a folder, and repair the network; the repair lies in ``repair`` in it."""
     tell = progress or Silent()
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):

@@ -33,10 +33,6 @@ def move_patch(
     """Write the repaired network, or the one from before, as ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
 
     ``weights`` are used in place of the spec's; for reverting, they are the repaired ones.
-
-    Raises:
-        ResultError: Another kind of file, or it exists.
-        PatchError: The patch cannot be read; the weights are not those it was made for.
     """
     target = Path(out)
     if target.suffix not in ENDINGS:

@@ -42,11 +42,7 @@ def show_patch(path: str | Path) -> PatchResult:
 
 
 def report_folder(folder: str | Path, out: str | Path | None = None) -> ReportResult:
-    """Write the report of a finished run; ``report.html`` in its folder by default.
-
-    Raises:
-        ResultError: There is no finished run, or the report cannot be written here.
-    """
+    """Write the report of a finished run; ``report.html`` in its folder by default."""
     path = Path(folder)
     if not path.is_dir():
         raise ResultError(f"'{path}': there is no such folder. `repairopt solve SPEC --out DIR` makes one.")

@@ -73,11 +73,6 @@ def solve_spec(
     """Repair the network of a spec file; what is returned is written to ``result.json`` as well.
 
     A run that had ended in the folder ``out`` is not repeated where it is resumed.
-
-    Raises:
-        SpecFileError: The spec, its model or data cannot be used, or it has no goal.
-        ResultError: The folder holds another run.
-        SolverNotFoundError: No such back end.
     """
     tell = progress or Silent()
     file = read_spec(source)

@@ -40,10 +40,6 @@ def verify_patch(
 
     ``result`` and ``audit`` are by default the files beside the patch, where they are there. A patch that cannot be
     read or applied is not sound.
-
-    Raises:
-        SpecFileError: The spec, its model or data cannot be used.
-        PatchError: There is no such file.
     """
     if not Path(patch_path).is_file():
         raise PatchError(

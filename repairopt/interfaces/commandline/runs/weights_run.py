@@ -11,11 +11,7 @@ from repairopt.localize import Gradient, Inputs, LayerGraph
 
 
 def chosen_weights(spec: OpenSpec) -> Any:
-    """What to pass as ``weights`` of :func:`repairopt.solve_repair`: the union of layers and columns, or ``"auto"``.
-
-    Raises:
-        SpecFileError: A column that the network does not read, or more last layers than there are.
-    """
+    """What to pass as ``weights`` of ``solve_repair``: the union of layers and columns, or ``"auto"``."""
     change = spec.file.spec.change
     layers = [change.layers] if isinstance(change.layers, str) else list(change.layers or [])
     columns = [change.columns] if isinstance(change.columns, str) else list(change.columns or [])

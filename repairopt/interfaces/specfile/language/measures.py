@@ -1,8 +1,7 @@
-"""The measures of the language: those that classes declare. The parser and the reference read them.
+"""The measures of the language: those that classes declare, see :mod:`repairopt.specify.measures`.
 
-A measure is declared on the class that it makes, see :mod:`repairopt.specify.measures`. Classes of this package stand
-in ``CLASSES``; those of other packages are named by an entry point in the group ``repairopt.measures``, or added by
-:func:`add_measures`.
+Classes of this package stand in ``CLASSES``; others are named by an entry point in the group ``repairopt.measures``,
+or added by :func:`add_measures`.
 """
 
 from __future__ import annotations

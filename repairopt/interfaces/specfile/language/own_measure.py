@@ -27,10 +27,7 @@ def _make_own(kind: Any, given: Given) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class OwnMeasure:
-    """The user's function of ``predict`` and rows as a property; ``target`` is in the library's direction.
-
-    ``sign`` is -1 where larger is better; ``name`` is what reports call it.
-    """
+    """The user's function of ``predict`` and rows as a property; ``sign`` is -1 where larger is better."""
 
     function: Callable[..., Any]
     rows: RowSet

@@ -12,13 +12,7 @@ from repairopt.errors import SpecificationError
 
 
 def load_code(reference: str, folder: Path) -> Callable[..., Any]:
-    """Import a function, given as ``package.module:function``.
-
-    ``folder`` is searched for the module before the installed ones, for this import alone.
-
-    Raises:
-        SpecificationError: No such module or function, or the module fails when it is imported.
-    """
+    """Import ``package.module:function``; ``folder`` is searched for the module before the installed ones."""
     module, _, name = reference.partition(":")
     if not module or not name:
         raise SpecificationError(f"'{reference}': expected Python code as package.module:function.")
