@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import MissingExtraError, SpecificationError
+from repairopt.errors import SpecificationError, require_extra
 from repairopt.network import Engine
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
@@ -82,10 +81,8 @@ class Classifier:
         inputs, labels = torch.as_tensor(np.asarray(X, dtype=np.float32)), torch.as_tensor(codes)
         self.original_ = self._trained(inputs, labels)
         goal = self._goal(inputs, labels, sensitive_features)
-        if self.constraints is None:
-            kept: list[Any] = [KeepLabels(inputs, labels, tolerance=self.tolerance)]
-        else:
-            kept = self.constraints(inputs, labels)
+        kept: list[Any] = [KeepLabels(inputs, labels, tolerance=self.tolerance)]
+        kept = kept if self.constraints is None else self.constraints(inputs, labels)
         options: dict[str, Any] = {"settings": Settings(seed=self.random_state), **(self.options or {})}
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
@@ -136,9 +133,9 @@ class Classifier:
                 f"RepairedClassifier: goal={self.goal!r} compares groups. Pass sensitive_features= to fit, one entry "
                 f"for each row."
             )
-        favorable = (
-            len(self.classes_) - 1 if self.favorable is None else int(_codes([self.favorable], self.classes_)[0])
-        )
+        favorable = len(self.classes_) - 1
+        if self.favorable is not None:
+            favorable = int(_codes([self.favorable], self.classes_)[0])
         options: dict[str, Any] = {"sensitive_features": groups, "favorable": favorable, "target": self.target}
         if self.goal == "demographic_parity":
             return GroupGap.observed(inputs, score="max_difference", **options)
@@ -181,10 +178,7 @@ Args:
 
 @cache
 def _classifier() -> Any:
-    if find_spec("sklearn") is None:
-        raise MissingExtraError(
-            "RepairedClassifier needs scikit-learn, not installed here. Install with: pip install repairopt[sklearn]"
-        )
+    require_extra("sklearn", "RepairedClassifier", "sklearn")
     from sklearn.base import BaseEstimator, ClassifierMixin
 
     names = {"__doc__": DOCUMENTATION, "__module__": __name__, "__qualname__": "RepairedClassifier"}

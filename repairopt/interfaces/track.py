@@ -71,12 +71,9 @@ def report_metrics(report: Report, prefix: str = "repair") -> dict[str, float]:
         name = f"accuracy of {counts.name}/{_split(counts.held_out)}"
         found |= {f"{name}/before": counts.accuracy[0], f"{name}/after": counts.accuracy[1]}
     found |= {"processor seconds": report.cpu_seconds, "seconds": report.seconds.get("total", math.nan)}
-    return {f"{prefix}/{_plain(name)}": value for name, value in found.items() if math.isfinite(value)}
+    plain = {re.sub(r"[^A-Za-z0-9_\-./ ]+", "", name): value for name, value in found.items()}
+    return {f"{prefix}/{name}": value for name, value in plain.items() if math.isfinite(value)}
 
 
 def _split(held_out: bool) -> str:
     return "held-out" if held_out else "repair"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_\-./ ]+", "", name)

@@ -67,21 +67,16 @@ def _change(names: tuple[str, ...], old: Tensor, new: Tensor, form: str) -> Chan
             f"weight '{names[0]}': has type {old.dtype}, which patches cannot change; they can change "
             f"{', '.join(DTYPES)}."
         )
-    kind = Kind(old.dtype, tuple(old.shape))
     before, after = to_bits(old), to_bits(new)
     try:
-        difference = make_difference(kind, before, after, form)
+        difference = make_difference(Kind(old.dtype, tuple(old.shape)), before, after, form)
     except PatchError as error:
         raise PatchError(f"weight '{names[0]}': {error}") from error
-    return Change(names, difference, int((before != after).sum()), _largest(old, new))
-
-
-def _largest(old: Tensor, new: Tensor) -> float | None:
-    if old.dtype not in FLOATS:
-        return None
-    with np.errstate(all="ignore"):
-        change = np.abs(to_float64(to_bits(new), new.dtype) - to_float64(to_bits(old), old.dtype)).max()
-    return float(change) if np.isfinite(change) else None
+    largest = np.nan
+    if old.dtype in FLOATS:
+        with np.errstate(all="ignore"):
+            largest = np.abs(to_float64(after, new.dtype) - to_float64(before, old.dtype)).max()
+    return Change(names, difference, int((before != after).sum()), float(largest) if np.isfinite(largest) else None)
 
 
 def _check_same_kinds(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from repairopt.report.pictures.evidence import Evidence
 
@@ -48,27 +48,22 @@ def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
 def _measure(measure: Plain, claims: dict[str, Plain]) -> Row:
     split, target = measure["held_out"], measure["target"]
     row = Row(measure["name"], SPLITS[split], number(measure["before"]), number(measure["after"]))
-    claim = claims.get(measure["name"]) if split else None
     if target is None:
         return row
-    met = measure["after"] <= target
-    return _judged(row, f"at most {number(target)}", met, claim)
+    return _judged(row, target, measure["after"] <= target, claims.get(measure["name"]) if split else None)
 
 
-def _judged(row: Row, limit: str, met: bool, claim: Plain | None) -> Row:
+def _judged(row: Row, limit: float, met: bool, claim: Plain | None) -> Row:
     """A row with its result; with a claim, met means with its confidence."""
-    interval = ""
     good: bool | None = met
-    result = "met" if met else "not met"
+    result, interval = "met" if met else "not met", ""
     if claim is not None:
-        interval = _ends(claim["interval"]["low"], claim["interval"]["high"])
-        share = f"{100 * claim['confidence']:.4g} %"
+        interval, share = _ends(claim["interval"]), f"{100 * claim['confidence']:.4g} %"
         if claim["met"]:
             result = f"met with {share} confidence"
         elif met:
-            good = None
-            result = f"met here, not shown with {share} confidence"
-    return Row(row.name, row.data, row.before, row.after, interval, limit, result, good)
+            good, result = None, f"met here, not shown with {share} confidence"
+    return replace(row, interval=interval, limit=f"at most {number(limit)}", result=result, good=good)
 
 
 def _crossed(claim: Plain) -> Row:
@@ -78,19 +73,18 @@ def _crossed(claim: Plain) -> Row:
     result = ("met on average" if average else f"met with {share} confidence") if met else "not met"
     good: bool | None = met
     if not met and value <= limit:
-        good, result = None, f"met here, not shown with {share} confidence"
-        rows = claim["rows"]
+        good, result, rows = None, f"met here, not shown with {share} confidence", claim["rows"]
         result += f"; about {rows:,.0f} rows of the smallest group would show it" if rows else ""
-    ends = "" if average else _ends(interval["low"], interval["high"])
+    ends = "" if average else _ends(interval)
     return Row(claim["name"], claim["source"], "", number(value), ends, f"at most {number(limit)}", result, good)
 
 
 def _check(check: Plain, bounded: Sequence[float] | None, claims: dict[str, Plain]) -> Row:
     name, split = check["constraint"], SPLITS[check["held_out"]]
     if bounded is not None:
-        before, after, limit = map(number, bounded)
+        before, after, limit = bounded
         claim = claims.get(name) if check["held_out"] else None
-        return _judged(Row(name, split, before, after), f"at most {limit}", check["holds"], claim)
+        return _judged(Row(name, split, number(before), number(after)), limit, check["holds"], claim)
     failed_before = check.get("failed_before")
     fails = "" if failed_before is None else f"{failed_before:,} fail"
     failed = f"{check['failed']:,} of {check['applied']:,} fail"
@@ -115,5 +109,5 @@ def _accuracies(labels: Sequence[Plain]) -> list[Row]:
     return rows
 
 
-def _ends(low: float, high: float) -> str:
-    return f"{number(low)} to {number(high)}"
+def _ends(interval: Plain) -> str:
+    return f"{number(interval['low'])} to {number(interval['high'])}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from repairopt.patches import library_versions
 from repairopt.report.pictures.evidence import AffectedInputs, Evidence, GroupTable
-from repairopt.report.pictures.gallery import Picture, draw_gallery
+from repairopt.report.pictures.gallery import draw_gallery
 from repairopt.report.pictures.style import have_matplotlib
 
 from .claim_table import SPLITS, claim_rows
@@ -45,11 +45,9 @@ def render_page(
     """
     from jinja2 import Environment, StrictUndefined
 
-    pictures: list[Picture] = []
-    if have_matplotlib():
-        chosen, original = on_frontier(plain)
-        pictures = draw_gallery(evidence, frontier=frontier, chosen=chosen, original=original)
-    missing = NO_PICTURES if not have_matplotlib() else "" if complete else NO_EVIDENCE
+    drawn = have_matplotlib()
+    pictures = draw_gallery(evidence, frontier, *on_frontier(plain)) if drawn else []
+    missing = NO_PICTURES if not drawn else "" if complete else NO_EVIDENCE
     source = files("repairopt.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     return page.render(
@@ -76,11 +74,8 @@ def render_fragment(plain: Plain) -> str:
     """Verdict, caveats and claims for a notebook, without style sheet and pictures."""
     from markupsafe import escape
 
-    rows = "".join(
-        f"<tr><td>{escape(r.name)}</td><td>{escape(r.data)}</td><td>{escape(r.before)}</td><td>{escape(r.after)}</td>"
-        f"<td>{escape(r.limit)}</td><td>{escape(r.result)}</td></tr>"
-        for r in claim_rows(plain, Evidence())
-    )
+    cells = [(r.name, r.data, r.before, r.after, r.limit, r.result) for r in claim_rows(plain, Evidence())]
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
     head = "".join(f"<th>{cell}</th>" for cell in ("claim", "data", "before", "after", "limit", "result"))
     caveats = "".join(f"<li>{escape(text)}</li>" for text in list_caveats(plain))
     return (
@@ -137,10 +132,9 @@ def _input_table(affected: AffectedInputs, features: Sequence[str]) -> Plain:
         names = [f"column {j}" for j in range(flat.shape[1])]
     rows = []
     for k, row in enumerate(affected.rows):
-        label = int(affected.labels[k])
-        answer = [str(int(row)), "-" if label < 0 else str(label), str(int(affected.before[k]))]
-        shown = [f"{value:.4g}" for value in flat[k]]
-        rows.append([*answer, str(int(affected.after[k])), f"{affected.shift[k]:.3f}", *shown])
+        label, before, after = (int(of[k]) for of in (affected.labels, affected.before, affected.after))
+        answer = [str(int(row)), "-" if label < 0 else str(label), str(before), str(after)]
+        rows.append([*answer, f"{affected.shift[k]:.3f}", *(f"{value:.4g}" for value in flat[k])])
     head = ["row", "true label", "before", "after", "probability moved", *names]
     title = f"{affected.name}, {SPLITS[affected.held_out]}"
     return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}
@@ -168,10 +162,8 @@ def _facts(plain: Plain) -> list[tuple[str, str]]:
 
 
 def _rounds(plain: Plain) -> list[list[str]]:
-    return [
-        [
-            *(r["step"], r["status"], r["solver"], f"{r['rows']:,}", number(r["goal"])),
-            *("yes" if r["accepted"] else "no", r["note"]),
-        ]
-        for r in plain["rounds"]
-    ]
+    def row(r: Plain) -> list[str]:
+        known = [r["step"], r["status"], r["solver"], f"{r['rows']:,}", number(r["goal"])]
+        return [*known, "yes" if r["accepted"] else "no", r["note"]]
+
+    return [row(r) for r in plain["rounds"]]

@@ -15,7 +15,7 @@ from repairopt.localize import Location
 from repairopt.patches import whole_file
 from repairopt.program import Conflict, Program, Source, Status, explain_conflict
 from repairopt.report.pictures import plots
-from repairopt.report.pictures.collect import Subjects, collect_evidence, evidence_from_dict
+from repairopt.report.pictures.collect import ReportSources, collect_evidence, evidence_from_dict
 from repairopt.report.pictures.evidence import Evidence
 from repairopt.surrogate import Surrogate
 from repairopt.verify import Check, Claim, LabelCounts, Measure, Round, Verification
@@ -134,7 +134,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
-    subjects: Subjects | None = field(default=None, repr=False)
+    subjects: ReportSources | None = field(default=None, repr=False)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -305,39 +305,24 @@ def _pick(what: str, found: Sequence[Any], name: str | None, held_out: bool | No
 
 
 def _check_dict(check: Check) -> dict[str, Any]:
+    fails: Any = check.before < 0
+    if check.unit == "samples" and check.applied:
+        fails = fails.reshape(check.applied, -1).any(axis=1)
+    names = ("constraint", "held_out", "applied", "failed", "allowed", "unit", "soft", "holds")
     return {
-        "constraint": check.constraint,
-        "held_out": check.held_out,
-        "applied": check.applied,
-        "failed": check.failed,
-        "failed_before": _failed(check),
-        "allowed": check.allowed,
-        "unit": check.unit,
-        "soft": check.soft,
-        "holds": check.holds,
+        **{name: getattr(check, name) for name in names},
+        "failed_before": int(fails.sum()),
         "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
         "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
     }
 
 
-def _failed(check: Check) -> int:
-    """Samples, or rows, that fail before."""
-    fails = check.before < 0
-    by_sample = check.unit == "samples" and check.applied
-    return int(fails.reshape(check.applied, -1).any(axis=1).sum() if by_sample else fails.sum())
-
-
 def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:
     if surrogate is None:
         return None
-    return {
-        "kind": surrogate.kind,
-        "power": surrogate.power,
-        "trusted": surrogate.trusted,
-        "convexification": surrogate.convexification,
-        "shift": surrogate.shift,
-        "fit_error": None if surrogate.fit_error is None else vars(surrogate.fit_error),
-    }
+    names = ("kind", "power", "trusted", "convexification", "shift")
+    error = None if surrogate.fit_error is None else vars(surrogate.fit_error)
+    return {**{name: getattr(surrogate, name) for name in names}, "fit_error": error}
 
 
 def _plain(value: Any) -> Any:

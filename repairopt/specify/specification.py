@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,12 +97,11 @@ class Specification:
                     f"held_out, watch: expected properties and constraints, or for held_out one pair (inputs, labels); "
                     f"got {type(other).__name__}."
                 )
-        names = [item.name for item in self.constraints]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        name, count = Counter(item.name for item in self.constraints).most_common(1)[0] if self.constraints else ("", 1)
+        if count > 1:
             raise SpecificationError(
-                f"constraints: the name '{twice[0]}' is used {names.count(twice[0])} times; reports and rows are told "
-                f"apart by name. Pass name=... to tell them apart."
+                f"constraints: the name '{name}' is used {count} times; reports and rows are told apart by name. Pass "
+                f"name=... to tell them apart."
             )
 
     @property

@@ -41,11 +41,8 @@ Both = tuple[Remembering, Remembering]  # the networks before and after
 
 
 @dataclass(frozen=True, eq=False)
-class Subjects:
-    """What a report is about: references to what the user passed and got, nothing is copied.
-
-    ``delta`` has the change of each parameter that could change; the specification is not anchored.
-    """
+class ReportSources:
+    """The networks, the change of each parameter and the specification that a report is about; nothing is copied."""
 
     original: nn.Module
     repaired: nn.Module
@@ -55,17 +52,17 @@ class Subjects:
     memory_limit: int = 2**30
 
 
-def collect_evidence(subjects: Subjects, verification: Verification, plain: dict[str, Any]) -> Evidence:
+def collect_evidence(sources: ReportSources, verification: Verification, plain: dict[str, Any]) -> Evidence:
     """Run both networks and note what the pictures show; ``plain`` is the report as a dict."""
-    options: Any = {"forward_fn": subjects.forward_fn, "memory_limit": subjects.memory_limit}
-    both = both_networks(subjects.original, subjects.repaired, **options)
-    items = _anchored_items(subjects.specification, both[0])
+    options: Any = {"forward_fn": sources.forward_fn, "memory_limit": sources.memory_limit}
+    both = both_networks(sources.original, sources.repaired, **options)
+    items = _anchored_items(sources.specification, both[0])
     known = evidence_from_dict(plain)
     return Evidence(
         rates=_distinct([*_group_rates(items, both), *(one for one in known.rates if one.quantity == "recall")]),
         margins=_distinct([*_label_margins(items, both), *_robustness(items, both)]),
         slacks=_distinct(_slacks(verification)),
-        layers=tuple(_layer(name, change, subjects.original) for name, change in subjects.delta.items()),
+        layers=tuple(_layer(name, change, sources.original) for name, change in sources.delta.items()),
         affected=_most_affected(items, both),
         tables=_group_tables(items, both),
         progress=known.progress,

@@ -25,7 +25,6 @@ class Picture:
 
 def draw_gallery(
     evidence: Evidence,
-    *,
     frontier: Any = (),
     chosen: tuple[float, float] | None = None,
     original: tuple[float, float] | None = None,
@@ -48,9 +47,8 @@ def draw_gallery(
 
 def _groups(evidence: Evidence) -> Drawn:
     for rates in evidence.rates[:MOST]:
-        pairs = ", ".join(
-            f"{g} {b:.3f} to {a:.3f}" for g, b, a in zip(rates.groups, rates.before, rates.after, strict=True)
-        )
+        sides = zip(rates.groups, rates.before, rates.after, strict=True)
+        pairs = ", ".join(f"{group} {before:.3f} to {after:.3f}" for group, before, after in sides)
         bars = " Bars: 95 % sampling intervals." if rates.quantity != "recall" else ""
         caption = f"{rates.quantity.capitalize()} before (hollow) and after (full), {split_name(rates.held_out)}.{bars}"
         yield plots.plot_rates(rates), f"{rates.name}: {pairs}.", caption

@@ -158,8 +158,8 @@ class GroupMetrics:
         return MetricFrame(metrics=dict(self.metrics), **data)
 
     def _in_groups(self, metric: Metric) -> dict[Any, float]:
-        members = {group: self.sensitive_features == group for group in self.groups}
-        return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in members.items()}
+        rows = ((group, self.sensitive_features == group) for group in self.groups)
+        return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in rows}
 
     def _rate_spread(self, rate: Callable[..., float], method: str) -> float:
         return self._spread(partial(rate, pos_label=self.pos_label), method)

@@ -16,20 +16,16 @@ from .run_folder import REPORT, RESULT, read_result
 def show_patch(path: str | Path) -> PatchResult:
     """What a patch says: its changes, hashes and origin."""
     patch = load_patch(path)
-    changes: list[dict[str, Any]] = [
-        {
-            "names": list(change.names),
-            "form": change.difference.form,
-            "shape": list(change.difference.kind.shape),
-            "count": change.count,
-            "largest": change.largest,
-        }
-        for change in (patch.changes if isinstance(patch, Patch) else ())
-    ]
-    if not isinstance(patch, Patch):
-        sizes = [{"shape": list(tensor.shape), "count": tensor.numel()} for tensor in patch.tensors.values()]
-        forms = [{"names": [name], "form": f"added by {patch.kind}"} for name in patch.tensors]
-        changes = [{**form, **size} for form, size in zip(forms, sizes, strict=True)]
+    changes: list[dict[str, Any]] = []
+    if isinstance(patch, Patch):
+        for change in patch.changes:
+            kind, figures = change.difference.kind, {"count": change.count, "largest": change.largest}
+            form = {"names": list(change.names), "form": change.difference.form, "shape": list(kind.shape)}
+            changes.append({**form, **figures})
+    else:
+        for name, tensor in patch.tensors.items():
+            added = {"names": [name], "form": f"added by {patch.kind}"}
+            changes.append({**added, "shape": list(tensor.shape), "count": tensor.numel()})
     return PatchResult(
         exit_code=0,
         patch=str(path),

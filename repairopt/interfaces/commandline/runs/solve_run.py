@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
-
-from repairopt.errors import SpecFileError, SpecificationError
+from repairopt.errors import ResultError, SpecFileError, SpecificationError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
@@ -91,13 +89,10 @@ def solve_spec(
     folder.begin(resume=options.resume, overwrite=options.overwrite)
     if options.resume and folder.finished:
         return _finished(folder, file)
-    run = _Run(spec, folder, options, tell, inputs, command)
-    return run.go(weights, solver)
+    return _Run(spec, folder, options, tell, inputs, command).go(weights, solver)
 
 
 def _finished(folder: RunFolder, file: SpecFile) -> SolveResult:
-    from repairopt.errors import ResultError
-
     result: SolveResult = read_result(folder.path / RESULT)[0]
     if result.spec_hash != file.hash:
         raise ResultError(f"'{folder.path}': holds the result of another spec. Use --overwrite, or another --out.")
@@ -155,17 +150,11 @@ class _Run:
             log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
-        def keep(change: dict[str, Tensor]) -> None:
-            self.folder.save_checkpoint(change, self.state)
-
         method = _method(spec)
+        bounds = tuple(bound.as_constraint() for bound in spec.bounds)
         return solve_repair(
             spec.model,
-            Specification(
-                spec.goal.as_goal(),
-                tuple(bound.as_constraint() for bound in spec.bounds),
-                watch=tuple(item.item for item in spec.watch),
-            ),
+            Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
             data=() if rows.labels is None else (rows.inputs, rows.labels),
             held_out=twins,
             weights=weights,
@@ -176,7 +165,7 @@ class _Run:
                 seed=self.seed,
                 progress=note,
                 start=start if "start" in uses(method) and weights != "auto" else None,
-                checkpoint=keep,
+                checkpoint=lambda change: self.folder.save_checkpoint(change, self.state),
             ),
         )
 
@@ -210,7 +199,12 @@ class _Run:
             solver=patch.info.solver,
             seed=self.seed,
             seconds=time.perf_counter() - self.started,
-            weights=_changed(repair),
+            weights=Changed(
+                chosen=report.location.size,
+                changed=report.changed,
+                largest_change=report.largest_change,
+                parameters={name: len(ix) for name, ix in report.location.indices.items()},
+            ),
             base=self.base,
             repaired=patch.repaired.total,
             patch=patch.content_hash,
@@ -228,17 +222,7 @@ class _Run:
 
 def _twin(item: Any) -> Any:
     """A bound or watched measure on held-out rows: its value where it has one, else the constraint."""
-    if not item.statement.bounds and item.is_property:
-        return item.item
-    return item.as_constraint()
-
-
-def _changed(repair: Repair) -> Changed:
-    report = repair.report
-    sizes = {name: len(ix) for name, ix in report.location.indices.items()}
-    return Changed(
-        chosen=report.location.size, changed=report.changed, largest_change=report.largest_change, parameters=sizes
-    )
+    return item.item if not item.statement.bounds and item.is_property else item.as_constraint()
 
 
 def _method(spec: OpenSpec) -> Any:

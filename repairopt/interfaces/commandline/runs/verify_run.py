@@ -82,8 +82,6 @@ class _Verifier:
     def say(self, what: str, ok: bool | None, detail: str) -> None:
         self.lines.append(CheckLine(what=what, ok=ok, detail=detail))
 
-    # ---------------------------------------------------------------- the patch
-
     def patch(self, expected_hash: str | None) -> list[ClaimRow]:
         """The patch file, its base, what it leads to, and each of its claims."""
         try:
@@ -109,15 +107,11 @@ class _Verifier:
         return claims
 
     def _location(self) -> dict[str, list[int]] | None:
-        """Where the user's own rows speak of: from the result, which is all that knows it."""
-        path = self.path.parent / RESULT
+        """The weights that the user's own rows speak of; only the result knows them."""
         try:
-            found: SolveResult = read_result(path)[0]
+            return read_result(self.path.parent / RESULT)[0].location
         except ResultError:
             return None
-        return found.location
-
-    # ---------------------------------------------------------------- the result
 
     def result(self, path: Path | None, claims: Sequence[ClaimRow]) -> None:
         """The result: of this patch and spec, its claims as recomputed, its verdict no better than they allow."""
@@ -134,10 +128,8 @@ class _Verifier:
         met = bool(claims) and all_met(claims)
         if stated.met != met:
             wrong.append(f"says met: {stated.met}, recomputed: {met}")
-        if stated.verdict == "repaired" and not met:
-            wrong.append("says repaired, but a goal or bound is not met")
-        if stated.exit_code == 0 and not met:
-            wrong.append("says exit code 0, but a goal or bound is not met")
+        for says, good in (("repaired", stated.verdict == "repaired"), ("exit code 0", stated.exit_code == 0)):
+            wrong += [f"says {says}, but a goal or bound is not met"] if good and not met else []
         hashes = self.spec.hashes()
         wrong += [f"'{n}' is not the file it was" for n, digest in stated.inputs.items() if hashes.get(n) != digest]
         self.say("result.json", not wrong, "; ".join(wrong) or "fits the patch, the spec and what was recomputed")
@@ -152,8 +144,6 @@ class _Verifier:
             }
             wrong += [f"names another {what}" for what, (said, own) in pairs.items() if said != own]
         return wrong
-
-    # ---------------------------------------------------------------- the log
 
     def log(self, path: Path | None) -> None:
         """The chain of the log, and that patch and result stand in it."""
@@ -184,17 +174,16 @@ def _differences(stated: Sequence[Any], found: Sequence[ClaimRow]) -> list[str]:
     own = {(claim.text, claim.data): claim.model_dump(mode="json") for claim in found}
     said = {(str(claim.get("text")), str(claim.get("data"))): claim for claim in stated}
     wrong = [] if len(said) == len(stated) else ["a claim is stated twice"]
-    wrong += [f"claim '{text}' on {data or 'the change'} is missing" for text, data in own if (text, data) not in said]
-    wrong += [
-        f"claim '{text}' on {data or 'the change'} is not of the spec" for text, data in said if (text, data) not in own
-    ]
-    for key, claim in own.items():
-        if key in said:
-            other = said[key]
-            wrong_parts = [part for part in FIXED if other.get(part) != claim[part]]
-            wrong_parts += [part for part in FIGURES if not _close(other.get(part), claim[part])]
-            off = [f"{part} {other.get(part)!r}, recomputed {claim[part]!r}" for part in wrong_parts]
-            wrong += [f"claim '{key[0]}' on {key[1] or 'the change'}: states {'; '.join(off)}"] if off else []
+    for key in dict.fromkeys([*own, *said]):
+        name = f"claim '{key[0]}' on {key[1] or 'the change'}"
+        if key not in said or key not in own:
+            wrong.append(f"{name} is {'missing' if key in own else 'not of the spec'}")
+            continue
+        claim, other = own[key], said[key]
+        parts = [part for part in FIXED if other.get(part) != claim[part]]
+        parts += [part for part in FIGURES if not _close(other.get(part), claim[part])]
+        off = [f"{part} {other.get(part)!r}, recomputed {claim[part]!r}" for part in parts]
+        wrong += [f"{name}: states {'; '.join(off)}"] if off else []
     return wrong
 
 
