@@ -21,7 +21,7 @@ from repairopt import GroupGap, KeepLabels, Repair, solve_repair
 from repairopt.compare.tasks import loan_decisions
 from repairopt.report.html_file import write_html
 from repairopt.report.pictures.evidence import save_evidence
-from repairopt.report.pictures.style import picture_bytes
+from repairopt.report.pictures.plots import picture_bytes
 
 FEATURES = ["income", "savings", "age", "years at address", "household", "group"]
 

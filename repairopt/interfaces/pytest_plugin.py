@@ -70,7 +70,7 @@ class SpecTests(pytest.File):
     def result(self) -> CheckResult:
         """All claims, measured once."""
         if self._result is None:
-            from repairopt.interfaces.commandline.runs.check_run import check_spec_file
+            from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
 
             self._result = check_spec_file(self.path, patch=self.config.getoption("repairopt_patch"))
         return self._result

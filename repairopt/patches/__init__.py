@@ -7,17 +7,14 @@ from typing import Any
 from repairopt.errors import AuditError, ExportError, MissingExtraError, PatchConflictError, PatchError, WrongBaseError
 
 from .audit import AuditLog, LogEnd, verify_log
-from .changes import Change
-from .claims import PatchInfo, hash_spec
-from .fingerprints import Fingerprint, digest_tensor, fingerprint
+from .claims import PatchInfo, hash_spec, library_versions
+from .differences import Change
 from .lora_export import export_lora
-from .merge import load_weights, merged_state_dict, save_weights
 from .onnx_export import TOLERANCES, OnnxExport, export_onnx
-from .patch import Patch
+from .patch import Patch, load_weights, merged_state_dict, save_weights
 from .safe_files import read_tensors, whole_file, write_tensors
 from .stack import Conflict, apply_all, find_conflicts, revert_all
-from .versions import library_versions
-from .weights import listed
+from .weights import Fingerprint, digest_tensor, fingerprint, listed
 from .wrapped_patch import WrappedPatch, load_patch, wrap
 
 

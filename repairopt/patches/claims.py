@@ -6,13 +6,16 @@ where nothing is promised), ``met``, ``data`` (``"repair"`` or ``"held-out"``), 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from repairopt.errors import PatchError
@@ -105,3 +108,19 @@ def hash_spec(spec: Any) -> str:
                 f"plain dicts and lists."
             ) from error
     return hashlib.sha256(spec).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    return dict(_read())
+
+
+@functools.cache  # each name costs milliseconds, and what is imported does not change
+def _read() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

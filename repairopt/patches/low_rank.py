@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from .differences import Facts, Kind, Positions, expect, read_flips, read_positions
-from .fingerprints import digest_entries
 from .tensor_bits import FLOATS, Bits, round_to_bits, to_float64
+from .weights import digest_entries
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from repairopt.errors import ExportError, require_extra
 
-from .fingerprints import fingerprint
 from .safe_files import sync_folder
-from .weights import copy_model, state_of
+from .weights import copy_model, fingerprint, state_of
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5), torch.float16: (1e-2, 1e-3)}
 _ONE_FILE = 2**31 - 2**24  # bytes of weights up to which they fit into the protobuf message itself

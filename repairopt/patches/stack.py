@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from repairopt.errors import PatchConflictError, WrongBaseError
 
-from .changes import Change
-from .differences import Positions
-from .fingerprints import fingerprint, written_copy
+from .differences import Change, Positions
 from .patch import Patch
 from .tensor_bits import Bits, from_bits, to_bits
-from .weights import copy_model, state_of
+from .weights import copy_model, fingerprint, state_of, written_copy
 
 _SHOWN = 5
 

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from repairopt.errors import PatchError, WrongBaseError
 
 from .claims import PatchInfo
-from .fingerprints import Fingerprint, fingerprint
-from .patch import Patch, patch_info
-from .patch_header import CONTENT, HEADER, content_hash, origin_lines, read_checked
+from .patch import CONTENT, HEADER, Patch, content_hash, origin_lines, patch_info, read_checked
 from .safe_files import read_tensors, write_tensors
-from .weights import copy_model
+from .weights import Fingerprint, copy_model, fingerprint
 
 WRAPPED_HEADER, FORMAT = "repairopt_wrapped", 1
 GROUP = "repairopt.wrappers"

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from math import ceil, inf, sqrt
 from typing import Any
 
-from repairopt.network import Predict
-from repairopt.specify import Interval, Statistical, normal_quantile
+import numpy as np
+import torch
+from torch import Tensor
 
-from .paired import paired_error
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict
+from repairopt.specify import Grouped, Interval, Restrictable, Statistical, inputs_of, normal_quantile
+
+GROUPS = 40  # of samples; each is left out once
+
+
+def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int = GROUPS) -> float | None:
+    """Standard error of ``prop.value(predict) - prop.value(original)``; None where it cannot be told."""
+    given = _by_position(prop)
+    if given is None or len(given[1]) < 2 * groups:
+        return None
+    own, inputs = given
+    with torch.no_grad():
+        both = predict(inputs), original(inputs)
+        group = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)) % groups
+        parts = []
+        for left_out in range(groups):
+            keep = group != left_out
+            try:
+                part: Any = own.where(lambda _, keep=keep: keep)
+                parts.append([float(part.value(lambda rows, known=known: known[rows[:, 0]])) for known in both])
+            except SpecificationError:  # a part without rows of some group or class
+                return None
+    now, before = np.asarray(parts).T
+    if not np.ptp(before):  # a bound that does not move, such as that there are no flips
+        return None
+    changes = now - before
+    return float(np.sqrt((groups - 1) / groups * np.sum((changes - changes.mean()) ** 2)))
+
+
+def _by_position(prop: Any) -> tuple[Any, Tensor] | None:
+    """The property with positions in place of its inputs, which may be large, and the inputs."""
+    holder: Any = prop.samples if isinstance(prop, Grouped) else prop
+    found = inputs_of(prop)
+    if not isinstance(prop, Restrictable) or not is_dataclass(prop) or not is_dataclass(holder) or found is None:
+        return None
+    moved = replace(holder, inputs=torch.arange(len(found))[:, None])
+    return (moved if holder is prop else replace(prop, samples=moved)), found
 
 
 @dataclass(frozen=True)
@@ -27,7 +66,7 @@ class Claim:
         source: Which data: ``"cross-validation"``, ``"held-out data"``.
         relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
             that of the difference of the two values, where that can be measured (see
-            :func:`repairopt.verify.paired.paired_error`).
+            :func:`repairopt.verify.claims.paired_error`).
     """
 
     name: str

@@ -64,7 +64,7 @@ def demo(out: Path, overwrite: bool, as_json: bool) -> None:
 @json_option
 def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
     """Measure goal and bounds of SPEC on its network. Nothing is changed or written."""
-    from repairopt.interfaces.commandline.runs.check_run import check_spec_file
+    from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
 
     emit(check_spec_file(spec, patch=patch, strict=strict), as_json, check_text)
 

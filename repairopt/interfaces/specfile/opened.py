@@ -9,16 +9,88 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from repairopt.errors import LanguageError
+from repairopt.errors import LanguageError, RepairError, SpecFileError
 from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_statement
+from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.row_sets import Data
 from repairopt.interfaces.specfile.language.statements import Statement
+from repairopt.patches import listed, load_weights
 
 from .load_rows import load_data
-from .model_file import load_model
 from .reader import SpecFile, check_spec, read_spec
+
+
+def load_model(file: SpecFile) -> nn.Module:
+    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU."""
+    model = file.spec.model
+    if model.onnx is not None:
+        from .onnx_model import load_onnx
+
+        try:
+            return load_onnx(file.existing(("model", "onnx"), model.onnx))
+        except RepairError as error:
+            if isinstance(error, SpecFileError):
+                raise
+            raise file.fail(("model", "onnx"), str(error)) from error
+    assert model.factory is not None
+    try:
+        factory = load_code(model.factory, file.folder)
+    except RepairError as error:
+        raise file.fail(("model", "factory"), str(error)) from error
+    try:
+        network = factory(**model.arguments)
+    except Exception as error:
+        where = ("model", "arguments") if model.arguments else ("model", "factory")
+        reason = f"{model.factory} failed with {type(error).__name__}: {error}. Arguments: {model.arguments or 'none'}."
+        raise file.fail(where, reason) from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise file.fail(("model", "factory"), f"{model.factory} returned a {kind}; expected a torch.nn.Module.")
+    if model.weights is not None:
+        fill_weights(file, network, file.existing(("model", "weights"), model.weights))
+    return network.eval()
+
+
+def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
+    """A state dict from safetensors or from ``torch.save``; nothing in the file is executed, else a SpecFileError."""
+    where = ("model", "weights")
+    if not path.is_file():
+        raise file.fail(where, f"there is no file '{path}'")
+    if path.suffix == ".safetensors":
+        try:
+            return load_weights(path)
+        except RepairError as error:
+            raise file.fail(where, str(error)) from error
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).split(". ")[0].strip() or type(error).__name__  # what follows is advice to trust the file
+        reason = (
+            f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in "
+            f"it was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'w.safetensors')."
+        )
+        raise file.fail(where, reason) from None
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise file.fail(where, f"'{path}' holds a {type(found).__name__}; expected a state dict, names to tensors.")
+    return found
+
+
+def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
+    """Load a file of weights, safetensors or a state dict of ``torch.save``, into a network in place."""
+    state = read_state(file, path)
+    own = network.state_dict()
+    missing, extra = [n for n in own if n not in state], [n for n in state if n not in own]
+    wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
+    if missing or extra or wrong:
+        texts = [f"missing: {listed(missing)}"] if missing else []
+        texts += [f"not in the network: {listed(extra)}"] if extra else []
+        texts += [f"{n} has shape {tuple(state[n].shape)}, expected {tuple(own[n].shape)}" for n in wrong[:3]]
+        raise file.fail(("model", "weights"), f"'{path}' does not fit {file.spec.model.factory}: {'; '.join(texts)}.")
+    network.load_state_dict(state)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import plots
 from .evidence import Evidence
-from .style import data_uri, split_name
+from .plots import data_uri, split_name
 
 MOST = 6  # pictures of a kind
 Drawn = Iterator[tuple[Any, str, str]]  # figure, text in its place, caption

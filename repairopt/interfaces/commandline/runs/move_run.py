@@ -10,8 +10,8 @@ from torch import nn
 
 from repairopt.errors import ResultError, WrongBaseError
 from repairopt.interfaces.specfile.load_rows import load_data
-from repairopt.interfaces.specfile.model_file import fill_weights, load_model
 from repairopt.interfaces.specfile.onnx_model import with_softmax
+from repairopt.interfaces.specfile.opened import fill_weights, load_model
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.patches import WrappedPatch, export_onnx, fingerprint, load_patch, save_weights, whole_file
 

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
-from .results import CheckLine, SolveResult, VerifyResult
+from .results import CheckLine, CheckResult, SolveResult, VerifyResult
 from .run_folder import AUDIT, RESULT, read_result
 
 FIXED = ("text", "name", "role", "data", "bound", "met", "shown", "rows", "unit")
@@ -192,3 +194,24 @@ def _close(first: Any, second: Any) -> bool:
     if len(numbers) < 2:
         return bool(first == second)
     return math.isclose(float(first), float(second), rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+def check_spec_file(
+    source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
+) -> CheckResult:
+    """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed."""
+    spec = open_spec(source)
+    judged = spec.model if model is None else model
+    if patch is not None:
+        judged = Patch.load(patch).apply(judged)
+    claims = measure_claims(spec, judged)
+    met = all_met(claims, strict)
+    return CheckResult(
+        exit_code=0 if met else 1,
+        spec=str(spec.file.path),
+        spec_hash=spec.file.hash,
+        met=met,
+        claims=claims,
+        rows={name: len(rows) for name, rows in spec.data.sets.items()},
+        weights=fingerprint(judged).total,
+    )

@@ -31,7 +31,7 @@ from repairopt.specify import (
     OutputBounds,
 )
 
-from .own_measure import OwnMeasure
+from .python_code import OwnMeasure
 
 CLASSES: tuple[Any, ...] = (
     OddsGap,
