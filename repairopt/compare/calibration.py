@@ -64,9 +64,6 @@ def calibrate_margin(
         settings: Same.
         **options: ``data``, ``held_out``, ``weights`` and former keywords.
 
-    Returns:
-        The constraint and what was tried.
-
     Raises:
         SpecificationError: No margins, or fewer than 2 folds.
     """

@@ -91,9 +91,6 @@ class Frontier:
             axes: Of matplotlib; None for new ones.
             held_out: Which data; None for held-out data where there are some.
 
-        Returns:
-            The axes.
-
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """

@@ -97,9 +97,6 @@ def explain_unmet(
         **options: ``data``, ``held_out``, ``weights`` and former keywords. With ``weights="auto"`` all tries use the
             weights of the first.
 
-    Returns:
-        The conflict, the closest value and, where there is one, the proof.
-
     Raises:
         SpecificationError: Two constraints have the same name; ``most_tries`` is no whole number.
     """

@@ -38,7 +38,7 @@ def check_property(prop: specify.Property, predict_example: Predict) -> list[str
     expect(whole, "name, target and value(predict)", f"a {type(prop).__name__} without one of them")
     expect(isinstance(prop.name, str) and prop.name != "", "a name that is a non-empty text", repr(prop.name))
     expect(isinstance(prop.target, Real) and bool(np.isfinite(prop.target)), "a finite target", prop.target)
-    ran, lacks = ["declaration"], []
+    ran, gains = ["declaration"], []
     known: Any = prop
     if isinstance(prop, specify.Anchored):
         with torch.no_grad():
@@ -53,8 +53,8 @@ def check_property(prop: specify.Property, predict_example: Predict) -> list[str
         else:
             missing = [name for name in members if not hasattr(known, name)]
             gain = str(protocol.__doc__).splitlines()[0].replace("``", "")
-            lacks.append(f"lacks {', '.join(missing)}: {gain}")
-    return ran + lacks
+            gains.append(f"lacks {', '.join(missing)}: {gain}")
+    return ran + gains
 
 
 def expectation(check: str, subject: str, problem: str = "") -> Expect:
@@ -160,14 +160,13 @@ def _interval(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 def _where(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     every = prop.where(lambda inputs: torch.ones(len(inputs), dtype=torch.bool, device=inputs.device))
-    with torch.no_grad():
-        same = _scalar(expect, "value of where(all)", _same_kind(expect, "where", prop, every).value(predict))
-        expect(_near(same, value), f"all samples to give the value, {value:.6g}", f"{same:.6g}")
-        try:
-            part = prop.where(lambda inputs: torch.arange(len(inputs), device=inputs.device) % 3 > 0)
-        except SpecificationError:  # no sample of some group or class among so few
-            return "where: the same on all samples"
-        _scalar(expect, "value of where(some)", part.value(predict))
+    same = _scalar(expect, "value of where(all)", _same_kind(expect, "where", prop, every).value(predict))
+    expect(_near(same, value), f"all samples to give the value, {value:.6g}", f"{same:.6g}")
+    try:
+        part = prop.where(lambda inputs: torch.arange(len(inputs), device=inputs.device) % 3 > 0)
+    except SpecificationError:  # no sample of some group or class among so few
+        return "where: the same on all samples"
+    _scalar(expect, "value of where(some)", part.value(predict))
     return "where: the same on all samples, finite on a part"
 
 
@@ -179,10 +178,8 @@ def _on(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
         moved = prop.on(*(own if own is not None else (inputs, None)))
     except SpecificationError:
         return "on: refuses its own data"
-    with torch.no_grad():
-        moved = _same_kind(expect, "on", prop, moved)
-        moved = moved.anchor(predict) if isinstance(moved, specify.Anchored) else moved
-        _scalar(expect, "value of on(inputs, labels)", moved.value(predict))
+    moved = specify.anchor(_same_kind(expect, "on", prop, moved), predict)
+    _scalar(expect, "value of on(inputs, labels)", moved.value(predict))
     return "on: the same property"
 
 
@@ -203,8 +200,7 @@ def _labels(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 def _rates(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     for soft in (False, True):
-        with torch.no_grad():
-            rates, counts = prop.compared(predict, soft)
+        rates, counts = prop.compared(predict, soft)
         fits = rates.ndim == 2 and rates.shape == counts.shape and bool((counts > 0).all())
         expect(fits, "compared to return rates and counts (c, q)", f"{tuple(rates.shape)}, {tuple(counts.shape)}")
         inside = bool(((rates > -VALUE_TOL) & (rates < 1 + VALUE_TOL)).all())

@@ -139,8 +139,7 @@ class Classifier:
         options: dict[str, Any] = {"sensitive_features": groups, "favorable": favorable, "target": self.target}
         if self.goal == "demographic_parity":
             return GroupGap.observed(inputs, score="max_difference", **options)
-        if self.goal == "equal_opportunity":
-            options["given"] = (favorable,)
+        options |= {"given": (favorable,)} if self.goal == "equal_opportunity" else {}
         return OddsGap.observed(inputs, labels, **options)
 
 

@@ -107,8 +107,7 @@ def _layers(patch: Patch, model: nn.Module) -> list[str]:
 
 
 def _check_biases(layers: list[str], state: dict[str, Tensor]) -> None:
-    without = [layer for layer in layers if f"{layer}.bias" not in state]
-    if without:
+    if without := [layer for layer in layers if f"{layer}.bias" not in state]:
         raise ExportError(
             f"the patch changes a bias, and {listed(without)} have none. peft gives all layers of an adapter a bias or "
             f"none, and cannot merge one into a layer without. Ship the patch, or repair weights without biases."

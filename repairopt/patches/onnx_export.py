@@ -62,9 +62,6 @@ def export_onnx(
         rtol: By default 1e-4 for float32, 1e-9 for float64, 1e-2 for float16.
         atol: By default 1e-5 for float32, 1e-9 for float64, 1e-3 for float16.
 
-    Returns:
-        Where it is and how well it agrees.
-
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed: ``pip install repairopt[onnx]``.
         ExportError: torch or ONNX Runtime cannot take the model, or the outputs differ.
@@ -130,8 +127,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)

@@ -128,9 +128,6 @@ class Patch:
             expected_hash: The :attr:`content_hash` that it must have, from where you trust. Without it damage and
                 careless edits are found, but not an edit that updates the hash in the file as well.
 
-        Returns:
-            The patch, equal to the one that was saved.
-
         Raises:
             PatchError: Another kind of file, cut short, changed, of another format, or with another content hash.
         """

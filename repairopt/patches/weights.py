@@ -1,4 +1,4 @@
-"""The weights of a model or of a state dict, by name, and their SHA-256: what a patch is made of and checked against."""
+"""The weights of a model or of a state dict, by name, and their SHA-256: what patches are made of."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repairopt.errors import SpecificationError
+from repairopt.patches import whole_file
 from repairopt.report.pictures.collect import evidence_from_dict
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence
 
@@ -38,15 +39,10 @@ def write_html(
         frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
         features: Names of the input columns.
 
-    Returns:
-        The path.
-
     Raises:
         SpecificationError: The folder holds no result, or one that is not a report.
         PatchError: The folder of the page does not exist.
     """
-    from repairopt.patches import whole_file
-
     options: dict[str, Any] = {"title": title, "frontier": frontier, "features": features}
     if isinstance(result, Repair | Report):
         page = result.to_html(**options)
@@ -75,10 +71,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], Evidence, bool]:
         raise SpecificationError(f"'{file}': is not JSON ({error}). Get it again, or run the repair again.") from error
     if isinstance(plain, dict) and isinstance(plain.get("report"), dict):
         plain = plain["report"]
-    lacking = [name for name in NEEDED if not isinstance(plain, dict) or name not in plain]
-    if lacking:
+    missing = [name for name in NEEDED if not isinstance(plain, dict) or name not in plain]
+    if missing:
         raise SpecificationError(
-            f"'{file}': is not the report of a repair; it lacks {', '.join(lacking)}. Write it with "
+            f"'{file}': is not the report of a repair; it lacks {', '.join(missing)}. Write it with "
             f"json.dumps(repair.report.to_dict())."
         )
     if (folder / FILE).is_file():

@@ -180,44 +180,31 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and numbers; NaN and infinity become None, so it is JSON."""
-        plain: dict[str, Any] = _plain(
-            {
-                "verdict": str(self.verdict),
-                "meaning": self.verdict.meaning,
-                "stopped": self.stopped,
-                "status": str(self.status),
-                "method": self.method,
-                "candidate": self.candidate,
-                "weights": {
-                    "method": self.location.method,
-                    "size": self.location.size,
-                    "changed": self.changed,
-                    "largest_change": self.largest_change,
-                    "parameters": {name: len(ix) for name, ix in self.location.indices.items()},
-                },
-                "measures": [vars(m) for m in self.verification.measures],
-                "checks": [_check_dict(c) for c in self.verification.checks],
-                "labels": [vars(c) for c in self.verification.labels],
-                "constant": self.verification.constant,
-                "surrogate": _surrogate_dict(self.surrogate),
-                "trust": vars(self.trust),
-                "rounds": [vars(r) for r in self.rounds],
-                "rows_used": self.rows_used,
-                "gave_way": [str(source) for source in self.gave_way],
-                "prices": self.prices,
-                "buffers": self.buffers,
-                "margins": self.margins,
-                "claims": [
-                    {**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims
-                ],
-                "seconds": self.seconds,
-                "cpu_seconds": self.cpu_seconds,
-                "notes": list(self.notes),
-                "seed": self.seed,
-                "versions": self.versions,
-            }
-        )
-        return plain
+        location, verified = self.location, self.verification
+        weights = {
+            "method": location.method,
+            "size": location.size,
+            "changed": self.changed,
+            "largest_change": self.largest_change,
+            "parameters": {name: len(ix) for name, ix in location.indices.items()},
+        }
+        claims = [{**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims]
+        plain = {
+            "verdict": str(self.verdict),
+            "meaning": self.verdict.meaning,
+            "status": str(self.status),
+            "weights": weights,
+            "measures": [vars(m) for m in verified.measures],
+            "checks": [_check_dict(c) for c in verified.checks],
+            "labels": [vars(c) for c in verified.labels],
+            "constant": verified.constant,
+            "surrogate": _surrogate_dict(self.surrogate),
+            "trust": vars(self.trust),
+            "rounds": [vars(r) for r in self.rounds],
+            "gave_way": [str(source) for source in self.gave_way],
+            "claims": claims,
+        }
+        return _plain(plain | {name: getattr(self, name) for name in AS_THEY_ARE})
 
     def __str__(self) -> str:
         return report_text(self)
@@ -302,6 +289,12 @@ def _pick(what: str, found: Sequence[Any], name: str | None, held_out: bool | No
         f"report: no {what} named {name!r}{'' if held_out is None else f' with held_out={held_out}'}. "
         f"There are: {known or 'none'}."
     )
+
+
+AS_THEY_ARE = (
+    *("stopped", "method", "candidate", "rows_used", "prices", "buffers", "margins"),
+    *("seconds", "cpu_seconds", "notes", "seed", "versions"),
+)
 
 
 def _check_dict(check: Check) -> dict[str, Any]:

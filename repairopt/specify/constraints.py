@@ -32,7 +32,6 @@ def _make_kept_outputs(kind: Any, given: Given) -> Any:
 
 
 def _make_output_bounds(kind: Any, given: Given) -> Any:
-    """One or two linear inequalities."""
     rows, of = given.rows(labels=False), given.arguments["of"]
     if isinstance(of, list):
         if not of or not all(isinstance(factor, int | float) for factor in of):
@@ -84,7 +83,6 @@ class _Labels(LabelLeads):
         return self.margins_of(predict(self.inputs)[chosen], chosen).flatten()
 
     def on(self, inputs: Any, labels: Any) -> Any:
-        """The same constraint on other data."""
         return replace(self, inputs=inputs, labels=labels, samples=None)
 
     def _chosen(self) -> Tensor:

@@ -114,7 +114,6 @@ def normal_quantile(share: float) -> float:
 
 
 def _difference(hits: Array, counts: Array, confidence: float) -> tuple[float, float]:
-    """Interval of a difference of two rates."""
     z = normal_quantile((1.0 + confidence) / 2.0)
     rates, ends = hits / counts, []
     for rate, count in zip(rates, counts, strict=True):

@@ -227,12 +227,7 @@ class AccuracyDrop(LabelledPoints):
 class FlipRate(AccuracyDrop, LabelLeads):
     """Share of the samples that the original network gets right and this one does not (negative flip rate).
 
-    Attributes:
-        inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-        target: The largest share of all samples.
-        name: What the report calls it.
-        right: Which samples the original network gets right; set by ``anchor``.
+    The attributes are those of :class:`AccuracyDrop`; ``target`` is the largest share of all samples.
 
     References:
         Yan, Xiong, Kundu, Yang, Deng, Wang, Xia and Soatto, Positive-Congruent Training, CVPR 2021.

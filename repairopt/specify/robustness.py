@@ -28,8 +28,25 @@ def _make_radius(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, rows.labels, target=given.limit(10.0), name=given.name, **options)
 
 
+class _Points:
+    """Labelled points of floating numbers, checked, that can be replaced."""
+
+    inputs: Any
+    labels: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+
+    def on(self, inputs: Any, labels: Any) -> Any:
+        """The same property on other points."""
+        return replace(self, inputs=inputs, labels=labels)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, eq=False)
-class CertifiedRadius:
+class CertifiedRadius(_Points):
     """One over the radius around given inputs within which the label is certified not to change.
 
     The radius is a sound lower bound found with zonotopes (DeepZ) and bisection, in the maximum norm. The target is one
@@ -86,9 +103,7 @@ class CertifiedRadius:
     )
 
     def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
+        super().__post_init__()
         if self.aggregate not in ("mean", "max"):
             raise SpecificationError(f"'{self.name}': aggregate {self.aggregate!r} is unknown; choose mean or max.")
         if not self.target > 0:
@@ -133,10 +148,6 @@ class CertifiedRadius:
             found |= {f"mean {name}": float(radii.mean()), f"least {name}": float(radii.min())}
         return found | {"inputs certified at the target": float((low >= 1 / self.target).sum())}
 
-    def on(self, inputs: Any, labels: Any) -> CertifiedRadius:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)
-
     def _certifier(self, predict: Predict) -> tuple[Certifier, Mapping[str, Tensor]]:
         """A certifier that keeps what lies before the changed parameters, as long as the network is the same."""
         network, parameters = network_of(predict, self.name)
@@ -150,7 +161,7 @@ class CertifiedRadius:
 
 
 @dataclass(frozen=True, eq=False)
-class AdversarialError:
+class AdversarialError(_Points):
     """Share of points that are wrong somewhere in a maximum-norm ball, as far as projected gradient steps find.
 
     A lower bound of the true share: an attack that finds nothing proves nothing. A tie counts as wrong.
@@ -186,9 +197,7 @@ class AdversarialError:
     )
 
     def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
+        super().__post_init__()
         if not self.radius >= 0:
             raise SpecificationError(f"'{self.name}': radius is {self.radius}; expected a number from 0.")
 
@@ -213,10 +222,6 @@ class AdversarialError:
         """Number of points with a counterexample, and of points wrong as they are."""
         margins, clean = self.attacked(predict)[1], replace(self, radius=0.0).attacked(predict)[1]
         return {"attacked points": float((margins <= 0).sum()), "wrong points": float((clean <= 0).sum())}
-
-    def on(self, inputs: Any, labels: Any) -> AdversarialError:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)
 
 
 def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:

@@ -12,19 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from repairopt import specify
 from repairopt.network import Candidate, Engine, Remembering, identity, network_of
-from repairopt.specify import (
-    ChangeConstraint,
-    Constraint,
-    Property,
-    SampleConstraint,
-    allowed_samples,
-    broken_samples,
-    goal_value,
-    holds_change,
-    labelled_data,
-    margins_at,
-)
 
 Array = npt.NDArray[np.float64]
 
@@ -137,15 +126,15 @@ class Judge:
     def __init__(
         self,
         engine: Engine,
-        goal: Property,
-        constraints: Sequence[Constraint],
-        change: Sequence[ChangeConstraint] = (),
+        goal: specify.Property,
+        constraints: Sequence[specify.Constraint],
+        change: Sequence[specify.ChangeConstraint] = (),
         deadline: float | None = None,
     ) -> None:
         self.engine, self.goal, self.constraints = engine, goal, tuple(constraints)
         self.deadline: float | None = None  # the original is judged whatever the time
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
-        self._labelled = labelled_data([*constraints, goal])
+        self._labelled = specify.labelled_data([*constraints, goal])
         self.original = self(np.zeros(engine.n))
         self.best = self.original
         self.deadline = deadline
@@ -168,19 +157,19 @@ class Judge:
             moved = candidate = np.array(candidate, dtype=np.float64)
         else:
             moved = candidate.moved(self.engine)
-        goal = goal_value(self.goal, predict)
-        margins = margins_at(predict, self.constraints)
+        goal = specify.goal_value(self.goal, predict)
+        margins = specify.margins_at(predict, self.constraints)
         pairs = list(zip(self.constraints, margins, strict=True))
-        missed = [np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, SampleConstraint)]
+        missed = [np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, specify.SampleConstraint)]
         error, loss = self._label_losses(predict.outputs)
         return Judgement(
             candidate=candidate,
             goal=goal,
             excess=max(0.0, goal - float(self.goal.target)),
-            broken=tuple(broken_samples(c, m) for c, m in pairs),
-            allowed=tuple(allowed_samples(c, m) for c, m in pairs),
+            broken=tuple(specify.broken_samples(c, m) for c, m in pairs),
+            allowed=tuple(specify.allowed_samples(c, m) for c, m in pairs),
             constant=is_constant(predict, self._labelled),
-            change_holds=all(holds_change(rows, moved) for rows in self.change),
+            change_holds=all(specify.holds_change(rows, moved) for rows in self.change),
             shortfall=float(sum(missed)),
             error=error,
             loss=loss,

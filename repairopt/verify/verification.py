@@ -11,25 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from repairopt import specify
 from repairopt.network import Engine, ForwardFunction, Remembering, identity
-from repairopt.specify import (
-    Constraint,
-    Detailed,
-    Property,
-    SampleConstraint,
-    Specification,
-    allowed_samples,
-    anchor,
-    broken_samples,
-    goal_value,
-    holds_change,
-    labelled_data,
-    labels_of,
-    margins_at,
-    price_of,
-    sample_count,
-    tolerance_of,
-)
 
 from .judge import is_constant
 
@@ -131,7 +114,7 @@ def both_networks(
 def verify(
     original: nn.Module,
     repaired: nn.Module,
-    spec: Specification,
+    spec: specify.Specification,
     *,
     change: tuple[Array, Array] | None = None,
     forward_fn: ForwardFunction | None = None,
@@ -144,7 +127,7 @@ def verify(
     measures += [_measure(both, watched, False, None) for watched in spec.watch]
     checks = [_check(both, constraint, False) for constraint in spec.on_outputs]
     for item in spec.held_out:
-        if isinstance(item, Constraint):
+        if isinstance(item, specify.Constraint):
             checks.append(_check(both, item, True))
         else:
             target = float(spec.goal.target) if item.name == spec.goal.name else None
@@ -154,49 +137,51 @@ def verify(
     sources = [(item, False) for item in (spec.goal, *spec.watch, *spec.constraints)]
     sources += [(item, True) for item in spec.held_out]
     labels = tuple(_label_counts(both, sources))
-    labelled = labelled_data([item for item, _ in sources])
+    labelled = specify.labelled_data([item for item, _ in sources])
     constant_before, constant = (is_constant(predict, labelled) for predict in both)
     return Verification(tuple(measures), tuple(checks), labels, constant, constant_before)
 
 
-def _measure(both: tuple[Remembering, Remembering], item: Property, held_out: bool, target: float | None) -> Measure:
-    item = anchor(item, both[0])
-    before, after = (goal_value(item, predict) for predict in both)
+def _measure(
+    both: tuple[Remembering, Remembering], item: specify.Property, held_out: bool, target: float | None
+) -> Measure:
+    item = specify.anchor(item, both[0])
+    before, after = (specify.goal_value(item, predict) for predict in both)
     details: dict[str, tuple[float, float]] = {}
-    if isinstance(item, Detailed):
+    if isinstance(item, specify.Detailed):
         first, second = (item.details(predict) for predict in both)
         details = {key: (float(first[key]), float(second[key])) for key in first}
     return Measure(item.name, held_out, before, after, target, details)
 
 
-def _check(both: tuple[Remembering, Remembering], constraint: Constraint, held_out: bool) -> Check:
-    anchored = anchor(constraint, both[0])
-    before, after = (margins_at(predict, [anchored])[0] for predict in both)
-    by_sample = isinstance(anchored, SampleConstraint)
+def _check(both: tuple[Remembering, Remembering], constraint: specify.Constraint, held_out: bool) -> Check:
+    anchored = specify.anchor(constraint, both[0])
+    before, after = (specify.margins_at(predict, [anchored])[0] for predict in both)
+    by_sample = isinstance(anchored, specify.SampleConstraint)
     return Check(
         constraint=constraint.name,
         held_out=held_out,
         before=before,
         after=after,
-        applied=sample_count(anchored) if by_sample else len(after),
-        failed=broken_samples(anchored, after),
-        allowed=allowed_samples(anchored, after),
+        applied=specify.sample_count(anchored) if by_sample else len(after),
+        failed=specify.broken_samples(anchored, after),
+        allowed=specify.allowed_samples(anchored, after),
         unit="samples" if by_sample else "rows",
-        soft=price_of(anchored) is not None and tolerance_of(anchored) >= 1,
+        soft=specify.price_of(anchored) is not None and specify.tolerance_of(anchored) >= 1,
     )
 
 
 def _check_change(constraint: Any, initial: Array, delta: Array) -> Check:
     matrix, lower, upper = constraint.rows(initial)
     before, after = (np.minimum(matrix @ d - lower, upper - matrix @ d) for d in (np.zeros_like(delta), delta))
-    failed = 0 if holds_change((matrix, lower, upper), delta) else int((after < 0).sum())
+    failed = 0 if specify.holds_change((matrix, lower, upper), delta) else int((after < 0).sum())
     return Check(constraint.name, False, before, after, len(after), failed, 0, "rows")
 
 
 def _label_counts(both: tuple[Remembering, Remembering], items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
     found, seen = [], set()
     for item, held_out in items:
-        known = labels_of(item)
+        known = specify.labels_of(item)
         if known is None or identity(known[0]) in seen:
             continue
         inputs, labels = known

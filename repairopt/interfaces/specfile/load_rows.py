@@ -138,7 +138,6 @@ def _divided(file: SpecFile, rows: RowSet) -> dict[str, RowSet]:
 
 
 def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> RowSet:
-    """One set of rows."""
     entry = file.spec.data[name]
     path = file.folder / entry.file
     if path not in opened:
@@ -157,7 +156,6 @@ def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> R
 
 
 def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
-    """The columns or arrays of a file."""
     where = ("data", name, "file")
     file.existing(where, file.spec.data[name].file)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix

@@ -66,7 +66,6 @@ class _Builder:
         self.uses = Counter(name for node in graph.node for name in node.input)
 
     def build(self) -> nn.Module:
-        """The network."""
         inputs = [item for item in self.graph.input if item.name not in self.constants]
         if len(inputs) != 1:
             raise ModelError(f"'{self.what}': has {len(inputs)} inputs; expected one tensor with the batch first.")
@@ -148,7 +147,6 @@ class _Builder:
         return False
 
     def _value(self, name: str) -> Any:
-        """A node, or a constant as a buffer."""
         if name in self.nodes:
             return self.nodes[name]
         if name not in self.constants:

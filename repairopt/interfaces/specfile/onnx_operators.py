@@ -163,7 +163,6 @@ def _reshape(call: Call) -> Made:
 
 
 def _reshape_rest(x: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """Each row in another shape."""
     return x.reshape(x.shape[0], *sizes)
 
 

@@ -224,7 +224,6 @@ def _within(loc: Sequence[Any], content: Any) -> tuple[Path_, Path_]:
 
 
 def _known_keys(where: Path_) -> list[str]:
-    """Keys allowed at a place."""
     from . import models
 
     nested = {

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
+from repairopt.patches import whole_file
 
 Array = npt.NDArray[Any]
 FILE = "evidence.npz"
@@ -130,8 +131,6 @@ class Evidence:
 
 def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
     """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data."""
-    from repairopt.patches import whole_file
-
     arrays: dict[str, Array] = {}
     tree = json.dumps(_pack(evidence, arrays))
     path = Path(folder) / FILE

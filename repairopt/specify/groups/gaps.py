@@ -201,9 +201,6 @@ class GroupGap(RateGap):
             **options: ``count`` (10,000 for each group), ``rest`` (``"joint"``: same rows for each group;
                 ``"marginals"``: each other column drawn on its own; ``"conditional"``: rows of that group only),
                 ``seed``, and the attributes of the class.
-
-        Returns:
-            The property, with its inputs drawn once.
         """
         split = {key: options.pop(key) for key in ("count", "rest", "seed") if key in options}
         return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
@@ -217,9 +214,6 @@ class GroupGap(RateGap):
             column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
             **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
-
-        Returns:
-            The property.
         """
         features = options.pop("sensitive_features", None)
         name = options.get("name", "group gap")
@@ -232,9 +226,6 @@ class GroupGap(RateGap):
         Args:
             groups: Two or more arrays ``(N_a, ...)``.
             **options: The attributes of the class.
-
-        Returns:
-            The property.
 
         Raises:
             SpecificationError: Fewer than two groups, or one without rows.

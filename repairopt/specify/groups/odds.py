@@ -32,7 +32,6 @@ GAP_ARGUMENTS = (
 
 
 def _make_gap(kind: Any, given: Given) -> Any:
-    """By kind of gap."""
     which, score = given.arguments["kind"], given.arguments["score"]
     if which in ("opportunity", "odds"):
         if score not in ("max_difference", "difference"):

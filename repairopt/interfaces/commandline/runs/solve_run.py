@@ -152,7 +152,6 @@ class _Run:
         self.state = {"spec": spec.file.hash, "weights": self.base, "seed": self.seed, "data": inputs}
 
     def go(self, weights: Any, solver: str | None) -> SolveResult:
-        """All stages."""
         start = self.folder.load_checkpoint(self.state)
         if start is not None and weights == "auto":  # the search for weights is over: those that changed go on
             weights = {name: change != 0 for name, change in start.items() if bool((change != 0).any())} or weights

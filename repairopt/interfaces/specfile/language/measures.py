@@ -11,44 +11,27 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from repairopt import specify
 from repairopt.errors import SpecificationError
-from repairopt.specify import (
-    REQUIRED,
-    AccuracyDrop,
-    AdversarialError,
-    CertifiedRadius,
-    ChangeLimit,
-    ErrorRate,
-    FixLabels,
-    FlipRate,
-    GroupGap,
-    KeepLabels,
-    KeepOutputs,
-    LinearRows,
-    Measure,
-    MissRate,
-    OddsGap,
-    OutputBounds,
-)
 
 from .python_code import OwnMeasure
 
 CLASSES: tuple[Any, ...] = (
-    OddsGap,
-    GroupGap,
-    ErrorRate,
-    MissRate,
-    AccuracyDrop,
-    FlipRate,
-    KeepLabels,
-    FixLabels,
-    KeepOutputs,
-    OutputBounds,
-    CertifiedRadius,
-    AdversarialError,
+    specify.OddsGap,
+    specify.GroupGap,
+    specify.ErrorRate,
+    specify.MissRate,
+    specify.AccuracyDrop,
+    specify.FlipRate,
+    specify.KeepLabels,
+    specify.FixLabels,
+    specify.KeepOutputs,
+    specify.OutputBounds,
+    specify.CertifiedRadius,
+    specify.AdversarialError,
     OwnMeasure,
-    ChangeLimit,
-    LinearRows,
+    specify.ChangeLimit,
+    specify.LinearRows,
 )
 KINDS = {
     "column": "a column",
@@ -66,7 +49,7 @@ KINDS = {
 }
 
 
-BY_NAME: dict[str, Measure] = {}
+BY_NAME: dict[str, specify.Measure] = {}
 
 
 def add_measures(kind: Any) -> Any:
@@ -75,14 +58,11 @@ def add_measures(kind: Any) -> Any:
     Args:
         kind: A class with ``measures``.
 
-    Returns:
-        The class, so that this can decorate it.
-
     Raises:
         SpecificationError: It declares none, or one whose name another class has, or an argument of an unknown kind.
     """
     declared = vars(kind).get("measures", ())
-    if not declared or not all(isinstance(measure, Measure) for measure in declared):
+    if not declared or not all(isinstance(measure, specify.Measure) for measure in declared):
         raise SpecificationError(f"{kind.__name__}: declares no measures; expected measures = (Measure(...), ...).")
     for measure in declared:
         known = BY_NAME.get(measure.name)
@@ -133,7 +113,7 @@ def reference_text(width: int = 100) -> str:
         lines += [f"{m.name}   {how}   [{m.unit}]" + ("" if m.goal else "   bounds only")]
         lines += textwrap.wrap(m.meaning, width, initial_indent="    ", subsequent_indent="    ")
         for a in m.arguments:
-            text = f"{a.describe()}: {a.meaning}" + (" (required)" if a.default is REQUIRED else "")
+            text = f"{a.describe()}: {a.meaning}" + (" (required)" if a.default is specify.REQUIRED else "")
             lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="          ")
         lines += [f"    example: {m.example}", ""]
     return "\n".join(lines)
