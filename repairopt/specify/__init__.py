@@ -45,7 +45,6 @@ from .groups.metrics import GroupMetrics
 from .groups.odds import OddsGap
 from .intervals import Interval, normal_quantile, rate_interval
 from .margins import (
-    LabelLeads,
     allowed_samples,
     anchor,
     broken_samples,
@@ -59,7 +58,7 @@ from .margins import (
     sample_count,
     samples_in,
 )
-from .measures import DOWN, REQUIRED, ROWS, UP, Argument, Given, Measure
+from .measures import REQUIRED, ROWS, UP, Argument, Given, Measure
 from .properties import AccuracyDrop, ErrorRate, FlipRate, MissRate
 from .robustness import AdversarialError, CertifiedRadius
 from .specification import (

@@ -42,10 +42,10 @@ class Bound:
 
     def anchor(self, predict: Predict) -> Bound:
         """Take the limit from the original network ``predict`` where none was given."""
-        bounded = anchor(self.property, predict)
+        own = replace(self, property=anchor(self.property, predict))
         if self.limit is not None:
-            return replace(self, property=bounded)
-        return replace(self, property=bounded, limit=float(bounded.value(predict)) + self.slack, relative=True)
+            return own
+        return replace(own, limit=float(own.property.value(predict)) + self.slack, relative=True)
 
     def margins(self, predict: Predict) -> Tensor:
         """``limit - value``, shape ``(1,)``."""

@@ -12,7 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs, check_labelled, check_labels
 
 from .contracts import Keep, restricted
-from .margins import LabelLeads
+from .margins import LabelLeads, samples_in
 from .measures import DATA, MARGIN, PRICE, SHARE, WHERE, Argument, Given, Measure
 
 REFERENCES = ("label", "original")
@@ -50,8 +50,20 @@ def _make_output_bounds(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, matrix, bound, tolerance=given.options()["share"], name=given.name)
 
 
+class _BySample:
+    """Margins of the samples that a constraint speaks of."""
+
+    inputs: Any
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Margins of all samples, flattened ``(m,)``."""
+        samples = samples_in(self)
+        own: Any = self
+        return own.margins_of(predict(self.inputs)[samples], samples).flatten()
+
+
 @dataclass(frozen=True, eq=False)
-class _Labels(LabelLeads):
+class _Labels(_BySample, LabelLeads):
     """What :class:`KeepLabels` and :class:`FixLabels` share; ``samples`` are set by ``anchor``."""
 
     inputs: Any
@@ -77,16 +89,8 @@ class _Labels(LabelLeads):
                 f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
             )
 
-    def margins(self, predict: Predict) -> Tensor:
-        """Lead of the label over each rival, all samples, flattened ``(N (k - 1),)``."""
-        chosen = self._chosen()
-        return self.margins_of(predict(self.inputs)[chosen], chosen).flatten()
-
     def on(self, inputs: Any, labels: Any) -> Any:
         return replace(self, inputs=inputs, labels=labels, samples=None)
-
-    def _chosen(self) -> Tensor:
-        return torch.arange(len(self.labels)) if self.samples is None else self.samples
 
     def _correct(self, predict: Predict) -> tuple[Tensor, Tensor]:
         outputs = predict(self.inputs)
@@ -194,7 +198,7 @@ class FixLabels(_Labels):
 
 
 @dataclass(frozen=True, eq=False)
-class ShareRows:
+class ShareRows(_BySample):
     """No counted sample of a :class:`SampleShare` may have less than a margin: a hard row for each, under its name."""
 
     share: Any
@@ -211,10 +215,6 @@ class ShareRows:
         """The share's margins, ``(B, p)``."""
         return self.share.margins_of(outputs, samples)
 
-    def margins(self, predict: Predict) -> Tensor:
-        """Margins of the counted samples, flattened."""
-        return self.margins_of(predict(self.inputs)[self.samples], self.samples).flatten()
-
     def required(self, margins: Tensor) -> Tensor:
         """Smallest margin that a linearized row asks for."""
         return torch.full_like(margins, self.margin)
@@ -229,7 +229,7 @@ class ShareRows:
 
 
 @dataclass(frozen=True, eq=False)
-class KeepOutputs:
+class KeepOutputs(_BySample):
     """Every output of every sample stays within a distance of what the original network gave.
 
     Attributes:
@@ -275,10 +275,6 @@ class KeepOutputs:
         change = outputs - self.original[samples.to(self.original.device)]
         return torch.cat([self.distance + change, self.distance - change], dim=1)
 
-    def margins(self, predict: Predict) -> Tensor:
-        """Room of every logit of every sample, flattened."""
-        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs))).flatten()
-
     def describe(self, sample: int, index: int) -> str:
         """Which logit and side."""
         k = 1 if self.original is None else self.original.shape[1]
@@ -290,7 +286,7 @@ class KeepOutputs:
 
 
 @dataclass(frozen=True, eq=False)
-class OutputBounds:
+class OutputBounds(_BySample):
     """Linear inequalities on the outputs of each sample: ``matrix @ outputs <= bound``.
 
     Attributes:
@@ -343,10 +339,6 @@ class OutputBounds:
                 f"model's {outputs.shape[-1]} outputs."
             )
         return self.bound.to(outputs) - outputs @ self.matrix.to(outputs).T
-
-    def margins(self, predict: Predict) -> Tensor:
-        """All margins, flattened."""
-        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs))).flatten()
 
     def on(self, inputs: Any, labels: Any = None) -> OutputBounds:
         """The same constraint on other data."""

@@ -32,10 +32,10 @@ from repairopt import (
     trace_frontier,
 )
 from repairopt.errors import MissingExtraError, PatchError
-from repairopt.report.html_file import write_html
 from repairopt.report.html_page import NO_PICTURES
 from repairopt.report.pictures import plots
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence, save_evidence
+from repairopt.report.repair import write_html
 from repairopt.specify import AdversarialError
 
 matplotlib = pytest.importorskip("matplotlib", reason="the pictures need the extra 'report'")

@@ -15,7 +15,7 @@ from .results import PatchResult, ReportResult
 from .run_folder import REPORT, RESULT, read_result
 
 WRITER, EVIDENCE = (
-    "repairopt.report.html_file",
+    "repairopt.report.repair",
     "repairopt.report.pictures.evidence",
 )  # loaded late, so that verify runs without
 

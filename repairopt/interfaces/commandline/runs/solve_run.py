@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from repairopt.errors import ResultError, SpecFileError, SpecificationError
+from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
@@ -77,15 +78,6 @@ class Progress(Protocol):
         ...
 
 
-class Silent:
-    """No progress is shown."""
-
-    @contextmanager
-    def stage(self, name: str, steps: int = 0) -> Iterator[Callable[[str], None]]:
-        """Nothing."""
-        yield lambda text: None
-
-
 @dataclass(frozen=True)
 class Options:
     """What the command line decides, over the spec; without ``report`` there is no ``report.html``."""
@@ -110,7 +102,7 @@ def solve_spec(
 
     A run that had ended in the folder ``out`` is not repeated where it is resumed.
     """
-    tell = progress or Silent()
+    tell = progress or Bars(quiet=True)
     file = read_spec(source)
     if file.goal is None:
         raise SpecFileError(
