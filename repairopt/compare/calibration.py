@@ -58,7 +58,7 @@ def calibrate_margin(
         keep: The samples to keep; its own margin is not read.
         limit: Share of unseen samples that may flip: the smallest margin that stays below is taken. None, and where
             none stays below: the margin with the fewest flips, the smallest of several.
-        margins: To try, in logits.
+        margins: Margins to try, in logits.
         folds: Number of folds.
         method: As for :func:`repairopt.solve_repair`; None for SQP without buffers.
         settings: Same.

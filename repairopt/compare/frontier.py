@@ -27,9 +27,9 @@ class FrontierPoint:
 
     Attributes:
         target: The bound.
-        value: Of the property, on the repair data.
+        value: Value of the property on the repair data.
         accuracy: Share right of the labelled repair data; NaN without labels.
-        held_out_value: Of the property on held-out data, or NaN.
+        held_out_value: Value of the property on held-out data, or NaN.
         held_out_accuracy: There, or NaN.
         met: Whether bound and constraints hold on the repair data.
         repair: The repaired copy and its report; None for the original network.
@@ -49,7 +49,7 @@ class Frontier:
     """The curve of a property against accuracy.
 
     Attributes:
-        name: Of the property.
+        name: Name of the property.
         original: The network as it was.
         points: From the loosest bound to the tightest.
         thresholds: For a gap between groups of two-class decisions: the best that a threshold of its own for each group
@@ -88,8 +88,8 @@ class Frontier:
         """Draw the curve.
 
         Args:
-            axes: Of matplotlib; None for new ones.
-            held_out: Which data; None for held-out data where there are some.
+            axes: Axes of matplotlib; None for new ones.
+            held_out: Whether to show held-out data; None to show them where there are some.
 
         Raises:
             MissingExtraError: Matplotlib is not installed.

@@ -104,11 +104,9 @@ def explain_unmet(
         raise SpecificationError(f"most_tries={most_tries!r}: expected a whole number, 0 or more.")
     items = list(constraints) if isinstance(constraints, list | tuple) else [constraints]
     names = [getattr(item, "name", type(item).__name__) for item in items]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted(name for name in names if names.count(name) > 1):
         raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
-    chosen: Any = SQP(confidence=None) if method is None else method
-    given = (model, goal, constraints, chosen, settings)
+    given = (model, goal, constraints, SQP(confidence=None) if method is None else method, settings)
     model, goal, _, chosen, settings, options = without_former(*given, options)
     goal = as_property(goal)
     options |= {"method": find_method(chosen), "settings": settings}

@@ -27,7 +27,7 @@ class PackedInputs:
         named: Tensors ``(N, L)`` of whole numbers, or ``(N, ...)`` of floating numbers, by the names that the model's
             call knows, such as ``input_ids``, ``attention_mask``, ``token_type_ids``.
         inputs: All of them stacked, ``(N, names, L)``.
-        names: In the order of the stack.
+        names: Names in the order of the stack.
 
     Raises:
         SpecificationError: Shapes or kinds of numbers differ, or nothing was given.

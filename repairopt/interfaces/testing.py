@@ -175,9 +175,8 @@ def _check_ray(expect: Expect, program: Program, solution: Solution) -> None:
     small = 1e-7 * max(1e-300, float(np.abs(ray).max()))
     allowed = _support(ray, program.lower, program.upper, small)
     least = -_support(-combined, low, high, small)
-    expect(
-        least > allowed, "a ray with ray' A d above what the rows allow", f"{least:.6g} at least, {allowed:.6g} allowed"
-    )
+    text = "a ray with ray' A d above what the rows allow"
+    expect(least > allowed, text, f"{least:.6g} at least, {allowed:.6g} allowed")
 
 
 def _support(direction: Array, lower: Array, upper: Array, small: float) -> float:

@@ -43,7 +43,7 @@ class AuditLog:
     chain is broken is not written to.
 
     Args:
-        path: Of the file; made where it does not exist, its folder must.
+        path: File of the log; made where it does not exist, its folder must.
 
     Attributes:
         end: The last line that this object has seen.

@@ -33,7 +33,7 @@ class PatchInfo:
         spec_hash: SHA-256 of the specification, or empty; see :func:`hash_spec`.
         claims: What is claimed of the repaired model; dicts of anything that JSON knows.
         notes: Free text.
-        versions: Of Python, repairopt and the libraries.
+        versions: Versions of Python, repairopt and the libraries.
         created: When, UTC, ISO 8601.
     """
 

@@ -58,9 +58,9 @@ def export_onnx(
     Args:
         model: On any device, float16, float32 or float64; not modified. A patched one: ``patch.apply(model)``.
         example_inputs: What the model is called with: tensors with the batch first, at least two rows.
-        path: Of the file; replaced where it exists.
-        rtol: By default 1e-4 for float32, 1e-9 for float64, 1e-2 for float16.
-        atol: By default 1e-5 for float32, 1e-9 for float64, 1e-3 for float16.
+        path: File to write; replaced where it exists.
+        rtol: Relative tolerance, by default 1e-4 for float32, 1e-9 for float64, 1e-2 for float16.
+        atol: Absolute tolerance, by default 1e-5 for float32, 1e-9 for float64, 1e-3 for float16.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed: ``pip install repairopt[onnx]``.

@@ -124,7 +124,7 @@ class Patch:
         """Read a patch. Nothing in the file is executed.
 
         Args:
-            path: Of a file that ``save`` wrote.
+            path: File that ``save`` wrote.
             expected_hash: The :attr:`content_hash` that it must have, from where you trust. Without it damage and
                 careless edits are found, but not an edit that updates the hash in the file as well.
 
@@ -244,12 +244,11 @@ def to_parts(content: Content) -> tuple[str, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     changes = []
     for change in changed_weights:
-        parts, facts = change.difference.parts()
+        kind, (parts, facts) = change.difference.kind, change.difference.parts()
         tensors |= {f"{change.names[0]}:{part}": tensor for part, tensor in parts.items()}
-        kind = change.difference.kind
-        described: dict[str, Any] = {"dtype": dtype_name(kind.dtype), "shape": list(kind.shape)}
-        described |= {"form": change.difference.form, "count": change.count, "largest": change.largest, "facts": facts}
-        changes.append({"names": list(change.names), **described})
+        described = {"names": list(change.names), "dtype": dtype_name(kind.dtype), "shape": list(kind.shape)}
+        figures = {"form": change.difference.form, "count": change.count, "largest": change.largest, "facts": facts}
+        changes.append(described | figures)
     changed = {name: digest for name, digest in repaired.tensors.items() if base.tensors[name] != digest}
     header = {
         "format": FORMAT,

@@ -89,7 +89,7 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
 
     Args:
         model: With the weights of the first patch's base; not modified.
-        patches: In order: each made on top of the one before.
+        patches: Patches in order, each made on top of the one before.
         same_base: Whether a patch that was made on earlier weights, or on another patch alone, may be stacked too,
             where it touches other entries than the patches that it was not made on.
 
@@ -132,15 +132,12 @@ def revert_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = 
     Raises:
         WrongBaseError: The weights are not those that the patches led to.
     """
-    current = model
-    for number in range(len(patches) - 1, -1, -1):
-        patch = patches[number]
-        if same_base and fingerprint(current) != patch.repaired:
-            current = _move_entries(number, patch, current, back=True)
-        else:
-            current = _checked(number, patch, current, back=True)
     if not patches:
         return copy_model(model)
+    current = model
+    for number, patch in reversed(list(enumerate(patches))):
+        beside = same_base and fingerprint(current) != patch.repaired
+        current = (_move_entries if beside else _checked)(number, patch, current, back=True)
     if fingerprint(current) != patches[0].base:
         patches[0].check_base(current)
     return current

@@ -90,7 +90,7 @@ def write_html(
         result: A repair, its report, or a folder that holds ``result.json`` (a report as JSON, from
             :meth:`repairopt.Report.to_dict`, or an object that has it under ``"report"``) and, for pictures of samples,
             weights and inputs, ``evidence.npz`` (from :func:`repairopt.report.pictures.evidence.save_evidence`).
-        path: Of the page; whole or not there at all.
+        path: File of the page, written whole or not at all.
         title: Heading of the page.
         frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
         features: Names of the input columns.

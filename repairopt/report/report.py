@@ -67,7 +67,7 @@ class Trust:
     """Three numbers that tell whether to believe the method.
 
     Attributes:
-        fit_error: Of the surrogate on fresh samples: ``1 - R2``; NaN where it was not sampled.
+        fit_error: Error of the surrogate on fresh samples: ``1 - R2``; NaN where it was not sampled.
         linearization_error: Largest difference between linearized and true margins at the result, in logits.
         improvement_ratio: Actual over predicted improvement of the goal; near 1 where the model was right.
     """
@@ -88,14 +88,14 @@ class Report:
         changed: Number of weights that did change, or numbers that were added.
         largest_change: Largest change of a weight.
         candidate: What is applied, in a line.
-        status: Of the last solve.
+        status: Status of the last solve.
         method: The method and its settings.
         surrogate: The model of the property that was used last, or None.
         rounds: Every solve.
         rows_used: Most rows in one program.
         gave_way: Hard rows that the elastic program had to violate.
         infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
-        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        prices: Shadow price of each bound at the last step: decrease of the objective per unit of relaxation.
         claims: What is known of the bounds on new data, from cross-validation and from held-out data.
         buffers: What was taken off goal and bounds in the rows, by name.
         margins: Logits by which their points had to lead, by name of the goal and bounds that asked for it.
@@ -105,8 +105,8 @@ class Report:
         stopped: ``"time limit"``, ``"interrupted"`` or ``"solver failed"`` where it ended early, with the best point so
             far; else empty.
         notes: Anything worth knowing.
-        seed: Of everything that was drawn.
-        versions: Of the libraries.
+        seed: Random seed.
+        versions: Versions of the libraries.
         subjects: The networks and the specification, for pictures; references only, and not pickled.
     """
 

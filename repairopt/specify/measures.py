@@ -110,9 +110,9 @@ class Measure:
         name: How the measure is called.
         meaning: What it measures, in a sentence.
         example: A whole goal or bound.
-        unit: Of the number it is compared with.
+        unit: Unit of the number that it is compared with.
         relations: Comparisons that make sense: ``<=``, ``>=``, ``==``; empty for what stands alone.
-        arguments: In the order in which they may be given without their names.
+        arguments: Arguments, in the order in which they may be given without their names.
         make: From the class and a statement on data to a property or constraint.
         way: From the class's value to the statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, or ``"- "`` where it is
             bounded from below.
@@ -120,7 +120,7 @@ class Measure:
         both: Whether it may be bounded on both sides at once.
         read: For a bound on the weight change, from the item, the weights before and the change to a number.
         makes: Names of the classes that it becomes; the class that declares it unless given.
-        kind: That class; set by the language.
+        kind: The class that declares it; set by the language.
     """
 
     name: str

@@ -169,7 +169,7 @@ class AdversarialError(_Points):
     Attributes:
         inputs: Points ``(N, ...)``.
         labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-        radius: Of the balls.
+        radius: Radius of the balls.
         target: The share to reach.
         lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
         upper: Largest allowed input; ``inf`` for none.

@@ -24,7 +24,7 @@ class Round:
 
     Attributes:
         step: What was done, in words.
-        status: Of the solve.
+        status: Status of the solve.
         rows: Rows in the program.
         variables: Variables in the program, slacks included.
         solver: The back end.
@@ -68,7 +68,7 @@ class Judgement:
         broken: For each constraint how many samples (or margins) fail; ``allowed`` is how many may.
         constant: Whether all inputs get one and the same label, though not all labels are that one.
         change_holds: Whether the constraints on the change itself hold.
-        shortfall: By how much constraints without samples (bounds on properties) fail, all together.
+        shortfall: Sum of what constraints without samples (bounds on properties) are missed by.
         error: Share of the labelled samples that are wrong, all sets together; 0 without labels.
         loss: Mean cross-entropy of the labelled samples; 0 without labels.
         count: Samples or margins that the constraints speak of, all together.

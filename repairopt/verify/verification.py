@@ -65,7 +65,7 @@ class LabelCounts:
     Attributes:
         accuracy: Share right.
         balanced_accuracy: Mean recall of the classes that occur.
-        recall: Of each class.
+        recall: Recall of each class.
         rate: Share of the inputs that are given each class.
         newly_wrong: Right before, wrong after.
         newly_right: Wrong before, right after.
@@ -179,16 +179,13 @@ def _check_change(constraint: Any, initial: Array, delta: Array) -> Check:
 
 
 def _label_counts(both: tuple[Remembering, Remembering], items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
-    found, seen = [], set()
+    found: dict[Any, LabelCounts] = {}
     for item, held_out in items:
         known = specify.labels_of(item)
-        if known is None or identity(known[0]) in seen:
-            continue
-        inputs, labels = known
-        seen.add(identity(inputs))
-        predictions = [predict(inputs).argmax(1).cpu() for predict in both]
-        found.append(_counts(item.name, held_out, labels.cpu(), predictions[0], predictions[1]))
-    return found
+        if known is not None and identity(known[0]) not in found:
+            before, after = (predict(known[0]).argmax(1).cpu() for predict in both)
+            found[identity(known[0])] = _counts(item.name, held_out, known[1].cpu(), before, after)
+    return list(found.values())
 
 
 def _counts(name: str, held_out: bool, labels: Tensor, before: Tensor, after: Tensor) -> LabelCounts:

@@ -226,14 +226,7 @@ def _within(loc: Sequence[Any], content: Any) -> tuple[Path_, Path_]:
 def _known_keys(where: Path_) -> list[str]:
     from . import models
 
-    nested = {
-        "model": models.ModelSpec,
-        "split": models.SplitSpec,
-        "change": models.ChangeSpec,
-        "label": models.LabelSpec,
-        "array": models.ArraySpec,
-        "data": models.SetSpec,
-        "inputs": models.ColumnSpec,
-    }
-    model: Any = nested.get(str(where[0])) if where else models.Spec
+    parts = {"": "Spec", "data": "SetSpec", "inputs": "ColumnSpec"}
+    key = str(where[0]) if where else ""
+    model: Any = getattr(models, parts.get(key, f"{key.capitalize()}Spec"), None)
     return list(model.model_fields) if model is not None else []

@@ -20,27 +20,17 @@ from .evidence import AffectedInputs, LayerChange, Margins, Progress, Rates
 BEFORE, AFTER = "#E69F00", "#0072B2"  # orange, blue
 WORSE, BETTER, QUIET = "#D55E00", "#009E73", "#8C8C8C"  # vermilion, bluish green, grey
 WIDTH = 4.8  # inches; the text is still readable where the picture is 340 pixels wide
-SETTINGS: Any = {
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": "#222222",
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.markersize": 6,
-    "hatch.linewidth": 0.6,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",
-    "svg.hashsalt": "repairopt",
+STYLES: Any = {
+    "font": {"size": 9.5},
+    "axes": {"titlesize": 10, "titlelocation": "left", "labelcolor": "#222222", "edgecolor": "#555555"},
+    "axes.spines": {"top": False, "right": False},
+    "grid": {"color": "#E3E3E3", "linewidth": 0.7},
+    "legend": {"frameon": False, "fontsize": 9},
+    "svg": {"fonttype": "path", "hashsalt": "repairopt"},
 }
+SETTINGS: Any = {f"{group}.{key}": value for group, style in STYLES.items() for key, value in style.items()}
+SETTINGS |= {"axes.grid": True, "axes.axisbelow": True, "lines.markersize": 6, "hatch.linewidth": 0.6}
+SETTINGS |= {"figure.facecolor": "white", "savefig.facecolor": "white"}
 MOST_GROUPS = 24  # in a picture
 MOST_SAMPLES = 4000  # that did not cross; those that crossed are all drawn
 BINS = 40  # of a histogram

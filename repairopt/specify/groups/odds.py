@@ -87,7 +87,7 @@ class OddsGap(RateGap):
         given: True labels within which groups are compared.
         target: The gap to reach.
         score: ``"max_difference"`` or ``"difference"``.
-        temperature: Of the softmax in the soft value; None as for :class:`GroupGap`.
+        temperature: Temperature of the softmax in the soft value; None as for :class:`GroupGap`.
         name: What the report calls it.
 
     References:

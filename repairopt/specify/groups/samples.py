@@ -130,14 +130,10 @@ def sampled_groups(
         rows = x[picks[0]] if rest == "joint" else torch.stack([x[p, j] for j, p in enumerate(picks)], dim=1)
         rows[:, where] = value
         parts.append(rows)
-    return GroupSamples(
-        torch.cat(parts),
-        torch.arange(len(found)).repeat_interleave(count),
-        tuple(f"{label} = {value:g}" for value in found),
-        paired=rest != "conditional",
-        redraw=redraw,
-        columns=column_names(inputs),
-    )
+    names = tuple(f"{label} = {value:g}" for value in found)
+    member = torch.arange(len(found)).repeat_interleave(count)
+    known: Any = {"paired": rest != "conditional", "redraw": redraw, "columns": column_names(inputs)}
+    return GroupSamples(torch.cat(parts), member, names, **known)
 
 
 def observed_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,17 +51,11 @@ def move_patch(
     except WrongBaseError as error:
         hint = " Give the repaired weights by --weights." if back and weights is None else ""
         raise type(error)(f"{error}{hint}") from error
-    command: Literal["apply", "revert"] = "revert" if back else "apply"
-    kind = ENDINGS[target.suffix]
+    kind: Any = ENDINGS[target.suffix]
+    written: Any = {"out": str(target), "weights": fingerprint(moved).total}
     difference = _write(file, moved, target, kind)
-    return MoveResult(
-        exit_code=0,
-        command=command,
-        out=str(target),
-        kind=kind,  # type: ignore[arg-type]
-        weights=fingerprint(moved).total,
-        largest_difference=difference,
-    )
+    command: Literal["apply", "revert"] = "revert" if back else "apply"
+    return MoveResult(exit_code=0, command=command, kind=kind, largest_difference=difference, **written)
 
 
 def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float | None:

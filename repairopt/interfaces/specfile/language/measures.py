@@ -33,19 +33,19 @@ CLASSES: tuple[Any, ...] = (
     specify.ChangeLimit,
     specify.LinearRows,
 )
-KINDS = {
-    "column": "a column",
-    "label": "a class",
-    "labels": "a [list] of classes",
-    "number": "a number",
-    "count": "a whole number",
-    "choice": "one of the choices",
-    "data": "a set of rows",
-    "filter": "a condition on columns",
-    "values": "a [list] of values",
-    "output": "a class, or a [list] of one factor for each output",
-    "python": 'Python code as "package.module:function"',
-    "file": "a file name in quotes",
+KINDS = {  # what an argument of a kind is, and the forms of value that it may be written in
+    "column": ("a column", ("name", "text")),
+    "label": ("a class", ("name", "text", "number")),
+    "labels": ("a [list] of classes", ("list",)),
+    "number": ("a number", ("number",)),
+    "count": ("a whole number", ("number",)),
+    "choice": ("one of the choices", ("name", "text")),
+    "data": ("a set of rows", ("name", "text")),
+    "filter": ("a condition on columns", ("filter",)),
+    "values": ("a [list] of values", ("list",)),
+    "output": ("a class, or a [list] of one factor for each output", ("name", "text", "number", "list")),
+    "python": ('Python code as "package.module:function"', ("text",)),
+    "file": ("a file name in quotes", ("text",)),
 }
 
 

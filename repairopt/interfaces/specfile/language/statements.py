@@ -18,23 +18,13 @@ from repairopt.specify import REQUIRED, Argument, Measure
 from .measures import BY_NAME, KINDS, load_measures
 from .syntax import Sentence, Value, read_sentence
 
-FORMS = {
-    **dict.fromkeys(("column", "choice", "data"), ("name", "text")),
-    **dict.fromkeys(("labels", "values"), ("list",)),
-    **dict.fromkeys(("number", "count"), ("number",)),
-    **dict.fromkeys(("python", "file"), ("text",)),
-    "label": ("name", "text", "number"),
-    "filter": ("filter",),
-    "output": ("name", "text", "number", "list"),
-}
-
 
 @dataclass(frozen=True)
 class Statement:
     """A goal, a bound, or a measure to watch.
 
     Attributes:
-        text: As written, in one line.
+        text: Text as written, in one line.
         name: The measure with its arguments: what reports call it.
         measure: Its entry in the table.
         arguments: All of them, defaults filled in.
@@ -123,7 +113,7 @@ def _arguments(sentence: Sentence, measure: Measure) -> tuple[dict[str, Any], di
         if argument.name in given:
             found[argument.name] = _checked(sentence, argument, given[argument.name])
         elif argument.default is REQUIRED:
-            reason = f"{measure.name} needs '{argument.name}', {KINDS[argument.kind]}: {argument.meaning}"
+            reason = f"{measure.name} needs '{argument.name}', {KINDS[argument.kind][0]}: {argument.meaning}"
             raise LanguageError(sentence.text, sentence.start, f"{reason}. Example: {measure.example}")
         else:
             found[argument.name] = argument.default
@@ -134,8 +124,8 @@ def _checked(sentence: Sentence, argument: Argument, value: Value) -> Any:
     if value.form == "name" and value.value == "None" and argument.default is None:
         return None
     reason = ""
-    if value.form not in FORMS[argument.kind]:
-        reason = f"'{argument.name}' is {KINDS[argument.kind]}: {argument.meaning}"
+    if value.form not in KINDS[argument.kind][1]:
+        reason = f"'{argument.name}' is {KINDS[argument.kind][0]}: {argument.meaning}"
     elif argument.choices and value.value not in argument.choices:
         reason = f"'{argument.name}' is one of {', '.join(argument.choices)}; got {value.value!r}"
     elif argument.kind == "count" and (not isinstance(value.value, int) or value.value < 1):
