@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -94,7 +95,11 @@ def _same_kind(expect: Expect, method: str, prop: Any, found: Any) -> Any:
 def _differentiable(expect: Expect, name: str, method: Any, predict: Predict, rank: int) -> str:
     if isinstance(predict, torch.nn.Module):
         weights = [p.detach().clone().requires_grad_() for p in predict.parameters()]
-        result = method(_Functional(predict, weights))
+        names = [name for name, _ in predict.named_parameters()]
+        known: dict[str, Any] = {"network": predict, "parameters": dict(zip(names, weights, strict=True))}
+        varied: Any = partial(torch.func.functional_call, predict, known["parameters"])
+        varied.__dict__ |= known  # as the library's own predict
+        result = method(varied)
     else:
         weights = [torch.zeros((), requires_grad=True)]
         result = method(lambda inputs: predict(inputs).detach() * (1 + weights[0]))
@@ -105,17 +110,6 @@ def _differentiable(expect: Expect, name: str, method: Any, predict: Predict, ra
     expect(bool(slopes), f"{name} to depend on what predict returns", "no dependence")
     expect(all(bool(torch.isfinite(one).all()) for one in slopes), f"{name} with a finite gradient", slopes[0])
     return f"{name}: finite and differentiable"
-
-
-class _Functional:
-    """A module with its parameters replaced, as the library's own ``predict``: with ``network`` and ``parameters``."""
-
-    def __init__(self, network: torch.nn.Module, weights: list[Tensor]) -> None:
-        names = [name for name, _ in network.named_parameters()]
-        self.network, self.parameters = network, dict(zip(names, weights, strict=True))
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return torch.func.functional_call(self.network, self.parameters, (inputs,))
 
 
 def _signed(expect: Expect, prop: Any, predict: Predict, value: float) -> str:

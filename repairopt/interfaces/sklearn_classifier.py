@@ -26,7 +26,24 @@ Train = Callable[[Tensor, Tensor], nn.Module]
 
 
 class Classifier:
-    """What ``RepairedClassifier`` does; see there."""
+    """A torch model and its repair as a scikit-learn classifier.
+
+    ``fit`` repairs: with a trained module it brings the goal to its target on the rows given; with a function that
+    trains a module it trains first, as cross-validation wants it.
+
+    Args:
+        model: A trained torch module whose call gives logits ``(N, k)``, never modified; or a function of
+            ``(inputs, labels)``, tensors, that trains one.
+        goal: ``"error_rate"``, ``"demographic_parity"``, ``"equalized_odds"``, ``"equal_opportunity"`` (these three
+            with ``sensitive_features`` in ``fit``), or a function of ``(inputs, labels)`` that returns a property.
+        target: The goal's target.
+        favorable: The favorable class; None for the last.
+        tolerance: Share of the right answers that may turn wrong.
+        constraints: A function of ``(inputs, labels)`` that returns constraints in place of that.
+        classes: Classes in the order of the model's outputs; None for those that occur in ``y``, sorted.
+        options: Further options of :func:`repairopt.solve_repair`.
+        random_state: Seed of training and repair.
+    """
 
     def __init__(
         self,
@@ -155,32 +172,12 @@ def _codes(y: Any, classes: Array) -> Array:
     return np.array(found, dtype=np.int64)
 
 
-DOCUMENTATION = """A torch model and its repair as a scikit-learn classifier.
-
-``fit`` repairs: with a trained module it brings the goal to its target on the rows given; with a function that
-trains a module it trains first, as cross-validation wants it.
-
-Args:
-    model: A trained torch module whose call gives logits ``(N, k)``, never modified; or a function of
-        ``(inputs, labels)``, tensors, that trains one.
-    goal: ``"error_rate"``, ``"demographic_parity"``, ``"equalized_odds"``, ``"equal_opportunity"`` (these three with
-        ``sensitive_features`` in ``fit``), or a function of ``(inputs, labels)`` that returns a property.
-    target: The goal's target.
-    favorable: The favorable class; None for the last.
-    tolerance: Share of the right answers that may turn wrong.
-    constraints: A function of ``(inputs, labels)`` that returns constraints in place of that.
-    classes: Classes in the order of the model's outputs; None for those that occur in ``y``, sorted.
-    options: Further options of :func:`repairopt.solve_repair`.
-    random_state: Seed of training and repair.
-"""
-
-
 @cache
 def _classifier() -> Any:
     require_extra("sklearn", "RepairedClassifier", "sklearn")
     from sklearn.base import BaseEstimator, ClassifierMixin
 
-    names = {"__doc__": DOCUMENTATION, "__module__": __name__, "__qualname__": "RepairedClassifier"}
+    names = {"__doc__": Classifier.__doc__, "__module__": __name__, "__qualname__": "RepairedClassifier"}
     return type("RepairedClassifier", (Classifier, ClassifierMixin, BaseEstimator), names)
 
 
