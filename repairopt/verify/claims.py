@@ -55,14 +55,17 @@ def _by_position(prop: Any) -> tuple[Any, Tensor] | None:
 class Claim:
     """What is known of a bound on new data.
 
-    Attributes: limit: The typed bound. interval: Interval of the value, two-sided with confidence ``2 confidence - 1``,
-    so that its upper end alone is a bound of the confidence asked for. confidence: Confidence that the value on the
-    population lies below ``interval.high``. rows: Samples (of the smallest group) that would show the bound, were the
-    value what it is here; None where it is shown already, infinite where the value itself is above the limit. never:
-    Whether the samples are too few to ever show the bound, even if the value were 0. source: Data that it rests on:
-    ``"cross-validation"``, ``"held-out data"``. relative: Whether the limit is the original network's value on these
-    samples; the interval is then as wide as that of the difference of the two values, where that can be measured (see
-    :func:`repairopt.verify.claims.paired_error`).
+    Attributes:
+        limit: The typed bound.
+        interval: Interval of the value, two-sided with confidence ``2 confidence - 1``, so that its upper end alone is
+            a bound of the confidence asked for.
+        confidence: Confidence that the value on the population lies below ``interval.high``.
+        rows: Samples (of the smallest group) that would show the bound, were the value what it is here; None where it
+            is shown already, infinite where the value itself is above the limit.
+        never: Whether the samples are too few to ever show the bound, even if the value were 0.
+        source: Data that it rests on: ``"cross-validation"``, ``"held-out data"``.
+        relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
+            that of the difference of the two values, where that can be measured (see :func:`paired_error`).
     """
 
     name: str

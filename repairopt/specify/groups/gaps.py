@@ -148,11 +148,16 @@ class GroupGap(RateGap):
     * ``kl``: mean over ordered pairs of the Kullback-Leibler divergence, counts smoothed by ``smoothing``;
     * ``jensen_shannon``: mean divergence from the average group; symmetric, at most ``ln q``.
 
-    Attributes: samples: Inputs and the group of each. favorable: The favorable label. target: The gap to reach. score:
-    One of the scores above. temperature: Temperature of the softmax in the soft value; towards 0 it becomes the count.
-    None takes twice Silverman's bandwidth for the spread of the outputs, so that the soft value's slope estimates the
-    slope of the count over a step (measured: better than a fixed temperature on the census network). smoothing: Added
-    to each count in the divergences. name: What the report calls it.
+    Attributes:
+        samples: Inputs and the group of each.
+        favorable: The favorable label.
+        target: The gap to reach.
+        score: One of the scores above.
+        temperature: Temperature of the softmax in the soft value; towards 0 it becomes the count. None takes twice
+            Silverman's bandwidth for the spread of the outputs, so that the soft value's slope estimates the slope of
+            the count over a step (measured: better than a fixed temperature on the census network).
+        smoothing: Added to each count in the divergences.
+        name: What the report calls it.
 
     References:
         AutoRIC: Automated Neural Network Repairing Based on Constrained Optimization, TOSEM 2024.
