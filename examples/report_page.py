@@ -19,9 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; a ne
 
 from repairopt import GroupGap, KeepLabels, Repair, solve_repair
 from repairopt.compare.tasks import loan_decisions
-from repairopt.report.html_file import write_html
 from repairopt.report.pictures.evidence import save_evidence
-from repairopt.report.pictures.style import picture_bytes
+from repairopt.report.pictures.plots import picture_bytes
+from repairopt.report.repair import write_html
 
 FEATURES = ["income", "savings", "age", "years at address", "household", "group"]
 

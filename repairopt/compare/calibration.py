@@ -21,13 +21,7 @@ MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # logits
 
 @dataclass(frozen=True)
 class TriedMargin:
-    """What a margin does by cross-validation.
-
-    Attributes:
-        margin: In logits.
-        flips: Share of kept samples, not seen by the repair, that were right and are wrong after it.
-        goal: Value of the goal there, mean of the folds; NaN where the goal cannot be restricted to rows.
-    """
+    """What a margin, in logits, does by cross-validation: share of flips and mean goal (or NaN) on unseen samples."""
 
     margin: float
     flips: float
@@ -36,12 +30,7 @@ class TriedMargin:
 
 @dataclass(frozen=True, eq=False)
 class CalibratedMargin:
-    """A constraint with its margin set.
-
-    Attributes:
-        keep: The constraint to repair with.
-        tried: Every margin that was tried.
-    """
+    """The constraint to repair with, its margin set, and every margin that was tried."""
 
     keep: KeepLabels
     tried: tuple[TriedMargin, ...]
@@ -69,14 +58,11 @@ def calibrate_margin(
         keep: The samples to keep; its own margin is not read.
         limit: Share of unseen samples that may flip: the smallest margin that stays below is taken. None, and where
             none stays below: the margin with the fewest flips, the smallest of several.
-        margins: To try, in logits.
+        margins: Margins to try, in logits.
         folds: Number of folds.
         method: As for :func:`repairopt.solve_repair`; None for SQP without buffers.
         settings: Same.
         **options: ``data``, ``held_out``, ``weights`` and former keywords.
-
-    Returns:
-        The constraint and what was tried.
 
     Raises:
         SpecificationError: No margins, or fewer than 2 folds.
@@ -87,9 +73,8 @@ def calibrate_margin(
     model, goal, _, chosen, settings, options = without_former(*given, options)
     options |= {"method": chosen, "settings": settings}
     division = Folds(folds, settings.seed)
-    tried = [
-        _tried(model, goal, replace(keep, margin=float(margin)), division, options) for margin in sorted(set(margins))
-    ]
+    candidates = [replace(keep, margin=float(margin)) for margin in sorted(set(margins))]
+    tried = [_tried(model, goal, candidate, division, options) for candidate in candidates]
     low = [one for one in tried if limit is not None and one.flips <= limit]
     best = low[0] if low else min(tried, key=lambda one: (one.flips, one.margin))
     return CalibratedMargin(replace(keep, margin=best.margin), tuple(tried))

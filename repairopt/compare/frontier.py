@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import MissingExtraError, SpecificationError
+from repairopt.errors import SpecificationError, require_extra
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Engine, check_inputs, split_model
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
@@ -27,9 +27,9 @@ class FrontierPoint:
 
     Attributes:
         target: The bound.
-        value: Of the property, on the repair data.
+        value: Value of the property on the repair data.
         accuracy: Share right of the labelled repair data; NaN without labels.
-        held_out_value: Of the property on held-out data, or NaN.
+        held_out_value: Value of the property on held-out data, or NaN.
         held_out_accuracy: There, or NaN.
         met: Whether bound and constraints hold on the repair data.
         repair: The repaired copy and its report; None for the original network.
@@ -49,7 +49,7 @@ class Frontier:
     """The curve of a property against accuracy.
 
     Attributes:
-        name: Of the property.
+        name: Name of the property.
         original: The network as it was.
         points: From the loosest bound to the tightest.
         thresholds: For a gap between groups of two-class decisions: the best that a threshold of its own for each group
@@ -78,42 +78,32 @@ class Frontier:
         lines = [f"frontier of '{self.name}'", head]
         for point in (self.original, *self.points):
             name = "original" if point.repair is None else f"{point.target:8.4f}"
-            cells = f"{name:>8} {point.value:8.4f} {point.accuracy:9.4f}   "
-            cells += f"{point.held_out_value:8.4f} {point.held_out_accuracy:9.4f}"
-            lines.append(cells.replace("nan", "  -") + ("" if point.met else "   missed"))
+            lines.append(_cells(name, point) + ("" if point.met else "   missed"))
         if self.thresholds:
             lines.append("thresholds by group, on the original scores")
-            lines += [
-                f"{p.target:8.4f} {p.value:8.4f} {p.accuracy:9.4f}   {p.held_out_value:8.4f} "
-                f"{p.held_out_accuracy:9.4f}".replace("nan", "  -")
-                for p in self.thresholds
-            ]
+            lines += [_cells(f"{point.target:8.4f}", point) for point in self.thresholds]
         return "\n".join(lines)
 
     def plot(self, axes: Any = None, *, held_out: bool | None = None) -> Any:
         """Draw the curve.
 
         Args:
-            axes: Of matplotlib; None for new ones.
-            held_out: Which data; None for held-out data where there are some.
-
-        Returns:
-            The axes.
+            axes: Axes of matplotlib; None for new ones.
+            held_out: Whether to show held-out data; None to show them where there are some.
 
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise MissingExtraError("Frontier.plot needs matplotlib: pip install matplotlib.") from error
+        require_extra("report", "Frontier.plot", "matplotlib")
+        import matplotlib.pyplot as plt
+
         if held_out is None:
             held_out = bool(np.isfinite(self.original.held_out_value))
         axes = plt.subplots(figsize=(6, 4), layout="constrained")[1] if axes is None else axes
 
         def curve(points: Sequence[Any]) -> tuple[list[float], list[float]]:
-            first, second = ("held_out_value", "held_out_accuracy") if held_out else ("value", "accuracy")
-            return [getattr(p, first) for p in points], [getattr(p, second) for p in points]
+            names = ("held_out_value", "held_out_accuracy") if held_out else ("value", "accuracy")
+            return tuple([getattr(p, name) for p in points] for name in names)  # type: ignore[return-value]
 
         axes.plot(*curve(self.points), marker="o", color="#0072B2", label="repairs")
         if self.thresholds:
@@ -124,6 +114,11 @@ class Frontier:
         axes.grid(alpha=0.3)
         axes.legend()
         return axes
+
+
+def _cells(name: str, p: Any) -> str:
+    figures = f"{p.value:8.4f} {p.accuracy:9.4f}   {p.held_out_value:8.4f} {p.held_out_accuracy:9.4f}"
+    return f"{name:>8} {figures}".replace("nan", "  -")
 
 
 def trace_frontier(
@@ -180,27 +175,16 @@ def trace_frontier(
         accuracies = accuracy(predict, data), accuracy(predict, held_out)
         return FrontierPoint(target, goal_value(goal, predict), accuracies[0], new, accuracies[1], met, repair)
 
-    options = {"data": () if data is None else data, "method": chosen}
+    options = {"data": () if data is None else data, "method": chosen, "weights": weights}
     if isinstance(weights, str) and weights == "auto":
-        middle = bounds[len(bounds) // 2]
-        weights = solve_repair(
-            model, replace(goal, target=middle), constraints, weights=weights, settings=settings, **options
-        )
-        weights = weights.report.location
-    new = () if other is None else (other,)
+        middle = replace(goal, target=bounds[len(bounds) // 2])
+        weights = solve_repair(model, middle, constraints, settings=settings, **options).report.location
+    options |= {"weights": weights, "held_out": () if other is None else (other,)}
     points: list[FrontierPoint] = []
     before: Repair | None = None
     for bound in bounds:
-        start = None if before is None else before.delta
-        found = solve_repair(
-            model,
-            replace(goal, target=bound),
-            constraints,
-            weights=weights,
-            held_out=new,
-            **options,
-            settings=replace(settings, start=start),
-        )
+        begun = replace(settings, start=None if before is None else before.delta)
+        found = solve_repair(model, replace(goal, target=bound), constraints, settings=begun, **options)
         met = found.report.verdict is Verdict.REPAIRED
         before = found if met else before
         points.append(point(bound, found.model, found, met))

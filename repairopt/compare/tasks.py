@@ -13,10 +13,6 @@ def loan_decisions(count: int = 4000, seed: int = 0) -> tuple[Any, Any, Any]:
 
     The decision rests on the first two features; the sixth is the group, which the history favored where it is 1.
 
-    Args:
-        count: Applicants.
-        seed: Of the applicants and of the training.
-
     Returns:
         The trained network (torch, 6-16-8-2), features ``(count, 6)`` and past decisions ``(count,)``.
     """
@@ -26,9 +22,14 @@ def loan_decisions(count: int = 4000, seed: int = 0) -> tuple[Any, Any, Any]:
         x[:, 5] = (x[:, 5] > 0).float()
         y = (x[:, 0] + 0.5 * x[:, 1] + 0.4 * x[:, 5] + 0.5 * torch.randn(count) > 0).long()
         model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(200):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval(), x, y
+    return train_network(model, x, y), x, y
+
+
+def train_network(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
+    """The network after 200 steps of Adam on all samples."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval()

@@ -30,7 +30,6 @@ from repairopt.surrogate import linearize
 
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
 MOST_ENTRIES = 20_000_000  # of the rows of a proof
-PREPARING = ("weights", "forward_fn", "memory_limit", "seed", "trust_radius", "solver")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +97,6 @@ def explain_unmet(
         **options: ``data``, ``held_out``, ``weights`` and former keywords. With ``weights="auto"`` all tries use the
             weights of the first.
 
-    Returns:
-        The conflict, the closest value and, where there is one, the proof.
-
     Raises:
         SpecificationError: Two constraints have the same name; ``most_tries`` is no whole number.
     """
@@ -108,11 +104,9 @@ def explain_unmet(
         raise SpecificationError(f"most_tries={most_tries!r}: expected a whole number, 0 or more.")
     items = list(constraints) if isinstance(constraints, list | tuple) else [constraints]
     names = [getattr(item, "name", type(item).__name__) for item in items]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted(name for name in names if names.count(name) > 1):
         raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
-    chosen: Any = SQP(confidence=None) if method is None else method
-    given = (model, goal, constraints, chosen, settings)
+    given = (model, goal, constraints, SQP(confidence=None) if method is None else method, settings)
     model, goal, _, chosen, settings, options = without_former(*given, options)
     goal = as_property(goal)
     options |= {"method": find_method(chosen), "settings": settings}
@@ -201,15 +195,8 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dic
     if rows.matrix.shape[0] * rows.matrix.shape[1] > MOST_ENTRIES:
         return None
     low, high = task.box(np.zeros(task.engine.n), np.inf)
-    program = Program(
-        gradient=np.zeros(task.engine.n),
-        matrix=rows.matrix,
-        lower=rows.lower,
-        upper=rows.upper,
-        delta_lower=low,
-        delta_upper=high,
-        sources=rows.sources,
-    )
+    sides: Any = {"lower": rows.lower, "upper": rows.upper, "delta_lower": low, "delta_upper": high}
+    program = Program(np.zeros(task.engine.n), matrix=rows.matrix, sources=rows.sources, **sides)
     try:
         return explain_conflict(program, time_limit=options["settings"].time_limit)
     except ProgramError:

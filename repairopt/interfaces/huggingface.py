@@ -1,7 +1,6 @@
 """Models whose call takes named inputs and returns an object with ``logits``, as those of Hugging Face.
 
-A repair chooses samples, so inputs must be one tensor. :class:`PackedInputs` stacks the named inputs into one and is
-the ``forward_fn`` that takes them apart again::
+:class:`PackedInputs` stacks the named inputs into one tensor and is the ``forward_fn`` that takes them apart again::
 
     packed = PackedInputs(tokenizer(texts, padding=True, return_tensors="pt"))
     solve_repair(model, ErrorRate(packed.inputs, labels), forward_fn=packed, weights="classifier.weight")
@@ -28,7 +27,7 @@ class PackedInputs:
         named: Tensors ``(N, L)`` of whole numbers, or ``(N, ...)`` of floating numbers, by the names that the model's
             call knows, such as ``input_ids``, ``attention_mask``, ``token_type_ids``.
         inputs: All of them stacked, ``(N, names, L)``.
-        names: In the order of the stack.
+        names: Names in the order of the stack.
 
     Raises:
         SpecificationError: Shapes or kinds of numbers differ, or nothing was given.

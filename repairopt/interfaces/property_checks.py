@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -10,36 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repairopt import specify
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
-from repairopt.specify import (
-    Anchored,
-    Attacked,
-    Certified,
-    Detailed,
-    Differentiable,
-    Grouped,
-    GroupRates,
-    Labelled,
-    Property,
-    Residuals,
-    Restrictable,
-    SampleShare,
-    SignedParts,
-    Statistical,
-    Subsampled,
-    Transferable,
-    Undesired,
-    has_signed_parts,
-    inputs_of,
-    labels_of,
-)
 
 VALUE_TOL = 1e-5  # between a value and what is said of it elsewhere
 Expect = Callable[[bool, str, object], None]
 
 
-def check_property(prop: Property, predict_example: Predict) -> list[str]:
+def check_property(prop: specify.Property, predict_example: Predict) -> list[str]:
     """Check that a property does what the library relies on, in every member that it has.
 
     Checked: name and target; that ``value`` is a finite scalar and the same each time; and each protocol of
@@ -55,14 +35,13 @@ def check_property(prop: Property, predict_example: Predict) -> list[str]:
         The checks that ran, then for each protocol that the class lacks its members and what they would bring.
     """
     expect = expectation("check_property", str(getattr(prop, "name", "") or type(prop).__name__))
-    expect(
-        isinstance(prop, Property), "name, target and value(predict)", f"a {type(prop).__name__} without one of them"
-    )
+    whole = isinstance(prop, specify.Property)
+    expect(whole, "name, target and value(predict)", f"a {type(prop).__name__} without one of them")
     expect(isinstance(prop.name, str) and prop.name != "", "a name that is a non-empty text", repr(prop.name))
     expect(isinstance(prop.target, Real) and bool(np.isfinite(prop.target)), "a finite target", prop.target)
-    ran, lacks = ["declaration"], []
+    ran, gains = ["declaration"], []
     known: Any = prop
-    if isinstance(prop, Anchored):
+    if isinstance(prop, specify.Anchored):
         with torch.no_grad():
             known = _same_kind(expect, "anchor", prop, prop.anchor(predict_example))
         ran.append("anchor: the same property")
@@ -75,8 +54,8 @@ def check_property(prop: Property, predict_example: Predict) -> list[str]:
         else:
             missing = [name for name in members if not hasattr(known, name)]
             gain = str(protocol.__doc__).splitlines()[0].replace("``", "")
-            lacks.append(f"lacks {', '.join(missing)}: {gain}")
-    return ran + lacks
+            gains.append(f"lacks {', '.join(missing)}: {gain}")
+    return ran + gains
 
 
 def expectation(check: str, subject: str, problem: str = "") -> Expect:
@@ -98,8 +77,7 @@ def _scalar(expect: Expect, name: str, value: Any) -> float:
 
 
 def _finite(expect: Expect, name: str, method: Any, predict: Predict) -> str:
-    with torch.no_grad():
-        _scalar(expect, name, method(predict))
+    _scalar(expect, name, method(predict))
     return f"{name}: scalar and finite"
 
 
@@ -108,7 +86,7 @@ def _near(first: float, second: float) -> bool:
 
 
 def _same_kind(expect: Expect, method: str, prop: Any, found: Any) -> Any:
-    expect(isinstance(found, Property), f"{method} to return a property", repr(found))
+    expect(isinstance(found, specify.Property), f"{method} to return a property", repr(found))
     same = (found.name, found.target) == (prop.name, prop.target)
     expect(same, f"{method} to keep name and target", f"{found.name!r} with target {found.target}")
     return found
@@ -117,15 +95,14 @@ def _same_kind(expect: Expect, method: str, prop: Any, found: Any) -> Any:
 def _differentiable(expect: Expect, name: str, method: Any, predict: Predict, rank: int) -> str:
     if isinstance(predict, torch.nn.Module):
         weights = [p.detach().clone().requires_grad_() for p in predict.parameters()]
-        varied: Any = _Functional(predict, weights)
+        names = [name for name, _ in predict.named_parameters()]
+        known: dict[str, Any] = {"network": predict, "parameters": dict(zip(names, weights, strict=True))}
+        varied: Any = partial(torch.func.functional_call, predict, known["parameters"])
+        varied.__dict__ |= known  # as the library's own predict
+        result = method(varied)
     else:
         weights = [torch.zeros((), requires_grad=True)]
-
-        def varied(inputs: Tensor) -> Tensor:
-            outputs = predict(inputs).detach()
-            return outputs + weights[0] * outputs
-
-    result = method(varied)
+        result = method(lambda inputs: predict(inputs).detach() * (1 + weights[0]))
     expect(isinstance(result, Tensor) and result.ndim == rank, f"{name} with {rank} dimensions", np.shape(result))
     expect(bool(torch.isfinite(result).all()), f"{name} to be finite", result.detach())
     expect(result.requires_grad, f"{name} to be differentiable", "a result that no gradient flows through")
@@ -135,23 +112,11 @@ def _differentiable(expect: Expect, name: str, method: Any, predict: Predict, ra
     return f"{name}: finite and differentiable"
 
 
-class _Functional:
-    """A module with its parameters replaced, as the library's own ``predict``: with ``network`` and ``parameters``."""
-
-    def __init__(self, network: torch.nn.Module, weights: list[Tensor]) -> None:
-        names = [name for name, _ in network.named_parameters()]
-        self.network, self.parameters = network, dict(zip(names, weights, strict=True))
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        found: Tensor = torch.func.functional_call(self.network, self.parameters, (inputs,))
-        return found
-
-
 def _signed(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     with torch.no_grad():
         soft, hard = prop.residuals(predict), torch.as_tensor(prop.signed_hard(predict))
     expect(soft.shape == hard.shape, f"signed_hard of shape {tuple(soft.shape)}, as residuals", tuple(hard.shape))
-    if not has_signed_parts(prop):
+    if not specify.has_signed_parts(prop):
         return "signed_hard: as many as residuals"
     size = float(hard.abs().mean() if prop.combine == "mean" else hard.abs().amax())
     expect(_near(size, value), f"the {prop.combine} size of signed_hard to be the value, {value:.6g}", f"{size:.6g}")
@@ -189,29 +154,26 @@ def _interval(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 def _where(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     every = prop.where(lambda inputs: torch.ones(len(inputs), dtype=torch.bool, device=inputs.device))
-    with torch.no_grad():
-        same = _scalar(expect, "value of where(all)", _same_kind(expect, "where", prop, every).value(predict))
-        expect(_near(same, value), f"all samples to give the value, {value:.6g}", f"{same:.6g}")
-        try:
-            part = prop.where(lambda inputs: torch.arange(len(inputs), device=inputs.device) % 3 > 0)
-        except SpecificationError:  # no sample of some group or class among so few
-            return "where: the same on all samples"
-        _scalar(expect, "value of where(some)", part.value(predict))
+    same = _scalar(expect, "value of where(all)", _same_kind(expect, "where", prop, every).value(predict))
+    expect(_near(same, value), f"all samples to give the value, {value:.6g}", f"{same:.6g}")
+    try:
+        part = prop.where(lambda inputs: torch.arange(len(inputs), device=inputs.device) % 3 > 0)
+    except SpecificationError:  # no sample of some group or class among so few
+        return "where: the same on all samples"
+    _scalar(expect, "value of where(some)", part.value(predict))
     return "where: the same on all samples, finite on a part"
 
 
 def _on(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    own, inputs = labels_of(prop), inputs_of(prop)
+    own, inputs = specify.labels_of(prop), specify.inputs_of(prop)
     if inputs is None:
         return "on: not tried, its inputs are not known"
     try:
         moved = prop.on(*(own if own is not None else (inputs, None)))
     except SpecificationError:
         return "on: refuses its own data"
-    with torch.no_grad():
-        moved = _same_kind(expect, "on", prop, moved)
-        moved = moved.anchor(predict) if isinstance(moved, Anchored) else moved
-        _scalar(expect, "value of on(inputs, labels)", moved.value(predict))
+    moved = specify.anchor(_same_kind(expect, "on", prop, moved), predict)
+    _scalar(expect, "value of on(inputs, labels)", moved.value(predict))
     return "on: the same property"
 
 
@@ -224,7 +186,7 @@ def _details(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 
 def _labels(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
-    own = labels_of(prop)
+    own = specify.labels_of(prop)
     fits = own is not None and len(own[0]) == len(own[1])
     expect(fits, "inputs and labels that are tensors of the same length", f"{np.shape(prop.labels)} labels")
     return "labels: one for each input"
@@ -232,8 +194,7 @@ def _labels(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 def _rates(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
     for soft in (False, True):
-        with torch.no_grad():
-            rates, counts = prop.compared(predict, soft)
+        rates, counts = prop.compared(predict, soft)
         fits = rates.ndim == 2 and rates.shape == counts.shape and bool((counts > 0).all())
         expect(fits, "compared to return rates and counts (c, q)", f"{tuple(rates.shape)}, {tuple(counts.shape)}")
         inside = bool(((rates > -VALUE_TOL) & (rates < 1 + VALUE_TOL)).all())
@@ -263,20 +224,20 @@ def _attacked(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 Check = Callable[[Expect, Any, Predict, float], str]
 OFFERS: dict[Any, tuple[tuple[str, ...], Check | None]] = {
-    Differentiable: (("soft_value",), lambda e, p, f, v: _differentiable(e, "soft_value", p.soft_value, f, 0)),
-    Residuals: (("residuals",), lambda e, p, f, v: _differentiable(e, "residuals", p.residuals, f, 1)),
-    SignedParts: (("residuals", "signed_hard"), _signed),
-    SampleShare: (("inputs", "counted", "margins_of"), _share),
-    Statistical: (("interval",), _interval),
-    Restrictable: (("where",), _where),
-    Transferable: (("on",), _on),
-    Anchored: (("anchor",), None),
-    Detailed: (("details",), _details),
-    Labelled: (("inputs", "labels"), _labels),
-    GroupRates: (("combine", "compared", "interval"), _rates),
-    Grouped: (("samples", "favorable"), _groups),
-    Subsampled: (("subsample",), lambda e, p, f, v: _finite(e, "subsample", p.subsample(5).value, f)),
-    Undesired: (("undesired",), lambda e, p, f, v: _finite(e, "undesired", p.undesired, f)),
-    Certified: (("radii",), _radii),
-    Attacked: (("attacked",), _attacked),
+    specify.Differentiable: (("soft_value",), lambda e, p, f, v: _differentiable(e, "soft_value", p.soft_value, f, 0)),
+    specify.Residuals: (("residuals",), lambda e, p, f, v: _differentiable(e, "residuals", p.residuals, f, 1)),
+    specify.SignedParts: (("residuals", "signed_hard"), _signed),
+    specify.SampleShare: (("inputs", "counted", "margins_of"), _share),
+    specify.Statistical: (("interval",), _interval),
+    specify.Restrictable: (("where",), _where),
+    specify.Transferable: (("on",), _on),
+    specify.Anchored: (("anchor",), None),
+    specify.Detailed: (("details",), _details),
+    specify.Labelled: (("inputs", "labels"), _labels),
+    specify.GroupRates: (("combine", "compared", "interval"), _rates),
+    specify.Grouped: (("samples", "favorable"), _groups),
+    specify.Subsampled: (("subsample",), lambda e, p, f, v: _finite(e, "subsample", p.subsample(5).value, f)),
+    specify.Undesired: (("undesired",), lambda e, p, f, v: _finite(e, "undesired", p.undesired, f)),
+    specify.Certified: (("radii",), _radii),
+    specify.Attacked: (("attacked",), _attacked),
 }

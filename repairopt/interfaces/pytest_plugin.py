@@ -70,20 +70,14 @@ class SpecTests(pytest.File):
     def result(self) -> CheckResult:
         """All claims, measured once."""
         if self._result is None:
-            from repairopt.interfaces.commandline.runs.check_run import check_spec_file
+            from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
 
             self._result = check_spec_file(self.path, patch=self.config.getoption("repairopt_patch"))
         return self._result
 
 
 class BoundTest(pytest.Item):
-    """One goal or bound.
-
-    Args:
-        statement: Its text.
-        held_out: On which rows.
-        **options: Of pytest.
-    """
+    """One goal or bound, given by its text, on the rows of the repair or held-out ones."""
 
     def __init__(self, *, statement: str, held_out: bool, **options: Any) -> None:
         super().__init__(**options)

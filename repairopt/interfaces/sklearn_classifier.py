@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import MissingExtraError, SpecificationError
+from repairopt.errors import SpecificationError, require_extra
 from repairopt.network import Engine
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
@@ -27,7 +26,24 @@ Train = Callable[[Tensor, Tensor], nn.Module]
 
 
 class Classifier:
-    """What ``RepairedClassifier`` does; see there."""
+    """A torch model and its repair as a scikit-learn classifier.
+
+    ``fit`` repairs: with a trained module it brings the goal to its target on the rows given; with a function that
+    trains a module it trains first, as cross-validation wants it.
+
+    Args:
+        model: A trained torch module whose call gives logits ``(N, k)``, never modified; or a function of
+            ``(inputs, labels)``, tensors, that trains one.
+        goal: ``"error_rate"``, ``"demographic_parity"``, ``"equalized_odds"``, ``"equal_opportunity"`` (these three
+            with ``sensitive_features`` in ``fit``), or a function of ``(inputs, labels)`` that returns a property.
+        target: The goal's target.
+        favorable: The favorable class; None for the last.
+        tolerance: Share of the right answers that may turn wrong.
+        constraints: A function of ``(inputs, labels)`` that returns constraints in place of that.
+        classes: Classes in the order of the model's outputs; None for those that occur in ``y``, sorted.
+        options: Further options of :func:`repairopt.solve_repair`.
+        random_state: Seed of training and repair.
+    """
 
     def __init__(
         self,
@@ -82,10 +98,8 @@ class Classifier:
         inputs, labels = torch.as_tensor(np.asarray(X, dtype=np.float32)), torch.as_tensor(codes)
         self.original_ = self._trained(inputs, labels)
         goal = self._goal(inputs, labels, sensitive_features)
-        if self.constraints is None:
-            kept: list[Any] = [KeepLabels(inputs, labels, tolerance=self.tolerance)]
-        else:
-            kept = self.constraints(inputs, labels)
+        kept: list[Any] = [KeepLabels(inputs, labels, tolerance=self.tolerance)]
+        kept = kept if self.constraints is None else self.constraints(inputs, labels)
         options: dict[str, Any] = {"settings": Settings(seed=self.random_state), **(self.options or {})}
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
@@ -136,14 +150,13 @@ class Classifier:
                 f"RepairedClassifier: goal={self.goal!r} compares groups. Pass sensitive_features= to fit, one entry "
                 f"for each row."
             )
-        favorable = (
-            len(self.classes_) - 1 if self.favorable is None else int(_codes([self.favorable], self.classes_)[0])
-        )
+        favorable = len(self.classes_) - 1
+        if self.favorable is not None:
+            favorable = int(_codes([self.favorable], self.classes_)[0])
         options: dict[str, Any] = {"sensitive_features": groups, "favorable": favorable, "target": self.target}
         if self.goal == "demographic_parity":
             return GroupGap.observed(inputs, score="max_difference", **options)
-        if self.goal == "equal_opportunity":
-            options["given"] = (favorable,)
+        options |= {"given": (favorable,)} if self.goal == "equal_opportunity" else {}
         return OddsGap.observed(inputs, labels, **options)
 
 
@@ -159,35 +172,12 @@ def _codes(y: Any, classes: Array) -> Array:
     return np.array(found, dtype=np.int64)
 
 
-DOCUMENTATION = """A torch model and its repair as a scikit-learn classifier.
-
-``fit`` repairs: with a trained module it brings the goal to its target on the rows given; with a function that
-trains a module it trains first, as cross-validation wants it.
-
-Args:
-    model: A trained torch module whose call gives logits ``(N, k)``, never modified; or a function of
-        ``(inputs, labels)``, tensors, that trains one.
-    goal: ``"error_rate"``, ``"demographic_parity"``, ``"equalized_odds"``, ``"equal_opportunity"`` (these three with
-        ``sensitive_features`` in ``fit``), or a function of ``(inputs, labels)`` that returns a property.
-    target: The goal's target.
-    favorable: The favorable class; None for the last.
-    tolerance: Share of the right answers that may turn wrong.
-    constraints: A function of ``(inputs, labels)`` that returns constraints in place of that.
-    classes: Classes in the order of the model's outputs; None for those that occur in ``y``, sorted.
-    options: Further options of :func:`repairopt.solve_repair`.
-    random_state: Seed of training and repair.
-"""
-
-
 @cache
 def _classifier() -> Any:
-    if find_spec("sklearn") is None:
-        raise MissingExtraError(
-            "RepairedClassifier needs scikit-learn, not installed here. Install with: pip install repairopt[sklearn]"
-        )
+    require_extra("sklearn", "RepairedClassifier", "sklearn")
     from sklearn.base import BaseEstimator, ClassifierMixin
 
-    names = {"__doc__": DOCUMENTATION, "__module__": __name__, "__qualname__": "RepairedClassifier"}
+    names = {"__doc__": Classifier.__doc__, "__module__": __name__, "__qualname__": "RepairedClassifier"}
     return type("RepairedClassifier", (Classifier, ClassifierMixin, BaseEstimator), names)
 
 

@@ -18,11 +18,8 @@ from torch import nn
 from repairopt.errors import RepairError
 from repairopt.program import Array, Kind, KnownProgram, Program, Solution, Solver, Status, known_programs, run_solver
 
-from .property_checks import Expect, check_property, expectation
-
-__all__ = ["assert_bounds", "check_property", "check_solver"]
-
 from .check_methods import check_method
+from .property_checks import Expect, check_property, expectation
 
 __all__ = ["assert_bounds", "check_method", "check_property", "check_solver"]
 
@@ -178,9 +175,8 @@ def _check_ray(expect: Expect, program: Program, solution: Solution) -> None:
     small = 1e-7 * max(1e-300, float(np.abs(ray).max()))
     allowed = _support(ray, program.lower, program.upper, small)
     least = -_support(-combined, low, high, small)
-    expect(
-        least > allowed, "a ray with ray' A d above what the rows allow", f"{least:.6g} at least, {allowed:.6g} allowed"
-    )
+    text = "a ray with ray' A d above what the rows allow"
+    expect(least > allowed, text, f"{least:.6g} at least, {allowed:.6g} allowed")
 
 
 def _support(direction: Array, lower: Array, upper: Array, small: float) -> float:
@@ -214,11 +210,10 @@ def _larger_program(kind: Kind) -> Program:
 
 
 def _arrays(program: Program) -> list[Any]:
-    hessian: Any = program.hessian
-    parts = (
-        [hessian] if isinstance(hessian, np.ndarray) else [] if hessian is None else [hessian.diagonal, hessian.factor]
+    hessian, matrix = program.hessian, program.matrix
+    parts: list[Any] = (
+        [hessian] if isinstance(hessian, np.ndarray) else [hessian.diagonal, hessian.factor] if hessian else []
     )
-    matrix = program.matrix
-    parts += [matrix.toarray() if hasattr(matrix, "tocsr") else matrix]
+    parts += [matrix.toarray() if hasattr(matrix, "tocsr") else matrix, program.integer]
     parts += [program.gradient, program.lower, program.upper, *program.bounds()]
-    return parts if program.integer is None else [*parts, program.integer]
+    return [part for part in parts if part is not None]

@@ -22,7 +22,7 @@ def track_rounds(log: Log, prefix: str = "repair") -> Callable[[Round], None]:
 
     Args:
         log: Called after each round with metrics by name and the number of the round, from 1.
-        prefix: In front of each name, before a slash.
+        prefix: Text in front of each name, before a slash.
 
     Returns:
         A function of a round. Metrics that a round does not have are left out.
@@ -54,8 +54,8 @@ def report_metrics(report: Report, prefix: str = "repair") -> dict[str, float]:
     """The figures of a report by name, for a tracker or a table.
 
     Args:
-        report: Of a repair.
-        prefix: In front of each name, before a slash.
+        report: Report of a repair.
+        prefix: Text in front of each name, before a slash.
 
     Returns:
         Measures, failing samples and accuracies, before and after, repair data and held-out data; sizes and times. The
@@ -71,12 +71,9 @@ def report_metrics(report: Report, prefix: str = "repair") -> dict[str, float]:
         name = f"accuracy of {counts.name}/{_split(counts.held_out)}"
         found |= {f"{name}/before": counts.accuracy[0], f"{name}/after": counts.accuracy[1]}
     found |= {"processor seconds": report.cpu_seconds, "seconds": report.seconds.get("total", math.nan)}
-    return {f"{prefix}/{_plain(name)}": value for name, value in found.items() if math.isfinite(value)}
+    plain = {re.sub(r"[^A-Za-z0-9_\-./ ]+", "", name): value for name, value in found.items()}
+    return {f"{prefix}/{name}": value for name, value in plain.items() if math.isfinite(value)}
 
 
 def _split(held_out: bool) -> str:
     return "held-out" if held_out else "repair"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_\-./ ]+", "", name)

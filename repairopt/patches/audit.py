@@ -1,11 +1,9 @@
 """Audit log: what was done, in lines of JSON each of which holds the hash of the line before.
 
 Whoever changes, removes, adds or moves a line breaks the chain at that line. Lines cut off at the end leave a chain
-that is whole, and so does a log written anew from the start: keep the hash of the last line elsewhere, for instance in
-the notes of a patch, and give it to :func:`verify_log`.
-
-Each line is one object with sorted keys: ``number`` from 0, ``time`` (UTC), ``event``, ``data``, ``previous`` (the hash
-of the line before, zeros at the start) and ``hash``, the SHA-256 of the line without this field.
+that is whole, and so does a log written anew from the start: keep the hash of the last line elsewhere, and give it to
+:func:`verify_log`. Each line is an object with sorted keys: ``number`` from 0, ``time`` (UTC), ``event``, ``data``,
+``previous`` (the hash of the line before, zeros at the start) and ``hash``, the SHA-256 of the line without it.
 """
 
 from __future__ import annotations
@@ -45,7 +43,10 @@ class AuditLog:
     chain is broken is not written to.
 
     Args:
-        path: Of the file; made where it does not exist, its folder must.
+        path: File of the log; made where it does not exist, its folder must.
+
+    Attributes:
+        end: The last line that this object has seen.
 
     Raises:
         AuditError: The chain in the file is broken, or its folder does not exist.
@@ -64,17 +65,12 @@ class AuditLog:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise AuditError(f"audit log '{self.path}': there is no folder '{self.path.parent}'. Make it before.")
-        self._end, self._size = LogEnd(), 0
+        self.end, self._size = LogEnd(), 0
         new = not self.path.exists()
         with self._locked() as file:
             self._read_on(file)
         if new:
             sync_folder(self.path.parent)
-
-    @property
-    def end(self) -> LogEnd:
-        """The last line that this object has seen."""
-        return self._end
 
     def append(self, event: str, /, **data: Any) -> LogEnd:
         """Write one line, to the disk; returns the new end of the chain.
@@ -90,7 +86,7 @@ class AuditLog:
         with self._locked() as file:
             self._read_on(file)
             self._write(file, event, plain)
-        return self._end
+        return self.end
 
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
@@ -117,12 +113,12 @@ class AuditLog:
         added = file.read()
         whole, newline, rest = added.rpartition(b"\n")
         if newline:
-            self._end = _follow(str(self.path), self._end, whole.split(b"\n"))
+            self.end = _follow(str(self.path), self.end, whole.split(b"\n"))
         self._size = size - len(rest)
         if rest:
             if rest[: len(_HEAD)] != _HEAD[: len(rest)]:
                 raise AuditError(
-                    f"audit log '{self.path}', line {self._end.count + 1}: is neither finished nor the start of an "
+                    f"audit log '{self.path}', line {self.end.count + 1}: is neither finished nor the start of an "
                     f"entry; this is no audit log. Give another path."
                 )
             file.truncate(self._size)
@@ -130,21 +126,16 @@ class AuditLog:
             self._write(file, "an unfinished line was cut off", lost)
 
     def _write(self, file: IO[bytes], event: str, data: dict[str, Any]) -> None:
-        entry = {
-            "number": self._end.count,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "event": event,
-            "data": data,
-            "previous": self._end.hash,
-        }
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = {"number": self.end.count, "time": time, "event": event, "data": data, "previous": self.end.hash}
         entry["hash"] = _hash(entry)
-        line = _text(entry).encode() + b"\n"
+        line = _text(entry) + b"\n"
         file.seek(self._size)
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
         self._size += len(line)
-        self._end = LogEnd(self._end.count + 1, str(entry["hash"]))
+        self.end = LogEnd(self.end.count + 1, str(entry["hash"]))
 
 
 def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> LogEnd:
@@ -158,10 +149,9 @@ def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> 
     """
     what = os.fspath(path)
     try:
-        content = Path(path).read_bytes()
+        lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise AuditError(f"audit log '{what}': cannot be read ({error}).") from error
-    lines = content.split(b"\n")
     if lines.pop():
         raise AuditError(
             f"audit log '{what}', line {len(lines) + 1}: is unfinished; the writing process was killed, or the file "
@@ -182,7 +172,7 @@ def _follow(what: str, end: LogEnd, lines: list[bytes]) -> LogEnd:
         where = f"audit log '{what}', line {end.count + 1}"
         try:
             entry = json.loads(line)
-            text = _text(entry).encode()
+            text = _text(entry)
         except (ValueError, TypeError, RecursionError) as error:
             raise AuditError(f"{where}: is not JSON ({error}). The log was damaged or edited.") from error
         if not isinstance(entry, dict) or set(entry) != _FIELDS:
@@ -196,12 +186,12 @@ def _follow(what: str, end: LogEnd, lines: list[bytes]) -> LogEnd:
     return end
 
 
-def _text(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _text(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _hash(entry: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_text(entry).encode()).hexdigest()
+    return hashlib.sha256(_text(entry)).hexdigest()
 
 
 def _plain(event: str, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,16 @@ where nothing is promised), ``met``, ``data`` (``"repair"`` or ``"held-out"``), 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from repairopt.errors import PatchError
@@ -26,15 +29,12 @@ class PatchInfo:
 
     Attributes:
         solver: The back ends that found the change, or however else it came to be.
-        seed: Of everything that was drawn, or None.
-        spec_hash: SHA-256 of the specification, 64 hexadecimal digits, or empty; see :func:`hash_spec`.
+        seed: Random seed, or None.
+        spec_hash: SHA-256 of the specification, or empty; see :func:`hash_spec`.
         claims: What is claimed of the repaired model; dicts of anything that JSON knows.
         notes: Free text.
-        versions: Of Python, repairopt and the libraries.
+        versions: Versions of Python, repairopt and the libraries.
         created: When, UTC, ISO 8601.
-
-    Raises:
-        PatchError: Claims that JSON does not know, or ``spec_hash`` is no SHA-256.
     """
 
     solver: str = ""
@@ -63,11 +63,8 @@ class PatchInfo:
         lines = []
         for claim in self.claims:
             mark = {True: "met", False: "NOT MET"}.get(claim.get("met"), "")  # type: ignore[arg-type]
-            rest = [
-                f"{key} {_short(value)}"
-                for key, value in claim.items()
-                if key not in ("name", "met") and value is not None
-            ]
+            figures = {k: v for k, v in claim.items() if k not in ("name", "met") and v is not None}
+            rest = [f"{key} {f'{v:.6g}' if isinstance(v, float) else v}" for key, v in figures.items()]
             lines.append("; ".join(filter(None, [str(claim.get("name", "")), mark, *rest])))
         return lines
 
@@ -86,16 +83,7 @@ def _checked_claim(number: int, claim: Any) -> Claim:
 
 
 def hash_spec(spec: Any) -> str:
-    """SHA-256 of a specification, so that a patch names the one it was made for.
-
-    Args:
-        spec: A text, bytes, the path of a file (``pathlib.Path``), or anything that JSON knows, whose keys are sorted.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        PatchError: None of these, or no such file.
+    """SHA-256 of a specification: a text, bytes, a file (``pathlib.Path``), or JSON, whose keys are sorted.
 
     Example:
         >>> hash_spec("gap <= 0.05") == hash_spec(b"gap <= 0.05")
@@ -122,5 +110,17 @@ def hash_spec(spec: Any) -> str:
     return hashlib.sha256(spec).hexdigest()
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    return dict(_read())
+
+
+@functools.cache  # each name costs milliseconds, and what is imported does not change
+def _read() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("repairopt", "torch", "numpy", "scipy", "daqp", "piqp", "highspy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

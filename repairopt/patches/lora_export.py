@@ -1,12 +1,9 @@
 """Export a patch of linear layers as a LoRA adapter that ``peft`` loads.
 
-LoRA adds the product of two matrices to a layer's weight when the layer is run, or when the adapter is merged. The sum
-is rounded differently from the patch: outputs agree within floating-point tolerance, not to the bit, and nothing
-refuses a wrong base. Where exactness counts, ship the patch.
-
-A bias that changed becomes the bias of LoRA's second matrix (``lora_bias=True``), which peft adds to the output and
-knows how to merge. peft's ``bias="lora_only"`` and ``"all"`` are not used: they overwrite the base model's bias, so
-that disabling the adapter does not bring it back.
+LoRA adds the product of two matrices to a layer's weight: outputs agree within floating-point tolerance, not to the
+bit, and nothing refuses a wrong base. A bias that changed becomes the bias of LoRA's second matrix
+(``lora_bias=True``), which peft knows how to merge; its ``bias="lora_only"`` and ``"all"`` overwrite the base model's
+bias, so that disabling the adapter does not bring it back.
 """
 
 from __future__ import annotations
@@ -110,8 +107,7 @@ def _layers(patch: Patch, model: nn.Module) -> list[str]:
 
 
 def _check_biases(layers: list[str], state: dict[str, Tensor]) -> None:
-    without = [layer for layer in layers if f"{layer}.bias" not in state]
-    if without:
+    if without := [layer for layer in layers if f"{layer}.bias" not in state]:
         raise ExportError(
             f"the patch changes a bias, and {listed(without)} have none. peft gives all layers of an adapter a bias or "
             f"none, and cannot merge one into a layer without. Ship the patch, or repair weights without biases."

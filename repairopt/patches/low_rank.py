@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from .differences import Facts, Kind, Positions, expect, read_flips, read_positions
-from .fingerprints import digest_entries
 from .tensor_bits import FLOATS, Bits, round_to_bits, to_float64
+from .weights import digest_entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,10 @@ class LowRank:
     def from_parts(cls, kind: Kind, tensors: Mapping[str, Tensor], facts: Facts) -> LowRank:
         """From a file; refuses factors or corrections that do not fit the tensor."""
         left, right = tensors["left"], tensors["right"]
-        shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
         expect(kind.dtype in FLOATS and len(kind.shape) > 1, f"a low-rank difference of type {kind.dtype}")
         fits = left.ndim == right.ndim == 2 and left.shape[1] == len(right)
         fits = fits and (len(left), left.shape[0] * right.shape[1]) == (kind.shape[0], kind.size)
-        expect(fits, f"factors of shapes {shapes}")
+        expect(fits, f"factors of shapes {tuple(left.shape)} and {tuple(right.shape)}")
         for way in ("forward", "backward"):
             flips = read_flips(kind, tensors[f"{way}_flips"])
             expect(flips.shape == read_positions(kind, tensors[f"{way}_positions"]).shape, f"'{way}_flips'")
@@ -60,13 +59,11 @@ class LowRank:
                 change += np.multiply.outer(left[:, k], right[k])
             values = to_float64(bits, self.kind.dtype)
             target = values + (-change if back else change).reshape(-1)
-            at = np.isfinite(values) & np.isfinite(target) & (change.reshape(-1) != 0)
+            known = np.isfinite(values) & np.isfinite(target) & (change.reshape(-1) != 0)
             moved = bits.copy()
-            moved[at] = round_to_bits(target[at], self.kind.dtype)
-        way = "backward" if back else "forward"
-        moved[read_positions(self.kind, self.tensors[f"{way}_positions"])] ^= read_flips(
-            self.kind, self.tensors[f"{way}_flips"]
-        )
+            moved[known] = round_to_bits(target[known], self.kind.dtype)
+        at, flips = (self.tensors[f"{'backward' if back else 'forward'}_{part}"] for part in ("positions", "flips"))
+        moved[read_positions(self.kind, at)] ^= read_flips(self.kind, flips)
         return moved
 
     def stale(self, bits: Bits, back: bool = False) -> Positions:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from repairopt.errors import ExportError, require_extra
 
-from .fingerprints import fingerprint
 from .safe_files import sync_folder
-from .weights import copy_model, state_of
+from .weights import copy_model, fingerprint, state_of
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5), torch.float16: (1e-2, 1e-3)}
 _ONE_FILE = 2**31 - 2**24  # bytes of weights up to which they fit into the protobuf message itself
@@ -60,12 +58,9 @@ def export_onnx(
     Args:
         model: On any device, float16, float32 or float64; not modified. A patched one: ``patch.apply(model)``.
         example_inputs: What the model is called with: tensors with the batch first, at least two rows.
-        path: Of the file; replaced where it exists.
-        rtol: By default 1e-4 for float32, 1e-9 for float64, 1e-2 for float16.
-        atol: By default 1e-5 for float32, 1e-9 for float64, 1e-3 for float16.
-
-    Returns:
-        Where it is and how well it agrees.
+        path: File to write; replaced where it exists.
+        rtol: Relative tolerance, by default 1e-4 for float32, 1e-9 for float64, 1e-2 for float16.
+        atol: Absolute tolerance, by default 1e-5 for float32, 1e-9 for float64, 1e-3 for float16.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed: ``pip install repairopt[onnx]``.
@@ -77,9 +72,8 @@ def export_onnx(
     dtype = next((p.dtype for p in portable.parameters() if p.is_floating_point()), torch.float32)
     if dtype not in TOLERANCES:
         raise ExportError(f"model of type {dtype}: ONNX Runtime runs float16, float32 and float64. Cast it before.")
-    rtol, atol = (
-        given if given is not None else usual for given, usual in zip((rtol, atol), TOLERANCES[dtype], strict=True)
-    )
+    pairs = zip((rtol, atol), TOLERANCES[dtype], strict=True)
+    rtol, atol = (usual if given is None else given for given, usual in pairs)
     target = Path(path)
     if not target.parent.is_dir():
         raise ExportError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
@@ -133,8 +127,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
@@ -162,12 +155,11 @@ def _compare(
     for xs, outputs in zip(batches, found, strict=True):
         with torch.no_grad():
             wanted = _leaves(model(*xs))
-        largest = max(largest, *_differences(outputs, wanted, tolerance))
+        largest = max(largest, *_differences(outputs, wanted, *tolerance))
     return names, largest
 
 
-def _differences(found: Sequence[Any], wanted: Sequence[Tensor], tolerance: tuple[float, float]) -> list[float]:
-    rtol, atol = tolerance
+def _differences(found: Sequence[Any], wanted: Sequence[Tensor], rtol: float, atol: float) -> list[float]:
     if len(found) != len(wanted):
         raise ExportError(f"the file has {len(found)} outputs, the model {len(wanted)}. Nothing was written.")
     differences = [0.0]
@@ -175,19 +167,15 @@ def _differences(found: Sequence[Any], wanted: Sequence[Tensor], tolerance: tupl
         got, want = (np.asarray(a, dtype=np.float64) for a in (output, tensor.numpy()))
         if got.shape != want.shape:
             raise ExportError(f"output {number}: has shape {got.shape}, torch's {want.shape}. Nothing was written.")
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(got - want)
+        differences.append(float(np.nanmax(gap, initial=0.0)))
         if not np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True):
             raise ExportError(
-                f"output {number}: differs from torch's by up to {_largest(got, want):.3g}, more than atol {atol:g} + "
+                f"output {number}: differs from torch's by up to {differences[-1]:.3g}, more than atol {atol:g} + "
                 f"rtol {rtol:g} |output|. Nothing was written. Give a larger tolerance if that is acceptable."
             )
-        differences.append(_largest(got, want))
     return differences
-
-
-def _largest(got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]) -> float:
-    with np.errstate(invalid="ignore"):
-        gap = np.abs(got - want)
-    return float(np.nanmax(gap, initial=0.0)) if gap.size else 0.0
 
 
 def _leaves(output: Any) -> list[Tensor]:

@@ -6,6 +6,8 @@ and names the tensors that differ; what it wrote is hashed again and compared. N
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +18,27 @@ from torch import Tensor, nn
 
 from repairopt.errors import PatchError, WrongBaseError
 
-from .changes import Change, check_is_base, compare
-from .claims import PatchInfo, hash_spec
-from .fingerprints import Fingerprint, digest_bits, fingerprint, written_copy
-from .patch_header import CONTENT, HEADER, content_hash, from_parts, to_parts
+from .claims import PatchInfo, hash_spec, library_versions
+from .differences import FORMS, Change, Kind, check_is_base, compare
+from .low_rank import LowRank
 from .safe_files import read_tensors, write_tensors
-from .tensor_bits import Bits, dtype_name, from_bits, to_bits
-from .versions import library_versions
-from .weights import Ties, Weights, fill_ties, state_of
+from .tensor_bits import DTYPES, Bits, dtype_name, from_bits, to_bits
+from .weights import (
+    Fingerprint,
+    Ties,
+    Weights,
+    digest_bits,
+    digest_tensor,
+    fill_ties,
+    fingerprint,
+    state_of,
+    written_copy,
+)
+
+FORMAT = 1
+READ = {**FORMS, LowRank.form: LowRank}
+Content = tuple[tuple[Change, ...], Fingerprint, Fingerprint, Ties, PatchInfo]  # fields of a patch, in order
+HEADER, CONTENT = "repairopt_patch", "content_sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,39 +124,24 @@ class Patch:
         """Read a patch. Nothing in the file is executed.
 
         Args:
-            path: Of a file that ``save`` wrote.
+            path: File that ``save`` wrote.
             expected_hash: The :attr:`content_hash` that it must have, from where you trust. Without it damage and
                 careless edits are found, but not an edit that updates the hash in the file as well.
-
-        Returns:
-            The patch, equal to the one that was saved.
 
         Raises:
             PatchError: Another kind of file, cut short, changed, of another format, or with another content hash.
         """
-        tensors, texts = read_tensors(path)
-        what = f"'{os.fspath(path)}'"
-        if HEADER not in texts:
-            raise PatchError(f"{what}: is a safetensors file, but no patch of repairopt. load_weights reads weights.")
-        text = texts[HEADER]
-        found = content_hash(text, tensors)
-        if found != texts.get(CONTENT):
-            raise PatchError(f"{what}: its content does not match its hash; it was changed or damaged. Get it again.")
-        if expected_hash is not None and found != expected_hash:
-            raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
+        parts = read_checked(path, HEADER, expected_hash)
         try:
-            return cls(*from_parts(text, tensors))
+            return cls(*from_parts(*parts))
         except PatchError as error:
-            raise PatchError(f"{what}: {error}") from error
+            raise PatchError(f"'{os.fspath(path)}': {error}") from error
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A repaired copy of a model, whose weights are those of the repair to the bit; checked by their hash.
 
-        Args:
-            model: With the weights of the base, on any device; not modified.
-
         Raises:
-            WrongBaseError: The model has other weights; the message names the tensors.
+            WrongBaseError: The model has other weights than the base; the message names the tensors.
             PatchError: The copy does not have the hash of the repair.
         """
         return self._moved_copy(model, back=False)
@@ -153,13 +153,11 @@ class Patch:
     def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The repaired state dict: a new dict with the same keys in the same order.
 
-        Weights that do not change are the same tensors, those that change are new ones on the device of the old.
-
-        Args:
-            state: The weights of the base; not modified. Of tied weights one name is enough.
+        Weights that do not change are the same tensors, those that change are new ones on the device of the old. Of
+        tied weights one name is enough.
 
         Raises:
-            WrongBaseError: The weights are others; the message names the tensors.
+            WrongBaseError: The weights are others than the base; the message names the tensors.
             PatchError: The result does not have the hash of the repair.
         """
         return self._moved_state(state, back=False)
@@ -174,9 +172,8 @@ class Patch:
                 f"model: expected a torch.nn.Module, got {type(model).__name__}. For weights alone use "
                 f"apply_to_state_dict or revert_state_dict."
             )
-        new = self._new_bits(state_of(model), back)
         what = f"model {type(model).__name__}: the copy is not what the patch promises"
-        return written_copy(model, new, self.base if back else self.repaired, what)
+        return written_copy(model, self._new_bits(state_of(model), back), self.base if back else self.repaired, what)
 
     def _moved_state(self, state: Mapping[str, Tensor], back: bool) -> dict[str, Tensor]:
         present = state_of(state, "state dict")
@@ -207,11 +204,7 @@ class Patch:
         return new
 
     def check_base(self, weights: Weights, back: bool = False) -> None:
-        """Check that weights are those that the patch applies to; ``back`` those that it can be reverted from.
-
-        Raises:
-            WrongBaseError: They are others; the message names the tensors.
-        """
+        """Check that weights are the base, ``back`` the repaired ones; a WrongBaseError names tensors that are not."""
         found = fingerprint(fill_ties(state_of(weights), self.ties))
         wanted, other = (self.repaired, self.base) if back else (self.base, self.repaired)
         if found == wanted:
@@ -226,14 +219,9 @@ class Patch:
         )
 
     def __str__(self) -> str:
-        info = self.info
         lines = [f"patch of {sum(c.count for c in self.changes)} entries in {len(self.changes)} weights"]
         lines += [f"  {change}" for change in self.changes]
-        lines += [f"base      {self.base.total}", f"repaired  {self.repaired.total}", f"content   {self.content_hash}"]
-        lines += [f"spec      {info.spec_hash}"] if info.spec_hash else []
-        lines += [f"created   {info.created}; solver {info.solver or 'not given'}; seed {info.seed}"]
-        lines += [f"notes     {info.notes}"] if info.notes else []
-        return "\n".join(lines + [f"claim     {claim}" for claim in info.claim_lines()])
+        return "\n".join(lines + origin_lines(self.base, self.repaired, self.content_hash, self.info))
 
 
 def patch_info(spec: Any, info: dict[str, Any]) -> PatchInfo:
@@ -248,3 +236,113 @@ def patch_info(spec: Any, info: dict[str, Any]) -> PatchInfo:
             raise PatchError("spec and spec_hash were both given; give one of them.")
         info = {**info, "spec_hash": hash_spec(spec)}
     return PatchInfo(**{"versions": library_versions(), **info})
+
+
+def to_parts(content: Content) -> tuple[str, dict[str, Tensor]]:
+    """The header as JSON text, and the tensors, named ``weight:part``."""
+    changed_weights, base, repaired, ties, info = content
+    tensors: dict[str, Tensor] = {}
+    changes = []
+    for change in changed_weights:
+        kind, (parts, facts) = change.difference.kind, change.difference.parts()
+        tensors |= {f"{change.names[0]}:{part}": tensor for part, tensor in parts.items()}
+        described = {"names": list(change.names), "dtype": dtype_name(kind.dtype), "shape": list(kind.shape)}
+        figures = {"form": change.difference.form, "count": change.count, "largest": change.largest, "facts": facts}
+        changes.append(described | figures)
+    changed = {name: digest for name, digest in repaired.tensors.items() if base.tensors[name] != digest}
+    header = {
+        "format": FORMAT,
+        "base": {"total": base.total, "tensors": base.tensors},
+        "repaired": {"total": repaired.total, "changed": changed},
+        "ties": [list(group) for group in ties],
+        "changes": changes,
+        "info": info.to_dict(),
+    }
+    return json.dumps(header, allow_nan=False), tensors
+
+
+def from_parts(text: str, tensors: Mapping[str, Tensor]) -> Content:
+    """What ``to_parts`` was given; a PatchError for another format or a header that does not fit the tensors."""
+    try:
+        header = json.loads(text)
+        if header["format"] != FORMAT:
+            raise PatchError(f"is a patch of format {header['format']}; this version reads {FORMAT}. Update repairopt.")
+        changes = tuple(_read_change(entry, tensors) for entry in header["changes"])
+        base = Fingerprint(dict(header["base"]["tensors"]))
+        repaired = base.with_tensors(header["repaired"]["changed"])
+        totals = (header["base"]["total"], header["repaired"]["total"])
+        ties = tuple(tuple(group) for group in header["ties"])
+        info = PatchInfo(**header["info"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, PatchError):
+            raise
+        raise PatchError(f"has a malformed header ({error!r}). The file is damaged; get it again.") from error
+    if (base.total, repaired.total) != totals:
+        raise PatchError("has hashes of tensors that do not give the total. The file is damaged; get it again.")
+    return changes, base, repaired, ties, info
+
+
+def _read_change(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> Change:
+    kind = Kind(DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"]))
+    name = entry["names"][0]
+    parts = {key.rpartition(":")[2]: tensor for key, tensor in tensors.items() if key.rpartition(":")[0] == name}
+    difference = READ[entry["form"]].from_parts(kind, parts, entry["facts"])
+    return Change(tuple(entry["names"]), difference, int(entry["count"]), entry["largest"])
+
+
+def content_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a header and tensors, whatever the order of the tensors in a file."""
+    digest = hashlib.sha256(text.encode() + b"\0")
+    digest.update(Fingerprint({name: digest_tensor(tensor) for name, tensor in tensors.items()}).total.encode())
+    return digest.hexdigest()
+
+
+def read_checked(path: str | os.PathLike[str], header: str, expected_hash: str | None) -> tuple[str, dict[str, Tensor]]:
+    """JSON text and tensors of a whole patch file whose content has its hash, and the one expected, if any."""
+    tensors, texts = read_tensors(path)
+    what = f"'{os.fspath(path)}'"
+    if header not in texts:
+        raise PatchError(f"{what}: is a safetensors file, but no patch of repairopt. load_weights reads weights.")
+    found = content_hash(texts[header], tensors)
+    if found != texts.get(CONTENT):
+        raise PatchError(f"{what}: its content does not match its hash; it was changed or damaged. Get it again.")
+    if expected_hash is not None and found != expected_hash:
+        raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
+    return texts[header], tensors
+
+
+def origin_lines(base: Fingerprint, repaired: Fingerprint, content: str, info: PatchInfo) -> list[str]:
+    """Hashes, origin and claims of a patch, for its text."""
+    lines = [f"base      {base.total}", f"repaired  {repaired.total}", f"content   {content}"]
+    lines += [f"spec      {info.spec_hash}"] if info.spec_hash else []
+    lines += [f"created   {info.created}; solver {info.solver or 'not given'}; seed {info.seed}"]
+    lines += [f"notes     {info.notes}"] if info.notes else []
+    return lines + [f"claim     {claim}" for claim in info.claim_lines()]
+
+
+def merged_state_dict(weights: Weights, patch: Patch) -> dict[str, Tensor]:
+    """The weights of the base with a patch applied: contiguous, on the CPU, sharing no memory, ties included."""
+    state = dict(weights) if isinstance(weights, Mapping) else state_of(weights)
+    return _standalone(patch.apply_to_state_dict(state))
+
+
+def _standalone(weights: Weights) -> dict[str, Tensor]:
+    state = state_of(weights, "weights")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Write or replace a safetensors file of weights, whole or not at all; tied weights under each name."""
+    state = _standalone(weights)
+    write_tensors(path, state, {"format": "pt", "repairopt_weights_sha256": fingerprint(state).total})
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a safetensors file, on the CPU; a PatchError for a pickle, a patch, or changed weights."""
+    tensors, texts = read_tensors(path)
+    if HEADER in texts:
+        raise PatchError(f"'{os.fspath(path)}': is a patch, not weights. Patch.load reads it.")
+    expected = texts.get("repairopt_weights_sha256")
+    if expected is not None and fingerprint(tensors).total != expected:
+        raise PatchError(f"'{os.fspath(path)}': its weights do not match their hash; they were changed. Get it again.")
+    return tensors

@@ -1,8 +1,4 @@
-"""Read and write safetensors files: whole or not at all, and nothing else than safetensors.
-
-A pickle runs code when it is loaded. Files are therefore opened by the safetensors library alone, which reads numbers
-and one JSON header; whatever it does not take is refused.
-"""
+"""Read and write safetensors files, whole or not at all; never pickles, which run code when they are loaded."""
 
 from __future__ import annotations
 
@@ -47,10 +43,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Write or replace a safetensors file, which is there whole or not at all, also where the process is killed.
-
-    The tensors must be contiguous, on the CPU, none sharing memory with another. The folder must exist.
-    """
+    """Write or replace a safetensors file of contiguous CPU tensors that share no memory, whole or not at all."""
     from safetensors.torch import save_file
 
     with whole_file(path) as unfinished:
@@ -59,10 +52,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], t
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` at the end of the block, and is removed after an exception.
-
-    It is in the same folder, which must exist, so that it can be renamed in one step.
-    """
+    """A path to write to, which takes the place of ``path`` after the block, and is removed after an exception."""
     target = Path(path)
     if not target.parent.is_dir():
         raise PatchError(f"'{os.fspath(path)}': there is no folder '{target.parent}'. Make it before.")

@@ -1,9 +1,8 @@
 """Several patches on one model: in a chain, or side by side where they touch different entries.
 
-A patch that was made on top of another applies after it; hashes tell. Patches that were made on the same weights and
-touch no entry in common can be stacked as well, in any order and with the same result. Then the hash of the base does
-not match any more, so this must be asked for, and every touched entry is compared with its value in the base. What two
-such patches claim was checked for each of them alone: check the stack again before it is used.
+A patch that was made on top of another applies after it; hashes tell. Patches made on the same weights that touch no
+entry in common can be stacked in any order: the hash of the base does not match any more, so this must be asked for,
+and every touched entry is compared with its value in the base. What two such patches claim was checked for each alone.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 
 from repairopt.errors import PatchConflictError, WrongBaseError
 
-from .changes import Change
-from .differences import Positions
-from .fingerprints import fingerprint, written_copy
+from .differences import Change, Positions
 from .patch import Patch
 from .tensor_bits import Bits, from_bits, to_bits
-from .weights import copy_model, state_of
+from .weights import copy_model, fingerprint, state_of, written_copy
 
 _SHOWN = 5
 
@@ -48,23 +45,15 @@ class Conflict:
 
 
 def find_conflicts(patches: Sequence[Patch]) -> list[Conflict]:
-    """Pairs of patches that touch the same entries, or belong to different bases.
+    """Pairs of patches, in the order of their use, that touch the same entries or have different bases.
 
-    Args:
-        patches: In the order in which they shall be applied.
-
-    Returns:
-        A conflict for each weight that two patches touch in common, unless the second was made on top of the first,
-        directly or over others of the list. A low-rank difference touches its whole weight. Empty where none is.
+    There is a conflict for each weight that two patches touch in common, unless the second was made on top of the
+    first, directly or over others of the list. A low-rank difference touches its whole weight.
     """
     found: list[Conflict] = []
-    for j, second in enumerate(patches):
-        below = _below(patches, j)
-        for i in sorted(set(range(j)) - below):
-            if not _same_start(patches, i, j):
-                found.append(Conflict(i, j))
-                continue
-            found += _overlaps(i, patches[i], j, second)
+    for j in range(len(patches)):
+        for i in sorted(set(range(j)) - _below(patches, j)):
+            found += _overlaps(patches, i, j) if _same_start(patches, i, j) else [Conflict(i, j)]
     return found
 
 
@@ -83,10 +72,10 @@ def _same_start(patches: Sequence[Patch], i: int, j: int) -> bool:
     return bool(chains[0] & chains[1])
 
 
-def _overlaps(i: int, first: Patch, j: int, second: Patch) -> list[Conflict]:
-    theirs = {name: change for change in second.changes for name in change.names}
+def _overlaps(patches: Sequence[Patch], i: int, j: int) -> list[Conflict]:
+    theirs = {name: change for change in patches[j].changes for name in change.names}
     found = []
-    for change in first.changes:
+    for change in patches[i].changes:
         others = dict.fromkeys(theirs[name] for name in change.names if name in theirs)
         common = [np.intersect1d(change.difference.touched, other.difference.touched) for other in others]
         at = np.unique(np.concatenate(common)) if common else np.zeros(0, dtype=np.int64)
@@ -100,7 +89,7 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
 
     Args:
         model: With the weights of the first patch's base; not modified.
-        patches: In order: each made on top of the one before.
+        patches: Patches in order, each made on top of the one before.
         same_base: Whether a patch that was made on earlier weights, or on another patch alone, may be stacked too,
             where it touches other entries than the patches that it was not made on.
 
@@ -143,15 +132,12 @@ def revert_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = 
     Raises:
         WrongBaseError: The weights are not those that the patches led to.
     """
-    current = model
-    for number in range(len(patches) - 1, -1, -1):
-        patch = patches[number]
-        if same_base and fingerprint(current) != patch.repaired:
-            current = _move_entries(number, patch, current, back=True)
-        else:
-            current = _checked(number, patch, current, back=True)
     if not patches:
         return copy_model(model)
+    current = model
+    for number, patch in reversed(list(enumerate(patches))):
+        beside = same_base and fingerprint(current) != patch.repaired
+        current = (_move_entries if beside else _checked)(number, patch, current, back=True)
     if fingerprint(current) != patches[0].base:
         patches[0].check_base(current)
     return current
@@ -167,13 +153,11 @@ def _checked(number: int, patch: Patch, model: nn.Module, back: bool) -> nn.Modu
 def _move_entries(number: int, patch: Patch, model: nn.Module, back: bool) -> nn.Module:
     """Apply or revert a patch whose other entries have moved on; its own ones are compared one by one."""
     state = state_of(model)
-    new: dict[str, Bits] = {}
-    for change in patch.changes:
-        for name in change.names:
-            new[name] = _moved_entries(f"patches[{number}]", name, change, state, back)
+    what = f"patches[{number}]"
+    new = {n: _moved_entries(what, n, change, state, back) for change in patch.changes for n in change.names}
     made = {name: from_bits(bits, state[name].dtype, state[name].shape) for name, bits in new.items()}
     expected = fingerprint(state).with_tensors(fingerprint(made).tensors)
-    return written_copy(model, new, expected, f"patches[{number}]: the copy is not as written")
+    return written_copy(model, new, expected, f"{what}: the copy is not as written")
 
 
 def _moved_entries(what: str, name: str, change: Change, state: dict[str, Tensor], back: bool) -> Bits:

@@ -37,11 +37,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def to_bits(tensor: Tensor) -> Bits:
-    """The bit patterns of a tensor of any layout and device, ``(numel,)``; may share memory with the tensor.
-
-    Raises:
-        ModelError: Its entries are not of 1, 2, 4 or 8 bytes.
-    """
+    """The bit patterns of a tensor of any layout and device, ``(numel,)``; may share memory with the tensor."""
     size = tensor.element_size()
     if size not in _SIGNED:
         raise ModelError(f"tensor of type {tensor.dtype}: expected entries of at most 8 bytes. Split it into two.")
@@ -75,10 +71,7 @@ def to_float64(bits: Bits, dtype: torch.dtype) -> Values:
 
 
 def round_to_bits(values: Values, dtype: torch.dtype) -> Bits:
-    """Bits of the entries of a dtype that are nearest to float64 numbers, the same on every machine.
-
-    Rounds half to even; to bfloat16 by way of float32. NaN is not allowed. Overflow gives infinity.
-    """
+    """Bits of the entries nearest to float64 numbers without NaN, half to even, to bfloat16 through float32."""
     with np.errstate(over="ignore", under="ignore"):
         if dtype != torch.bfloat16:
             return values.astype(f"f{dtype.itemsize}").view(f"u{dtype.itemsize}")

@@ -1,20 +1,21 @@
-"""The weights of a model or of a state dict, by name: what a patch is made of, applied to and checked against.
-
-Weights are the parameters and the persistent buffers, under the names that ``state_dict()`` gives them; tied ones under
-each of their names. Buffers that a module keeps out of its state dict are no part of them.
-"""
+"""The weights of a model or of a state dict, by name, and their SHA-256: what patches are made of."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repairopt.errors import ModelError, PatchError
 
-from .tensor_bits import Bits, to_bits, write_bits
+from .tensor_bits import Bits, dtype_name, to_bits, write_bits
 
 Weights = nn.Module | Mapping[str, Tensor]
 Ties = tuple[tuple[str, ...], ...]
@@ -23,10 +24,7 @@ Ties = tuple[tuple[str, ...], ...]
 def state_of(source: Weights, what: str = "model") -> dict[str, Tensor]:
     """The tensors of a module or state dict by name, sharing memory with it; ``what`` is its name in messages.
 
-    Extra state of modules that is no tensor is left out.
-
-    Raises:
-        ModelError: No module or state dict; a tensor without data, sparse or quantized.
+    Extra state of modules that is no tensor is left out. A ModelError names what is no plain dense tensor with data.
     """
     if isinstance(source, nn.Module):
         found: dict[str, Tensor] = dict(source.named_parameters(remove_duplicate=False))
@@ -95,11 +93,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def write_into(model: nn.Module, new: Mapping[str, Bits]) -> None:
-    """Write new bits into some of the weights of a model, in place.
-
-    Raises:
-        PatchError: Two names of one tied weight get different values, or an expanded tensor cannot be written to.
-    """
+    """Write new bits into weights of a model, in place; tied weights must get the same bits under each name."""
     state = state_of(model)
     for group in ties_of(state):
         values = [new.get(name, to_bits(state[name])) for name in group if any(n in new for n in group)]
@@ -119,3 +113,72 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Names for a message, the first few."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """SHA-256 of weights: for each name the digest of its tensor, 64 hexadecimal digits."""
+
+    tensors: dict[str, str]
+
+    @cached_property
+    def total(self) -> str:
+        """Digest of all names with the digests of their tensors."""
+        text = json.dumps(sorted(self.tensors.items()), separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def with_tensors(self, changed: Mapping[str, str]) -> Fingerprint:
+        """The fingerprint after some tensors changed."""
+        return Fingerprint({**self.tensors, **changed})
+
+    def differences(self, other: Fingerprint) -> str:
+        """In words, which tensors of another fingerprint differ from those of this one; empty where none does."""
+        mine, theirs = self.tensors, other.tensors
+        groups = {
+            "differ": [name for name in mine if name in theirs and mine[name] != theirs[name]],
+            "are missing": [name for name in mine if name not in theirs],
+            "are not expected": [name for name in theirs if name not in mine],
+        }
+        return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in groups.items() if names)
+
+
+def fingerprint(weights: Weights) -> Fingerprint:
+    """SHA-256 of the parameters and persistent buffers of a model or state dict, which is not modified.
+
+    Example:
+        >>> import torch
+        >>> fingerprint({"a": torch.zeros(2), "b": torch.ones(1)}).total[:16]
+        'eff729c2e96233a6'
+    """
+    return Fingerprint({name: digest_tensor(value) for name, value in state_of(weights).items()})
+
+
+def written_copy(model: nn.Module, new: Mapping[str, Bits], expected: Fingerprint, what: str) -> nn.Module:
+    """A copy of a model with new bits in some of its weights; a PatchError where it is not what is expected."""
+    moved = copy_model(model)
+    write_into(moved, new)
+    found = fingerprint(moved)
+    if found != expected:
+        raise PatchError(
+            f"{what}: {expected.differences(found)}. Look for weights that share a part of their memory. The model was "
+            f"not modified."
+        )
+    return moved
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes of a tensor."""
+    return digest_bits(to_bits(tensor), dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def digest_bits(bits: Bits, dtype: str, shape: tuple[int, ...]) -> str:
+    """SHA-256 of a tensor that is given by its bits."""
+    head = json.dumps([dtype, list(shape)], separators=(",", ":"))
+    return digest_entries(bits, head.encode() + b"\0")
+
+
+def digest_entries(bits: Bits, head: bytes = b"") -> str:
+    """SHA-256 of some bytes and of entries, little-endian on every machine."""
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(bits.astype(f"<u{bits.itemsize}", copy=False)).data)
+    return digest.hexdigest()

@@ -19,31 +19,16 @@ from torch import Tensor, nn
 from repairopt.errors import PatchError, WrongBaseError
 
 from .claims import PatchInfo
-from .fingerprints import Fingerprint, fingerprint
-from .patch import Patch, patch_info
-from .patch_header import CONTENT, HEADER, content_hash
+from .patch import CONTENT, HEADER, Patch, content_hash, origin_lines, patch_info, read_checked
 from .safe_files import read_tensors, write_tensors
-from .weights import copy_model
+from .weights import Fingerprint, copy_model, fingerprint
 
 WRAPPED_HEADER, FORMAT = "repairopt_wrapped", 1
 GROUP = "repairopt.wrappers"
 
 
 def wrap(kind: str, network: nn.Module, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The module of a registered kind around a network.
-
-    Args:
-        kind: Name of the entry point.
-        network: Becomes a part of the module; it is not copied.
-        settings: Plain values.
-        tensors: By name.
-
-    Returns:
-        The module, in the mode of the network.
-
-    Raises:
-        PatchError: No such kind, or settings and tensors that do not fit it.
-    """
+    """The module of a registered kind around a network, which becomes a part of it, in the mode of the network."""
     known = _kinds()
     if kind not in known:
         raise PatchError(
@@ -54,10 +39,8 @@ def wrap(kind: str, network: nn.Module, settings: Mapping[str, Any], tensors: Ma
         made: nn.Module = known[kind].load()(network, dict(settings), dict(tensors))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PatchError(f"wrapper kind {kind!r}: its settings or tensors do not fit the model ({error}).") from error
-    own = set(network.modules())
-    for module in made.modules():
-        if module not in own:
-            module.training = network.training
+    for module in set(made.modules()) - set(network.modules()):
+        module.training = network.training
     return made
 
 
@@ -71,7 +54,7 @@ class WrappedPatch:
     """A wrapper as a file: what it adds, the kind that puts it around a network, and the network that it is for.
 
     Attributes:
-        kind: Name of the wrapper.
+        kind: Name of the wrapper, an entry point.
         settings: Plain values of the wrapper.
         tensors: What it adds, by name.
         base: SHA-256 of the weights of the network that it goes around.
@@ -104,14 +87,8 @@ class WrappedPatch:
 
     @cached_property
     def _header(self) -> str:
-        header = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "settings": dict(self.settings),
-            "base": self.base.tensors,
-            "repaired": self.repaired.tensors,
-            "info": self.info.to_dict(),
-        }
+        header = {"format": FORMAT, "kind": self.kind, "settings": dict(self.settings)}
+        header |= {"base": self.base.tensors, "repaired": self.repaired.tensors, "info": self.info.to_dict()}
         return json.dumps(header, allow_nan=False)
 
     @cached_property
@@ -120,11 +97,7 @@ class WrappedPatch:
         return content_hash(self._header, dict(self.tensors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, which is there whole or not at all.
-
-        Raises:
-            PatchError: The folder does not exist.
-        """
+        """Write a safetensors file, which is there whole or not at all; its folder must exist."""
         write_tensors(path, self.tensors, {WRAPPED_HEADER: self._header, CONTENT: self.content_hash})
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -132,22 +105,13 @@ class WrappedPatch:
 
         Raises:
             WrongBaseError: The model has other weights; the message names the tensors.
-            PatchError: The kind is not registered, does not fit the model, or makes something else of it than when the
-                patch was made.
+            PatchError: The kind is not registered, does not fit, or makes something else than when the patch was made.
         """
         self.check_base(model)
         return self.around_weights(model, self.repaired)
 
     def around_weights(self, model: nn.Module, wanted: Fingerprint | None = None) -> nn.Module:
-        """A copy of a model inside of the wrapper, whatever its weights: to be filled with others.
-
-        Args:
-            model: Not modified.
-            wanted: What the result must be, or None.
-
-        Raises:
-            PatchError: The kind is not registered, does not fit the model, or the result is another one.
-        """
+        """A copy of any model inside of the wrapper; a PatchError where it is not what is ``wanted``."""
         made = wrap(self.kind, copy_model(model), self.settings, self.tensors)
         if wanted is not None and (found := fingerprint(made)) != wanted:
             raise PatchError(
@@ -157,12 +121,7 @@ class WrappedPatch:
         return made
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """A copy of the network inside of a wrapped model.
-
-        Raises:
-            PatchError: The model has no ``network`` inside.
-            WrongBaseError: The network inside is another one.
-        """
+        """A copy of the network inside of a wrapped model, whose weights are checked."""
         inside = getattr(model, "network", None)
         if not isinstance(inside, nn.Module):
             raise PatchError(f"model {type(model).__name__}: is not wrapped, so the patch is not applied to it.")
@@ -171,11 +130,7 @@ class WrappedPatch:
         return copy_model(inside)
 
     def check_base(self, weights: Any, back: bool = False) -> None:
-        """Check that weights are those of the network that the patch is for; with ``back`` those that it leads to.
-
-        Raises:
-            WrongBaseError: They are others; the message names the tensors.
-        """
+        """Check that weights are the base, ``back`` the repaired ones; a WrongBaseError names tensors that are not."""
         wanted, found = self.repaired if back else self.base, fingerprint(weights)
         if found != wanted:
             goal = "led to" if back else "was made for"
@@ -186,35 +141,17 @@ class WrappedPatch:
 
     def __str__(self) -> str:
         count = sum(tensor.numel() for tensor in self.tensors.values())
-        lines = [f"patch that puts a '{self.kind}' with {count} numbers around the network"]
-        lines += [f"base      {self.base.total}", f"repaired  {self.repaired.total}", f"content   {self.content_hash}"]
-        lines += [f"created   {self.info.created}; solver {self.info.solver or 'none'}; seed {self.info.seed}"]
-        lines += [f"notes     {self.info.notes}"] if self.info.notes else []
-        return "\n".join(lines + [f"claim     {claim}" for claim in self.info.claim_lines()])
+        head = f"patch that puts a '{self.kind}' with {count} numbers around the network"
+        return "\n".join([head, *origin_lines(self.base, self.repaired, self.content_hash, self.info)])
 
 
 def load_patch(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Patch | WrappedPatch:
-    """Read a patch of either kind. Nothing in the file is executed.
-
-    Args:
-        path: Of a file that ``save`` wrote.
-        expected_hash: The content hash that it must have, from where you trust.
-
-    Returns:
-        A patch of weights or a wrapped patch.
-
-    Raises:
-        PatchError: Another kind of file, changed or damaged, of another format, or with another content hash.
-    """
-    tensors, texts = read_tensors(path)
+    """Read a patch of weights or a wrapped patch that ``save`` wrote; nothing in the file is executed."""
+    texts = read_tensors(path)[1]
     if HEADER in texts or WRAPPED_HEADER not in texts:
         return Patch.load(path, expected_hash=expected_hash)
-    what, text = f"'{os.fspath(path)}'", texts[WRAPPED_HEADER]
-    found = content_hash(text, tensors)
-    if found != texts.get(CONTENT):
-        raise PatchError(f"{what}: its content does not match its hash; it was changed or damaged. Get it again.")
-    if expected_hash is not None and found != expected_hash:
-        raise PatchError(f"{what}: has content hash {found}, expected {expected_hash}. It is another patch.")
+    text, tensors = read_checked(path, WRAPPED_HEADER, expected_hash)
+    what = f"'{os.fspath(path)}'"
     try:
         header = json.loads(text)
         if header["format"] != FORMAT:

@@ -12,7 +12,7 @@ from repairopt.methods import Outcome, Task
 from repairopt.network import Array, Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
-from repairopt.report import Repair, Report, Subjects, Trust, Verdict
+from repairopt.report import Repair, Report, ReportSources, Trust, Verdict
 from repairopt.specify import PropertyBound, anchor, margins_at, measured, stands_for_population
 from repairopt.verify import Claim, Judge, Judgement, Verification, both_networks, make_claim, verify
 
@@ -80,7 +80,7 @@ def conclude_repair(
         notes=tuple(task.log.notes),
         seed=task.seed,
         versions=library_versions(),
-        subjects=Subjects(
+        subjects=ReportSources(
             prepared.model,
             repaired,
             delta,

@@ -26,11 +26,7 @@ def patch_info(report: Any) -> dict[str, Any]:
 
 
 def claims_from_report(report: Any) -> list[dict[str, Any]]:
-    """Claims that a report of a repair supports.
-
-    One for each measure, each constraint and each set of labelled data, those on held-out data included, met or not.
-    Every figure was counted on the true network; none is a proof, and none has an interval.
-    """
+    """Claims that a report supports, one for each measure, constraint and labelled set; counted, not proved."""
     claims: list[dict[str, Any]] = []
     for measure in report.verification.measures:
         met = None if measure.target is None else measure.after <= measure.target
@@ -52,20 +48,10 @@ def claims_from_report(report: Any) -> list[dict[str, Any]]:
 def record_repair(
     log: AuditLog, report: Any, *, model: nn.Module | None = None, inputs: Mapping[str, Tensor] | None = None
 ) -> LogEnd:
-    """Log a finished repair from its report: where it started from, each round, the verdict.
+    """Log a finished repair from its report: one line for the start, one for each solve, one for the outcome.
 
-    To have each round on the disk as soon as it is done, log it from ``solve_repair(..., progress=...)`` instead:
-    ``progress=lambda entry: log.append("round", **vars(entry))``.
-
-    Args:
-        log: To append to.
-        report: Of :func:`repairopt.solve_repair`.
-        model: The model that was repaired; the SHA-256 of its weights is logged.
-        inputs: Data of the repair by name; the SHA-256 of each is logged.
-
-    Returns:
-        The end of the chain: one line for the start, one for each solve with its decision, one for the outcome, in
-        which every constraint stands with its failing samples and its smallest margin.
+    The SHA-256 of the weights of ``model``, which was repaired, and of each of the ``inputs`` by name is logged. To
+    have each round on the disk as soon as it is done, log it from ``solve_repair(..., progress=...)``.
     """
     whole = report.to_dict()
     log.append(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 from repairopt.patches import library_versions
 from repairopt.report.pictures.evidence import AffectedInputs, Evidence, GroupTable
-from repairopt.report.pictures.gallery import Picture, draw_gallery
-from repairopt.report.pictures.style import have_matplotlib
+from repairopt.report.pictures.gallery import draw_gallery
+from repairopt.report.pictures.plots import have_matplotlib
 
-from .claim_table import SPLITS, claim_rows
-from .plain_words import Plain, list_caveats, measured, number, summarize
+from .plain_words import Plain, list_caveats, measured, number, percent, summarize
 
+SPLITS = {False: "repair data", True: "held-out data"}
 FREE = 1e-9  # price of a bound that costs nothing
 TONES = {"repaired": "good", "improved": "open"}
 NO_PICTURES = "Pictures need Matplotlib, which is not installed here: pip install repairopt[report]"
@@ -30,6 +31,107 @@ METRICS = {
 }
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text; ``good`` is None where it is open or nothing is promised."""
+
+    name: str
+    data: str
+    before: str
+    after: str
+    interval: str = ""
+    limit: str = ""
+    result: str = ""
+    good: bool | None = None
+
+
+def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
+    """The rows of a report as a dict: goal, constraints, what is only watched, accuracies; those of a name together."""
+    measures, checks = plain["measures"], plain["checks"]
+    claims = plain.get("claims", [])
+    held_out = {claim["name"]: claim for claim in claims if claim["source"] == SPLITS[True]}
+    crossed = {claim["name"]: claim for claim in claims if claim["source"] != SPLITS[True]}
+    bounded = {(name, split): values for name, split, *values in evidence.bounded}
+    goal = measures[0]["name"]
+    rows = [_measure(m, held_out) for m in measures if m["name"] == goal]
+    rows[1:1] = [_crossed(crossed.pop(goal))] if goal in crossed else []
+    for name in dict.fromkeys(check["constraint"] for check in checks):
+        own = [_check(c, bounded.get((name, c["held_out"])), held_out) for c in checks if c["constraint"] == name]
+        own[1:1] = [_crossed(crossed.pop(name))] if name in crossed else []
+        rows += own
+    rows += [_crossed(claim) for claim in crossed.values()]
+    rows += [_measure(m, held_out) for m in measures if m["name"] != goal]
+    return rows + _accuracies(plain["labels"])
+
+
+def _measure(measure: Plain, claims: dict[str, Plain]) -> Row:
+    split, target = measure["held_out"], measure["target"]
+    row = Row(measure["name"], SPLITS[split], number(measure["before"]), number(measure["after"]))
+    if target is None:
+        return row
+    return _judged(row, target, measure["after"] <= target, claims.get(measure["name"]) if split else None)
+
+
+def _judged(row: Row, limit: float, met: bool, claim: Plain | None) -> Row:
+    """A row with its result; with a claim, met means with its confidence."""
+    good: bool | None = met
+    result, interval = "met" if met else "not met", ""
+    if claim is not None:
+        interval, share = _ends(claim["interval"]), f"{100 * claim['confidence']:.4g} %"
+        if claim["met"]:
+            result = f"met with {share} confidence"
+        elif met:
+            good, result = None, f"met here, not shown with {share} confidence"
+    return replace(row, interval=interval, limit=f"at most {number(limit)}", result=result, good=good)
+
+
+def _crossed(claim: Plain) -> Row:
+    interval, share = claim["interval"], f"{100 * claim['confidence']:.4g} %"
+    value, limit = interval["value"], claim["limit"]
+    met, average = interval["high"] <= limit, claim["confidence"] <= 0.5
+    result = ("met on average" if average else f"met with {share} confidence") if met else "not met"
+    good: bool | None = met
+    if not met and value <= limit:
+        good, result, rows = None, f"met here, not shown with {share} confidence", claim["rows"]
+        result += f"; about {rows:,.0f} rows of the smallest group would show it" if rows else ""
+    ends = "" if average else _ends(interval)
+    return Row(claim["name"], claim["source"], "", number(value), ends, f"at most {number(limit)}", result, good)
+
+
+def _check(check: Plain, bounded: Sequence[float] | None, claims: dict[str, Plain]) -> Row:
+    name, split = check["constraint"], SPLITS[check["held_out"]]
+    if bounded is not None:
+        before, after, limit = bounded
+        claim = claims.get(name) if check["held_out"] else None
+        return _judged(Row(name, split, number(before), number(after)), limit, check["holds"], claim)
+    failed_before = check.get("failed_before")
+    fails = "" if failed_before is None else f"{failed_before:,} fail"
+    failed = f"{check['failed']:,} of {check['applied']:,} fail"
+    if check["applied"] == 0:
+        return Row(name, split, fails, "", "", "", "vacuous: spoke of no input")
+    if check["soft"]:
+        return Row(name, split, fails, failed, "", "", "a wish")
+    allowed, holds = f"at most {check['allowed']:,} may fail", bool(check["holds"])
+    return Row(name, split, fails, failed, "", allowed, "met" if holds else "not met", holds)
+
+
+def _accuracies(labels: Sequence[Plain]) -> list[Row]:
+    rows, seen = [], set()
+    for counts in labels:
+        key = (counts["held_out"], counts["count"], *counts["accuracy"], *map(str, counts["recall"].items()))
+        if key in seen:  # the same inputs under another name
+            continue
+        seen.add(key)
+        before, after = (percent(share) for share in counts["accuracy"])
+        name = f"accuracy, {counts['count']:,} inputs of '{counts['name']}'"
+        rows.append(Row(name, SPLITS[counts["held_out"]], before, after))
+    return rows
+
+
+def _ends(interval: Plain) -> str:
+    return f"{number(interval['low'])} to {number(interval['high'])}"
+
+
 def render_page(
     plain: Plain,
     evidence: Evidence,
@@ -39,18 +141,15 @@ def render_page(
     features: Sequence[str] = (),
     complete: bool = True,
 ) -> str:
-    """The page as HTML; without pictures, and saying so, where Matplotlib is not installed.
+    """The page of a report as a dict; without pictures, and saying so, where Matplotlib is not installed.
 
-    ``plain`` is a report as a dict; ``complete`` says whether the evidence was collected from networks and data. The
-    others are options of :func:`repairopt.write_html`.
+    ``complete`` says whether the evidence was collected from networks and data.
     """
     from jinja2 import Environment, StrictUndefined
 
-    pictures: list[Picture] = []
-    if have_matplotlib():
-        chosen, original = on_frontier(plain)
-        pictures = draw_gallery(evidence, frontier=frontier, chosen=chosen, original=original)
-    missing = NO_PICTURES if not have_matplotlib() else "" if complete else NO_EVIDENCE
+    drawn = have_matplotlib()
+    pictures = draw_gallery(evidence, frontier, *on_frontier(plain)) if drawn else []
+    missing = NO_PICTURES if not drawn else "" if complete else NO_EVIDENCE
     source = files("repairopt.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
     return page.render(
@@ -77,11 +176,8 @@ def render_fragment(plain: Plain) -> str:
     """Verdict, caveats and claims for a notebook, without style sheet and pictures."""
     from markupsafe import escape
 
-    rows = "".join(
-        f"<tr><td>{escape(r.name)}</td><td>{escape(r.data)}</td><td>{escape(r.before)}</td><td>{escape(r.after)}</td>"
-        f"<td>{escape(r.limit)}</td><td>{escape(r.result)}</td></tr>"
-        for r in claim_rows(plain, Evidence())
-    )
+    cells = [(r.name, r.data, r.before, r.after, r.limit, r.result) for r in claim_rows(plain, Evidence())]
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
     head = "".join(f"<th>{cell}</th>" for cell in ("claim", "data", "before", "after", "limit", "result"))
     caveats = "".join(f"<li>{escape(text)}</li>" for text in list_caveats(plain))
     return (
@@ -138,10 +234,9 @@ def _input_table(affected: AffectedInputs, features: Sequence[str]) -> Plain:
         names = [f"column {j}" for j in range(flat.shape[1])]
     rows = []
     for k, row in enumerate(affected.rows):
-        label = int(affected.labels[k])
-        answer = [str(int(row)), "-" if label < 0 else str(label), str(int(affected.before[k]))]
-        shown = [f"{value:.4g}" for value in flat[k]]
-        rows.append([*answer, str(int(affected.after[k])), f"{affected.shift[k]:.3f}", *shown])
+        label, before, after = (int(of[k]) for of in (affected.labels, affected.before, affected.after))
+        answer = [str(int(row)), "-" if label < 0 else str(label), str(before), str(after)]
+        rows.append([*answer, f"{affected.shift[k]:.3f}", *(f"{value:.4g}" for value in flat[k])])
     head = ["row", "true label", "before", "after", "probability moved", *names]
     title = f"{affected.name}, {SPLITS[affected.held_out]}"
     return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}
@@ -169,10 +264,8 @@ def _facts(plain: Plain) -> list[tuple[str, str]]:
 
 
 def _rounds(plain: Plain) -> list[list[str]]:
-    return [
-        [
-            *(r["step"], r["status"], r["solver"], f"{r['rows']:,}", number(r["goal"])),
-            *("yes" if r["accepted"] else "no", r["note"]),
-        ]
-        for r in plain["rounds"]
-    ]
+    def row(r: Plain) -> list[str]:
+        known = [r["step"], r["status"], r["solver"], f"{r['rows']:,}", number(r["goal"])]
+        return [*known, "yes" if r["accepted"] else "no", r["note"]]
+
+    return [row(r) for r in plain["rounds"]]

@@ -1,7 +1,4 @@
-"""The outcome of a repair in sentences that need no knowledge of the method, and what must be said along with it.
-
-Works on the plain dict of :meth:`repairopt.Report.to_dict`, so that a page can be made from a file as well.
-"""
+"""The outcome of a repair in plain sentences, from the dict of :meth:`repairopt.Report.to_dict`."""
 
 from __future__ import annotations
 
@@ -91,7 +88,8 @@ def _outcome(plain: Plain) -> str:
     moved = f"{goal['name']} {_moved(goal['before'], goal['after'])}"
     hard = [check for check in plain["checks"] if not check["held_out"] and not check["soft"]]
     failed = [f"'{check['constraint']}'" for check in hard if not check["holds"]]
-    kept = _kept(len(hard))
+    kept = f", and all {len(hard)} constraints hold" if hard else ""
+    kept = ", and the constraint holds" if len(hard) == 1 else kept
     if verdict == "repaired":
         if plain["weights"]["changed"] == 0:
             return f"Nothing had to be changed: {goal['name']} is {number(goal['after'])}, within the limit of {limit}."
@@ -112,12 +110,6 @@ def _moved(before: float, after: float) -> str:
     if before == after:
         return f"stayed at {number(after)}"
     return f"{'fell' if after < before else 'rose'} from {number(before)} to {number(after)}"
-
-
-def _kept(count: int) -> str:
-    if count == 0:
-        return ""
-    return ", and the constraint holds" if count == 1 else f", and all {count} constraints hold"
 
 
 def _answers(plain: Plain) -> str:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from repairopt.errors import RepairFailedError
+from repairopt.errors import RepairFailedError, SpecificationError
 from repairopt.localize import Location
+from repairopt.patches import whole_file
 from repairopt.program import Conflict, Program, Source, Status, explain_conflict
-from repairopt.report.pictures.collect import Subjects, collect_evidence, evidence_from_dict
+from repairopt.report.pictures import plots
+from repairopt.report.pictures.collect import ReportSources, collect_evidence, evidence_from_dict
 from repairopt.report.pictures.evidence import Evidence
 from repairopt.surrogate import Surrogate
 from repairopt.verify import Check, Claim, LabelCounts, Measure, Round, Verification
 
-from .show import Shown
+from .as_patch import patch_info
+from .html_page import on_frontier, render_fragment, render_page
+from .text import report_text
 
 
 class Verdict(StrEnum):
@@ -61,7 +67,7 @@ class Trust:
     """Three numbers that tell whether to believe the method.
 
     Attributes:
-        fit_error: Of the surrogate on fresh samples: ``1 - R2``; NaN where it was not sampled.
+        fit_error: Error of the surrogate on fresh samples: ``1 - R2``; NaN where it was not sampled.
         linearization_error: Largest difference between linearized and true margins at the result, in logits.
         improvement_ratio: Actual over predicted improvement of the goal; near 1 where the model was right.
     """
@@ -72,7 +78,7 @@ class Trust:
 
 
 @dataclass(frozen=True, eq=False)
-class Report(Shown):
+class Report:
     """What was done and what came of it; ``to_html()``, ``save_html(path)`` and ``plot_*()`` show it.
 
     Attributes:
@@ -82,14 +88,14 @@ class Report(Shown):
         changed: Number of weights that did change, or numbers that were added.
         largest_change: Largest change of a weight.
         candidate: What is applied, in a line.
-        status: Of the last solve.
+        status: Status of the last solve.
         method: The method and its settings.
         surrogate: The model of the property that was used last, or None.
         rounds: Every solve.
         rows_used: Most rows in one program.
         gave_way: Hard rows that the elastic program had to violate.
         infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
-        prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        prices: Shadow price of each bound at the last step: decrease of the objective per unit of relaxation.
         claims: What is known of the bounds on new data, from cross-validation and from held-out data.
         buffers: What was taken off goal and bounds in the rows, by name.
         margins: Logits by which their points had to lead, by name of the goal and bounds that asked for it.
@@ -99,8 +105,8 @@ class Report(Shown):
         stopped: ``"time limit"``, ``"interrupted"`` or ``"solver failed"`` where it ended early, with the best point so
             far; else empty.
         notes: Anything worth knowing.
-        seed: Of everything that was drawn.
-        versions: Of the libraries.
+        seed: Random seed.
+        versions: Versions of the libraries.
         subjects: The networks and the specification, for pictures; references only, and not pickled.
     """
 
@@ -128,7 +134,7 @@ class Report(Shown):
     notes: tuple[str, ...] = ()
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
-    subjects: Subjects | None = field(default=None, repr=False)
+    subjects: ReportSources | None = field(default=None, repr=False)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -174,85 +180,142 @@ class Report(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and numbers; NaN and infinity become None, so it is JSON."""
-        plain: dict[str, Any] = _plain(
-            {
-                "verdict": str(self.verdict),
-                "meaning": self.verdict.meaning,
-                "stopped": self.stopped,
-                "status": str(self.status),
-                "method": self.method,
-                "candidate": self.candidate,
-                "weights": {
-                    "method": self.location.method,
-                    "size": self.location.size,
-                    "changed": self.changed,
-                    "largest_change": self.largest_change,
-                    "parameters": {name: len(ix) for name, ix in self.location.indices.items()},
-                },
-                "measures": [vars(m) for m in self.verification.measures],
-                "checks": [_check_dict(c) for c in self.verification.checks],
-                "labels": [vars(c) for c in self.verification.labels],
-                "constant": self.verification.constant,
-                "surrogate": _surrogate_dict(self.surrogate),
-                "trust": vars(self.trust),
-                "rounds": [vars(r) for r in self.rounds],
-                "rows_used": self.rows_used,
-                "gave_way": [str(source) for source in self.gave_way],
-                "prices": self.prices,
-                "buffers": self.buffers,
-                "margins": self.margins,
-                "claims": [
-                    {**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims
-                ],
-                "seconds": self.seconds,
-                "cpu_seconds": self.cpu_seconds,
-                "notes": list(self.notes),
-                "seed": self.seed,
-                "versions": self.versions,
-            }
-        )
-        return plain
+        location, verified = self.location, self.verification
+        weights = {
+            "method": location.method,
+            "size": location.size,
+            "changed": self.changed,
+            "largest_change": self.largest_change,
+            "parameters": {name: len(ix) for name, ix in location.indices.items()},
+        }
+        claims = [{**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims]
+        plain = {
+            "verdict": str(self.verdict),
+            "meaning": self.verdict.meaning,
+            "status": str(self.status),
+            "weights": weights,
+            "measures": [vars(m) for m in verified.measures],
+            "checks": [_check_dict(c) for c in verified.checks],
+            "labels": [vars(c) for c in verified.labels],
+            "constant": verified.constant,
+            "surrogate": _surrogate_dict(self.surrogate),
+            "trust": vars(self.trust),
+            "rounds": [vars(r) for r in self.rounds],
+            "gave_way": [str(source) for source in self.gave_way],
+            "claims": claims,
+        }
+        return _plain(plain | {name: getattr(self, name) for name in AS_THEY_ARE})
 
     def __str__(self) -> str:
-        from .text import report_text
-
         return report_text(self)
+
+    def patch_info(self) -> dict[str, Any]:
+        """What a patch says of the repair: fields of :class:`repairopt.patches.PatchInfo`."""
+        return patch_info(self)
+
+    def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
+        """The report as one HTML page that needs no network; runs both networks over the data once more.
+
+        Args:
+            title: Heading of the page.
+            frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
+            features: Names of the input columns, for the table of the most affected inputs.
+        """
+        return render_page(self.to_dict(), self.evidence, title=title, frontier=frontier, features=features)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the page of :meth:`to_html` to a file, whole or not at all."""
+        page = self.to_html(**options)
+        with whole_file(path) as file:
+            file.write_text(page, encoding="utf-8")
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return render_fragment(self.to_dict())
+
+    def plot_groups(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: rate of each group, or recall of each class, before and after.
+
+        ``name`` is that of a property or labelled set; None for the first.
+        """
+        return plots.plot_rates(_pick("rates by group", self.evidence.rates, name, held_out))
+
+    def plot_margins(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: lead of the true label of each sample before and after, and which samples crossed.
+
+        ``name`` is that of a labelled set or robustness property; None for the first.
+        """
+        return plots.plot_margins(_pick("margins", self.evidence.margins, name, held_out))
+
+    def plot_slack(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: histogram of the slack of a constraint; None for the first."""
+        return plots.plot_slack(_pick("constraints by sample", self.evidence.slacks, name, held_out))
+
+    def plot_weights(self, parameter: str | None = None) -> Any:
+        """Matplotlib figure: change of each parameter, or of one as a heat map."""
+        layers = self.evidence.layers
+        if parameter is None and len(layers) != 1:
+            return plots.plot_layers(layers)
+        return plots.plot_layer(_pick("parameters that could change", layers, parameter, None))
+
+    def plot_convergence(self) -> Any:
+        """Matplotlib figure: the goal after each round."""
+        progress = self.evidence.progress
+        if progress is None:
+            raise SpecificationError("report: no rounds were run, so there is no progress to plot. See report.notes.")
+        return plots.plot_convergence(progress)
+
+    def plot_frontier(self, points: Any) -> Any:
+        """Matplotlib figure: accuracy against the property, with this repair marked.
+
+        ``points`` come from :func:`repairopt.trace_frontier`, or have ``value`` and ``accuracy``.
+        """
+        return plots.plot_frontier(points, *on_frontier(self.to_dict()))
+
+    def plot_inputs(self, name: str | None = None, held_out: bool = False) -> Any:
+        """Matplotlib figure: the images of a labelled set (None for the first) whose answers changed most."""
+        return plots.plot_inputs(_pick("affected inputs", self.evidence.affected, name, held_out))
+
+
+def _pick(what: str, found: Sequence[Any], name: str | None, held_out: bool | None) -> Any:
+    """The first of a name and of the data asked for."""
+    for one in found:
+        if name in (None, one.name) and held_out in (None, getattr(one, "held_out", None)):
+            return one
+    known = ", ".join(
+        f"'{one.name}'" + (" (held_out=True)" if getattr(one, "held_out", False) else "") for one in found
+    )
+    raise SpecificationError(
+        f"report: no {what} named {name!r}{'' if held_out is None else f' with held_out={held_out}'}. "
+        f"There are: {known or 'none'}."
+    )
+
+
+AS_THEY_ARE = (
+    *("stopped", "method", "candidate", "rows_used", "prices", "buffers", "margins"),
+    *("seconds", "cpu_seconds", "notes", "seed", "versions"),
+)
 
 
 def _check_dict(check: Check) -> dict[str, Any]:
+    fails: Any = check.before < 0
+    if check.unit == "samples" and check.applied:
+        fails = fails.reshape(check.applied, -1).any(axis=1)
+    names = ("constraint", "held_out", "applied", "failed", "allowed", "unit", "soft", "holds")
     return {
-        "constraint": check.constraint,
-        "held_out": check.held_out,
-        "applied": check.applied,
-        "failed": check.failed,
-        "failed_before": _failed(check),
-        "allowed": check.allowed,
-        "unit": check.unit,
-        "soft": check.soft,
-        "holds": check.holds,
+        **{name: getattr(check, name) for name in names},
+        "failed_before": int(fails.sum()),
         "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
         "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
     }
 
 
-def _failed(check: Check) -> int:
-    """Samples, or rows, that fail before."""
-    fails = check.before < 0
-    by_sample = check.unit == "samples" and check.applied
-    return int(fails.reshape(check.applied, -1).any(axis=1).sum() if by_sample else fails.sum())
-
-
 def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:
     if surrogate is None:
         return None
-    return {
-        "kind": surrogate.kind,
-        "power": surrogate.power,
-        "trusted": surrogate.trusted,
-        "convexification": surrogate.convexification,
-        "shift": surrogate.shift,
-        "fit_error": None if surrogate.fit_error is None else vars(surrogate.fit_error),
-    }
+    names = ("kind", "power", "trusted", "convexification", "shift")
+    error = None if surrogate.fit_error is None else vars(surrogate.fit_error)
+    return {**{name: getattr(surrogate, name) for name in names}, "fit_error": error}
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from itertools import zip_longest
 from typing import Any
 
 from repairopt.verify import Check, LabelCounts, Measure
@@ -22,43 +23,29 @@ def report_text(report: Any) -> str:
     lines = [f"{str(report.verdict).upper()}   {goal.name}: {_number(goal.before)} -> {_number(goal.after)}"]
     lines[0] += "" if goal.target is None else f"   (target {_number(goal.target)})"
     lines += textwrap.wrap(report.verdict.meaning, WIDTH)
-    lines += _caveats(report)
-    lines += ["", f"{'':{NAME}}{'repair data':^24}{'held-out data':^28}", f"{'':{NAME}}{_heads()}{_heads()}"]
-    lines += _measure_lines(v.measures)
-    lines += _label_lines(v.labels)
-    lines += _check_lines(v.checks)
-    lines += ["", *_new_data(report), *_how(report), *_believe(report), *_time(report)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _caveats(report: Any) -> list[str]:
-    out = []
     for text in list_caveats(report.to_dict()):
-        out += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
-    return out
+        lines += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
+    heads = 2 * f"{'before':>12}{'after':>12}    "
+    lines += ["", f"{'':{NAME}}{'repair data':^24}{'held-out data':^28}", f"{'':{NAME}}{heads}"]
+    lines += [*_measure_lines(v.measures), *_label_lines(v.labels), *_check_lines(v.checks), "", *_new_data(report)]
+    for text in (_change(report), _how(report), *_trust(report)):
+        lines += _wrapped(text)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _new_data(report: Any) -> list[str]:
     """Claims about new data, what was taken off the bounds for them, and what the bounds cost."""
-    lines = []
-    for claim in report.claims:
-        lines += _wrapped(f"new data: {claim}")
+    texts = [f"new data: {claim}" for claim in report.claims]
     buffers = [f"{_number(size)} off '{name}'" for name, size in report.buffers.items() if size > 0]
     buffers += [f"a lead of {_number(lead)} logits in '{name}'" for name, lead in report.margins.items() if lead > 0]
-    if buffers:
-        lines += _wrapped(f"buffers for new data: {', '.join(buffers)}")
+    texts += [f"buffers for new data: {', '.join(buffers)}"] if buffers else []
     prices = [f"'{name}' {_number(0.01 * price)}" for name, price in report.prices.items() if price > 0]
-    if prices:
-        lines += _wrapped(f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}")
-    return [*lines, ""] if lines else []
+    texts += [f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}"] if prices else []
+    return [line for text in texts for line in _wrapped(text)] + ([""] if texts else [])
 
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-
-
-def _heads() -> str:
-    return f"{'before':>12}{'after':>12}    "
 
 
 def _number(value: float) -> str:
@@ -67,7 +54,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e-3 and value != 0 else f"{value:.4f}"
 
 
-def _row(name: str, repair: tuple[str, str] | None, held_out: tuple[str, str] | None) -> str:
+def _row(name: str, repair: tuple[str, str] | None = None, held_out: tuple[str, str] | None = None) -> str:
     left, right = repair or ("", ""), held_out or ("", "")
     name = name if len(name) <= NAME - 1 else name[: NAME - 2] + "…"
     return f"{name:{NAME}}{left[0]:>12}{left[1]:>12}    {right[0]:>12}{right[1]:>12}"
@@ -78,93 +65,73 @@ def _pair(values: tuple[float, float] | None) -> tuple[str, str] | None:
 
 
 def _measure_lines(measures: tuple[Measure, ...]) -> list[str]:
-    lines, names = [], list(dict.fromkeys(m.name for m in measures))
-    for name in names:
+    lines = []
+    for name in dict.fromkeys(m.name for m in measures):
         found = {m.held_out: m for m in measures if m.name == name}
-        here, there = found.get(False), found.get(True)
-        lines.append(_row(name, *(_pair((m.before, m.after)) if m else None for m in (here, there))))
-        keys = list(dict.fromkeys([*(here.details if here else {}), *(there.details if there else {})]))
-        for key in keys:
-            pairs = [_pair(m.details.get(key)) if m else None for m in (here, there)]
-            lines.append(_row(f"  {key}", *pairs))
+        both = [found.get(False), found.get(True)]
+        lines.append(_row(name, *(_pair((m.before, m.after)) if m else None for m in both)))
+        for key in dict.fromkeys(key for m in both if m for key in m.details):
+            lines.append(_row(f"  {key}", *(_pair(m.details.get(key)) if m else None for m in both)))
     return lines
 
 
 def _label_lines(labels: tuple[LabelCounts, ...]) -> list[str]:
     lines: list[str] = []
-    repair = [c for c in labels if not c.held_out]
-    held = [c for c in labels if c.held_out]
-    for i in range(max(len(repair), len(held))):
-        here = repair[i] if i < len(repair) else None
-        there = held[i] if i < len(held) else None
-        both = [c for c in (here, there) if c is not None]
-        counts = " and ".join(str(c.count) for c in both)
-        lines.append(_row(f"labels of {both[0].name!r}: {counts}", None, None))
-        lines.append(_row("  accuracy", *(_pair(c.accuracy) if c else None for c in (here, there))))
-        lines.append(_row("  balanced accuracy", *(_pair(c.balanced_accuracy) if c else None for c in (here, there))))
-        classes = sorted({k for c in both for k in c.recall})
+    for both in zip_longest((c for c in labels if not c.held_out), (c for c in labels if c.held_out)):
+        known = [c for c in both if c is not None]
+        lines.append(_row(f"labels of {known[0].name!r}: {' and '.join(str(c.count) for c in known)}"))
+        lines.append(_row("  accuracy", *(_pair(c.accuracy) if c else None for c in both)))
+        lines.append(_row("  balanced accuracy", *(_pair(c.balanced_accuracy) if c else None for c in both)))
+        classes = sorted({k for c in known for k in c.recall})
         if len(classes) > MOST_CLASSES:
-            lines.append(_row("  lowest recall of a class", *(_lowest_recall(c) for c in (here, there))))
+            least = [tuple(map(min, zip(*c.recall.values(), strict=True))) if c else None for c in both]
+            lines.append(_row("  lowest recall of a class", *(_pair(pair) for pair in least)))
         for label in classes if len(classes) <= MOST_CLASSES else ():
-            pairs = [_pair(c.recall.get(label)) if c else None for c in (here, there)]
-            lines.append(_row(f"  recall, class {label}", *pairs))
-        flips = [("", f"{c.newly_wrong} / {c.newly_right}") if c else None for c in (here, there)]
+            lines.append(_row(f"  recall, class {label}", *(_pair(c.recall.get(label)) if c else None for c in both)))
+        flips = [("", f"{c.newly_wrong} / {c.newly_right}") if c else None for c in both]
         lines.append(_row("  newly wrong / newly right", *flips))
     return lines
-
-
-def _lowest_recall(counts: LabelCounts | None) -> tuple[str, str] | None:
-    if counts is None:
-        return None
-    return _pair((min(r[0] for r in counts.recall.values()), min(r[1] for r in counts.recall.values())))
 
 
 def _check_lines(checks: tuple[Check, ...]) -> list[str]:
     lines = []
     for name in dict.fromkeys(c.constraint for c in checks):
-        found = {c.held_out: c for c in checks if c.constraint == name}
-        cells: list[tuple[str, str] | None] = []
-        for check in (found.get(False), found.get(True)):
-            if check is None:
-                cells.append(None)
-                continue
+        own = [c for c in checks if c.constraint == name]
+        cells: dict[bool, tuple[str, str]] = {}
+        for check in own:
             word = "vacuous" if check.applied == 0 else "wish" if check.soft else "holds" if check.holds else "FAILS"
-            cells.append((f"{check.failed}/{check.applied} fail", word))
-        allowed = next(c for c in checks if c.constraint == name)
-        limit = "" if allowed.soft else f" (at most {allowed.allowed})"
-        lines.append(_row(f"{name}{limit}", *cells))
+            cells[check.held_out] = (f"{check.failed}/{check.applied} fail", word)
+        limit = "" if own[0].soft else f" (at most {own[0].allowed})"
+        lines.append(_row(f"{name}{limit}", cells.get(False), cells.get(True)))
     return lines
 
 
-def _how(report: Any) -> list[str]:
-    solvers = ", ".join(dict.fromkeys(r.solver for r in report.rounds if r.solver)) or "none"
-    kept = sum(r.accepted for r in report.rounds)
-    text = (
+def _change(report: Any) -> str:
+    if not report.location.size or report.candidate.startswith("wrapped"):
+        return f"change: {report.candidate}"
+    return (
         f"change: {report.changed} of {report.location.size} chosen weights "
         f"({'; '.join(report.location.describe())}), by at most {_number(report.largest_change)}"
     )
-    if not report.location.size or report.candidate.startswith("wrapped"):
-        text = f"change: {report.candidate}"
-    how = (
+
+
+def _how(report: Any) -> str:
+    solvers = ", ".join(dict.fromkeys(r.solver for r in report.rounds if r.solver)) or "none"
+    kept = sum(r.accepted for r in report.rounds)
+    return (
         f"method: {report.method}; {len(report.rounds)} rounds, {kept} kept; at most {report.rows_used} rows; "
         f"solver {solvers}, {report.status}; weights by {report.location.method}"
     )
-    return [*_wrapped(text), *_wrapped(how)]
 
 
-def _believe(report: Any) -> list[str]:
-    kind = "none" if report.surrogate is None else report.surrogate.kind
-    trust = report.trust
-    text = (
+def _trust(report: Any) -> list[str]:
+    """Whether to believe the method, times, versions."""
+    kind, trust = "none" if report.surrogate is None else report.surrogate.kind, report.trust
+    stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report.seconds.items())
+    return [
         f"believe: surrogate {kind}, fit error {_number(trust.fit_error)}; largest linearization error "
         f"{_number(trust.linearization_error)} logits; actual / predicted improvement "
-        f"{_number(trust.improvement_ratio)}"
-    )
-    return _wrapped(text)
-
-
-def _time(report: Any) -> list[str]:
-    stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report.seconds.items())
-    versions = ", ".join(f"{name} {value}" for name, value in report.versions.items())
-    text = f"seconds: {stages}; processor {report.cpu_seconds:.2f}; seed {report.seed}"
-    return [*_wrapped(text), *_wrapped(f"versions: {versions}")]
+        f"{_number(trust.improvement_ratio)}",
+        f"seconds: {stages}; processor {report.cpu_seconds:.2f}; seed {report.seed}",
+        f"versions: {', '.join(f'{name} {value}' for name, value in report.versions.items())}",
+    ]

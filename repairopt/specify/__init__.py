@@ -40,14 +40,11 @@ from .contracts import (
     tolerance_of,
 )
 from .folds import Folds, overlap
-from .groups.gaps import GroupGap
+from .groups.gaps import GroupGap, spread_of
 from .groups.metrics import GroupMetrics
 from .groups.odds import OddsGap
-from .groups.rates import spread_of
-from .held_out import labelled_pairs, make_specification, repeated_rows
 from .intervals import Interval, normal_quantile, rate_interval
 from .margins import (
-    LabelLeads,
     allowed_samples,
     anchor,
     broken_samples,
@@ -61,7 +58,14 @@ from .margins import (
     sample_count,
     samples_in,
 )
-from .measures import DOWN, REQUIRED, ROWS, UP, Argument, Given, Measure
+from .measures import REQUIRED, ROWS, UP, Argument, Given, Measure
 from .properties import AccuracyDrop, ErrorRate, FlipRate, MissRate
 from .robustness import AdversarialError, CertifiedRadius
-from .specification import CallableProperty, Specification, as_property
+from .specification import (
+    CallableProperty,
+    Specification,
+    as_property,
+    labelled_pairs,
+    make_specification,
+    repeated_rows,
+)

@@ -42,10 +42,10 @@ class Bound:
 
     def anchor(self, predict: Predict) -> Bound:
         """Take the limit from the original network ``predict`` where none was given."""
-        bounded = anchor(self.property, predict)
+        own = replace(self, property=anchor(self.property, predict))
         if self.limit is not None:
-            return replace(self, property=bounded)
-        return replace(self, property=bounded, limit=float(bounded.value(predict)) + self.slack, relative=True)
+            return own
+        return replace(own, limit=float(own.property.value(predict)) + self.slack, relative=True)
 
     def margins(self, predict: Predict) -> Tensor:
         """``limit - value``, shape ``(1,)``."""
@@ -63,8 +63,7 @@ class Bound:
 
     def on(self, inputs: Any, labels: Any) -> Bound:
         """The same bound on other data; a limit taken from the original network is taken anew."""
-        again: Any = self.property
-        return replace(self, property=again.on(inputs, labels))
+        return replace(self, property=self.property.on(inputs, labels))  # type: ignore[attr-defined]
 
     def where(self, keep: Keep) -> Bound:
         """The same bound on the samples that ``keep`` chooses, where its property can be restricted to them."""

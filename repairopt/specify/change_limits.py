@@ -10,7 +10,7 @@ import numpy as np
 from repairopt.errors import SpecificationError
 
 from .contracts import Array
-from .measures import UP, Argument, Given, Measure
+from .measures import Argument, Given, Measure
 
 
 def _make_linear_rows(kind: Any, given: Given) -> Any:
@@ -22,6 +22,19 @@ def _make_linear_rows(kind: Any, given: Given) -> Any:
         reason = f"'{path}' cannot be read ({error}); expected an npz file with matrix, lower and upper"
         raise given.fail("file", reason) from error
     return kind(**parts, name=given.name)
+
+
+def _on_change(name: str, meaning: str, unit: str, example: float, side: str = "relative") -> Measure:
+    return Measure(
+        name,
+        meaning,
+        f"{name} <= {example}",
+        unit,
+        arguments=(),
+        make=lambda kind, given: kind(**{side: given.limit()}, name=given.name),
+        goal=False,
+        read=lambda item, initial, delta: item.reached(initial, delta),
+    )
 
 
 @dataclass(frozen=True)
@@ -39,28 +52,8 @@ class ChangeLimit:
     name: str = "change limit"
 
     measures = (
-        Measure(
-            "max_change",
-            "Largest change of any weight.",
-            "units of the weights",
-            UP,
-            (),
-            "max_change <= 0.1",
-            lambda kind, given: kind(absolute=given.limit(), name=given.name),
-            goal=False,
-            read=lambda item, initial, delta: item.reached(initial, delta),
-        ),
-        Measure(
-            "relative_change",
-            "Largest change of any weight over its size.",
-            "share of the weight",
-            UP,
-            (),
-            "relative_change <= 0.2",
-            lambda kind, given: kind(relative=given.limit(), name=given.name),
-            goal=False,
-            read=lambda item, initial, delta: item.reached(initial, delta),
-        ),
+        _on_change("max_change", "Largest change of any weight.", "units of the weights", 0.1, "absolute"),
+        _on_change("relative_change", "Largest change of any weight over its size.", "share of the weight", 0.2),
     )
 
     def __post_init__(self) -> None:
@@ -114,10 +107,10 @@ class LinearRows:
             "linear_rows",
             "Your own rows on the change of the chosen weights, lower <= matrix @ change <= upper, arrays of an npz "
             "file.",
+            'linear_rows("rows.npz")',
             "none",
             (),
             (Argument("file", "file", "npz with matrix, lower and upper"),),
-            'linear_rows("rows.npz")',
             _make_linear_rows,
             goal=False,
             read=lambda item, initial, delta: item.missed(initial, delta),

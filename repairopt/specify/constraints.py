@@ -12,10 +12,11 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs, check_labelled, check_labels
 
 from .contracts import Keep, restricted
-from .margins import LabelLeads
-from .measures import DATA, MARGIN, PRICE, SHARE, UP, WHERE, Argument, Given, Measure
+from .margins import LabelLeads, samples_in
+from .measures import DATA, MARGIN, PRICE, SHARE, WHERE, Argument, Given, Measure
 
 REFERENCES = ("label", "original")
+COUNTED = ("rows", ("<=", "=="))  # unit and relations
 
 
 def _make_rows(kind: Any, given: Given) -> Any:
@@ -31,7 +32,6 @@ def _make_kept_outputs(kind: Any, given: Given) -> Any:
 
 
 def _make_output_bounds(kind: Any, given: Given) -> Any:
-    """One or two linear inequalities."""
     rows, of = given.rows(labels=False), given.arguments["of"]
     if isinstance(of, list):
         if not of or not all(isinstance(factor, int | float) for factor in of):
@@ -50,20 +50,21 @@ def _make_output_bounds(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, matrix, bound, tolerance=given.options()["share"], name=given.name)
 
 
-@dataclass(frozen=True, eq=False)
-class _Labels(LabelLeads):
-    """What :class:`KeepLabels` and :class:`FixLabels` share: margins of a label over each rival class.
+class _BySample:
+    """Margins of the samples that a constraint speaks of."""
 
-    Attributes:
-        inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-        margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
-        tolerance: Share of the samples that may fail all the same.
-        weight: None for hard rows; a number makes the rows soft, at that price for a mean
-            violation of one logit over the samples.
-        name: What rows and report call it.
-        samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
-    """
+    inputs: Any
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Margins of all samples, flattened ``(m,)``."""
+        samples = samples_in(self)
+        own: Any = self
+        return own.margins_of(predict(self.inputs)[samples], samples).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels(_BySample, LabelLeads):
+    """What :class:`KeepLabels` and :class:`FixLabels` share; ``samples`` are set by ``anchor``."""
 
     inputs: Any
     labels: Any = None
@@ -88,17 +89,8 @@ class _Labels(LabelLeads):
                 f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
             )
 
-    def margins(self, predict: Predict) -> Tensor:
-        """Lead of the label over each rival, all samples, flattened ``(N (k - 1),)``."""
-        chosen = self._chosen()
-        return self.margins_of(predict(self.inputs)[chosen], chosen).flatten()
-
     def on(self, inputs: Any, labels: Any) -> Any:
-        """The same constraint on other data."""
         return replace(self, inputs=inputs, labels=labels, samples=None)
-
-    def _chosen(self) -> Tensor:
-        return torch.arange(len(self.labels)) if self.samples is None else self.samples
 
     def _correct(self, predict: Predict) -> tuple[Tensor, Tensor]:
         outputs = predict(self.inputs)
@@ -114,6 +106,13 @@ class KeepLabels(_Labels):
     A row never asks for a larger margin than the sample had before, so no change at all always satisfies it.
 
     Attributes:
+        inputs: Samples ``(N, ...)``.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
+        tolerance: Share of the samples that may fail all the same.
+        weight: None for hard rows, or the price of a mean violation of one logit over the samples.
+        name: What rows and report call it.
+        samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
         reference: ``"label"``: the true label, of the samples that the original gets right; ``"original"``: the
             original prediction, of all samples.
     """
@@ -127,10 +126,9 @@ class KeepLabels(_Labels):
             "flips",
             "Number of rows that were right and are wrong now; with reference=original of all that get another class. "
             "A hard bound for each row.",
-            "rows",
-            ("<=", "=="),
-            (DATA, MARGIN, Argument("reference", "choice", "what must stay", "label", REFERENCES), PRICE, WHERE),
             "flips(guard) == 0",
+            *COUNTED,
+            (DATA, MARGIN, Argument("reference", "choice", "what must stay", "label", REFERENCES), PRICE, WHERE),
             _make_rows,
             goal=False,
         ),
@@ -159,7 +157,8 @@ class KeepLabels(_Labels):
 class FixLabels(_Labels):
     """Samples that the original network gets wrong must get their true label (AutoRIC's negative constraints).
 
-    Soft by default, because the worst mistakes of a network seldom have a common correction.
+    Soft by default, because the worst mistakes of a network seldom have a common correction. The attributes are those
+    of :class:`KeepLabels`, without ``reference``.
     """
 
     weight: float | None = 0.1
@@ -170,20 +169,19 @@ class FixLabels(_Labels):
         Measure(
             "unfixed",
             "Number of rows that the original network gets wrong and that are wrong still.",
-            "rows",
-            ("<=", "=="),
-            (DATA, MARGIN, PRICE, WHERE),
             "unfixed(reported, margin=1) == 0",
+            *COUNTED,
+            (DATA, MARGIN, PRICE, WHERE),
             _make_rows,
             goal=False,
         ),
         Measure(
             "fix",
             "A wish, no bound: rows that the original network gets wrong are to get their label, at a price.",
+            "fix(reported, margin=1)",
             "none",
             (),
             (DATA, MARGIN, Argument("price", "number", "of a mean violation of one logit", 0.1), WHERE),
-            "fix(reported, margin=1)",
             _make_rows,
             goal=False,
         ),
@@ -200,13 +198,8 @@ class FixLabels(_Labels):
 
 
 @dataclass(frozen=True, eq=False)
-class ShareRows:
-    """No counted sample of a share may have a negative margin: a hard row for each margin, under the share's name.
-
-    Attributes:
-        share: See :class:`repairopt.specify.SampleShare`.
-        margin: Margin that the rows ask for.
-    """
+class ShareRows(_BySample):
+    """No counted sample of a :class:`SampleShare` may have less than a margin: a hard row for each, under its name."""
 
     share: Any
     margin: float = 1e-3
@@ -216,17 +209,11 @@ class ShareRows:
 
     def __post_init__(self) -> None:
         counted = torch.arange(len(self.share.inputs)) if self.share.counted is None else self.share.counted
-        for key, value in (("name", self.share.name), ("inputs", self.share.inputs), ("samples", counted)):
-            object.__setattr__(self, key, value)
+        vars(self).update(name=self.share.name, inputs=self.share.inputs, samples=counted)
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """The share's margins, ``(B, p)``."""
-        found: Tensor = self.share.margins_of(outputs, samples)
-        return found
-
-    def margins(self, predict: Predict) -> Tensor:
-        """Margins of the counted samples, flattened."""
-        return self.margins_of(predict(self.inputs)[self.samples], self.samples).flatten()
+        return self.share.margins_of(outputs, samples)
 
     def required(self, margins: Tensor) -> Tensor:
         """Smallest margin that a linearized row asks for."""
@@ -234,8 +221,7 @@ class ShareRows:
 
     def describe(self, sample: int, index: int) -> str:
         """What margin ``index`` of a sample says, where the share tells it."""
-        own: Any = getattr(self.share, "describe", lambda sample, index: f"margin {index}")
-        return str(own(sample, index))
+        return getattr(self.share, "describe", lambda sample, index: f"margin {index}")(sample, index)
 
     def where(self, keep: Keep) -> ShareRows:
         """The same on the samples that ``keep`` chooses."""
@@ -243,7 +229,7 @@ class ShareRows:
 
 
 @dataclass(frozen=True, eq=False)
-class KeepOutputs:
+class KeepOutputs(_BySample):
     """Every output of every sample stays within a distance of what the original network gave.
 
     Attributes:
@@ -266,11 +252,10 @@ class KeepOutputs:
         Measure(
             "output_change",
             "Largest change of any output of any row.",
-            "logits",
-            UP,
-            (DATA, SHARE, WHERE),
             "output_change(guard) <= 0.5",
-            _make_kept_outputs,
+            "logits",
+            arguments=(DATA, SHARE, WHERE),
+            make=_make_kept_outputs,
             goal=False,
         ),
     )
@@ -290,10 +275,6 @@ class KeepOutputs:
         change = outputs - self.original[samples.to(self.original.device)]
         return torch.cat([self.distance + change, self.distance - change], dim=1)
 
-    def margins(self, predict: Predict) -> Tensor:
-        """Room of every logit of every sample, flattened."""
-        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs))).flatten()
-
     def describe(self, sample: int, index: int) -> str:
         """Which logit and side."""
         k = 1 if self.original is None else self.original.shape[1]
@@ -305,7 +286,7 @@ class KeepOutputs:
 
 
 @dataclass(frozen=True, eq=False)
-class OutputBounds:
+class OutputBounds(_BySample):
     """Linear inequalities on the outputs of each sample: ``matrix @ outputs <= bound``.
 
     Attributes:
@@ -329,10 +310,10 @@ class OutputBounds:
             "output",
             "One output of the network, or a combination of all, on each row: output([1, -1]) is the lead of the first "
             "class.",
+            "output([1, -1], guard) >= 0",
             "logits",
             ("<=", ">="),
             (Argument("of", "output", "which"), DATA, SHARE, WHERE),
-            "output([1, -1], guard) >= 0",
             _make_output_bounds,
             goal=False,
             both=True,
@@ -358,10 +339,6 @@ class OutputBounds:
                 f"model's {outputs.shape[-1]} outputs."
             )
         return self.bound.to(outputs) - outputs @ self.matrix.to(outputs).T
-
-    def margins(self, predict: Predict) -> Tensor:
-        """All margins, flattened."""
-        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs))).flatten()
 
     def on(self, inputs: Any, labels: Any = None) -> OutputBounds:
         """The same constraint on other data."""

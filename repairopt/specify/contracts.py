@@ -26,18 +26,13 @@ from .intervals import Interval
 
 Array = npt.NDArray[np.float64]
 Keep = Callable[[Tensor], Tensor]  # from inputs (N, ...) to a mask (N,)
-COMBINED = ("max", "mean")
-
-# ---------------------------------------------------------------- properties
 
 
 @runtime_checkable
 class Property(Protocol):
     """A measurable property of a network; smaller is better and 0 is ideal.
 
-    Attributes:
-        name: What the report calls it.
-        target: The network counts as repaired when ``value <= target``.
+    The report calls it ``name``; the network counts as repaired when ``value <= target``.
     """
 
     name: str
@@ -67,8 +62,7 @@ class Residuals(Protocol):
 class SignedParts(Residuals, Protocol):
     """A row for each part and sign, so that no step overshoots 0.
 
-    A class whose value is the largest or the mean size of its parts says so with an attribute ``combine``, ``"max"`` or
-    ``"mean"``.
+    An attribute ``combine``, ``"max"`` or ``"mean"``, says that the value is the largest or the mean size of the parts.
     """
 
     def signed_hard(self, predict: Predict) -> Tensor:
@@ -79,11 +73,9 @@ class SignedParts(Residuals, Protocol):
 class SampleShare(Property, Protocol):
     """Rows for single samples where the target is 0, buffers as leads in logits, and the sampling error of a rate.
 
-    The value grows with the number of counted samples that have a negative margin, and is 0 where none has one.
-
-    Attributes:
-        inputs: Samples ``(N, ...)``.
-        counted: Indices of the samples that can count ``(C,)``; None for all, whose answers the repair may then change.
+    The value grows with the number of counted samples that have a negative margin, and is 0 where none has one. Samples
+    are ``inputs (N, ...)``; ``counted`` has the indices of those that can count ``(C,)``, None for all, whose answers
+    the repair may then change.
     """
 
     inputs: Tensor
@@ -140,9 +132,7 @@ class Detailed(Protocol):
 class Labelled(Protocol):
     """Accuracy, recalls and leads in the report; labelled data whose cross-entropy the repair keeps small.
 
-    Attributes:
-        inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``.
+    Samples are ``inputs (N, ...)``, their classes ``labels (N,)``.
     """
 
     inputs: Tensor
@@ -153,8 +143,7 @@ class Labelled(Protocol):
 class GroupRates(Property, Statistical, Protocol):
     """Rates by group in the pictures, and bounds on the width of the interval of a gap.
 
-    Attributes:
-        combine: ``"max"`` for the largest difference of rates, else their mean.
+    ``combine`` is ``"max"`` for the largest difference of rates, else their mean.
     """
 
     combine: str
@@ -167,9 +156,8 @@ class GroupRates(Property, Statistical, Protocol):
 class Grouped(Property, Protocol):
     """Thresholds by group as a reference, and tables of fairlearn's metrics.
 
-    Attributes:
-        samples: Inputs and the group of each, see :class:`repairopt.specify.groups.samples.GroupSamples`.
-        favorable: The favorable label.
+    ``samples`` has the inputs and the group of each (:class:`repairopt.specify.groups.samples.GroupSamples`),
+    ``favorable`` is the favorable label.
     """
 
     samples: Any
@@ -208,19 +196,13 @@ class Attacked(Property, Protocol):
         """The worst points found ``(N, ...)`` and their margins ``(N,)``."""
 
 
-# ---------------------------------------------------------------- constraints
-
-
 @runtime_checkable
 class Constraint(Protocol):
-    """Something that must stay true, as margins that are non-negative where it holds.
+    """Something that must stay true, as margins that are non-negative where it holds; reports call it ``name``.
 
     A class may also have ``soft_margins(predict)``, a differentiable stand-in for margins by count; ``required(margins)
     -> (m,)``, the smallest margins that rows ask for, given those of the original network; ``weight``, the price of a
     violation where rows are wishes (None where they are hard); and ``tolerance``, the share that may fail.
-
-    Attributes:
-        name: What the report and the rows call it.
     """
 
     name: str
@@ -234,11 +216,9 @@ class SampleConstraint(Constraint, Protocol):
     """A constraint whose margins belong to samples: ``p`` margins for each, a function of that sample's output alone.
 
     The library evaluates these in batches, linearizes them without a matrix and builds rows for single samples. Row
-    ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p``. A class may also have ``samples``, the
-    indices of the samples that it speaks of, and ``describe(sample, index) -> str``, what a margin says.
-
-    Attributes:
-        inputs: The samples, ``(N, ...)``.
+    ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p`` of the ``inputs (N, ...)``. A class may also
+    have ``samples``, the indices of the samples that it speaks of, and ``describe(sample, index) -> str``, what a
+    margin says.
     """
 
     inputs: Tensor
@@ -249,13 +229,9 @@ class SampleConstraint(Constraint, Protocol):
 
 @runtime_checkable
 class PropertyBound(Constraint, Protocol):
-    """A constraint that a property must not exceed a limit.
+    """A constraint that a ``property`` must not exceed a ``limit``, None until ``anchor`` took it.
 
-    Attributes:
-        property: What is bounded.
-        limit: Its limit; None until ``anchor`` took it from the original network.
-        buffer: Taken off the limit in the rows.
-        relative: Whether the limit is the original network's value.
+    ``buffer`` is taken off the limit in the rows; ``relative`` says whether the limit is the original network's value.
     """
 
     property: Property
@@ -266,11 +242,7 @@ class PropertyBound(Constraint, Protocol):
 
 @runtime_checkable
 class ChangeConstraint(Protocol):
-    """A constraint on the weight change itself, linear in it; needs no network.
-
-    Attributes:
-        name: What the report and the rows call it.
-    """
+    """A constraint on the weight change itself, linear in it; needs no network. The report calls it ``name``."""
 
     name: str
 
@@ -286,9 +258,6 @@ class ChangeBox(Protocol):
         """``(lower, upper)``, ``(n,)`` each."""
 
 
-# ---------------------------------------------------------------- what is read of them
-
-
 def measured(item: Any) -> Any:
     """The property that a bound speaks of; any other property or constraint as it is."""
     return item.property if isinstance(item, PropertyBound) else item
@@ -296,11 +265,8 @@ def measured(item: Any) -> Any:
 
 def inputs_of(item: Any) -> Tensor | None:
     """The inputs of a property or constraint: its own, or those of its groups; None where it holds none."""
-    for holder in (item, getattr(item, "samples", None)):
-        found = getattr(holder, "inputs", None)
-        if isinstance(found, Tensor):
-            return found
-    return None
+    found = (getattr(holder, "inputs", None) for holder in (item, getattr(item, "samples", None)))
+    return next((inputs for inputs in found if isinstance(inputs, Tensor)), None)
 
 
 def labels_of(item: Any) -> tuple[Tensor, Tensor] | None:
@@ -317,19 +283,17 @@ def stands_for_population(item: Any) -> bool:
 
 def has_signed_parts(prop: Any) -> bool:
     """Whether the value of a property is the mean or the largest size of its signed parts."""
-    return isinstance(prop, SignedParts) and getattr(prop, "combine", "") in COMBINED
+    return isinstance(prop, SignedParts) and getattr(prop, "combine", "") in ("max", "mean")
 
 
 def soft_value(prop: Any) -> Callable[[Predict], Any]:
     """The differentiable stand-in of a property; the value itself where there is none."""
-    found: Callable[[Predict], Any] = prop.soft_value if isinstance(prop, Differentiable) else prop.value
-    return found
+    return prop.soft_value if isinstance(prop, Differentiable) else prop.value
 
 
 def soft_margins(constraint: Any) -> Callable[[Predict], Any]:
     """The differentiable stand-in of the margins of a constraint; the margins where there is none."""
-    found: Callable[[Predict], Any] = getattr(constraint, "soft_margins", constraint.margins)
-    return found
+    return getattr(constraint, "soft_margins", constraint.margins)
 
 
 def price_of(constraint: Any) -> float | None:
@@ -349,11 +313,7 @@ def is_strict(constraint: Any) -> bool:
 
 
 def restricted(item: Any, keep: Keep) -> Any:
-    """A property or constraint on the samples that ``keep`` chooses; as it is where it cannot be restricted.
-
-    Raises:
-        SpecificationError: No sample is left, or none of some group or class.
-    """
+    """A property or constraint on the samples that ``keep`` chooses, which must leave some; else as it is."""
     if isinstance(item, Restrictable):
         return item.where(keep)
     known = labels_of(item)

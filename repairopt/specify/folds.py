@@ -31,12 +31,7 @@ def row_hashes(inputs: Tensor) -> Hashes:
 
 
 class Folds:
-    """Divides rows into folds by their hashes: equal rows are in the same fold, whatever tensor they stand in.
-
-    Args:
-        count: Number of folds.
-        seed: Another division for another seed.
-    """
+    """Divides rows into folds by their hashes, another way for each seed: equal rows are in the same fold."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self.count = count

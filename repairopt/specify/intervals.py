@@ -1,15 +1,13 @@
 """Confidence intervals of rates, differences of rates and gaps between groups, from counts alone.
 
-An interval of confidence ``c`` has both ends; its upper end alone is a bound of confidence ``(1 + c) / 2``, so that a
-limit is met with 95 % confidence where the upper end of the 90 % interval lies below it.
+An interval of confidence ``c`` has both ends; its upper end alone is a bound of confidence ``(1 + c) / 2``.
 
 References:
     Clopper and Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, 1934: exact.
     Newcombe, Interval estimation for the difference between independent proportions, 1998, method 10.
     Agresti and Min, Simple improved confidence intervals for comparing matched proportions, 2005.
     Berger, Multiparameter hypothesis testing and acceptance sampling, 1982: a limit on the largest of several gaps is
-    met with the confidence with which each of them meets it. The lower end of such a gap is that of the pair that shows
-    most, each with its share of the error (Bonferroni).
+    met with the confidence with which each of them meets it; its lower end takes Bonferroni's share of the error.
 """
 
 from __future__ import annotations
@@ -27,16 +25,7 @@ DRAWS = 4000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the value on new data lies.
-
-    Attributes:
-        value: On the sample.
-        low: Lower end.
-        high: Upper end.
-        confidence: That the value on the population lies between them.
-        count: Samples behind it; of several groups the smallest.
-        method: How it was made.
-    """
+    """Where the value on new data lies, from a sample of ``count``, of several groups the smallest."""
 
     value: float
     low: float
@@ -52,16 +41,7 @@ class Interval:
 
 
 def rate_interval(hits: int, count: int, confidence: float) -> Interval:
-    """Exact interval of a rate: ``hits`` of ``count`` (Clopper and Pearson).
-
-    Args:
-        hits: How often it happened.
-        count: Samples, above 0.
-        confidence: Two-sided, 0 to 1.
-
-    Returns:
-        The interval.
-    """
+    """Exact two-sided interval of a rate: ``hits`` of ``count``, above 0 (Clopper and Pearson)."""
     from scipy.special import betaincinv
 
     tail = (1.0 - confidence) / 2.0
@@ -73,17 +53,10 @@ def rate_interval(hits: int, count: int, confidence: float) -> Interval:
 def gap_interval(
     hits: Array, counts: Array, confidence: float, *, combine: str, labels: Array | None = None
 ) -> Interval:
-    """Interval of the mean or largest difference of rates between groups.
+    """Interval of the ``"max"`` or ``"mean"`` size of the pairwise differences of rates between groups, not below 0.
 
-    Args:
-        hits: Of each group, ``(q,)``.
-        counts: Samples of each group, ``(q,)``, above 0.
-        confidence: Two-sided.
-        combine: ``"max"`` or ``"mean"`` of the sizes of all pairwise differences.
-        labels: For each group the class that it is compared within, ``(q,)``; None compares all groups.
-
-    Returns:
-        The interval of the gap, not below 0.
+    ``hits`` and ``counts`` (above 0) are ``(q,)``; ``labels (q,)`` has the class that each group is compared within,
+    None compares all groups.
     """
     within = np.zeros(len(hits)) if labels is None else labels
     pairs = [(a, b) for a, b in combinations(range(len(hits)), 2) if within[a] == within[b]]
@@ -98,30 +71,21 @@ def gap_interval(
         low = max(max(0.0, low, -high) for low, high in ends)
         return Interval(float(sizes.max()), low, high, confidence, smallest, "score (Newcombe)")
 
-    def mean_gap(drawn: Array) -> Array:
-        return np.asarray(np.mean([np.abs(drawn[:, a] - drawn[:, b]) for a, b in pairs], axis=0))
-
-    return bootstrap_rates(hits, counts, confidence, mean_gap)
+    first, second = np.array(pairs).T
+    return bootstrap_rates(hits, counts, confidence, lambda r: np.abs(r[:, first] - r[:, second]).mean(axis=1))
 
 
 def bootstrap_rates(hits: Array, counts: Array, confidence: float, statistic: Callable[[Array], Array]) -> Interval:
     """Percentile bootstrap of a statistic of rates; rows of each group are drawn anew, which is a binomial draw.
 
-    Args:
-        hits: Of each group, ``(q,)``; or of each group and label, ``(q, k)``.
-        counts: Samples of each group, ``(q,)``.
-        confidence: Two-sided.
-        statistic: From rates ``(draws, q)`` or ``(draws, q, k)`` to values ``(draws,)``.
-
-    Returns:
-        The interval; the same for the same counts.
+    ``hits`` are ``(q,)`` or, of each group and label, ``(q, k)``, ``counts (q,)``; the statistic leads from rates
+    ``(draws, q)`` or ``(draws, q, k)`` to values ``(draws,)``. The same counts give the same interval.
     """
     random = np.random.default_rng(0)
     rates = hits / (counts[:, None] if hits.ndim == 2 else counts)
     if hits.ndim == 2:
-        drawn = np.stack(
-            [random.multinomial(int(c), r / r.sum(), DRAWS) / c for c, r in zip(counts, rates, strict=True)], 1
-        )
+        parts = zip(counts, rates, strict=True)
+        drawn = np.stack([random.multinomial(int(c), r / r.sum(), DRAWS) / c for c, r in parts], 1)
     else:
         drawn = random.binomial(counts.astype(np.int64), rates, size=(DRAWS, len(rates))) / counts
     values = statistic(drawn)
@@ -132,17 +96,7 @@ def bootstrap_rates(hits: Array, counts: Array, confidence: float, statistic: Ca
 
 
 def matched_interval(worse: int, better: int, count: int, confidence: float) -> Interval:
-    """Interval of ``(worse - better) / count`` on the same samples before and after (Agresti and Min).
-
-    Args:
-        worse: Samples that changed for the worse.
-        better: Samples that changed for the better.
-        count: All samples, above 0.
-        confidence: Two-sided.
-
-    Returns:
-        The interval.
-    """
+    """Interval of ``(worse - better) / count`` on the same samples before and after (Agresti and Min)."""
     total, up, down = count + 2.0, worse + 0.5, better + 0.5
     middle = (up - down) / total
     error = np.sqrt(max(0.0, (up + down) / total - middle**2) / total)
@@ -160,7 +114,6 @@ def normal_quantile(share: float) -> float:
 
 
 def _difference(hits: Array, counts: Array, confidence: float) -> tuple[float, float]:
-    """Interval of a difference of two rates."""
     z = normal_quantile((1.0 + confidence) / 2.0)
     rates, ends = hits / counts, []
     for rate, count in zip(rates, counts, strict=True):

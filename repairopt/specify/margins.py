@@ -13,16 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, identity
 
-from .contracts import (
-    Anchored,
-    Constraint,
-    Labelled,
-    Property,
-    SampleConstraint,
-    labels_of,
-    price_of,
-    tolerance_of,
-)
+from .contracts import Anchored, Constraint, Labelled, Property, SampleConstraint, labels_of, price_of, tolerance_of
 
 Array = npt.NDArray[np.float64]
 
@@ -55,11 +46,7 @@ def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
 
 
 def goal_value(goal: Property, predict: Any) -> float:
-    """The goal as a float.
-
-    Raises:
-        SpecificationError: It is not a finite scalar.
-    """
+    """The goal as a float; a SpecificationError where it is no finite scalar."""
     with torch.no_grad():
         value = torch.as_tensor(goal.value(predict))
     if value.numel() != 1:
@@ -75,11 +62,7 @@ def goal_value(goal: Property, predict: Any) -> float:
 def broken_samples(constraint: Any, margins: Array) -> int:
     """How many samples have a negative margin; margins where the constraint is not by sample."""
     fails = margins < 0
-    return (
-        int(fails.sum())
-        if not isinstance(constraint, SampleConstraint)
-        else int(fails_by_sample(constraint, fails).sum())
-    )
+    return int((fails_by_sample(constraint, fails) if isinstance(constraint, SampleConstraint) else fails).sum())
 
 
 def fails_by_sample(constraint: Any, fails: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -90,8 +73,7 @@ def fails_by_sample(constraint: Any, fails: npt.NDArray[np.bool_]) -> npt.NDArra
 
 def sample_count(constraint: Any) -> int:
     """Samples that an anchored constraint speaks of."""
-    samples = getattr(constraint, "samples", None)
-    return int(constraint.inputs.shape[0] if samples is None else len(samples))
+    return len(samples_in(constraint))
 
 
 def allowed_samples(constraint: Any, margins: Array) -> int:
@@ -107,33 +89,19 @@ def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6
     """Whether ``lower <= A delta <= upper`` within ``tol`` relative to ``1 + |side|``."""
     matrix, lower, upper = rows
     value = matrix @ delta
-    slack = tol * (
-        1 + np.maximum(np.where(np.isfinite(lower), np.abs(lower), 0), np.where(np.isfinite(upper), np.abs(upper), 0))
-    )
+    size = np.maximum(*(np.where(np.isfinite(side), np.abs(side), 0) for side in (lower, upper)))
+    slack = tol * (1 + size)
     return bool(np.all(value >= lower - slack) and np.all(value <= upper + slack))
 
 
 def margins_at(predict: Predict, constraints: Sequence[Constraint]) -> tuple[Array, ...]:
-    """True margins of all constraints.
-
-    Args:
-        predict: The network at some weight change; one that remembers its outputs runs each set of inputs once.
-        constraints: Anchored constraints.
-
-    Returns:
-        For each constraint the margins ``(m_c,)`` in float64.
-
-    Raises:
-        SpecificationError: A constraint returns other than a vector of finite margins.
-    """
-    found = []
-    for constraint in constraints:
-        if isinstance(constraint, SampleConstraint):
-            values = margins_of_samples(constraint, predict(constraint.inputs))
-        else:
-            values = _checked(constraint, constraint.margins(predict))
-        found.append(values)
-    return tuple(found)
+    """True margins ``(m_c,)`` of each of some anchored constraints, finite, in float64."""
+    return tuple(
+        margins_of_samples(constraint, predict(constraint.inputs))
+        if isinstance(constraint, SampleConstraint)
+        else _checked(constraint, constraint.margins(predict))
+        for constraint in constraints
+    )
 
 
 def required_margins(constraint: Constraint, margins: Array) -> Array:

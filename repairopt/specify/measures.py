@@ -1,7 +1,6 @@
-"""Measures: how a class is written in the language of goals and bounds, declared once, on the class itself.
+"""Measures: how a class is written in the language of goals and bounds, declared once, as its attribute ``measures``.
 
-A class with an attribute ``measures``, a tuple of :class:`Measure`, can be written as text. Parser, binder, reference
-and report read that declaration; ``repairopt.interfaces.specfile.language.measures`` lists the classes.
+Parser, binder, reference and report read it; ``repairopt.interfaces.specfile.language.measures`` lists the classes.
 """
 
 from __future__ import annotations
@@ -18,14 +17,9 @@ UP, DOWN = ("<=",), (">=",)
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a measure.
+    """One argument of a measure, written ``name=value``; ``choices`` are the allowed values of kind ``"choice"``.
 
-    Attributes:
-        name: As in ``name=value``.
-        kind: Such as ``"number"``, ``"label"``, ``"choice"``; a key of ``KINDS`` of the language.
-        meaning: What it says.
-        default: Where it is left out; ``REQUIRED`` where it must not be.
-        choices: Allowed values, for kind ``"choice"``.
+    ``kind`` is a key of ``KINDS`` of the language, ``default`` is ``REQUIRED`` where it must not be left out.
     """
 
     name: str
@@ -43,12 +37,8 @@ class Argument:
 class Given(Protocol):
     """A statement on data, from which an item is made.
 
-    Attributes:
-        name: What reports call it.
-        arguments: As written, defaults filled in.
-        bounds: ``(relation, number)``, as written.
-        classes: Names of the classes, or empty.
-        folder: What file names are relative to.
+    ``name`` is what reports call it, ``arguments`` and ``bounds`` are as written, with defaults filled in; ``classes``
+    has the names of the classes or is empty, ``folder`` is what file names are relative to.
     """
 
     name: str
@@ -93,6 +83,25 @@ def make_labelled(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, **own, target=given.limit(), name=given.name, **given.options())
 
 
+DATA = Argument("data", "data", "rows it is measured on", "repair")
+WHERE = Argument("where", "filter", "only rows for which this holds", None)
+ROWS = (DATA, WHERE)
+FIRST = Argument("first", "count", "only so many rows", None)
+LABEL = Argument("label", "label", "the class")
+COLUMN = Argument("column", "column", "column that tells the group of each row")
+FAVORABLE = Argument("favorable", "label", "the class that people want; needed with more than two classes", None)
+VALUES = Argument("values", "values", "the groups, if not all values of the column", None)
+GROUPS = (COLUMN, FAVORABLE, VALUES, *ROWS)
+MARGIN = Argument("margin", "number", "lead over each other class that a step asks for, logits", 1e-3)
+SHARE = Argument("share", "number", "share of the rows that may fail all the same", 0.0)
+WISH = "makes it a wish: price of a mean violation of one logit; None for a hard bound"
+PRICE = Argument("price", "number", WISH, None)
+BOX = (
+    Argument("lower", "number", "smallest allowed input", 0.0),
+    Argument("upper", "number", "largest allowed input", 1.0),
+)
+
+
 @dataclass(frozen=True)
 class Measure:
     """How one class is written.
@@ -100,10 +109,10 @@ class Measure:
     Attributes:
         name: How the measure is called.
         meaning: What it measures, in a sentence.
-        unit: Of the number it is compared with.
-        relations: Comparisons that make sense: ``<=``, ``>=``, ``==``; empty for what stands alone.
-        arguments: In the order in which they may be given without their names.
         example: A whole goal or bound.
+        unit: Unit of the number that it is compared with.
+        relations: Comparisons that make sense: ``<=``, ``>=``, ``==``; empty for what stands alone.
+        arguments: Arguments, in the order in which they may be given without their names.
         make: From the class and a statement on data to a property or constraint.
         way: From the class's value to the statement's: ``""`` the same, ``"1 - "``, ``"1 / "``, or ``"- "`` where it is
             bounded from below.
@@ -111,15 +120,15 @@ class Measure:
         both: Whether it may be bounded on both sides at once.
         read: For a bound on the weight change, from the item, the weights before and the change to a number.
         makes: Names of the classes that it becomes; the class that declares it unless given.
-        kind: That class; set by the language.
+        kind: The class that declares it; set by the language.
     """
 
     name: str
     meaning: str
-    unit: str
-    relations: tuple[str, ...]
-    arguments: tuple[Argument, ...]
     example: str
+    unit: str = "share, 0 to 1"
+    relations: tuple[str, ...] = UP
+    arguments: tuple[Argument, ...] = ROWS
     make: Callable[[Any, Given], Any] = make_labelled
     way: str = ""
     goal: bool = True
@@ -136,23 +145,3 @@ class Measure:
         if {"<=", ">="} <= set(self.relations):
             return "both ways"
         return "from below" if ">=" in self.relations else "from above"
-
-
-DATA = Argument("data", "data", "rows it is measured on", "repair")
-WHERE = Argument("where", "filter", "only rows for which this holds", None)
-ROWS = (DATA, WHERE)
-FIRST = Argument("first", "count", "only so many rows", None)
-LABEL = Argument("label", "label", "the class")
-COLUMN = Argument("column", "column", "column that tells the group of each row")
-FAVORABLE = Argument("favorable", "label", "the class that people want; needed with more than two classes", None)
-VALUES = Argument("values", "values", "the groups, if not all values of the column", None)
-GROUPS = (COLUMN, FAVORABLE, VALUES, *ROWS)
-MARGIN = Argument("margin", "number", "lead over each other class that a step asks for, logits", 1e-3)
-SHARE = Argument("share", "number", "share of the rows that may fail all the same", 0.0)
-PRICE = Argument(
-    "price", "number", "makes it a wish: price of a mean violation of one logit; None for a hard bound", None
-)
-BOX = (
-    Argument("lower", "number", "smallest allowed input", 0.0),
-    Argument("upper", "number", "largest allowed input", 1.0),
-)

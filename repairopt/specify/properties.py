@@ -1,11 +1,7 @@
-"""Ready-made properties: error on given points, recall, changes against the original network.
-
-Gaps stand in :mod:`repairopt.specify.groups`, robustness properties in :mod:`repairopt.specify.robustness`.
-"""
+"""Ready-made properties: error on given points, recall, changes against the original network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,15 +11,55 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, check_labels
 
+from .contracts import Keep
 from .intervals import Interval, matched_interval, rate_interval
 from .margins import LabelLeads
-from .measures import DOWN, LABEL, ROWS, UP, Measure
+from .measures import DOWN, LABEL, ROWS, Measure
 
-SHARE = "share, 0 to 1"
+RIGHT = "Share of the rows with the class of their label."
+RECALL = "Share of the rows of a class that are given it."
+DROP = "Accuracy of the original network minus accuracy now, on the same rows."
+FLIPS = "Share of all rows that the original network gets right and this one does not."
+
+
+class LabelledPoints:
+    """What properties of labelled points share: both are checked, and can be restricted and replaced."""
+
+    inputs: Any
+    labels: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+
+    def on(self, inputs: Any, labels: Any) -> Any:
+        """The same property on other points."""
+        return replace(self, inputs=inputs, labels=labels)  # type: ignore[type-var]
+
+    def where(self, keep: Keep) -> Any:
+        """The same property on the points that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
+        mask = keep(self.inputs)
+        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()])  # type: ignore[type-var]
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.inputs)
+        check_labels(f"'{self.name}'", self.labels, outputs.shape[-1])
+        return outputs
+
+    def _wrong(self, predict: Predict) -> Tensor:
+        """Mask ``(N,)`` of the points with another answer than their label."""
+        outputs = self._outputs(predict)
+        return outputs.argmax(-1) != self.labels.to(outputs.device)
+
+    def _chance(self, outputs: Tensor) -> Tensor:
+        """Probability ``(N,)`` of the label of each point."""
+        return torch.softmax(outputs, dim=-1).gather(-1, self.labels.to(outputs.device)[:, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
-class ErrorRate(LabelLeads):
+class ErrorRate(LabelledPoints, LabelLeads):
     """Share of given points that the network gets wrong.
 
     The soft value is one minus the mean probability of the true label.
@@ -42,29 +78,9 @@ class ErrorRate(LabelLeads):
 
     counted: ClassVar[Tensor | None] = None
     measures = (
-        Measure(
-            "error_rate",
-            "Share of the rows with another class than their label.",
-            SHARE,
-            UP,
-            ROWS,
-            "error_rate(reported) <= 0",
-        ),
-        Measure(
-            "accuracy",
-            "Share of the rows with the class of their label.",
-            SHARE,
-            DOWN,
-            ROWS,
-            "accuracy >= 0.9",
-            way="1 - ",
-        ),
+        Measure("error_rate", "Share of the rows with another class than their label.", "error_rate(reported) <= 0"),
+        Measure("accuracy", RIGHT, "accuracy >= 0.9", relations=DOWN, way="1 - "),
     )
-
-    def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
 
     @property
     def statistical(self) -> bool:
@@ -73,14 +89,11 @@ class ErrorRate(LabelLeads):
 
     def value(self, predict: Predict) -> Tensor:
         """Share of wrong points."""
-        outputs = self._outputs(predict)
-        return (outputs.argmax(-1) != self.labels.to(outputs.device)).float().mean()
+        return self._wrong(predict).float().mean()
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label."""
-        outputs = self._outputs(predict)
-        own = torch.softmax(outputs, dim=-1).gather(1, self.labels.to(outputs.device)[:, None])
-        return 1 - own.mean()
+        return 1 - self._chance(self._outputs(predict)).mean()
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Number of wrong points."""
@@ -88,27 +101,11 @@ class ErrorRate(LabelLeads):
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the share on new points lies; exact."""
-        outputs = self._outputs(predict)
-        wrong = int((outputs.argmax(-1) != self.labels.to(outputs.device)).sum())
-        return rate_interval(wrong, len(self.labels), confidence)
-
-    def on(self, inputs: Any, labels: Any) -> ErrorRate:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)
-
-    def where(self, keep: Callable[[Tensor], Tensor]) -> ErrorRate:
-        """The same property on the points that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
-        mask = keep(self.inputs)
-        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()])
-
-    def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.inputs)
-        check_labels(f"'{self.name}'", self.labels, outputs.shape[-1])
-        return outputs
+        return rate_interval(int(self._wrong(predict).sum()), len(self.labels), confidence)
 
 
 @dataclass(frozen=True, eq=False)
-class MissRate(LabelLeads):
+class MissRate(LabelledPoints, LabelLeads):
     """One minus the recall of a class: share of its points that are given another label.
 
     Attributes:
@@ -126,24 +123,14 @@ class MissRate(LabelLeads):
     name: str = "miss rate"
 
     measures = (
-        Measure(
-            "recall",
-            "Share of the rows of a class that are given it.",
-            SHARE,
-            DOWN,
-            (LABEL, *ROWS),
-            'recall(">50K") >= 0.55',
-            way="1 - ",
-        ),
-        Measure("miss_rate", "One minus recall.", SHARE, UP, (LABEL, *ROWS), 'miss_rate(">50K") <= 0.45'),
+        Measure("recall", RECALL, 'recall(">50K") >= 0.55', relations=DOWN, arguments=(LABEL, *ROWS), way="1 - "),
+        Measure("miss_rate", "One minus recall.", 'miss_rate(">50K") <= 0.45', arguments=(LABEL, *ROWS)),
     )
 
     def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
-        if not bool((y == self.label).any()):
+        super().__post_init__()
+        if not bool((self.labels == self.label).any()):
             raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
 
     @property
     def counted(self) -> Tensor:
@@ -167,22 +154,13 @@ class MissRate(LabelLeads):
         found = predict(self.inputs).argmax(-1).cpu()[own.cpu()]
         return rate_interval(int((found != self.label).sum()), len(own), confidence)
 
-    def on(self, inputs: Any, labels: Any) -> MissRate:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)
-
-    def where(self, keep: Callable[[Tensor], Tensor]) -> MissRate:
-        """The same property on the points that ``keep`` chooses."""
-        mask = keep(self.inputs)
-        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()])
-
     def _weight(self, outputs: Tensor) -> Tensor:
         own = (self.labels == self.label).to(outputs)
         return own / own.sum()
 
 
 @dataclass(frozen=True, eq=False)
-class AccuracyDrop:
+class AccuracyDrop(LabelledPoints):
     """By how much accuracy fell, against the original network on the same samples; negative where it rose.
 
     Attributes:
@@ -199,21 +177,7 @@ class AccuracyDrop:
     name: str = "accuracy drop"
     right: Tensor | None = field(default=None, repr=False)
 
-    measures = (
-        Measure(
-            "accuracy_drop",
-            "Accuracy of the original network minus accuracy now, on the same rows.",
-            "share, 0.01 is one point",
-            UP,
-            ROWS,
-            "accuracy_drop <= 0.01",
-        ),
-    )
-
-    def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
+    measures = (Measure("accuracy_drop", DROP, "accuracy_drop <= 0.01", "share, 0.01 is one point"),)
 
     def anchor(self, predict: Predict) -> AccuracyDrop:
         """Remember what the original network ``predict`` gets right."""
@@ -226,8 +190,7 @@ class AccuracyDrop:
     def soft_value(self, predict: Predict) -> Tensor:
         """Accuracy before minus the mean probability of the true label."""
         outputs = predict(self.inputs)
-        chance = torch.softmax(outputs, dim=-1).gather(-1, self.labels.to(outputs.device)[:, None])
-        return self._before().float().mean().to(outputs.device) - chance.mean()
+        return self._before().float().mean().to(outputs.device) - self._chance(outputs).mean()
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Samples that became wrong, and right."""
@@ -243,16 +206,13 @@ class AccuracyDrop:
         """The same property on other samples."""
         return replace(self, inputs=inputs, labels=labels, right=None)
 
-    def where(self, keep: Callable[[Tensor], Tensor]) -> AccuracyDrop:
+    def where(self, keep: Keep) -> AccuracyDrop:
         """The same property on the samples that ``keep`` chooses."""
-        mask = keep(self.inputs)
-        right = None if self.right is None else self.right[mask.cpu()]
-        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()], right=right)
+        right = None if self.right is None else self.right[keep(self.inputs).cpu()]
+        return replace(super().where(keep), right=right)
 
     def _right(self, predict: Predict) -> Tensor:
-        outputs = predict(self.inputs)
-        check_labels(f"'{self.name}'", self.labels, outputs.shape[-1])
-        return outputs.argmax(-1).cpu() == self.labels.cpu()
+        return ~self._wrong(predict).cpu()
 
     def _before(self) -> Tensor:
         if self.right is None:
@@ -267,12 +227,7 @@ class AccuracyDrop:
 class FlipRate(AccuracyDrop, LabelLeads):
     """Share of the samples that the original network gets right and this one does not (negative flip rate).
 
-    Attributes:
-        inputs: Samples ``(N, ...)``.
-        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-        target: The largest share of all samples.
-        name: What the report calls it.
-        right: Which samples the original network gets right; set by ``anchor``.
+    The attributes are those of :class:`AccuracyDrop`; ``target`` is the largest share of all samples.
 
     References:
         Yan, Xiong, Kundu, Yang, Deng, Wang, Xia and Soatto, Positive-Congruent Training, CVPR 2021.
@@ -281,16 +236,7 @@ class FlipRate(AccuracyDrop, LabelLeads):
     target: float = 0.005
     name: str = "flip rate"
 
-    measures = (
-        Measure(
-            "flip_rate",
-            "Share of all rows that the original network gets right and this one does not.",
-            SHARE,
-            UP,
-            ROWS,
-            "flip_rate <= 0.005",
-        ),
-    )
+    measures = (Measure("flip_rate", FLIPS, "flip_rate <= 0.005"),)
 
     @property
     def counted(self) -> Tensor | None:
@@ -304,9 +250,7 @@ class FlipRate(AccuracyDrop, LabelLeads):
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label, over the samples that were right, times their share."""
         outputs = predict(self.inputs)
-        chance = torch.softmax(outputs, dim=-1).gather(-1, self.labels.to(outputs.device)[:, None])[:, 0]
-        before = self._before().to(outputs)
-        return ((1 - chance) * before).mean()
+        return ((1 - self._chance(outputs)) * self._before().to(outputs)).mean()
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the share on new data lies; exact."""

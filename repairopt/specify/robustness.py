@@ -19,7 +19,7 @@ from torch.func import functional_call
 from repairopt.errors import SpecificationError
 from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
 
-from .measures import BOX, DATA, DOWN, FIRST, UP, WHERE, Argument, Given, Measure
+from .measures import BOX, DATA, DOWN, FIRST, WHERE, Argument, Given, Measure
 
 
 def _make_radius(kind: Any, given: Given) -> Any:
@@ -28,8 +28,25 @@ def _make_radius(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, rows.labels, target=given.limit(10.0), name=given.name, **options)
 
 
+class _Points:
+    """Labelled points of floating numbers, checked, that can be replaced."""
+
+    inputs: Any
+    labels: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
+        object.__setattr__(self, "inputs", x)
+        object.__setattr__(self, "labels", y)
+
+    def on(self, inputs: Any, labels: Any) -> Any:
+        """The same property on other points."""
+        return replace(self, inputs=inputs, labels=labels)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, eq=False)
-class CertifiedRadius:
+class CertifiedRadius(_Points):
     """One over the radius around given inputs within which the label is certified not to change.
 
     The radius is a sound lower bound found with zonotopes (DeepZ) and bisection, in the maximum norm. The target is one
@@ -76,19 +93,17 @@ class CertifiedRadius:
             "certified_radius",
             "Radius around the rows, maximum norm, within which the class is proved not to change (zonotopes): 1 / "
             "mean(1 / radius), or the least.",
+            "certified_radius(guard, first=20) >= 0.1",
             "units of the inputs",
             DOWN,
             (DATA, Argument("aggregate", "choice", "over the rows", "mean", ("mean", "least")), *BOX, FIRST, WHERE),
-            "certified_radius(guard, first=20) >= 0.1",
             _make_radius,
             way="1 / ",
         ),
     )
 
     def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
+        super().__post_init__()
         if self.aggregate not in ("mean", "max"):
             raise SpecificationError(f"'{self.name}': aggregate {self.aggregate!r} is unknown; choose mean or max.")
         if not self.target > 0:
@@ -126,25 +141,12 @@ class CertifiedRadius:
         """Certified radii, and the distance of the nearest counterexamples found, an upper bound."""
         network, parameters = network_of(predict, self.name)
         low = self.radii(predict)
-        high = attacked_radius(
-            network,
-            self.inputs,
-            self.labels,
-            parameters=parameters,
-            lower=self.lower,
-            upper=self.upper,
-            tol=self.tol,
-            start=self.start,
-            max_radius=self.max_radius,
-            search=self.search,
-        )
-        figures = {"certified radius": low, "attacked radius (upper bound)": high}
-        found = {f"{kind} {name}": float(r) for name, v in figures.items() for kind, r in _mean_and_least(v).items()}
+        same = {key: getattr(self, key) for key in ("lower", "upper", "tol", "start", "max_radius", "search")}
+        high = attacked_radius(network, self.inputs, self.labels, parameters=parameters, **same)
+        found: dict[str, float] = {}
+        for name, radii in (("certified radius", low), ("attacked radius (upper bound)", high)):
+            found |= {f"mean {name}": float(radii.mean()), f"least {name}": float(radii.min())}
         return found | {"inputs certified at the target": float((low >= 1 / self.target).sum())}
-
-    def on(self, inputs: Any, labels: Any) -> CertifiedRadius:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)
 
     def _certifier(self, predict: Predict) -> tuple[Certifier, Mapping[str, Tensor]]:
         """A certifier that keeps what lies before the changed parameters, as long as the network is the same."""
@@ -152,21 +154,14 @@ class CertifiedRadius:
         version = sum(tensor._version for tensor in chain(network.parameters(), network.buffers()))
         state = frozenset(parameters), version
         if self._last.get("network") is not network or self._last.get("state") != state:
-            certifier = Certifier(
-                network,
-                self.inputs,
-                self.labels,
-                lower=self.lower,
-                upper=self.upper,
-                slope=self.slope,
-                changed=tuple(parameters),
-            )
+            options: Any = {key: getattr(self, key) for key in ("lower", "upper", "slope")}
+            certifier = Certifier(network, self.inputs, self.labels, changed=tuple(parameters), **options)
             self._last.update(network=network, state=state, certifier=certifier)
         return self._last["certifier"], parameters
 
 
 @dataclass(frozen=True, eq=False)
-class AdversarialError:
+class AdversarialError(_Points):
     """Share of points that are wrong somewhere in a maximum-norm ball, as far as projected gradient steps find.
 
     A lower bound of the true share: an attack that finds nothing proves nothing. A tie counts as wrong.
@@ -174,7 +169,7 @@ class AdversarialError:
     Attributes:
         inputs: Points ``(N, ...)``.
         labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-        radius: Of the balls.
+        radius: Radius of the balls.
         target: The share to reach.
         lower: Smallest allowed input, a number or a tensor that broadcasts; ``-inf`` for none.
         upper: Largest allowed input; ``inf`` for none.
@@ -196,27 +191,21 @@ class AdversarialError:
             "attack_error",
             "Share of the rows for which gradient steps find a wrong point within a radius, maximum norm; a lower "
             "bound.",
-            "share, 0 to 1",
-            UP,
-            (DATA, Argument("radius", "number", "of the balls, units of the inputs"), *BOX, FIRST, WHERE),
             "attack_error(guard, radius=0.05) <= 0.1",
+            arguments=(DATA, Argument("radius", "number", "of the balls, units of the inputs"), *BOX, FIRST, WHERE),
         ),
     )
 
     def __post_init__(self) -> None:
-        x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels)
-        object.__setattr__(self, "inputs", x)
-        object.__setattr__(self, "labels", y)
+        super().__post_init__()
         if not self.radius >= 0:
             raise SpecificationError(f"'{self.name}': radius is {self.radius}; expected a number from 0.")
 
     def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
         """The worst points found and their margins, see :func:`repairopt.network.attack`."""
         network, parameters = network_of(predict, self.name)
-        bounds: dict[str, Any] = {"lower": self.lower, "upper": self.upper}
-        return attack(
-            network, self.inputs, self.labels, self.radius, parameters=parameters, search=self.search, **bounds
-        )
+        options: Any = {key: getattr(self, key) for key in ("lower", "upper", "search")}
+        return attack(network, self.inputs, self.labels, self.radius, parameters=parameters, **options)
 
     def value(self, predict: Predict) -> Tensor:
         """Share of points with a counterexample."""
@@ -234,24 +223,9 @@ class AdversarialError:
         margins, clean = self.attacked(predict)[1], replace(self, radius=0.0).attacked(predict)[1]
         return {"attacked points": float((margins <= 0).sum()), "wrong points": float((clean <= 0).sum())}
 
-    def on(self, inputs: Any, labels: Any) -> AdversarialError:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)
-
 
 def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """The network behind ``predict`` and its changed parameters.
-
-    Args:
-        predict: A module, or an object with ``network`` and ``parameters``.
-        name: Of the property that asks, for the message.
-
-    Returns:
-        A module that maps one tensor to logits, and replaced parameters by name.
-
-    Raises:
-        SpecificationError: ``predict`` is a plain function.
-    """
+    """The module behind ``predict`` and its replaced parameters by name; ``name`` is that of the property that asks."""
     if isinstance(predict, nn.Module):
         return predict, {}
     network: Any = getattr(predict, "network", None)
@@ -261,7 +235,3 @@ def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Ten
             f"{type(predict).__name__} without .network. Pass a torch module, or what Engine.predict returns."
         )
     return network, getattr(predict, "parameters", None) or {}
-
-
-def _mean_and_least(values: Tensor) -> dict[str, Tensor]:
-    return {"mean": values.mean(), "least": values.min()}

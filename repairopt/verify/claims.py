@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from math import ceil, inf, sqrt
 from typing import Any
 
-from repairopt.network import Predict
-from repairopt.specify import Interval, Statistical, normal_quantile
+import numpy as np
+import torch
+from torch import Tensor
 
-from .paired import paired_error
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict
+from repairopt.specify import Grouped, Interval, Restrictable, Statistical, inputs_of, normal_quantile
+
+GROUPS = 40  # of samples; each is left out once
+
+
+def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int = GROUPS) -> float | None:
+    """Standard error of ``prop.value(predict) - prop.value(original)``; None where it cannot be told."""
+    given = _by_position(prop)
+    if given is None or len(given[1]) < 2 * groups:
+        return None
+    own, inputs = given
+    with torch.no_grad():
+        both = predict(inputs), original(inputs)
+        group = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)) % groups
+        parts = []
+        for left_out in range(groups):
+            keep = group != left_out
+            try:
+                part: Any = own.where(lambda _, keep=keep: keep)
+                parts.append([float(part.value(lambda rows, known=known: known[rows[:, 0]])) for known in both])
+            except SpecificationError:  # a part without rows of some group or class
+                return None
+    now, before = np.asarray(parts).T
+    if not np.ptp(before):  # a bound that does not move, such as that there are no flips
+        return None
+    changes = now - before
+    return float(np.sqrt((groups - 1) / groups * np.sum((changes - changes.mean()) ** 2)))
+
+
+def _by_position(prop: Any) -> tuple[Any, Tensor] | None:
+    """The property with positions in place of its inputs, which may be large, and the inputs."""
+    holder: Any = prop.samples if isinstance(prop, Grouped) else prop
+    found = inputs_of(prop)
+    if not isinstance(prop, Restrictable) or not is_dataclass(prop) or not is_dataclass(holder) or found is None:
+        return None
+    moved = replace(holder, inputs=torch.arange(len(found))[:, None])
+    return (moved if holder is prop else replace(prop, samples=moved)), found
 
 
 @dataclass(frozen=True)
@@ -18,18 +56,16 @@ class Claim:
     """What is known of a bound on new data.
 
     Attributes:
-        name: Of the goal or bound.
         limit: The typed bound.
-        interval: Of the value, two-sided with confidence ``2 confidence - 1``, so that its upper end alone is a bound
-            of the confidence asked for.
-        confidence: That the value on the population lies below ``interval.high``.
+        interval: Interval of the value, two-sided with confidence ``2 confidence - 1``, so that its upper end alone is
+            a bound of the confidence asked for.
+        confidence: Confidence that the value on the population lies below ``interval.high``.
         rows: Samples (of the smallest group) that would show the bound, were the value what it is here; None where it
             is shown already, infinite where the value itself is above the limit.
         never: Whether the samples are too few to ever show the bound, even if the value were 0.
-        source: Which data: ``"cross-validation"``, ``"held-out data"``.
+        source: Data that it rests on: ``"cross-validation"``, ``"held-out data"``.
         relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
-            that of the difference of the two values, which on other samples are both others. Where that cannot be
-            measured (see :func:`repairopt.verify.paired.paired_error`), it is that of the property alone.
+            that of the difference of the two values, where that can be measured (see :func:`paired_error`).
     """
 
     name: str
@@ -75,20 +111,7 @@ def make_claim(
     source: str,
     original: Predict | None = None,
 ) -> Claim | None:
-    """A claim about a property, or None where it has no ``interval``.
-
-    Args:
-        name: What the claim is called.
-        prop: The property.
-        limit: The typed bound.
-        predict: The network, or networks, that are measured.
-        confidence: One-sided.
-        source: Which data.
-        original: The original network, where the limit is its value on the same samples.
-
-    Returns:
-        The claim.
-    """
+    """A claim, with one-sided confidence, that a property is at most a limit; None where it has no interval."""
     if not isinstance(prop, Statistical):
         return None
     interval = prop.interval(predict, 2.0 * confidence - 1.0)
@@ -112,15 +135,7 @@ def _of_difference(interval: Interval, error: float, confidence: float) -> Inter
 
 
 def _least_share(interval: Interval) -> float:
-    """Variance at the best value there could be, relative to that at this one.
-
-    A difference of rates keeps its variance where it becomes 0; a rate loses it, and what is left is that of one hit.
-    """
+    """Variance at the best value there could be, relative to that at this one; a rate keeps that of one hit."""
     if "Clopper" in interval.method and interval.value > 0:
         return min(1.0, 1.0 / max(1.0, interval.value * interval.count))
     return 1.0
-
-
-def describe_claims(claims: Sequence[Claim]) -> list[str]:
-    """The claims as lines."""
-    return [str(claim) for claim in claims]

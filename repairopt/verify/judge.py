@@ -1,7 +1,4 @@
-"""Judge candidates on the true network while a repair runs.
-
-What counts is always the true network on the repair data, never the surrogate or the linearized rows.
-"""
+"""Judge candidates while a repair runs: by the true network on the repair data, never the surrogate."""
 
 from __future__ import annotations
 
@@ -15,21 +12,45 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from repairopt import specify
 from repairopt.network import Candidate, Engine, Remembering, identity, network_of
-from repairopt.specify import (
-    ChangeConstraint,
-    Constraint,
-    Property,
-    SampleConstraint,
-    allowed_samples,
-    broken_samples,
-    goal_value,
-    holds_change,
-    labelled_data,
-    margins_at,
-)
 
 Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One solve and what became of it.
+
+    Attributes:
+        step: What was done, in words.
+        status: Status of the solve.
+        rows: Rows in the program.
+        variables: Variables in the program, slacks included.
+        solver: The back end.
+        seconds: Wall time of the solve.
+        message: What the back end said, in its own words, and what the recheck found.
+        log: What the native library printed, where the back end is verbose.
+        goal: The goal on the true network afterwards, or NaN.
+        broken: Failing samples beyond what is allowed, on the true network, or -1.
+        accepted: Whether the point was kept.
+        note: Anything worth knowing.
+        violation: Largest violation of a row or bound, recomputed; NaN without a solution.
+    """
+
+    step: str
+    status: str
+    rows: int = 0
+    variables: int = 0
+    solver: str = ""
+    seconds: float = 0.0
+    message: str = ""
+    log: str = ""
+    goal: float = float("nan")
+    broken: int = -1
+    accepted: bool = True
+    note: str = ""
+    violation: float = float("nan")
 
 
 class Stop(Exception):
@@ -44,11 +65,10 @@ class Judgement:
         candidate: A weight change ``(n,)``, or a candidate of another kind.
         goal: Value of the goal.
         excess: How far the goal is above its target; 0 where it is met.
-        broken: For each constraint how many samples (or margins) fail.
-        allowed: For each constraint how many may.
+        broken: For each constraint how many samples (or margins) fail; ``allowed`` is how many may.
         constant: Whether all inputs get one and the same label, though not all labels are that one.
         change_holds: Whether the constraints on the change itself hold.
-        lack: By how much constraints without samples (bounds on properties) fail, all together.
+        shortfall: Sum of what constraints without samples (bounds on properties) are missed by.
         error: Share of the labelled samples that are wrong, all sets together; 0 without labels.
         loss: Mean cross-entropy of the labelled samples; 0 without labels.
         count: Samples or margins that the constraints speak of, all together.
@@ -61,7 +81,7 @@ class Judgement:
     allowed: tuple[int, ...]
     constant: bool = False
     change_holds: bool = True
-    lack: float = 0.0
+    shortfall: float = 0.0
     error: float = 0.0
     loss: float = 0.0
     count: int = 0
@@ -98,42 +118,29 @@ class Judgement:
 class Judge:
     """Judges candidates; keeps the best of those that it is told to keep.
 
-    Judging alone changes nothing, so a method may explore without an effect on what is applied.
-
-    Attributes:
-        original: The judgement of no change.
-        best: The best that was kept.
-
-    Args:
-        engine: The network and the ``n`` weights.
-        goal: The property.
-        constraints: Constraints on outputs, anchored.
-        change: Constraints on the change.
-        deadline: ``time.perf_counter()`` value at which to stop, or None.
+    Judging alone changes nothing, so a method may explore without an effect on what is applied. ``original`` is the
+    judgement of no change, ``best`` the best that was kept; after ``deadline``, a ``time.perf_counter()`` value,
+    judging raises :class:`Stop`. The constraints are anchored.
     """
 
     def __init__(
         self,
         engine: Engine,
-        goal: Property,
-        constraints: Sequence[Constraint],
-        change: Sequence[ChangeConstraint] = (),
+        goal: specify.Property,
+        constraints: Sequence[specify.Constraint],
+        change: Sequence[specify.ChangeConstraint] = (),
         deadline: float | None = None,
     ) -> None:
         self.engine, self.goal, self.constraints = engine, goal, tuple(constraints)
         self.deadline: float | None = None  # the original is judged whatever the time
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
-        self._labelled = labelled_data([*constraints, goal])
+        self._labelled = specify.labelled_data([*constraints, goal])
         self.original = self(np.zeros(engine.n))
         self.best = self.original
         self.deadline = deadline
 
     def keep(self, candidate: Candidate | Array) -> Judgement:
-        """Judge a candidate that the repair may end with: it is remembered where it is the best so far.
-
-        Raises:
-            Stop: The deadline has passed.
-        """
+        """Judge a candidate that the repair may end with: it is remembered where it is the best so far."""
         return self.remember(self(candidate))
 
     def remember(self, judged: Judgement) -> Judgement:
@@ -143,31 +150,27 @@ class Judge:
         return judged
 
     def __call__(self, candidate: Candidate | Array) -> Judgement:
-        """Judge one candidate.
-
-        Args:
-            candidate: A weight change ``(n,)``, or a candidate of another kind.
-
-        Raises:
-            Stop: The deadline has passed.
-        """
+        """Judge one candidate: a weight change ``(n,)``, or a candidate of another kind."""
         self.check_time()
         predict = network_of(self.engine, candidate)
-        delta = np.array(candidate, dtype=np.float64) if isinstance(candidate, np.ndarray) else None
-        moved = candidate.moved(self.engine) if not isinstance(candidate, np.ndarray) else candidate
-        goal = goal_value(self.goal, predict)
-        margins = margins_at(predict, self.constraints)
-        counted = [broken_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)]
+        if isinstance(candidate, np.ndarray):
+            moved = candidate = np.array(candidate, dtype=np.float64)
+        else:
+            moved = candidate.moved(self.engine)
+        goal = specify.goal_value(self.goal, predict)
+        margins = specify.margins_at(predict, self.constraints)
+        pairs = list(zip(self.constraints, margins, strict=True))
+        missed = [np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, specify.SampleConstraint)]
         error, loss = self._label_losses(predict.outputs)
         return Judgement(
-            candidate=candidate if delta is None else delta,
+            candidate=candidate,
             goal=goal,
             excess=max(0.0, goal - float(self.goal.target)),
-            broken=tuple(counted),
-            allowed=tuple(allowed_samples(c, m) for c, m in zip(self.constraints, margins, strict=True)),
+            broken=tuple(specify.broken_samples(c, m) for c, m in pairs),
+            allowed=tuple(specify.allowed_samples(c, m) for c, m in pairs),
             constant=is_constant(predict, self._labelled),
-            change_holds=all(holds_change(rows, moved) for rows in self.change),
-            lack=_lack(self.constraints, margins),
+            change_holds=all(specify.holds_change(rows, moved) for rows in self.change),
+            shortfall=float(sum(missed)),
             error=error,
             loss=loss,
             count=sum(len(m) for m in margins),
@@ -195,11 +198,7 @@ class Judge:
         return None if self.deadline is None else max(0.0, self.deadline - time.perf_counter())
 
     def bisect(self, start: Array, end: Array, holds: Callable[[Judgement], bool], halvings: int) -> Judgement | None:
-        """Bisect the segment from ``start`` towards ``end``; ``holds(judgement)`` is true at ``start``.
-
-        Returns:
-            The judgement of the last point at which ``holds`` was true, or None if there was none beyond ``start``.
-        """
+        """Last of some halvings from ``start`` to ``end`` at which ``holds``, which it does at ``start``, or None."""
         low, high, found = 0.0, 1.0, None
         for _ in range(halvings):
             middle = (low + high) / 2
@@ -209,12 +208,6 @@ class Judge:
             else:
                 high = middle
         return found
-
-
-def _lack(constraints: Sequence[Any], margins: Sequence[Array]) -> float:
-    """Sum of the negative margins of constraints that are not by sample."""
-    pairs = zip(constraints, margins, strict=True)
-    return float(sum(np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, SampleConstraint)))
 
 
 def is_constant(predict: Remembering, labelled: Sequence[tuple[Tensor, Tensor]]) -> bool:

@@ -12,8 +12,8 @@ from small_spec import write_spec
 from repairopt.interfaces.commandline.runs.move_run import move_patch
 from repairopt.interfaces.commandline.runs.run_folder import read_result
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
-from repairopt.report.html_file import write_html
 from repairopt.report.pictures.evidence import load_evidence
+from repairopt.report.repair import write_html
 
 RUN = Path(__file__).parents[1] / "landed" / "run"
 

@@ -17,7 +17,7 @@ from repairopt.interfaces.specfile.language.bind import bind_statement
 from repairopt.interfaces.specfile.language.measures import BY_NAME, MEASURES, add_measures, reference, reference_text
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
 from repairopt.interfaces.specfile.language.statements import parse
-from repairopt.specify import ROWS, UP, Argument, Measure, change_limits, constraints, properties, robustness
+from repairopt.specify import ROWS, Argument, Measure, change_limits, constraints, properties, robustness
 from repairopt.specify.groups import gaps, odds
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -221,10 +221,8 @@ class Unsure:
         Measure(
             "unsure",
             "Share of unsure answers.",
-            "share, 0 to 1",
-            UP,
-            (Argument("below", "number", "limit", 0.8), *ROWS),
             "unsure <= 0.1",
+            arguments=(Argument("below", "number", "limit", 0.8), *ROWS),
         ),
     )
 
@@ -263,8 +261,11 @@ def test_measures_of_other_packages_come_by_entry_points(monkeypatch, data):
     ("declared", "message"),
     [
         ((), "declares no measures"),
-        ((Measure("recall", "", "", UP, (), ""),), "MissRate has a measure 'recall' already; choose another name"),
-        ((Measure("other", "", "", UP, (Argument("a", "word", ""),), ""),), "argument 'a' has the kind 'word'; choose"),
+        ((Measure("recall", "", ""),), "MissRate has a measure 'recall' already; choose another name"),
+        (
+            (Measure("other", "", "", arguments=(Argument("a", "word", ""),)),),
+            "argument 'a' has the kind 'word'; choose",
+        ),
     ],
 )
 def test_measures_that_cannot_be_added(declared, message):

@@ -110,7 +110,7 @@ def test_misuse_is_explained():
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(sklearn_classifier, "find_spec", lambda name: None)
+    monkeypatch.setattr("repairopt.errors.find_spec", lambda name: None)
     sklearn_classifier._classifier.cache_clear()
     with pytest.raises(MissingExtraError, match=r"pip install repairopt\[sklearn\]"):
         _ = sklearn_classifier.RepairedClassifier

@@ -11,7 +11,7 @@ from repairopt.methods.sqp.confident import _shortest_way
 from repairopt.methods.sqp.interval_width import IntervalWidth, WidthLimit, below_half, bound_widths, spread
 from repairopt.methods.sqp.limits import Limit
 from repairopt.specify import spread_of
-from repairopt.specify.groups.rates import pairwise_differences
+from repairopt.specify.groups.gaps import pairwise_differences
 
 
 def test_the_spread_is_the_standard_error_of_a_difference_times_the_root_of_the_rows():

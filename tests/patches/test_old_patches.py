@@ -14,7 +14,7 @@ from torch import Tensor
 import repairopt.patches
 from repairopt.errors import PatchError
 from repairopt.patches import Patch, fingerprint
-from repairopt.patches.patch_header import content_hash
+from repairopt.patches.patch import content_hash
 from repairopt.patches.stack import apply_all, find_conflicts, revert_all
 
 FILE = Path(__file__).parents[1] / "landed" / "low_rank.patch.safetensors"

@@ -20,7 +20,7 @@ from torch import nn
 
 from repairopt.errors import PatchError
 from repairopt.patches import Patch, fingerprint, load_weights, save_weights
-from repairopt.patches.merge import merged_state_dict
+from repairopt.patches.patch import merged_state_dict
 
 WITHOUT_CLAIMS = {"claims": [], "notes": "none", "created": "2026-01-01T00:00:00+00:00", "versions": {}}
 CLAIMS = [{"name": "gap", "value": 0.04, "interval": [0.03, 0.05], "bound": 0.05, "data": "held-out", "met": True}]
@@ -125,7 +125,7 @@ def test_no_single_flipped_bit_gets_through(saved, patch, bit):
 
 def rewritten(path: Path, change, sign: bool = True) -> None:
     """The file with another header, with or without a content hash that fits."""
-    from repairopt.patches.patch_header import content_hash
+    from repairopt.patches.patch import content_hash
 
     with safe_open(path, "pt") as file:
         texts = file.metadata()

@@ -32,10 +32,10 @@ from repairopt import (
     trace_frontier,
 )
 from repairopt.errors import MissingExtraError, PatchError
-from repairopt.report.html_file import write_html
 from repairopt.report.html_page import NO_PICTURES
-from repairopt.report.pictures import style
+from repairopt.report.pictures import plots
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence, save_evidence
+from repairopt.report.repair import write_html
 from repairopt.specify import AdversarialError
 
 matplotlib = pytest.importorskip("matplotlib", reason="the pictures need the extra 'report'")
@@ -293,9 +293,9 @@ def test_a_pickle_in_the_place_of_evidence_is_refused(tmp_path):
 
 
 def test_without_matplotlib_the_page_is_made_and_says_so(fair, monkeypatch):
-    for module in (style, errors):
+    for module in (plots, errors):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
-    style.figure_class.cache_clear()
+    plots.figure_class.cache_clear()
     found = Page(fair.to_html())
     assert NO_PICTURES in found.text
     assert found.row("group gap", "repair data")
@@ -303,7 +303,7 @@ def test_without_matplotlib_the_page_is_made_and_says_so(fair, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install repairopt\[report\]") as error:
         fair.report.plot_groups()
     assert isinstance(error.value, RepairError)
-    style.figure_class.cache_clear()
+    plots.figure_class.cache_clear()
 
 
 def test_images_are_shown_as_images_and_without_matplotlib_as_numbers(monkeypatch):

@@ -257,6 +257,6 @@ def test_no_file_asks_for_a_built_in_class_or_looks_for_a_member_of_a_contract()
     members = {name for one in PROTOCOLS for name in (*vars(one), *one.__annotations__) if not name.startswith("_")}
     members -= {"name", "target"}  # of anything, for messages
     known = set(BUILT_IN) | members | {"statistical", "soft_margins", "weight", "tolerance"}
-    frontier = {"value"}  # of the points of a frontier, which plot_progress draws
-    found = {p.name: asked(p) & (known - frontier if p.stem == "plot_progress" else known) for p in OUTSIDE}
+    frontier = {"value"}  # of the points of a frontier, which plots draw
+    found = {p.name: asked(p) & (known - frontier if p.stem == "plots" else known) for p in OUTSIDE}
     assert not {name: names for name, names in found.items() if names}

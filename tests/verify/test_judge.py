@@ -88,7 +88,7 @@ def test_bounds_on_properties_and_on_the_change_count():
     assert judge(move(bias=0.7)).broken == (0,)
     worse = judge(move(bias=1.5))
     assert worse.broken == (1,)
-    assert worse.lack == pytest.approx(2 / 3 - 0.4)
+    assert worse.shortfall == pytest.approx(2 / 3 - 0.4)
     assert not worse.change_holds
     assert judge(move(weight=1.0)).feasible
     assert not judge(move(weight=1.2)).change_holds

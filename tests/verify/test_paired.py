@@ -9,7 +9,7 @@ from torch import nn
 
 from repairopt import SQP, Bound, ErrorRate, FlipRate, GroupGap, MissRate, OddsGap, solve_repair
 from repairopt.verify import make_claim
-from repairopt.verify.paired import paired_error
+from repairopt.verify.claims import paired_error
 
 
 def answers(labels):

@@ -12,10 +12,11 @@ import click
 from .show import Bars, check_text, emit, emit_error, patch_text, solve_text, solvers_text, verify_text
 
 CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
+FILE = click.Path(path_type=Path)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; its schema: repairopt schema."
 )
-spec_argument = click.argument("spec", type=click.Path(path_type=Path))
+spec_argument = click.argument("spec", type=FILE)
 strict_option = click.option("--strict", is_flag=True, help="Held-out rows decide too.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
@@ -27,7 +28,9 @@ def example(text: str) -> str:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=CODES)
 @click.version_option(package_name="repairopt", prog_name="repairopt")
-@click.option("--threads", type=click.IntRange(min=1), help="Of torch and NumPy; 1 unless OMP_NUM_THREADS says more.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of torch and NumPy; 1 unless OMP_NUM_THREADS is set."
+)
 def cli(threads: int | None) -> None:
     """Repair trained neural networks: state goal and bounds in a spec file, get a patch that can be verified.
 
@@ -46,7 +49,7 @@ def cli(threads: int | None) -> None:
 
 
 @cli.command(epilog=example("repairopt demo --out my-demo"))
-@click.option("--out", type=click.Path(path_type=Path), default="repairopt-demo", show_default=True, help="Folder.")
+@click.option("--out", type=FILE, default="repairopt-demo", show_default=True, help="Folder to write to.")
 @overwrite_option
 @json_option
 def demo(out: Path, overwrite: bool, as_json: bool) -> None:
@@ -58,22 +61,24 @@ def demo(out: Path, overwrite: bool, as_json: bool) -> None:
 
 @cli.command(epilog=example("repairopt check spec.yaml --patch run/patch.safetensors"))
 @spec_argument
-@click.option("--patch", type=click.Path(path_type=Path), help="Judge the network with this patch applied.")
+@click.option("--patch", type=FILE, help="Judge the network with this patch applied.")
 @strict_option
 @json_option
 def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
     """Measure goal and bounds of SPEC on its network. Nothing is changed or written."""
-    from repairopt.interfaces.commandline.runs.check_run import check_spec_file
+    from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
 
     emit(check_spec_file(spec, patch=patch, strict=strict), as_json, check_text)
 
 
 @cli.command(epilog=example("repairopt solve spec.yaml --out run --time-limit 60"))
 @spec_argument
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for patch, report, log, result.")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds; the best point is kept.")
-@click.option("--solver", help="Back end, see `repairopt solvers`.")
-@click.option("--seed", type=int, help="Of everything that is drawn.")
+@click.option("--out", type=FILE, required=True, help="Folder for patch, report, log, result.")
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0, min_open=True), help="Time limit in seconds; the best point is kept."
+)
+@click.option("--solver", help="Name of the back end, see `repairopt solvers`.")
+@click.option("--seed", type=int, help="Random seed.")
 @click.option("--report/--no-report", default=True, help="Whether to write report.html; pictures take some seconds.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run in --out from its last accepted step.")
 @overwrite_option
@@ -93,11 +98,11 @@ def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, 
     emit(result, options["as_json"], lambda r: f"wrote {r.out} ({r.kind}), weights SHA-256 {r.weights}")
 
 
-patch_argument = click.argument("patch", type=click.Path(path_type=Path))
+patch_argument = click.argument("patch", type=FILE)
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File: .safetensors, .pt (state dict) or .onnx."
+    "--out", type=FILE, required=True, help="File to write: .safetensors, .pt (state dict), .onnx."
 )
-weights_option = click.option("--weights", type=click.Path(path_type=Path), help="Weights in place of the spec's.")
+weights_option = click.option("--weights", type=FILE, help="File of weights to use instead of the spec's.")
 
 
 @cli.command(epilog=example("repairopt apply spec.yaml run/patch.safetensors --out repaired.onnx"))
@@ -112,11 +117,7 @@ def apply(spec: Path, patch: Path, out: Path, weights: Path | None, **options: A
     _move(False, spec, patch, out, weights, **options)
 
 
-@cli.command(
-    epilog=example(
-        "repairopt revert spec.yaml run/patch.safetensors --weights repaired.safetensors --out old.safetensors"
-    )
-)
+@cli.command(epilog=example("repairopt revert spec.yaml run/patch.safetensors --weights new.safetensors --out old.pt"))
 @spec_argument
 @patch_argument
 @out_option
@@ -130,10 +131,10 @@ def revert(spec: Path, patch: Path, out: Path, weights: Path | None, **options: 
 
 @cli.command(epilog=example("repairopt verify spec.yaml --patch run/patch.safetensors"))
 @spec_argument
-@click.option("--patch", type=click.Path(path_type=Path), required=True, help="The patch.")
-@click.option("--result", type=click.Path(path_type=Path), help="result.json; by default the one beside the patch.")
-@click.option("--audit", type=click.Path(path_type=Path), help="audit.jsonl; by default the one beside the patch.")
-@click.option("--expected-hash", help="Content hash that the patch must have, from where you trust.")
+@click.option("--patch", type=FILE, required=True, help="Patch to verify.")
+@click.option("--result", type=FILE, help="Result to verify; by default result.json beside the patch.")
+@click.option("--audit", type=FILE, help="Audit log to verify; by default audit.jsonl beside the patch.")
+@click.option("--expected-hash", help="Content hash that the patch must have.")
 @strict_option
 @json_option
 def verify(spec: Path, patch: Path, as_json: bool, **options: Any) -> None:
@@ -154,8 +155,8 @@ def show(patch: Path, as_json: bool) -> None:
 
 
 @cli.command(epilog=example("repairopt report run"))
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File; by default report.html in the folder.")
+@click.argument("folder", type=FILE)
+@click.option("--out", type=FILE, help="File to write; by default report.html in the folder.")
 @json_option
 def report(folder: Path, out: Path | None, as_json: bool) -> None:
     """Write report.html anew from the FOLDER of a run."""
@@ -177,7 +178,7 @@ def solvers(test: bool, as_json: bool) -> None:
 @cli.command(epilog=example("repairopt schema > repairopt.schema.json"))
 @click.argument("what", default="spec")
 @click.option("--language", is_flag=True, help="Print the table of measures that goals and bounds are made of.")
-@click.option("--markdown", is_flag=True, help="With --language: as Markdown.")
+@click.option("--markdown", is_flag=True, help="Print the table of --language as Markdown.")
 def schema(what: str, language: bool, markdown: bool) -> None:
     """Print a JSON schema: of spec files, or of what a command prints with --json (WHAT: check, solve, verify, ...)."""
     if language:

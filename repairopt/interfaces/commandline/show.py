@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from repairopt.interfaces.commandline.runs.results import (
-        CheckResult,
-        PatchResult,
-        Result,
-        SolveResult,
-        SolversResult,
-        VerifyResult,
-    )
+    from repairopt.interfaces.commandline.runs import results
 
 WIDTH = 100
 
 
-def emit(result: Result, as_json: bool, text: Callable[[Any], str]) -> None:
+def emit(result: results.Result, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a result, as JSON or by ``text``, and end the process with its exit code."""
     click.echo(result.model_dump_json(indent=1) if as_json else text(result))
     raise SystemExit(result.exit_code)
@@ -39,7 +32,7 @@ def emit_error(name: str, message: str, as_json: bool) -> None:
     raise SystemExit(2)
 
 
-def check_text(result: CheckResult) -> str:
+def check_text(result: results.CheckResult) -> str:
     """The claims, and whether all is met."""
     from repairopt.interfaces.specfile.claim_rows import claim_table
 
@@ -48,7 +41,7 @@ def check_text(result: CheckResult) -> str:
     return f"{claim_table(result.claims)}\n\n{verdict} Rows: {rows}."
 
 
-def solve_text(result: SolveResult) -> str:
+def solve_text(result: results.SolveResult) -> str:
     """Verdict, claims, notes, and what was written."""
     from repairopt.interfaces.specfile.claim_rows import claim_table
 
@@ -68,7 +61,7 @@ def solve_text(result: SolveResult) -> str:
     return "\n".join(lines)
 
 
-def verify_text(result: VerifyResult) -> str:
+def verify_text(result: results.VerifyResult) -> str:
     """What was looked at, and the claims as recomputed."""
     from repairopt.interfaces.specfile.claim_rows import claim_table
 
@@ -82,14 +75,14 @@ def verify_text(result: VerifyResult) -> str:
     return "\n".join([*lines, f"{sound} {met}"])
 
 
-def patch_text(result: PatchResult) -> str:
+def patch_text(result: results.PatchResult) -> str:
     """The patch as its own text."""
     from repairopt.patches import load_patch
 
     return str(load_patch(result.patch))
 
 
-def solvers_text(result: SolversResult) -> str:
+def solvers_text(result: results.SolversResult) -> str:
     """One line for each back end."""
     lines = [f"{'':12}{'installed':12}{'licensed':10}{'kinds':34}{'version':14}needs"]
     for s in result.solvers:
@@ -112,9 +105,8 @@ class Bars:
 
         started, limit = time.monotonic(), self.time_limit if steps else None
         total = 1000
-        with click.progressbar(
-            length=total, label=f"{name:24}", show_eta=bool(steps), file=sys.stderr, hidden=self.hidden
-        ) as bar:
+        options: Any = {"label": f"{name:24}", "show_eta": bool(steps), "file": sys.stderr, "hidden": self.hidden}
+        with click.progressbar(length=total, **options) as bar:
             at = [0, 0]  # steps made, position shown
 
             def step(text: str) -> None:

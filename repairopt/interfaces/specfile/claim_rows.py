@@ -45,8 +45,7 @@ def all_met(claims: Sequence[ClaimRow], strict: bool = False) -> bool:
 
 def claim_table(claims: Sequence[ClaimRow]) -> str:
     """The claims as a table for a terminal."""
-    width = max([24, *(len(_label(claim)) for claim in claims)])
-    width = min(width, 56)
+    width = min(56, max([24, *(len(_label(claim)) for claim in claims)]))
     lines = [f"{'':8}  {'':{width}}  {'before':>9} {'now':>9}  {'bound':>9}  interval"]
     for claim in claims:
         mark = claim.role if claim.met is None else "met" if claim.met else "NOT MET"

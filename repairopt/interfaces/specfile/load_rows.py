@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,20 +14,108 @@ from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.language.syntax import read_filter
 
-from .encode_columns import encode, input_names, label_numbers
 from .reader import SpecFile
+
+if TYPE_CHECKING:
+    from .models import ColumnSpec, Spec
 
 TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
 
 
-def load_data(file: SpecFile) -> Data:
-    """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``.
+def input_names(spec: Spec) -> tuple[str, ...]:
+    """Names of the inputs in order; a column by one_hot gives ``column=value`` for each value."""
+    if spec.inputs is None:
+        return tuple(spec.array.columns or ()) if spec.array is not None else ()
+    names: list[str] = []
+    for name, column in spec.inputs.items():
+        names += [name] if column.one_hot is None else [f"{name}={value}" for value in column.one_hot]
+    return tuple(names)
 
-    Raises:
-        SpecFileError: A file or column that is not there, a value that does not fit; with the line in the spec.
-    """
+
+def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
+    """The inputs ``(N, d)``, float32: one column for each entry of ``inputs``, more for one_hot."""
+    parts = []
+    for name, how in (file.spec.inputs or {}).items():
+        if name not in columns:
+            reason = f"'{path}' has no column '{name}'; {did_you_mean(name, list(columns))}"
+            raise file.fail(("inputs", name), reason)
+        parts.append(_encode_column(file, path, name, how, columns[name]))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
+
+
+def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, values: Any) -> Any:
+    import pandas
+
+    where = ("inputs", name)
+    missing = pandas.isna(values)
+    if missing.any():
+        if how.fill is None:
+            count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+            reason = f"column '{name}' of '{path}' has {count} missing values, first in row {row}; give fill:"
+            raise file.fail(where, reason)
+        values = np.where(missing, np.array(how.fill, dtype=object), values.astype(object))
+    wanted = how.categories if how.categories is not None else how.one_hot
+    if wanted is not None:
+        number = _positions(file, path, (name, where), wanted, values)
+        return number[:, None] if how.one_hot is None else np.eye(len(wanted))[number]
+    try:
+        numbers = values.astype(np.float64)
+    except (ValueError, TypeError):
+        found = sorted({str(value) for value in values})[:8]
+        reason = f"column '{name}' of '{path}' holds texts ({', '.join(found)}, ...); give categories: or one_hot:"
+        raise file.fail(where, reason) from None
+    if how.scale is not None:
+        numbers = (numbers - how.scale[0]) / (how.scale[1] - how.scale[0])
+    if how.mean is not None and how.std is not None:
+        numbers = (numbers - how.mean) / how.std
+    return numbers[:, None]
+
+
+def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[Any], values: Any) -> Any:
+    """The place of each value among the categories."""
+    place = {_plain(value): i for i, value in enumerate(wanted)}
+    found = np.array([place.get(_plain(value), -1) for value in values])
+    if (found < 0).any():
+        row = int((found < 0).nonzero()[0][0])
+        unknown = sorted({str(value) for value in values[found < 0]})
+        reason = f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in row {row}"
+        raise file.fail(name[1], f"{reason}; {did_you_mean(unknown[0], [str(value) for value in wanted])}")
+    return found
+
+
+def _plain(value: Any) -> str:
+    """Numbers and texts that mean the same category look the same: 1, 1.0 and "1"."""
+    if isinstance(value, int | float | np.number) and float(value) == int(value):
+        return str(int(value))
+    return str(value).strip()
+
+
+def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
+    """Class indices ``(N,)``, int64, or None where the spec names no label."""
+    label = file.spec.label
+    if label is None:
+        return None
+    where = ("label",)
+    if label.column not in columns:
+        reason = f"'{path}' has no column '{label.column}'; {did_you_mean(label.column, list(columns))}"
+        raise file.fail(where, reason)
+    values = columns[label.column]
+    names = None if label.classes is None else {_plain(name) for name in label.classes}
+    if names is not None and (values.dtype.kind in "OUSTb" or {_plain(value) for value in values} <= names):
+        return _positions(file, path, (label.column, where), label.classes or [], values).astype(np.int64)
+    if values.dtype.kind not in "fiub" or (values.astype(np.float64) != np.round(values.astype(np.float64))).any():
+        found = ", ".join(sorted({str(value) for value in values})[:8])
+        reason = (
+            f"label '{label.column}' of '{path}' holds {found}; list them in order: label: {{column: , classes: [...]}}"
+        )
+        raise file.fail(where, reason)
+    return values.astype(np.int64)
+
+
+def load_data(file: SpecFile) -> Data:
+    """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``."""
     opened: dict[Path, dict[str, Any]] = {}
-    classes: list[str] = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
+    classes = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
     sets = {name: _row_set(file, name, opened) for name in file.spec.data}
     split = file.spec.split
     if split.held_out or split.guard:
@@ -50,7 +138,6 @@ def _divided(file: SpecFile, rows: RowSet) -> dict[str, RowSet]:
 
 
 def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> RowSet:
-    """One set of rows."""
     entry = file.spec.data[name]
     path = file.folder / entry.file
     if path not in opened:
@@ -69,8 +156,7 @@ def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> R
 
 
 def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
-    """The columns or arrays of a file."""
-    where = ("data", name) if isinstance(file.lines.get(("data", name, "file")), type(None)) else ("data", name, "file")
+    where = ("data", name, "file")
     file.existing(where, file.spec.data[name].file)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
@@ -157,10 +243,8 @@ def _named_columns(file: SpecFile, columns: Mapping[str, Any]) -> dict[str, Any]
         return {}
     values = columns[array.name]
     if values.ndim != 2 or values.shape[1] != len(array.columns):
-        raise file.fail(
-            ("array", "columns"),
-            f"{len(array.columns)} names for an array of shape {values.shape}; expected one a column.",
-        )
+        reason = f"{len(array.columns)} names for an array of shape {values.shape}; expected one a column."
+        raise file.fail(("array", "columns"), reason)
     return {name: values[:, i] for i, name in enumerate(array.columns)}
 
 

@@ -1,8 +1,4 @@
-"""Measure claims on the true networks, from the spec alone. No code that solves is used, and none is imported.
-
-The networks are run as plain torch modules, batch by batch. Values are those of the statement: a recall, not a miss
-rate; a number of rows, not margins.
-"""
+"""Measure claims on the true networks, run as plain torch modules, without any of the code that solves."""
 
 from __future__ import annotations
 
@@ -69,22 +65,16 @@ def measure_claims(
 
     ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
     by parameter: for bounds by ``linear_rows``.
-
-    Raises:
-        ModelError: The network cannot take the rows, or its outputs are not finite.
     """
     before = PlainNetwork(spec.model)
     after = before if model is None else PlainNetwork(model)
     changed = (spec.model, spec.model if model is None else _unwrapped(model, spec.model))
-    found = []
+    found, bounds = [], [bound.statement for bound in spec.bounds]
     for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:
         if item is None:
             continue
-        statement = item.statement
-        goal = spec.goal is not None and statement is spec.goal.statement
-        role = (
-            "goal" if goal else "wish" if item.wish else "bound" if statement in _statements(spec.bounds) else "watch"
-        )
+        role = "wish" if item.wish else "bound" if item.statement in bounds else "watch"
+        role = "goal" if spec.goal is not None and item.statement is spec.goal.statement else role
         found.append(_claim(item, role, (before, after), changed, location, spec.file.spec.confidence))
     found.sort(key=lambda claim: claim.role == "watch")
     return found
@@ -97,10 +87,6 @@ def _unwrapped(model: nn.Module, original: nn.Module) -> nn.Module:
     if isinstance(inside, nn.Module) and {name for name, _ in model.named_parameters()} != names:
         return _unwrapped(inside, original)
     return model
-
-
-def _statements(items: tuple[BoundStatement, ...]) -> list[Any]:
-    return [item.statement for item in items]
 
 
 def _claim(
@@ -129,7 +115,12 @@ def _claim(
         met = all(_holds(entry["value"], relation, limit, close) for relation, limit in bounds)
     elif not statement.measure.relations and not item.is_property and not item.wish and entry["value"] is not None:
         met = entry["value"] <= CLOSE
-    entry = {key: _finite(value) for key, value in entry.items()}
+    for key, value in entry.items():
+        entry[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    shown = None
+    if entry.get("low") is not None and bounds:
+        relation, limit = bounds[0]
+        shown = bool(entry["low"] >= limit if relation == ">=" else entry["high"] <= limit)
     return ClaimRow(
         text=statement.text,
         name=statement.name,
@@ -140,20 +131,13 @@ def _claim(
         met=met,
         rows=None if item.rows is None else len(item.rows),
         **entry,
-        shown=_is_shown(entry, bounds),
+        shown=shown,
     )
 
 
 def _holds(value: float, relation: str, limit: float, close: float) -> bool:
     room = close * (1 + abs(limit))
     return value >= limit - room if relation == ">=" else value <= limit + room
-
-
-def _is_shown(entry: Mapping[str, Any], bounds: tuple[tuple[str, float], ...]) -> bool | None:
-    if entry.get("low") is None or not bounds:
-        return None
-    relation, limit = bounds[0]
-    return bool(entry["low"] >= limit if relation == ">=" else entry["high"] <= limit)
 
 
 def _interval(item: BoundStatement, prop: Any, network: PlainNetwork, confidence: float) -> dict[str, Any]:
@@ -174,7 +158,7 @@ def _of_rows(item: BoundStatement, constraint: Any, network: PlainNetwork) -> fl
         return float((by_row < 0).any(axis=1).sum())
     allowed = int(math.floor(tolerance_of(constraint) * count + 1e-9))
     worst = by_row.min(axis=1)
-    row = int(np.argsort(worst, kind="stable")[allowed]) if allowed < count else int(worst.argmax())
+    row = np.argsort(worst, kind="stable")[allowed] if allowed < count else worst.argmax()
     bounds = item.statement.bounds
     relation, limit = bounds[0]
     margin = by_row[row, 0] if len(bounds) == by_row.shape[1] else worst[row]
@@ -199,7 +183,3 @@ def _of_change(
     if item.by_location:
         return {"before": None, "value": value, "basis": "largest violation of a row, recomputed"}
     return {"before": 0.0, "value": value, "basis": "from the weights"}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

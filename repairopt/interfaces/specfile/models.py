@@ -1,7 +1,4 @@
-"""What a spec file may say, as pydantic models. The JSON schema for editors is made from them.
-
-pydantic is imported here alone and in the models of results; this module is loaded when a spec file is read.
-"""
+"""What a spec file may say, as pydantic models; the JSON schema for editors is made from them."""
 
 from __future__ import annotations
 
@@ -23,9 +20,7 @@ class ModelSpec(Strict):
     """The network: a Python factory with a file of weights, or an ONNX file."""
 
     factory: str | None = Field(
-        default=None,
-        pattern=r"^[\w.]+:[\w.]+$",
-        description="package.module:function that returns a torch module; it is run",
+        default=None, pattern=r"^[\w.]+:[\w.]+$", description="package.module:function that returns a module; it is run"
     )
     arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
     weights: str | None = Field(
@@ -111,8 +106,7 @@ class ChangeSpec(Strict):
     """Which weights may change, and what is kept small."""
 
     layers: str | list[str] | None = Field(
-        default=None,
-        description="auto, last, last2 (the last two), all, care, gradient, or names or patterns of layers",
+        default=None, description="auto, last, last2 (the last two), all, care, gradient, or names or patterns"
     )
     columns: str | list[str] | None = Field(
         default=None, description="weights of the first layer that read these inputs"

@@ -7,6 +7,7 @@ library works on logits; :func:`repairopt.interfaces.specfile.onnx_model.with_so
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,6 @@ def load_onnx(path: Path) -> nn.Module:
     """Read an ONNX file with one input, the batch first, and one output of logits or probabilities ``(N, k)``.
 
     The network is in evaluation mode; its outputs agree with ONNX Runtime's on random inputs.
-
-    Raises:
-        ModelError: No such file, an operator that is not covered, several inputs, or outputs that differ.
-        MissingExtraError: onnx or onnxruntime is not installed.
     """
     require_extra("onnx", f"reading '{path.name}'", "onnx", "onnxruntime")
     import onnx
@@ -66,13 +63,9 @@ class _Builder:
         self.module = fx.GraphModule(nn.Module(), fx.Graph())
         self.torch = fx.Graph()
         self.nodes: dict[str, fx.Node] = {}
-        self.uses: dict[str, int] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.uses[name] = self.uses.get(name, 0) + 1
+        self.uses = Counter(name for node in graph.node for name in node.input)
 
     def build(self) -> nn.Module:
-        """The network."""
         inputs = [item for item in self.graph.input if item.name not in self.constants]
         if len(inputs) != 1:
             raise ModelError(f"'{self.what}': has {len(inputs)} inputs; expected one tensor with the batch first.")
@@ -91,9 +84,8 @@ class _Builder:
         """The nodes that the output needs, and its name; without a softmax at the end."""
         output = self.graph.output[0].name
         if len(self.graph.output) > 1:
-            raise ModelError(
-                f"'{self.what}': has {len(self.graph.output)} outputs; expected one, logits or probabilities (N, k)."
-            )
+            count = len(self.graph.output)
+            raise ModelError(f"'{self.what}': has {count} outputs; expected one, logits or probabilities (N, k).")
         maker = next((node for node in self.graph.node if output in node.output), None)
         if maker is not None and maker.op_type == "Softmax" and _attributes(maker).get("axis", -1) in (-1, 1):
             self.module.meta[SOFTMAX] = True
@@ -155,7 +147,6 @@ class _Builder:
         return False
 
     def _value(self, name: str) -> Any:
-        """A node, or a constant as a buffer."""
         if name in self.nodes:
             return self.nodes[name]
         if name not in self.constants:

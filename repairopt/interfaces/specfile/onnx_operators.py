@@ -87,9 +87,8 @@ def _matmul(call: Call) -> nn.Module:
 def _conv(call: Call) -> nn.Module:
     weight, bias = call.array(1), call.array(2)
     n = weight.ndim - 2
-    kinds: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
     groups = int(call.get("group", 1))
-    layer = kinds[n](
+    layer = getattr(nn, f"Conv{n}d")(
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),
@@ -139,7 +138,7 @@ LAYERS: dict[str, Callable[[Call], nn.Module]] = {
 }
 
 
-def _both(function: Callable[..., Any]) -> Callable[[Call], Made]:
+def _of_inputs(function: Callable[..., Any]) -> Callable[[Call], Made]:
     return lambda call: (function, tuple(call.node.input), {})
 
 
@@ -164,26 +163,18 @@ def _reshape(call: Call) -> Made:
 
 
 def _reshape_rest(x: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """Each row in another shape."""
     return x.reshape(x.shape[0], *sizes)
 
 
 def _pool(call: Call) -> Made:
-    kernel = list(call.get("kernel_shape"))
-    n = len(kernel)
-    options: dict[str, Any] = {
-        "kernel_size": tuple(kernel),
-        "stride": tuple(call.get("strides", [1] * n)),
-        "padding": tuple(call.padding(n)),
-        "ceil_mode": bool(call.get("ceil_mode", 0)),
-    }
+    n = len(call.get("kernel_shape"))
+    options: dict[str, Any] = {"kernel_size": tuple(call.get("kernel_shape")), "padding": tuple(call.padding(n))}
+    options |= {"stride": tuple(call.get("strides", [1] * n)), "ceil_mode": bool(call.get("ceil_mode", 0))}
     if call.node.op_type == "MaxPool":
-        kinds: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
         options["dilation"] = tuple(call.get("dilations", [1] * n))
-    else:
-        kinds = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-        options["count_include_pad"] = bool(call.get("count_include_pad", 0))
-    return kinds[n], (call.node.input[0],), options
+        return getattr(F, f"max_pool{n}d"), (call.node.input[0],), options
+    options["count_include_pad"] = bool(call.get("count_include_pad", 0))
+    return getattr(F, f"avg_pool{n}d"), (call.node.input[0],), options
 
 
 def _mean_of_places(x: torch.Tensor) -> torch.Tensor:
@@ -216,11 +207,11 @@ def _unsqueeze(call: Call) -> Made:
 
 
 OPERATIONS: dict[str, Callable[[Call], Made]] = {
-    "Add": _both(operator.add),
-    "Sub": _both(operator.sub),
-    "Mul": _both(operator.mul),
-    "Div": _both(operator.truediv),
-    "MatMul": _both(torch.matmul),
+    "Add": _of_inputs(operator.add),
+    "Sub": _of_inputs(operator.sub),
+    "Mul": _of_inputs(operator.mul),
+    "Div": _of_inputs(operator.truediv),
+    "MatMul": _of_inputs(torch.matmul),
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Transpose": lambda call: (torch.permute, (call.node.input[0], tuple(call.get("perm"))), {}),

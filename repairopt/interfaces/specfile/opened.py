@@ -4,29 +4,98 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from repairopt.errors import LanguageError
+from repairopt.errors import LanguageError, RepairError, SpecFileError
 from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_statement
-from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
+from repairopt.interfaces.specfile.language.python_code import load_code
+from repairopt.interfaces.specfile.language.row_sets import Data
 from repairopt.interfaces.specfile.language.statements import Statement
+from repairopt.patches import listed, load_weights
 
 from .load_rows import load_data
-from .model_file import load_model
 from .reader import SpecFile, check_spec, read_spec
+
+
+def load_model(file: SpecFile) -> nn.Module:
+    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU."""
+    model = file.spec.model
+    if model.onnx is not None:
+        from .onnx_model import load_onnx
+
+        try:
+            return load_onnx(file.existing(("model", "onnx"), model.onnx))
+        except RepairError as error:
+            if isinstance(error, SpecFileError):
+                raise
+            raise file.fail(("model", "onnx"), str(error)) from error
+    assert model.factory is not None
+    try:
+        factory = load_code(model.factory, file.folder)
+    except RepairError as error:
+        raise file.fail(("model", "factory"), str(error)) from error
+    try:
+        network = factory(**model.arguments)
+    except Exception as error:
+        where = ("model", "arguments") if model.arguments else ("model", "factory")
+        reason = f"{model.factory} failed with {type(error).__name__}: {error}. Arguments: {model.arguments or 'none'}."
+        raise file.fail(where, reason) from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise file.fail(("model", "factory"), f"{model.factory} returned a {kind}; expected a torch.nn.Module.")
+    if model.weights is not None:
+        fill_weights(file, network, file.existing(("model", "weights"), model.weights))
+    return network.eval()
+
+
+def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
+    """A state dict from safetensors or from ``torch.save``; nothing in the file is executed, else a SpecFileError."""
+    where = ("model", "weights")
+    if not path.is_file():
+        raise file.fail(where, f"there is no file '{path}'")
+    if path.suffix == ".safetensors":
+        try:
+            return load_weights(path)
+        except RepairError as error:
+            raise file.fail(where, str(error)) from error
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).split(". ")[0].strip() or type(error).__name__  # what follows is advice to trust the file
+        reason = (
+            f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in "
+            f"it was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'w.safetensors')."
+        )
+        raise file.fail(where, reason) from None
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise file.fail(where, f"'{path}' holds a {type(found).__name__}; expected a state dict, names to tensors.")
+    return found
+
+
+def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
+    """Load a file of weights, safetensors or a state dict of ``torch.save``, into a network in place."""
+    state = read_state(file, path)
+    own = network.state_dict()
+    missing, extra = [n for n in own if n not in state], [n for n in state if n not in own]
+    wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
+    if missing or extra or wrong:
+        texts = [f"missing: {listed(missing)}"] if missing else []
+        texts += [f"not in the network: {listed(extra)}"] if extra else []
+        texts += [f"{n} has shape {tuple(state[n].shape)}, expected {tuple(own[n].shape)}" for n in wrong[:3]]
+        raise file.fail(("model", "weights"), f"'{path}' does not fit {file.spec.model.factory}: {'; '.join(texts)}.")
+    network.load_state_dict(state)
 
 
 @dataclass(frozen=True, eq=False)
 class OpenSpec:
-    """A repair, ready to be checked, solved or verified.
-
-    ``held_out`` has goal, bounds and watched measures on held-out rows, those that speak of ``repair``.
-    """
+    """A repair, ready to be checked, solved or verified; ``held_out`` has the statements on held-out rows."""
 
     file: SpecFile
     model: nn.Module
@@ -48,14 +117,7 @@ class OpenSpec:
 
 
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
-    """Load the network and the rows of a spec, and bind goal and bounds to them.
-
-    ``source`` is the path of a spec file, a spec that was read, or its content as a dict, whose file names are relative
-    to the working folder.
-
-    Raises:
-        SpecFileError: Anything that cannot be read or does not fit, with the line in the spec.
-    """
+    """Load the network and the rows of a spec, by path, as read, or as a dict, and bind goal and bounds to them."""
     if isinstance(source, Mapping):
         file = check_spec(Path("spec"), dict(source))
     else:
@@ -64,11 +126,9 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     goal = None if file.goal is None else _bind(file, file.goal, data, ("goal",))
     bounds = tuple(_bind(file, bound, data, ("bounds", i)) for i, bound in enumerate(file.bounds))
     watch = tuple(_bind(file, item, data, ("watch", i)) for i, item in enumerate(file.watch))
-    twins: list[BoundStatement] = []
-    if "held_out" in data.sets:
-        for item in [goal, *bounds, *watch]:
-            if item is not None and item.data == "repair":
-                twins.append(_bind(file, item.statement, data, ("data", "held_out"), "held_out"))
+    own = [item for item in (goal, *bounds, *watch) if item is not None and item.data == "repair"]
+    where = ("data", "held_out")
+    twins = [_bind(file, item.statement, data, where, "held_out") for item in own if "held_out" in data.sets]
     if goal is not None:
         goal.as_goal()
     return OpenSpec(file, model, data, goal, bounds, watch, tuple(twins))
@@ -84,10 +144,8 @@ def _bind(file: SpecFile, statement: Statement, data: Data, where: Any, on: str 
 def _cast(data: Data, model: nn.Module) -> Data:
     """Inputs with fractions in the precision of the network."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    sets = {
-        name: RowSet(
-            rows.inputs.to(dtype) if rows.inputs.is_floating_point() else rows.inputs, rows.labels, rows.columns
-        )
-        for name, rows in data.sets.items()
-    }
-    return Data(sets, data.classes, data.input_columns, data.folder)
+    sets = dict(data.sets)
+    for name, rows in data.sets.items():
+        if rows.inputs.is_floating_point():
+            sets[name] = replace(rows, inputs=rows.inputs.to(dtype))
+    return replace(data, sets=sets)

@@ -15,15 +15,13 @@ if TYPE_CHECKING:
     from .models import Spec
 
 LARGEST = 2**22  # bytes of a spec file
+CUT_OFF = "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
 Path_ = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class SpecFile:
-    """A spec file that was read and checked; nothing that it names was opened.
-
-    ``lines`` has the line of each key, by the path to it.
-    """
+    """A spec file that was read and checked, with the line of each key; nothing that it names was opened."""
 
     path: Path
     spec: Spec
@@ -58,12 +56,7 @@ class SpecFile:
 
 
 def read_spec(path: str | Path) -> SpecFile:
-    """Read and check a YAML file; no other file is opened, no code is run.
-
-    Raises:
-        SpecFileError: No such file, no YAML, unknown keys, wrong values, or a goal or bound that cannot be read. The
-            message has a line for each error, with the line in the file.
-    """
+    """Read and check a YAML file; no other file is opened, no code is run. An error has a line for each problem."""
     file = Path(path)
     try:
         raw = file.read_bytes()
@@ -78,10 +71,7 @@ def read_spec(path: str | Path) -> SpecFile:
 
 
 def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = None) -> SpecFile:
-    """Check the content of a spec file, plain dicts and lists; raises what :func:`read_spec` raises.
-
-    ``path`` is named in messages, and other files are looked for in its folder; ``lines`` has the line of each key.
-    """
+    """Check the content of a spec file at ``path``, plain dicts and lists, with the line of each key."""
     from pydantic import ValidationError
 
     from .models import Spec
@@ -103,7 +93,8 @@ def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = Non
         try:
             found[where[0]].append(parse(text))
         except LanguageError as error:
-            errors.append(f"{path}, line {line_of(places, where)}: {error}{_hint(text, error)}")
+            hint = CUT_OFF if text.count("(") > text.count(")") else ""
+            errors.append(f"{path}, line {line_of(places, where)}: {error}{hint}")
     for name, rows in spec.data.items():
         try:
             read_filter(rows.where) if rows.where is not None else None
@@ -111,7 +102,7 @@ def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = Non
             errors.append(f"{path}, line {line_of(places, ('data', name, 'where'))}: {error}")
     if errors:
         raise SpecFileError("\n".join(errors))
-    goal = found["goal"][0] if found["goal"] else None
+    goal = next(iter(found["goal"]), None)
     checked = SpecFile(path, spec, goal, tuple(found["bounds"]), tuple(found["watch"]), places)
     _check_uses(checked, texts)
     return checked
@@ -122,14 +113,6 @@ def line_of(lines: Mapping[Path_, int], where: Path_) -> int:
     while where and where not in lines:
         where = where[:-1]
     return lines.get(where, 1)
-
-
-def _hint(text: str, error: LanguageError) -> str:
-    if text.count("(") > text.count(")"):
-        return (
-            "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
-        )
-    return ""
 
 
 def _check_uses(file: SpecFile, texts: list[tuple[Path_, str]]) -> None:
@@ -146,13 +129,9 @@ def _check_uses(file: SpecFile, texts: list[tuple[Path_, str]]) -> None:
         if role == "watch" and (statement.bounds or not measure.goal):
             raise file.fail(where, str(statement.fail("", "watched measures are values without a comparison")))
         if statement.name in seen:
-            raise file.fail(
-                where, f"'{statement.name}' stands on line {line_of(file.lines, seen[statement.name])} too."
-            )
+            line = line_of(file.lines, seen[statement.name])
+            raise file.fail(where, f"'{statement.name}' stands on line {line} too.")
         seen[statement.name] = where
-
-
-# -------------------------------------------------------------------- YAML
 
 
 def _load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
@@ -197,19 +176,14 @@ def _collect(path: Path, node: Any, where: Path_, lines: dict[Path_, int], depth
         for key, value in node.value:
             place = (*where, key.value)
             if place in lines:
-                raise SpecFileError(
-                    f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands on line {lines[place]} too; keep "
-                    f"one."
-                )
+                here = f"{path}, line {key.start_mark.line + 1}"
+                raise SpecFileError(f"{here}: '{key.value}' stands on line {lines[place]} too; keep one.")
             lines[place] = key.start_mark.line + 1
             _collect(path, value, place, lines, depth + 1)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             lines[(*where, i)] = value.start_mark.line + 1
             _collect(path, value, (*where, i), lines, depth + 1)
-
-
-# -------------------------------------------------------------------- pydantic
 
 
 def _explain(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, str]:
@@ -220,10 +194,8 @@ def _explain(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, 
     if kind == "extra_forbidden":
         known = _known_keys(where[:-1])
         parent = ".".join(str(part) for part in where[:-1])
-        return (
-            line,
-            f"unknown key '{where[-1]}'{f' in {parent}' if parent else ''}; {did_you_mean(str(where[-1]), known)}",
-        )
+        inside = f" in {parent}" if parent else ""
+        return line, f"unknown key '{where[-1]}'{inside}; {did_you_mean(str(where[-1]), known)}"
     if kind == "missing":
         return line, f"'{'.'.join(map(str, (*where, *missing)))}' is missing"
     if kind == "literal_error":
@@ -252,17 +224,9 @@ def _within(loc: Sequence[Any], content: Any) -> tuple[Path_, Path_]:
 
 
 def _known_keys(where: Path_) -> list[str]:
-    """Keys allowed at a place."""
     from . import models
 
-    nested = {
-        "model": models.ModelSpec,
-        "split": models.SplitSpec,
-        "change": models.ChangeSpec,
-        "label": models.LabelSpec,
-        "array": models.ArraySpec,
-        "data": models.SetSpec,
-        "inputs": models.ColumnSpec,
-    }
-    model: Any = nested.get(str(where[0])) if where else models.Spec
+    parts = {"": "Spec", "data": "SetSpec", "inputs": "ColumnSpec"}
+    key = str(where[0]) if where else ""
+    model: Any = getattr(models, parts.get(key, f"{key.capitalize()}Spec"), None)
     return list(model.model_fields) if model is not None else []

@@ -125,13 +125,13 @@ class _Sequence:
             return float("inf")
         missed = max(0.0, judged.goal - self.target)
         broken = judged.surplus / max(1, judged.count)
-        return (judged.error + judged.loss) / 2 + self.settings.penalty * (missed + judged.lack + broken)
+        return (judged.error + judged.loss) / 2 + self.settings.penalty * (missed + judged.shortfall + broken)
 
     def _share(self, trial: Judgement, step: Array) -> tuple[float, float]:
         """Actual over promised fall of the merit, and the promised fall."""
         missed = max(0.0, self.at.goal - self.target) - max(0.0, self.models.promised(step) - self.target)
         loss = self.models.loss.constant - self.models.loss.value(step)
-        promised = loss / 2 + self.settings.penalty * (missed + self.at.lack)
+        promised = loss / 2 + self.settings.penalty * (missed + self.at.shortfall)
         actual = self.merit(self.at) - self.merit(trial)
         return (actual / max(promised, 1e-9) if actual > 1e-7 else min(0.0, actual)), promised
 

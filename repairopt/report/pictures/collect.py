@@ -11,24 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.network import Engine, ForwardFunction, Remembering, identity
-from repairopt.specify import (
-    Attacked,
-    Certified,
-    Detailed,
-    Grouped,
-    GroupMetrics,
-    GroupRates,
-    PropertyBound,
-    Specification,
-    anchor,
-    inputs_of,
-    labelled_data,
-    labels_of,
-    measured,
-    rate_interval,
-)
-from repairopt.verify import Verification
+from repairopt import specify
+from repairopt.network import ForwardFunction, Remembering, identity
+from repairopt.verify import Verification, both_networks
 
 from .evidence import RATE, AffectedInputs, Evidence, GroupTable, LayerChange, Margins, Progress, Rates
 
@@ -41,31 +26,28 @@ Both = tuple[Remembering, Remembering]  # the networks before and after
 
 
 @dataclass(frozen=True, eq=False)
-class Subjects:
-    """What a report is about: references to what the user passed and got, nothing is copied.
-
-    ``delta`` has the change of each parameter that could change; the specification is not anchored.
-    """
+class ReportSources:
+    """The networks, the change of each parameter and the specification that a report is about; nothing is copied."""
 
     original: nn.Module
     repaired: nn.Module
     delta: dict[str, Tensor]
-    specification: Specification
+    specification: specify.Specification
     forward_fn: ForwardFunction | None = None
     memory_limit: int = 2**30
 
 
-def collect_evidence(subjects: Subjects, verification: Verification, plain: dict[str, Any]) -> Evidence:
+def collect_evidence(sources: ReportSources, verification: Verification, plain: dict[str, Any]) -> Evidence:
     """Run both networks and note what the pictures show; ``plain`` is the report as a dict."""
-    options: Any = {"forward_fn": subjects.forward_fn, "memory_limit": subjects.memory_limit}
-    both = (Remembering(Engine(subjects.original, **options)), Remembering(Engine(subjects.repaired, **options)))
-    items = _anchored_items(subjects.specification, both[0])
+    options: Any = {"forward_fn": sources.forward_fn, "memory_limit": sources.memory_limit}
+    both = both_networks(sources.original, sources.repaired, **options)
+    items = _anchored_items(sources.specification, both[0])
     known = evidence_from_dict(plain)
     return Evidence(
         rates=_distinct([*_group_rates(items, both), *(one for one in known.rates if one.quantity == "recall")]),
         margins=_distinct([*_label_margins(items, both), *_robustness(items, both)]),
         slacks=_distinct(_slacks(verification)),
-        layers=tuple(_layer(name, change, subjects.original) for name, change in subjects.delta.items()),
+        layers=tuple(_layer(name, change, sources.original) for name, change in sources.delta.items()),
         affected=_most_affected(items, both),
         tables=_group_tables(items, both),
         progress=known.progress,
@@ -100,11 +82,11 @@ def _progress(goal: dict[str, Any], rounds: Sequence[dict[str, Any]]) -> Progres
     return Progress(np.array(shown, dtype=np.float64), np.array(broken), np.array(accepted), target, goal["name"])
 
 
-def _anchored_items(specification: Specification, before: Remembering) -> Items:
+def _anchored_items(specification: specify.Specification, before: Remembering) -> Items:
     """Goal, what is watched, constraints on outputs and held-out twins, anchored; and whether each is held out."""
     here = [specification.goal, *specification.watch, *specification.on_outputs]
     items = [(item, False) for item in here] + [(item, True) for item in specification.held_out]
-    return [(anchor(item, before), held_out) for item, held_out in items]
+    return [(specify.anchor(item, before), held_out) for item, held_out in items]
 
 
 def _distinct(found: Sequence[Any]) -> tuple[Any, ...]:
@@ -120,31 +102,28 @@ def _group_rates(items: Items, both: Both) -> list[Rates]:
     """Favorable rate of each group, of everything that compares groups."""
     found: list[Rates] = []
     for item, held_out in items:
-        compared: Any = measured(item)
-        if not isinstance(compared, GroupRates) or not isinstance(compared, Detailed):
-            continue
-        details = [compared.details(predict) for predict in both]
-        names = [key for key in details[0] if key.startswith(RATE)]
-        before, after = (np.array([one[name] for name in names]) for one in details)
-        counts = compared.compared(both[1])[1].flatten().tolist()
-        ends = [rate_interval(round(r * n), n, 0.95) for r, n in zip(after, counts, strict=True)]
-        low, high = np.array([end.low for end in ends]), np.array([end.high for end in ends])
-        groups = tuple(name.removeprefix(RATE) for name in names)
-        found.append(Rates(compared.name, held_out, "favorable rate", groups, before, after, low, high))
+        compared: Any = specify.measured(item)
+        if isinstance(compared, specify.GroupRates) and isinstance(compared, specify.Detailed):
+            details = [compared.details(predict) for predict in both]
+            names = [key for key in details[0] if key.startswith(RATE)]
+            before, after = (np.array([one[name] for name in names]) for one in details)
+            counts = compared.compared(both[1])[1].flatten().tolist()
+            ends = [specify.rate_interval(round(r * n), n, 0.95) for r, n in zip(after, counts, strict=True)]
+            low, high = np.array([(end.low, end.high) for end in ends]).T
+            groups = tuple(name.removeprefix(RATE) for name in names)
+            found.append(Rates(compared.name, held_out, "favorable rate", groups, before, after, low, high))
     return found
 
 
 def _label_margins(items: Items, both: Both) -> list[Margins]:
     """Lead of the true label over the best rival, of every labelled set."""
-    found, seen = [], set()
+    found: dict[Any, Margins] = {}
     for item, held_out in items:
-        for inputs, labels in labelled_data([measured(item)]):
-            if identity(inputs) in seen:
-                continue
-            seen.add(identity(inputs))
-            leads = [_lead(predict(inputs), labels) for predict in both]
-            found.append(Margins(item.name, held_out, "lead of the true label, logits", *leads))
-    return found
+        for inputs, labels in specify.labelled_data([specify.measured(item)]):
+            if identity(inputs) not in found:
+                leads = [_lead(predict(inputs), labels) for predict in both]
+                found[identity(inputs)] = Margins(item.name, held_out, "lead of the true label, logits", *leads)
+    return list(found.values())
 
 
 def _lead(outputs: Tensor, labels: Tensor) -> Any:
@@ -154,14 +133,13 @@ def _lead(outputs: Tensor, labels: Tensor) -> Any:
 
 
 def _robustness(items: Items, both: Both) -> list[Margins]:
-    """Certified radii, and leads under attack."""
     found = []
     for item, held_out in items:
-        prop: Any = measured(item)
-        if isinstance(prop, Certified):
+        prop: Any = specify.measured(item)
+        if isinstance(prop, specify.Certified):
             old, new = (prop.radii(predict).double().cpu().numpy() for predict in both)
             found.append(Margins(prop.name, held_out, "certified radius", old, new, threshold=1 / prop.target))
-        elif isinstance(prop, Attacked):
+        elif isinstance(prop, specify.Attacked):
             old, new = (prop.attacked(predict)[1].double().cpu().numpy() for predict in both)
             found.append(Margins(prop.name, held_out, "lead under attack, logits", old, new))
     return found
@@ -183,11 +161,11 @@ def _slacks(verification: Verification) -> list[Margins]:
 
 def _group_tables(items: Items, both: Both) -> tuple[GroupTable, ...]:
     """Metrics in each group for every gap whose rows have true labels, each division into groups once."""
-    labelled = labelled_data([measured(item) for item, _ in items])
+    labelled = specify.labelled_data([specify.measured(item) for item, _ in items])
     found: dict[Any, GroupTable] = {}
     for item, held_out in items:
-        gap: Any = measured(item)
-        if not isinstance(gap, Grouped) or gap.samples.rows is None:
+        gap: Any = specify.measured(item)
+        if not isinstance(gap, specify.Grouped) or gap.samples.rows is None:
             continue
         samples, favorable = gap.samples, gap.favorable
         labels = _labels(gap, labelled)
@@ -196,7 +174,7 @@ def _group_tables(items: Items, both: Both) -> tuple[GroupTable, ...]:
             continue
         member = samples.member.cpu().numpy()
         answers = [predict(samples.inputs).argmax(1).cpu().numpy() for predict in both]
-        sides = [GroupMetrics(labels.cpu().numpy(), answer, member, pos_label=favorable) for answer in answers]
+        sides = [specify.GroupMetrics(labels.cpu().numpy(), answer, member, pos_label=favorable) for answer in answers]
         before, after = (np.array([list(values.values()) for values in one.by_group.values()]).T for one in sides)
         disparities = [[float(getattr(one, name)()) for name in DISPARITIES] for one in sides]
         gaps = dict(zip((name.replace("_", " ") for name in DISPARITIES), zip(*disparities, strict=True), strict=True))
@@ -208,7 +186,7 @@ def _group_tables(items: Items, both: Both) -> tuple[GroupTable, ...]:
 
 def _labels(gap: Any, labelled: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
     """True labels of the rows of a gap: its own, or those that stand beside the same rows elsewhere."""
-    own = labels_of(gap)
+    own = specify.labels_of(gap)
     if own is not None:
         return own[1]
     rows = gap.samples.rows
@@ -221,10 +199,7 @@ def _labels(gap: Any, labelled: Sequence[tuple[Tensor, Tensor]]) -> Tensor | Non
 
 
 def _most_affected(items: Items, both: Both) -> tuple[AffectedInputs, ...]:
-    """For each set of inputs those whose probabilities moved most, changed answers first.
-
-    Labelled sets, or where there are none those of the goal.
-    """
+    """For each set of inputs those whose probabilities moved most, changed answers first."""
     found: list[AffectedInputs] = []
     seen: set[Any] = set()
     for name, held_out, inputs, labels in _sets(items):
@@ -248,24 +223,22 @@ def _most_affected(items: Items, both: Both) -> tuple[AffectedInputs, ...]:
 
 
 def _sets(items: Items) -> list[tuple[str, bool, Tensor, Tensor | None]]:
-    labelled: list[tuple[str, bool, Tensor, Tensor | None]] = [
-        (item.name, held_out, inputs, labels)
-        for item, held_out in items
-        for inputs, labels in labelled_data([measured(item)])
-    ]
-    if labelled:
-        return labelled
-    plain = [(item.name, held_out, inputs_of(item)) for item, held_out in items]
-    return [(name, held_out, inputs, None) for name, held_out, inputs in plain if inputs is not None]
+    """Name, whether held out, inputs and labels of the labelled sets, or where there are none of all inputs."""
+    found: list[tuple[str, bool, Tensor, Tensor | None]] = []
+    for item, held_out in items:
+        found += [(item.name, held_out, *pair) for pair in specify.labelled_data([specify.measured(item)])]
+    plain = [(item.name, held_out, specify.inputs_of(item)) for item, held_out in items]
+    return found or [(name, held_out, inputs, None) for name, held_out, inputs in plain if inputs is not None]
 
 
 def _layer(name: str, change: Tensor, original: nn.Module) -> LayerChange:
     """The change of a parameter over its rms, at most 64 x 64 cells."""
-    base = dict(original.named_parameters())[name].detach().double().cpu()
-    moved = change.detach().double().cpu()
-    size = float(base.norm())
-    rms = size / math.sqrt(base.numel()) or 1.0
-    matrix = (moved / rms).reshape(moved.shape[0], -1) if moved.ndim > 1 else (moved / rms).reshape(1, -1)
+    moved, size = (
+        change.detach().double().cpu(),
+        float(dict(original.named_parameters())[name].detach().double().norm()),
+    )
+    cells = moved / (size / math.sqrt(moved.numel()) or 1.0)
+    matrix = cells.reshape(len(cells) if cells.ndim > 1 else 1, -1)
     relative = float(moved.norm()) / size if size else math.inf * float(moved.norm() > 0)
     return LayerChange(name, tuple(change.shape), int((moved != 0).sum()), relative, _coarse(matrix.numpy()))
 
@@ -285,7 +258,7 @@ def _coarse(matrix: Any) -> Any:
 def _bounded(items: Items, both: Both) -> tuple[tuple[str, bool, float, float, float], ...]:
     found = []
     for item, held_out in items:
-        if isinstance(item, PropertyBound) and item.limit is not None:
+        if isinstance(item, specify.PropertyBound) and item.limit is not None:
             with torch.no_grad():
                 before, after = (float(item.property.value(predict)) for predict in both)
             found.append((item.name, held_out, before, after, float(item.limit)))

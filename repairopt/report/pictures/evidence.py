@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
+from repairopt.patches import whole_file
 
 Array = npt.NDArray[Any]
 FILE = "evidence.npz"
@@ -19,10 +20,7 @@ RATE = "favorable rate, "
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """A rate in each of some groups before and after, ``(q,)``, with the ends of its 95 % interval after.
-
-    ``quantity`` is what is counted, for the axis; the ends are NaN where the number of samples is not known.
-    """
+    """A rate in each group before and after, ``(q,)``, with its 95 % interval after; NaN where it is not known."""
 
     name: str
     held_out: bool
@@ -36,10 +34,7 @@ class Rates:
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """One number for each sample, before and after, ``(N,)``; below the threshold the sample fails.
-
-    ``quantity`` is what the numbers are, for the axis; ``allowed`` how many may fail, -1 where that is no constraint.
-    """
+    """One number for each sample, before and after, ``(N,)``; -1 may fail where there is no limit to that."""
 
     name: str
     held_out: bool
@@ -58,10 +53,10 @@ class Margins:
 
 @dataclass(frozen=True, eq=False)
 class LayerChange:
-    """The change of one parameter; ``relative`` is its size over that of the parameter, both as root sums of squares.
+    """The change of one parameter; ``relative`` is its norm over that of the parameter.
 
-    ``cells`` is the change over the rms of the parameter, as a matrix of at most 64 x 64 cells, outputs by inputs; a
-    cell that stands for several weights shows the largest of their changes.
+    ``cells`` is the change over the rms of the parameter, outputs by inputs, at most 64 x 64; one that stands for
+    several weights shows the largest of their changes.
     """
 
     name: str
@@ -73,10 +68,9 @@ class LayerChange:
 
 @dataclass(frozen=True, eq=False)
 class AffectedInputs:
-    """The ``K`` inputs of a set whose answers changed most, the most affected first: rows, labels, answers ``(K,)``.
+    """The ``K`` inputs of a set whose answers changed most, most affected first; a label is -1 where it is not known.
 
-    ``inputs`` is ``(K, ...)``; a label is -1 where it is not known. ``shift`` is half the sum of the changes of all
-    probabilities: 0 none, 1 all.
+    ``shift`` is half the sum of the changes of all probabilities: 0 none, 1 all.
     """
 
     name: str
@@ -112,10 +106,7 @@ class GroupTable:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What each round of a repair came to, the original network first; arrays ``(R,)``.
-
-    ``goal`` is NaN where it was not measured; ``broken`` counts failing samples beyond what is allowed, -1 for unknown.
-    """
+    """What each round came to, the original network first, ``(R,)``; NaN or -1 where it is not known."""
 
     goal: Array
     broken: Array
@@ -126,11 +117,7 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that the pictures show.
-
-    ``bounded`` has for each bound on a property its name, whether the data were held out, and the value of the property
-    before, after, and its limit.
-    """
+    """All that the pictures show; ``bounded``: name, held out or not, value before and after, limit."""
 
     rates: tuple[Rates, ...] = ()
     margins: tuple[Margins, ...] = ()
@@ -143,12 +130,7 @@ class Evidence:
 
 
 def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
-    """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data.
-
-    The folder is made where it does not exist. NumPy's format, without pickles.
-    """
-    from repairopt.patches import whole_file
-
+    """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data."""
     arrays: dict[str, Array] = {}
     tree = json.dumps(_pack(evidence, arrays))
     path = Path(folder) / FILE
@@ -159,11 +141,7 @@ def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
 
 
 def load_evidence(folder: str | Path) -> Evidence:
-    """Read ``evidence.npz`` of a folder that :func:`save_evidence` wrote to.
-
-    Raises:
-        SpecificationError: No such file, or not one of that kind.
-    """
+    """Read ``evidence.npz`` of a folder that :func:`save_evidence` wrote to; else a SpecificationError."""
     path = Path(folder) / FILE
     try:
         with np.load(path, allow_pickle=False) as bundle:

@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .evidence import Evidence, Margins
-from .input_plots import plot_inputs
-from .plot_groups import plot_rates
-from .plot_progress import plot_convergence, plot_frontier
-from .plot_samples import plot_margins, plot_slack
-from .plot_weights import plot_layer, plot_layers
-from .style import data_uri, split_name
+from . import plots
+from .evidence import Evidence
+from .plots import data_uri, split_name
 
 MOST = 6  # pictures of a kind
 Drawn = Iterator[tuple[Any, str, str]]  # figure, text in its place, caption
@@ -29,7 +25,6 @@ class Picture:
 
 def draw_gallery(
     evidence: Evidence,
-    *,
     frontier: Any = (),
     chosen: tuple[float, float] | None = None,
     original: tuple[float, float] | None = None,
@@ -38,12 +33,12 @@ def draw_gallery(
     drawn = [*_groups(evidence)]
     points = list(getattr(frontier, "points", frontier))
     if points:
-        figure = plot_frontier(points, chosen, original)
+        figure = plots.plot_frontier(points, chosen, original)
         text = "What accuracy each level of the property costs; the square is this repair."
         drawn.append((figure, f"Frontier of {len(points)} repairs.", text))
     drawn += [*_samples(evidence), *_weights(evidence)]
     if evidence.progress is not None and len(evidence.progress.goal) > 1:
-        figure = plot_convergence(evidence.progress)
+        figure = plots.plot_convergence(evidence.progress)
         alt = f"{evidence.progress.name} over {len(evidence.progress.goal) - 1} rounds."
         drawn.append((figure, alt, "Each round on the true network, original network first."))
     drawn += [*_images(evidence)]
@@ -52,45 +47,42 @@ def draw_gallery(
 
 def _groups(evidence: Evidence) -> Drawn:
     for rates in evidence.rates[:MOST]:
-        pairs = ", ".join(
-            f"{g} {b:.3f} to {a:.3f}" for g, b, a in zip(rates.groups, rates.before, rates.after, strict=True)
-        )
+        sides = zip(rates.groups, rates.before, rates.after, strict=True)
+        pairs = ", ".join(f"{group} {before:.3f} to {after:.3f}" for group, before, after in sides)
         bars = " Bars: 95 % sampling intervals." if rates.quantity != "recall" else ""
         caption = f"{rates.quantity.capitalize()} before (hollow) and after (full), {split_name(rates.held_out)}.{bars}"
-        yield plot_rates(rates), f"{rates.name}: {pairs}.", caption
+        yield plots.plot_rates(rates), f"{rates.name}: {pairs}.", caption
 
 
 def _samples(evidence: Evidence) -> Drawn:
     for margins in evidence.margins[:MOST]:
         fell, rose = margins.crossed
         alt = f"{margins.name}: {fell} samples fell below the threshold, {rose} rose above it."
-        limit = f"{margins.threshold:.3g}"
-        caption = f"Each point is a sample, the dashed lines are the threshold of {limit}: {_counted(margins)}"
-        yield plot_margins(margins), alt, caption
+        caption = (
+            f"Each point is a sample, the dashed lines are the threshold of {margins.threshold:.3g}: {fell:,} fell "
+            f"below it (crosses), {rose:,} rose above it (triangles)."
+        )
+        yield plots.plot_margins(margins), alt, caption
     for slack in evidence.slacks[:MOST]:
         failed = int((slack.after < slack.threshold).sum())
         alt = f"{slack.name}: {failed} of {len(slack.after)} samples fail after the repair."
-        yield (
-            plot_slack(slack),
-            alt,
-            "How far each sample is from breaking the constraint; left of the dashed line it does.",
-        )
-
-
-def _counted(margins: Margins) -> str:
-    fell, rose = margins.crossed
-    return f"{fell:,} fell below it (crosses), {rose:,} rose above it (triangles)."
+        caption = "How far each sample is from breaking the constraint; left of the dashed line it does."
+        yield plots.plot_slack(slack), alt, caption
 
 
 def _weights(evidence: Evidence) -> Drawn:
     layers = [layer for layer in evidence.layers if layer.changed]
     if len(layers) > 1:
         alt = "; ".join(f"{layer.name} by {100 * layer.relative:.2g} %" for layer in layers)
-        yield plot_layers(layers), f"Change by parameter: {alt}.", "How much of its size each parameter changed by."
+        yield (
+            plots.plot_layers(layers),
+            f"Change by parameter: {alt}.",
+            "How much of its size each parameter changed by.",
+        )
     for layer in sorted(layers, key=lambda one: -one.relative)[:MOST]:
         if len(layer.shape) > 1 or len(layers) == 1:
             alt = f"Heat map of {layer.name}: {layer.changed} weights changed."
-            yield plot_layer(layer), alt, "White is unchanged; brown grew smaller, violet larger."
+            yield plots.plot_layer(layer), alt, "White is unchanged; brown grew smaller, violet larger."
 
 
 def _images(evidence: Evidence) -> Drawn:
@@ -99,4 +91,4 @@ def _images(evidence: Evidence) -> Drawn:
             changed = int((affected.before != affected.after).sum())
             alt = f"{len(affected.rows)} images of {affected.name}; {changed} have a new answer."
             caption = "The inputs whose probabilities changed most, with the answer before → after."
-            yield plot_inputs(affected), alt, caption
+            yield plots.plot_inputs(affected), alt, caption

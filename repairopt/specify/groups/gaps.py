@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, stack, where
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
-from repairopt.specify.measures import GROUPS, UP, Given, Measure
+from repairopt.specify.measures import GROUPS, Given, Measure
 
-from .rates import kernel_temperature, pairwise_differences
 from .samples import GroupSamples, observed_groups, sampled_groups
 
+LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 SCORES = ("max_difference", "difference", "kl", "jensen_shannon")
+
+
+def pairwise_differences(rates: Tensor) -> Tensor:
+    """``rates[a] - rates[b]`` for all pairs ``a < b``, ``(q (q-1) / 2,)``."""
+    return stack([rates[a] - rates[b] for a, b in combinations(range(len(rates)), 2)])
+
+
+def spread_of(rates: Tensor, counts: Tensor, combine: str, below: Tensor | None = None) -> Tensor:
+    """Standard error of differences of rates, times the root of the number of rows; differentiable in the rates.
+
+    ``rates`` and ``counts``, the rows behind each, are ``(labels, q)``; groups are compared within a row. ``combine``
+    is ``"max"`` for the largest difference, else the mean. ``below (labels,)`` says whether the rates of a label are to
+    lie below one half: on the other side the spread goes on growing, so that the way to a small one leads back.
+    """
+    variance = rates * (1 - rates)
+    if below is not None:
+        beyond = where(below.to(rates.device)[:, None], rates > 0.5, rates < 0.5)
+        variance = where(beyond, 0.5 - variance, variance)
+    variance = variance * (counts.sum() / counts).to(rates)
+    variance = variance.clamp(min=0.0) + 1e-12  # a mean of ones may be above 1, and the root has no slope at 0
+    pairs = list(combinations(range(rates.shape[1]), 2))
+    errors = stack([(variance[:, a] + variance[:, b]).sqrt() for a, b in pairs])
+    return errors.amax() if combine == "max" else errors.mean()
+
+
+def kernel_temperature(outputs: Tensor, favorable: int) -> Tensor:
+    """Temperature with which the softmax is a kernel estimate: twice Silverman's bandwidth for the lead."""
+    lead = outputs.detach()[..., favorable] - outputs.detach().mean(-1)
+    bandwidth = 2 * 1.06 * lead.std() * outputs.shape[0] ** -0.2  # Silverman, Density Estimation, 1986
+    return (bandwidth * outputs.shape[-1] / (outputs.shape[-1] - 1) * LOGISTIC).clamp(min=1e-6)
 
 
 def _make_parity(kind: Any, given: Given) -> Any:
@@ -26,8 +57,84 @@ def _make_parity(kind: Any, given: Given) -> Any:
     return kind.observed(given.rows(labels=False).inputs, **given.groups(), score="max_difference", **options)
 
 
+class RateGap:
+    """What gaps between rates of groups share: the favorable answers of each group, and the size of differences."""
+
+    samples: GroupSamples
+    favorable: int
+    temperature: float | None
+    name: str
+
+    @property
+    def combine(self) -> str:
+        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for others."""
+        raise NotImplementedError
+
+    def value(self, predict: Predict) -> Tensor:
+        """The score by count."""
+        return self._size(self.signed_hard(predict))
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """The score with probabilities in place of counts; differentiable where no difference is exactly 0."""
+        return self._size(self.residuals(predict))
+
+    def signed_hard(self, predict: Predict) -> Tensor:
+        """Signed differences of the favorable rate by count, over the pairs of groups within each row of rates."""
+        return self._differences(self._favored(predict))
+
+    def residuals(self, predict: Predict) -> Tensor:
+        """The same from probabilities; differentiable."""
+        return self._differences(self._favored(predict, soft=True))
+
+    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
+        """Favorable rates, by count or by probabilities, and the inputs behind each, ``(c, q)`` each."""
+        return self._means(self._favored(predict, soft)), self._counts()
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the gap on new data lies: score intervals of differences, a bootstrap for their mean."""
+        counts = self._counts().double().cpu().numpy()
+        hits = np.round(self._means(self._favored(predict).double()).cpu().numpy() * counts).flatten()
+        rows = np.repeat(np.arange(len(counts), dtype=np.float64), self.samples.q)
+        return gap_interval(hits, counts.flatten(), confidence, combine=self.combine, labels=rows)
+
+    def _means(self, values: Tensor) -> Tensor:
+        """Means ``(c, q)`` of ``values (M,)`` over each group; compared within a row."""
+        raise NotImplementedError
+
+    def _counts(self) -> Tensor:
+        """Inputs behind each of the means, ``(c, q)``."""
+        raise NotImplementedError
+
+    def _outputs(self, predict: Predict) -> Tensor:
+        outputs = predict(self.samples.inputs)
+        if not 0 <= self.favorable < outputs.shape[-1]:
+            raise SpecificationError(
+                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
+                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
+            )
+        return outputs
+
+    def _soft(self, outputs: Tensor) -> Tensor:
+        """Soft count of each label, ``(M, k)``."""
+        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
+        return torch.softmax(outputs / temperature, dim=-1)
+
+    def _favored(self, predict: Predict, soft: bool = False) -> Tensor:
+        """Count, or soft count, of the favorable label for each input, ``(M,)``."""
+        outputs = self._outputs(predict)
+        if soft:
+            return self._soft(outputs)[..., self.favorable]
+        return (outputs.argmax(-1) == self.favorable).to(torch.float32)
+
+    def _differences(self, values: Tensor) -> Tensor:
+        return torch.cat([pairwise_differences(rates) for rates in self._means(values)])
+
+    def _size(self, differences: Tensor) -> Tensor:
+        return differences.abs().mean() if self.combine == "mean" else differences.abs().amax()
+
+
 @dataclass(frozen=True, eq=False)
-class GroupGap:
+class GroupGap(RateGap):
     """How differently a network treats groups (demographic parity), by count and in a differentiable form.
 
     Build it with :meth:`sampled` (inputs made by setting the protected feature: the network's own dependence on it),
@@ -46,9 +153,9 @@ class GroupGap:
         favorable: The favorable label.
         target: The gap to reach.
         score: One of the scores above.
-        temperature: Of the softmax in the soft value; towards 0 it becomes the count. None takes twice Silverman's
-            bandwidth for the spread of the outputs, so that the soft value's slope estimates the slope of the count
-            over a step (measured: better than a fixed temperature on the census network).
+        temperature: Temperature of the softmax in the soft value; towards 0 it becomes the count. None takes twice
+            Silverman's bandwidth for the spread of the outputs, so that the soft value's slope estimates the slope of
+            the count over a step (measured: better than a fixed temperature on the census network).
         smoothing: Added to each count in the divergences.
         name: What the report calls it.
 
@@ -68,11 +175,10 @@ class GroupGap:
         Measure(
             "demographic_parity_difference",
             "Largest difference of the favorable rate; defined as in fairlearn, the same as gap(..., kind=parity).",
-            "difference of rates, 0 to 1",
-            UP,
-            GROUPS,
             "demographic_parity_difference(sex) <= 0.05",
-            _make_parity,
+            "difference of rates, 0 to 1",
+            arguments=GROUPS,
+            make=_make_parity,
         ),
     )
 
@@ -95,9 +201,6 @@ class GroupGap:
             **options: ``count`` (10,000 for each group), ``rest`` (``"joint"``: same rows for each group;
                 ``"marginals"``: each other column drawn on its own; ``"conditional"``: rows of that group only),
                 ``seed``, and the attributes of the class.
-
-        Returns:
-            The property, with its inputs drawn once.
         """
         split = {key: options.pop(key) for key in ("count", "rest", "seed") if key in options}
         return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
@@ -111,9 +214,6 @@ class GroupGap:
             column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
             **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
-
-        Returns:
-            The property.
         """
         features = options.pop("sensitive_features", None)
         name = options.get("name", "group gap")
@@ -126,9 +226,6 @@ class GroupGap:
         Args:
             groups: Two or more arrays ``(N_a, ...)``.
             **options: The attributes of the class.
-
-        Returns:
-            The property.
 
         Raises:
             SpecificationError: Fewer than two groups, or one without rows.
@@ -148,32 +245,16 @@ class GroupGap:
     def rates(self, predict: Predict, soft: bool = False) -> Tensor:
         """Rate of each label in each group, ``(q, k)``."""
         outputs = self._outputs(predict)
-        if soft:
-            labels = torch.softmax(outputs / self._temperature(outputs), dim=-1)
-        else:
-            labels = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
-        return self.samples.mean_by_group(labels)
+        hard = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
+        return self.samples.mean_by_group(self._soft(outputs) if soft else hard)
 
     def value(self, predict: Predict) -> Tensor:
         """The score by count."""
-        if self.score in ("kl", "jensen_shannon"):
-            return self._score(self.rates(predict))
-        return self._from_differences(self.signed_hard(predict))
+        return super().value(predict) if self.combine else self._divergence(self.rates(predict))
 
     def soft_value(self, predict: Predict) -> Tensor:
         """The score with probabilities in place of counts; differentiable where no difference is exactly 0."""
-        return self._score(self.rates(predict, soft=True))
-
-    def residuals(self, predict: Predict) -> Tensor:
-        """Signed soft differences of the favorable rate over the pairs of groups, ``(q (q-1) / 2,)``."""
-        outputs = self._outputs(predict)
-        chance = torch.softmax(outputs / self._temperature(outputs), dim=-1)[..., self.favorable]
-        return self._differences(self.samples.mean_by_group(chance[:, None])[:, 0])
-
-    def signed_hard(self, predict: Predict) -> Tensor:
-        """Signed differences of the favorable rate by count, ``(q (q-1) / 2,)``."""
-        hit = self._outputs(predict).argmax(-1) == self.favorable
-        return self._differences(self.samples.mean_by_group(hit.to(torch.float32)[:, None])[:, 0])
+        return super().soft_value(predict) if self.combine else self._divergence(self.rates(predict, soft=True))
 
     def undesired(self, predict: Predict) -> Tensor:
         """Mean change of the favorable probability when the protected value of an input is changed (CARE's measure).
@@ -205,46 +286,27 @@ class GroupGap:
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the gap on new data lies: score intervals of differences; bootstrap for means and divergences."""
-        counts = self.samples.counts.double().cpu().numpy()
-        rates = self.rates(predict).double().cpu().numpy()
         if self.combine:
-            hits = np.round(rates[:, self.favorable] * counts)
-            return gap_interval(hits, counts, confidence, combine=self.combine)
+            return super().interval(predict, confidence)
+        counts = self.samples.counts.double().cpu().numpy()
+        hits = np.round(self.rates(predict).double().cpu().numpy() * counts[:, None])
 
         def score(drawn: Any) -> Any:
-            return np.array([float(self._score(torch.as_tensor(one))) for one in drawn])
+            return np.array([float(self._divergence(torch.as_tensor(one))) for one in drawn])
 
-        return bootstrap_rates(np.round(rates * counts[:, None]), counts, confidence, score)
-
-    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
-        """Favorable rates, by count or by probabilities, and the inputs behind each, ``(1, q)`` each."""
-        return self.rates(predict, soft)[None, :, self.favorable], self.samples.counts[None]
+        return bootstrap_rates(hits, counts, confidence, score)
 
     def subsample(self, count: int, seed: int = 0) -> GroupGap:
         """The same gap on at most ``count`` inputs of each group, for quick looks such as fault localization."""
         return replace(self, samples=self.samples.subsample(count, seed))
 
-    def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.samples.inputs)
-        if not 0 <= self.favorable < outputs.shape[-1]:
-            raise SpecificationError(
-                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
-                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
-            )
-        return outputs
+    def _means(self, values: Tensor) -> Tensor:
+        return self.samples.mean_by_group(values[:, None]).T
 
-    def _temperature(self, outputs: Tensor) -> Tensor | float:
-        return self.temperature if self.temperature is not None else kernel_temperature(outputs, self.favorable)
+    def _counts(self) -> Tensor:
+        return self.samples.counts[None]
 
-    def _differences(self, rates: Tensor) -> Tensor:
-        return pairwise_differences(rates)
-
-    def _from_differences(self, differences: Tensor) -> Tensor:
-        return differences.abs().amax() if self.score == "max_difference" else differences.abs().mean()
-
-    def _score(self, rates: Tensor) -> Tensor:
-        if self.score in ("difference", "max_difference"):
-            return self._from_differences(self._differences(rates[:, self.favorable]))
+    def _divergence(self, rates: Tensor) -> Tensor:
         counts = self.samples.counts.to(rates)[:, None]
         theta = (rates * counts + self.smoothing) / (counts + self.smoothing * rates.shape[1])
         if self.score == "jensen_shannon":

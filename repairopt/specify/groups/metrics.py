@@ -127,7 +127,7 @@ class GroupMetrics:
 
     def demographic_parity_difference(self, method: str = "between_groups") -> float:
         """Largest difference of the selection rates."""
-        return self._spread(partial(selection_rate, pos_label=self.pos_label), method)
+        return self._rate_spread(selection_rate, method)
 
     def equalized_odds_difference(self, method: str = "between_groups", agg: str = "worst_case") -> float:
         """The larger (``agg="worst_case"``) or mean (``"mean"``) difference of true and false positive rates.
@@ -137,13 +137,12 @@ class GroupMetrics:
         """
         if agg not in ("worst_case", "mean"):
             raise SpecificationError(f"equalized_odds_difference: agg={agg!r}; choose worst_case or mean.")
-        rates = (true_positive_rate, false_positive_rate)
-        found = [self._spread(partial(rate, pos_label=self.pos_label), method) for rate in rates]
+        found = [self._rate_spread(rate, method) for rate in (true_positive_rate, false_positive_rate)]
         return max(found) if agg == "worst_case" else sum(found) / 2
 
     def equal_opportunity_difference(self, method: str = "between_groups") -> float:
         """Largest difference of the true positive rates."""
-        return self._spread(partial(true_positive_rate, pos_label=self.pos_label), method)
+        return self._rate_spread(true_positive_rate, method)
 
     def frame(self) -> Any:
         """The same as a ``fairlearn.metrics.MetricFrame``.
@@ -159,8 +158,11 @@ class GroupMetrics:
         return MetricFrame(metrics=dict(self.metrics), **data)
 
     def _in_groups(self, metric: Metric) -> dict[Any, float]:
-        members = {group: self.sensitive_features == group for group in self.groups}
-        return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in members.items()}
+        rows = ((group, self.sensitive_features == group) for group in self.groups)
+        return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in rows}
+
+    def _rate_spread(self, rate: Callable[..., float], method: str) -> float:
+        return self._spread(partial(rate, pos_label=self.pos_label), method)
 
     def _spread(self, metric: Metric, method: str) -> float:
         values = list(self._in_groups(metric).values())

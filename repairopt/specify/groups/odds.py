@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_labelled, check_labels, is_frame
-from repairopt.specify.intervals import Interval, gap_interval
-from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, UP, VALUES, Argument, Given, Measure
+from repairopt.network import Predict, check_labelled, is_frame
+from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
-from .gaps import SCORES, GroupGap
-from .rates import kernel_temperature, pairwise_differences
+from .gaps import SCORES, GroupGap, RateGap
 from .samples import GroupSamples, observed_groups
 
 RESTS = ("joint", "marginals", "conditional")
@@ -35,7 +32,6 @@ GAP_ARGUMENTS = (
 
 
 def _make_gap(kind: Any, given: Given) -> Any:
-    """By kind of gap."""
     which, score = given.arguments["kind"], given.arguments["score"]
     if which in ("opportunity", "odds"):
         if score not in ("max_difference", "difference"):
@@ -62,8 +58,19 @@ def _make_odds(kind: Any, given: Given, opportunity: bool = False, score: str = 
     return kind.observed(rows.inputs, rows.labels, **given.groups(), **options)
 
 
+def _as_in_fairlearn(name: str, what: str, kind: str) -> Measure:
+    return Measure(
+        f"{name}_difference",
+        f"Largest difference of {what}; defined as in fairlearn, the same as gap(..., kind={kind}).",
+        f"{name}_difference(sex) <= 0.05",
+        "difference of rates, 0 to 1",
+        arguments=GROUPS,
+        make=partial(_make_odds, opportunity=kind == "opportunity"),
+    )
+
+
 @dataclass(frozen=True, eq=False)
-class OddsGap:
+class OddsGap(RateGap):
     """How differently a network treats people of different groups with the same true label (equalized odds).
 
     With ``score="max_difference"`` the largest difference between two groups of the rate with which rows of one true
@@ -80,7 +87,7 @@ class OddsGap:
         given: True labels within which groups are compared.
         target: The gap to reach.
         score: ``"max_difference"`` or ``"difference"``.
-        temperature: Of the softmax in the soft value; None as for :class:`GroupGap`.
+        temperature: Temperature of the softmax in the soft value; None as for :class:`GroupGap`.
         name: What the report calls it.
 
     References:
@@ -102,33 +109,14 @@ class OddsGap:
             "How differently groups are treated: parity: rates of the favorable class; opportunity: the same among "
             "rows whose true class is the favorable one; odds: the larger gap within the true classes; sampled: rates "
             "on rows that differ in the group's column alone, drawn from the data.",
-            "difference of rates, 0 to 1 (kl, jensen_shannon: nats)",
-            UP,
-            GAP_ARGUMENTS,
             'gap(sex, favorable=">50K", kind=parity) <= 0.05',
-            _make_gap,
+            "difference of rates, 0 to 1 (kl, jensen_shannon: nats)",
+            arguments=GAP_ARGUMENTS,
+            make=_make_gap,
             makes="GroupGap, OddsGap",
         ),
-        Measure(
-            "equal_opportunity_difference",
-            "Largest difference of the true positive rate; defined as in fairlearn, the same as gap(..., "
-            "kind=opportunity).",
-            "difference of rates, 0 to 1",
-            UP,
-            GROUPS,
-            "equal_opportunity_difference(sex) <= 0.05",
-            partial(_make_odds, opportunity=True),
-        ),
-        Measure(
-            "equalized_odds_difference",
-            "Largest difference of true and false positive rates; defined as in fairlearn, the same as gap(..., "
-            "kind=odds).",
-            "difference of rates, 0 to 1",
-            UP,
-            GROUPS,
-            "equalized_odds_difference(sex) <= 0.05",
-            _make_odds,
-        ),
+        _as_in_fairlearn("equal_opportunity", "the true positive rate", "opportunity"),
+        _as_in_fairlearn("equalized_odds", "true and false positive rates", "odds"),
     )
 
     def __post_init__(self) -> None:
@@ -175,50 +163,14 @@ class OddsGap:
         """The rows, ``(M, ...)``."""
         return self.samples.inputs
 
-    def rates(self, values: Tensor) -> Tensor:
-        """Mean of ``values (M,)`` over each group within each true label, ``(labels, q)``."""
-        return (self._members().to(values) @ values).reshape(len(self.given), self.samples.q)
-
-    def value(self, predict: Predict) -> Tensor:
-        """The score by count."""
-        sizes = self.signed_hard(predict).abs()
-        return sizes.mean() if self.combine == "mean" else sizes.amax()
-
-    def soft_value(self, predict: Predict) -> Tensor:
-        """The score with probabilities in place of counts."""
-        sizes = self.residuals(predict).abs()
-        return sizes.mean() if self.combine == "mean" else sizes.amax()
-
-    def signed_hard(self, predict: Predict) -> Tensor:
-        """Signed differences of the favorable rate by count, within each label over the pairs of groups."""
-        return self._differences((self._outputs(predict).argmax(-1) == self.favorable).to(torch.float32))
-
-    def residuals(self, predict: Predict) -> Tensor:
-        """The same from probabilities; differentiable."""
-        return self._differences(self._chance(self._outputs(predict)))
-
     def details(self, predict: Predict) -> dict[str, float]:
         """Favorable rate of each group within each true label."""
-        rates = self.rates((self._outputs(predict).argmax(-1) == self.favorable).to(torch.float32))
+        rates = self._means(self._favored(predict))
         return {
             f"favorable rate, {group}, label {label}": float(rates[i, a])
             for i, label in enumerate(self.given)
             for a, group in enumerate(self.samples.names)
         }
-
-    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
-        """Where the gap on new data lies."""
-        counts = self._counts().double().cpu().numpy()
-        hit = (self._outputs(predict).argmax(-1) == self.favorable).to(torch.float64)
-        hits = np.round(self.rates(hit).flatten().cpu().numpy() * counts)
-        labels = np.repeat(np.arange(len(self.given)), self.samples.q).astype(np.float64)
-        return gap_interval(hits, counts, confidence, combine=self.combine, labels=labels)
-
-    def compared(self, predict: Predict, soft: bool = False) -> tuple[Tensor, Tensor]:
-        """Favorable rates within each true label and the rows behind each, ``(labels, q)`` each."""
-        outputs = self._outputs(predict)
-        hit = self._chance(outputs) if soft else (outputs.argmax(-1) == self.favorable).to(torch.float32)
-        return self.rates(hit), self._counts().reshape(-1, self.samples.q)
 
     def on(self, inputs: Any, labels: Any) -> OddsGap:
         """The same gap on other rows."""
@@ -232,27 +184,11 @@ class OddsGap:
         mask = keep(self.samples.inputs)
         return replace(self, samples=self.samples.where(mask), labels=self.labels[mask.cpu()])
 
-    def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.samples.inputs)
-        check_labels(f"'{self.name}', favorable label", torch.tensor([self.favorable]), outputs.shape[-1])
-        return outputs
-
-    def _chance(self, outputs: Tensor) -> Tensor:
-        """Soft count of the favorable label, ``(M,)``."""
-        temperature = kernel_temperature(outputs, self.favorable) if self.temperature is None else self.temperature
-        return torch.softmax(outputs / temperature, dim=-1)[..., self.favorable]
+    def _means(self, values: Tensor) -> Tensor:
+        member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
+        rows = torch.stack([member * (self.labels == label)[None] for label in self.given])
+        return (rows / self._counts()[..., None]).to(values) @ values
 
     def _counts(self) -> Tensor:
-        """Rows of each group within each label, flat, labels first."""
         member, q = self.samples.member, self.samples.q
-        found = [torch.bincount(member[self.labels == label], minlength=q) for label in self.given]
-        return torch.cat(found)
-
-    def _members(self) -> Tensor:
-        """Weights of the rows in each of the means, ``(labels * q, M)``."""
-        member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
-        rows = torch.cat([member * (self.labels == label)[None] for label in self.given])
-        return rows / self._counts()[:, None]
-
-    def _differences(self, values: Tensor) -> Tensor:
-        return torch.cat([pairwise_differences(rate) for rate in self.rates(values)])
+        return torch.stack([torch.bincount(member[self.labels == label], minlength=q) for label in self.given])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,16 +16,11 @@ from repairopt.network import check_inputs, column_names, column_position, is_fr
 
 @dataclass(frozen=True, eq=False)
 class GroupSamples:
-    """Inputs and the group of each.
+    """Inputs ``(M, ...)``, the group index of each ``member (M,)``, and one name for each group.
 
-    Attributes:
-        inputs: ``(M, ...)``.
-        member: Group index of each input, ``(M,)``.
-        names: One name for each group.
-        paired: Whether the groups stand one after the other and differ in the protected feature alone, row by row.
-        redraw: How to make the same kind of samples from other rows, or None where that is not known.
-        rows: For real rows the positions among those passed, ``(M,)``; None where inputs were made.
-        columns: Names of the columns, where the rows came in a frame.
+    The groups of ``paired`` samples stand one after the other and differ in the protected feature alone, row by row;
+    ``redraw`` makes the same kind of samples from other rows, where that is known. ``rows`` are the positions of real
+    rows among those passed, None where inputs were made; ``columns`` the names of a frame's columns.
     """
 
     inputs: Tensor
@@ -53,8 +48,7 @@ class GroupSamples:
 
     @cached_property
     def _weights(self) -> Tensor:
-        one = torch.nn.functional.one_hot(self.member, self.q).T
-        return one / self.counts[:, None]
+        return torch.nn.functional.one_hot(self.member, self.q).T / self.counts[:, None]
 
     def mean_by_group(self, values: Tensor) -> Tensor:
         """Mean of ``values (M, c)`` over each group, ``(q, c)``; works inside ``vmap`` and under differentiation."""
@@ -83,17 +77,7 @@ class GroupSamples:
         return replace(self, inputs=chosen, member=self.member[mask], paired=False, rows=rows)
 
     def again(self, inputs: Any) -> GroupSamples:
-        """The same kind of samples from other rows.
-
-        Args:
-            inputs: Rows.
-
-        Returns:
-            New samples.
-
-        Raises:
-            SpecificationError: The groups were given as arrays, so it is not known how other rows fall into groups.
-        """
+        """The same kind of samples from other rows; a SpecificationError where the groups were given as arrays."""
         if self.redraw is None:
             raise SpecificationError(
                 "group gap: its groups were given as arrays, so other rows cannot be divided into groups. Pass the "
@@ -115,19 +99,9 @@ def sampled_groups(
 ) -> GroupSamples:
     """Draw ``count`` inputs for each group: the protected column set, the others from their empirical distribution.
 
-    Args:
-        owner: Who asks, for messages.
-        inputs: Rows ``(N, d)``.
-        column: The protected column, by position or by a frame's name.
-        values: The groups' values, or None for all that occur.
-        count: Inputs for each group.
-        rest: ``"joint"`` draws whole rows, the same for each group; ``"marginals"`` draws each other column on its own,
-            the same for each group; ``"conditional"`` draws rows of the group itself.
-        seed: Of the draw.
-        label: What the column is called; None for its name, or "column" and its position.
-
-    Returns:
-        The samples; ``paired`` unless ``rest`` is ``"conditional"``.
+    ``owner`` is who asks, for messages; ``label`` what the column is called. ``rest="joint"`` draws whole rows, the
+    same for each group; ``"marginals"`` draws each other column on its own; ``"conditional"`` draws rows of the group
+    itself.
 
     Raises:
         SpecificationError: Unknown ``rest``, column out of range, fewer than two groups, or a group without rows.
@@ -138,6 +112,11 @@ def sampled_groups(
         raise SpecificationError(f"'{owner}': rest={rest!r}; choose from joint, marginals, conditional.")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise SpecificationError(f"'{owner}': count={count!r}; expected a whole number, 1 or more.")
+    options: dict[str, Any] = {"count": count, "rest": rest, "seed": seed + 1, "label": label}
+
+    def redraw(other: Any) -> GroupSamples:
+        return sampled_groups(owner, other, column if is_frame(other) else where, found, **options)
+
     draw = torch.Generator().manual_seed(seed)
     picks = [torch.randint(len(x), (count,), generator=draw) for _ in range(1 if rest == "joint" else x.shape[1])]
     parts = []
@@ -151,23 +130,10 @@ def sampled_groups(
         rows = x[picks[0]] if rest == "joint" else torch.stack([x[p, j] for j, p in enumerate(picks)], dim=1)
         rows[:, where] = value
         parts.append(rows)
-    return GroupSamples(
-        torch.cat(parts),
-        torch.arange(len(found)).repeat_interleave(count),
-        tuple(f"{label} = {value:g}" for value in found),
-        paired=rest != "conditional",
-        redraw=partial(
-            _sampled_again, owner, (column, where), found, count=count, rest=rest, seed=seed + 1, label=label
-        ),
-        columns=column_names(inputs),
-    )
-
-
-def _sampled_again(
-    owner: str, columns: tuple[int | str, int], values: Sequence[float], inputs: Any, **options: Any
-) -> GroupSamples:
-    """The same groups from other rows; the column by its name where they are a frame, else by its position."""
-    return sampled_groups(owner, inputs, columns[0] if is_frame(inputs) else columns[1], values, **options)
+    names = tuple(f"{label} = {value:g}" for value in found)
+    member = torch.arange(len(found)).repeat_interleave(count)
+    known: Any = {"paired": rest != "conditional", "redraw": redraw, "columns": column_names(inputs)}
+    return GroupSamples(torch.cat(parts), member, names, **known)
 
 
 def observed_groups(
@@ -179,18 +145,9 @@ def observed_groups(
     sensitive_features: Any = None,
     label: str = "",
 ) -> GroupSamples:
-    """Divide real rows into groups.
+    """Divide real rows ``(N, ...)`` into groups, by a column or by ``sensitive_features (N,)`` of any type.
 
-    Args:
-        owner: Who asks, for messages.
-        inputs: Rows ``(N, ...)``.
-        column: Column that tells the group, by position or by a frame's name, or None.
-        values: The groups' values; rows with others are left out. None for all that occur.
-        sensitive_features: The group of each row, ``(N,)``, any type, in place of ``column``.
-        label: What the column is called; None for its name, or "column" and its position.
-
-    Returns:
-        The samples.
+    Rows with other than the ``values`` given are left out; ``owner`` and ``label`` as in :func:`sampled_groups`.
 
     Raises:
         SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.

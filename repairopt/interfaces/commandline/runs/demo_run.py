@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from repairopt.compare import train_network
 from repairopt.errors import ResultError
+from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.patches import save_weights
 
 from .results import SolveResult
 from .run_folder import RunFolder
-from .solve_run import Options, Progress, Silent, solve_spec
+from .solve_run import Options, Progress, solve_spec
 
 SIZES = [6, 16, 8, 2]
 COLUMNS = ("income", "debt", "years", "savings", "age", "group", "decision")
@@ -50,12 +52,8 @@ change: {layers: last, columns: group}
 
 
 def run_demo(out: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> SolveResult:
-    """Write data, network and spec into a folder, and repair the network; the repair lies in ``repair`` in it.
-
-    Raises:
-        ResultError: The folder holds something else, or an earlier demo.
-    """
-    tell = progress or Silent()
+    """Write data, network and spec into a folder, and repair the network; the repair lies in ``repair`` in it."""
+    tell = progress or Bars(quiet=True)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
         raise ResultError(f"'{folder}' exists. Use --overwrite to write into it, or another --out.")
@@ -66,7 +64,10 @@ def run_demo(out: str | Path, *, overwrite: bool = False, progress: Progress | N
     with tell.stage("training a network"):
         inputs, labels = _loans(5000)
         _write_table(folder / files["data"], inputs, labels)
-        save_weights(_train(inputs, labels), folder / files["weights"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = mlp(SIZES)
+        save_weights(train_network(network, inputs, labels), folder / files["weights"])
         (folder / files["spec"]).write_text(SPEC, encoding="utf-8")
     options = Options(overwrite=overwrite)
     result = solve_spec(folder / files["spec"], folder / "repair", options, tell, command="demo")
@@ -82,19 +83,6 @@ def _loans(count: int) -> tuple[Tensor, Tensor]:
     x[:, 5] = (x[:, 5] > 0).float()
     noise = 0.5 * torch.randn(count, generator=draw)
     return x, (x[:, 0] - 0.5 * x[:, 1] + 0.4 * x[:, 5] + noise > 0).long()
-
-
-def _train(inputs: Tensor, labels: Tensor) -> nn.Module:
-    """200 steps of Adam; the random state of the caller is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = mlp(SIZES)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for _ in range(200):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(inputs), labels).backward()
-        optimizer.step()
-    return network.eval()
 
 
 def _write_table(path: Path, inputs: Tensor, labels: Tensor) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from repairopt.errors import ResultError, WrongBaseError
 from repairopt.interfaces.specfile.load_rows import load_data
-from repairopt.interfaces.specfile.model_file import fill_weights, load_model
 from repairopt.interfaces.specfile.onnx_model import with_softmax
+from repairopt.interfaces.specfile.opened import fill_weights, load_model
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.patches import WrappedPatch, export_onnx, fingerprint, load_patch, save_weights, whole_file
 
@@ -33,10 +33,6 @@ def move_patch(
     """Write the repaired network, or the one from before, as ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
 
     ``weights`` are used in place of the spec's; for reverting, they are the repaired ones.
-
-    Raises:
-        ResultError: Another kind of file, or it exists.
-        PatchError: The patch cannot be read; the weights are not those it was made for.
     """
     target = Path(out)
     if target.suffix not in ENDINGS:
@@ -55,17 +51,11 @@ def move_patch(
     except WrongBaseError as error:
         hint = " Give the repaired weights by --weights." if back and weights is None else ""
         raise type(error)(f"{error}{hint}") from error
-    command: Literal["apply", "revert"] = "revert" if back else "apply"
-    kind = ENDINGS[target.suffix]
+    kind: Any = ENDINGS[target.suffix]
+    written: Any = {"out": str(target), "weights": fingerprint(moved).total}
     difference = _write(file, moved, target, kind)
-    return MoveResult(
-        exit_code=0,
-        command=command,
-        out=str(target),
-        kind=kind,  # type: ignore[arg-type]
-        weights=fingerprint(moved).total,
-        largest_difference=difference,
-    )
+    command: Literal["apply", "revert"] = "revert" if back else "apply"
+    return MoveResult(exit_code=0, command=command, kind=kind, largest_difference=difference, **written)
 
 
 def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float | None:

@@ -41,11 +41,7 @@ class RunFolder:
         return any((self.path / name).exists() for name in (PATCH, RESULT, AUDIT, CHECKPOINT))
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or take what is in it: continue it, or throw it away.
-
-        Raises:
-            ResultError: There is a run here already and nothing was said about it, or the folder cannot be made.
-        """
+        """Make the folder, or take what is in it: continue it, or throw it away; else a ResultError."""
         if self.path.exists() and not self.path.is_dir():
             raise ResultError(f"'{self.path}' is a file; expected the name of a folder. Give another --out.")
         if self.started and overwrite:
@@ -68,11 +64,7 @@ class RunFolder:
         write_tensors(self.path / CHECKPOINT, tensors, {STATE: json.dumps(dict(state), sort_keys=True)})
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """The best change of an unfinished run by parameter, or None where there is none yet.
-
-        Raises:
-            ResultError: It belongs to another spec, other weights or another seed than ``state``.
-        """
+        """Best change of an unfinished run by parameter, or None; a ResultError where ``state`` is another."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -97,11 +89,7 @@ class RunFolder:
 
 
 def read_result(path: str | os.PathLike[str]) -> tuple[Any, bytes]:
-    """A ``result.json`` as a ``SolveResult``, and the bytes of the file.
-
-    Raises:
-        ResultError: No such file, no JSON, or not what ``solve`` writes.
-    """
+    """A ``result.json`` as a ``SolveResult``, and its bytes; a ResultError where it is not what solve wrote."""
     from pydantic import ValidationError
 
     from .results import SolveResult

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from repairopt.errors import ResultError
 from repairopt.patches import Patch, load_patch
 
-from .html import write_report
 from .results import PatchResult, ReportResult
 from .run_folder import REPORT, RESULT, read_result
+
+WRITER, EVIDENCE = (
+    "repairopt.report.repair",
+    "repairopt.report.pictures.evidence",
+)  # loaded late, so that verify runs without
+
+
+def write_report(source: Any, path: Path, features: Sequence[str] = ()) -> str:
+    """Write ``report.html`` of a repair or of the folder of a run; returns what is missing in it, or nothing."""
+    if not isinstance(source, Path):
+        import_module(EVIDENCE).save_evidence(source.report.evidence, path.parent)
+    import_module(WRITER).write_html(source, path, features=list(features))
+    if find_spec("matplotlib") is None:
+        return "report.html has no pictures: they need matplotlib. Install with: pip install repairopt[report]"
+    return ""
 
 
 def show_patch(path: str | Path) -> PatchResult:
     """What a patch says: its changes, hashes and origin."""
     patch = load_patch(path)
-    changes: list[dict[str, Any]] = [
-        {
-            "names": list(change.names),
-            "form": change.difference.form,
-            "shape": list(change.difference.kind.shape),
-            "count": change.count,
-            "largest": change.largest,
-        }
-        for change in (patch.changes if isinstance(patch, Patch) else ())
-    ]
-    if not isinstance(patch, Patch):
-        sizes = [{"shape": list(tensor.shape), "count": tensor.numel()} for tensor in patch.tensors.values()]
-        forms = [{"names": [name], "form": f"added by {patch.kind}"} for name in patch.tensors]
-        changes = [{**form, **size} for form, size in zip(forms, sizes, strict=True)]
+    changes: list[dict[str, Any]] = []
+    if isinstance(patch, Patch):
+        for change in patch.changes:
+            kind, figures = change.difference.kind, {"count": change.count, "largest": change.largest}
+            form = {"names": list(change.names), "form": change.difference.form, "shape": list(kind.shape)}
+            changes.append({**form, **figures})
+    else:
+        for name, tensor in patch.tensors.items():
+            added = {"names": [name], "form": f"added by {patch.kind}"}
+            changes.append({**added, "shape": list(tensor.shape), "count": tensor.numel()})
     return PatchResult(
         exit_code=0,
         patch=str(path),
@@ -42,11 +55,7 @@ def show_patch(path: str | Path) -> PatchResult:
 
 
 def report_folder(folder: str | Path, out: str | Path | None = None) -> ReportResult:
-    """Write the report of a finished run; ``report.html`` in its folder by default.
-
-    Raises:
-        ResultError: There is no finished run, or the report cannot be written here.
-    """
+    """Write the report of a finished run; ``report.html`` in its folder by default."""
     path = Path(folder)
     if not path.is_dir():
         raise ResultError(f"'{path}': there is no such folder. `repairopt solve SPEC --out DIR` makes one.")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
-
-from repairopt.errors import SpecFileError, SpecificationError
+from repairopt.errors import ResultError, SpecFileError, SpecificationError
+from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
+from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
+from repairopt.localize import Gradient, Inputs, LayerGraph
 from repairopt.methods import SQP, find_method, uses
 from repairopt.patches import AuditLog, fingerprint, library_versions
 from repairopt.pipeline import Settings, solve_repair
@@ -25,12 +27,47 @@ from repairopt.report import Repair, Verdict
 from repairopt.specify import Specification
 from repairopt.verify import Round
 
-from .html import write_report
 from .results import Changed, SolveResult
 from .run_folder import AUDIT, PATCH, REPORT, RESULT, RunFolder, read_result
-from .weights_run import chosen_weights
+from .show_run import write_report
 
 STEPS = 40  # of the method, an upper bound for the progress bar
+
+
+def chosen_weights(spec: OpenSpec) -> Any:
+    """What to pass as ``weights`` of ``solve_repair``: the union of layers and columns, or ``"auto"``."""
+    change = spec.file.spec.change
+    layers = [change.layers] if isinstance(change.layers, str) else list(change.layers or [])
+    columns = [change.columns] if isinstance(change.columns, str) else list(change.columns or [])
+    parts: list[Any] = [part for name in layers for part in _named(spec, name)]
+    if columns:
+        parts.append(Inputs([i for name in columns for i in _places(spec, name)]))
+    if not parts:
+        return "auto" if change.count is None else Gradient(change.count)
+    chosen: Any = parts[0] if len(parts) == 1 else parts
+    return chosen if change.count is None else Gradient(change.count, within=chosen)
+
+
+def _named(spec: OpenSpec, name: str) -> list[str]:
+    """The name itself, or for ``last2`` the names of the parameters of the last two layers."""
+    numbered = re.fullmatch(r"last(\d+)", name)
+    if numbered is None:
+        return [name]
+    count, rows = int(numbered[1]), spec.data.sets["repair"].inputs
+    affine = LayerGraph(spec.model, None, rows[:2]).affine
+    if not 1 <= count <= len(affine):
+        reason = f"'{name}': the network has {len(affine)} linear and convolutional layers"
+        raise spec.file.fail(("change", "layers"), reason)
+    return [weight for layer in affine[-count:] for weight in (*layer.weights, *([layer.bias] if layer.bias else []))]
+
+
+def _places(spec: OpenSpec, name: str) -> list[int]:
+    known = list(spec.data.input_columns)
+    found = [i for i, column in enumerate(known) if column == name or column.startswith(f"{name}=")]
+    if not found:
+        reason = f"the network reads no column '{name}'; {did_you_mean(name, known)}"
+        raise spec.file.fail(("change", "columns"), reason)
+    return found
 
 
 class Progress(Protocol):
@@ -39,15 +76,6 @@ class Progress(Protocol):
     def stage(self, name: str, steps: int = 0) -> AbstractContextManager[Callable[[str], None]]:
         """A part of the run; what it returns is called after each step of it, with a word on where it stands."""
         ...
-
-
-class Silent:
-    """No progress is shown."""
-
-    @contextmanager
-    def stage(self, name: str, steps: int = 0) -> Iterator[Callable[[str], None]]:
-        """Nothing."""
-        yield lambda text: None
 
 
 @dataclass(frozen=True)
@@ -73,13 +101,8 @@ def solve_spec(
     """Repair the network of a spec file; what is returned is written to ``result.json`` as well.
 
     A run that had ended in the folder ``out`` is not repeated where it is resumed.
-
-    Raises:
-        SpecFileError: The spec, its model or data cannot be used, or it has no goal.
-        ResultError: The folder holds another run.
-        SolverNotFoundError: No such back end.
     """
-    tell = progress or Silent()
+    tell = progress or Bars(quiet=True)
     file = read_spec(source)
     if file.goal is None:
         raise SpecFileError(
@@ -96,13 +119,10 @@ def solve_spec(
     folder.begin(resume=options.resume, overwrite=options.overwrite)
     if options.resume and folder.finished:
         return _finished(folder, file)
-    run = _Run(spec, folder, options, tell, inputs, command)
-    return run.go(weights, solver)
+    return _Run(spec, folder, options, tell, inputs, command).go(weights, solver)
 
 
 def _finished(folder: RunFolder, file: SpecFile) -> SolveResult:
-    from repairopt.errors import ResultError
-
     result: SolveResult = read_result(folder.path / RESULT)[0]
     if result.spec_hash != file.hash:
         raise ResultError(f"'{folder.path}': holds the result of another spec. Use --overwrite, or another --out.")
@@ -124,7 +144,6 @@ class _Run:
         self.state = {"spec": spec.file.hash, "weights": self.base, "seed": self.seed, "data": inputs}
 
     def go(self, weights: Any, solver: str | None) -> SolveResult:
-        """All stages."""
         start = self.folder.load_checkpoint(self.state)
         if start is not None and weights == "auto":  # the search for weights is over: those that changed go on
             weights = {name: change != 0 for name, change in start.items() if bool((change != 0).any())} or weights
@@ -160,17 +179,11 @@ class _Run:
             log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
-        def keep(change: dict[str, Tensor]) -> None:
-            self.folder.save_checkpoint(change, self.state)
-
         method = _method(spec)
+        bounds = tuple(bound.as_constraint() for bound in spec.bounds)
         return solve_repair(
             spec.model,
-            Specification(
-                spec.goal.as_goal(),
-                tuple(bound.as_constraint() for bound in spec.bounds),
-                watch=tuple(item.item for item in spec.watch),
-            ),
+            Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
             data=() if rows.labels is None else (rows.inputs, rows.labels),
             held_out=twins,
             weights=weights,
@@ -181,7 +194,7 @@ class _Run:
                 seed=self.seed,
                 progress=note,
                 start=start if "start" in uses(method) and weights != "auto" else None,
-                checkpoint=keep,
+                checkpoint=lambda change: self.folder.save_checkpoint(change, self.state),
             ),
         )
 
@@ -215,7 +228,12 @@ class _Run:
             solver=patch.info.solver,
             seed=self.seed,
             seconds=time.perf_counter() - self.started,
-            weights=_changed(repair),
+            weights=Changed(
+                chosen=report.location.size,
+                changed=report.changed,
+                largest_change=report.largest_change,
+                parameters={name: len(ix) for name, ix in report.location.indices.items()},
+            ),
             base=self.base,
             repaired=patch.repaired.total,
             patch=patch.content_hash,
@@ -233,17 +251,7 @@ class _Run:
 
 def _twin(item: Any) -> Any:
     """A bound or watched measure on held-out rows: its value where it has one, else the constraint."""
-    if not item.statement.bounds and item.is_property:
-        return item.item
-    return item.as_constraint()
-
-
-def _changed(repair: Repair) -> Changed:
-    report = repair.report
-    sizes = {name: len(ix) for name, ix in report.location.indices.items()}
-    return Changed(
-        chosen=report.location.size, changed=report.changed, largest_change=report.largest_change, parameters=sizes
-    )
+    return item.item if not item.statement.bounds and item.is_property else item.as_constraint()
 
 
 def _method(spec: OpenSpec) -> Any:

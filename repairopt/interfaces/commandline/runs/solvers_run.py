@@ -12,10 +12,7 @@ from .results import SolverLine, SolversResult
 
 
 def list_solvers(*, test: bool = False) -> SolversResult:
-    """Every registered back end; no library is imported and no licence is taken.
-
-    With ``test``, a tiny program is solved with each that is installed, to see whether its licence is there.
-    """
+    """Every registered back end; only with ``test`` is a library imported, and a tiny program solved with it."""
     lines = []
     for name in registered_solvers():
         try:

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
-from .results import CheckLine, SolveResult, VerifyResult
+from .results import CheckLine, CheckResult, SolveResult, VerifyResult
 from .run_folder import AUDIT, RESULT, read_result
 
 FIXED = ("text", "name", "role", "data", "bound", "met", "shown", "rows", "unit")
@@ -40,10 +42,6 @@ def verify_patch(
 
     ``result`` and ``audit`` are by default the files beside the patch, where they are there. A patch that cannot be
     read or applied is not sound.
-
-    Raises:
-        SpecFileError: The spec, its model or data cannot be used.
-        PatchError: There is no such file.
     """
     if not Path(patch_path).is_file():
         raise PatchError(
@@ -86,8 +84,6 @@ class _Verifier:
     def say(self, what: str, ok: bool | None, detail: str) -> None:
         self.lines.append(CheckLine(what=what, ok=ok, detail=detail))
 
-    # ---------------------------------------------------------------- the patch
-
     def patch(self, expected_hash: str | None) -> list[ClaimRow]:
         """The patch file, its base, what it leads to, and each of its claims."""
         try:
@@ -113,15 +109,11 @@ class _Verifier:
         return claims
 
     def _location(self) -> dict[str, list[int]] | None:
-        """Where the user's own rows speak of: from the result, which is all that knows it."""
-        path = self.path.parent / RESULT
+        """The weights that the user's own rows speak of; only the result knows them."""
         try:
-            found: SolveResult = read_result(path)[0]
+            return read_result(self.path.parent / RESULT)[0].location
         except ResultError:
             return None
-        return found.location
-
-    # ---------------------------------------------------------------- the result
 
     def result(self, path: Path | None, claims: Sequence[ClaimRow]) -> None:
         """The result: of this patch and spec, its claims as recomputed, its verdict no better than they allow."""
@@ -138,10 +130,8 @@ class _Verifier:
         met = bool(claims) and all_met(claims)
         if stated.met != met:
             wrong.append(f"says met: {stated.met}, recomputed: {met}")
-        if stated.verdict == "repaired" and not met:
-            wrong.append("says repaired, but a goal or bound is not met")
-        if stated.exit_code == 0 and not met:
-            wrong.append("says exit code 0, but a goal or bound is not met")
+        for says, good in (("repaired", stated.verdict == "repaired"), ("exit code 0", stated.exit_code == 0)):
+            wrong += [f"says {says}, but a goal or bound is not met"] if good and not met else []
         hashes = self.spec.hashes()
         wrong += [f"'{n}' is not the file it was" for n, digest in stated.inputs.items() if hashes.get(n) != digest]
         self.say("result.json", not wrong, "; ".join(wrong) or "fits the patch, the spec and what was recomputed")
@@ -156,8 +146,6 @@ class _Verifier:
             }
             wrong += [f"names another {what}" for what, (said, own) in pairs.items() if said != own]
         return wrong
-
-    # ---------------------------------------------------------------- the log
 
     def log(self, path: Path | None) -> None:
         """The chain of the log, and that patch and result stand in it."""
@@ -188,17 +176,16 @@ def _differences(stated: Sequence[Any], found: Sequence[ClaimRow]) -> list[str]:
     own = {(claim.text, claim.data): claim.model_dump(mode="json") for claim in found}
     said = {(str(claim.get("text")), str(claim.get("data"))): claim for claim in stated}
     wrong = [] if len(said) == len(stated) else ["a claim is stated twice"]
-    wrong += [f"claim '{text}' on {data or 'the change'} is missing" for text, data in own if (text, data) not in said]
-    wrong += [
-        f"claim '{text}' on {data or 'the change'} is not of the spec" for text, data in said if (text, data) not in own
-    ]
-    for key, claim in own.items():
-        if key in said:
-            other = said[key]
-            wrong_parts = [part for part in FIXED if other.get(part) != claim[part]]
-            wrong_parts += [part for part in FIGURES if not _close(other.get(part), claim[part])]
-            off = [f"{part} {other.get(part)!r}, recomputed {claim[part]!r}" for part in wrong_parts]
-            wrong += [f"claim '{key[0]}' on {key[1] or 'the change'}: states {'; '.join(off)}"] if off else []
+    for key in dict.fromkeys([*own, *said]):
+        name = f"claim '{key[0]}' on {key[1] or 'the change'}"
+        if key not in said or key not in own:
+            wrong.append(f"{name} is {'missing' if key in own else 'not of the spec'}")
+            continue
+        claim, other = own[key], said[key]
+        parts = [part for part in FIXED if other.get(part) != claim[part]]
+        parts += [part for part in FIGURES if not _close(other.get(part), claim[part])]
+        off = [f"{part} {other.get(part)!r}, recomputed {claim[part]!r}" for part in parts]
+        wrong += [f"{name}: states {'; '.join(off)}"] if off else []
     return wrong
 
 
@@ -207,3 +194,24 @@ def _close(first: Any, second: Any) -> bool:
     if len(numbers) < 2:
         return bool(first == second)
     return math.isclose(float(first), float(second), rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+def check_spec_file(
+    source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
+) -> CheckResult:
+    """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed."""
+    spec = open_spec(source)
+    judged = spec.model if model is None else model
+    if patch is not None:
+        judged = Patch.load(patch).apply(judged)
+    claims = measure_claims(spec, judged)
+    met = all_met(claims, strict)
+    return CheckResult(
+        exit_code=0 if met else 1,
+        spec=str(spec.file.path),
+        spec_hash=spec.file.hash,
+        met=met,
+        claims=claims,
+        rows={name: len(rows) for name, rows in spec.data.sets.items()},
+        weights=fingerprint(judged).total,
+    )

@@ -1,7 +1,6 @@
 """Statements on data: the properties and constraints of the library, and the way back to the statement's own unit.
 
-The library minimizes: a property is met where it is at most its target. ``recall >= 0.55`` becomes a miss rate of at
-most 0.45, ``certified_radius >= 0.1`` an inverse radius of at most 10; reports speak of what was written.
+The library minimizes: ``recall >= 0.55`` becomes a miss rate of at most 0.45; reports speak of what was written.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ class BoundStatement:
         """The property with its target; a LanguageError where the statement is a bound only, or has no comparison."""
         measure = self.statement.measure
         if not measure.goal or not self.is_property:
-            raise self.statement.fail(
-                "", f"{measure.name} is a bound, not a goal; as a goal use error_rate, gap, recall, ..."
-            )
+            reason = f"{measure.name} is a bound, not a goal; as a goal use error_rate, gap, recall, ..."
+            raise self.statement.fail("", reason)
         if not self.statement.bounds:
             raise self.statement.fail("", f"a goal is compared with a number: {measure.example}")
         return self.item
@@ -126,7 +124,6 @@ class _Given:
         self.name = f"{way}{statement.name}" if way == "1 - " else statement.name
 
     def rows(self, labels: bool = True) -> RowSet:
-        """The rows that the statement speaks of."""
         if self.set not in self.all.sets:
             hint = did_you_mean(self.set, list(self.all.sets))
             raise self.statement.fail("data", f"there is no set of rows '{self.set}'; {hint}")
@@ -144,7 +141,6 @@ class _Given:
         return found
 
     def label(self, argument: str, value: Any) -> int:
-        """The number of a class."""
         names = [str(name) for name in self.all.classes]
         if str(value) in names:
             return names.index(str(value))
@@ -154,7 +150,6 @@ class _Given:
         raise self.statement.fail(argument, f"there is no class {value!r}; {known}")
 
     def favorable(self) -> int:
-        """The favorable class, the second of two unless it is given."""
         if self.arguments["favorable"] is not None:
             return self.label("favorable", self.arguments["favorable"])
         if len(self.all.classes) > 2:
@@ -163,14 +158,12 @@ class _Given:
         return 1
 
     def groups(self) -> dict[str, Any]:
-        """How the library is told the groups."""
         column, values, columns = str(self.arguments["column"]), self.arguments["values"], self.rows(False).columns
         if column in columns:
             return {"sensitive_features": columns[column].tolist(), "values": values}
         return {"column": self.column(), "values": values}
 
     def column(self) -> int:
-        """Number of a column of the inputs."""
         column, known = str(self.arguments["column"]), [str(name) for name in self.all.input_columns]
         if column not in known:
             names = list(dict.fromkeys([*map(str, self.rows(False).columns), *known]))
@@ -178,17 +171,14 @@ class _Given:
         return known.index(column)
 
     def limit(self, default: float = 0.0) -> float:
-        """The bound in the library's unit; the default where it is only watched."""
         return float(WAYS[self.way](self.bounds[0][1])) if self.bounds else default
 
     def share(self) -> float:
-        """The bound, a number of rows, as a share of the rows."""
         if not self.bounds:
             raise self.fail("", f"a bound is compared with a number: {self.statement.measure.example}")
         return min(1.0, self.limit() / len(self.rows(False)))
 
     def options(self) -> dict[str, Any]:
-        """The arguments that are numbers, classes or choices, as the class takes them."""
         found: dict[str, Any] = {}
         for argument in self.statement.measure.arguments:
             value = self.arguments[argument.name]

@@ -1,8 +1,7 @@
-"""The measures of the language: those that classes declare. The parser and the reference read them.
+"""The measures of the language: those that classes declare, see :mod:`repairopt.specify.measures`.
 
-A measure is declared on the class that it makes, see :mod:`repairopt.specify.measures`. Classes of this package stand
-in ``CLASSES``; those of other packages are named by an entry point in the group ``repairopt.measures``, or added by
-:func:`add_measures`.
+Classes of this package stand in ``CLASSES``; others are named by an entry point in the group ``repairopt.measures``,
+or added by :func:`add_measures`.
 """
 
 from __future__ import annotations
@@ -12,62 +11,45 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from repairopt import specify
 from repairopt.errors import SpecificationError
-from repairopt.specify import (
-    REQUIRED,
-    AccuracyDrop,
-    AdversarialError,
-    CertifiedRadius,
-    ChangeLimit,
-    ErrorRate,
-    FixLabels,
-    FlipRate,
-    GroupGap,
-    KeepLabels,
-    KeepOutputs,
-    LinearRows,
-    Measure,
-    MissRate,
-    OddsGap,
-    OutputBounds,
-)
 
-from .own_measure import OwnMeasure
+from .python_code import OwnMeasure
 
 CLASSES: tuple[Any, ...] = (
-    OddsGap,
-    GroupGap,
-    ErrorRate,
-    MissRate,
-    AccuracyDrop,
-    FlipRate,
-    KeepLabels,
-    FixLabels,
-    KeepOutputs,
-    OutputBounds,
-    CertifiedRadius,
-    AdversarialError,
+    specify.OddsGap,
+    specify.GroupGap,
+    specify.ErrorRate,
+    specify.MissRate,
+    specify.AccuracyDrop,
+    specify.FlipRate,
+    specify.KeepLabels,
+    specify.FixLabels,
+    specify.KeepOutputs,
+    specify.OutputBounds,
+    specify.CertifiedRadius,
+    specify.AdversarialError,
     OwnMeasure,
-    ChangeLimit,
-    LinearRows,
+    specify.ChangeLimit,
+    specify.LinearRows,
 )
-KINDS = {
-    "column": "a column",
-    "label": "a class",
-    "labels": "a [list] of classes",
-    "number": "a number",
-    "count": "a whole number",
-    "choice": "one of the choices",
-    "data": "a set of rows",
-    "filter": "a condition on columns",
-    "values": "a [list] of values",
-    "output": "a class, or a [list] of one factor for each output",
-    "python": 'Python code as "package.module:function"',
-    "file": "a file name in quotes",
+KINDS = {  # what an argument of a kind is, and the forms of value that it may be written in
+    "column": ("a column", ("name", "text")),
+    "label": ("a class", ("name", "text", "number")),
+    "labels": ("a [list] of classes", ("list",)),
+    "number": ("a number", ("number",)),
+    "count": ("a whole number", ("number",)),
+    "choice": ("one of the choices", ("name", "text")),
+    "data": ("a set of rows", ("name", "text")),
+    "filter": ("a condition on columns", ("filter",)),
+    "values": ("a [list] of values", ("list",)),
+    "output": ("a class, or a [list] of one factor for each output", ("name", "text", "number", "list")),
+    "python": ('Python code as "package.module:function"', ("text",)),
+    "file": ("a file name in quotes", ("text",)),
 }
 
 
-BY_NAME: dict[str, Measure] = {}
+BY_NAME: dict[str, specify.Measure] = {}
 
 
 def add_measures(kind: Any) -> Any:
@@ -76,14 +58,11 @@ def add_measures(kind: Any) -> Any:
     Args:
         kind: A class with ``measures``.
 
-    Returns:
-        The class, so that this can decorate it.
-
     Raises:
         SpecificationError: It declares none, or one whose name another class has, or an argument of an unknown kind.
     """
     declared = vars(kind).get("measures", ())
-    if not declared or not all(isinstance(measure, Measure) for measure in declared):
+    if not declared or not all(isinstance(measure, specify.Measure) for measure in declared):
         raise SpecificationError(f"{kind.__name__}: declares no measures; expected measures = (Measure(...), ...).")
     for measure in declared:
         known = BY_NAME.get(measure.name)
@@ -134,7 +113,7 @@ def reference_text(width: int = 100) -> str:
         lines += [f"{m.name}   {how}   [{m.unit}]" + ("" if m.goal else "   bounds only")]
         lines += textwrap.wrap(m.meaning, width, initial_indent="    ", subsequent_indent="    ")
         for a in m.arguments:
-            text = f"{a.describe()}: {a.meaning}" + (" (required)" if a.default is REQUIRED else "")
+            text = f"{a.describe()}: {a.meaning}" + (" (required)" if a.default is specify.REQUIRED else "")
             lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="          ")
         lines += [f"    example: {m.example}", ""]
     return "\n".join(lines)

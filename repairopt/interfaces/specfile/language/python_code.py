@@ -1,24 +1,24 @@
-"""Python code that a spec file names: ``package.module:function``. It runs with all rights of the user."""
+"""Python code that a spec file names, ``package.module:function``; it runs with all rights of the user."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repairopt.errors import SpecificationError
+import torch
+
+from repairopt.errors import RepairError, SpecificationError
+from repairopt.specify import ROWS, Argument, Given, Measure
+
+from .row_sets import RowSet
 
 
 def load_code(reference: str, folder: Path) -> Callable[..., Any]:
-    """Import a function, given as ``package.module:function``.
-
-    ``folder`` is searched for the module before the installed ones, for this import alone.
-
-    Raises:
-        SpecificationError: No such module or function, or the module fails when it is imported.
-    """
+    """Import ``package.module:function``; ``folder`` is searched for the module before the installed ones."""
     module, _, name = reference.partition(":")
     if not module or not name:
         raise SpecificationError(f"'{reference}': expected Python code as package.module:function.")
@@ -45,3 +45,43 @@ def load_code(reference: str, folder: Path) -> Callable[..., Any]:
     if not callable(found):
         raise SpecificationError(f"'{reference}': is a {type(found).__name__}; expected a function or class.")
     return found
+
+
+def _make_own(kind: Any, given: Given) -> Any:
+    rows = given.rows(labels=False)
+    try:
+        function = load_code(str(given.arguments["function"]), given.folder)
+    except RepairError as error:
+        raise given.fail("function", str(error)) from error
+    below = bool(given.bounds) and given.bounds[0][0] == ">="
+    return kind(function, rows, given.limit(), given.name, -1.0 if below else 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnMeasure:
+    """The user's function of ``predict`` and rows as a property; ``sign`` is -1 where larger is better."""
+
+    function: Callable[..., Any]
+    rows: RowSet
+    target: float
+    name: str
+    sign: float
+
+    measures = (
+        Measure(
+            "custom",
+            "Your own: function(predict, data) gives a number; data has inputs, labels and columns.",
+            'custom("measures:overconfidence") <= 0.01',
+            "your own",
+            ("<=", ">="),
+            (Argument("function", "python", "the function"), *ROWS),
+            _make_own,
+            way="- ",
+            makes="CallableProperty",
+        ),
+    )
+
+    def value(self, predict: Any) -> torch.Tensor:
+        """What the function returns."""
+        found = torch.as_tensor(self.function(predict, self.rows))
+        return self.sign * (found if found.is_floating_point() else found.double())

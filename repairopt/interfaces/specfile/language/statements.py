@@ -18,28 +18,13 @@ from repairopt.specify import REQUIRED, Argument, Measure
 from .measures import BY_NAME, KINDS, load_measures
 from .syntax import Sentence, Value, read_sentence
 
-FORMS = {
-    "column": ("name", "text"),
-    "label": ("name", "text", "number"),
-    "labels": ("list",),
-    "number": ("number",),
-    "count": ("number",),
-    "choice": ("name", "text"),
-    "data": ("name", "text"),
-    "filter": ("filter",),
-    "values": ("list",),
-    "output": ("name", "text", "number", "list"),
-    "python": ("text",),
-    "file": ("text",),
-}
-
 
 @dataclass(frozen=True)
 class Statement:
     """A goal, a bound, or a measure to watch.
 
     Attributes:
-        text: As written, in one line.
+        text: Text as written, in one line.
         name: The measure with its arguments: what reports call it.
         measure: Its entry in the table.
         arguments: All of them, defaults filled in.
@@ -111,69 +96,63 @@ def _measure(sentence: Sentence) -> Measure:
 
 def _arguments(sentence: Sentence, measure: Measure) -> tuple[dict[str, Any], dict[str, int]]:
     known = {argument.name: argument for argument in measure.arguments}
-    given: dict[str, Value] = {}
+    takes = f"{measure.name} takes {', '.join(one.describe() for one in measure.arguments) or 'no arguments'}"
     if len(sentence.positional) > len(known):
-        extra = sentence.positional[len(known)]
-        raise LanguageError(sentence.text, extra.position, f"{measure.name} takes {_signature(measure)}")
-    for argument, value in zip(measure.arguments, sentence.positional, strict=False):
-        given[argument.name] = value
+        raise LanguageError(sentence.text, sentence.positional[len(known)].position, takes)
+    given: dict[str, Value] = dict(zip(known, sentence.positional, strict=False))
     for name, value in sentence.named.items():
         place = sentence.places[name]
         if name not in known:
             hint = did_you_mean(name, list(known)) if known else "it takes none"
             raise LanguageError(sentence.text, place, f"{measure.name} has no argument '{name}'; {hint}")
         if name in given:
-            raise LanguageError(
-                sentence.text, place, f"'{name}' is given twice; {measure.name} takes {_signature(measure)}"
-            )
+            raise LanguageError(sentence.text, place, f"'{name}' is given twice; {takes}")
         given[name] = value
     found: dict[str, Any] = {}
     for argument in measure.arguments:
         if argument.name in given:
             found[argument.name] = _checked(sentence, argument, given[argument.name])
         elif argument.default is REQUIRED:
-            reason = f"{measure.name} needs '{argument.name}', {KINDS[argument.kind]}: {argument.meaning}"
+            reason = f"{measure.name} needs '{argument.name}', {KINDS[argument.kind][0]}: {argument.meaning}"
             raise LanguageError(sentence.text, sentence.start, f"{reason}. Example: {measure.example}")
         else:
             found[argument.name] = argument.default
     return found, {"": sentence.start} | {name: value.position for name, value in given.items()}
 
 
-def _signature(measure: Measure) -> str:
-    return ", ".join(argument.describe() for argument in measure.arguments) or "no arguments"
-
-
 def _checked(sentence: Sentence, argument: Argument, value: Value) -> Any:
     if value.form == "name" and value.value == "None" and argument.default is None:
         return None
-    if value.form not in FORMS[argument.kind]:
-        raise LanguageError(
-            sentence.text, value.position, f"'{argument.name}' is {KINDS[argument.kind]}: {argument.meaning}"
-        )
-    if argument.choices and value.value not in argument.choices:
+    reason = ""
+    if value.form not in KINDS[argument.kind][1]:
+        reason = f"'{argument.name}' is {KINDS[argument.kind][0]}: {argument.meaning}"
+    elif argument.choices and value.value not in argument.choices:
         reason = f"'{argument.name}' is one of {', '.join(argument.choices)}; got {value.value!r}"
+    elif argument.kind == "count" and (not isinstance(value.value, int) or value.value < 1):
+        reason = f"'{argument.name}' is a whole number, 1 or more"
+    elif argument.kind == "python" and len(value.value.split(":")) != 2:
+        reason = 'expected Python code as "package.module:function"'
+    if reason:
         raise LanguageError(sentence.text, value.position, reason)
-    if argument.kind == "count" and (not isinstance(value.value, int) or value.value < 1):
-        raise LanguageError(sentence.text, value.position, f"'{argument.name}' is a whole number, 1 or more")
-    if argument.kind == "python" and len(value.value.split(":")) != 2:
-        raise LanguageError(sentence.text, value.position, 'expected Python code as "package.module:function"')
     return value.value
 
 
 def _check_bounds(sentence: Sentence, measure: Measure) -> None:
     for relation, number, place in sentence.bounds:
+        reason = ""
         if not measure.relations:
-            raise LanguageError(sentence.text, place, f"{measure.name} stands alone; leave the comparison out")
-        if relation not in measure.relations:
-            words = f"{measure.name} is bounded {measure.direction}; write {measure.example}"
-            raise LanguageError(sentence.text, place, words)
-        if relation == "==" and number != 0:
-            raise LanguageError(sentence.text, place, "== is for 0 alone; write <= for a larger number")
-        if measure.unit.startswith("share, 0 to 1") and not 0 <= number <= 1:
-            raise LanguageError(sentence.text, place, f"{measure.name} is a share; expected 0 to 1, 0.05 for 5 %")
-        if measure.unit == "rows" and (number < 0 or number != int(number)):
-            raise LanguageError(sentence.text, place, f"{measure.name} counts rows; expected a whole number from 0")
-        if measure.way == "1 / " and number <= 0:
-            raise LanguageError(sentence.text, place, "a radius is above 0")
+            reason = f"{measure.name} stands alone; leave the comparison out"
+        elif relation not in measure.relations:
+            reason = f"{measure.name} is bounded {measure.direction}; write {measure.example}"
+        elif relation == "==" and number != 0:
+            reason = "== is for 0 alone; write <= for a larger number"
+        elif measure.unit.startswith("share, 0 to 1") and not 0 <= number <= 1:
+            reason = f"{measure.name} is a share; expected 0 to 1, 0.05 for 5 %"
+        elif measure.unit == "rows" and (number < 0 or number != int(number)):
+            reason = f"{measure.name} counts rows; expected a whole number from 0"
+        elif measure.way == "1 / " and number <= 0:
+            reason = "a radius is above 0"
+        if reason:
+            raise LanguageError(sentence.text, place, reason)
     if len(sentence.bounds) == 2 and not measure.both:
         raise LanguageError(sentence.text, sentence.bounds[1][2], f"{measure.name} is bounded on one side only")

@@ -1,8 +1,4 @@
-"""From text to a sentence: a measure with its arguments, compared with numbers. Python's own parser does the reading.
-
-The language is a part of Python's expressions: calls, names, quoted texts, numbers, lists, comparisons. Nothing is
-evaluated. Each part remembers where it stands, so that an error can point at the character.
-"""
+"""From text to a sentence, by Python's own parser; nothing is evaluated, and errors point at the character."""
 
 from __future__ import annotations
 
@@ -17,24 +13,13 @@ from repairopt.errors import LanguageError
 LONGEST = 2000
 FORM = 'expected a measure compared with a number, such as recall(">50K") >= 0.55'
 RELATIONS: dict[type[ast.cmpop], str] = {ast.LtE: "<=", ast.GtE: ">=", ast.Eq: "=="}
-FILTERS: dict[type[ast.cmpop], str] = {
-    ast.Lt: "<",
-    ast.LtE: "<=",
-    ast.Gt: ">",
-    ast.GtE: ">=",
-    ast.Eq: "==",
-    ast.NotEq: "!=",
-    ast.In: "in",
-}
+FILTERS: dict[type[ast.cmpop], str] = {**RELATIONS, ast.Lt: "<", ast.Gt: ">", ast.NotEq: "!=", ast.In: "in"}
 MIRRORED = {"<=": ">=", ">=": "<=", "==": "=="}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison of a column: ``age >= 60``, by ``<``, ``<=``, ``>``, ``>=``, ``==``, ``!=`` or ``in``.
-
-    The value is a number, a text, or a list of these for ``in``; ``position`` is that of the column in the text.
-    """
+    """One comparison of a column: ``age >= 60``; the value is a number, a text, or a list of these for ``in``."""
 
     column: str
     relation: str
@@ -44,10 +29,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Value:
-    """One argument, a number, a text, a list, or a tuple of conditions, and where it stands.
-
-    ``form`` is ``"name"``, ``"text"``, ``"number"``, ``"list"`` or ``"filter"``.
-    """
+    """One argument and where it stands; ``form`` is "name", "text", "number", "list" or "filter"."""
 
     value: Any
     form: str
@@ -56,9 +38,8 @@ class Value:
 
 @dataclass(frozen=True)
 class Sentence:
-    """What was written, in one line, and where its parts stand.
+    """What was written and where its parts stand; ``call`` is the text of the measure with its arguments.
 
-    ``places`` has the position of the name of each named argument, ``call`` the text of the measure with its arguments;
     ``bounds`` are ``(relation, number, position)`` as seen from the measure: ``<=``, ``>=`` or ``==``.
     """
 
@@ -73,10 +54,7 @@ class Sentence:
 
 
 def read_sentence(text: str) -> Sentence:
-    """Read one goal or bound, such as ``flips(guard) == 0``; line breaks count as blanks.
-
-    Whether the measure exists is not looked at. A LanguageError points at the character that does not fit.
-    """
+    """Read one goal or bound, such as ``flips(guard) == 0``; whether the measure exists is not looked at."""
     reader = _Reader(" ".join(str(text).split()))
     return reader.sentence(reader.parse())
 
@@ -134,14 +112,12 @@ class _Reader:
             and around.count("=") == 1
         )
 
-    # ---------------------------------------------------------------- the sentence
-
     def sentence(self, node: ast.expr) -> Sentence:
         if not isinstance(node, ast.Compare):
             return self._around(node, ())
         sides = [node.left, *node.comparators]
         relations = [self._relation(op, sides[i], sides[i + 1]) for i, op in enumerate(node.ops)]
-        measures = [i for i, side in enumerate(sides) if self._is_measure(side)]
+        measures = [i for i, side in enumerate(sides) if isinstance(side, ast.Call | ast.Name)]
         if len(measures) != 1:
             place = self.at(sides[measures[1]] if measures else sides[0])
             self.fail(place, f"one measure is compared with numbers; {FORM}")
@@ -164,9 +140,6 @@ class _Reader:
     def _end(self, node: ast.expr) -> int:
         return len(self.text.encode()[: node.end_col_offset].decode(errors="ignore"))
 
-    def _is_measure(self, node: ast.expr) -> bool:
-        return isinstance(node, ast.Call | ast.Name)
-
     def _around(self, node: ast.expr, bounds: tuple[tuple[str, float, int], ...]) -> Sentence:
         call = self.text[self.at(node) : self._end(node)]
         if isinstance(node, ast.Name):
@@ -182,8 +155,6 @@ class _Reader:
             named[keyword.arg], places[keyword.arg] = self.value(keyword.value), self.at(keyword)
         return Sentence(self.text, node.func.id, positional, named, places, call, self.at(node), bounds)
 
-    # ---------------------------------------------------------------- values
-
     def value(self, node: ast.expr) -> Value:
         place = self.at(node)
         if isinstance(node, ast.Name):
@@ -196,12 +167,11 @@ class _Reader:
             return Value(self.filter(node), "filter", place)
         if isinstance(node, ast.Constant | ast.UnaryOp):
             return Value(self._number(node), "number", place)
-        written = self.text[place : self._end(node)]
-        self.fail(
-            place,
-            f"{written!r} is no value; expected a name, a number, a [list], a condition such as age >= 60, or a text "
-            f"in quotes (names with other signs than letters, digits and _ need quotes)",
+        reason = (
+            f"{self.text[place : self._end(node)]!r} is no value; expected a name, a number, a [list], a condition "
+            f"such as age >= 60, or a text in quotes (names with other signs than letters, digits and _ need quotes)"
         )
+        self.fail(place, reason)
 
     def _number(self, node: ast.expr) -> float:
         sign, inner = 1, node
@@ -216,9 +186,8 @@ class _Reader:
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
             return tuple(condition for part in node.values for condition in self.filter(part))
         if not isinstance(node, ast.Compare):
-            self.fail(
-                self.at(node), 'expected a condition such as age >= 60 and sex == "Female"; only "and" joins them'
-            )
+            reason = 'expected a condition such as age >= 60 and sex == "Female"; only "and" joins them'
+            self.fail(self.at(node), reason)
         sides = [node.left, *node.comparators]
         return tuple(self._condition(sides[i], op, sides[i + 1]) for i, op in enumerate(node.ops))
 
