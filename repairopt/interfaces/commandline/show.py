@@ -52,10 +52,12 @@ def solve_text(result: results.SolveResult) -> str:
     for note in result.notes:
         lines += textwrap.wrap(note, WIDTH, initial_indent="! ", subsequent_indent="  ")
     lines += ["", claim_table(result.claims), ""]
-    lines.append(
-        f"{weights.changed} of {weights.chosen} chosen weights changed, the largest by {weights.largest_change:.4g}; "
-        f"{result.method}; {result.seconds:.1f} s"
+    change = (
+        f"{weights.changed} of {weights.chosen} chosen weights changed, the largest by {weights.largest_change:.4g}"
     )
+    if not weights.chosen:
+        change = f"no weight changed; {weights.changed} numbers were added around the network"
+    lines.append(f"{change}; {result.method}; {result.seconds:.1f} s")
     lines += [f"wrote {path}" for path in result.files.values()]
     lines.append(f"Verify it from the files alone: repairopt verify {result.spec} --patch {result.files['patch']}")
     return "\n".join(lines)
