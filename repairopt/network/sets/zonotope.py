@@ -70,6 +70,7 @@ def certified_radius(
     bisection ends; other arguments as for :func:`certified_margin`.
 
     Example:
+        >>> import torch
         >>> network = nn.Linear(2, 2, bias=False)
         >>> network.load_state_dict({"weight": torch.eye(2)})
         <All keys matched successfully>
