@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
-from repairopt.methods.method import Method
+from repairopt.methods.method import Method, uses
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, SurrogateModel, TrustRegion, check_settings
 from repairopt.methods.task import NO_INFLUENCE, Task
@@ -64,8 +64,8 @@ class Choosing(SurrogateModel, ABC):
         max_rounds: Mixed-integer programs at most.
         gap_tol: Relative gap at which a program counts as solved.
         seconds: Time limit for each program; the best point then goes on, with its gap in the report.
-        solver: Back end for the mixed-integer programs by name or instance; None chooses one. The ``solver`` of
-            ``solve_repair`` is for continuous programs.
+        solver: Back end for the mixed-integer programs by name or instance; None chooses one. The settings'
+            ``solver`` is for continuous programs.
     """
 
     selection: Strictest = Strictest()
@@ -74,6 +74,11 @@ class Choosing(SurrogateModel, ABC):
     gap_tol: float = 0.01
     seconds: float = 60.0
     solver: str | Solver | None = None
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """What it makes use of: its programs are mixed-integer, for the back end that is named above."""
+        return frozenset({"weights"})
 
     def __post_init__(self) -> None:
         check_settings(self, NUMBERS)
@@ -157,6 +162,11 @@ class FewWeights(Choosing):
     count: int = 8
     groups: str = "weights"
     then: Method | None = None
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """With a method that goes on, what that one uses."""
+        return super().uses if self.then is None else super().uses | uses(self.then)
 
     def __post_init__(self) -> None:
         super().__post_init__()
