@@ -36,7 +36,7 @@ def test_the_cost_is_that_of_the_quadratic_program(seed, flat):
         jac=lambda d: curvature @ d,
         method="SLSQP",
         constraints=LinearConstraint(slopes, -np.inf, -model.needs),
-        options={"ftol": 1e-14, "maxiter": 500},
+        options={"ftol": 1e-10, "maxiter": 500},
     )
     assert known.success
     assert model.cost(chosen) == pytest.approx(known.fun, rel=1e-5, abs=1e-9)
