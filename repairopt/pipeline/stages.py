@@ -97,7 +97,11 @@ def solve_repair(
 
 
 def _check_options(method: Method, weights: Any, settings: Settings) -> None:
-    """Refuse what the method would ignore."""
+    """Refuse what the method would ignore, and settings of another kind."""
+    if not isinstance(settings, Settings):
+        raise SpecificationError(
+            f"settings: got a {type(settings).__name__}; expected repairopt.Settings, as in settings=Settings(seed=1)."
+        )
     given = {name: getattr(settings, name, None) != getattr(DEFAULTS, name, None) for name in OPTIONAL}
     given["weights"] = not (isinstance(weights, str) and weights == "auto")
     if any(given[name] and name not in uses(method) for name in OPTIONAL):

@@ -59,3 +59,9 @@ def test_a_keyword_that_the_method_would_ignore_is_refused():
         solve_repair(toy.model, toy.gap(), [toy.keep()], convexify="shift")
     with pytest.raises(TypeError, match="unexpected keyword argument 'wieghts'"):
         solve_repair(toy.model, toy.gap(), [toy.keep()], wieghts="last")
+
+
+def test_settings_of_another_kind_are_refused():
+    toy = task(count=200)
+    with pytest.raises(SpecificationError, match=r"settings: got a dict; expected repairopt\.Settings"):
+        solve_repair(toy.model, toy.gap(), [toy.keep()], settings={"seed": 1})
