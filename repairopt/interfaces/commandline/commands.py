@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,13 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         from repairopt.errors import RepairError
 
-        if not isinstance(error, RepairError):
-            raise
-        emit_error(type(error).__name__, str(error), as_json)
+        if isinstance(error, RepairError):
+            emit_error(type(error).__name__, str(error), as_json)
+        if isinstance(error, OSError):
+            emit_error(type(error).__name__, f"{error.filename or 'a file'}: {error.strerror or error}.", as_json)
+        traceback.print_exc()
+        what = f"this is a fault of repairopt, with the traceback above: {type(error).__name__}: {error}"
+        emit_error("InternalError", f"{what}. Please report it.", as_json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
     from repairopt.interfaces.commandline.runs import results
 
 WIDTH = 100
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def emit(result: results.Result, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a result, as JSON or by ``text``, and end the process with its exit code."""
-    click.echo(result.model_dump_json(indent=1) if as_json else text(result))
+    click.echo(visible(result.model_dump_json(indent=1) if as_json else text(result)))
     raise SystemExit(result.exit_code)
 
 
@@ -28,8 +30,14 @@ def emit_error(name: str, message: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"format": 1, "exit_code": 2, "command": "error", "error": name, "message": message}))
     else:
-        click.echo(f"repairopt: {message}", err=True)
+        click.echo(visible(f"repairopt: {message}"), err=True)
     raise SystemExit(2)
+
+
+def visible(text: str) -> str:
+    """The text with control and direction characters written out: names in a file may not steer the terminal."""
+    hidden = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI}
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in hidden})
 
 
 def check_text(result: results.CheckResult) -> str:

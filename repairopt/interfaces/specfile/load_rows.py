@@ -13,6 +13,7 @@ from repairopt.errors import LanguageError, SpecFileError, SpecificationError, r
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.language.syntax import read_filter
+from repairopt.patches import check_archive, read_arrays
 
 from .reader import SpecFile
 
@@ -161,12 +162,12 @@ def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
         if ending == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
+            return read_arrays(path)
         if ending not in TABLES:
             raise file.fail(where, f"'{path}': unknown kind of file '{ending}'; expected .npz, {', '.join(TABLES)}")
         import pandas
 
+        check_archive(path)
         if ending == ".parquet":
             require_extra("tables", f"reading '{path.name}'", "pyarrow")
             table = pandas.read_parquet(path)
