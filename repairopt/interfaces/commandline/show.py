@@ -85,6 +85,27 @@ def verify_text(result: results.VerifyResult) -> str:
     return "\n".join([*lines, f"{sound} {met}"])
 
 
+def doctor_text(result: results.DoctorResult) -> str:
+    """What works, and what trial repairs cost."""
+    lines = [result.model, f"Examined on {result.basis}.", ""]
+    for line in result.findings:
+        mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
+        lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
+    if result.trials:
+        head = (
+            f"{'weights':12}{'number':>12}  {'trial':>9}  {f'{result.rows:,} rows':>14}  {'derivatives':>12}  verdict"
+        )
+        lines += ["", "A trial repair, and what is expected for all rows (processor time, memory):", head]
+    for one in result.trials:
+        cost = f"{one.seconds:7.1f} s  {_seconds(one.expected_seconds):>12} s  {one.expected_bytes / 2**20:8.1f} MiB"
+        lines.append(f"{one.weights:12}{one.count:12,}  {cost}  {one.verdict}")
+    return "\n".join([*lines, "", "It can be repaired." if result.usable else "It cannot be repaired as it is."])
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
 def patch_text(result: results.PatchResult) -> str:
     """The patch as its own text."""
     from repairopt.patches import load_patch
