@@ -274,7 +274,7 @@ class GroupGap(RateGap):
         out = {f"favorable rate, {group}": float(r) for group, r in zip(self.samples.names, rates, strict=True)}
         variance = rates * (1 - rates) / self.samples.counts.to(rates.device)
         out["standard error"] = float(variance.topk(2).values.sum().sqrt())
-        return out
+        return out | self.samples.details()
 
     def on(self, inputs: Any, labels: Any = None) -> GroupGap:
         """The same gap on other data; ``labels`` are not used."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_labelled, is_frame
+from repairopt.network import Predict, check_beside, check_labelled, is_frame
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
 from .gaps import SCORES, GroupGap, RateGap
@@ -147,6 +147,7 @@ class OddsGap(RateGap):
             The property; compares within all labels that occur unless ``given`` says which.
         """
         features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
+        check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
         x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
         samples = observed_groups(name, inputs if is_frame(inputs) else x, column, values, sensitive_features=features)
         known = samples.rows if samples.rows is not None else torch.arange(len(y))
@@ -170,7 +171,7 @@ class OddsGap(RateGap):
             f"favorable rate, {group}, label {label}": float(rates[i, a])
             for i, label in enumerate(self.given)
             for a, group in enumerate(self.samples.names)
-        }
+        } | self.samples.details()
 
     def on(self, inputs: Any, labels: Any) -> OddsGap:
         """The same gap on other rows."""
