@@ -10,7 +10,18 @@ from typing import Any
 
 import click
 
-from .show import Bars, check_text, doctor_text, emit, emit_error, patch_text, solve_text, solvers_text, verify_text
+from .show import (
+    Bars,
+    check_text,
+    doctor_text,
+    emit,
+    emit_error,
+    init_text,
+    patch_text,
+    solve_text,
+    solvers_text,
+    verify_text,
+)
 
 CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
 FILE = click.Path(path_type=Path)
@@ -60,6 +71,27 @@ def demo(out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
     from repairopt.interfaces.commandline.runs.demo_run import run_demo
 
     emit(run_demo(out, overwrite=overwrite, progress=Bars(quiet=as_json or quiet)), as_json, solve_text)
+
+
+@cli.command(epilog=example("repairopt init model.onnx loans.csv --label decision --sensitive sex"))
+@click.argument("model")
+@click.argument("data", type=FILE)
+@click.option("--weights", type=FILE, help="File of weights, where MODEL is package.module:function.")
+@click.option("--label", help="Column of the true class; guessed where it is left out.")
+@click.option("--sensitive", multiple=True, help="Column that tells groups apart; may be given several times.")
+@click.option("--out", type=FILE, default="spec.yaml", show_default=True, help="File to write.")
+@overwrite_option
+@quiet_option
+@json_option
+def init(model: str, data: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write a first spec for MODEL and DATA, with comments on what was guessed; `check` runs on it at once.
+
+    MODEL is an .onnx file, package.module:function, or a file of weights of linear layers; DATA is CSV, Parquet or npz.
+    """
+    from repairopt.interfaces.commandline.runs.init_run import write_first_spec
+
+    found = write_first_spec(model, data, out, progress=Bars(quiet=as_json or quiet), **options)
+    emit(found, as_json, init_text)
 
 
 @cli.command(epilog=example("repairopt check spec.yaml --patch run/patch.safetensors"))

@@ -85,6 +85,15 @@ def verify_text(result: results.VerifyResult) -> str:
     return "\n".join([*lines, f"{sound} {met}"])
 
 
+def init_text(result: results.InitResult) -> str:
+    """What was guessed, and what to do next."""
+    lines = [f"wrote {result.out}", ""]
+    lines += [f"{what:20}{said}" for what, said in (("inputs", result.inputs), ("label", result.label))]
+    lines += [f"{'groups':20}{result.sensitive_features}", "", "Three goals to choose from, with what they are now:"]
+    lines += [f"  {one['measure']:56} {one['value']:.4g}" for one in result.candidates]
+    return "\n".join([*lines, "", f"Look at {result.out}, then: repairopt check {result.out}"])
+
+
 def doctor_text(result: results.DoctorResult) -> str:
     """What works, and what trial repairs cost."""
     lines = [result.model, f"Examined on {result.basis}.", ""]

@@ -88,6 +88,17 @@ class VerifyResult(Result):
     claims: list[ClaimRow]
 
 
+class InitResult(Result):
+    """Of ``repairopt init``."""
+
+    command: Literal["init"] = "init"
+    out: str
+    inputs: str = Field(description="how they were found")
+    label: str
+    sensitive_features: str
+    candidates: list[dict[str, Any]] = Field(description="measures that can be the goal, with their value now")
+
+
 class TrialLine(Strict):
     """A trial repair."""
 
