@@ -50,6 +50,7 @@ def cli(threads: int | None) -> None:
     \b
     Example:
       repairopt demo                           a network, its data and a spec to try, repaired
+      repairopt init model.onnx data.csv       a first spec for a model and its data
       repairopt check spec.yaml                what holds now
       repairopt solve spec.yaml --out run      the repair, as a patch with a report
       repairopt verify spec.yaml --patch run/patch.safetensors

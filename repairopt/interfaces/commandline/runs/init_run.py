@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repairopt.errors import ResultError
-from repairopt.interfaces.specfile.guess_spec import Guess, guess_spec, target
+from repairopt.interfaces.specfile.guesses import Guess, guess_spec, target
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import whole_file
 

@@ -196,6 +196,15 @@ class _Run:
             ),
         )
 
+    def _report(self, repair: Repair) -> str:
+        """Write the page; a fault in it is a note, for it may not cost the result."""
+        folder = self.folder.path
+        try:
+            return write_report(repair, folder / REPORT, self.spec.data.input_columns)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            return f"report.html could not be written ({what}); `repairopt report {folder}` tries again."
+
     def _write(self, repair: Repair, claims: list[ClaimRow], location: Any, log: AuditLog) -> SolveResult:
         folder, spec, report = self.folder.path, self.spec, repair.report
         kept = plain(claims)
@@ -205,7 +214,7 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
-        problem = write_report(repair, folder / REPORT, spec.data.input_columns) if self.options.report else ""
+        problem = self._report(repair) if self.options.report else ""
         if problem or not self.options.report:
             files.pop("report")
         if problem:
