@@ -61,6 +61,15 @@ class _BySample:
         own: Any = self
         return own.margins_of(predict(self.inputs)[samples], samples).flatten()
 
+    def _check_allowance(self) -> None:
+        own: Any = self
+        if not 0 <= own.tolerance <= 1:
+            raise SpecificationError(
+                f"constraint '{own.name}': tolerance {own.tolerance} is not a share of the samples, 0 to 1."
+            )
+        if own.weight is not None and not own.weight > 0:
+            raise SpecificationError(f"constraint '{own.name}': weight {own.weight} must be above 0, or None for hard.")
+
 
 @dataclass(frozen=True, eq=False)
 class _Labels(_BySample, LabelLeads):
@@ -78,16 +87,9 @@ class _Labels(_BySample, LabelLeads):
         x, y = check_labelled(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
-        if not 0 <= self.tolerance <= 1:
-            raise SpecificationError(
-                f"constraint '{self.name}': tolerance {self.tolerance} is not a share of the samples, 0 to 1."
-            )
+        self._check_allowance()
         if not abs(self.margin) < float("inf"):
             raise SpecificationError(f"constraint '{self.name}': margin {self.margin} is not a finite number.")
-        if self.weight is not None and not self.weight > 0:
-            raise SpecificationError(
-                f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
-            )
 
     def on(self, inputs: Any, labels: Any) -> Any:
         return replace(self, inputs=inputs, labels=labels, samples=None)
@@ -262,6 +264,7 @@ class KeepOutputs(_BySample):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        self._check_allowance()
         if not self.distance >= 0:
             raise SpecificationError(f"constraint '{self.name}': distance {self.distance} must not be negative.")
 
@@ -322,6 +325,7 @@ class OutputBounds(_BySample):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        self._check_allowance()
         matrix, bound = torch.as_tensor(self.matrix), torch.as_tensor(self.bound)
         if matrix.ndim != 2 or bound.shape != matrix.shape[:1]:
             raise SpecificationError(

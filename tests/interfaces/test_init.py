@@ -135,7 +135,10 @@ def test_bytes_of_images_are_scaled_and_shaped(tmp_path, capsys):
         (lambda f: [f / "weights.safetensors", f / "none.csv"], "there is no such file"),
         (lambda f: [f / "weights.safetensors", f / "rows.csv", "--label", "x"], "there is no such column"),
         (lambda f: [f / "weights.safetensors", f / "rows.csv", "--sensitive", "x"], "there is no such column"),
-        (lambda f: [f / "weights.safetensors", f / "rows.csv", "--label", "merit"], "no way to read it fits the network"),
+        (
+            lambda f: [f / "weights.safetensors", f / "rows.csv", "--label", "merit"],
+            "no way to read it fits",
+        ),
         (lambda f: [f / "five.safetensors", f / "rows.csv"], "which reads 5 inputs"),
         (lambda f: [f / "weights.safetensors", f / "spec.yaml"], "unknown kind of file"),
         (lambda f: [f / "weights.safetensors", f / "rows.csv", "--out", f / "rows.csv"], "exists. Use --overwrite"),

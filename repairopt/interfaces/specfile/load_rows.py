@@ -96,7 +96,7 @@ def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[A
 
 def _plain(value: Any) -> str:
     """Numbers and texts that mean the same category look the same: 1, 1.0 and "1"."""
-    if isinstance(value, int | float | np.number) and float(value).is_integer():
+    if isinstance(value, float | np.number) and float(value).is_integer():
         return str(int(value))
     return str(value).strip()
 

@@ -213,6 +213,8 @@ class Spec(Strict):
             raise ValueError(f"data: needs a set 'repair'; got {', '.join(self.data) or 'none'}")
         if (self.inputs is None) == (self.array is None):
             raise ValueError("expected either inputs (columns of a table) or array (of an npz file)")
+        if self.inputs is not None and not self.inputs:
+            raise ValueError("inputs: expected at least one column")
         if self.goal is None and not self.bounds:
             raise ValueError("expected a goal, bounds, or both")
         for name in ("held_out", "guard"):
