@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, require_extra
+from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.network import Engine
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
@@ -68,6 +68,7 @@ class Classifier:
         self.options = options
         self.random_state = random_state
 
+    @public
     def fit(self, X: Any, y: Any, sensitive_features: Any = None) -> Any:  # noqa: N803
         """Train the model if there is something to train, and repair it.
 
@@ -105,6 +106,7 @@ class Classifier:
         self.repair_, self.model_ = found, found.model
         return self
 
+    @public
     def predict_proba(self, X: Any) -> Array:  # noqa: N803
         """Probabilities ``(N, k)`` of the classes, in the order of ``classes_``."""
         from sklearn.utils.validation import check_is_fitted, validate_data

@@ -18,6 +18,7 @@ from .linear_layers import ChangedLayer, changed_layers
 from .model_checks import accepts, check_model, check_outputs, check_positions, shadow, telling_rows
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
+from .usable import usable
 
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
 
@@ -145,7 +146,7 @@ class ChangedNetwork:
         return self._split.floats if self._split else max(64, inputs[0].numel() * 32)
 
     def _convert(self, inputs: Tensor) -> Tensor:
-        inputs = inputs.detach().to(self.device)
+        inputs = usable(inputs).detach().to(self.device)
         if inputs.is_floating_point() or not self._takes_integers:
             inputs = inputs.to(self.dtype)
         return inputs
@@ -159,7 +160,7 @@ class ChangedNetwork:
         """Once: check that the network is usable and split it."""
         if self._replaceable is not None:
             return
-        few = inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]].detach()
+        few = usable(inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]]).detach()
         self._takes_integers = not few.is_floating_point() and accepts(self.caller, few.to(self.device))
         few = self._convert(few)
         self.classes = check_outputs(self.caller, few, inputs)

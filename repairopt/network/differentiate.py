@@ -21,6 +21,7 @@ from repairopt.errors import ProgramError, SpecificationError
 from .engine import Engine, Predict, Predictor
 from .linear_tape import LinearTape
 from .remembered import identity
+from .tracing import ONE_AT_A_TIME
 
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
@@ -173,7 +174,7 @@ def _rows_from_tapes(
 
 def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
     try:
-        with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level():
+        with torch.no_grad(), ONE_AT_A_TIME, warnings.catch_warnings(), forward_ad.dual_level():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
             output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
             found = forward_ad.unpack_dual(output).tangent

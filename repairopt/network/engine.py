@@ -20,6 +20,7 @@ from .changed_network import ChangedNetwork, ForwardFunction
 from .linear_tape import LinearTape
 from .remembered import ByTensor, LastPoints, identity
 from .still_rows import StillRows, columns_read, moved_rows
+from .tracing import ONE_AT_A_TIME
 
 Predict = Callable[[Tensor], Tensor]
 POINTS = 3  # weight changes whose outputs and passes are kept
@@ -73,7 +74,7 @@ def batched(function: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tenso
     """A scalar function at each row of its arguments, in float64; by ``vmap`` where that can, else one by one."""
     if len(rows[0]) > 1:
         # The function may read numbers out of tensors; vmap's fallback, of which it warns, is slower than a loop.
-        with suppress(RuntimeError, ValueError, TypeError, UserWarning), warnings.catch_warnings():
+        with suppress(RuntimeError, ValueError, TypeError, UserWarning), ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             return vmap(function, chunk_size=chunk)(*rows).to(torch.float64)
     return torch.stack([function(*row).to(torch.float64).reshape(()) for row in zip(*rows, strict=True)])

@@ -50,7 +50,9 @@ class LinearTape:
                 self._run(part, copied=False)
             except RuntimeError:  # such as an operation in place on a leaf of the graph
                 written = True
-            written = written or any(z._version for z in self.behind) or self._versions != [x._version for x in self.inputs]
+            written = (
+                written or any(z._version for z in self.behind) or self._versions != [x._version for x in self.inputs]
+            )
         if written:
             self._run(part, copied=True)
             network.writes_into_outputs = True

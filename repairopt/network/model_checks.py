@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError, RepairError
 
+from .usable import usable
+
 SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
 
@@ -32,15 +34,6 @@ def shadow(model: nn.Module) -> nn.Module:
             f"model {type(model).__name__}: its modules cannot be copied ({type(error).__name__}: {error}). Remove "
             f"attributes that cannot be copied (open files, locks, tensors with a gradient history)."
         ) from error
-
-
-def usable(tensor: Any) -> Any:
-    """The tensor or parameter itself, or an equal one where it was made in inference mode: these have no derivatives."""
-    if not tensor.is_inference():
-        return tensor
-    with torch.inference_mode(False):
-        found = tensor.detach().clone()
-    return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
 
 def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
@@ -134,16 +127,17 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
 
 def _left_alone(caller: nn.Module, few: Tensor) -> Any:
     """What a network returns; a ModelError where it writes into its parameters, which are the user's, and put back."""
-    kept = {name: parameter.detach().clone() for name, parameter in caller.model.named_parameters()}
+    own = dict(caller.named_parameters())
+    kept = {name: parameter.detach().clone() for name, parameter in own.items()}
     try:
         return caller(few.clone())
     finally:
-        own = dict(caller.model.named_parameters())
         written = [name for name, before in kept.items() if not torch.equal(own[name].detach(), before)]
         for name in written:
             own[name].data.copy_(kept[name])
         if written:
+            name = written[0].removeprefix("model.")
             raise ModelError(
-                f"model {type(caller.model).__name__}: its forward writes into its parameter '{written[0]}', so there "
-                f"is no one network to repair. Write into a copy in forward, or limit the parameter after training."
+                f"model {type(caller.model).__name__}: its forward writes into its parameter '{name}', so there is no "
+                f"one network to repair. Write into a copy in forward, or limit the parameter after training."
             )

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from repairopt.errors import RepairFailedError, SpecificationError
+from repairopt.errors import RepairFailedError, SpecificationError, public
 from repairopt.localize import Location
 from repairopt.patches import whole_file
 from repairopt.program import Conflict, Program, Source, Status, explain_conflict
@@ -137,6 +137,7 @@ class Report:
     subjects: ReportSources | None = field(default=None, repr=False)
 
     @cached_property
+    @public
     def evidence(self) -> Evidence:
         """What the pictures show; the first call runs both networks over the data of goal and constraints."""
         if self.subjects is None:
@@ -213,6 +214,7 @@ class Report:
         """What a patch says of the repair: fields of :class:`repairopt.patches.PatchInfo`."""
         return patch_info(self)
 
+    @public
     def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors
+from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors, usable
 
 from .contracts import (
     ChangeConstraint,
@@ -161,6 +161,7 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
     A goal may be a whole specification, and has its own constraints then; held-out data are a pair ``(inputs,
     labels)``, a dataset or loader of pairs, or properties and constraints.
     """
+    goal, constraints, held_out = usable((goal, constraints, held_out))
     whole = isinstance(goal, Specification)
     if whole and (constraints or (goal.held_out and held_out)):
         raise SpecificationError("constraints, held_out: the specification that was passed as the goal has its own.")

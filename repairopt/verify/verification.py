@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt import specify
+from repairopt.errors import public
 from repairopt.network import Engine, ForwardFunction, Remembering, identity
 
 from .judge import is_constant
@@ -111,6 +112,7 @@ def both_networks(
     return Remembering(Engine(original, **options)), Remembering(Engine(repaired, **options))
 
 
+@public
 def verify(
     original: nn.Module,
     repaired: nn.Module,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError
+from repairopt.errors import ModelError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.specify import Constraint, Statistical, anchor, labels_of, sample_count, tolerance_of
 
@@ -58,6 +58,7 @@ class PlainNetwork:
         return outputs
 
 
+@public
 def measure_claims(
     spec: OpenSpec, model: nn.Module | None = None, *, location: Mapping[str, list[int]] | None = None
 ) -> list[ClaimRow]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import LanguageError, RepairError, SpecFileError
+from repairopt.errors import LanguageError, RepairError, SpecFileError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_statement
 from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.row_sets import Data
@@ -116,6 +116,7 @@ class OpenSpec:
         return found
 
 
+@public
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     """Load the network and the rows of a spec, by path, as read, or as a dict, and bind goal and bounds to them."""
     if isinstance(source, Mapping):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, stack, where
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_inputs
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
 from repairopt.specify.measures import GROUPS, Given, Measure
@@ -191,6 +191,7 @@ class GroupGap(RateGap):
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
 
     @classmethod
+    @public
     def sampled(cls, inputs: Any, column: int | str, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
         """Gap on inputs made from ``inputs`` by setting one column to each group's value.
 
@@ -206,6 +207,7 @@ class GroupGap(RateGap):
         return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
 
     @classmethod
+    @public
     def observed(cls, inputs: Any, column: int | str | None = None, values: Any = None, **options: Any) -> GroupGap:
         """Gap on real rows, each in the group that its own data say.
 
@@ -220,6 +222,7 @@ class GroupGap(RateGap):
         return cls(observed_groups(name, inputs, column, values, sensitive_features=features), **options)
 
     @classmethod
+    @public
     def given(cls, groups: Sequence[Any], **options: Any) -> GroupGap:
         """Gap on one array of inputs for each group.
 
