@@ -172,7 +172,7 @@ def _as_foreign(entry: str, error: Exception) -> ForeignError:
     theirs = [f for f in frames[1:] if own not in Path(f.filename).parents and library not in f.filename]
     where = (theirs or frames)[-1]
     kind, place = type(error), f"{where.filename}, line {where.lineno}, in {where.name}"
-    text = str(error).strip().split("\n")[0] or "no message"
+    text = str(error).strip() or "no message"
     text = f"{entry}: {kind.__name__}: {text} ({place}). " + (
         "It came out of code that was passed in; the chained traceback says where."
         if theirs

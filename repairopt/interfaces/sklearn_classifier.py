@@ -104,6 +104,7 @@ class Classifier:
         options: dict[str, Any] = {"settings": Settings(seed=self.random_state), **(self.options or {})}
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
+        self._forward = None if found.report.subjects is None else found.report.subjects.forward_fn
         return self
 
     @public
@@ -113,7 +114,7 @@ class Classifier:
 
         check_is_fitted(self, "model_")
         rows = torch.as_tensor(np.asarray(validate_data(self, X, dtype="numeric", reset=False), dtype=np.float32))
-        outputs = Engine(self.model_).predict()(rows)
+        outputs = Engine(self.model_, forward_fn=self._forward).predict()(rows)
         return torch.softmax(outputs.double(), dim=1).cpu().numpy()
 
     def predict(self, X: Any) -> Array:  # noqa: N803

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inference_tensors import usable
 from .linear_layers import ChangedLayer, changed_layers
 from .model_checks import accepts, check_model, check_outputs, check_positions, shadow, telling_rows
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
-from .usable import usable
 
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
 

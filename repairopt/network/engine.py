@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .changed_network import ChangedNetwork, ForwardFunction
+from .classifier import meaning_of
 from .linear_tape import LinearTape
 from .remembered import ByTensor, LastPoints, identity
 from .still_rows import StillRows, columns_read, moved_rows
@@ -43,6 +44,11 @@ class Predictor:
         if not self._frozen:
             return self._engine.outputs(inputs, self._delta)
         return self._engine.known_outputs(inputs, self._delta)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the outputs are numbers, and no scores of classes."""
+        return self._engine.classes == 1 or meaning_of(self._engine.forward_fn) == "regression"
 
     @property
     def network(self) -> nn.Module:

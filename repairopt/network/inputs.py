@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from repairopt.errors import SpecificationError, public
 
-from .usable import usable
+from .inference_tensors import usable
 
 BATCH = 256  # samples of a dataset that are read at a time
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError, RepairError
 
-from .usable import usable
+from .inference_tensors import usable
 
 SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
@@ -100,14 +100,10 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{what}: cannot run on inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {error}). "
-                f"Check the shape of the data, or pass forward_fn=lambda model, x: ..."
+                f"Check the shape of the data, or pass Classifier(model, lambda model, x: ...)."
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(
-                f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). "
-                f"Pass forward_fn=lambda model, x: ... that returns them."
-            )
+            raise ModelError(f"{what}: its call returned {_described(output)} for 5 inputs; expected logits (5, k).")
         if not bool(torch.isfinite(output).all()):
             raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
         again = caller(few.clone())
@@ -141,3 +137,18 @@ def _left_alone(caller: nn.Module, few: Tensor) -> Any:
                 f"model {type(caller.model).__name__}: its forward writes into its parameter '{name}', so there is no "
                 f"one network to repair. Write into a copy in forward, or limit the parameter after training."
             )
+
+
+def _described(output: Any) -> str:
+    """What a call returned instead of logits, and how they are had from it."""
+    if isinstance(output, Tensor):
+        one = output.ndim == 1 and len(output) == 5
+        way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"
+        return f"shape {tuple(output.shape)} (Classifier(model, {way} says how it is read)"
+    parts: Any = (
+        output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
+    )
+    tensors = {key: tuple(part.shape) for key, part in parts if isinstance(part, Tensor)}
+    key = "logits" if "logits" in tensors else next((k for k, shape in tensors.items() if len(shape) == 2), "...")
+    found = f"a {type(output).__name__}" + (f" of {tensors}" if tensors else "")
+    return f"{found} (choose with Classifier(model, lambda model, x: model(x)[{key!r}]))"

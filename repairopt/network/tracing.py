@@ -45,7 +45,7 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def trace(network: nn.Module) -> fx.GraphModule:
+def trace_network(network: nn.Module) -> fx.GraphModule:
     """A network as a graph. Whatever the network's forward raises on proxies is raised: it cannot be traced then."""
     return as_module(network, Tracer().trace(network))
 

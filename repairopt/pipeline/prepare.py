@@ -24,6 +24,7 @@ from repairopt.specify import (
 )
 from repairopt.verify import Judge
 
+from .read_outputs import reading_of
 from .settings import Settings
 
 
@@ -79,11 +80,13 @@ def prepare_repair(
     network, forward_fn = split_model(model)
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
+    forward_fn, note = reading_of(network, forward_fn, spec, convertible="weights" in uses(method))
     options: Any = {"goal": spec.goal, "constraints": spec.on_outputs, "forward_fn": forward_fn, "seed": settings.seed}
     none = Location({}, None, "none; the method leaves the weights as they are")
     where = localize(network, weights, **options) if "weights" in uses(method) else none
     log = Log(seconds={"localize": time.perf_counter() - begun})
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
+    log.note(note)
     log.note(repeated_rows(spec, data))
     predict = Remembering(engine)
     anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)

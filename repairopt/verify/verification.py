@@ -54,6 +54,13 @@ class Check:
     soft: bool = False
 
     @property
+    def failed_before(self) -> int:
+        """Samples (or margins) that failed on the original network."""
+        fails = self.before < 0
+        by_sample = self.unit == "samples" and self.applied > 0
+        return int((fails.reshape(self.applied, -1).any(axis=1) if by_sample else fails).sum())
+
+    @property
     def holds(self) -> bool:
         """Whether no more fail than allowed."""
         return self.failed <= self.allowed

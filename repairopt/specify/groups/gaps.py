@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class RateGap:
     favorable: int
     temperature: float | None
     name: str
+    answers_only: ClassVar[bool] = True
 
     @property
     def combine(self) -> str:
