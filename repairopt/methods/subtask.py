@@ -44,12 +44,12 @@ def task_on(task: Task, keep: Keep) -> Task | None:
     try:
         goal = restricted(task.goal, keep)
         constraints = tuple(anchor(restricted(one, keep), predict) for one in task.constraints)
+        margins = margins_at(predict, constraints)
+        judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
     except SpecificationError:
         return None
     data = tuple((x[mask], y[mask.cpu()]) for x, y in task.data if bool((mask := keep(x)).any()))
-    margins = margins_at(predict, constraints)
     required = tuple(required_margins(c, m) for c, m in zip(constraints, margins, strict=True))
-    judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
     judge.change = task.judge.change
     return replace(
         task,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import vmap
 
-from repairopt.errors import ProgramError, SpecificationError
+from repairopt.errors import ProgramError, SpecificationError, UnsupportedError
 
 from .engine import Engine, Predict, Predictor
 from .linear_tape import LinearTape
@@ -57,9 +57,9 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
     value, recorder = _recorded(engine, function, change)
     runs = recorder.runs
     if not runs:
-        raise SpecificationError(
+        raise UnsupportedError(
             f"{getattr(function, '__qualname__', function)}: reads the network in place of its outputs, so its exact "
-            f"Hessian is not at hand. Use surrogate='gradient_hessian' or 'diagonal_low_rank'."
+            f"Hessian is not at hand. Use surrogate='auto'."
         )
     outputs = [output for _, output in runs]
     first = torch.autograd.grad(value[0], outputs, create_graph=True, allow_unused=True)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from repairopt.errors import SpecificationError
+
 from .changed_network import ChangedNetwork, ForwardFunction
 from .classifier import meaning_of
 from .linear_tape import LinearTape
@@ -40,7 +42,9 @@ class Predictor:
         self._engine, self._delta, self._frozen = engine, delta, frozen
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
+        """Outputs ``(N, k)`` of inputs ``(N, ...)``; a SpecificationError without any."""
+        if not inputs.ndim or not len(inputs):
+            raise SpecificationError(f"predict: no inputs, shape {tuple(inputs.shape)}; expected (N, ...), N above 0.")
         if not self._frozen:
             return self._engine.outputs(inputs, self._delta)
         return self._engine.known_outputs(inputs, self._delta)

@@ -323,7 +323,11 @@ def is_strict(constraint: Any) -> bool:
 def restricted(item: Any, keep: Keep) -> Any:
     """A property or constraint on the samples that ``keep`` chooses, which must leave some; else as it is."""
     if isinstance(item, Restrictable):
-        return item.where(keep)
+        part = item.where(keep)
+        left = inputs_of(part)
+        if left is not None and not len(left):
+            raise SpecificationError(f"'{getattr(item, 'name', item)}': no rows are left.")
+        return part
     known = labels_of(item)
     if known is None or not isinstance(item, Transferable):
         return item

@@ -173,6 +173,8 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
         items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if isinstance(item, Transferable)]
         _check_columns(items, given)
         inputs, labels = to_tensors(given, labels, owner="held_out")
+        if not inputs.ndim or not len(inputs):
+            raise SpecificationError("held_out: no rows; expected one or more, or leave held_out out.")
         held_out = tuple(item.on(inputs, labels) for item in items)
     return replace(spec, held_out=held_out)
 
