@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from .inference_tensors import usable
 from .linear_layers import ChangedLayer, changed_layers
-from .model_checks import accepts, check_model, check_outputs, check_positions, shadow, telling_rows
+from .model_checks import (
+    accepts,
+    check_model,
+    check_one_precision,
+    check_outputs,
+    check_positions,
+    shadow,
+    telling_rows,
+)
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
 
@@ -56,6 +64,8 @@ class ChangedNetwork:
         parameters = dict(self.caller.model.named_parameters())
         self.dtype, self.device = check_model(model, parameters)
         self.indices = {name: check_positions(name, ix, parameters) for name, ix in (indices or {}).items()}
+        if self.indices:
+            check_one_precision(model, parameters)
         self._initial = {name: parameters[name].detach() for name in self.indices}
         self.n = sum(len(ix) for ix in self.indices.values())
         self.n_changed = sum(p.numel() for p in self._initial.values())

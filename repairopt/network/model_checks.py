@@ -53,6 +53,17 @@ def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[tor
     return first.dtype, first.device
 
 
+def check_one_precision(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """A ModelError where parameters are of float32 and of float64: a change has one precision, that of the verdict."""
+    found = {parameter.dtype: name for name, parameter in parameters.items() if parameter.is_floating_point()}
+    if len(found) > 1:
+        parts = ", ".join(f"'{name}' is {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
+        raise ModelError(
+            f"model {type(model).__name__}: its parameters mix float32 and float64 ({parts}); expected one precision. "
+            f"Pass model.double() or model.float(), without casts in forward."
+        )
+
+
 def telling_rows(inputs: Tensor) -> Tensor:
     """A few of the inputs on which two ways to run a network may differ: evenly spread ones, and the most extreme."""
     flat = inputs.detach().reshape(len(inputs), -1)
@@ -145,9 +156,8 @@ def _described(output: Any) -> str:
         one = output.ndim == 1 and len(output) == 5
         way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"
         return f"shape {tuple(output.shape)} (Classifier(model, {way} says how it is read)"
-    parts: Any = (
-        output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
-    )
+    listed: Any = enumerate(output) if isinstance(output, tuple | list) else ()
+    parts = output.items() if isinstance(output, Mapping) else listed
     tensors = {key: tuple(part.shape) for key, part in parts if isinstance(part, Tensor)}
     key = "logits" if "logits" in tensors else next((k for k, shape in tensors.items() if len(shape) == 2), "...")
     found = f"a {type(output).__name__}" + (f" of {tensors}" if tensors else "")

@@ -40,8 +40,8 @@ def reading_of(
     outputs = predict(telling_rows(inputs)).double()
     items = [item for item in (spec.goal, *spec.on_outputs, *spec.watch, *spec.held_out) if item is not None]
     of_classes = [item for item in items if answers_only(item) or labels_of(item) is not None]
-    if outputs.shape[1] == 1 or not of_classes:
-        return _numbers(model, forward_fn, of_classes, predict(inputs) if outputs.shape[1] > 1 else outputs)
+    if outputs.shape[1] == 1:
+        return _numbers(model, forward_fn, of_classes, outputs)
     chances = bool(((outputs >= 0) & (outputs <= 1)).all())
     if chances and bool(((outputs.sum(1) - 1).abs() < TOLERANCE).all()):
         others = [item.name for item in items if not answers_only(item)]
@@ -56,6 +56,8 @@ def reading_of(
             f"The network gives probabilities, as after a softmax, and {why}: they are taken as they are, so their "
             f"slopes are flat where the network is sure. {way} repairs their logarithms."
         )
+    if not of_classes:
+        return _numbers(model, forward_fn, of_classes, predict(inputs))
     if bool((outputs <= 0).all()) and bool((outputs.logsumexp(1).abs() < TOLERANCE).all()):
         return forward_fn, "The network gives log-probabilities, as after a log-softmax; these are logits."
     if chances and len(outputs.unique()) > 2:

@@ -43,7 +43,7 @@ class PlainNetwork:
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         try:
             with torch.no_grad():
-                parts = [self.network(part.to(device)).cpu() for part in inputs.split(BATCH)]
+                parts = [self.network(part.to(device, copy=True)).cpu() for part in inputs.split(BATCH)]
         except RuntimeError as error:
             raise ModelError(
                 f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
