@@ -106,8 +106,8 @@ def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
             made = ", ".join(maker for part, maker in makers.items() if part in front)
             made = f", as {made} makes them" if made else ""
             return (
-                f" The names of {what} begin with {front!r}{made}. Save the weights of the module inside, or rename: {{name.removeprefix({front!r}): value for name, value in "
-                f"state.items()}}."
+                f" The names of {what} begin with {front!r}{made}. Save the weights of the module inside, or rename: "
+                f"{{name.removeprefix({front!r}): value for name, value in state.items()}}."
             )
     return ""
 
