@@ -161,12 +161,13 @@ def public(function: Function) -> Function:
         except (RepairError, Warning):
             raise
         except Exception as error:
-            raise _as_foreign(function.__name__, error) from error
+            raise as_foreign(function.__name__, error) from error
 
     return entered  # type: ignore[return-value]
 
 
-def _as_foreign(entry: str, error: Exception) -> ForeignError:
+def as_foreign(entry: str, error: Exception) -> ForeignError:
+    """An exception as one of the library, which says where it arose."""
     frames = traceback.extract_tb(error.__traceback__)
     own, library = Path(__file__).parent, "site-packages"
     theirs = [f for f in frames[1:] if own not in Path(f.filename).parents and library not in f.filename]

@@ -114,7 +114,8 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
                 f"Check the shape of the data, or pass Classifier(model, lambda model, x: ...)."
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
-            raise ModelError(f"{what}: its call returned {_described(output)} for 5 inputs; expected logits (5, k).")
+            got, way = _described(output)
+            raise ModelError(f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). {way}.")
         if not bool(torch.isfinite(output).all()):
             raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
         again = caller(few.clone())
@@ -150,15 +151,15 @@ def _left_alone(caller: nn.Module, few: Tensor) -> Any:
             )
 
 
-def _described(output: Any) -> str:
+def _described(output: Any) -> tuple[str, str]:
     """What a call returned instead of logits, and how they are had from it."""
     if isinstance(output, Tensor):
         one = output.ndim == 1 and len(output) == 5
         way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"
-        return f"shape {tuple(output.shape)} (Classifier(model, {way} says how it is read)"
+        return f"shape {tuple(output.shape)}", f"Say how to read it with Classifier(model, {way}"
     listed: Any = enumerate(output) if isinstance(output, tuple | list) else ()
     parts = output.items() if isinstance(output, Mapping) else listed
     tensors = {key: tuple(part.shape) for key, part in parts if isinstance(part, Tensor)}
     key = "logits" if "logits" in tensors else next((k for k, shape in tensors.items() if len(shape) == 2), "...")
-    found = f"a {type(output).__name__}" + (f" of {tensors}" if tensors else "")
-    return f"{found} (choose with Classifier(model, lambda model, x: model(x)[{key!r}]))"
+    found = type(output).__name__ + (f" of shapes {tensors}" if tensors else "")
+    return found, f"Choose with Classifier(model, lambda model, x: model(x)[{key!r}])"

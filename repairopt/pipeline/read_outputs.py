@@ -36,8 +36,11 @@ def reading_of(
     inputs = first_inputs(spec.goal, spec.on_outputs)
     if meaning_of(forward_fn) != "auto" or inputs is None or not len(inputs):
         return forward_fn, ""
+    rows = telling_rows(inputs)
+    if not bool(torch.isfinite(rows).all()):
+        return forward_fn, ""  # the statement that holds them is refused by name
     predict = Engine(model, forward_fn=forward_fn).predict()
-    outputs = predict(telling_rows(inputs)).double()
+    outputs = predict(rows).double()
     items = [item for item in (spec.goal, *spec.on_outputs, *spec.watch, *spec.held_out) if item is not None]
     of_classes = [item for item in items if answers_only(item) or labels_of(item) is not None]
     if outputs.shape[1] == 1:

@@ -161,7 +161,7 @@ def test_regression_that_meets_its_target_is_repaired(name):
     ("kind", "words"), [("dict", "'value'"), ("tuple", r"\[0\]"), ("list", r"\[0\]"), ("text", "str")]
 )
 def test_structures_are_refused_with_the_way_to_read_them(kind, words):
-    with pytest.raises(ModelError, match=f"its call returned a {'' if kind == 'text' else kind}.*{words}"):
+    with pytest.raises(ModelError, match=f"its call returned {'' if kind == 'text' else kind}.*{words}"):
         solve_repair(Wrapped(kind), CallableProperty(lambda predict: predict(X).mean(), 0.0), weights="all")
 
 

@@ -205,11 +205,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         emit_error("Interrupted", "interrupted. `repairopt solve ... --resume` continues a run.", as_json)
     except Exception as error:
-        from repairopt.errors import RepairError
+        from repairopt.errors import RepairError, as_foreign
 
-        if not isinstance(error, RepairError):
-            raise
-        emit_error(type(error).__name__, str(error), as_json)
+        found = error if isinstance(error, RepairError) else as_foreign("repairopt", error)
+        emit_error(type(found).__name__, str(found), as_json)
 
 
 if __name__ == "__main__":
