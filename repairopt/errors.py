@@ -1,4 +1,4 @@
-"""The exceptions of repairopt.
+"""The exceptions of repairopt, and the boundary at its public functions: only these leave, torch is in its usual state.
 
 Every message has three parts: which object, in the user's words; what was expected and what came; what to do.
 Outcomes of a repair (target missed, constraints in conflict, time limit) are values, not exceptions: see
@@ -7,8 +7,18 @@ Outcomes of a repair (target missed, constraints in conflict, time limit) are va
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class RepairError(Exception):
@@ -121,3 +131,108 @@ class SpecFileError(SpecificationError):
 
 class ResultError(RepairError, ValueError):
     """The folder of a run cannot be read or written to, or what is in it does not fit together."""
+
+
+class ForeignError(RepairError):
+    """An exception of torch, of another library or of the user's code that no check foresaw, chained to it.
+
+    It is also an instance of that exception's class where that can be, so that code that waits for it still gets it.
+    """
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def public(function: Function) -> Function:
+    """Make a function a public entry: it runs with torch in its usual state, and only a :class:`RepairError` leaves it.
+
+    Whatever surrounds the call (``no_grad``, ``inference_mode``, autocast, a default dtype or device) is put aside, so
+    that results are those without, and put back. Warnings that a filter raises pass.
+    """
+
+    @functools.wraps(function)
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with usual_state():
+                return function(*args, **kwargs)
+        except (RepairError, Warning):
+            raise
+        except Exception as error:
+            raise as_foreign(function.__name__, error) from error
+
+    return entered  # type: ignore[return-value]
+
+
+def as_foreign(entry: str, error: Exception) -> ForeignError:
+    """An exception as one of the library, which says where it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own, library = Path(__file__).parent, "site-packages"
+    theirs = [f for f in frames[1:] if own not in Path(f.filename).parents and library not in f.filename]
+    where = (theirs or frames)[-1]
+    kind, place = type(error), f"{where.filename}, line {where.lineno}, in {where.name}"
+    text = str(error).strip() or "no message"
+    text = f"{entry}: {kind.__name__}: {text} ({place}). " + (
+        "It came out of code that was passed in; the chained traceback says where."
+        if theirs
+        else "No check of the inputs foresaw it; simplify model and data, and report it with the chained traceback."
+    )
+    with contextlib.suppress(TypeError):  # a class that needs other arguments, or cannot be combined
+        return type(kind.__name__, (ForeignError, kind), {"__module__": __name__})(text)
+    return ForeignError(text)
+
+
+class _DefaultDtype:
+    """The default dtype of torch, float32 while any thread is inside; it belongs to the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: Any = None
+
+    @contextlib.contextmanager
+    def float32(self) -> Iterator[None]:
+        import torch
+
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    torch.set_default_dtype(self._before)
+
+
+_DEFAULT_DTYPE = _DefaultDtype()
+_FORKED: list[bool] = []  # holds an entry in a forked process, where the threads of torch do not exist
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _FORKED.append(True))
+
+
+@contextlib.contextmanager
+def usual_state() -> Iterator[None]:
+    """Torch as it is at the start of a process: gradients on, no inference mode, no autocast, float32, on the CPU."""
+    if "torch" not in sys.modules:  # nothing can have changed its state
+        yield
+        return
+    import torch
+
+    if _FORKED and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)  # it would wait for them without end
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_DEFAULT_DTYPE.float32())
+        yield

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 from repairopt.methods import SQP, Method
 from repairopt.network import Engine, split_model
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
@@ -36,6 +36,7 @@ class CalibratedMargin:
     tried: tuple[TriedMargin, ...]
 
 
+@public
 def calibrate_margin(
     model: nn.Module,
     goal: Any,

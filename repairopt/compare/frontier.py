@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, require_extra
+from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Engine, check_inputs, split_model
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
@@ -121,6 +121,7 @@ def _cells(name: str, p: Any) -> str:
     return f"{name:>8} {figures}".replace("nan", "  -")
 
 
+@public
 def trace_frontier(
     model: nn.Module,
     goal: Any,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from repairopt.errors import ProgramError, SpecificationError
+from repairopt.errors import ProgramError, SpecificationError, public
 from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
 from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
@@ -75,6 +75,7 @@ class Unmet:
         return text + "This is not proved: another method, start or other weights may do better."
 
 
+@public
 def explain_unmet(
     model: nn.Module,
     goal: Any,

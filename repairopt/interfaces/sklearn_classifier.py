@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, require_extra
+from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.network import Engine, check_same_index
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
@@ -68,6 +68,7 @@ class Classifier:
         self.options = options
         self.random_state = random_state
 
+    @public
     def fit(self, X: Any, y: Any, sensitive_features: Any = None) -> Any:  # noqa: N803
         """Train the model if there is something to train, and repair it.
 
@@ -104,15 +105,17 @@ class Classifier:
         options: dict[str, Any] = {"settings": Settings(seed=self.random_state), **(self.options or {})}
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
+        self._forward = None if found.report.subjects is None else found.report.subjects.forward_fn
         return self
 
+    @public
     def predict_proba(self, X: Any) -> Array:  # noqa: N803
         """Probabilities ``(N, k)`` of the classes, in the order of ``classes_``."""
         from sklearn.utils.validation import check_is_fitted, validate_data
 
         check_is_fitted(self, "model_")
         rows = torch.as_tensor(np.asarray(validate_data(self, X, dtype="numeric", reset=False), dtype=np.float32))
-        outputs = Engine(self.model_).predict()(rows)
+        outputs = Engine(self.model_, forward_fn=self._forward).predict()(rows)
         return torch.softmax(outputs.double(), dim=1).cpu().numpy()
 
     def predict(self, X: Any) -> Array:  # noqa: N803

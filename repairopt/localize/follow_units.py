@@ -74,6 +74,11 @@ def input_columns(graph: LayerGraph, units: Sequence[int], name: str | None) -> 
     wanted = graph.layers if name is None else graph.named(name)
     entry = next(node for node in values if node.op == "placeholder")
     axis = graph.layers[0].axis if graph.layers else -1
+    if not values[entry].is_floating_point():
+        raise ModelError(
+            f"{graph.what}: its inputs are indices of an embedding, so no weight reads input feature {list(units)[0]} "
+            f"alone. Name the weights by layer, pattern or mask instead, or use 'gradient'."
+        )
     check_units(f"inputs of {graph.what}", units, values[entry].shape[axis])
     for reader, columns in readers(graph, entry, _poison(values[entry], units, axis)):
         if reader in wanted:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError, SpecificationError
+from repairopt.errors import ModelError, SpecificationError, public
 from repairopt.network import Engine, ForwardFunction
 from repairopt.specify import Specification
 
@@ -60,6 +60,7 @@ class Location:
         return cls({name: found[name] for name in sizes}, None, method, sizes)
 
 
+@public
 def localize(
     model: nn.Module,
     how: Any = "last",

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError, SpecificationError
+from repairopt.errors import ModelError, SpecificationError, public
 
 from .location import Location
 
 
+@public
 def apply(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) -> tuple[nn.Module, dict[str, Tensor]]:
     """Write a weight change ``(n,)`` into a copy of the model, in its mode and dtype.
 

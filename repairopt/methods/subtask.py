@@ -42,13 +42,14 @@ def task_on(task: Task, keep: Keep) -> Task | None:
     try:
         constraints = (*(anchor(restricted(one, keep), predict) for one in task.constraints), *task.change)
         spec = replace(task.spec, goal=restricted(task.goal, keep), constraints=constraints)
+        judge = Judge(task.engine, spec, task.judge.deadline)
     except SpecificationError:
         return None
     data = tuple((x[mask], y[mask.cpu()]) for x, y in task.data if bool((mask := keep(x)).any()))
     return replace(
         task,
         spec=spec,
-        judge=Judge(task.engine, spec, task.judge.deadline),
+        judge=judge,
         data=data,
         log=Log(seconds=task.log.seconds, notes=task.log.notes),
         progress=None,

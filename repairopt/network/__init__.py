@@ -2,9 +2,10 @@
 
 from .candidate import Array, Candidate, ModuleCandidate, network_of
 from .changed_network import ForwardFunction
-from .classifier import Classifier, split_model
+from .classifier import Classifier, Reading, meaning_of, split_model
 from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
 from .engine import CACHE_BYTES, Engine, Predict, Remembering, batched
+from .inference_tensors import usable
 from .inputs import (
     as_tensor,
     check_beside,
@@ -17,7 +18,7 @@ from .inputs import (
     is_frame,
     to_tensors,
 )
-from .model_checks import shadow
+from .model_checks import shadow, telling_rows
 from .remembered import identity
 from .row_values import check_same_index, is_missing_word, listed_values, missing_values, refuse_missing
 from .sets.certifier import Bound, Certifier
@@ -25,5 +26,5 @@ from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope
 from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .split_graph import run_and_keep
-from .tracing import trace, writes_in_place
+from .tracing import trace_network, writes_in_place
 from .whiten import Whitening, whitening

@@ -14,8 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inference_tensors import usable
 from .linear_layers import ChangedLayer, changed_layers
-from .model_checks import accepts, check_model, check_outputs, check_positions, shadow, telling_rows
+from .model_checks import (
+    accepts,
+    check_model,
+    check_one_precision,
+    check_outputs,
+    check_positions,
+    shadow,
+    telling_rows,
+)
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
 
@@ -55,6 +64,8 @@ class ChangedNetwork:
         parameters = dict(self.caller.model.named_parameters())
         self.dtype, self.device = check_model(model, parameters)
         self.indices = {name: check_positions(name, ix, parameters) for name, ix in (indices or {}).items()}
+        if self.indices:
+            check_one_precision(model, parameters)
         self._initial = {name: parameters[name].detach() for name in self.indices}
         self.n = sum(len(ix) for ix in self.indices.values())
         self.n_changed = sum(p.numel() for p in self._initial.values())
@@ -145,7 +156,7 @@ class ChangedNetwork:
         return self._split.floats if self._split else max(64, inputs[0].numel() * 32)
 
     def _convert(self, inputs: Tensor) -> Tensor:
-        inputs = inputs.detach().to(self.device)
+        inputs = usable(inputs).detach().to(self.device)
         if inputs.is_floating_point() or not self._takes_integers:
             inputs = inputs.to(self.dtype)
         return inputs
@@ -159,7 +170,7 @@ class ChangedNetwork:
         """Once: check that the network is usable and split it."""
         if self._replaceable is not None:
             return
-        few = inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]].detach()
+        few = usable(inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]]).detach()
         self._takes_integers = not few.is_floating_point() and accepts(self.caller, few.to(self.device))
         few = self._convert(few)
         self.classes = check_outputs(self.caller, few, inputs)

@@ -13,7 +13,26 @@ from repairopt.errors import ModelError
 
 from .changed_network import ForwardFunction
 
-MEANINGS = ("logits", "one logit", "probabilities", "regression")
+MEANINGS = ("auto", "logits", "one logit", "probabilities", "one probability", "regression")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the outputs of a model are read: ``(model, inputs) -> logits (N, k)``, or numbers for regression.
+
+    Attributes:
+        forward_fn: ``(model, inputs) -> outputs``, or None for a plain call.
+        outputs: What they mean; see :class:`Classifier`.
+    """
+
+    forward_fn: ForwardFunction | None
+    outputs: str
+
+    def __call__(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Run the model and convert what it returns."""
+        found: Any = model(inputs) if self.forward_fn is None else self.forward_fn(model, inputs)
+        convert = _CONVERSIONS.get(self.outputs)
+        return found if convert is None else convert(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +43,10 @@ class Classifier:
         model: The module.
         forward_fn: ``(model, inputs) -> outputs`` where inputs are packed or outputs come in a structure; None for a
             plain call.
-        outputs: What the outputs ``(N, k)`` mean: ``"logits"``; ``"one logit"`` of the second of two classes, ``(N,)``
-            or ``(N, 1)``; ``"probabilities"``, which become logarithms; ``"regression"``, which stay as they are.
+        outputs: What the outputs ``(N, k)`` mean: ``"logits"``, also where they are log-probabilities; ``"one logit"``
+            of the second of two classes, ``(N,)`` or ``(N, 1)``; ``"probabilities"``, which become logarithms; ``"one
+            probability"`` of the second of two classes; ``"regression"``, numbers ``(N, k)`` or ``(N,)`` that stay as
+            they are; ``"auto"``: seen from the outputs, told in the report, refused where it is not clear.
 
     Raises:
         ModelError: ``outputs`` is another word, or the model is no module.
@@ -40,7 +61,7 @@ class Classifier:
 
     model: nn.Module
     forward_fn: ForwardFunction | None = None
-    outputs: str = "logits"
+    outputs: str = "auto"
 
     def __post_init__(self) -> None:
         if self.outputs not in MEANINGS:
@@ -51,24 +72,38 @@ class Classifier:
     @property
     def run(self) -> ForwardFunction:
         """``(model, inputs) -> logits (N, k)``, or plain outputs for regression."""
-        forward, convert = self.forward_fn, _CONVERSIONS.get(self.outputs)
+        return Reading(self.forward_fn, self.outputs)
 
-        def run(model: nn.Module, inputs: Tensor) -> Tensor:
-            found: Any = model(inputs) if forward is None else forward(model, inputs)
-            return found if convert is None else convert(found)
 
-        return run
+def _one_column(outputs: Tensor) -> Tensor:
+    if outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] != 1):
+        raise ModelError(
+            f"model: gave outputs of shape {tuple(outputs.shape)}, stated to be one number for each row; expected (N,) "
+            f"or (N, 1). Choose one with Classifier(model, lambda model, x: model(x)[:, j], outputs=...)."
+        )
+    return outputs.reshape(len(outputs), 1)
+
+
+def _log(chances: Tensor) -> Tensor:
+    return chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
 
 
 _CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "one logit": lambda outputs: nn.functional.pad(outputs.reshape(len(outputs), 1), (1, 0)),
-    "probabilities": lambda outputs: outputs.clamp(min=torch.finfo(outputs.dtype).tiny).log(),
+    "one logit": lambda outputs: nn.functional.pad(_one_column(outputs), (1, 0)),
+    "probabilities": _log,
+    "one probability": lambda outputs: _log(torch.cat([1 - _one_column(outputs), _one_column(outputs)], dim=1)),
+    "regression": lambda outputs: outputs.reshape(len(outputs), 1) if outputs.ndim == 1 else outputs,
 }
 
 
 def split_model(model: Any) -> tuple[nn.Module, ForwardFunction | None]:
     """The module and the function that runs it, of a module or a :class:`Classifier`."""
     if isinstance(model, Classifier):
-        plain = model.forward_fn is None and model.outputs not in _CONVERSIONS
+        plain = model.forward_fn is None and model.outputs == "auto"
         return model.model, None if plain else model.run
     return model, None
+
+
+def meaning_of(forward_fn: ForwardFunction | None) -> str:
+    """What outputs were stated to mean, ``"auto"`` where nothing was."""
+    return forward_fn.outputs if isinstance(forward_fn, Reading) else "auto"

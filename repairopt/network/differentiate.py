@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import vmap
 
-from repairopt.errors import ProgramError, SpecificationError
+from repairopt.errors import ProgramError, SpecificationError, UnsupportedError
 
 from .engine import Engine, Predict, Predictor
 from .linear_tape import LinearTape
 from .remembered import identity
+from .tracing import ONE_AT_A_TIME
 
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
@@ -56,9 +57,9 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
     value, recorder = _recorded(engine, function, change)
     runs = recorder.runs
     if not runs:
-        raise SpecificationError(
+        raise UnsupportedError(
             f"{getattr(function, '__qualname__', function)}: reads the network in place of its outputs, so its exact "
-            f"Hessian is not at hand. Use surrogate='gradient_hessian' or 'diagonal_low_rank'."
+            f"Hessian is not at hand. Use surrogate='auto'."
         )
     outputs = [output for _, output in runs]
     first = torch.autograd.grad(value[0], outputs, create_graph=True, allow_unused=True)
@@ -173,7 +174,7 @@ def _rows_from_tapes(
 
 def _forward_product(engine: Engine, part: tuple[Tensor, ...], change: Tensor, way: Tensor) -> Tensor:
     try:
-        with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level():
+        with torch.no_grad(), ONE_AT_A_TIME, warnings.catch_warnings(), forward_ad.dual_level():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
             output = engine.run(engine.weights(forward_ad.make_dual(change, way)), part)
             found = forward_ad.unpack_dual(output).tangent

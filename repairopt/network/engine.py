@@ -16,10 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from repairopt.errors import SpecificationError
+
 from .changed_network import ChangedNetwork, ForwardFunction
+from .classifier import meaning_of
 from .linear_tape import LinearTape
 from .remembered import ByTensor, LastPoints, identity
 from .still_rows import StillRows, columns_read, moved_rows
+from .tracing import ONE_AT_A_TIME
 
 Predict = Callable[[Tensor], Tensor]
 POINTS = 3  # weight changes whose outputs and passes are kept
@@ -38,10 +42,17 @@ class Predictor:
         self._engine, self._delta, self._frozen = engine, delta, frozen
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
+        """Outputs ``(N, k)`` of inputs ``(N, ...)``; a SpecificationError without any."""
+        if not inputs.ndim or not len(inputs):
+            raise SpecificationError(f"predict: no inputs, shape {tuple(inputs.shape)}; expected (N, ...), N above 0.")
         if not self._frozen:
             return self._engine.outputs(inputs, self._delta)
         return self._engine.known_outputs(inputs, self._delta)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the outputs are numbers, and no scores of classes."""
+        return self._engine.classes == 1 or meaning_of(self._engine.forward_fn) == "regression"
 
     @property
     def network(self) -> nn.Module:
@@ -73,7 +84,7 @@ def batched(function: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tenso
     """A scalar function at each row of its arguments, in float64; by ``vmap`` where that can, else one by one."""
     if len(rows[0]) > 1:
         # The function may read numbers out of tensors; vmap's fallback, of which it warns, is slower than a loop.
-        with suppress(RuntimeError, ValueError, TypeError, UserWarning), warnings.catch_warnings():
+        with suppress(RuntimeError, ValueError, TypeError, UserWarning), ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             return vmap(function, chunk_size=chunk)(*rows).to(torch.float64)
     return torch.stack([function(*row).to(torch.float64).reshape(()) for row in zip(*rows, strict=True)])

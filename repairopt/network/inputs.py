@@ -24,8 +24,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 
+from .inference_tensors import usable
 from .row_values import check_same_index, refuse_missing
 
 BATCH = 256  # samples of a dataset that are read at a time
@@ -46,6 +47,7 @@ def column_names(value: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in value.columns) if is_frame(value) else ()
 
 
+@public
 def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple[Tensor, Tensor | None]:
     """Inputs ``(N, ...)`` and class indices ``(N,)`` or None as tensors, not checked any further.
 
@@ -249,6 +251,7 @@ def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
     )
 
 
+@public
 def check_inputs(
     owner: str, inputs: Any, labels: Any = None, classes: int | None = None, *, integers: bool = False
 ) -> tuple[Tensor, Any]:
@@ -257,7 +260,7 @@ def check_inputs(
     Whole numbers become float32 unless ``integers``, for networks with embeddings. A SpecificationError where the data
     are empty, hold NaN, differ in size, or labels are not whole numbers below ``classes``.
     """
-    x, labels = to_tensors(inputs, labels, owner=owner)
+    x, labels = usable(to_tensors(inputs, labels, owner=owner))
     if x.ndim == 0 or x.shape[0] == 0:
         raise SpecificationError(f"{owner}: no inputs, shape {tuple(x.shape)}; expected (N, ...) with N at least 1.")
     if not x.is_floating_point() and not integers:

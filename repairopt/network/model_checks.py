@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError, RepairError
 
+from .inference_tensors import usable
+
 SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
 
@@ -34,15 +36,6 @@ def shadow(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def usable(tensor: Any) -> Any:
-    """The tensor or parameter itself, or an equal one where it was made in inference mode: these have no derivatives."""
-    if not tensor.is_inference():
-        return tensor
-    with torch.inference_mode(False):
-        found = tensor.detach().clone()
-    return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
-
-
 def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
     """Dtype and device of the first floating-point parameter; a ModelError unless all are finite float32 or float64."""
     floating = {name: p for name, p in parameters.items() if p.is_floating_point()}
@@ -58,6 +51,17 @@ def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[tor
             raise ModelError(f"model {type(model).__name__}: parameter '{name}' holds NaN or infinite numbers.")
     first = next(iter(floating.values()))
     return first.dtype, first.device
+
+
+def check_one_precision(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """A ModelError where parameters are of float32 and of float64: a change has one precision, that of the verdict."""
+    found = {parameter.dtype: name for name, parameter in parameters.items() if parameter.is_floating_point()}
+    if len(found) > 1:
+        parts = ", ".join(f"'{name}' is {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
+        raise ModelError(
+            f"model {type(model).__name__}: its parameters mix float32 and float64 ({parts}); expected one precision. "
+            f"Pass model.double() or model.float(), without casts in forward."
+        )
 
 
 def telling_rows(inputs: Tensor) -> Tensor:
@@ -107,14 +111,11 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{what}: cannot run on inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {error}). "
-                f"Check the shape of the data, or pass forward_fn=lambda model, x: ..."
+                f"Check the shape of the data, or pass Classifier(model, lambda model, x: ...)."
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ModelError(
-                f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). "
-                f"Pass forward_fn=lambda model, x: ... that returns them."
-            )
+            got, way = _described(output)
+            raise ModelError(f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). {way}.")
         if not bool(torch.isfinite(output).all()):
             raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
         again = caller(few.clone())
@@ -134,16 +135,31 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
 
 def _left_alone(caller: nn.Module, few: Tensor) -> Any:
     """What a network returns; a ModelError where it writes into its parameters, which are the user's, and put back."""
-    kept = {name: parameter.detach().clone() for name, parameter in caller.model.named_parameters()}
+    own = dict(caller.named_parameters())
+    kept = {name: parameter.detach().clone() for name, parameter in own.items()}
     try:
         return caller(few.clone())
     finally:
-        own = dict(caller.model.named_parameters())
         written = [name for name, before in kept.items() if not torch.equal(own[name].detach(), before)]
         for name in written:
             own[name].data.copy_(kept[name])
         if written:
+            name = written[0].removeprefix("model.")
             raise ModelError(
-                f"model {type(caller.model).__name__}: its forward writes into its parameter '{written[0]}', so there "
-                f"is no one network to repair. Write into a copy in forward, or limit the parameter after training."
+                f"model {type(caller.model).__name__}: its forward writes into its parameter '{name}', so there is no "
+                f"one network to repair. Write into a copy in forward, or limit the parameter after training."
             )
+
+
+def _described(output: Any) -> tuple[str, str]:
+    """What a call returned instead of logits, and how they are had from it."""
+    if isinstance(output, Tensor):
+        one = output.ndim == 1 and len(output) == 5
+        way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"
+        return f"shape {tuple(output.shape)}", f"Say how to read it with Classifier(model, {way}"
+    listed: Any = enumerate(output) if isinstance(output, tuple | list) else ()
+    parts = output.items() if isinstance(output, Mapping) else listed
+    tensors = {key: tuple(part.shape) for key, part in parts if isinstance(part, Tensor)}
+    key = "logits" if "logits" in tensors else next((k for k, shape in tensors.items() if len(shape) == 2), "...")
+    found = type(output).__name__ + (f" of shapes {tensors}" if tensors else "")
+    return found, f"Choose with Classifier(model, lambda model, x: model(x)[{key!r}])"

@@ -25,9 +25,9 @@ class ByTensor:
     def find(self, kind: str, inputs: Tensor, compute: Callable[[], T]) -> T:
         """The remembered result, or that of ``compute``."""
         key = (kind, *identity(inputs))
-        known = self._known.get(key)
-        if known is None or known[1] != inputs._version:
-            known = self._known[key] = (inputs, inputs._version, compute())
+        known, version = self._known.get(key), 0 if inputs.is_inference() else inputs._version
+        if known is None or known[1] != version:
+            known = self._known[key] = (inputs, version, compute())
         found: T = known[2]
         return found
 

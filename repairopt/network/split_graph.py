@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .tracing import as_module, trace
+from .tracing import as_module, trace_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def split_at(network: nn.Module, changed: set[str], rows: Tensor) -> Split | Non
     where forward writes into a value that the other part reads.
     """
     try:
-        traced = trace(network)
+        traced = trace_network(network)
         three, five = (run_and_keep(traced, rows[:size].clone())[1] for size in (3, 5))
         with torch.no_grad():
             output = traced(rows.clone())

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import fx, nn
 
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()  # for what belongs to the whole process: patches of torch, filters of warnings
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_ONE_AT_A_TIME.acquire,
-        after_in_parent=_ONE_AT_A_TIME.release,
-        after_in_child=_ONE_AT_A_TIME.release,
+        before=ONE_AT_A_TIME.acquire,
+        after_in_parent=ONE_AT_A_TIME.release,
+        after_in_child=ONE_AT_A_TIME.release,
     )
 _PLAIN_CALL = nn.Module.__call__  # as it is while nothing is traced
 
@@ -28,7 +28,7 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """The graph of a module; waits until no other thread traces."""
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self._thread = threading.get_ident()
             return super().trace(root, concrete_args)
 
@@ -45,7 +45,7 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def trace(network: nn.Module) -> fx.GraphModule:
+def trace_network(network: nn.Module) -> fx.GraphModule:
     """A network as a graph. Whatever the network's forward raises on proxies is raised: it cannot be traced then."""
     return as_module(network, Tracer().trace(network))
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ExportError
+from repairopt.errors import ExportError, public
 
 from .patch import Patch
 from .safe_files import whole_file, write_tensors
@@ -26,6 +26,7 @@ from .tensor_bits import Values, spacing
 from .weights import listed, state_of
 
 
+@public
 def export_lora(
     patch: Patch,
     model: nn.Module,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ExportError, require_extra
+from repairopt.errors import ExportError, public, require_extra
 
 from .safe_files import sync_folder
 from .weights import copy_model, fingerprint, state_of
@@ -41,6 +41,7 @@ class OnnxExport:
     atol: float
 
 
+@public
 def export_onnx(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],

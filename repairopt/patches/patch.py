@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import PatchError, WrongBaseError
+from repairopt.errors import PatchError, WrongBaseError, public
 
 from .claims import PatchInfo, hash_spec, library_versions
 from .differences import FORMS, Change, Kind, check_is_base, compare
@@ -70,6 +70,7 @@ class Patch:
     info: PatchInfo = field(default_factory=PatchInfo)
 
     @classmethod
+    @public
     def between(
         cls, base: Weights, repaired: Weights, *, form: str | Mapping[str, str] = "auto", spec: Any = None, **info: Any
     ) -> Patch:
@@ -89,6 +90,7 @@ class Patch:
         return cls(*compare(base, repaired, form), patch_info(spec, info))
 
     @classmethod
+    @public
     def from_repair(cls, repair: Any, base_model: nn.Module, *, spec: Any = None, **info: Any) -> Patch:
         """The patch of a repair.
 
@@ -137,6 +139,7 @@ class Patch:
         except PatchError as error:
             raise PatchError(f"'{os.fspath(path)}': {error}") from error
 
+    @public
     def apply(self, model: nn.Module) -> nn.Module:
         """A repaired copy of a model, whose weights are those of the repair to the bit; checked by their hash.
 
@@ -146,10 +149,12 @@ class Patch:
         """
         return self._moved_copy(model, back=False)
 
+    @public
     def revert(self, model: nn.Module) -> nn.Module:
         """A copy of a patched model with the weights from before; as :meth:`apply`, the other way."""
         return self._moved_copy(model, back=True)
 
+    @public
     def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The repaired state dict: a new dict with the same keys in the same order.
 
@@ -162,6 +167,7 @@ class Patch:
         """
         return self._moved_state(state, back=False)
 
+    @public
     def revert_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state dict from before; as :meth:`apply_to_state_dict`, the other way."""
         return self._moved_state(state, back=True)

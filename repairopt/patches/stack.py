@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from repairopt.errors import PatchConflictError, WrongBaseError
+from repairopt.errors import PatchConflictError, WrongBaseError, public
 
 from .differences import Change, Positions
 from .patch import Patch
@@ -84,6 +84,7 @@ def _overlaps(patches: Sequence[Patch], i: int, j: int) -> list[Conflict]:
     return found
 
 
+@public
 def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = False) -> nn.Module:
     """A copy of a model with several patches applied.
 
@@ -124,6 +125,7 @@ def apply_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = F
     return current if patches else copy_model(model)
 
 
+@public
 def revert_all(model: nn.Module, patches: Sequence[Patch], *, same_base: bool = False) -> nn.Module:
     """A copy of what :func:`apply_all` returned, from before the same patches; they are reverted last first.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import PatchError, WrongBaseError
+from repairopt.errors import PatchError, WrongBaseError, public
 
 from .claims import PatchInfo
 from .patch import CONTENT, HEADER, Patch, content_hash, origin_lines, patch_info, read_checked
@@ -70,6 +70,7 @@ class WrappedPatch:
     info: PatchInfo = field(default_factory=PatchInfo)
 
     @classmethod
+    @public
     def around(
         cls,
         model: nn.Module,
@@ -100,6 +101,7 @@ class WrappedPatch:
         """Write a safetensors file, which is there whole or not at all; its folder must exist."""
         write_tensors(path, self.tensors, {WRAPPED_HEADER: self._header, CONTENT: self.content_hash})
 
+    @public
     def apply(self, model: nn.Module) -> nn.Module:
         """A copy of the model inside of the wrapper.
 
@@ -120,6 +122,7 @@ class WrappedPatch:
             )
         return made
 
+    @public
     def revert(self, model: nn.Module) -> nn.Module:
         """A copy of the network inside of a wrapped model, whose weights are checked."""
         inside = getattr(model, "network", None)

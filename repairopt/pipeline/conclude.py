@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from repairopt.localize import WeightChange, changed_parameters, gather_moved
 from repairopt.methods import Outcome, Task
@@ -14,7 +16,7 @@ from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, ReportSources, Trust, Verdict
 from repairopt.specify import PropertyBound, anchor, margins_at, measured, stands_for_population
-from repairopt.verify import Claim, Judge, Judgement, Verification, both_networks, make_claim, verify
+from repairopt.verify import Check, Claim, Judge, Judgement, Verification, both_networks, make_claim, verify
 
 from .prepare import Prepared
 
@@ -45,19 +47,16 @@ def conclude_repair(
     """
     task = prepared.task
     final = _settle(task, outcome, shrink, stopped)
-    candidate = _as_candidate(task, final.candidate)
-    repaired = candidate.apply(prepared.model)
-    delta = changed_parameters(prepared.model, repaired, task.location)
-    both = both_networks(
-        prepared.model, repaired, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit
-    )
-    with task.timed("verify"):
-        initial = task.engine.initial.double().cpu().numpy()
-        moved = final.delta if isinstance(candidate, WeightChange) else gather_moved(task.location, delta)
-        verification = verify(prepared.model, repaired, prepared.specification, change=(initial, moved), both=both)
+    ending = _end_at(prepared, final)
+    verdict = _verdict(ending.verification, outcome, ending.changed)
+    if verdict in (Verdict.UNSOLVED, Verdict.INFEASIBLE) and ending.changed and not _is_better(ending.verification):
+        final = task.judge.original  # a change that gains nothing is not applied
+        ending = _end_at(prepared, final)
+        verdict = _verdict(ending.verification, outcome, ending.changed)
+    candidate, repaired, delta = ending.candidate, ending.repaired, ending.delta
     report = Report(
-        verdict=_verdict(verification, outcome, candidate),
-        verification=verification,
+        verdict=verdict,
+        verification=ending.verification,
         location=task.location,
         candidate=candidate.describe(),
         changed=candidate.size(),
@@ -70,7 +69,7 @@ def conclude_repair(
         gave_way=outcome.gave_way,
         infeasible=task.log.infeasible,
         prices=outcome.prices,
-        claims=(*outcome.claims, *_held_out_claims(prepared, both, confidence)),
+        claims=(*outcome.claims, *_held_out_claims(prepared, ending.both, confidence)),
         buffers=outcome.buffers,
         margins=outcome.margins,
         trust=_trust(task, outcome, final),
@@ -90,6 +89,37 @@ def conclude_repair(
         ),
     )
     return Repair(repaired, delta, report, candidate)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ending:
+    """A candidate applied to a copy, and what the true networks do."""
+
+    candidate: Candidate
+    repaired: nn.Module
+    delta: dict[str, Tensor]
+    both: tuple[Remembering, Remembering]
+    verification: Verification
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything differs from the original."""
+        return self.candidate.size() > 0
+
+
+def _end_at(prepared: Prepared, final: Judgement) -> _Ending:
+    task = prepared.task
+    candidate = _as_candidate(task, final.candidate)
+    repaired = candidate.apply(prepared.model)
+    delta = changed_parameters(prepared.model, repaired, task.location)
+    both = both_networks(
+        prepared.model, repaired, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit
+    )
+    with task.timed("verify"):
+        initial = task.engine.initial.double().cpu().numpy()
+        moved = final.delta if isinstance(candidate, WeightChange) else gather_moved(task.location, delta)
+        verification = verify(prepared.model, repaired, prepared.specification, change=(initial, moved), both=both)
+    return _Ending(candidate, repaired, delta, both, verification)
 
 
 def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], confidence: float) -> list[Claim]:
@@ -167,16 +197,27 @@ def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
     return Trust(1 - fit.r2 if fit is not None else float("nan"), error, ratio)
 
 
-def _verdict(verification: Verification, outcome: Outcome, candidate: Candidate) -> Verdict:
+def _is_better(verification: Verification) -> bool:
+    """Whether the goal is nearer, or what failed on the original network holds now."""
+    goal = verification.measures[0]
+    if goal.after < goal.before or (verification.constant_before and not verification.constant):
+        return True
+    return any(check.holds and check.failed_before > check.allowed for check in _hard(verification))
+
+
+def _hard(verification: Verification) -> list[Check]:
+    return [check for check in verification.checks if not check.soft and not check.held_out]
+
+
+def _verdict(verification: Verification, outcome: Outcome, changed: bool) -> Verdict:
     goal = verification.measures[0]
     became_constant = verification.constant and not verification.constant_before
-    if became_constant or any(not c.holds and not c.soft for c in verification.checks if not c.held_out):
-        changed = candidate.size() > 0
+    if became_constant or not all(check.holds for check in _hard(verification)):
         conflict = bool(outcome.gave_way) or (not changed and outcome.status is Status.INFEASIBLE)
         return Verdict.INFEASIBLE if conflict else Verdict.VIOLATED
     assert goal.target is not None
     if goal.after <= goal.target and not verification.constant:
         return Verdict.REPAIRED
-    if goal.after < goal.before:
+    if changed and _is_better(verification):
         return Verdict.IMPROVED
     return Verdict.INFEASIBLE if outcome.gave_way or outcome.status is Status.INFEASIBLE else Verdict.UNSOLVED

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 from repairopt.methods import Method, Outcome, find_method
 from repairopt.program import Array, Program, Status
 from repairopt.report import Repair
@@ -48,6 +48,7 @@ class RepairProgram:
     linearization: Linearization
     prepared: Prepared
 
+    @public
     def finish(self, delta: Any) -> Repair:
         """Judge a weight change on the true network, apply it to a copy, verify and report.
 
@@ -84,6 +85,7 @@ class RepairProgram:
         return conclude_repair(self.prepared, outcome, method="a change from outside", shrink=False)
 
 
+@public
 def formulate_repair(
     model: Any,
     goal: Any,

@@ -22,6 +22,7 @@ from repairopt.specify import (
 )
 from repairopt.verify import Judge
 
+from .read_outputs import reading_of
 from .settings import Settings
 
 
@@ -77,11 +78,13 @@ def prepare_repair(
     network, forward_fn = split_model(model)
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
+    forward_fn, note = reading_of(network, forward_fn, spec, convertible="weights" in uses(method))
     where = Location({}, None, "none; the method leaves the weights as they are")
     if "weights" in uses(method):
         where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
     log = Log(seconds={"localize": time.perf_counter() - begun})
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
+    log.note(note)
     log.note(repeated_rows(spec, data))
     anchored = spec.anchored(Remembering(engine))
     deadline = None if settings.time_limit is None else started[0] + settings.time_limit

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from repairopt.errors import SolverError, SpecificationError
+from repairopt.errors import SolverError, SpecificationError, public
 from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
 from repairopt.network import Classifier
 from repairopt.program import Status
@@ -28,6 +28,7 @@ from .settings import DEFAULTS, Settings
 from .weight_choice import choose_weights
 
 
+@public
 def solve_repair(
     model: nn.Module | Classifier,
     goal: Property | Specification | Callable[..., Any],

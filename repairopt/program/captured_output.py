@@ -6,10 +6,14 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 LARGEST_LOG = 1_000_000  # characters that are kept; of longer logs the beginning and the end
+
+
+_ONE_AT_A_TIME = threading.RLock()  # two threads that redirect at once would put back each other's descriptors
 
 
 @dataclass
@@ -30,6 +34,11 @@ def native_output(*, wanted: bool, echo: bool = True) -> Iterator[NativeOutput]:
     if not wanted:
         yield found
         return
+    with _ONE_AT_A_TIME:
+        yield from _redirected(found, echo)
+
+
+def _redirected(found: NativeOutput, echo: bool) -> Iterator[NativeOutput]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved: list[tuple[int, int]] = []

@@ -50,7 +50,7 @@ def list_caveats(plain: Plain) -> list[str]:
     if unseen is None:
         found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
     if plain["constant"]:
-        found.append("The network gives every input the same label; that is never counted as a repair.")
+        found.append("The network gives every input the same answer; that is never counted as a repair.")
     found += [*plain["notes"], *_lost_classes(plain["labels"])]
     rows = plain["gave_way"]
     if rows:
@@ -95,6 +95,8 @@ def _outcome(plain: Plain) -> str:
             return f"Nothing had to be changed: {goal['name']} is {number(goal['after'])}, within the limit of {limit}."
         return f"The network was repaired: {moved}, within the limit of {limit}{kept}."
     if verdict == "improved":
+        nearer = goal["after"] < goal["before"]
+        kept = kept if nearer else ". Constraints that failed on the original network, or its one answer, are mended"
         return f"The network is better but not repaired: {moved}, and the limit is {limit}{kept}."
     if verdict == "violated":
         what = f"{', '.join(failed)} failed" if failed else "the network now gives every input the same answer"
@@ -103,7 +105,9 @@ def _outcome(plain: Plain) -> str:
         return (
             f"What was asked for cannot all hold at once by changing the chosen weights: {moved}; the limit is {limit}."
         )
-    return f"No better network was found: {goal['name']} stays at {number(goal['after'])}; the limit is {limit}."
+    missed = goal["after"] > goal["target"]
+    why = "" if missed else ", which does not count, because the network gives every input the same answer"
+    return f"No better network was found: {goal['name']} stays at {number(goal['after'])}{why}; the limit is {limit}."
 
 
 def _moved(before: float, after: float) -> str:

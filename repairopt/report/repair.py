@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import RepairError, SpecificationError, WrongBaseError
+from repairopt.errors import RepairError, SpecificationError, WrongBaseError, public
 from repairopt.patches import fingerprint, whole_file
 from repairopt.report.pictures.collect import evidence_from_dict
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence
@@ -35,6 +35,7 @@ class Repair:
     report: Report
     candidate: Any = None
 
+    @public
     def as_patch(self, model: nn.Module, **info: Any) -> Any:
         """The repair as a file for the original model.
 
@@ -76,6 +77,7 @@ RESULT = "result.json"
 NEEDED = ("verdict", "meaning", "measures", "checks", "labels", "rounds", "weights")
 
 
+@public
 def write_html(
     result: Repair | Report | str | Path,
     path: str | Path,

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from repairopt.errors import RepairFailedError, SpecificationError
+from repairopt.errors import RepairFailedError, SpecificationError, public
 from repairopt.localize import Location
 from repairopt.patches import whole_file
 from repairopt.program import Conflict, Program, Source, Status, explain_conflict
@@ -43,9 +43,9 @@ class Verdict(StrEnum):
 _MEANING = {
     Verdict.REPAIRED: "The goal is met and every constraint holds, checked on the repair data with the true network.",
     Verdict.IMPROVED: (
-        "Every constraint holds and the goal is nearer, but its target is missed. Likely: too few or the wrong "
-        "weights, too small a trust radius, or a target in conflict with the constraints. Try weights='auto' or more "
-        "layers, a larger trust_radius, or a larger tolerance."
+        "Every constraint holds, and the goal is nearer or a constraint that failed holds now, but the target is "
+        "missed. Likely: too few or the wrong weights, too small a trust radius, or a target in conflict with the "
+        "constraints. Try weights='auto' or more layers, a larger trust_radius, or a larger tolerance."
     ),
     Verdict.VIOLATED: (
         "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does "
@@ -137,6 +137,7 @@ class Report:
     subjects: ReportSources | None = field(default=None, repr=False)
 
     @cached_property
+    @public
     def evidence(self) -> Evidence:
         """What the pictures show; the first call runs both networks over the data of goal and constraints."""
         if self.subjects is None:
@@ -213,6 +214,7 @@ class Report:
         """What a patch says of the repair: fields of :class:`repairopt.patches.PatchInfo`."""
         return patch_info(self)
 
+    @public
     def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 
@@ -298,13 +300,10 @@ AS_THEY_ARE = (
 
 
 def _check_dict(check: Check) -> dict[str, Any]:
-    fails: Any = check.before < 0
-    if check.unit == "samples" and check.applied:
-        fails = fails.reshape(check.applied, -1).any(axis=1)
     names = ("constraint", "held_out", "applied", "failed", "allowed", "unit", "soft", "holds")
     return {
         **{name: getattr(check, name) for name in names},
-        "failed_before": int(fails.sum()),
+        "failed_before": check.failed_before,
         "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
         "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
     }

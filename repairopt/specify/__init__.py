@@ -27,6 +27,7 @@ from .contracts import (
     Subsampled,
     Transferable,
     Undesired,
+    answers_only,
     has_signed_parts,
     inputs_of,
     is_strict,

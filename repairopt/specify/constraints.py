@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ class _BySample:
 class _Labels(_BySample, LabelLeads):
     """What :class:`KeepLabels` and :class:`FixLabels` share; ``samples`` are set by ``anchor``."""
 
+    answers_only: ClassVar[bool] = True
     inputs: Any
     labels: Any = None
     margin: float = 1e-3

@@ -42,6 +42,14 @@ class Property(Protocol):
         """The property, a scalar. Must give the same number for the same network each time."""
 
 
+def answers_only(item: Any) -> bool:
+    """Whether what is stated depends on the answers alone, not on the size of outputs, so that these may be rescaled.
+
+    A class says so with an attribute ``answers_only = True``; its slopes and leads are taken from logits.
+    """
+    return bool(getattr(measured(item), "answers_only", False))
+
+
 @runtime_checkable
 class Differentiable(Protocol):
     """Slopes from derivatives in place of samples; the largest gain in speed and quality."""
@@ -315,7 +323,11 @@ def is_strict(constraint: Any) -> bool:
 def restricted(item: Any, keep: Keep) -> Any:
     """A property or constraint on the samples that ``keep`` chooses, which must leave some; else as it is."""
     if isinstance(item, Restrictable):
-        return item.where(keep)
+        part = item.where(keep)
+        left = inputs_of(part)
+        if left is not None and not len(left):
+            raise SpecificationError(f"'{getattr(item, 'name', item)}': no rows are left.")
+        return part
     known = labels_of(item)
     if known is None or not isinstance(item, Transferable):
         return item

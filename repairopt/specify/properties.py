@@ -28,6 +28,7 @@ class LabelledPoints:
     inputs: Any
     labels: Any
     name: str
+    answers_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)

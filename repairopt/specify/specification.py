@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors
+from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors, usable
 
 from .contracts import (
     ChangeConstraint,
@@ -167,6 +167,7 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
     A goal may be a whole specification, and has its own constraints then; held-out data are a pair ``(inputs,
     labels)``, a dataset or loader of pairs, or properties and constraints.
     """
+    goal, constraints, held_out = usable((goal, constraints, held_out))
     whole = isinstance(goal, Specification)
     if whole and (constraints or (goal.held_out and held_out)):
         raise SpecificationError("constraints, held_out: the specification that was passed as the goal has its own.")
@@ -178,6 +179,8 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
         items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if isinstance(item, Transferable)]
         _check_columns(items, given)
         inputs, labels = to_tensors(given, labels, owner="held_out")
+        if not inputs.ndim or not len(inputs):
+            raise SpecificationError("held_out: no rows; expected one or more, or leave held_out out.")
         held_out = tuple(item.on(inputs, labels) for item in items)
     return replace(spec, held_out=held_out)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.network import Engine
 from repairopt.program import Array, LowRankHessian
 from repairopt.specify import Property
@@ -163,7 +163,13 @@ def fit_surrogate(
     settings = settings or SurrogateSettings()
     sampler = PropertySampler(engine, goal, delta0, soft=settings.value == "soft")
     kind = choose_kind(goal, sampler.n, settings) if settings.kind == "auto" else settings.kind
-    found = FITS[kind](sampler, settings, settings.radius)
+    try:
+        found = FITS[kind](sampler, settings, settings.radius)
+    except UnsupportedError:  # no exact Hessian
+        if settings.kind != "auto":
+            raise
+        kind = choose_kind(goal, sampler.n, settings, exact=False)
+        found = FITS[kind](sampler, settings, settings.radius)
     if settings.kind == "auto" and sampler.differentiable and not found.moves:
         sampler.differentiable = False
         kind = choose_kind(goal, sampler.n, settings, sampled=True)

@@ -104,13 +104,16 @@ class Coefficients(NamedTuple):
         return bool(np.any(self.gradient)) or any(part is not None and bool(np.any(part)) for part in curved)
 
 
-def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bool = False) -> str:
-    """The kind that ``"auto"`` stands for; ``sampled`` passes over those that need derivatives."""
+def choose_kind(goal: Property, n: int, settings: SurrogateSettings, sampled: bool = False, exact: bool = True) -> str:
+    """The kind that ``"auto"`` stands for.
+
+    ``sampled`` passes over those that need derivatives, ``exact=False`` over the exact Hessian.
+    """
     full = 1.5 * unknowns(n) <= settings.budget
     if not sampled and isinstance(goal, Residuals):
         return "gauss_newton"
     if not sampled and isinstance(goal, Differentiable):
-        return "hessian" if n <= HESSIAN_WEIGHTS else "gradient_hessian" if full else "diagonal_low_rank"
+        return "hessian" if n <= HESSIAN_WEIGHTS and exact else "gradient_hessian" if full else "diagonal_low_rank"
     return "full" if full else "diagonal_low_rank" if 2.5 * n + 1 <= settings.budget else "linear"
 
 

@@ -217,7 +217,13 @@ class Judge:
 
 
 def is_constant(predict: Remembering, labelled: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether every input that was run got one and the same label, and that is not simply the right answer to all."""
+    """Whether every input that was run got one and the same label, and that is not simply the right answer to all.
+
+    In regression whether all got the same numbers.
+    """
+    if predict.regression:
+        every = torch.cat(list(predict.outputs.values())) if predict.outputs else torch.zeros(0, 1)
+        return len(every) > 1 and bool((every - every[0]).abs().max() <= 1e-6 * (1 + every[0].abs().max()))
     only = None
     for labels in (output.argmax(-1) for output in predict.outputs.values() if len(output)):
         only = int(labels[0]) if only is None else only

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt import specify
+from repairopt.errors import public
 from repairopt.network import Engine, ForwardFunction, Remembering, identity
 
 from .judge import is_constant
@@ -51,6 +52,13 @@ class Check:
     allowed: int
     unit: str = "samples"
     soft: bool = False
+
+    @property
+    def failed_before(self) -> int:
+        """Samples (or margins) that failed on the original network."""
+        fails = self.before < 0
+        by_sample = self.unit == "samples" and self.applied > 0
+        return int((fails.reshape(self.applied, -1).any(axis=1) if by_sample else fails).sum())
 
     @property
     def holds(self) -> bool:
@@ -111,6 +119,7 @@ def both_networks(
     return Remembering(Engine(original, **options)), Remembering(Engine(repaired, **options))
 
 
+@public
 def verify(
     original: nn.Module,
     repaired: nn.Module,

@@ -241,9 +241,9 @@ def test_it_refuses_models_it_cannot_rely_on():
         (ForgetfulDropout(4, 3), "two passes", "dropout called without its training flag"),
         (BatchMean(4, 3), "depends on the others in its batch", "batch statistics"),
         (NotANumber(4, 3), "outputs hold NaN", ""),
-        (Pair(4, 3), "returned tuple for 5 inputs; expected logits (5, k)", "Pass forward_fn"),
+        (Pair(4, 3), "returned tuple of shapes", "Choose with Classifier(model, lambda model, x: model(x)[0])"),
         (nn.Linear(5, 3), "cannot run on inputs of shape (30, 4)", "Check the shape of the data"),
-        (nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), "returned shape (15,)", "Pass forward_fn"),
+        (nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), "returned shape (15,)", "with Classifier(model, lambda"),
     ]
     for model, *snippets in cases:
         with pytest.raises(ModelError) as error:

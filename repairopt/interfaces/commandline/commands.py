@@ -267,15 +267,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         emit_error("Interrupted", "interrupted. `repairopt solve ... --resume` continues a run.", as_json)
     except Exception as error:
-        from repairopt.errors import RepairError
+        from repairopt.errors import RepairError, as_foreign
 
-        if isinstance(error, RepairError):
-            emit_error(type(error).__name__, str(error), as_json)
         if isinstance(error, OSError):
             emit_error(type(error).__name__, f"{error.filename or 'a file'}: {error.strerror or error}.", as_json)
-        traceback.print_exc()
-        what = f"this is a fault of repairopt, with the traceback above: {type(error).__name__}: {error}"
-        emit_error("InternalError", f"{what}. Please report it.", as_json)
+        if not isinstance(error, RepairError):
+            traceback.print_exc()
+        found = error if isinstance(error, RepairError) else as_foreign("repairopt", error)
+        emit_error(type(found).__name__, str(found), as_json)
 
 
 if __name__ == "__main__":

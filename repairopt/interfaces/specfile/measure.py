@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError
+from repairopt.errors import ModelError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.specify import Constraint, Statistical, anchor, labels_of, sample_count, tolerance_of
 
@@ -43,7 +43,7 @@ class PlainNetwork:
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         try:
             with torch.no_grad():
-                parts = [self.network(part.to(device)).cpu() for part in inputs.split(BATCH)]
+                parts = [self.network(part.to(device, copy=True)).cpu() for part in inputs.split(BATCH)]
         except RuntimeError as error:
             raise ModelError(
                 f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
@@ -58,6 +58,7 @@ class PlainNetwork:
         return outputs
 
 
+@public
 def measure_claims(
     spec: OpenSpec, model: nn.Module | None = None, *, location: Mapping[str, list[int]] | None = None
 ) -> list[ClaimRow]:

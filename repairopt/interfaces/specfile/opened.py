@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import LanguageError, PatchError, RepairError, SpecFileError
+from repairopt.errors import LanguageError, PatchError, RepairError, SpecFileError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_statement
 from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.row_sets import Data
@@ -92,8 +92,27 @@ def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
         texts = [f"missing: {listed(missing)}"] if missing else []
         texts += [f"not in the network: {listed(extra)}"] if extra else []
         texts += [f"{n} has shape {tuple(state[n].shape)}, expected {tuple(own[n].shape)}" for n in wrong[:3]]
-        raise file.fail(("model", "weights"), f"'{path}' does not fit {file.spec.model.factory}: {'; '.join(texts)}.")
+        hint = _prefix_hint(own, state)
+        reason = f"'{path}' does not fit {file.spec.model.factory}: {'; '.join(texts)}.{hint}"
+        raise file.fail(("model", "weights"), reason)
     network.load_state_dict(state)
+
+
+def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What to do where all names of a file, or of the network, have something in front, as wrappers put it there."""
+    for longer, shorter, what in ((state, own, "the file"), (own, state, "the network")):
+        first = next(iter(shorter), "")
+        fronts = [name.removesuffix(first) for name in longer if first and name.endswith(f".{first}")]
+        front = next((one for one in fronts if {one + name for name in shorter} == set(longer)), None)
+        if front is not None:
+            makers = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
+            made = ", ".join(maker for part, maker in makers.items() if part in front)
+            made = f", as {made} makes them" if made else ""
+            return (
+                f" The names of {what} begin with {front!r}{made}. Save the weights of the module inside, or rename: "
+                f"{{name.removeprefix({front!r}): value for name, value in state.items()}}."
+            )
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +138,7 @@ class OpenSpec:
         return found
 
 
+@public
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     """Load the network and the rows of a spec, by path, as read, or as a dict, and bind goal and bounds to them."""
     if isinstance(source, Mapping):

@@ -296,7 +296,7 @@ def _width_limits(task: Task, limits: Sequence[Limit], found: Validated) -> dict
     for limit, claim in zip(limits, found.claims, strict=True):
         with torch.no_grad():
             own = _own_width(task, limit, found.predict, claim.confidence)
-            if own > WIDEST * limit.limit and _shortfall(task, limit, claim) > TINY:
+            if own > max(0.0, WIDEST * limit.limit) and _shortfall(task, limit, claim) > TINY:
                 size = float(spread(limit.property, found.predict))
                 if size > 0:
                     widths[limit.name] = WidthLimit(own / size, WIDEST * limit.limit)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, stack, where
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_inputs
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
 from repairopt.specify.measures import GROUPS, Given, Measure
@@ -64,6 +64,7 @@ class RateGap:
     favorable: int
     temperature: float | None
     name: str
+    answers_only: ClassVar[bool] = True
 
     @property
     def combine(self) -> str:
@@ -191,6 +192,7 @@ class GroupGap(RateGap):
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
 
     @classmethod
+    @public
     def sampled(cls, inputs: Any, column: int | str, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
         """Gap on inputs made from ``inputs`` by setting one column to each group's value.
 
@@ -206,6 +208,7 @@ class GroupGap(RateGap):
         return cls(sampled_groups(options.get("name", "group gap"), inputs, column, values, **split), **options)
 
     @classmethod
+    @public
     def observed(cls, inputs: Any, column: int | str | None = None, values: Any = None, **options: Any) -> GroupGap:
         """Gap on real rows, each in the group that its own data say.
 
@@ -220,6 +223,7 @@ class GroupGap(RateGap):
         return cls(observed_groups(name, inputs, column, values, sensitive_features=features), **options)
 
     @classmethod
+    @public
     def given(cls, groups: Sequence[Any], **options: Any) -> GroupGap:
         """Gap on one array of inputs for each group.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_beside, check_labelled, is_frame
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
@@ -131,6 +131,7 @@ class OddsGap(RateGap):
                     )
 
     @classmethod
+    @public
     def observed(
         cls, inputs: Any, labels: Any = None, column: int | str | None = None, values: Any = None, **options: Any
     ) -> OddsGap:

@@ -1,0 +1,93 @@
+"""See what a model's outputs mean where nobody said so; handle it and say it, or refuse where it is not clear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError
+from repairopt.localize import first_inputs
+from repairopt.network import Engine, ForwardFunction, Reading, meaning_of, telling_rows
+from repairopt.specify import Specification, answers_only, labels_of
+
+TOLERANCE = 1e-4  # by which the probabilities of a row may miss the sum 1, in single precision
+ADAPTER = "repairopt.Classifier(model, outputs={})"
+
+
+def reading_of(
+    model: nn.Module, forward_fn: ForwardFunction | None, spec: Specification, *, convertible: bool
+) -> tuple[ForwardFunction | None, str]:
+    """How the outputs of a model are read, and a note for the report.
+
+    Args:
+        model: The module; not modified.
+        forward_fn: How it is run; what it states is taken as it is.
+        spec: What is stated of the network.
+        convertible: Whether the method can take a model with a reading.
+
+    Returns:
+        The way to run the model, and a note; empty where outputs are logits, or are stated.
+
+    Raises:
+        ModelError: There is one output, and what is stated speaks of classes.
+    """
+    inputs = first_inputs(spec.goal, spec.on_outputs)
+    if meaning_of(forward_fn) != "auto" or inputs is None or not len(inputs):
+        return forward_fn, ""
+    rows = telling_rows(inputs)
+    if not bool(torch.isfinite(rows).all()):
+        return forward_fn, ""  # the statement that holds them is refused by name
+    predict = Engine(model, forward_fn=forward_fn).predict()
+    outputs = predict(rows).double()
+    items = [item for item in (spec.goal, *spec.on_outputs, *spec.watch, *spec.held_out) if item is not None]
+    of_classes = [item for item in items if answers_only(item) or labels_of(item) is not None]
+    if outputs.shape[1] == 1:
+        return _numbers(model, forward_fn, of_classes, outputs)
+    chances = bool(((outputs >= 0) & (outputs <= 1)).all())
+    if chances and bool(((outputs.sum(1) - 1).abs() < TOLERANCE).all()):
+        others = [item.name for item in items if not answers_only(item)]
+        if convertible and not others:
+            return Reading(forward_fn, "probabilities"), (
+                "The network gives probabilities, as after a softmax. Their logarithms are repaired, which order the "
+                "classes in the same way."
+            )
+        why = f"'{others[0]}' reads their size" if others else "the method works on the network as it is"
+        way = ADAPTER.format('"probabilities"')
+        return forward_fn, (
+            f"The network gives probabilities, as after a softmax, and {why}: they are taken as they are, so their "
+            f"slopes are flat where the network is sure. {way} repairs their logarithms."
+        )
+    if not of_classes:
+        return _numbers(model, forward_fn, of_classes, predict(inputs))
+    if bool((outputs <= 0).all()) and bool((outputs.logsumexp(1).abs() < TOLERANCE).all()):
+        return forward_fn, "The network gives log-probabilities, as after a log-softmax; these are logits."
+    if chances and len(outputs.unique()) > 2:
+        way = "repairopt.Classifier(model, lambda model, x: model(x)[:, j], outputs='one probability')"
+        return forward_fn, (
+            f"The outputs lie between 0 and 1 and do not sum to 1, as after a sigmoid for each label. The largest "
+            f"counts as the one answer; {way} repairs label j of several that may hold at once."
+        )
+    return forward_fn, ""
+
+
+def _numbers(
+    model: nn.Module, forward_fn: ForwardFunction | None, of_classes: list[Any], outputs: Tensor
+) -> tuple[ForwardFunction | None, str]:
+    """Outputs that are no scores of classes: one alone, or several whose largest is always the same."""
+    if outputs.shape[1] == 1 and of_classes:
+        ways = ", ".join(ADAPTER.format(repr(word)) for word in ("one logit", "one probability", "regression"))
+        raise ModelError(
+            f"model {type(model).__name__}: gives one output for each row, and '{of_classes[0].name}' speaks of "
+            f"classes. Say what the output means: {ways}."
+        )
+    if len(outputs) < 2 or len(torch.unique(outputs.argmax(1))) > 1:
+        return forward_fn, ""
+    if outputs.shape[1] == 1:
+        return Reading(forward_fn, "regression"), "The network has one output, which is read as a number (regression)."
+    way = ADAPTER.format('"logits"')
+    return Reading(forward_fn, "regression"), (
+        f"The largest output is the same one in every row and nothing speaks of classes: outputs are read as numbers "
+        f"(regression). {way} reads them as scores of classes."
+    )

@@ -1,0 +1,131 @@
+"""Networks whose forward writes: into its input, into values on the way, into buffers, into parameters."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt import CallableProperty, ErrorRate, ModelError, Settings, solve_repair
+from repairopt.network import Engine, pull_back
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+
+class ScalesItsInput(Two):
+    def forward(self, x):
+        x.mul_(0.5)
+        return self.b(torch.tanh(self.a(x)))
+
+
+class ClampsData(Two):
+    def forward(self, x):
+        x.data.clamp_(-1, 1)
+        return self.b(torch.tanh(self.a(x)))
+
+
+class ShiftsHidden(Two):
+    def forward(self, x):
+        h = torch.sin(self.a(x))
+        h.add_(1)
+        return self.b(h)
+
+
+class ShiftsAfterUse(Two):
+    def forward(self, x):
+        h = torch.sin(self.a(x))
+        z = self.b(h)
+        h.add_(1)
+        return z + h[:, :2]
+
+
+class WritesThroughAView(Two):
+    def forward(self, x):
+        h = torch.sin(self.a(x))
+        h[:, :2].mul_(2)
+        return self.b(h)
+
+
+class SetsColumns(Two):
+    def forward(self, x):
+        x[:, 0] = 0
+        return self.b(torch.tanh(self.a(x)))
+
+
+class StartsInPlace(Two):
+    def forward(self, x):
+        y = nn.functional.relu(x, inplace=True)
+        return self.b(torch.tanh(self.a(x))) + y[:, :2]
+
+
+WRITERS = [ScalesItsInput, ClampsData, ShiftsHidden, ShiftsAfterUse, WritesThroughAView, SetsColumns, StartsInPlace]
+
+
+@pytest.mark.parametrize("name", ["a.weight", "b.weight"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_engine_runs_what_the_model_runs(kind, name):
+    model, rows = kind().eval(), 3 * torch.randn(40, 3)
+    kept, size = rows.clone(), dict(model.named_parameters())[name].numel()
+    engine = Engine(model, {name: torch.arange(size)})
+    for delta in (torch.zeros(size), 0.3 * torch.randn(size), 0.3 * torch.randn(size)):
+        changed = copy.deepcopy(model)
+        parameter = dict(changed.named_parameters())[name]
+        parameter.data.add_(delta.view(parameter.shape))
+        expected = changed(kept.clone()).detach()
+        assert torch.allclose(engine.predict(delta)(rows), expected, atol=1e-5)
+    assert torch.equal(rows, kept), "the user's rows were written into"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_derivatives_are_those_of_the_model(kind):
+    model, rows = kind().double().eval(), 3 * torch.randn(10, 3).double()
+    engine = Engine(model, {"b.weight": torch.arange(8), "b.bias": torch.arange(2)})
+    cotangent = torch.randn(10, 2).double()
+    if kind is ShiftsAfterUse:  # torch cannot differentiate it either
+        with pytest.raises(RuntimeError, match="inplace"):
+            pull_back(engine, rows, cotangent)
+        return
+    steps = 1e-6 * torch.eye(10).double()
+    value = lambda delta: (engine.predict(delta)(rows) * cotangent).sum()  # noqa: E731
+    differences = torch.stack([(value(step) - value(-step)) / 2e-6 for step in steps])
+    assert torch.allclose(pull_back(engine, rows, cotangent), differences, atol=1e-6)
+
+
+class Counts(Two):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x):
+        self.calls += 1
+        h = torch.tanh(self.a(x))
+        self.last.copy_(h[0].detach())
+        return self.b(h)
+
+
+def test_buffers_of_the_original_stay():
+    model, x = Counts().eval(), torch.randn(50, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    goal = ErrorRate(x, (x[:, 0] > 0).long(), target=0.1)
+    found = solve_repair(model, goal, weights="last", settings=Settings(time_limit=3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert found.model.calls == 0
+
+
+class ClampsItsWeights(Two):
+    def forward(self, x):
+        self.b.weight.data.clamp_(-0.1, 0.1)
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_a_forward_that_writes_into_parameters_is_refused_and_undone():
+    model, x = ClampsItsWeights().eval(), torch.randn(20, 3)
+    before = model.b.weight.detach().clone()
+    with pytest.raises(ModelError, match=r"writes into its parameter 'b.weight'"):
+        solve_repair(model, CallableProperty(lambda predict: predict(x).square().mean(), 0.01), weights="last")
+    assert torch.equal(model.b.weight, before)

@@ -1,0 +1,186 @@
+"""What outputs mean: stated by a Classifier, else seen from them and said, or refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt import (
+    CallableProperty,
+    Classifier,
+    ErrorRate,
+    GroupGap,
+    KeepLabels,
+    KeepOutputs,
+    ModelError,
+    Settings,
+    Verdict,
+    solve_repair,
+)
+
+X = torch.randn(120, 4, generator=torch.Generator().manual_seed(5))
+Y = (X[:, 0] - 0.5 * X[:, 1] + 0.3 * X[:, 2] > 0).long()
+GOOD = slice(6, 120)
+
+
+def logits():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 2e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+    return net
+
+
+NET = logits()
+SMALL = {"weights": "last", "settings": Settings(time_limit=20)}
+
+
+class Functional(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        self.net, self.end = NET, end
+
+    def forward(self, x):
+        return self.end(self.net(x))
+
+
+ENDS = {
+    "functional softmax": (lambda z: nn.functional.softmax(z, dim=1), "probabilities"),
+    "method softmax": (lambda z: z.softmax(-1), "probabilities"),
+    "sigmoid of both": (
+        lambda z: torch.stack([torch.sigmoid(z[:, 0] - z[:, 1]), torch.sigmoid(z[:, 1] - z[:, 0])], 1),
+        "probabilities",
+    ),
+    "log-softmax": (lambda z: nn.functional.log_softmax(z, 1), "log-probabilities"),
+    "exp of log-softmax": (lambda z: nn.functional.log_softmax(z, 1).exp(), "probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_probabilities_are_repaired_like_their_logits(name):
+    end, word = ENDS[name]
+    labels = NET(X).argmax(1)
+    points = X[:6], 1 - labels[:6]
+    keep = KeepLabels(X[GOOD], labels[GOOD], tolerance=0.3)
+    plain = solve_repair(NET, ErrorRate(*points), [keep], **SMALL)
+    model = Functional(end)
+    found = solve_repair(
+        model, ErrorRate(*points), [keep], weights=["net.2.weight", "net.2.bias"], settings=SMALL["settings"]
+    )
+    assert abs(found.report.measure().after - plain.report.measure().after) <= 1 / 6 + 1e-6
+    assert found.report.measure().after < found.report.measure().before
+    assert any(f"gives {word}" in note for note in found.report.notes)
+    assert float((found.model(X[:6]).argmax(1) != points[1]).float().mean()) == pytest.approx(
+        found.report.measure().after
+    )
+
+
+@pytest.mark.parametrize("reads", ["own goal", "own watch", "outputs"])
+def test_what_reads_the_size_of_probabilities_gets_probabilities(reads):
+    model = Functional(lambda z: z.softmax(1))
+    mean = CallableProperty(lambda predict: predict(X)[:, 1].mean(), 0.3, "mean chance")
+    if reads == "own goal":
+        found = solve_repair(model, mean, weights=["net.2.bias"], method="one_shot")
+        assert found.report.measure().before == pytest.approx(float(model(X)[:, 1].detach().mean()), abs=1e-6)
+    else:
+        from repairopt import Specification
+
+        keep = [KeepOutputs(X[:5], 0.9)] if reads == "outputs" else []
+        watch = [mean] if reads == "own watch" else []
+        spec = Specification(ErrorRate(X, 1 - Y, target=0.6), keep, watch=watch)
+        found = solve_repair(model, spec, weights=["net.2.bias"], method="one_shot")
+    assert any("taken as they are" in note for note in found.report.notes)
+
+
+ONE = nn.Linear(8, 1)
+ONE.load_state_dict({"weight": NET[2].weight[1:] - NET[2].weight[:1], "bias": NET[2].bias[1:] - NET[2].bias[:1]})
+ONE_LOGIT = nn.Sequential(NET[0], NET[1], ONE)
+
+
+@pytest.mark.parametrize(
+    ("end", "word"),
+    [
+        ([], "one logit"),
+        ([nn.Flatten(0)], "one logit"),
+        ([nn.Sigmoid()], "one probability"),
+        ([nn.Sigmoid(), nn.Flatten(0)], "one probability"),
+    ],
+)
+def test_one_output_is_read_as_stated_and_refused_where_nothing_is(end, word):
+    model = nn.Sequential(ONE_LOGIT, *end)
+    goal = ErrorRate(X, Y, target=0.01)
+    with pytest.raises(ModelError, match=r"one logit.*one probability.*regression"):
+        solve_repair(model, goal, **SMALL)
+    with pytest.raises(ModelError, match="one logit"):
+        solve_repair(model, GroupGap.observed(X, sensitive_features=Y.numpy(), favorable=1, target=0.1), **SMALL)
+    found = solve_repair(Classifier(model, outputs=word), goal, weights=["0.2.weight", "0.2.bias"], method="one_shot")
+    wrong = float(((NET(X).argmax(1)) != Y).float().mean())
+    assert found.report.measure().before == pytest.approx(wrong, abs=1e-6)
+
+
+REGRESSIONS = {
+    "(N, 1)": (lambda: nn.Linear(4, 1), lambda model: model),
+    "(N,)": (lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), lambda m: Classifier(m, outputs="regression")),
+    "two stated": (lambda: nn.Linear(4, 2), lambda model: Classifier(model, outputs="regression")),
+    "far apart": (lambda: nn.Sequential(nn.Linear(4, 2), Shift()), lambda model: model),
+    "dict": (lambda: Wrapped("dict"), lambda m: Classifier(m, lambda model, x: model(x)["value"], "regression")),
+}
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x + torch.tensor([0.0, 50.0])
+
+
+class Wrapped(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.net, self.kind = nn.Linear(4, 1), kind
+
+    def forward(self, x):
+        value = self.net(x)
+        kinds = {"dict": {"value": value, "aux": x}, "tuple": (value, x), "list": [value], "text": "no tensor"}
+        return kinds[self.kind]
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_regression_that_meets_its_target_is_repaired(name):
+    make, adapt = REGRESSIONS[name]
+    torch.manual_seed(0)
+    model = make()
+    half = X[:, 3] > 0
+    gap = CallableProperty(lambda p: (p(X)[half, 0].mean() - p(X)[~half, 0].mean()).abs(), 0.05, "gap")
+    found = solve_repair(adapt(model), gap, weights="all", method="one_shot")
+    assert found.report.measure().before > 0.05 >= found.report.measure().after
+    assert found.report.verdict is Verdict.REPAIRED, str(found.report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("dict", "'value'"), ("tuple", r"\[0\]"), ("list", r"\[0\]"), ("text", "str")]
+)
+def test_structures_are_refused_with_the_way_to_read_them(kind, words):
+    with pytest.raises(ModelError, match=f"its call returned {'' if kind == 'text' else kind}.*{words}"):
+        solve_repair(Wrapped(kind), CallableProperty(lambda predict: predict(X).mean(), 0.0), weights="all")
+
+
+def test_independent_sigmoids_are_named():
+    model = Functional(torch.sigmoid)
+    found = solve_repair(model, ErrorRate(X, 1 - Y, target=0.6), weights=["net.2.bias"], method="one_shot")
+    assert any("sigmoid for each label" in note for note in found.report.notes)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2).double()
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x.float())).double())
+
+
+@pytest.mark.parametrize("weights", ["last", "all", ["a.weight"]])
+def test_mixed_precision_is_refused_or_right(weights):
+    with pytest.raises(ModelError, match="float32 and float64"):
+        solve_repair(Mixed(), ErrorRate(X, Y, target=0.1), weights=weights)
