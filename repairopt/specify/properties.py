@@ -11,7 +11,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, check_labels
 
-from .contracts import Keep
+from .contracts import Keep, Unstated
 from .intervals import Interval, matched_interval, rate_interval
 from .margins import LabelLeads
 from .measures import DOWN, LABEL, ROWS, Measure
@@ -73,7 +73,7 @@ class ErrorRate(LabelledPoints, LabelLeads):
 
     inputs: Any
     labels: Any = None
-    target: float = 0.0
+    target: float = Unstated(0.0)
     name: str = "error rate"
 
     counted: ClassVar[Tensor | None] = None
@@ -119,7 +119,7 @@ class MissRate(LabelledPoints, LabelLeads):
     inputs: Any
     labels: Any = None
     label: int = 1
-    target: float = 0.0
+    target: float = Unstated(0.0)
     name: str = "miss rate"
 
     measures = (
@@ -173,7 +173,7 @@ class AccuracyDrop(LabelledPoints):
 
     inputs: Any
     labels: Any = None
-    target: float = 0.01
+    target: float = Unstated(0.01)
     name: str = "accuracy drop"
     right: Tensor | None = field(default=None, repr=False)
 
@@ -233,7 +233,7 @@ class FlipRate(AccuracyDrop, LabelLeads):
         Yan, Xiong, Kundu, Yang, Deng, Wang, Xia and Soatto, Positive-Congruent Training, CVPR 2021.
     """
 
-    target: float = 0.005
+    target: float = Unstated(0.005)
     name: str = "flip rate"
 
     measures = (Measure("flip_rate", FLIPS, "flip_rate <= 0.005"),)

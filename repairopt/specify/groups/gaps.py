@@ -13,6 +13,7 @@ from torch import Tensor, stack, where
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs
+from repairopt.specify.contracts import Unstated
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
 from repairopt.specify.measures import GROUPS, Given, Measure
 
@@ -165,8 +166,8 @@ class GroupGap(RateGap):
 
     samples: GroupSamples
     favorable: int = 1
-    target: float = 0.05
-    score: str = "difference"
+    target: float = Unstated(0.05)
+    score: str = "max_difference"
     temperature: float | None = None
     smoothing: float = 0.5
     name: str = "group gap"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_beside, check_labelled, is_frame
+from repairopt.specify.contracts import Unstated
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
 from .gaps import SCORES, GroupGap, RateGap
@@ -33,6 +34,9 @@ GAP_ARGUMENTS = (
 
 def _make_gap(kind: Any, given: Given) -> Any:
     which, score = given.arguments["kind"], given.arguments["score"]
+    for name, kinds in (("count", ("sampled",)), ("rest", ("sampled",)), ("given", ("odds",))):
+        if given.stated(name) and which not in kinds:
+            raise given.fail(name, f"kind={which} makes no use of {name}; leave it out, or write kind={kinds[0]}")
     if which in ("opportunity", "odds"):
         if score not in ("max_difference", "difference"):
             raise given.fail("score", f"kind={which} has the scores max_difference and difference")
@@ -98,7 +102,7 @@ class OddsGap(RateGap):
     labels: Tensor
     favorable: int = 1
     given: tuple[int, ...] = (0, 1)
-    target: float = 0.05
+    target: float = Unstated(0.05)
     score: str = "max_difference"
     temperature: float | None = None
     name: str = "odds gap"
