@@ -20,6 +20,7 @@ from repairopt.errors import PatchError, ResultError
 from repairopt.patches import read_tensors, whole_file, write_tensors
 
 PATCH, RESULT, REPORT, AUDIT = "patch.safetensors", "result.json", "report.html", "audit.jsonl"
+EVIDENCE, SIGNATURE = "evidence.npz", "result.json.sig"
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "repairopt_checkpoint"
 
