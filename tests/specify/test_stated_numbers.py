@@ -73,6 +73,13 @@ def test_a_target_that_a_bound_would_ignore_is_refused(name, target):
         Bound(STATED[name](), limit=0.3, slack=0.1)
 
 
+def test_a_smoothing_that_a_score_would_ignore_is_refused():
+    for score in ("max_difference", "difference", "ratio"):
+        with pytest.raises(SpecificationError, match=f"smoothing=0.5 is for the scores kl and .*, not {score}"):
+            GroupGap.observed(X, 1, score=score, smoothing=0.5)
+    assert GroupGap.observed(X, 1, score="kl", smoothing=1.0).smoothing == 1.0
+
+
 def test_a_radius_always_has_a_target():
     with pytest.raises(SpecificationError, match="expected a number above 0"):
         CertifiedRadius(X, Y)

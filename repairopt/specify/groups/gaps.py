@@ -172,7 +172,7 @@ class GroupGap(RateGap):
     target: float = Unstated(0.05)
     score: str = "max_difference"
     temperature: float | None = None
-    smoothing: float = 0.5
+    smoothing: float = Unstated(0.5)
     name: str = "group gap"
 
     measures = (
@@ -203,6 +203,9 @@ class GroupGap(RateGap):
             )
         if (self.temperature is not None and self.temperature <= 0) or self.smoothing <= 0:
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
+        if not isinstance(self.smoothing, Unstated) and self.score not in ("kl", "jensen_shannon"):
+            name, given = self.name, f"smoothing={self.smoothing:g}"
+            raise SpecificationError(f"'{name}': {given} is for the scores kl and jensen_shannon, not {self.score}.")
 
     @classmethod
     def sampled(cls, inputs: Any, column: int | str, values: Sequence[float] | None = None, **options: Any) -> GroupGap:
