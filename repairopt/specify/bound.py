@@ -20,7 +20,7 @@ class Bound:
     """A property must not exceed a limit: one row with the property's value and the gradient of its soft value.
 
     Attributes:
-        property: What is bounded; its own target is not used.
+        property: What is bounded; a target of its own must be the limit.
         limit: Its limit; None for the value that the original network has ("not worse than before"), and ``slack``.
         slack: Added to the original network's value where that is the limit.
         buffer: Taken off the limit in the linearized row.
@@ -38,7 +38,7 @@ class Bound:
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if self.limit is None or (self.slack and not self.relative):
+        if not self.relative:
             self._check_numbers()
         if not self.name:
             object.__setattr__(self, "name", f"{self.property.name} bounded")
@@ -46,13 +46,14 @@ class Bound:
     def _check_numbers(self) -> None:
         """No number that was given is ignored: a target of the property, or a slack beside a limit."""
         target, default = getattr(self.property, "target", None), getattr(type(self.property), "target", None)
-        own = isinstance(default, int | float) and not isinstance(target, Unstated) and target != default
-        if self.limit is None and (own or (isinstance(default, Unstated) and not isinstance(target, Unstated))):
+        stated = isinstance(default, Unstated) or (isinstance(default, int | float) and target != default)
+        if stated and not isinstance(target, Unstated) and target != self.limit:
             raise SpecificationError(
-                f"bound on '{self.property.name}': its target {target:g} is not a limit. Pass Bound(..., "
-                f"limit={target:g}); or leave the target out, for a bound by the original network's value."
+                f"bound on '{self.property.name}': its target {target:g} is not the limit, which is "
+                f"{'that of the original network' if self.limit is None else f'{self.limit:g}'}. Leave the target out, "
+                f"or pass limit={target:g}."
             )
-        if self.limit is not None:
+        if self.slack and self.limit is not None:
             raise SpecificationError(
                 f"bound on '{self.property.name}': slack={self.slack:g} is added to the original network's value, but "
                 f"limit={self.limit:g} is given. Leave one of them out."

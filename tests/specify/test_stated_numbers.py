@@ -64,9 +64,14 @@ STATED = {
 def test_a_target_that_a_bound_would_ignore_is_refused(name, target):
     default = float(STATED[name]().target)
     stated = STATED[name](target=default if target is None and name != "own" else 0.03)
-    with pytest.raises(SpecificationError, match=r"its target .* is not a limit\. Pass Bound\(\.\.\., limit="):
+    with pytest.raises(SpecificationError, match=r"its target .* is not the limit, which is that of the original netw"):
         Bound(stated)
-    assert Bound(stated, limit=0.3).limit == 0.3
+    with pytest.raises(
+        SpecificationError, match=r"is not the limit, which is 0\.3\. Leave the target out, or pass limi"
+    ):
+        Bound(stated, limit=0.3)
+    assert Bound(stated, limit=float(stated.target)).limit == stated.target
+    assert Bound(STATED[name](), limit=0.3).limit == 0.3
     plain = Bound(STATED[name](), slack=0.1)
     assert anchor(plain, Engine(TOY.model).predict()).relative
     with pytest.raises(SpecificationError, match=r"slack=0.1 is added .* limit=0.3 is given"):
@@ -83,7 +88,7 @@ def test_a_smoothing_that_a_score_would_ignore_is_refused():
 def test_a_radius_always_has_a_target():
     with pytest.raises(SpecificationError, match="expected a number above 0"):
         CertifiedRadius(X, Y)
-    with pytest.raises(SpecificationError, match="is not a limit"):
+    with pytest.raises(SpecificationError, match="is not the limit"):
         Bound(CertifiedRadius(X, Y, target=10.0))
 
 
