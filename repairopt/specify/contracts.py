@@ -12,7 +12,7 @@ Nothing in the library asks for a class: a class of the user with the members of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -333,5 +333,6 @@ def restricted(item: Any, keep: Keep) -> Any:
     mask = keep(inputs)
     if not bool(torch.any(mask)):
         raise SpecificationError(f"'{getattr(item, 'name', item)}': no rows are left.")
-    part, allowed = item.on(inputs[mask], labels[mask.cpu()]), getattr(item, "allowed", None)
+    part: Any = item.on(inputs[mask], labels[mask.cpu()])
+    allowed = getattr(item, "allowed", None) if is_dataclass(part) else None
     return part if allowed is None else replace(part, allowed=int(allowed * float(mask.double().mean()) + 1e-9))
