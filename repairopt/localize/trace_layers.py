@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError
-from repairopt.network import Engine, ForwardFunction, run_and_keep
+from repairopt.network import Engine, ForwardFunction, run_and_keep, trace, writes_in_place
 from repairopt.specify import inputs_of
 
 FUNCTIONS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv"}
@@ -233,9 +233,11 @@ def _trace(network: nn.Module) -> fx.GraphModule | None:
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
     try:
-        traced = fx.symbolic_trace(network)
+        traced = trace(network)
     except Exception:  # tracing runs the user's forward on proxies: whatever it raises means "cannot be traced"
         return None
+    if any(writes_in_place(node) and not node.users for node in traced.graph.nodes):
+        return None  # a statement that writes into a value that others read: who reads what is not what the graph says
     traced.graph.eliminate_dead_code()
     for node in traced.graph.nodes:
         if node.kwargs.get("inplace") is True:

@@ -25,4 +25,5 @@ from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope
 from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .split_graph import run_and_keep
+from .tracing import trace, writes_in_place
 from .whiten import Whitening, whitening

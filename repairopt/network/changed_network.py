@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .linear_layers import ChangedLayer, changed_layers
-from .model_checks import accepts, check_model, check_outputs, check_positions, shadow
+from .model_checks import accepts, check_model, check_outputs, check_positions, shadow, telling_rows
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
 
@@ -61,6 +61,7 @@ class ChangedNetwork:
         self.classes = self.evaluations = 0
         self.writes_into_outputs = False
         self._split: Split | None = None
+        self._writes = (True, True)  # whether prefix and suffix may write into what they are given
         self._replaceable: Replaceable | None = None  # made at the first run, as is the split
         self._takes_integers = False
         self._layers: list[ChangedLayer] | None = None
@@ -121,6 +122,7 @@ class ChangedNetwork:
         """Outputs ``(B, k)`` from activations ``part`` at the frontier, with the named parameters replaced."""
         self.evaluations += part[0].shape[0]
         assert self._replaceable is not None
+        part = tuple(one.clone() for one in part) if self._writes[1] else part
         return self._replaceable.run(weights, part)
 
     def to_frontier(self, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -130,7 +132,7 @@ class ChangedNetwork:
         if self._split is None or self._split.prefix is None:
             return (inputs,)
         with torch.no_grad():
-            return tuple(self._split.prefix(inputs))
+            return tuple(self._split.prefix(inputs.clone() if self._writes[0] else inputs))
 
     def widest(self, inputs: Tensor) -> int:
         """The most numbers that one layer after the frontier makes for each sample."""
@@ -162,7 +164,9 @@ class ChangedNetwork:
         few = self._convert(few)
         self.classes = check_outputs(self.caller, few, inputs)
         names = {f"model.{name}" for name in self.indices}
-        self._split = split_at(self.caller, names, few) if names else None
+        if names:
+            self._split = split_at(self.caller, names, torch.cat([few, self._convert(telling_rows(inputs))]))
+            self._writes = self._split.writes if self._split else (True, True)
         self._layers = changed_layers(self.suffix, self.indices)
         changed = {name: p for name, p in self.caller.model.named_parameters() if name in self.indices}
         self._replaceable = Replaceable(self.suffix, changed)

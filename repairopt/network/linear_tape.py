@@ -43,13 +43,16 @@ class LinearTape:
         self.network, self.layers, self.change, self.still = network, layers, change, still
         self.inputs: list[Tensor] = [torch.empty(0)] * len(layers)
         self.behind: list[Tensor] = [torch.empty(0)] * len(layers)
+        self._versions = [0] * len(layers)
         written = network.writes_into_outputs
         if not written:
             try:
                 self._run(part, copied=False)
             except RuntimeError:  # such as an operation in place on a leaf of the graph
                 written = True
-            written = written or any(z._version for z in self.behind)
+            written = (
+                written or any(z._version for z in self.behind) or self._versions != [x._version for x in self.inputs]
+            )
         if written:
             self._run(part, copied=True)
             network.writes_into_outputs = True
@@ -68,7 +71,8 @@ class LinearTape:
 
     def _recorder(self, k: int, copied: bool) -> Any:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self.inputs[k] = args[0].detach()
+            self.inputs[k] = args[0].detach().clone() if copied else args[0].detach()
+            self._versions[k] = args[0]._version
             if not output.requires_grad:
                 output.requires_grad_()
             self.behind[k] = output

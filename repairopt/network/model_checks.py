@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError
+from repairopt.errors import ModelError, RepairError
+
+SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
 
 def shadow(model: nn.Module) -> nn.Module:
-    """A copy of the module structure, in evaluation mode, that shares every tensor with the user's model."""
+    """A copy of the module structure, in evaluation mode, that shares the parameters with the user's model.
+
+    Buffers are copied: forward may write into them.
+    """
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"model: expected a torch.nn.Module, got {type(model).__name__}. Wrap a plain function in a module."
         )
-    shared = {id(t): t for source in (model.parameters, model.buffers) for t in source()}
     try:
-        return copy.deepcopy(model, dict(shared)).eval()
+        shared: dict[int, Any] = {id(t): usable(t) for t in model.parameters()}
+        shared |= {id(t): t.detach().clone() for t in model.buffers()}
+        return copy.deepcopy(model, shared).eval()
     except Exception as error:
         raise ModelError(
             f"model {type(model).__name__}: its modules cannot be copied ({type(error).__name__}: {error}). Remove "
             f"attributes that cannot be copied (open files, locks, tensors with a gradient history)."
         ) from error
+
+
+def usable(tensor: Any) -> Any:
+    """The tensor or parameter itself, or an equal one where it was made in inference mode: these have no derivatives."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        found = tensor.detach().clone()
+    return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
 
 def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
@@ -42,6 +58,15 @@ def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[tor
             raise ModelError(f"model {type(model).__name__}: parameter '{name}' holds NaN or infinite numbers.")
     first = next(iter(floating.values()))
     return first.dtype, first.device
+
+
+def telling_rows(inputs: Tensor) -> Tensor:
+    """A few of the inputs on which two ways to run a network may differ: evenly spread ones, and the most extreme."""
+    flat = inputs.detach().reshape(len(inputs), -1)
+    found = {int(i) for i in torch.linspace(0, len(inputs) - 1, SPREAD)}
+    if flat.shape[1]:
+        found |= {int(flat.amax(1).argmax()), int(flat.amin(1).argmin())}
+    return inputs[torch.tensor(sorted(found), device=inputs.device)].detach()
 
 
 def check_positions(name: str, positions: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -62,8 +87,8 @@ def accepts(caller: nn.Module, inputs: Tensor) -> bool:
     """Whether a network runs on inputs of this type as they are."""
     try:
         with torch.no_grad():
-            caller(inputs)
-    except (RuntimeError, TypeError, ValueError):
+            caller(inputs.clone())
+    except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     return True
 
@@ -76,7 +101,9 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
     what = f"model {type(caller.model).__name__}"
     with torch.no_grad():
         try:
-            output = caller(few)
+            output = _left_alone(caller, few)
+        except RepairError:
+            raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{what}: cannot run on inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {error}). "
@@ -90,16 +117,33 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
             )
         if not bool(torch.isfinite(output).all()):
             raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
-        again = caller(few)
+        again = caller(few.clone())
         if not torch.allclose(output, again, rtol=1e-5, atol=1e-6):
             raise ModelError(
                 f"{what}: two passes over the same 5 inputs disagree by {float((output - again).abs().max()):.3g}, in "
                 f"evaluation mode. Look for dropout called without its training flag, or other randomness in forward."
             )
-        alone = torch.cat([caller(few[i : i + 1]) for i in range(len(few))])
+        alone = torch.cat([caller(few[i : i + 1].clone()) for i in range(len(few))])
         if not torch.allclose(output, alone, rtol=1e-3, atol=1e-4):
             raise ModelError(
                 f"{what}: the output of an input depends on the others in its batch (difference "
                 f"{float((output - alone).abs().max()):.3g}). Look for batch statistics in forward."
             )
     return int(output.shape[1])
+
+
+def _left_alone(caller: nn.Module, few: Tensor) -> Any:
+    """What a network returns; a ModelError where it writes into its parameters, which are the user's, and put back."""
+    kept = {name: parameter.detach().clone() for name, parameter in caller.model.named_parameters()}
+    try:
+        return caller(few.clone())
+    finally:
+        own = dict(caller.model.named_parameters())
+        written = [name for name, before in kept.items() if not torch.equal(own[name].detach(), before)]
+        for name in written:
+            own[name].data.copy_(kept[name])
+        if written:
+            raise ModelError(
+                f"model {type(caller.model).__name__}: its forward writes into its parameter '{written[0]}', so there "
+                f"is no one network to repair. Write into a copy in forward, or limit the parameter after training."
+            )

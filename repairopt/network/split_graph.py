@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from .tracing import as_module, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,7 @@ class Split:
         floats: Numbers that all layers of the suffix make for each sample; for memory estimates.
         widest: The most numbers that one of them makes.
         last_linear: Name of the linear module that is the whole suffix, or None.
+        writes: Whether prefix and suffix write into what they are given, which must be copies then.
     """
 
     prefix: fx.GraphModule | None
@@ -33,30 +36,43 @@ class Split:
     floats: int
     widest: int
     last_linear: str | None = None
+    writes: tuple[bool, bool] = (False, False)
 
 
-def split_at(network: nn.Module, changed: set[str], example: Tensor) -> Split | None:
-    """Split a network in evaluation mode at the parameters of these names; ``example`` has at least 5 inputs.
+def split_at(network: nn.Module, changed: set[str], rows: Tensor) -> Split | None:
+    """Split a network in evaluation mode at the parameters of these names; ``rows`` are at least 5 inputs.
 
-    None where the network cannot be traced or a traced run disagrees with a plain one.
+    None where the network cannot be traced, or the trace or the two parts disagree with a plain run on the rows, as
+    where forward writes into a value that the other part reads.
     """
     try:
-        traced = fx.symbolic_trace(network)
-        (_, three), (output, five) = (run_and_keep(traced, example[:size]) for size in (3, 5))
+        traced = trace(network)
+        three, five = (run_and_keep(traced, rows[:size].clone())[1] for size in (3, 5))
+        with torch.no_grad():
+            output = traced(rows.clone())
     except Exception:  # tracing runs the user's forward on proxies: whatever it raises means "cannot be traced"
         return None
     with torch.no_grad():
-        whole = network(example[:5])
+        whole = network(rows.clone())
     if not torch.equal(output, whole) and not torch.allclose(output, whole, rtol=1e-5):
         return None
     split = _cut(traced, changed, [three, five])
-    if split is not None:
-        with torch.no_grad():
-            frontier = (example[:5],) if split.prefix is None else split.prefix(example[:5])
-            again = split.suffix(*frontier)
-        if not torch.allclose(again, whole, rtol=1e-5, atol=1e-6):
-            return None
-    return split
+    if split is None:
+        return None
+    with torch.no_grad():
+        given = rows.clone()
+        frontier = (given,) if split.prefix is None else split.prefix(given)
+        before = [(part._version, part.clone()) for part in frontier]
+        again = split.suffix(*frontier)
+    if not torch.allclose(again, whole, rtol=1e-5, atol=1e-6):
+        return None
+    writes = (_is_written(given, (0, rows)), any(map(_is_written, frontier, before)))
+    return replace(split, writes=writes)
+
+
+def _is_written(tensor: Tensor, before: tuple[int, Tensor]) -> bool:
+    """Whether a tensor was written into, even if with what was there."""
+    return tensor._version != before[0] or not torch.equal(tensor, before[1])
 
 
 def run_and_keep(
@@ -101,11 +117,12 @@ def _cut(traced: fx.GraphModule, changed: set[str], seen: list[dict[fx.Node, Any
     if nodes[-1] not in late:
         return None
     suffix = _subgraph(traced, [node for node in nodes if node in late], frontier)
-    before = set(frontier)
+    statements = {node for node in nodes if not node.users and node not in late and node not in inputs}
+    before = set(frontier) | statements  # statements write into values: they have an effect, but no reader
     for node in reversed(nodes):
         before |= set(node.all_input_nodes if node in before else ())
     early = [node for node in nodes if node in before]
-    prefix = None if frontier == inputs else _subgraph(traced, early, [], frontier)
+    prefix = None if frontier == inputs and not statements else _subgraph(traced, early, [], frontier)
     sizes = [seen[0][node].numel() // 3 for node in late if node in per_sample and node.op != "output"]
     steps = [str(node.target) if node.op == "call_module" else "" for node in nodes if node in late][:-1]
     last = steps[0] if len(steps) == 1 and steps[0] and type(traced.get_submodule(steps[0])) is nn.Linear else None
@@ -139,7 +156,4 @@ def _subgraph(
             graph.output(fx.map_arg(node.args[0], copy))
     if outputs is not None:
         graph.output(tuple(made[node] for node in outputs))
-    module = fx.GraphModule(traced, graph)
-    # fx would print every exception to stderr, also those that the engine answers:
-    type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
-    return module.eval()
+    return as_module(traced, graph)

@@ -215,13 +215,13 @@ class ShareRows(_BySample):
 
     share: Any
     margin: float = 1e-3
-    name: str = field(default="", init=False)
+    name: str = ""
     inputs: Any = field(default=None, init=False, repr=False)
     samples: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         counted = torch.arange(len(self.share.inputs)) if self.share.counted is None else self.share.counted
-        vars(self).update(name=self.share.name, inputs=self.share.inputs, samples=counted)
+        vars(self).update(name=self.name or self.share.name, inputs=self.share.inputs, samples=counted)
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """The share's margins, ``(B, p)``."""

@@ -27,6 +27,7 @@ from .contracts import (
     stands_for_population,
 )
 from .folds import overlap
+from .margins import anchor
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ class Specification:
     def on_change(self) -> tuple[ChangeConstraint, ...]:
         """The constraints that look at the weight change alone."""
         return tuple(c for c in self.constraints if not isinstance(c, Constraint))
+
+    def anchored(self, predict: Predict) -> Specification:
+        """The same with everything fixed that goal and constraints take from the original network ``predict``."""
+        constraints = tuple(anchor(one, predict) for one in self.constraints)
+        return replace(self, goal=anchor(self.goal, predict), constraints=constraints)
 
 
 def _as_tuple(what: str, value: Any) -> tuple[Any, ...]:

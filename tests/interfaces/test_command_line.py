@@ -202,7 +202,7 @@ ERRORS = {
     "folder is a file": (lambda f: ["solve", f / "spec.yaml", "--out", f / "rows.csv"], "is a file"),
     "result of another spec": (
         lambda f: ["solve", spec_of(f, "<= 0.1\n", "<= 0.2\n"), "--out", f / "run", "--resume"],
-        "the result of another spec",
+        "result.json': was made with another spec",
     ),
     "no time": (lambda f: ["solve", f / "spec.yaml", "--out", f / "x", "--time-limit", "0"], "Invalid value"),
     "no out": (lambda f: ["solve", f / "spec.yaml"], "Missing option '--out'"),

@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from repairopt.errors import SpecFileError, require_extra
+from repairopt.patches import check_archive, read_arrays
 
 from .reader import SpecFile
 
@@ -33,8 +32,8 @@ def read_columns(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
         raise file.fail(("data", name, key), f"'{path}': {key} is for CSV files; leave it out.")
     try:
         if ending == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
+            return read_arrays(path)
+        check_archive(path)
         if ending == ".parquet":
             import pandas
 

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from repairopt.errors import ModelError, UnsupportedError
 from repairopt.network.model_checks import shadow
 from repairopt.network.split_graph import parameters_read
+from repairopt.network.tracing import Tracer
 
 from .zonotope_layers import Call, Zonotope, relaxation_of, replaced
 
@@ -31,7 +32,7 @@ SUPPORTED = (
 )
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Keeps modules of the user whole where they have a relaxation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -90,6 +90,42 @@ class VerifyResult(Result):
     claims: list[ClaimRow]
 
 
+class InitResult(Result):
+    """Of ``repairopt init``."""
+
+    command: Literal["init"] = "init"
+    out: str
+    inputs: str = Field(description="how they were found")
+    label: str
+    sensitive_features: str
+    candidates: list[dict[str, Any]] = Field(description="measures that can be the goal, with their value now")
+
+
+class TrialLine(Strict):
+    """A trial repair."""
+
+    weights: str = Field(description="which weights could change")
+    count: int
+    rows: int = Field(description="of the trial")
+    verdict: str
+    seconds: float = Field(description="processor time of the trial")
+    expected_seconds: float = Field(description="the same for all rows")
+    expected_bytes: int = Field(description="derivatives of all rows; batched where that is too much")
+
+
+class DoctorResult(Result):
+    """Of ``repairopt doctor``."""
+
+    command: Literal["doctor"] = "doctor"
+    source: str
+    model: str
+    basis: str = Field(description="the rows that were used")
+    rows: int = Field(description="that the repair will have")
+    usable: bool = Field(description="whether the network can be repaired at all")
+    findings: list[CheckLine]
+    trials: list[TrialLine]
+
+
 class MoveResult(Result):
     """Of ``repairopt apply`` and ``repairopt revert``."""
 
