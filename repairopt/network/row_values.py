@@ -41,6 +41,8 @@ def missing_values(values: Any) -> npt.NDArray[np.bool_]:
 
 
 def _is_missing(value: Any) -> bool:
+    if isinstance(value, str | int):
+        return False
     if value is None or type(value).__name__ == "NAType":
         return True
     with suppress(TypeError, ValueError):
@@ -71,7 +73,8 @@ def listed_values(owner: str, what: str, values: Any) -> list[Any]:
     if isinstance(values, set | frozenset | Mapping | str) or len(shape) > 1 or not hasattr(values, "__iter__"):
         got = f"shape {shape}" if len(shape) > 1 else f"a {type(values).__name__}"
         raise SpecificationError(f"{owner}: {what}: got {got}; expected one value for each row, in order, (N,).")
-    found = [item.item() if getattr(item, "ndim", 1) == 0 and hasattr(item, "item") else item for item in values]
+    found = values.tolist() if hasattr(values, "tolist") else list(values)
+    found = [item.item() if getattr(item, "ndim", 1) == 0 and hasattr(item, "item") else item for item in found]
     for row, item in enumerate(found):
         try:
             hash(item)

@@ -21,6 +21,7 @@ from .contracts import (
     Grouped,
     Property,
     Transferable,
+    Unstated,
     inputs_of,
     measured,
     stands_for_population,
@@ -40,7 +41,7 @@ class CallableProperty:
     """
 
     function: Callable[[Predict], Any]
-    target: float = 0.0
+    target: float = Unstated(0.0)
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class CallableProperty:
 def as_property(goal: Any, target: float | None = None) -> Any:
     """A plain function as a property with a target, 0 unless given; others as they are, or with the target given."""
     if callable(goal) and not hasattr(goal, "value"):
-        return CallableProperty(goal, 0.0 if target is None else float(target))
+        return CallableProperty(goal) if target is None else CallableProperty(goal, float(target))
     if target is None:
         return goal
     try:

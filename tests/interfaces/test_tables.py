@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from repairopt.errors import SpecFileError
+from repairopt.interfaces.specfile.claim_rows import claim_table
+from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
@@ -96,6 +98,9 @@ def test_groups_by_word_and_missing_groups(tmp_path, name):
     assert "the group of 2 of 6 rows is missing, the first is row 4" in said
     chosen = opened(tmp_path, rows, spec.replace("gap(country", 'gap(country, values=["NA", "ZA"]'), name)
     assert chosen.goal.item.samples.left_out == 2
+    claims = measure_claims(chosen)
+    assert (claims[0].rows, claims[0].left_out) == (4, 2)
+    assert "(2 rows are in no group compared)" in claim_table(claims)
     assert len(opened(tmp_path, rows, spec, name, ', where: country != "US"').data.sets["repair"]) == 4
 
 

@@ -283,5 +283,8 @@ def test_metrics_of_odd_groups():
     assert found.groups == (1, "NA")
     both = GroupMetrics([0, 1, 1, 0], [0, 1, 0, 0], [("f", 1), ("m", 2), ("f", 1), ("m", 2)])
     assert both.groups == (("f", 1), ("m", 2))
+    assert both.by_group["selection_rate"] == {("f", 1): 0.0, ("m", 2): 0.5}
+    pytest.importorskip("fairlearn")
+    assert both.difference()["selection_rate"] == found.difference()["selection_rate"] == 0.5
     assert GroupMetrics([0, 0], [0, 0], ["a", "b"]).demographic_parity_difference() == 0.0
     assert GroupMetrics([-1, -1], [-1, -1], ["a", "b"]).demographic_parity_difference() == 0.0

@@ -172,6 +172,9 @@ def revert(spec: Path, patch: Path, out: Path, weights: Path | None, **options: 
 @click.option("--result", type=FILE, help="Result to verify; by default result.json beside the patch.")
 @click.option("--audit", type=FILE, help="Audit log to verify; by default audit.jsonl beside the patch.")
 @click.option("--expected-hash", help="Content hash that the patch must have.")
+@click.option("--expected-log", help="Hash of a line that the audit log must have, such as its last.")
+@click.option("--signers", type=FILE, help="Trusted keys, a file of allowed signers as ssh-keygen reads it.")
+@click.option("--signer", help="Who of them must have signed result.json, by `ssh-keygen -Y sign -n repairopt`.")
 @strict_option
 @json_option
 def verify(spec: Path, patch: Path, as_json: bool, **options: Any) -> None:

@@ -80,9 +80,12 @@ def verify_text(result: results.VerifyResult) -> str:
         mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
         lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
     lines += ["", claim_table(result.claims), ""] if result.claims else [""]
-    sound = "What is stated is true." if result.sound else "NOT what is stated."
-    met = "Goal and bounds are met." if result.met else "Not every goal and bound is met."
-    return "\n".join([*lines, f"{sound} {met}"])
+    named = {ok: ", ".join(line.what for line in result.checks if line.ok is ok) for ok in (True, False, None)}
+    lines += ["Goal and bounds are met." if result.met else "Not every goal and bound is met."]
+    said = f"NOT what is stated: {named[False]}." if named[False] else "Nothing that was checked is misstated."
+    said += f" Checked: {named[True] or 'nothing'}." + (f" Not checked: {named[None]}." if named[None] else "")
+    said += " Notes, times and versions cannot be recomputed; the hashes and a signature cover them."
+    return "\n".join([*lines, *textwrap.wrap(said, WIDTH)])
 
 
 def init_text(result: results.InitResult) -> str:

@@ -104,8 +104,16 @@ class GroupMetrics:
     def groups(self) -> tuple[Any, ...]:
         """The groups that occur, sorted."""
         found = set(self.sensitive_features.tolist())
-        comparable = self.sensitive_features.dtype.kind != "O" or len({type(value) for value in found}) == 1
-        return tuple(sorted(found, key=None if comparable else str))
+        try:
+            return tuple(sorted(found))
+        except TypeError:  # texts and numbers
+            return tuple(sorted(found, key=str))
+
+    @cached_property
+    def _member(self) -> npt.NDArray[np.int64]:
+        """Position of the group of each sample ``(N,)``."""
+        place = {group: k for k, group in enumerate(self.groups)}
+        return np.array([place[group] for group in self.sensitive_features.tolist()])
 
     @cached_property
     def overall(self) -> dict[str, float]:
@@ -161,11 +169,14 @@ class GroupMetrics:
         require_extra("fairlearn", "GroupMetrics.frame()", "fairlearn", hint=hint)
         from fairlearn.metrics import MetricFrame
 
-        data = {"y_true": self.y_true, "y_pred": self.y_pred, "sensitive_features": self.sensitive_features}
+        groups = self.sensitive_features
+        if groups.dtype.kind == "O":  # pandas sorts by them and takes tuples apart
+            groups = np.array([str(group) for group in groups.tolist()])
+        data = {"y_true": self.y_true, "y_pred": self.y_pred, "sensitive_features": groups}
         return MetricFrame(metrics=dict(self.metrics), **data)
 
     def _in_groups(self, metric: Metric) -> dict[Any, float]:
-        rows = ((group, self.sensitive_features == group) for group in self.groups)
+        rows = ((group, self._member == k) for k, group in enumerate(self.groups))
         return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in rows}
 
     def _check_favorable(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_beside, check_labelled, is_frame
+from repairopt.specify.contracts import Unstated
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
 from .gaps import SCORES, GroupGap, RateGap
@@ -22,7 +23,13 @@ GAP_ARGUMENTS = (
     COLUMN,
     FAVORABLE,
     Argument("kind", "choice", "what is compared", "parity", ("parity", "opportunity", "odds", "sampled")),
-    Argument("score", "choice", "largest or mean difference over pairs of groups", "max_difference", SCORES),
+    Argument(
+        "score",
+        "choice",
+        "largest or mean difference over pairs of groups, 1 - ratio of the rates, divergence",
+        "max_difference",
+        SCORES,
+    ),
     VALUES,
     Argument("given", "labels", "true classes within which odds are compared; all by default", None),
     Argument("rest", "choice", "how sampled draws the other columns", "joint", RESTS),
@@ -33,6 +40,9 @@ GAP_ARGUMENTS = (
 
 def _make_gap(kind: Any, given: Given) -> Any:
     which, score = given.arguments["kind"], given.arguments["score"]
+    for name, kinds in (("count", ("sampled",)), ("rest", ("sampled",)), ("given", ("odds",))):
+        if given.stated(name) and which not in kinds:
+            raise given.fail(name, f"kind={which} makes no use of {name}; leave it out, or write kind={kinds[0]}")
     if which in ("opportunity", "odds"):
         if score not in ("max_difference", "difference"):
             raise given.fail("score", f"kind={which} has the scores max_difference and difference")
@@ -98,7 +108,7 @@ class OddsGap(RateGap):
     labels: Tensor
     favorable: int = 1
     given: tuple[int, ...] = (0, 1)
-    target: float = 0.05
+    target: float = Unstated(0.05)
     score: str = "max_difference"
     temperature: float | None = None
     name: str = "odds gap"

@@ -64,6 +64,8 @@ class SolveResult(Result):
     inputs: dict[str, str] = Field(description="SHA-256 of each file that the spec names")
     versions: dict[str, str]
     files: dict[str, str] = Field(description="what was written, by kind")
+    hashes: dict[str, str] = Field(default={}, description="SHA-256 of the other files of the run, by name")
+    audit: str = Field(default="", description="hash of the line of the audit log in which the repair ended")
     location: dict[str, list[int]] | None = Field(default=None, description="chosen weights, for bounds by linear_rows")
     report: dict[str, Any] = Field(description="everything the library reports")
 

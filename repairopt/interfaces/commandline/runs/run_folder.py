@@ -23,7 +23,7 @@ from repairopt.errors import PatchError, ResultError
 from repairopt.patches import read_tensors, whole_file, write_tensors
 
 PATCH, RESULT, REPORT, AUDIT = "patch.safetensors", "result.json", "report.html", "audit.jsonl"
-CHECKPOINT, EVIDENCE, LOCK = "checkpoint.safetensors", "evidence.npz", ".lock"
+CHECKPOINT, EVIDENCE, LOCK, SIGNATURE = "checkpoint.safetensors", "evidence.npz", ".lock", "result.json.sig"
 STATE = "repairopt_checkpoint"
 
 
@@ -64,7 +64,7 @@ class RunFolder:
 
     def _begin(self, resume: bool, overwrite: bool) -> None:
         if self.started and overwrite:
-            for name in (RESULT, CHECKPOINT, PATCH, REPORT, AUDIT, EVIDENCE):
+            for name in (RESULT, CHECKPOINT, PATCH, REPORT, AUDIT, EVIDENCE, SIGNATURE):
                 (self.path / name).unlink(missing_ok=True)
         elif self.started and not resume:
             what = "the result of an earlier run" if self.finished else "an unfinished run"

@@ -29,7 +29,7 @@ from repairopt.verify import Round
 
 from .results import Changed, SolveResult
 from .run_folder import AUDIT, PATCH, REPORT, RESULT, RunFolder, read_result
-from .show_run import write_report
+from .show_run import file_hashes, write_report
 
 STEPS = 40  # of the method, an upper bound for the progress bar
 
@@ -219,7 +219,15 @@ class _Run:
             files.pop("report")
         if problem:
             notes.append(problem)
-        log.append("repair ended", verdict=str(report.verdict), patch=patch.content_hash, claims=kept, notes=notes)
+        hashes = file_hashes(folder)
+        end = log.append(
+            "repair ended",
+            hashes=hashes,
+            verdict=str(report.verdict),
+            patch=patch.content_hash,
+            claims=kept,
+            notes=notes,
+        )
         result = SolveResult(
             exit_code=0 if met and done else 1,
             command=self.command,
@@ -247,6 +255,8 @@ class _Run:
             inputs=self.inputs,
             versions=dict(report.versions),
             files={kind: str(folder / name) for kind, name in files.items()},
+            hashes=hashes,
+            audit=end.hash,
             location=location,
             report=report.to_dict(),
         )
