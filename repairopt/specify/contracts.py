@@ -345,6 +345,6 @@ def restricted(item: Any, keep: Keep) -> Any:
     mask = keep(inputs)
     if not bool(torch.any(mask)):
         raise SpecificationError(f"'{getattr(item, 'name', item)}': no rows are left.")
-    part: Any = item.on(inputs[mask], labels[mask.cpu()])
-    allowed = getattr(item, "allowed", None) if is_dataclass(part) else None
-    return part if allowed is None else replace(part, allowed=int(allowed * float(mask.double().mean()) + 1e-9))
+    chosen: Any = item.on(inputs[mask], labels[mask.cpu()])
+    allowed = getattr(item, "allowed", None) if is_dataclass(chosen) else None
+    return chosen if allowed is None else replace(chosen, allowed=int(allowed * float(mask.double().mean()) + 1e-9))
