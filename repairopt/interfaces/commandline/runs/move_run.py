@@ -10,7 +10,7 @@ from torch import nn
 
 from repairopt.errors import ResultError, WrongBaseError
 from repairopt.interfaces.specfile.load_rows import load_data
-from repairopt.interfaces.specfile.onnx_model import with_softmax
+from repairopt.interfaces.specfile.onnx_model import source_of, write_onnx
 from repairopt.interfaces.specfile.opened import fill_weights, load_model
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.patches import WrappedPatch, export_onnx, fingerprint, load_patch, save_weights, whole_file
@@ -64,7 +64,8 @@ def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float |
         rows = data.sets["repair"].inputs[:EXAMPLES]
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         rows = rows.to(dtype) if rows.is_floating_point() else rows
-        model = with_softmax(model) if file.spec.model.onnx is not None else model
+        if source_of(model) is not None:
+            return write_onnx(model, target, rows)
         return export_onnx(model, torch.cat([rows, rows]) if len(rows) < 2 else rows, target).largest_difference
     if kind == "safetensors":
         save_weights(model, target)

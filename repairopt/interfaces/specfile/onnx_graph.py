@@ -1,0 +1,279 @@
+"""The graph of an ONNX file: what depends on its input, what is constant, and where it can be cut.
+
+A cut is a tensor through which everything passes: what comes before it can be run by ONNX Runtime, whatever its
+operators, and what follows becomes a torch network that can be repaired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError
+
+ROWS = 3  # on which a file is compared with ONNX Runtime
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxGraph:
+    """A file: its path, for messages, its model, the output that is looked at, and numbers that fill other inputs."""
+
+    path: Path
+    model: Any
+    output: str
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def initializers(self) -> dict[str, Any]:
+        """The arrays of the file by name."""
+        from onnx import numpy_helper
+
+        return {item.name: numpy_helper.to_array(item) for item in self.model.graph.initializer}
+
+    @cached_property
+    def input(self) -> Any:
+        """The one input."""
+        every = {item.name: item for item in self.model.graph.input if item.name not in self.initializers}
+        if unknown := [name for name in self.fixed if name not in every]:
+            raise ModelError(f"'{self.path}': has no input '{unknown[0]}'; inputs: {', '.join(every)}.")
+        inputs = [item for name, item in every.items() if name not in self.fixed]
+        if len(inputs) != 1:
+            raise ModelError(
+                f"'{self.path}': has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); expected one tensor "
+                f"with the batch first. Fill others with a number each, fixed: {{name: 0}}."
+            )
+        return inputs[0]
+
+    @cached_property
+    def nodes(self) -> list[int]:
+        """Places of the nodes that the output needs and that depend on the input, in order."""
+        needed, names = [], {self.output}
+        for place, node in reversed([*enumerate(self.model.graph.node)]):
+            if names & set(node.output):
+                needed.append(place)
+                names |= {name for name in _reads(node) if name}
+        moving = {self.input.name, *self.fixed}
+        found = []
+        for place in reversed(needed):
+            node = self.model.graph.node[place]
+            if moving & set(_reads(node)):
+                moving |= set(node.output)
+                found.append(place)
+        if self.output not in moving:
+            raise ModelError(f"'{self.path}': its output '{self.output}' does not depend on its input.")
+        return found
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """Initializers, and what nodes compute from these alone, by name."""
+        nodes = {place: self.model.graph.node[place] for place in self.nodes}
+        made = {name for node in nodes.values() for name in node.output}
+        wanted = {name for node in nodes.values() for name in _reads(node) if name}
+        missing = sorted(wanted - made - {self.input.name, *self.fixed} - set(self.initializers))
+        known = {**self.initializers}
+        simple = {node.output[0]: node.attribute[0] for node in self.model.graph.node if node.op_type == "Constant"}
+        computed = []
+        for name in missing:
+            if name in simple and simple[name].name == "value":
+                known[name] = _array(simple[name].t)
+            else:
+                computed.append(name)
+        if computed:
+            feed = _run(_part(self.model, [], computed), computed, {})
+            known |= dict(zip(computed, feed, strict=True))
+        return known
+
+    def cuts(self) -> list[str]:
+        """Tensors through which everything passes from the input to the output, the output first."""
+        graph, last = self.model.graph, {}
+        for step, place in enumerate(self.nodes):
+            for name in _reads(graph.node[place]):
+                last[name] = step
+        alive, found = {self.input.name, *self.fixed}, [self.input.name]
+        for step, place in enumerate(self.nodes):
+            alive |= set(graph.node[place].output)
+            alive = {name for name in alive if last.get(name, -1) > step or name == self.output}
+            if len(alive) == 1:
+                found.append(next(iter(alive)))
+        return [name for name in dict.fromkeys(reversed(found)) if name != self.input.name]
+
+    def after(self, start: str) -> list[int]:
+        """Places of the nodes that follow a cut."""
+        moving, found = {start}, []
+        for place in self.nodes:
+            node = self.model.graph.node[place]
+            if moving & set(_reads(node)):
+                moving |= set(node.output)
+                found.append(place)
+        return found
+
+    def session(self, output: str) -> OnnxPrefix:
+        """ONNX Runtime from the input to a tensor of the graph, as a module."""
+        inputs = [item for item in self.model.graph.input if item.name in (self.input.name, *self.fixed)]
+        return OnnxPrefix(_part(self.model, inputs, [output]), output, self.input.name, self.fixed)
+
+    def values(self, names: Sequence[str], few: Tensor) -> list[Any]:
+        """Tensors of the graph on a few rows, as arrays."""
+        inputs = [item for item in self.model.graph.input if item.name in (self.input.name, *self.fixed)]
+        session = _session(_part(self.model, inputs, names))
+        runner = self.session(self.output)
+        feed = {item.name: runner.filled(item, len(few)) for item in session.get_inputs()}
+        feed |= {self.input.name: few.numpy().astype(DTYPES[runner.entry.type])} if self.input.name in feed else {}
+        return list(session.run(list(names), feed))
+
+    def example(self, rows: Tensor | None) -> Tensor:
+        """A few rows as the file reads them: those given, else random ones, whose sizes the file must say."""
+        entry = self.session(self.output).entry
+        if entry.type not in DTYPES:
+            raise ModelError(f"'{self.path}': reads {entry.type}; expected one of {', '.join(DTYPES)}.")
+        size = entry.shape[0] if entry.shape else None
+        count = size if isinstance(size, int) and size > 0 else ROWS
+        if rows is not None:
+            return rows[torch.arange(count) % len(rows)]
+        if unknown := [size for size in entry.shape[1:] if not isinstance(size, int) or size < 1]:
+            raise ModelError(
+                f"'{self.path}': its input has shape {entry.shape}; expected all sizes but the batch as numbers, or "
+                f"rows that show {unknown[0]}."
+            )
+        draw = torch.Generator().manual_seed(0)
+        inputs = torch.rand(count, *entry.shape[1:], generator=draw)
+        dtype = np.dtype(DTYPES[entry.type])
+        return (
+            inputs.to(torch.float64) if dtype == np.float64 else inputs if dtype.kind == "f" else inputs.round().long()
+        )
+
+
+class OnnxPrefix(nn.Module):
+    """The first part of an ONNX file, run by ONNX Runtime as a whole; it has no weights that could change.
+
+    Its bytes are hashed in a buffer, so that a fingerprint of the network knows the file.
+    """
+
+    opaque = True
+
+    def __init__(self, content: bytes, output: str, name: str, fixed: Mapping[str, float]) -> None:
+        super().__init__()
+        self.content, self.output, self.name, self.fixed = content, output, name, dict(fixed)
+        digest = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8).copy()
+        self.register_buffer("sha256", torch.from_numpy(digest))
+        self._session: Any = None
+
+    @property
+    def session(self) -> Any:
+        """The session, made at the first use."""
+        if self._session is None:
+            self._session = _session(self.content)
+        return self._session
+
+    @property
+    def entry(self) -> Any:
+        """What ONNX Runtime says of the input: name, type, shape."""
+        return next(item for item in self.session.get_inputs() if item.name == self.name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The tensor ``(N, ...)`` at the cut, from rows ``(N, ...)``, without a gradient."""
+        given: Any = inputs.detach().cpu().numpy().astype(DTYPES[self.entry.type])
+        size = self.entry.shape[0] if self.entry.shape else None
+        if isinstance(size, int) and 0 < size != len(given):  # the file fixes its batch
+            parts = [given[i : i + size] for i in range(0, len(given), size)]
+            if len(parts[-1]) != size:
+                parts[-1] = np.concatenate([parts[-1], *[parts[-1][-1:]] * (size - len(parts[-1]))])
+            found = np.concatenate([self._run(part) for part in parts])[: len(given)]
+        else:
+            found = self._run(given)
+        return torch.from_numpy(found).to(inputs.device)
+
+    def _run(self, given: Any) -> Any:
+        try:
+            feed = {item.name: self.filled(item, len(given)) for item in self.session.get_inputs()}
+            return np.array(self.session.run([self.output], feed | {self.name: given})[0])
+        except Exception as error:
+            text = str(error).splitlines()[0]
+            raise ModelError(f"ONNX Runtime cannot run rows of shape {given.shape[1:]} ({text}).") from error
+
+    def filled(self, item: Any, count: int) -> Any:
+        """An input filled with its fixed number; sizes that the file leaves open are the batch."""
+        shape = [size if isinstance(size, int) and size > 0 else count for size in item.shape]
+        return np.full(shape, self.fixed.get(item.name, 0), dtype=DTYPES[item.type])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxPrefix:
+        copied = OnnxPrefix(self.content, self.output, self.name, self.fixed)
+        copied._session = self._session  # it is never changed
+        return copied.train(self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_session": None}
+
+
+def _reads(node: Any) -> list[str]:
+    """What a node reads, inside its subgraphs too."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
+            own = {name for inner in graph.node for name in inner.output}
+            names += [name for inner in graph.node for name in _reads(inner) if name not in own]
+    return names
+
+
+def _array(tensor: Any) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.to_array(tensor)
+
+
+def _part(model: Any, inputs: Sequence[Any], outputs: Sequence[str]) -> bytes:
+    """The part of a model that makes some tensors from some inputs, as bytes."""
+    import onnx
+
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    graph, names = part.graph, set(outputs)
+    needed = []
+    for node in reversed([*graph.node]):
+        if names & set(node.output):
+            needed.append(node)
+            names |= set(_reads(node))
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(needed)]
+    arrays = [onnx.TensorProto.FromString(a.SerializeToString()) for a in graph.initializer if a.name in names]
+    types = {item.name: item for item in [*model.graph.output, *model.graph.value_info]}
+    for part_name, items in (
+        ("node", kept),
+        ("initializer", arrays),
+        ("input", [item for item in inputs if item.name in names]),
+        ("output", [types.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]),
+    ):
+        graph.ClearField(part_name)
+        getattr(graph, part_name).extend(items)
+    return part.SerializeToString()
+
+
+def _session(content: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _run(content: bytes, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+    return list(_session(content).run(list(outputs), dict(feed)))
