@@ -55,7 +55,7 @@ def _run(layer: nn.RNNBase, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
         outputs = []
         for way in ways:
             names = [f"{kind}_l{k}{way}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            parts = [getattr(layer, name, None) for name in names]
+            parts: list[Any] = [getattr(layer, name, None) for name in names]
             zero = values[0].new_zeros(values[0].shape[0], layer.hidden_size)
             state = tuple(part[len(ends)] for part in given) or (zero,) * (1 + long)
             steps = []
