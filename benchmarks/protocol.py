@@ -43,8 +43,8 @@ class Half:
     paired: Tensor
 
     def keep(self, tolerance: float) -> KeepLabels:
-        """Right answers stay right, but for a share."""
-        return KeepLabels(self.rows, self.labels, tolerance=tolerance)
+        """Right answers stay right, but for so many as a share of all rows."""
+        return KeepLabels(self.rows, self.labels, allowed=int(tolerance * len(self.rows) + 1e-9))
 
     def recall(self, buffer: float) -> Bound:
         """The recall of the rare class does not fall."""
@@ -98,7 +98,11 @@ class Task:
         x, y = self.rows[rows], self.labels[rows]
         goal = self._goal(rows, drawn, self.target)
         observed = GroupGap.observed(
-            x, sensitive_features=self.observed_groups(x), favorable=FAVORABLE, name="observed"
+            x,
+            sensitive_features=self.observed_groups(x),
+            favorable=FAVORABLE,
+            score="difference",
+            name="observed",
         )
         paired = torch.stack([x] * len(self.values))
         paired[:, :, self.column] = torch.tensor(self.values)[:, None]
@@ -114,7 +118,7 @@ class Task:
         if self.make_goal is not None:
             return self.make_goal(self.rows[rows], target)
         groups = [group[drawn] for group in self.drawn]
-        return GroupGap.given(groups, favorable=FAVORABLE, target=target, name="gap")
+        return GroupGap.given(groups, favorable=FAVORABLE, target=target, score="difference", name="gap")
 
 
 def gap_of(network: nn.Module, gap: GroupGap) -> float:
@@ -159,12 +163,17 @@ def tasks() -> dict[str, Task]:
     rows, labels = torch.tensor(census["test_x"]).float(), torch.tensor(census["test_y"]).long()
 
     def drawn(column: int, values: tuple[float, ...]) -> Callable[[Tensor, float], GroupGap]:
-        options = {"favorable": FAVORABLE, "name": "gap", "count": DRAWN}
+        options = {"favorable": FAVORABLE, "score": "difference", "name": "gap", "count": DRAWN}
         return lambda x, target: GroupGap.sampled(x, column, values, target=target, **options)
 
     def seen(groups: Callable[[Tensor], list[int]]) -> Callable[[Tensor, float], GroupGap]:
         return lambda x, target: GroupGap.observed(
-            x, sensitive_features=groups(x), favorable=FAVORABLE, target=target, name="gap"
+            x,
+            sensitive_features=groups(x),
+            favorable=FAVORABLE,
+            target=target,
+            score="difference",
+            name="gap",
         )
 
     by_sex = (lambda x: x[:, SEX].long().tolist(), SEX, (0.0, 1.0), Neurons("fc3", [6, 10, 11]), shares(0.20, 0.20))

@@ -30,11 +30,12 @@ def repair(split: int = 0, method: str = "auto", weights: str = "auto", target: 
     drawn_here, drawn_there = halves(split, len(groups[0]))
 
     def sampled(part: torch.Tensor) -> GroupGap:
-        return GroupGap.given([g[part] for g in groups], favorable=SUBSCRIBES, target=target, name="sampled gap")
+        parts, name = [g[part] for g in groups], "sampled gap"
+        return GroupGap.given(parts, favorable=SUBSCRIBES, target=target, score="difference", name=name)
 
     def constraints(part: torch.Tensor) -> list[KeepLabels | Bound]:
         miss = MissRate(rows[part], labels[part], SUBSCRIBES, name="missed subscribers")
-        return [KeepLabels(rows[part], labels[part], tolerance=0.02), Bound(miss, buffer=0.01)]
+        return [KeepLabels(rows[part], labels[part], allowed=len(part) // 50), Bound(miss, buffer=0.01)]
 
     return solve_repair(
         network,

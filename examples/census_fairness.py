@@ -52,13 +52,15 @@ def repair(split: int = 0, method: str = "auto", weights: str = "paper", target:
     drawn_here, drawn_there = halves(split, len(men))
 
     def sampled(part: torch.Tensor) -> GroupGap:
-        return GroupGap.given([men[part], women[part]], favorable=FAVORABLE, target=target, name="sampled gap")
+        return GroupGap.given(
+            [men[part], women[part]], favorable=FAVORABLE, target=target, score="difference", name="sampled gap"
+        )
 
     def observed(part: torch.Tensor) -> GroupGap:
-        return GroupGap.observed(rows[part], SEX, favorable=FAVORABLE, name="observed gap")
+        return GroupGap.observed(rows[part], SEX, favorable=FAVORABLE, score="difference", name="observed gap")
 
     def keep(part: torch.Tensor) -> KeepLabels:
-        return KeepLabels(rows[part], labels[part], tolerance=0.02)
+        return KeepLabels(rows[part], labels[part], allowed=len(part) // 50)
 
     return solve_repair(
         network,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
-from repairopt.network import Engine, check_inputs, split_model
+from repairopt.network import Engine, check_inputs, is_dataset, split_model
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.report import Repair, Verdict
 from repairopt.specify import Transferable, as_property, goal_value
@@ -128,8 +128,8 @@ def trace_frontier(
     constraints: Any = (),
     *,
     targets: Sequence[float] | int = STEPS,
-    data: tuple[Tensor, Tensor] | None = None,
-    held_out: tuple[Tensor, Tensor] | None = None,
+    data: Any = None,
+    held_out: Any = None,
     held_out_goal: Any = None,
     weights: Any = "auto",
     method: SQP | None = None,
@@ -143,7 +143,7 @@ def trace_frontier(
         goal: Same; its target is not read.
         constraints: Same.
         targets: The bounds, or how many between the original value and a tenth of it.
-        data: Labelled samples ``(inputs, labels)``; accuracy and loss are theirs.
+        data: Labelled samples ``(inputs, labels)``, or a dataset or loader of pairs; accuracy and loss are theirs.
         held_out: Samples that only the report sees.
         held_out_goal: The property on held-out data; None to make it from ``held_out``, where it can be made.
         weights: Same; ``"auto"`` is settled once, in the middle of the sweep.
@@ -161,8 +161,7 @@ def trace_frontier(
     model, goal, constraints, chosen, settings, _ = without_former(*given, options)
     module, forward_fn = split_model(model)
     goal = as_property(goal)
-    data = None if data is None else check_inputs("data", *data, integers=True)
-    held_out = None if held_out is None else check_inputs("held_out", *held_out, integers=True)
+    data, held_out = _labelled("data", data), _labelled("held_out", held_out)
     engine = Engine(module, forward_fn=forward_fn)
     value = goal_value(goal, engine.predict())
     bounds = _bounds(targets, value)
@@ -200,6 +199,13 @@ def accuracy(predict: Any, data: tuple[Tensor, Tensor] | None) -> float:
     with torch.no_grad():
         right = predict(data[0]).argmax(-1).cpu() == torch.as_tensor(data[1]).cpu()
     return float(right.double().mean())
+
+
+def _labelled(owner: str, given: Any) -> Any:
+    """Inputs and labels, checked; None where nothing was given."""
+    if given is None:
+        return None
+    return check_inputs(owner, *((given, None) if is_dataset(given) else given), integers=True)
 
 
 def _bounds(targets: Sequence[float] | int, value: float) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, public, require_extra
-from repairopt.network import Classifier as Adapter, Engine
+from repairopt.network import Classifier as Adapter, Engine, check_same_index
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
 from repairopt.specify import ErrorRate, GroupGap, KeepLabels, OddsGap, Property
@@ -88,6 +88,7 @@ class Classifier:
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import validate_data
 
+        check_same_index("RepairedClassifier.fit", X=X, y=y, sensitive_features=sensitive_features)
         X, y = validate_data(self, X, y, dtype="numeric")
         check_classification_targets(y)
         self.classes_ = np.unique(y) if self.classes is None else np.asarray(self.classes)

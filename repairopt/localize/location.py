@@ -87,7 +87,7 @@ def localize(
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
             * a mapping from parameter names to boolean masks or flat positions;
             * a sequence of these: their union.
-        goal: The property to repair; CARE and Gradient need it.
+        goal: The property to repair; CARE and Gradient need it. A whole specification brings its constraints.
         constraints: What must stay true; for ``Gradient(of="constraints")``.
         count: Overrides the count of CARE or Gradient; of any other choice keeps so many weights, by gradient.
         forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
@@ -101,7 +101,10 @@ def localize(
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise SpecificationError(f"count={count!r}: expected a whole number, 1 or more.")
-    goal = Specification(goal).goal if goal is not None else None
+    if isinstance(goal, Specification):
+        goal, constraints = goal.goal, goal.on_outputs
+    elif goal is not None:
+        goal = Specification(goal).goal
     example = first_inputs(goal, constraints) if inputs is None else torch.as_tensor(inputs)
     search = _Search(LayerGraph(model, forward_fn, example), goal, constraints, seed=seed, limit=memory_limit)
     name = how if isinstance(how, str) else ""

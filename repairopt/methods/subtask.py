@@ -12,8 +12,6 @@ from repairopt.specify import (
     SampleShare,
     ShareRows,
     anchor,
-    margins_at,
-    required_margins,
     restricted,
     stands_for_population,
 )
@@ -42,21 +40,16 @@ def task_on(task: Task, keep: Keep) -> Task | None:
     """
     predict = Remembering(task.engine)
     try:
-        goal = restricted(task.goal, keep)
-        constraints = tuple(anchor(restricted(one, keep), predict) for one in task.constraints)
-        margins = margins_at(predict, constraints)
-        judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
+        constraints = (*(anchor(restricted(one, keep), predict) for one in task.constraints), *task.change)
+        spec = replace(task.spec, goal=restricted(task.goal, keep), constraints=constraints)
+        judge = Judge(task.engine, spec, task.judge.deadline)
     except SpecificationError:
         return None
     data = tuple((x[mask], y[mask.cpu()]) for x, y in task.data if bool((mask := keep(x)).any()))
-    required = tuple(required_margins(c, m) for c, m in zip(constraints, margins, strict=True))
-    judge.change = task.judge.change
     return replace(
         task,
-        goal=goal,
-        constraints=constraints,
+        spec=spec,
         judge=judge,
-        required=required,
         data=data,
         log=Log(seconds=task.log.seconds, notes=task.log.notes),
         progress=None,
@@ -82,11 +75,9 @@ def with_rows_of_goal(task: Task) -> Task:
     goal = task.goal
     if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
         return task
-    rows: Any = ShareRows(goal)
+    taken = any(one.name == goal.name for one in task.spec.constraints)
+    rows: Any = ShareRows(goal, name=f"{goal.name}, sample by sample" if taken else "")
     if len(rows.samples) > MOST_POINTS:
         return task
-    constraints = (*task.constraints, rows)
-    required = required_margins(rows, margins_at(Remembering(task.engine), [rows])[0])
-    judge = Judge(task.engine, goal, constraints, (), task.judge.deadline)
-    judge.change = task.judge.change
-    return replace(task, constraints=constraints, judge=judge, required=(*task.required, required))
+    spec = replace(task.spec, constraints=(*task.spec.constraints, rows))
+    return replace(task, spec=spec, judge=Judge(task.engine, spec, task.judge.deadline))

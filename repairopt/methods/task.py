@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from repairopt.localize import Location
 from repairopt.network import Engine
 from repairopt.program import Program, Rows, Solution, Solver, Source, Status, solve, stack_rows
-from repairopt.specify import ChangeBox, ChangeConstraint, Constraint, Property
+from repairopt.specify import ChangeBox, ChangeConstraint, Constraint, Property, Specification
 from repairopt.surrogate import Picks, Surrogate, SurrogateSettings, build_program, fit_surrogate
 from repairopt.verify import Judge, Judgement, Round, Stop
 
@@ -59,11 +60,8 @@ class Task:
 
     Attributes:
         engine: The network and the ``n`` weights.
-        goal: The property.
-        constraints: Constraints on outputs, anchored.
-        change: Constraints on the change.
+        spec: Goal and constraints, anchored.
         judge: Judges points on the true network.
-        required: Smallest margin that the rows of each constraint ask for.
         new_counts: For goal and bounds by name how many samples (of the smallest group) they will be measured on, where
             that is known; a bound is then to be met on so many, not on the whole population.
         data: Labelled samples whose loss is kept small; empty to take those of constraints and goal.
@@ -80,11 +78,8 @@ class Task:
     """
 
     engine: Engine
-    goal: Property
-    constraints: tuple[Constraint, ...]
-    change: tuple[ChangeConstraint, ...]
+    spec: Specification
     judge: Judge
-    required: tuple[Array, ...]
     location: Location
     model: TrustRegion = TrustRegion()
     solver: str | Solver | None = None
@@ -97,6 +92,26 @@ class Task:
     start: Array | None = None
     checkpoint: Callable[[Array], None] | None = None
     log: Log = field(default_factory=Log)
+
+    @cached_property
+    def goal(self) -> Property:
+        """What must become true."""
+        return self.spec.goal
+
+    @cached_property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints on outputs."""
+        return self.spec.on_outputs
+
+    @cached_property
+    def change(self) -> tuple[ChangeConstraint, ...]:
+        """The constraints on the weight change."""
+        return self.spec.on_change
+
+    @property
+    def required(self) -> tuple[Array, ...]:
+        """Smallest margin that the rows of each constraint on outputs ask for."""
+        return self.judge.required
 
     @property
     def trust_radius(self) -> float:

@@ -8,6 +8,7 @@ from .engine import CACHE_BYTES, Engine, Predict, Remembering, batched
 from .inference_tensors import usable
 from .inputs import (
     as_tensor,
+    check_beside,
     check_inputs,
     check_labelled,
     check_labels,
@@ -19,6 +20,7 @@ from .inputs import (
 )
 from .model_checks import shadow, telling_rows
 from .remembered import identity
+from .row_values import check_same_index, is_missing_word, listed_values, missing_values, refuse_missing
 from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.propagate_zonotope import Slope

@@ -1,7 +1,8 @@
 """The one place where a user's data become tensors: arrays, pandas frames, datasets, loaders.
 
 Whatever takes ``(inputs, labels)`` takes these as well, with no labels beside them: a ``TensorDataset`` or any dataset
-of pairs, a ``DataLoader`` (read once, whole). Inputs alone may be a frame, whose columns must be numbers.
+of pairs, a ``DataLoader``, whose dataset is read whole and in its own order. Inputs alone may be a frame, whose columns
+must be numbers.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from repairopt.errors import SpecificationError, public
 
 from .inference_tensors import usable
+from .row_values import check_same_index, refuse_missing
 
 BATCH = 256  # samples of a dataset that are read at a time
 
@@ -51,7 +61,30 @@ def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple
                 f"{owner}: labels were given beside a {type(inputs).__name__}, which has its own. Pass one of them."
             )
         return _from_dataset(owner, inputs)
-    return as_tensor(owner, inputs), None if labels is None else as_tensor(f"{owner}, labels", labels)
+    if labels is None:
+        return as_tensor(owner, inputs), None
+    check_same_index(owner, inputs=inputs, labels=labels)
+    try:
+        return as_tensor(owner, inputs), as_tensor(f"{owner}, labels", labels)
+    except SpecificationError:
+        if np.ndim(labels) == 1:
+            refuse_missing(owner, "label", labels)
+        raise
+
+
+def check_beside(owner: str, inputs: Any, **parts: Any) -> None:
+    """Refuse what is given by row beside inputs whose order it cannot have: another index, or a shuffling loader.
+
+    Raises:
+        SpecificationError: An index of pandas differs, or a loader does not give every sample of its dataset in order.
+    """
+    check_same_index(owner, inputs=inputs, **parts)
+    given = [name for name, value in parts.items() if value is not None]
+    if isinstance(inputs, DataLoader) and given and not _gives_all_in_order(inputs):
+        raise SpecificationError(
+            f"{owner}: {' and '.join(given)} beside a DataLoader that shuffles, or leaves samples out, cannot be in "
+            f"the order of its rows. Pass its dataset, or a loader with shuffle=False and drop_last=False."
+        )
 
 
 def as_tensor(owner: str, value: Any) -> Tensor:
@@ -83,6 +116,7 @@ def column_position(owner: str, inputs: Any, column: int | str) -> int:
     if not isinstance(column, str):
         return column
     names = column_names(inputs)
+    _check_distinct(owner, names)
     if column not in names:
         known = f"; its columns: {', '.join(names[:20])}" if names else ", which has no names of columns"
         raise SpecificationError(
@@ -92,7 +126,17 @@ def column_position(owner: str, inputs: Any, column: int | str) -> int:
     return names.index(column)
 
 
+def _check_distinct(owner: str, names: tuple[str, ...]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SpecificationError(
+            f"{owner}: {len(names)} columns, of which several are called {', '.join(map(repr, twice[:10]))}. Give each "
+            f"column a name of its own."
+        )
+
+
 def _from_frame(owner: str, frame: Any) -> Tensor:
+    _check_distinct(owner, column_names(frame))
     columns, bad = [], []
     for name in frame.columns:
         array = np.asarray(frame[name])
@@ -115,7 +159,7 @@ def _from_frame(owner: str, frame: Any) -> Tensor:
 def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(data, TensorDataset):
         return _pair(owner, data, data.tensors)
-    loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=BATCH)
+    loader = _in_order(owner, data)
     if isinstance(loader.dataset, IterableDataset) and not hasattr(loader.dataset, "__len__"):
         raise SpecificationError(
             f"{owner}: a {type(loader.dataset).__name__} without a length may never end. Collect what you want of it "
@@ -126,11 +170,71 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
         raise SpecificationError(f"{owner}: the {type(data).__name__} holds no samples.")
     if not all(isinstance(part, Tensor | list | tuple) for part in parts):
         return _pair(owner, data, parts[0])
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts), None
-    if any(not isinstance(one, Tensor) for part in parts for one in part):
+    whole = [[part] if isinstance(part, Tensor) else list(part) for part in parts]
+    if any(not isinstance(one, Tensor) for part in whole for one in part):
         return _pair(owner, data, None)
-    return _pair(owner, data, [torch.cat(one) for one in zip(*parts, strict=True)])
+    _check_reading(owner, loader, whole)
+    return _pair(owner, data, [torch.cat(one) for one in zip(*whole, strict=True)])
+
+
+def _sampling(loader: DataLoader[Any]) -> tuple[Any, int | None, bool]:
+    """Sampler, batch size and whether the last batch is dropped; the batches of another kind are the sampler."""
+    batches: Any = loader.batch_sampler
+    if batches is None:
+        return loader.sampler, None, False
+    known = type(batches) is BatchSampler
+    return (batches.sampler, batches.batch_size, batches.drop_last) if known else (batches, None, True)
+
+
+def _gives_all_in_order(loader: DataLoader[Any]) -> bool:
+    sampler, _, drop_last = _sampling(loader)
+    return not drop_last and (type(sampler) is SequentialSampler or isinstance(loader.dataset, IterableDataset))
+
+
+def _in_order(owner: str, data: Any) -> DataLoader[Any]:
+    """A loader of every sample of a dataset, or of the dataset of a loader, in the dataset's own order."""
+    if not isinstance(data, DataLoader):
+        return DataLoader(data, batch_size=BATCH, generator=torch.Generator())
+    if _gives_all_in_order(data):
+        return data
+    sampler: Any = _sampling(data)[0]
+    all_rows = type(sampler) is SequentialSampler or isinstance(data.dataset, IterableDataset)
+    if type(sampler) is RandomSampler:
+        all_rows = not sampler.replacement and len(sampler) == len(sampler.data_source)
+    if not all_rows or type(data).__iter__ is not DataLoader.__iter__:
+        raise SpecificationError(
+            f"{owner}: a {type(data).__name__} whose {type(sampler).__name__} chooses or orders samples may give "
+            f"others each time. Pass its dataset, or torch.utils.data.Subset(dataset, rows) for some of it."
+        )
+    return _whole(data, data.num_workers)
+
+
+def _whole(loader: DataLoader[Any], workers: int = 0) -> DataLoader[Any]:
+    """The same batches in order, none left out; nothing is drawn from torch's own generator."""
+    options: Any = {"multiprocessing_context": loader.multiprocessing_context} if workers else {}
+    options |= {"batch_size": _sampling(loader)[1], "collate_fn": loader.collate_fn, "generator": torch.Generator()}
+    return DataLoader(loader.dataset, num_workers=workers, worker_init_fn=loader.worker_init_fn, **options)
+
+
+def _check_reading(owner: str, loader: DataLoader[Any], parts: list[list[Tensor]]) -> None:
+    """Every sample became one row, and is the same when it is read again."""
+    dataset: Any = loader.dataset
+    if any(not one.ndim for part in parts for one in part):
+        raise SpecificationError(f"{owner}: the loader gives single samples, without a batch_size. Give it one.")
+    rows = sum(len(part[0]) for part in parts)
+    if _sampling(loader)[1] is not None and rows != len(dataset):
+        raise SpecificationError(
+            f"{owner}: {len(dataset)} samples of the {type(dataset).__name__} became {rows} rows; expected one for "
+            f"each. Look at its length and at collate_fn; leave samples out before, by torch.utils.data.Subset."
+        )
+    first = iter(_whole(loader) if type(loader).__iter__ is DataLoader.__iter__ else loader)
+    again: Any = next(first, None)
+    pairs = [] if again is None else zip(parts[0], [again] if isinstance(again, Tensor) else again, strict=True)
+    if any(one.shape != two.shape or not torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in pairs):
+        raise SpecificationError(
+            f"{owner}: the {type(dataset).__name__} gives other samples, or another order, each time it is read. Turn "
+            f"random transforms off, or collect one reading in a TensorDataset."
+        )
 
 
 def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
@@ -172,10 +276,15 @@ def check_inputs(
         return x, None
     y = torch.as_tensor(labels)
     if y.shape != (x.shape[0],):
+        one_hot = y.ndim == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
+        advice = " One-hot labels: pass labels.argmax(1)." if one_hot else ""
+        advice = " One column of class indices: pass its values, labels[:, 0]." if y.shape[1:] == (1,) else advice
         raise SpecificationError(
-            f"{owner}: labels have shape {tuple(y.shape)}, expected ({x.shape[0]},), one class index for each input. "
-            f"One-hot labels: pass labels.argmax(1)."
+            f"{owner}: labels have shape {tuple(y.shape)}, expected ({x.shape[0]},), one class index for each input."
+            f"{advice}"
         )
+    if y.is_floating_point() and bool(y.isnan().any()):
+        refuse_missing(owner, "label", y)
     if y.is_floating_point() and not bool((y == y.round()).all()):
         raise SpecificationError(f"{owner}: labels are not whole numbers; expected class indices 0, 1, ...")
     y = y.to(torch.int64)

@@ -32,6 +32,10 @@ class Tracer(fx.Tracer):
             self._thread = threading.get_ident()
             return super().trace(root, concrete_args)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is run as a whole: torch's own, and those that say ``opaque = True``."""
+        return getattr(m, "opaque", False) is True or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Record a call, unless another thread makes it."""
         if threading.get_ident() != self._thread:

@@ -31,6 +31,7 @@ from .weights import (
     digest_tensor,
     fill_ties,
     fingerprint,
+    listed,
     state_of,
     written_copy,
 )
@@ -223,6 +224,32 @@ class Patch:
             f"the patch does not fit: these are not {goal} (SHA-256 {found.total[:12]}, expected "
             f"{wanted.total[:12]}); {wanted.differences(found)}. Load the right weights, or make a patch for these."
         )
+
+    def misstated(self, base: Weights, repaired: Weights) -> list[str]:
+        """In words, what the header says of the change between two sets of weights that is not so."""
+        forms = {change.names[0]: change.difference.form for change in self.changes}
+        own = compare(base, repaired, {name: form if form in FORMS else "auto" for name, form in forms.items()})
+        stated, found = (json.loads(to_parts((*parts, PatchInfo()))[0]) for parts in (self._compared, own))
+        wrong = [
+            f"states other {key} than recomputed" for key in ("base", "repaired", "ties") if stated[key] != found[key]
+        ]
+        said, true = ({tuple(one["names"]): one for one in each["changes"]} for each in (stated, found))
+        if said.keys() != true.keys():
+            return [
+                *wrong,
+                f"states changes of {listed([n for n, *_ in said])}, recomputed {listed([n for n, *_ in true])}",
+            ]
+        for names, one in true.items():
+            keys = one if forms[names[0]] in FORMS else ("names", "dtype", "shape", "count", "largest")
+            off = [
+                f"{key} {said[names][key]!r}, recomputed {one[key]!r}" for key in keys if said[names][key] != one[key]
+            ]
+            wrong += [f"weight '{names[0]}': states {'; '.join(off)}"] if off else []
+        return wrong
+
+    @property
+    def _compared(self) -> tuple[tuple[Change, ...], Fingerprint, Fingerprint, Ties]:
+        return self.changes, self.base, self.repaired, self.ties
 
     def __str__(self) -> str:
         lines = [f"patch of {sum(c.count for c in self.changes)} entries in {len(self.changes)} weights"]

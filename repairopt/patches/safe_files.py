@@ -1,16 +1,27 @@
-"""Read and write safetensors files, whole or not at all; never pickles, which run code when they are loaded."""
+"""Read and write safetensors files, whole or not at all; never pickles, which run code when they are loaded.
+
+Archives that would unpack to far more than they hold are refused before anything is unpacked.
+"""
 
 from __future__ import annotations
 
+import gzip
 import os
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from repairopt.errors import PatchError
+
+UNPACKED = 2**26  # bytes that any archive may unpack to
+RATIO = 100  # times its own size that a larger one may unpack to; deflate reaches 1,000 on zeros
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -42,12 +53,51 @@ def _what_it_is(path: Path) -> str:
     return "is not a whole safetensors file; it was cut short, damaged, or is of another kind. Get it again"
 
 
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arrays of an ``.npz`` file by name; pickles and archives that unpack to far more than they hold are refused.
+
+    Raises:
+        PatchError: The archive is too large unpacked.
+        OSError, ValueError: As of ``numpy.load``.
+    """
+    check_archive(path)
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (MemoryError, zipfile.BadZipFile, zlib.error, EOFError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(f"no whole archive of arrays: {error or type(error).__name__}") from error
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Raise a PatchError for a zip or gzip file that unpacks to more than 64 MiB and more than 100 times its size."""
+    most = max(UNPACKED, RATIO * Path(path).stat().st_size)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+    elif Path(path).suffix == ".gz":
+        size = 0
+        with gzip.open(path) as stream:
+            while size <= most and (block := stream.read(2**20)):
+                size += len(block)
+    else:
+        return
+    if size > most:
+        raise PatchError(
+            f"'{os.fspath(path)}': unpacks to more than {RATIO} times its size, {most:,} bytes or more. Where that is "
+            f"right, store it without compression, such as by numpy.savez."
+        )
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
     """Write or replace a safetensors file of contiguous CPU tensors that share no memory, whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with whole_file(path) as unfinished:
-        save_file(dict(tensors), unfinished, dict(texts))
+        try:
+            save_file(dict(tensors), unfinished, dict(texts))
+        except SafetensorError as error:  # the disk is full
+            raise OSError(str(error)) from error
 
 
 @contextmanager
@@ -67,6 +117,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(unfinished, target)
         sync_folder(target.parent)
+    except OSError as error:
+        raise PatchError(
+            f"'{target}': cannot be written ({error.strerror or error}). Nothing was replaced; free the disk or the "
+            f"folder's permissions, or give another path."
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

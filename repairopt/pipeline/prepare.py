@@ -17,10 +17,8 @@ from repairopt.specify import (
     Statistical,
     anchor,
     labelled_pairs,
-    margins_at,
     measured,
     repeated_rows,
-    required_margins,
 )
 from repairopt.verify import Judge
 
@@ -81,25 +79,20 @@ def prepare_repair(
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
     forward_fn, note = reading_of(network, forward_fn, spec, convertible="weights" in uses(method))
-    options: Any = {"goal": spec.goal, "constraints": spec.on_outputs, "forward_fn": forward_fn, "seed": settings.seed}
-    none = Location({}, None, "none; the method leaves the weights as they are")
-    where = localize(network, weights, **options) if "weights" in uses(method) else none
+    where = Location({}, None, "none; the method leaves the weights as they are")
+    if "weights" in uses(method):
+        where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
     log = Log(seconds={"localize": time.perf_counter() - begun})
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(note)
     log.note(repeated_rows(spec, data))
-    predict = Remembering(engine)
-    anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)
-    required = zip(anchored, margins_at(predict, anchored), strict=True)
+    anchored = spec.anchored(Remembering(engine))
     deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     checkpoint = settings.checkpoint
     task = Task(
         engine=engine,
-        goal=(own := anchor(spec.goal, predict)),
-        constraints=anchored,
-        change=spec.on_change,
-        judge=Judge(engine, own, anchored, spec.on_change, deadline),
-        required=tuple(required_margins(c, m) for c, m in required),
+        spec=anchored,
+        judge=Judge(engine, anchored, deadline),
         location=where,
         model=steps,
         data=labelled_pairs(data),

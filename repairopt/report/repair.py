@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, WrongBaseError, public
+from repairopt.errors import RepairError, SpecificationError, WrongBaseError, public
 from repairopt.patches import fingerprint, whole_file
 from repairopt.report.pictures.collect import evidence_from_dict
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence
@@ -105,8 +105,16 @@ def write_html(
     if isinstance(result, Repair | Report):
         page = result.to_html(**options)
     elif isinstance(result, str | Path):
-        plain, evidence, complete = _read(Path(result))
-        page = render_page(plain, evidence, complete=complete, **options)
+        try:
+            plain, evidence, complete = _read(Path(result))
+            page = render_page(plain, evidence, complete=complete, **options)
+        except RepairError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise SpecificationError(
+                f"'{result}': {RESULT} or {FILE} in it is not what a repair wrote ({type(error).__name__}: {error}). "
+                f"It was changed or damaged; get it again, or run the repair again."
+            ) from error
     else:
         raise SpecificationError(
             f"write_html: got a {type(result).__name__}; expected a Repair, a Report, or a folder with {RESULT}."

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repairopt.errors import SpecificationError
 from repairopt.network import Predict
 
-from .contracts import Keep, Property, restricted, soft_value
+from .contracts import Keep, Property, Unstated, restricted, soft_value
 from .margins import anchor
 
 
@@ -19,7 +20,7 @@ class Bound:
     """A property must not exceed a limit: one row with the property's value and the gradient of its soft value.
 
     Attributes:
-        property: What is bounded.
+        property: What is bounded; a target of its own must be the limit.
         limit: Its limit; None for the value that the original network has ("not worse than before"), and ``slack``.
         slack: Added to the original network's value where that is the limit.
         buffer: Taken off the limit in the linearized row.
@@ -37,8 +38,26 @@ class Bound:
     relative: bool = False
 
     def __post_init__(self) -> None:
+        if not self.relative:
+            self._check_numbers()
         if not self.name:
             object.__setattr__(self, "name", f"{self.property.name} bounded")
+
+    def _check_numbers(self) -> None:
+        """No number that was given is ignored: a target of the property, or a slack beside a limit."""
+        target, default = getattr(self.property, "target", None), getattr(type(self.property), "target", None)
+        stated = isinstance(default, Unstated) or (isinstance(default, int | float) and target != default)
+        if stated and not isinstance(target, Unstated) and target != self.limit:
+            raise SpecificationError(
+                f"bound on '{self.property.name}': its target {target:g} is not the limit, which is "
+                f"{'that of the original network' if self.limit is None else f'{self.limit:g}'}. Leave the target out, "
+                f"or pass limit={target:g}."
+            )
+        if self.slack and self.limit is not None:
+            raise SpecificationError(
+                f"bound on '{self.property.name}': slack={self.slack:g} is added to the original network's value, but "
+                f"limit={self.limit:g} is given. Leave one of them out."
+            )
 
     def anchor(self, predict: Predict) -> Bound:
         """Take the limit from the original network ``predict`` where none was given."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import PatchError, SpecificationError
+from repairopt.patches import read_arrays
 
 from .contracts import Array
 from .measures import Argument, Given, Measure
@@ -16,9 +17,9 @@ from .measures import Argument, Given, Measure
 def _make_linear_rows(kind: Any, given: Given) -> Any:
     path = given.folder / str(given.arguments["file"])
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = {key: file[key] for key in ("matrix", "lower", "upper")}
-    except (OSError, ValueError, KeyError) as error:
+        file = read_arrays(path)
+        parts = {key: file[key] for key in ("matrix", "lower", "upper")}
+    except (PatchError, OSError, ValueError, KeyError) as error:
         reason = f"'{path}' cannot be read ({error}); expected an npz file with matrix, lower and upper"
         raise given.fail("file", reason) from error
     return kind(**parts, name=given.name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs, check_labelled, check_labels
 
-from .contracts import Keep, restricted
+from .contracts import Keep, Unstated, restricted
 from .margins import LabelLeads, samples_in
 from .measures import DATA, MARGIN, PRICE, SHARE, WHERE, Argument, Given, Measure
 
@@ -22,8 +22,10 @@ COUNTED = ("rows", ("<=", "=="))  # unit and relations
 def _make_rows(kind: Any, given: Given) -> Any:
     rows, options = given.rows(), given.options()
     price = options.pop("price")
-    tolerance = given.share() if price is None else 1.0
-    return kind(rows.inputs, rows.labels, tolerance=tolerance, weight=price, name=given.name, **options)
+    if price is not None and given.bounds and given.limit():
+        raise given.fail("price", "makes it a wish, in which no number of rows counts; write == 0, or leave price out")
+    allowed: Any = {"allowed": given.count()} if price is None else {"tolerance": 1.0}
+    return kind(rows.inputs, rows.labels, **allowed, weight=price, name=given.name, **options)
 
 
 def _make_kept_outputs(kind: Any, given: Given) -> Any:
@@ -61,6 +63,15 @@ class _BySample:
         own: Any = self
         return own.margins_of(predict(self.inputs)[samples], samples).flatten()
 
+    def _check_allowance(self) -> None:
+        own: Any = self
+        if not 0 <= own.tolerance <= 1:
+            raise SpecificationError(
+                f"constraint '{own.name}': tolerance {own.tolerance} is not a share of the samples, 0 to 1."
+            )
+        if own.weight is not None and not own.weight > 0:
+            raise SpecificationError(f"constraint '{own.name}': weight {own.weight} must be above 0, or None for hard.")
+
 
 @dataclass(frozen=True, eq=False)
 class _Labels(_BySample, LabelLeads):
@@ -70,27 +81,29 @@ class _Labels(_BySample, LabelLeads):
     inputs: Any
     labels: Any = None
     margin: float = 1e-3
-    tolerance: float = 0.0
+    tolerance: float = Unstated(0.0)
     weight: float | None = None
     name: str = "labels"
     samples: Tensor | None = field(default=None, repr=False)
+    allowed: int | None = None
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
-        if not 0 <= self.tolerance <= 1:
-            raise SpecificationError(
-                f"constraint '{self.name}': tolerance {self.tolerance} is not a share of the samples, 0 to 1."
-            )
+        self._check_allowance()
+        if self.allowed is not None:
+            if self.allowed < 0 or self.allowed != int(self.allowed) or not isinstance(self.tolerance, Unstated):
+                raise SpecificationError(
+                    f"constraint '{self.name}': allowed={self.allowed}, tolerance={self.tolerance}; expected a whole "
+                    f"number of samples from 0, or a share of them, not both."
+                )
+            object.__setattr__(self, "tolerance", Unstated(0.0))
         if not abs(self.margin) < float("inf"):
             raise SpecificationError(f"constraint '{self.name}': margin {self.margin} is not a finite number.")
-        if self.weight is not None and not self.weight > 0:
-            raise SpecificationError(
-                f"constraint '{self.name}': weight {self.weight} must be above 0, or None for hard."
-            )
 
     def on(self, inputs: Any, labels: Any) -> Any:
+        """The same constraint on other data."""
         return replace(self, inputs=inputs, labels=labels, samples=None)
 
     def _correct(self, predict: Predict) -> tuple[Tensor, Tensor]:
@@ -110,15 +123,16 @@ class KeepLabels(_Labels):
         inputs: Samples ``(N, ...)``.
         labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         margin: Required lead of the label over each rival in the rows, in logits; absorbs linearization error.
-        tolerance: Share of the samples that may fail all the same.
+        tolerance: Share of these samples, the answers that are right today, that may fail all the same.
         weight: None for hard rows, or the price of a mean violation of one logit over the samples.
         name: What rows and report call it.
         samples: Indices of the samples that the constraint speaks of; set by ``anchor``.
+        allowed: Number of samples that may fail, in place of ``tolerance``.
         reference: ``"label"``: the true label, of the samples that the original gets right; ``"original"``: the
             original prediction, of all samples.
     """
 
-    tolerance: float = 0.01
+    tolerance: float = Unstated(0.01)
     name: str = "keep labels"
     reference: str = "label"
 
@@ -159,11 +173,11 @@ class FixLabels(_Labels):
     """Samples that the original network gets wrong must get their true label (AutoRIC's negative constraints).
 
     Soft by default, because the worst mistakes of a network seldom have a common correction. The attributes are those
-    of :class:`KeepLabels`, without ``reference``.
+    of :class:`KeepLabels`, without ``reference``; ``tolerance`` is a share of the answers that are wrong today.
     """
 
     weight: float | None = 0.1
-    tolerance: float = 1.0
+    tolerance: float = Unstated(1.0)
     name: str = "fix labels"
 
     measures = (
@@ -204,13 +218,13 @@ class ShareRows(_BySample):
 
     share: Any
     margin: float = 1e-3
-    name: str = field(default="", init=False)
+    name: str = ""
     inputs: Any = field(default=None, init=False, repr=False)
     samples: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         counted = torch.arange(len(self.share.inputs)) if self.share.counted is None else self.share.counted
-        vars(self).update(name=self.share.name, inputs=self.share.inputs, samples=counted)
+        vars(self).update(name=self.name or self.share.name, inputs=self.share.inputs, samples=counted)
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """The share's margins, ``(B, p)``."""
@@ -263,6 +277,7 @@ class KeepOutputs(_BySample):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        self._check_allowance()
         if not self.distance >= 0:
             raise SpecificationError(f"constraint '{self.name}': distance {self.distance} must not be negative.")
 
@@ -323,6 +338,7 @@ class OutputBounds(_BySample):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        self._check_allowance()
         matrix, bound = torch.as_tensor(self.matrix), torch.as_tensor(self.bound)
         if matrix.ndim != 2 or bound.shape != matrix.shape[:1]:
             raise SpecificationError(

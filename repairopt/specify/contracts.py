@@ -12,6 +12,7 @@ Nothing in the library asks for a class: a class of the user with the members of
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -210,7 +211,8 @@ class Constraint(Protocol):
 
     A class may also have ``soft_margins(predict)``, a differentiable stand-in for margins by count; ``required(margins)
     -> (m,)``, the smallest margins that rows ask for, given those of the original network; ``weight``, the price of a
-    violation where rows are wishes (None where they are hard); and ``tolerance``, the share that may fail.
+    violation where rows are wishes (None where they are hard); ``tolerance``, the share of the samples that it speaks
+    of, or of its margins, that may fail; and ``allowed``, their number in place of a share.
     """
 
     name: str
@@ -310,6 +312,10 @@ def price_of(constraint: Any) -> float | None:
     return None if price is None else float(price)
 
 
+class Unstated(float):
+    """A number that nobody stated: the default of a target or tolerance."""
+
+
 def tolerance_of(constraint: Any) -> float:
     """Share of its samples, or margins, that may fail."""
     return float(getattr(constraint, "tolerance", 0.0))
@@ -317,11 +323,15 @@ def tolerance_of(constraint: Any) -> float:
 
 def is_strict(constraint: Any) -> bool:
     """Whether every sample of a constraint has to hold."""
-    return isinstance(constraint, SampleConstraint) and price_of(constraint) is None and tolerance_of(constraint) == 0.0
+    none = tolerance_of(constraint) == 0.0 and not getattr(constraint, "allowed", None)
+    return isinstance(constraint, SampleConstraint) and price_of(constraint) is None and none
 
 
 def restricted(item: Any, keep: Keep) -> Any:
-    """A property or constraint on the samples that ``keep`` chooses, which must leave some; else as it is."""
+    """A property or constraint on the samples that ``keep`` chooses, which must leave some; else as it is.
+
+    Of a number of samples that may fail as large a share may fail.
+    """
     if isinstance(item, Restrictable):
         part = item.where(keep)
         left = inputs_of(part)
@@ -335,4 +345,6 @@ def restricted(item: Any, keep: Keep) -> Any:
     mask = keep(inputs)
     if not bool(torch.any(mask)):
         raise SpecificationError(f"'{getattr(item, 'name', item)}': no rows are left.")
-    return item.on(inputs[mask], labels[mask.cpu()])
+    chosen: Any = item.on(inputs[mask], labels[mask.cpu()])
+    allowed = getattr(item, "allowed", None) if is_dataclass(chosen) else None
+    return chosen if allowed is None else replace(chosen, allowed=int(allowed * float(mask.double().mean()) + 1e-9))

@@ -13,7 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, identity
 
-from .contracts import Anchored, Constraint, Labelled, Property, SampleConstraint, labels_of, price_of, tolerance_of
+from .contracts import Anchored, Constraint, Property, SampleConstraint, labels_of, tolerance_of
 
 Array = npt.NDArray[np.float64]
 
@@ -77,12 +77,10 @@ def sample_count(constraint: Any) -> int:
 
 
 def allowed_samples(constraint: Any, margins: Array) -> int:
-    """How many samples may fail: the constraint's tolerance, a share of its samples (of all labels for kept labels)."""
-    share = tolerance_of(constraint)
+    """How many samples may fail: so many as the constraint states, or a share of the samples that it speaks of."""
     count = sample_count(constraint) if isinstance(constraint, SampleConstraint) else len(margins)
-    if isinstance(constraint, SampleConstraint) and isinstance(constraint, Labelled) and share < 1:
-        count = len(constraint.labels)
-    return count if price_of(constraint) is not None and share >= 1 else int(np.floor(share * count + 1e-9))
+    stated = getattr(constraint, "allowed", None)
+    return int(np.floor(tolerance_of(constraint) * count + 1e-9)) if stated is None else min(int(stated), count)
 
 
 def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6) -> bool:

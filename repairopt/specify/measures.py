@@ -68,8 +68,11 @@ class Given(Protocol):
     def column(self) -> int:
         """Number of the column of the inputs that the statement names."""
 
-    def share(self) -> float:
-        """The bound, a number of rows, as a share of the rows."""
+    def stated(self, argument: str) -> bool:
+        """Whether an argument is written, so that its value is not the default."""
+
+    def count(self) -> int:
+        """The bound, a number of rows."""
 
     def fail(self, argument: str, reason: str) -> Exception:
         """An error that points at an argument."""

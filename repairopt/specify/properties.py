@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, check_labels
 
-from .contracts import Keep
+from .contracts import Keep, Unstated
 from .intervals import Interval, matched_interval, rate_interval
 from .margins import LabelLeads
-from .measures import DOWN, LABEL, ROWS, Measure
+from .measures import DOWN, LABEL, ROWS, Argument, Measure
 
 RIGHT = "Share of the rows with the class of their label."
 RECALL = "Share of the rows of a class that are given it."
@@ -74,7 +75,7 @@ class ErrorRate(LabelledPoints, LabelLeads):
 
     inputs: Any
     labels: Any = None
-    target: float = 0.0
+    target: float = Unstated(0.0)
     name: str = "error rate"
 
     counted: ClassVar[Tensor | None] = None
@@ -120,10 +121,10 @@ class MissRate(LabelledPoints, LabelLeads):
     inputs: Any
     labels: Any = None
     label: int = 1
-    target: float = 0.0
+    target: float = Unstated(0.0)
     name: str = "miss rate"
 
-    measures = (
+    measures: ClassVar[Any] = (
         Measure("recall", RECALL, 'recall(">50K") >= 0.55', relations=DOWN, arguments=(LABEL, *ROWS), way="1 - "),
         Measure("miss_rate", "One minus recall.", 'miss_rate(">50K") <= 0.45', arguments=(LABEL, *ROWS)),
     )
@@ -161,6 +162,69 @@ class MissRate(LabelledPoints, LabelLeads):
 
 
 @dataclass(frozen=True, eq=False)
+class ConfusionRate(MissRate):
+    """Share of the points of one class that are given a certain other class: one entry of the confusion matrix.
+
+    Attributes:
+        inputs: Points ``(N, ...)``; those of other classes are ignored.
+        labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        label: The class of the points.
+        target: The share to reach.
+        name: What the report calls it.
+        answer: The class that they are not to be given.
+    """
+
+    name: str = "confusion rate"
+    answer: int = 0
+
+    measures: ClassVar[Any] = (
+        Measure(
+            "confusion",
+            "Share of the rows of a class that are given a certain other class.",
+            'confusion(">50K", answer="<=50K") <= 0.4',
+            arguments=(LABEL, Argument("answer", "label", "the class that they are given"), *ROWS),
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer == self.label:
+            raise SpecificationError(f"'{self.name}': label and answer are both {self.label}; expected two classes.")
+
+    def value(self, predict: Predict) -> Tensor:
+        """Share of the class's points that are given the answer."""
+        return self._share(predict, lambda outputs: (outputs.argmax(-1) == self.answer).to(outputs.dtype))
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """Mean probability of the answer over the class's points."""
+        return self._share(predict, lambda outputs: torch.softmax(outputs, dim=-1)[:, self.answer])
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the share on new points of the class lies; exact."""
+        own = self.counted.cpu()
+        found = self._outputs(predict).argmax(-1).cpu()[own]
+        return rate_interval(int((found == self.answer).sum()), len(own), confidence)
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """Lead of the best other class over the answer, ``(B, 1)``."""
+        others = [label for label in range(outputs.shape[1]) if label != self.answer]
+        return (outputs[:, others].amax(1) - outputs[:, self.answer])[:, None]
+
+    def describe(self, sample: int, index: int) -> str:
+        """What the margin of a sample compares."""
+        return f"another class over class {self.answer}"
+
+    def _share(self, predict: Predict, of: Callable[[Tensor], Tensor]) -> Tensor:
+        outputs = self._outputs(predict)
+        if not 0 <= self.answer < outputs.shape[-1]:
+            raise SpecificationError(
+                f"'{self.name}': answer {self.answer} is out of range; expected 0 to {outputs.shape[-1] - 1}, for a "
+                f"model with {outputs.shape[-1]} outputs."
+            )
+        return (of(outputs) * self._weight(outputs)).sum()
+
+
+@dataclass(frozen=True, eq=False)
 class AccuracyDrop(LabelledPoints):
     """By how much accuracy fell, against the original network on the same samples; negative where it rose.
 
@@ -174,7 +238,7 @@ class AccuracyDrop(LabelledPoints):
 
     inputs: Any
     labels: Any = None
-    target: float = 0.01
+    target: float = Unstated(0.01)
     name: str = "accuracy drop"
     right: Tensor | None = field(default=None, repr=False)
 
@@ -234,7 +298,7 @@ class FlipRate(AccuracyDrop, LabelLeads):
         Yan, Xiong, Kundu, Yang, Deng, Wang, Xia and Soatto, Positive-Congruent Training, CVPR 2021.
     """
 
-    target: float = 0.005
+    target: float = Unstated(0.005)
     name: str = "flip rate"
 
     measures = (Measure("flip_rate", FLIPS, "flip_rate <= 0.005"),)

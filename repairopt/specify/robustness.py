@@ -19,6 +19,7 @@ from torch.func import functional_call
 from repairopt.errors import SpecificationError
 from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
 
+from .contracts import Unstated
 from .measures import BOX, DATA, DOWN, FIRST, WHERE, Argument, Given, Measure
 
 
@@ -74,7 +75,7 @@ class CertifiedRadius(_Points):
 
     inputs: Any
     labels: Any = None
-    target: float = 0.0
+    target: float = math.nan
     aggregate: str = "mean"
     tol: float = 1e-3
     lower: Bound = 0.0
@@ -180,7 +181,7 @@ class AdversarialError(_Points):
     inputs: Any
     labels: Any = None
     radius: float = math.nan
-    target: float = 0.0
+    target: float = Unstated(0.0)
     lower: Bound = 0.0
     upper: Bound = 1.0
     search: Search = Search()

@@ -21,11 +21,13 @@ from .contracts import (
     Grouped,
     Property,
     Transferable,
+    Unstated,
     inputs_of,
     measured,
     stands_for_population,
 )
 from .folds import overlap
+from .margins import anchor
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CallableProperty:
     """
 
     function: Callable[[Predict], Any]
-    target: float = 0.0
+    target: float = Unstated(0.0)
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class CallableProperty:
 def as_property(goal: Any, target: float | None = None) -> Any:
     """A plain function as a property with a target, 0 unless given; others as they are, or with the target given."""
     if callable(goal) and not hasattr(goal, "value"):
-        return CallableProperty(goal, 0.0 if target is None else float(target))
+        return CallableProperty(goal) if target is None else CallableProperty(goal, float(target))
     if target is None:
         return goal
     try:
@@ -123,6 +125,11 @@ class Specification:
     def on_change(self) -> tuple[ChangeConstraint, ...]:
         """The constraints that look at the weight change alone."""
         return tuple(c for c in self.constraints if not isinstance(c, Constraint))
+
+    def anchored(self, predict: Predict) -> Specification:
+        """The same with everything fixed that goal and constraints take from the original network ``predict``."""
+        constraints = tuple(anchor(one, predict) for one in self.constraints)
+        return replace(self, goal=anchor(self.goal, predict), constraints=constraints)
 
 
 def _as_tuple(what: str, value: Any) -> tuple[Any, ...]:

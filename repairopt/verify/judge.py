@@ -120,22 +120,23 @@ class Judge:
 
     Judging alone changes nothing, so a method may explore without an effect on what is applied. ``original`` is the
     judgement of no change, ``best`` the best that was kept; after ``deadline``, a ``time.perf_counter()`` value,
-    judging raises :class:`Stop`. The constraints are anchored.
+    judging raises :class:`Stop`. The specification is anchored; ``required`` holds the smallest margin that the rows
+    of each of its constraints on outputs ask for.
     """
 
     def __init__(
         self,
         engine: Engine,
-        goal: specify.Property,
-        constraints: Sequence[specify.Constraint],
-        change: Sequence[specify.ChangeConstraint] = (),
+        spec: specify.Specification,
         deadline: float | None = None,
     ) -> None:
-        self.engine, self.goal, self.constraints = engine, goal, tuple(constraints)
+        self.engine, self.goal, self.constraints = engine, spec.goal, spec.on_outputs
         self.deadline: float | None = None  # the original is judged whatever the time
-        self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in change]
-        self._labelled = specify.labelled_data([*constraints, goal])
-        self.original = self(np.zeros(engine.n))
+        self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in spec.on_change]
+        self._labelled = specify.labelled_data([*self.constraints, self.goal])
+        self.original, margins = self._judged(np.zeros(engine.n))
+        pairs = zip(self.constraints, margins, strict=True)
+        self.required = tuple(specify.required_margins(c, m) for c, m in pairs)
         self.best = self.original
         self.deadline = deadline
 
@@ -152,6 +153,10 @@ class Judge:
     def __call__(self, candidate: Candidate | Array) -> Judgement:
         """Judge one candidate: a weight change ``(n,)``, or a candidate of another kind."""
         self.check_time()
+        return self._judged(candidate)[0]
+
+    def _judged(self, candidate: Candidate | Array) -> tuple[Judgement, tuple[Array, ...]]:
+        """The judgement of a candidate, and the margins of each constraint that it comes from."""
         predict = network_of(self.engine, candidate)
         if isinstance(candidate, np.ndarray):
             moved = candidate = np.array(candidate, dtype=np.float64)
@@ -162,7 +167,7 @@ class Judge:
         pairs = list(zip(self.constraints, margins, strict=True))
         missed = [np.maximum(0.0, -m).sum() for c, m in pairs if not isinstance(c, specify.SampleConstraint)]
         error, loss = self._label_losses(predict.outputs)
-        return Judgement(
+        judged = Judgement(
             candidate=candidate,
             goal=goal,
             excess=max(0.0, goal - float(self.goal.target)),
@@ -175,6 +180,7 @@ class Judge:
             loss=loss,
             count=sum(len(m) for m in margins),
         )
+        return judged, margins
 
     def _label_losses(self, outputs: dict[tuple[object, ...], Tensor]) -> tuple[float, float]:
         """Error rate and mean cross-entropy over all labelled samples."""

@@ -202,7 +202,7 @@ ERRORS = {
     "folder is a file": (lambda f: ["solve", f / "spec.yaml", "--out", f / "rows.csv"], "is a file"),
     "result of another spec": (
         lambda f: ["solve", spec_of(f, "<= 0.1\n", "<= 0.2\n"), "--out", f / "run", "--resume"],
-        "the result of another spec",
+        "result.json': was made with another spec",
     ),
     "no time": (lambda f: ["solve", f / "spec.yaml", "--out", f / "x", "--time-limit", "0"], "Invalid value"),
     "no out": (lambda f: ["solve", f / "spec.yaml"], "Missing option '--out'"),
@@ -285,7 +285,8 @@ def test_demo_ends_by_naming_its_files(run, run_json, tmp_path):
     assert all(Path(path).is_file() for path in found["files"].values())
     code, out, _ = run("verify", found["files"]["spec"], "--patch", found["files"]["patch"])
     assert code == 0
-    assert "What is stated is true" in out
+    assert "Nothing that was checked is misstated. Checked: patch, spec, base, weights, changes, claims" in out
+    assert "Not checked: signature." in " ".join(out.split())
     assert run("demo", "--out", tmp_path / "demo")[0] == 2
 
 

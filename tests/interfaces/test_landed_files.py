@@ -44,7 +44,7 @@ def test_the_run_is_verified_from_its_files(tmp_path):
     spec.write_text(former)
     shutil.copy(RUN / "weights.safetensors", tmp_path)  # the order of its header is not always the same
     found = verify_patch(spec, RUN / "patch.safetensors")
-    assert [line.detail for line in found.checks if not line.ok] == []
+    assert [line.detail for line in found.checks if line.ok is False] == []
     assert found.sound
     assert found.met
     moved = move_patch(spec, RUN / "patch.safetensors", tmp_path / "repaired.safetensors")

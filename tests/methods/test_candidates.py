@@ -17,6 +17,7 @@ from repairopt.errors import PatchError, WrongBaseError
 from repairopt.localize import Location, NewWeights, WeightChange, Wrapped
 from repairopt.network import Candidate, Engine
 from repairopt.patches import Patch, WrappedPatch, load_patch, wrap, wrapped_patch
+from repairopt.specify import Specification
 from repairopt.verify import Judge
 
 
@@ -153,7 +154,7 @@ def test_new_weights_that_do_not_fit_are_named(given):
 
 def test_limits_on_the_change_are_judged_for_every_kind(given):
     engine = Engine(given.model, {"2.weight": torch.arange(8)})
-    judge = Judge(engine, given.gap(), (), (ChangeLimit(absolute=0.05),))
+    judge = Judge(engine, Specification(given.gap(), [ChangeLimit(absolute=0.05)]))
     assert not judge(NewWeights(other_weights(given.model))).change_holds
     assert judge(NewWeights({"2.weight": given.model[2].weight.detach() + 0.04})).change_holds
     assert judge(KINDS["vote"](given)).change_holds, "the original's weights stay"
@@ -161,7 +162,7 @@ def test_limits_on_the_change_are_judged_for_every_kind(given):
 
 
 def test_exploring_is_not_remembered_but_keeping_is(given):
-    judge = Judge(Engine(given.model), given.gap(), ())
+    judge = Judge(Engine(given.model), Specification(given.gap()))
     fair = offsets(given, 0.0)
     moved = dict(fair.tensors)
     moved["offsets"] = torch.tensor([[0.8, 0.0], [2.4, 0.0]])

@@ -57,7 +57,7 @@ class Unkept(Steps):
 def _copy(task):
     from repairopt.verify import Judge
 
-    return Judge(task.engine, task.goal, task.constraints, (), task.judge.deadline)
+    return Judge(task.engine, task.spec, task.judge.deadline)
 
 
 class Unlogged(Steps):

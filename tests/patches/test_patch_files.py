@@ -263,7 +263,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(saved, patch, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PatchError, match="cannot be written .No space left"):
         Patch.between(chain(), chain()).save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]

@@ -60,9 +60,13 @@ def test_rows_never_ask_a_kept_sample_for_more_than_it_has():
     ("constraint", "allowed"),
     [
         (KeepLabels(OUTPUTS, LABELS, tolerance=0.0), 0),
-        (KeepLabels(OUTPUTS, LABELS, tolerance=0.25), 1),  # a share of all labelled samples
-        (KeepLabels(OUTPUTS, LABELS, tolerance=0.49), 1),
-        (KeepLabels(OUTPUTS, LABELS, tolerance=0.5), 2),
+        (KeepLabels(OUTPUTS, LABELS, tolerance=0.49), 0),  # a share of the two that are right
+        (KeepLabels(OUTPUTS, LABELS, tolerance=0.5), 1),
+        (KeepLabels(OUTPUTS, LABELS, tolerance=0.99), 1),
+        (KeepLabels(OUTPUTS, LABELS, tolerance=0.5, reference="original"), 2),
+        (KeepLabels(OUTPUTS, LABELS, allowed=1), 1),
+        (KeepLabels(OUTPUTS, LABELS, allowed=7), 2),
+        (FixLabels(OUTPUTS, LABELS, weight=None, tolerance=0.5), 1),  # a share of the two that are wrong
         (FixLabels(OUTPUTS, LABELS), 2),  # a wish: all of those that it speaks of may fail
         (FixLabels(OUTPUTS, LABELS, weight=None, tolerance=0.0), 0),
     ],

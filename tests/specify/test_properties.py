@@ -30,8 +30,8 @@ FOUR = [(1, 1, 1, 1), (1, 1, 0, 0), (1, 0, 0, 0), (0, 0)]  # 1, 0.5, 0.25, 0
 def test_difference_of_two_and_mean_and_maximum_over_pairs_of_four():
     assert float(gap(TWO).value(identity)) == pytest.approx(0.55)
     pairs = [0.5, 0.75, 1.0, 0.25, 0.5, 0.25]
-    assert float(gap(FOUR).value(identity)) == pytest.approx(sum(pairs) / 6)
-    assert float(gap(FOUR, score="max_difference").value(identity)) == pytest.approx(1.0)
+    assert float(gap(FOUR, score="difference").value(identity)) == pytest.approx(sum(pairs) / 6)
+    assert float(gap(FOUR).value(identity)) == pytest.approx(1.0)
     assert gap(FOUR).signed_hard(identity).tolist() == pytest.approx(pairs)
     assert gap(TWO[::-1]).signed_hard(identity).tolist() == pytest.approx([-0.55])
 
@@ -83,11 +83,11 @@ def test_the_soft_value_tends_to_the_hard_one_as_the_temperature_falls(score):
 def test_residuals_are_the_signed_parts_of_the_soft_difference():
     inputs = [torch.randn(20, 3, dtype=torch.float64) + a / 2 for a in range(4)]
     for temperature in (1.0, None):
-        goal = GroupGap.given(inputs, favorable=2, temperature=temperature)
+        goal = GroupGap.given(inputs, favorable=2, temperature=temperature, score="difference")
         parts = goal.residuals(identity)
         assert parts.shape == (6,)
         assert float(parts.abs().mean()) == pytest.approx(float(goal.soft_value(identity)))
-        largest = GroupGap.given(inputs, favorable=2, temperature=temperature, score="max_difference")
+        largest = GroupGap.given(inputs, favorable=2, temperature=temperature)
         assert float(parts.abs().max()) == pytest.approx(float(largest.soft_value(identity)))
 
 

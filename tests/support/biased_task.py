@@ -59,8 +59,9 @@ class Task:
     def gap(self, target: float = 0.05, **options) -> GroupGap:
         return GroupGap.sampled(self.inputs, 1, count=400, target=target, **options)
 
-    def keep(self, tolerance: float = 0.03, **options) -> KeepLabels:
-        return KeepLabels(self.inputs, self.labels, tolerance=tolerance, **options)
+    def keep(self, share: float = 0.03, **options) -> KeepLabels:
+        """Right answers stay right, but for so many as a share of all samples."""
+        return KeepLabels(self.inputs, self.labels, allowed=int(share * len(self.labels) + 1e-9), **options)
 
     @property
     def held_out(self) -> tuple[Tensor, Tensor]:

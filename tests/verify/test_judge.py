@@ -20,7 +20,7 @@ from repairopt.specify import (
     KeepOutputs,
     LinearRows,
     MissRate,
-    anchor,
+    Specification,
     goal_value,
     holds_change,
     labelled_data,
@@ -43,7 +43,7 @@ def engine_of(weight=1.0, bias=0.0):
 def judge_of(labels=RIGHT, constraints=(), change=(), target=0.0, **engine):
     built = engine_of(**engine)
     goal = ErrorRate(X.clone(), labels, target=target)
-    return Judge(built, goal, [anchor(c, built.predict()) for c in constraints], change)
+    return Judge(built, Specification(goal, [*constraints, *change]).anchored(built.predict()))
 
 
 def move(weight=0.0, bias=0.0):
@@ -124,8 +124,8 @@ def test_error_and_loss_are_over_all_labelled_sets_once():
     labels = torch.tensor([0, 0, 1, 1, 1, 1])
     data = X.clone()
     engine = engine_of()
-    constraints = [anchor(kind(data, labels), engine.predict()) for kind in (KeepLabels, FixLabels)]
-    judge = Judge(engine, ErrorRate(data, labels), [*constraints, KeepOutputs(X, 9.0).anchor(engine.predict())])
+    constraints = [KeepLabels(data, labels), FixLabels(data, labels), KeepOutputs(X, 9.0)]
+    judge = Judge(engine, Specification(ErrorRate(data, labels), constraints).anchored(engine.predict()))
     assert len(labelled_data([*constraints, judge.goal])) == 1
     assert judge.original.error == pytest.approx(1 / 6)
     outputs = engine.predict()(data)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .show import Bars, check_text, emit, emit_error, patch_text, solve_text, solvers_text, verify_text
+from .show import (
+    Bars,
+    check_text,
+    doctor_text,
+    emit,
+    emit_error,
+    init_text,
+    patch_text,
+    solve_text,
+    solvers_text,
+    verify_text,
+)
 
 CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
 FILE = click.Path(path_type=Path)
@@ -18,6 +30,7 @@ json_option = click.option(
 )
 spec_argument = click.argument("spec", type=FILE)
 strict_option = click.option("--strict", is_flag=True, help="Held-out rows decide too.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
 
@@ -37,6 +50,7 @@ def cli(threads: int | None) -> None:
     \b
     Example:
       repairopt demo                           a network, its data and a spec to try, repaired
+      repairopt init model.onnx data.csv       a first spec for a model and its data
       repairopt check spec.yaml                what holds now
       repairopt solve spec.yaml --out run      the repair, as a patch with a report
       repairopt verify spec.yaml --patch run/patch.safetensors
@@ -51,12 +65,34 @@ def cli(threads: int | None) -> None:
 @cli.command(epilog=example("repairopt demo --out my-demo"))
 @click.option("--out", type=FILE, default="repairopt-demo", show_default=True, help="Folder to write to.")
 @overwrite_option
+@quiet_option
 @json_option
-def demo(out: Path, overwrite: bool, as_json: bool) -> None:
+def demo(out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
     """Train a small network on made-up loan decisions, and repair its gap between groups. Under a minute."""
     from repairopt.interfaces.commandline.runs.demo_run import run_demo
 
-    emit(run_demo(out, overwrite=overwrite, progress=Bars(quiet=as_json)), as_json, solve_text)
+    emit(run_demo(out, overwrite=overwrite, progress=Bars(quiet=as_json or quiet)), as_json, solve_text)
+
+
+@cli.command(epilog=example("repairopt init model.onnx loans.csv --label decision --sensitive sex"))
+@click.argument("model")
+@click.argument("data", type=FILE)
+@click.option("--weights", type=FILE, help="File of weights, where MODEL is package.module:function.")
+@click.option("--label", help="Column of the true class; guessed where it is left out.")
+@click.option("--sensitive", multiple=True, help="Column that tells groups apart; may be given several times.")
+@click.option("--out", type=FILE, default="spec.yaml", show_default=True, help="File to write.")
+@overwrite_option
+@quiet_option
+@json_option
+def init(model: str, data: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write a first spec for MODEL and DATA, with comments on what was guessed; `check` runs on it at once.
+
+    MODEL is an .onnx file, package.module:function, or a file of weights of linear layers; DATA is CSV, Parquet or npz.
+    """
+    from repairopt.interfaces.commandline.runs.init_run import write_first_spec
+
+    found = write_first_spec(model, data, out, progress=Bars(quiet=as_json or quiet), **options)
+    emit(found, as_json, init_text)
 
 
 @cli.command(epilog=example("repairopt check spec.yaml --patch run/patch.safetensors"))
@@ -82,12 +118,13 @@ def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
 @click.option("--report/--no-report", default=True, help="Whether to write report.html; pictures take some seconds.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run in --out from its last accepted step.")
 @overwrite_option
+@quiet_option
 @json_option
-def solve(spec: Path, out: Path, as_json: bool, **options: Any) -> None:
+def solve(spec: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Repair the network of SPEC and write patch.safetensors, result.json, report.html and audit.jsonl."""
     from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 
-    bars = Bars(options["time_limit"], quiet=as_json)
+    bars = Bars(options["time_limit"], quiet=as_json or quiet)
     emit(solve_spec(spec, out, Options(**options), bars), as_json, solve_text)
 
 
@@ -135,6 +172,9 @@ def revert(spec: Path, patch: Path, out: Path, weights: Path | None, **options: 
 @click.option("--result", type=FILE, help="Result to verify; by default result.json beside the patch.")
 @click.option("--audit", type=FILE, help="Audit log to verify; by default audit.jsonl beside the patch.")
 @click.option("--expected-hash", help="Content hash that the patch must have.")
+@click.option("--expected-log", help="Hash of a line that the audit log must have, such as its last.")
+@click.option("--signers", type=FILE, help="Trusted keys, a file of allowed signers as ssh-keygen reads it.")
+@click.option("--signer", help="Who of them must have signed result.json, by `ssh-keygen -Y sign -n repairopt`.")
 @strict_option
 @json_option
 def verify(spec: Path, patch: Path, as_json: bool, **options: Any) -> None:
@@ -163,6 +203,31 @@ def report(folder: Path, out: Path | None, as_json: bool) -> None:
     from repairopt.interfaces.commandline.runs.show_run import report_folder
 
     emit(report_folder(folder, out), as_json, lambda r: f"wrote {r.out}")
+
+
+@cli.command(epilog=example("repairopt doctor spec.yaml"))
+@click.argument("model")
+@click.option("--weights", type=FILE, help="File of weights, where MODEL is package.module:function.")
+@click.option("--shape", help="Shape of one row, such as 3,224,224, where there is no spec.")
+@click.option("--rows", type=click.IntRange(min=1), help="How many rows the repair will have.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Time limit of each trial repair, in seconds.",
+)
+@quiet_option
+@json_option
+def doctor(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Say what works on MODEL: its layers, derivatives, bounds, and what a repair costs.
+
+    MODEL is a spec file, an .onnx file, package.module:function, or a file of weights of linear layers. Nothing is
+    written; trial repairs of a few rows are run.
+    """
+    from repairopt.interfaces.commandline.runs.doctor_run import examine_source
+
+    emit(examine_source(model, progress=Bars(quiet=as_json or quiet), **options), as_json, doctor_text)
 
 
 @cli.command(epilog=example("repairopt solvers --test"))
@@ -207,6 +272,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         from repairopt.errors import RepairError, as_foreign
 
+        if isinstance(error, OSError):
+            emit_error(type(error).__name__, f"{error.filename or 'a file'}: {error.strerror or error}.", as_json)
+        if not isinstance(error, RepairError):
+            traceback.print_exc()
         found = error if isinstance(error, RepairError) else as_foreign("repairopt", error)
         emit_error(type(found).__name__, str(found), as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
     from repairopt.interfaces.commandline.runs import results
 
 WIDTH = 100
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def emit(result: results.Result, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a result, as JSON or by ``text``, and end the process with its exit code."""
-    click.echo(result.model_dump_json(indent=1) if as_json else text(result))
+    click.echo(visible(result.model_dump_json(indent=1) if as_json else text(result)))
     raise SystemExit(result.exit_code)
 
 
@@ -28,8 +30,14 @@ def emit_error(name: str, message: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"format": 1, "exit_code": 2, "command": "error", "error": name, "message": message}))
     else:
-        click.echo(f"repairopt: {message}", err=True)
+        click.echo(visible(f"repairopt: {message}"), err=True)
     raise SystemExit(2)
+
+
+def visible(text: str) -> str:
+    """The text with control and direction characters written out: names in a file may not steer the terminal."""
+    hidden = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI}
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in hidden})
 
 
 def check_text(result: results.CheckResult) -> str:
@@ -72,9 +80,42 @@ def verify_text(result: results.VerifyResult) -> str:
         mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
         lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
     lines += ["", claim_table(result.claims), ""] if result.claims else [""]
-    sound = "What is stated is true." if result.sound else "NOT what is stated."
-    met = "Goal and bounds are met." if result.met else "Not every goal and bound is met."
-    return "\n".join([*lines, f"{sound} {met}"])
+    named = {ok: ", ".join(line.what for line in result.checks if line.ok is ok) for ok in (True, False, None)}
+    lines += ["Goal and bounds are met." if result.met else "Not every goal and bound is met."]
+    said = f"NOT what is stated: {named[False]}." if named[False] else "Nothing that was checked is misstated."
+    said += f" Checked: {named[True] or 'nothing'}." + (f" Not checked: {named[None]}." if named[None] else "")
+    said += " Notes, times and versions cannot be recomputed; the hashes and a signature cover them."
+    return "\n".join([*lines, *textwrap.wrap(said, WIDTH)])
+
+
+def init_text(result: results.InitResult) -> str:
+    """What was guessed, and what to do next."""
+    lines = [f"wrote {result.out}", ""]
+    lines += [f"{what:20}{said}" for what, said in (("inputs", result.inputs), ("label", result.label))]
+    lines += [f"{'groups':20}{result.sensitive_features}", "", "Three goals to choose from, with what they are now:"]
+    lines += [f"  {one['measure']:56} {one['value']:.4g}" for one in result.candidates]
+    return "\n".join([*lines, "", f"Look at {result.out}, then: repairopt check {result.out}"])
+
+
+def doctor_text(result: results.DoctorResult) -> str:
+    """What works, and what trial repairs cost."""
+    lines = [result.model, f"Examined on {result.basis}.", ""]
+    for line in result.findings:
+        mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
+        lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
+    if result.trials:
+        head = (
+            f"{'weights':12}{'number':>12}  {'trial':>9}  {f'{result.rows:,} rows':>14}  {'derivatives':>12}  verdict"
+        )
+        lines += ["", "A trial repair, and what is expected for all rows (processor time, memory):", head]
+    for one in result.trials:
+        cost = f"{one.seconds:7.1f} s  {_seconds(one.expected_seconds):>12} s  {one.expected_bytes / 2**20:8.1f} MiB"
+        lines.append(f"{one.weights:12}{one.count:12,}  {cost}  {one.verdict}")
+    return "\n".join([*lines, "", "It can be repaired." if result.usable else "It cannot be repaired as it is."])
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def patch_text(result: results.PatchResult) -> str:

@@ -30,6 +30,7 @@ class ClaimRow(Strict):
     )
     shown: bool | None = Field(default=None, description="whether the bound is met on new data with that confidence")
     rows: int | None = Field(default=None, description="rows it was counted on")
+    left_out: int = Field(default=0, description="rows of the set that are in no group compared")
     basis: str = Field(description="how it was found")
 
 
@@ -54,6 +55,7 @@ def claim_table(claims: Sequence[ClaimRow]) -> str:
         ends += "  not shown for new data" if claim.shown is False else ""
         figures = f"{number(claim.before):>9} {number(claim.value):>9}  {claim.bound or '':>9}"
         lines.append(f"{mark:8}  {first:{width}}  {figures}  {ends}")
+        rest += [f"({claim.left_out} rows are in no group compared)"] if claim.left_out else []
         lines += [f"{'':8}  {part}" for part in rest]
     return "\n".join(line.rstrip() for line in lines)
 

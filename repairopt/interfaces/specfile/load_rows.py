@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from repairopt.errors import LanguageError, SpecFileError, SpecificationError, require_extra
+from repairopt.errors import LanguageError, SpecFileError, SpecificationError
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.language.syntax import read_filter
+from repairopt.network import is_missing_word, missing_values
 
+from .read_table import read_columns
 from .reader import SpecFile
 
 if TYPE_CHECKING:
     from .models import ColumnSpec, Spec
-
-TABLES = (".csv", ".csv.gz", ".tsv", ".parquet")
 
 
 def input_names(spec: Spec) -> tuple[str, ...]:
@@ -37,24 +37,24 @@ def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
     parts = []
     for name, how in (file.spec.inputs or {}).items():
         if name not in columns:
-            reason = f"'{path}' has no column '{name}'; {did_you_mean(name, list(columns))}"
+            one = next(iter(columns)) if len(columns) == 1 else ""
+            hint = next((f" Give the file separator: '{sign}'." for sign in ";\t|" if sign in one), "")
+            reason = f"'{path}' has no column '{name}'; {did_you_mean(name, list(columns))}.{hint}"
             raise file.fail(("inputs", name), reason)
         parts.append(_encode_column(file, path, name, how, columns[name]))
     return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
 
 
 def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, values: Any) -> Any:
-    import pandas
-
     where = ("inputs", name)
-    missing = pandas.isna(values)
+    wanted = how.categories if how.categories is not None else how.one_hot
+    missing = _missing(values, wanted)
     if missing.any():
         if how.fill is None:
             count, row = int(missing.sum()), int(missing.nonzero()[0][0])
             reason = f"column '{name}' of '{path}' has {count} missing values, first in row {row}; give fill:"
             raise file.fail(where, reason)
         values = np.where(missing, np.array(how.fill, dtype=object), values.astype(object))
-    wanted = how.categories if how.categories is not None else how.one_hot
     if wanted is not None:
         number = _positions(file, path, (name, where), wanted, values)
         return number[:, None] if how.one_hot is None else np.eye(len(wanted))[number]
@@ -63,12 +63,23 @@ def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, value
     except (ValueError, TypeError):
         found = sorted({str(value) for value in values})[:8]
         reason = f"column '{name}' of '{path}' holds texts ({', '.join(found)}, ...); give categories: or one_hot:"
+        if all(str(value).replace(",", ".", 1).lstrip("+-").replace(".", "", 1).isdigit() for value in values):
+            reason = f"column '{name}' of '{path}' holds numbers with commas ({found[0]}); give its file decimal: \",\""
         raise file.fail(where, reason) from None
     if how.scale is not None:
         numbers = (numbers - how.scale[0]) / (how.scale[1] - how.scale[0])
     if how.mean is not None and how.std is not None:
         numbers = (numbers - how.mean) / how.std
     return numbers[:, None]
+
+
+def _missing(values: Any, listed: list[Any] | None) -> Any:
+    """Which values are missing; where values are listed, also words such as NA that are not among them."""
+    missing = missing_values(values)
+    if listed is not None and values.dtype.kind in "OUS":
+        known = {_plain(value) for value in listed}
+        missing |= np.array([is_missing_word(value) and _plain(value) not in known for value in values], dtype=bool)
+    return missing
 
 
 def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[Any], values: Any) -> Any:
@@ -85,7 +96,7 @@ def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[A
 
 def _plain(value: Any) -> str:
     """Numbers and texts that mean the same category look the same: 1, 1.0 and "1"."""
-    if isinstance(value, int | float | np.number) and float(value) == int(value):
+    if isinstance(value, float | np.number) and float(value).is_integer():
         return str(int(value))
     return str(value).strip()
 
@@ -100,10 +111,15 @@ def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any
         reason = f"'{path}' has no column '{label.column}'; {did_you_mean(label.column, list(columns))}"
         raise file.fail(where, reason)
     values = columns[label.column]
+    missing = _missing(values, label.classes)
+    if missing.any():
+        count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+        reason = f"label '{label.column}' of '{path}' is missing in {count} of {len(missing)} rows, first in row {row}"
+        raise file.fail(where, f"{reason}; leave these rows out, by where: or in the file")
     names = None if label.classes is None else {_plain(name) for name in label.classes}
     if names is not None and (values.dtype.kind in "OUSTb" or {_plain(value) for value in values} <= names):
         return _positions(file, path, (label.column, where), label.classes or [], values).astype(np.int64)
-    if values.dtype.kind not in "fiub" or (values.astype(np.float64) != np.round(values.astype(np.float64))).any():
+    if values.dtype.kind not in "fiub" or any(not float(value).is_integer() for value in np.unique(values)):
         found = ", ".join(sorted({str(value) for value in values})[:8])
         reason = (
             f"label '{label.column}' of '{path}' holds {found}; list them in order: label: {{column: , classes: [...]}}"
@@ -114,7 +130,7 @@ def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any
 
 def load_data(file: SpecFile) -> Data:
     """Read every set of rows that a spec names, with those that ``split`` draws from ``repair``."""
-    opened: dict[Path, dict[str, Any]] = {}
+    opened: dict[Any, dict[str, Any]] = {}
     classes = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
     sets = {name: _row_set(file, name, opened) for name in file.spec.data}
     split = file.spec.split
@@ -137,12 +153,13 @@ def _divided(file: SpecFile, rows: RowSet) -> dict[str, RowSet]:
     return {**found, "repair": rows.choose(np.sort(order[start:]))}
 
 
-def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> RowSet:
+def _row_set(file: SpecFile, name: str, opened: dict[Any, dict[str, Any]]) -> RowSet:
     entry = file.spec.data[name]
     path = file.folder / entry.file
-    if path not in opened:
-        opened[path] = _read(file, name, path)
-    columns = opened[path]
+    key = (path, *entry.text_options.items())
+    if key not in opened:
+        opened[key] = read_columns(file, name, path)
+    columns = opened[key]
     try:
         chosen = _chosen(file, name, columns)
         inputs = _inputs(file, path, chosen)
@@ -153,34 +170,6 @@ def _row_set(file: SpecFile, name: str, opened: dict[Path, dict[str, Any]]) -> R
         raise
     except SpecificationError as error:
         raise file.fail(("data", name), f"'{path}': {error}") from error
-
-
-def _read(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
-    where = ("data", name, "file")
-    file.existing(where, file.spec.data[name].file)
-    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    try:
-        if ending == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
-        if ending not in TABLES:
-            raise file.fail(where, f"'{path}': unknown kind of file '{ending}'; expected .npz, {', '.join(TABLES)}")
-        import pandas
-
-        if ending == ".parquet":
-            require_extra("tables", f"reading '{path.name}'", "pyarrow")
-            table = pandas.read_parquet(path)
-        else:
-            table = pandas.read_csv(path, sep="\t" if ending == ".tsv" else ",", skipinitialspace=True)
-    except (SpecFileError, ImportError):
-        raise
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = " Arrays of Python objects are pickles, which are refused." if "pickle" in text else ""
-        raise file.fail(where, f"'{path}': cannot be read ({text}).{hint}") from error
-    if not len(table):
-        raise file.fail(where, f"'{path}': has no rows.")
-    return {str(column): table[column].to_numpy() for column in table.columns}
 
 
 def _chosen(file: SpecFile, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def _claim(
     if entry.get("low") is not None and bounds:
         relation, limit = bounds[0]
         shown = bool(entry["low"] >= limit if relation == ">=" else entry["high"] <= limit)
+    left_out = int(getattr(getattr(item.item, "samples", None), "left_out", 0))
     return ClaimRow(
         text=statement.text,
         name=statement.name,
@@ -132,7 +133,8 @@ def _claim(
         bound=", ".join(f"{relation} {limit:g}" for relation, limit in bounds) or None,
         unit=statement.measure.unit,
         met=met,
-        rows=None if item.rows is None else len(item.rows),
+        rows=None if item.rows is None else len(item.rows) - left_out,
+        left_out=left_out,
         **entry,
         shown=shown,
     )

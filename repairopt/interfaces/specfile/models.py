@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 OBJECTIVES = Literal["auto", "cross_entropy", "closeness", "l2", "l1", "linf"]
@@ -46,6 +46,32 @@ class SetSpec(Strict):
     file: str = Field(description="npz, csv (also .gz) or parquet, relative to the spec file")
     rows: str | None = Field(default=None, pattern=r"^\d*:\d*$", description="start:stop, rows counted from 0")
     where: str | None = Field(default=None, description='condition on columns, such as age >= 60 and sex == "Female"')
+    encoding: str = Field(default="utf-8", description="of a CSV file, such as cp1252")
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="between the cells of a CSV file; else , and for tsv a tab",
+    )
+    decimal: Literal[".", ","] = Field(default=".", description="decimal sign of the numbers in a CSV file")
+
+    @model_validator(mode="after")
+    def _signs_differ(self) -> SetSpec:
+        if self.decimal == "," and self.separator in (None, ","):
+            raise ValueError('decimal "," needs another separator, such as ";"')
+        return self
+
+    @property
+    def text_options(self) -> dict[str, str]:
+        """What is said of a CSV file, beyond defaults."""
+        names = ("encoding", "separator", "decimal")
+        return {key: getattr(self, key) for key in names if getattr(self, key) != type(self).model_fields[key].default}
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, made: Any) -> dict[str, Any]:
+        """Specs that say nothing of this keep the hash that they had before it could be said."""
+        unsaid = {"encoding", "separator", "decimal"} - set(self.text_options)
+        return {key: value for key, value in made(self).items() if key not in unsaid}
 
 
 class ColumnSpec(Strict):
@@ -190,6 +216,8 @@ class Spec(Strict):
             raise ValueError(f"data: needs a set 'repair'; got {', '.join(self.data) or 'none'}")
         if (self.inputs is None) == (self.array is None):
             raise ValueError("expected either inputs (columns of a table) or array (of an npz file)")
+        if self.inputs is not None and not self.inputs:
+            raise ValueError("inputs: expected at least one column")
         if self.goal is None and not self.bounds:
             raise ValueError("expected a goal, bounds, or both")
         for name in ("held_out", "guard"):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import LanguageError, RepairError, SpecFileError, public
+from repairopt.errors import LanguageError, PatchError, RepairError, SpecFileError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement, bind_statement
 from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.row_sets import Data
 from repairopt.interfaces.specfile.language.statements import Statement
-from repairopt.patches import listed, load_weights
+from repairopt.patches import check_archive, listed, load_weights
 
 from .load_rows import load_data
 from .reader import SpecFile, check_spec, read_spec
@@ -64,7 +64,10 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
         except RepairError as error:
             raise file.fail(where, str(error)) from error
     try:
+        check_archive(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except PatchError as error:
+        raise file.fail(where, str(error)) from error
     except Exception as error:
         first = str(error).split(". ")[0].strip() or type(error).__name__  # what follows is advice to trust the file
         reason = (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .models import Spec
 
 LARGEST = 2**22  # bytes of a spec file
+MOST_NODES = 100_000  # keys, values and list entries of a spec file, aliases written out
 CUT_OFF = "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
 Path_ = tuple[Any, ...]
 
@@ -141,8 +142,10 @@ def _load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
         text = raw.decode("utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Path_, int] = {}
-        _collect(path, node, (), lines, 0)
+        _collect(path, node, (), lines, [0])
         return yaml.safe_load(text), lines
+    except SpecFileError:
+        raise
     except UnicodeDecodeError as error:
         raise SpecFileError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}).") from None
     except yaml.MarkedYAMLError as error:
@@ -152,8 +155,16 @@ def _load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
         pointer = f"\n    {shown[0]}\n    {' ' * (mark.column if mark else 0)}^" if shown else ""
         what = " ".join(filter(None, [error.context, error.problem]))
         raise SpecFileError(f"{path}, line {line}: no valid YAML: {what}.{_advice(what)}{pointer}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SpecFileError(f"{path}: no valid YAML: {error}.") from None
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        LookupError,
+    ) as error:
+        raise SpecFileError(f"{path}: no valid YAML: {error}.{_advice(str(error))}") from None
 
 
 def _advice(what: str) -> str:
@@ -166,24 +177,30 @@ def _advice(what: str) -> str:
     return ""
 
 
-def _collect(path: Path, node: Any, where: Path_, lines: dict[Path_, int], depth: int) -> None:
-    """The line of every key; a key that stands twice, or a tree without end, is refused."""
+def _collect(path: Path, node: Any, where: Path_, lines: dict[Path_, int], seen: list[int]) -> None:
+    """The line of every key; a key that stands twice or is no text, and a tree without end, are refused."""
     import yaml
 
-    if depth > 20:
-        raise SpecFileError(f"{path}, line {node.start_mark.line + 1}: is nested more than 20 levels deep.")
+    seen[0] += 1
+    here = f"{path}, line {node.start_mark.line + 1}" if node is not None else str(path)
+    if len(where) > 20:
+        raise SpecFileError(f"{here}: is nested more than 20 levels deep.")
+    if seen[0] > MOST_NODES:
+        raise SpecFileError(f"{here}: says more than {MOST_NODES:,} things, aliases written out. Write less aliases.")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            here = f"{path}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise SpecFileError(f"{here}: a list or mapping stands as a key; expected a text before the colon.")
             place = (*where, key.value)
             if place in lines:
-                here = f"{path}, line {key.start_mark.line + 1}"
                 raise SpecFileError(f"{here}: '{key.value}' stands on line {lines[place]} too; keep one.")
             lines[place] = key.start_mark.line + 1
-            _collect(path, value, place, lines, depth + 1)
+            _collect(path, value, place, lines, seen)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             lines[(*where, i)] = value.start_mark.line + 1
-            _collect(path, value, (*where, i), lines, depth + 1)
+            _collect(path, value, (*where, i), lines, seen)
 
 
 def _explain(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, str]:

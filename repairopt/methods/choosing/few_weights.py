@@ -187,7 +187,8 @@ class FewWeights(Choosing):
             free[group] = bool(np.any(outcome.delta[group]))
         masked: Any = _MaskedJudge(task.judge, free)
         model = self.then if isinstance(self.then, TrustRegion) else task.model
-        rest = replace(task, change=(*task.change, _Frozen(free)), judge=masked, model=model)
+        spec = replace(task.spec, constraints=(*task.spec.constraints, _Frozen(free)))
+        rest = replace(task, spec=spec, judge=masked, model=model)
         later = self.then.run(rest)
         again = masked.keep(later.delta)
         return replace(later, candidate=again.delta) if again.better_than(judged) else outcome

@@ -55,10 +55,11 @@ class OffsetsByGroup:
         module = with_offsets(task, self)
         everything = {"offsets": torch.arange(module.offsets.numel())}
         engine = Engine(module, everything, memory_limit=task.engine.memory_limit)
-        judge = Judge(engine, task.goal, task.constraints, (), task.judge.deadline)
+        spec = replace(task.spec, constraints=task.constraints)
+        judge = Judge(engine, spec, task.judge.deadline)
         method = find_method(self.of)
         options: Any = {"start": None, "checkpoint": None, "location": Location(everything)}
-        inner = replace(task, engine=engine, judge=judge, change=(), **options)
+        inner = replace(task, engine=engine, spec=spec, judge=judge, **options)
         try:
             outcome = run_with(inner, method)
         finally:

@@ -47,7 +47,9 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         seen[left_out] = False
         own = replace(goal, inputs=inputs[seen.to(inputs.device)], labels=labels[seen.to(labels.device)])  # type: ignore[type-var]
         try:
-            delta: Array = repair(replace(task, goal=own, log=Log(), progress=None, checkpoint=None)).delta
+            delta: Array = repair(
+                replace(task, spec=replace(task.spec, goal=own), log=Log(), progress=None, checkpoint=None)
+            ).delta
         except Stop:
             return ""
         with torch.no_grad():

@@ -146,8 +146,7 @@ class SQP(TrustRegion):
 
     def _without_data(self, task: Task) -> Outcome:
         """A repair of some of the points, for what it does to the others."""
-        judge = Judge(task.engine, task.goal, task.constraints, (), task.judge.deadline)
-        judge.change = task.judge.change
+        judge = Judge(task.engine, task.spec, task.judge.deadline)
         inner = with_rows_of_goal(replace(task, judge=judge, start=None))
         return self.minimize(inner, self.nonlinear_program(inner, self.named_buffers()))
 

@@ -152,7 +152,13 @@ class Certifier:
         values: Environment = {self.traced.input: Zonotope(few, torch.zeros_like(few)[:, None])}
         columns, most = few[0].numel(), few[0].numel() ** 2
         with torch.no_grad():
-            plain = self.traced.network(few)
+            try:
+                plain = self.traced.network(few)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise UnsupportedError(
+                    f"{self.traced.what}: cannot be run on {few.dtype} inputs of shape {tuple(few.shape)} ({error}). "
+                    f"Certified bounds are for balls around inputs with fractions."
+                ) from error
             for node in self.traced.nodes:
                 values = self.traced.run([node], values, {}, self.slope)
                 if isinstance(values[node], Zonotope):

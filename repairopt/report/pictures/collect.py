@@ -170,7 +170,7 @@ def _group_tables(items: Items, both: Both) -> tuple[GroupTable, ...]:
         samples, favorable = gap.samples, gap.favorable
         labels = _labels(gap, labelled)
         key = (held_out, samples.names, favorable, tuple(samples.rows[:50].tolist()), len(samples.rows))
-        if labels is None or key in found:
+        if labels is None or key in found or not bool((labels == favorable).any()):
             continue
         member = samples.member.cpu().numpy()
         answers = [predict(samples.inputs).argmax(1).cpu().numpy() for predict in both]

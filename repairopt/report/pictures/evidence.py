@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repairopt.errors import SpecificationError
-from repairopt.patches import whole_file
+from repairopt.errors import PatchError, SpecificationError
+from repairopt.patches import read_arrays, whole_file
 
 Array = npt.NDArray[Any]
 FILE = "evidence.npz"
@@ -144,10 +144,9 @@ def load_evidence(folder: str | Path) -> Evidence:
     """Read ``evidence.npz`` of a folder that :func:`save_evidence` wrote to; else a SpecificationError."""
     path = Path(folder) / FILE
     try:
-        with np.load(path, allow_pickle=False) as bundle:
-            arrays = {name: bundle[name] for name in bundle.files}
+        arrays = read_arrays(path)
         found = _unpack(json.loads(str(arrays.pop("tree"))), arrays)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (PatchError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SpecificationError(
             f"'{path}': is not the evidence of a repair ({type(error).__name__}: {error}). Write it with "
             f"save_evidence(repair.report.evidence, folder)."

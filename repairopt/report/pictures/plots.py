@@ -29,6 +29,7 @@ STYLES: Any = {
     "svg": {"fonttype": "path", "hashsalt": "repairopt"},
 }
 SETTINGS: Any = {f"{group}.{key}": value for group, style in STYLES.items() for key, value in style.items()}
+SETTINGS |= {"text.parse_math": False}  # users' names may hold dollar signs
 SETTINGS |= {"axes.grid": True, "axes.axisbelow": True, "lines.markersize": 6, "hatch.linewidth": 0.6}
 SETTINGS |= {"figure.facecolor": "white", "savefig.facecolor": "white"}
 MOST_GROUPS = 24  # in a picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, ClassVar
 
@@ -13,13 +14,14 @@ from torch import Tensor, stack, where
 
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_inputs
+from repairopt.specify.contracts import Unstated
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
-from repairopt.specify.measures import GROUPS, Given, Measure
+from repairopt.specify.measures import DOWN, GROUPS, Given, Measure
 
 from .samples import GroupSamples, observed_groups, sampled_groups
 
 LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
-SCORES = ("max_difference", "difference", "kl", "jensen_shannon")
+SCORES = ("max_difference", "difference", "ratio", "kl", "jensen_shannon")
 
 
 def pairwise_differences(rates: Tensor) -> Tensor:
@@ -52,9 +54,9 @@ def kernel_temperature(outputs: Tensor, favorable: int) -> Tensor:
     return (bandwidth * outputs.shape[-1] / (outputs.shape[-1] - 1) * LOGISTIC).clamp(min=1e-6)
 
 
-def _make_parity(kind: Any, given: Given) -> Any:
-    options = {"favorable": given.favorable(), "target": given.limit(), "name": given.name}
-    return kind.observed(given.rows(labels=False).inputs, **given.groups(), score="max_difference", **options)
+def _make_parity(kind: Any, given: Given, score: str = "max_difference") -> Any:
+    options = {"favorable": given.favorable(), "target": given.limit(), "name": given.name, "score": score}
+    return kind.observed(given.rows(labels=False).inputs, **given.groups(), **options)
 
 
 class RateGap:
@@ -146,6 +148,8 @@ class GroupGap(RateGap):
 
     * ``difference``: mean over pairs of groups of ``|theta_a(favorable) - theta_b(favorable)|``;
     * ``max_difference``: the largest of these, fairlearn's ``demographic_parity_difference``;
+    * ``ratio``: one minus the smallest rate of the favorable label over the largest; fairlearn has the ratio itself;
+      0 where all are 0;
     * ``kl``: mean over ordered pairs of the Kullback-Leibler divergence, counts smoothed by ``smoothing``;
     * ``jensen_shannon``: mean divergence from the average group; symmetric, at most ``ln q``.
 
@@ -166,10 +170,10 @@ class GroupGap(RateGap):
 
     samples: GroupSamples
     favorable: int = 1
-    target: float = 0.05
-    score: str = "difference"
+    target: float = Unstated(0.05)
+    score: str = "max_difference"
     temperature: float | None = None
-    smoothing: float = 0.5
+    smoothing: float = Unstated(0.5)
     name: str = "group gap"
 
     measures = (
@@ -181,6 +185,16 @@ class GroupGap(RateGap):
             arguments=GROUPS,
             make=_make_parity,
         ),
+        Measure(
+            "demographic_parity_ratio",
+            "Smallest favorable rate over the largest; defined as in fairlearn, 0.8 for the four-fifths rule.",
+            "demographic_parity_ratio(sex) >= 0.8",
+            "share, 0 to 1, of the largest rate",
+            DOWN,
+            GROUPS,
+            partial(_make_parity, score="ratio"),
+            way="1 - ",
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -190,6 +204,9 @@ class GroupGap(RateGap):
             )
         if (self.temperature is not None and self.temperature <= 0) or self.smoothing <= 0:
             raise SpecificationError(f"'{self.name}': temperature and smoothing must be above 0.")
+        if not isinstance(self.smoothing, Unstated) and self.score not in ("kl", "jensen_shannon"):
+            name, given = self.name, f"smoothing={self.smoothing:g}"
+            raise SpecificationError(f"'{name}': {given} is for the scores kl and jensen_shannon, not {self.score}.")
 
     @classmethod
     @public
@@ -243,7 +260,7 @@ class GroupGap(RateGap):
 
     @property
     def combine(self) -> str:
-        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for divergences."""
+        """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for others."""
         return {"difference": "mean", "max_difference": "max"}.get(self.score, "")
 
     def rates(self, predict: Predict, soft: bool = False) -> Tensor:
@@ -278,7 +295,7 @@ class GroupGap(RateGap):
         out = {f"favorable rate, {group}": float(r) for group, r in zip(self.samples.names, rates, strict=True)}
         variance = rates * (1 - rates) / self.samples.counts.to(rates.device)
         out["standard error"] = float(variance.topk(2).values.sum().sqrt())
-        return out
+        return out | self.samples.details()
 
     def on(self, inputs: Any, labels: Any = None) -> GroupGap:
         """The same gap on other data; ``labels`` are not used."""
@@ -311,6 +328,9 @@ class GroupGap(RateGap):
         return self.samples.counts[None]
 
     def _divergence(self, rates: Tensor) -> Tensor:
+        if self.score == "ratio":
+            low, high = rates[:, self.favorable].aminmax()
+            return torch.where(high > 0, 1 - low / high.clamp(min=1e-30), 0.0)
         counts = self.samples.counts.to(rates)[:, None]
         theta = (rates * counts + self.smoothing) / (counts + self.smoothing * rates.shape[1])
         if self.score == "jensen_shannon":

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError, require_extra
+from repairopt.network import check_same_index, listed_values, refuse_missing
 
 Metric = Callable[[Any, Any], float]
 METHODS = ("between_groups", "to_overall")
@@ -29,7 +30,7 @@ METHODS = ("between_groups", "to_overall")
 
 def selection_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
     """Share of the answers that are ``pos_label``; ``y_true`` is not used."""
-    return float(np.mean(np.asarray(y_pred) == pos_label))
+    return float(np.mean(_favorable(y_pred, pos_label)))
 
 
 def accuracy_score(y_true: Any, y_pred: Any) -> float:
@@ -39,12 +40,12 @@ def accuracy_score(y_true: Any, y_pred: Any) -> float:
 
 def true_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
     """Share of the answers ``pos_label`` where that is true; 0 where it never is, as in fairlearn."""
-    return _share(np.asarray(y_pred)[np.asarray(y_true) == pos_label] == pos_label)
+    return _share(_favorable(y_pred, pos_label)[_favorable(y_true, pos_label)])
 
 
 def false_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
     """Share of the answers ``pos_label`` where that is false."""
-    return _share(np.asarray(y_pred)[np.asarray(y_true) != pos_label] == pos_label)
+    return _share(_favorable(y_pred, pos_label)[~_favorable(y_true, pos_label)])
 
 
 def count(y_true: Any, y_pred: Any) -> float:
@@ -65,7 +66,8 @@ class GroupMetrics:
             selection rate, true and false positive rate.
 
     Raises:
-        SpecificationError: Sizes disagree, or nothing is given.
+        SpecificationError: Sizes or indexes disagree, nothing is given, a value is missing, or no label is the
+            favorable one.
 
     Example:
         >>> found = GroupMetrics([1, 1, 0, 0], [1, 0, 1, 0], ["a", "a", "b", "b"])
@@ -82,8 +84,10 @@ class GroupMetrics:
     metrics: dict[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("y_true", "y_pred", "sensitive_features"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        parts = {name: getattr(self, name) for name in ("y_true", "y_pred", "sensitive_features")}
+        check_same_index("GroupMetrics", **parts)
+        for name, values in parts.items():
+            object.__setattr__(self, name, _array(name, values))
         sizes = [self.y_true.shape, self.y_pred.shape, self.sensitive_features.shape]
         if len(set(sizes)) > 1 or self.y_true.ndim != 1 or not len(self.y_true):
             raise SpecificationError(
@@ -91,6 +95,7 @@ class GroupMetrics:
                 f"expected (N,) for each with the same N, at least 1."
             )
         if not self.metrics:
+            self._check_favorable()
             rates = (selection_rate, true_positive_rate, false_positive_rate)
             named = {one.__name__: partial(one, pos_label=self.pos_label) for one in rates}
             object.__setattr__(self, "metrics", {"count": count, "accuracy_score": accuracy_score, **named})
@@ -98,7 +103,17 @@ class GroupMetrics:
     @cached_property
     def groups(self) -> tuple[Any, ...]:
         """The groups that occur, sorted."""
-        return tuple(np.unique(self.sensitive_features).tolist())
+        found = set(self.sensitive_features.tolist())
+        try:
+            return tuple(sorted(found))
+        except TypeError:  # texts and numbers
+            return tuple(sorted(found, key=str))
+
+    @cached_property
+    def _member(self) -> npt.NDArray[np.int64]:
+        """Position of the group of each sample ``(N,)``."""
+        place = {group: k for k, group in enumerate(self.groups)}
+        return np.array([place[group] for group in self.sensitive_features.tolist()])
 
     @cached_property
     def overall(self) -> dict[str, float]:
@@ -154,14 +169,28 @@ class GroupMetrics:
         require_extra("fairlearn", "GroupMetrics.frame()", "fairlearn", hint=hint)
         from fairlearn.metrics import MetricFrame
 
-        data = {"y_true": self.y_true, "y_pred": self.y_pred, "sensitive_features": self.sensitive_features}
+        groups = self.sensitive_features
+        if groups.dtype.kind == "O":  # pandas sorts by them and takes tuples apart
+            groups = np.array([str(group) for group in groups.tolist()])
+        data = {"y_true": self.y_true, "y_pred": self.y_pred, "sensitive_features": groups}
         return MetricFrame(metrics=dict(self.metrics), **data)
 
     def _in_groups(self, metric: Metric) -> dict[Any, float]:
-        rows = ((group, self.sensitive_features == group) for group in self.groups)
+        rows = ((group, self._member == k) for k, group in enumerate(self.groups))
         return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in rows}
 
+    def _check_favorable(self) -> None:
+        """Whether ``pos_label`` is a label; 0 and 1, or -1 and 1, need not occur."""
+        labels = {*self.y_true.tolist(), *self.y_pred.tolist()}
+        if self.pos_label not in labels and not (labels <= {0, 1} or labels <= {-1, 1}):
+            shown = ", ".join(repr(label) for label in sorted(labels, key=str)[:8])
+            raise SpecificationError(
+                f"GroupMetrics: pos_label is {self.pos_label!r}, which no row has; the labels are {shown}. Pass the "
+                f"favorable one as pos_label."
+            )
+
     def _rate_spread(self, rate: Callable[..., float], method: str) -> float:
+        self._check_favorable()
         return self._spread(partial(rate, pos_label=self.pos_label), method)
 
     def _spread(self, metric: Metric, method: str) -> float:
@@ -176,6 +205,32 @@ def _checked(method: str) -> str:
     if method not in METHODS:
         raise SpecificationError(f"GroupMetrics: method={method!r}; choose {' or '.join(METHODS)}.")
     return method
+
+
+def _array(name: str, values: Any) -> npt.NDArray[Any]:
+    """Values of rows as an array; of texts and numbers together each stays what it is."""
+    what = {"y_true": "true label", "y_pred": "answer"}.get(name, "group")
+    refuse_missing("GroupMetrics", what, values)
+    found = np.asarray(values)
+    if isinstance(values, list | tuple) and (found.ndim > 1 or found.dtype.kind in "US"):
+        listed = listed_values("GroupMetrics", name, values)
+        if found.ndim > 1 or any(not isinstance(value, str | bytes) for value in listed):
+            found = np.empty(len(listed), dtype=object)
+            for row, value in enumerate(listed):
+                found[row] = value  # at once, NumPy would take tuples apart
+    return found
+
+
+def _favorable(labels: Any, pos_label: Any) -> npt.NDArray[np.bool_]:
+    """Which labels are the favorable one; texts are compared with texts."""
+    array = np.asarray(labels)
+    texts = array.dtype.kind in "US" or (array.dtype.kind == "O" and all(isinstance(one, str) for one in array))
+    if array.size and texts != isinstance(pos_label, str | bytes):
+        raise SpecificationError(
+            f"rates of groups: labels are {'texts' if texts else 'no texts'}, such as {array.tolist()[0]!r}, and "
+            f"pos_label is {pos_label!r}. Pass the favorable label as pos_label."
+        )
+    return np.asarray(array == pos_label)
 
 
 def _share(hits: npt.NDArray[np.bool_]) -> float:

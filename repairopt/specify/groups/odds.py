@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_labelled, is_frame
+from repairopt.network import Predict, check_beside, check_labelled, is_frame
+from repairopt.specify.contracts import Unstated
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
 from .gaps import SCORES, GroupGap, RateGap
@@ -22,7 +23,13 @@ GAP_ARGUMENTS = (
     COLUMN,
     FAVORABLE,
     Argument("kind", "choice", "what is compared", "parity", ("parity", "opportunity", "odds", "sampled")),
-    Argument("score", "choice", "largest or mean difference over pairs of groups", "max_difference", SCORES),
+    Argument(
+        "score",
+        "choice",
+        "largest or mean difference over pairs of groups, 1 - ratio of the rates, divergence",
+        "max_difference",
+        SCORES,
+    ),
     VALUES,
     Argument("given", "labels", "true classes within which odds are compared; all by default", None),
     Argument("rest", "choice", "how sampled draws the other columns", "joint", RESTS),
@@ -33,6 +40,9 @@ GAP_ARGUMENTS = (
 
 def _make_gap(kind: Any, given: Given) -> Any:
     which, score = given.arguments["kind"], given.arguments["score"]
+    for name, kinds in (("count", ("sampled",)), ("rest", ("sampled",)), ("given", ("odds",))):
+        if given.stated(name) and which not in kinds:
+            raise given.fail(name, f"kind={which} makes no use of {name}; leave it out, or write kind={kinds[0]}")
     if which in ("opportunity", "odds"):
         if score not in ("max_difference", "difference"):
             raise given.fail("score", f"kind={which} has the scores max_difference and difference")
@@ -98,7 +108,7 @@ class OddsGap(RateGap):
     labels: Tensor
     favorable: int = 1
     given: tuple[int, ...] = (0, 1)
-    target: float = 0.05
+    target: float = Unstated(0.05)
     score: str = "max_difference"
     temperature: float | None = None
     name: str = "odds gap"
@@ -148,6 +158,7 @@ class OddsGap(RateGap):
             The property; compares within all labels that occur unless ``given`` says which.
         """
         features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
+        check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
         x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
         samples = observed_groups(name, inputs if is_frame(inputs) else x, column, values, sensitive_features=features)
         known = samples.rows if samples.rows is not None else torch.arange(len(y))
@@ -171,7 +182,7 @@ class OddsGap(RateGap):
             f"favorable rate, {group}, label {label}": float(rates[i, a])
             for i, label in enumerate(self.given)
             for a, group in enumerate(self.samples.names)
-        }
+        } | self.samples.details()
 
     def on(self, inputs: Any, labels: Any) -> OddsGap:
         """The same gap on other rows."""

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import check_inputs, column_names, column_position, is_frame
+from repairopt.network import (
+    check_beside,
+    check_inputs,
+    column_names,
+    column_position,
+    is_frame,
+    listed_values,
+    refuse_missing,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +28,8 @@ class GroupSamples:
 
     The groups of ``paired`` samples stand one after the other and differ in the protected feature alone, row by row;
     ``redraw`` makes the same kind of samples from other rows, where that is known. ``rows`` are the positions of real
-    rows among those passed, None where inputs were made; ``columns`` the names of a frame's columns.
+    rows among those passed, None where inputs were made; ``left_out`` how many of those are in no group; ``columns``
+    the names of a frame's columns.
     """
 
     inputs: Tensor
@@ -30,6 +39,7 @@ class GroupSamples:
     redraw: Callable[[Any], GroupSamples] | None = field(default=None, repr=False)
     rows: Tensor | None = field(default=None, repr=False)
     columns: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.member, minlength=len(self.names))
@@ -55,6 +65,10 @@ class GroupSamples:
         if self.paired:
             return values.reshape(self.q, -1, values.shape[-1]).mean(1)
         return self._weights.to(values) @ values
+
+    def details(self) -> dict[str, float]:
+        """How many rows are in no group, where there are any."""
+        return {"rows left out, in no group compared": float(self.left_out)} if self.left_out else {}
 
     def subsample(self, count: int, seed: int = 0) -> GroupSamples:
         """At most ``count`` random inputs of each group; the same rows of each where the groups are paired."""
@@ -147,7 +161,8 @@ def observed_groups(
 ) -> GroupSamples:
     """Divide real rows ``(N, ...)`` into groups, by a column or by ``sensitive_features (N,)`` of any type.
 
-    Rows with other than the ``values`` given are left out; ``owner`` and ``label`` as in :func:`sampled_groups`.
+    Rows with other than the ``values`` given, and then those without a group, are left out and counted; ``owner`` and
+    ``label`` as in :func:`sampled_groups`.
 
     Raises:
         SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.
@@ -165,10 +180,13 @@ def observed_groups(
             owner, other, column if is_frame(other) else where, found, label=label
         )
     else:
+        check_beside(f"'{owner}'", inputs, sensitive_features=sensitive_features)
         x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
-        labels = [item.item() if hasattr(item, "item") else item for item in sensitive_features]
+        labels = listed_values(f"'{owner}'", "sensitive_features", sensitive_features)
         if len(labels) != len(x):
             raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
+        if values is None:
+            refuse_missing(f"'{owner}'", "group", labels)
         found = sorted(set(labels), key=str) if values is None else list(values)
         place = {value: a for a, value in enumerate(found)}
         member = torch.tensor([place.get(label, -1) for label in labels])
@@ -179,9 +197,8 @@ def observed_groups(
     if 0 in counts:
         raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
     known = member >= 0
-    return GroupSamples(
-        x[known], member[known], names, redraw=redraw, rows=known.nonzero()[:, 0], columns=column_names(inputs)
-    )
+    own: Any = {"rows": known.nonzero()[:, 0], "columns": column_names(inputs), "left_out": int((~known).sum())}
+    return GroupSamples(x[known], member[known], names, redraw=redraw, **own)
 
 
 def _label(column: int | str) -> str:

@@ -64,6 +64,8 @@ class SolveResult(Result):
     inputs: dict[str, str] = Field(description="SHA-256 of each file that the spec names")
     versions: dict[str, str]
     files: dict[str, str] = Field(description="what was written, by kind")
+    hashes: dict[str, str] = Field(default={}, description="SHA-256 of the other files of the run, by name")
+    audit: str = Field(default="", description="hash of the line of the audit log in which the repair ended")
     location: dict[str, list[int]] | None = Field(default=None, description="chosen weights, for bounds by linear_rows")
     report: dict[str, Any] = Field(description="everything the library reports")
 
@@ -86,6 +88,42 @@ class VerifyResult(Result):
     met: bool = Field(description="goal and bounds hold, recomputed")
     checks: list[CheckLine]
     claims: list[ClaimRow]
+
+
+class InitResult(Result):
+    """Of ``repairopt init``."""
+
+    command: Literal["init"] = "init"
+    out: str
+    inputs: str = Field(description="how they were found")
+    label: str
+    sensitive_features: str
+    candidates: list[dict[str, Any]] = Field(description="measures that can be the goal, with their value now")
+
+
+class TrialLine(Strict):
+    """A trial repair."""
+
+    weights: str = Field(description="which weights could change")
+    count: int
+    rows: int = Field(description="of the trial")
+    verdict: str
+    seconds: float = Field(description="processor time of the trial")
+    expected_seconds: float = Field(description="the same for all rows")
+    expected_bytes: int = Field(description="derivatives of all rows; batched where that is too much")
+
+
+class DoctorResult(Result):
+    """Of ``repairopt doctor``."""
+
+    command: Literal["doctor"] = "doctor"
+    source: str
+    model: str
+    basis: str = Field(description="the rows that were used")
+    rows: int = Field(description="that the repair will have")
+    usable: bool = Field(description="whether the network can be repaired at all")
+    findings: list[CheckLine]
+    trials: list[TrialLine]
 
 
 class MoveResult(Result):

@@ -3,24 +3,27 @@
 While a run goes on there are ``audit.jsonl`` and, from the first better point on, ``checkpoint.safetensors``. At the
 end come ``patch.safetensors``, ``report.html`` and, last, ``result.json``: a folder without it is an unfinished run,
 which ``--resume`` continues. Each file but the log takes its place in one step; the log is cut to its last whole line.
+One process at a time works in a folder: it holds the lock of the file ``.lock``, which the system frees at its end.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from repairopt.errors import PatchError, ResultError
 from repairopt.patches import read_tensors, whole_file, write_tensors
 
 PATCH, RESULT, REPORT, AUDIT = "patch.safetensors", "result.json", "report.html", "audit.jsonl"
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, EVIDENCE, LOCK, SIGNATURE = "checkpoint.safetensors", "evidence.npz", ".lock", "result.json.sig"
 STATE = "repairopt_checkpoint"
 
 
@@ -40,21 +43,33 @@ class RunFolder:
         """Whether anything of a run is here."""
         return any((self.path / name).exists() for name in (PATCH, RESULT, AUDIT, CHECKPOINT))
 
-    def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or take what is in it: continue it, or throw it away; else a ResultError."""
+    @contextmanager
+    def working(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Work in the folder, alone: make it, or continue or throw away what is in it; else a ResultError."""
         if self.path.exists() and not self.path.is_dir():
             raise ResultError(f"'{self.path}' is a file; expected the name of a folder. Give another --out.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / LOCK, timeout=0):
+                self._begin(resume, overwrite)
+                yield
+        except Timeout:
+            raise ResultError(
+                f"'{self.path}': another process is at work in it. Wait for its end, or give another --out."
+            ) from None
+        except OSError as error:
+            raise ResultError(
+                f"'{self.path}': cannot be written to ({error.strerror or error}). Give another --out."
+            ) from error
+
+    def _begin(self, resume: bool, overwrite: bool) -> None:
         if self.started and overwrite:
-            for name in (RESULT, CHECKPOINT, PATCH, REPORT, AUDIT):
+            for name in (RESULT, CHECKPOINT, PATCH, REPORT, AUDIT, EVIDENCE, SIGNATURE):
                 (self.path / name).unlink(missing_ok=True)
         elif self.started and not resume:
             what = "the result of an earlier run" if self.finished else "an unfinished run"
             use = "--overwrite to replace it" if self.finished else "--resume to continue it, --overwrite to begin anew"
             raise ResultError(f"'{self.path}' holds {what}. Use {use}, or another --out.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResultError(f"'{self.path}': cannot be made ({error.strerror}). Give another --out.") from error
         for left in self.path.glob(".*.unfinished"):
             left.unlink(missing_ok=True)
 
@@ -73,13 +88,16 @@ class RunFolder:
             found = json.loads(texts[STATE])
         except (PatchError, KeyError, ValueError) as error:
             raise ResultError(f"'{path}': is no checkpoint ({error}). Use --overwrite to begin anew.") from error
-        other = [key for key in state if found.get(key) != state[key]]
-        if other:
-            raise ResultError(
-                f"'{path}': was made with another {' and '.join(other)}. Use --overwrite to begin anew, or another "
-                f"--out."
-            )
+        self.check_state(found if isinstance(found, dict) else {}, state, CHECKPOINT)
         return tensors
+
+    def check_state(self, found: Mapping[str, Any], state: Mapping[str, Any], name: str) -> None:
+        """A ResultError where a file of the folder was made from another spec, weights, data or seed."""
+        if other := [key for key in state if found.get(key) != state[key]]:
+            raise ResultError(
+                f"'{self.path / name}': was made with another {' and '.join(other)}. Use --overwrite to begin anew, or "
+                f"another --out."
+            )
 
     def write_result(self, text: str) -> None:
         """Write ``result.json``, which ends the run."""

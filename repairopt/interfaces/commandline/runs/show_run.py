@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from repairopt.errors import ResultError
-from repairopt.patches import Patch, load_patch
+from repairopt.patches import AuditLog, Patch, load_patch
 
 from .results import PatchResult, ReportResult
-from .run_folder import REPORT, RESULT, read_result
+from .run_folder import AUDIT, EVIDENCE, PATCH, REPORT, RESULT, read_result
 
-WRITER, EVIDENCE = (
+WRITER, PICTURES = (
     "repairopt.report.repair",
     "repairopt.report.pictures.evidence",
 )  # loaded late, so that verify runs without
@@ -23,11 +24,21 @@ WRITER, EVIDENCE = (
 def write_report(source: Any, path: Path, features: Sequence[str] = ()) -> str:
     """Write ``report.html`` of a repair or of the folder of a run; returns what is missing in it, or nothing."""
     if not isinstance(source, Path):
-        import_module(EVIDENCE).save_evidence(source.report.evidence, path.parent)
+        import_module(PICTURES).save_evidence(source.report.evidence, path.parent)
     import_module(WRITER).write_html(source, path, features=list(features))
     if find_spec("matplotlib") is None:
         return "report.html has no pictures: they need matplotlib. Install with: pip install repairopt[report]"
     return ""
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the patch, the report and its pictures in the folder of a run, of those that are there."""
+    found = {}
+    for path in (folder / name for name in (PATCH, REPORT, EVIDENCE)):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def show_patch(path: str | Path) -> PatchResult:
@@ -64,4 +75,6 @@ def report_folder(folder: str | Path, out: str | Path | None = None) -> ReportRe
     problem = write_report(path, target)
     if problem:
         raise ResultError(problem)
+    if target == path / REPORT and (path / AUDIT).is_file():
+        AuditLog(path / AUDIT).append("report written", hashes={REPORT: file_hashes(path)[REPORT]})
     return ReportResult(exit_code=0, out=str(target))

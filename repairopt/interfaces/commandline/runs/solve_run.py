@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from repairopt.errors import ResultError, SpecFileError, SpecificationError
+from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
-from repairopt.interfaces.specfile.reader import SpecFile, read_spec
+from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.localize import Gradient, Inputs, LayerGraph
 from repairopt.methods import SQP, find_method, uses
 from repairopt.network import Classifier
@@ -30,7 +30,7 @@ from repairopt.verify import Round
 
 from .results import Changed, SolveResult
 from .run_folder import AUDIT, PATCH, REPORT, RESULT, RunFolder, read_result
-from .show_run import write_report
+from .show_run import file_hashes, write_report
 
 STEPS = 40  # of the method, an upper bound for the progress bar
 
@@ -116,18 +116,9 @@ def solve_spec(
         spec = open_spec(file)
         weights = chosen_weights(spec)
         inputs = spec.hashes()
-    folder = RunFolder(Path(out))
-    folder.begin(resume=options.resume, overwrite=options.overwrite)
-    if options.resume and folder.finished:
-        return _finished(folder, file)
-    return _Run(spec, folder, options, tell, inputs, command).go(weights, solver)
-
-
-def _finished(folder: RunFolder, file: SpecFile) -> SolveResult:
-    result: SolveResult = read_result(folder.path / RESULT)[0]
-    if result.spec_hash != file.hash:
-        raise ResultError(f"'{folder.path}': holds the result of another spec. Use --overwrite, or another --out.")
-    return result
+    run = _Run(spec, RunFolder(Path(out)), options, tell, inputs, command)
+    with run.folder.working(resume=options.resume, overwrite=options.overwrite):
+        return run.earlier() if options.resume and run.folder.finished else run.go(weights, solver)
 
 
 class _Run:
@@ -143,6 +134,13 @@ class _Run:
         self.time_limit = said.time_limit if options.time_limit is None else options.time_limit
         self.base = fingerprint(spec.model).total
         self.state = {"spec": spec.file.hash, "weights": self.base, "seed": self.seed, "data": inputs}
+
+    def earlier(self) -> SolveResult:
+        """The result of the run that ended in the folder, where it was made from the same."""
+        result: SolveResult = read_result(self.folder.path / RESULT)[0]
+        made = {"spec": result.spec_hash, "weights": result.base, "seed": result.seed, "data": result.inputs}
+        self.folder.check_state(made, self.state, RESULT)
+        return result
 
     def go(self, weights: Any, solver: str | None) -> SolveResult:
         start = self.folder.load_checkpoint(self.state)
@@ -199,6 +197,15 @@ class _Run:
             ),
         )
 
+    def _report(self, repair: Repair) -> str:
+        """Write the page; a fault in it is a note, for it may not cost the result."""
+        folder = self.folder.path
+        try:
+            return write_report(repair, folder / REPORT, self.spec.data.input_columns)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            return f"report.html could not be written ({what}); `repairopt report {folder}` tries again."
+
     def _write(self, repair: Repair, claims: list[ClaimRow], location: Any, log: AuditLog) -> SolveResult:
         folder, spec, report = self.folder.path, self.spec, repair.report
         kept = plain(claims)
@@ -208,12 +215,20 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
-        problem = write_report(repair, folder / REPORT, spec.data.input_columns) if self.options.report else ""
+        problem = self._report(repair) if self.options.report else ""
         if problem or not self.options.report:
             files.pop("report")
         if problem:
             notes.append(problem)
-        log.append("repair ended", verdict=str(report.verdict), patch=patch.content_hash, claims=kept, notes=notes)
+        hashes = file_hashes(folder)
+        end = log.append(
+            "repair ended",
+            hashes=hashes,
+            verdict=str(report.verdict),
+            patch=patch.content_hash,
+            claims=kept,
+            notes=notes,
+        )
         result = SolveResult(
             exit_code=0 if met and done else 1,
             command=self.command,
@@ -241,6 +256,8 @@ class _Run:
             inputs=self.inputs,
             versions=dict(report.versions),
             files={kind: str(folder / name) for kind, name in files.items()},
+            hashes=hashes,
+            audit=end.hash,
             location=location,
             report=report.to_dict(),
         )

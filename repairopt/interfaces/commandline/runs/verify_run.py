@@ -1,7 +1,9 @@
 """Verify a patch: every stated claim recomputed from the original weights and the patch alone.
 
 None of the code that solves is used or imported. Looked at, where it is there: the patch and its hash, the spec it was
-made for, its base, the weights it leads to, each claim in it, ``result.json`` beside it, the chain of ``audit.jsonl``.
+made for, its base, the weights it leads to, what it says of the change, each claim in it; beside it ``result.json``,
+``audit.jsonl``, the hashes of ``report.html`` and ``evidence.npz``, and a signature of ``result.json``, which names all
+other files by their hashes.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
 from .results import CheckLine, CheckResult, SolveResult, VerifyResult
-from .run_folder import AUDIT, RESULT, read_result
+from .run_folder import AUDIT, EVIDENCE, REPORT, RESULT, SIGNATURE, read_result
 
 FIXED = ("text", "name", "role", "data", "bound", "met", "shown", "rows", "unit")
 FIGURES = ("before", "value", "low", "high", "confidence")
@@ -36,6 +40,9 @@ def verify_patch(
     result: str | Path | None = None,
     audit: str | Path | None = None,
     expected_hash: str | None = None,
+    expected_log: str | None = None,
+    signers: str | Path | None = None,
+    signer: str | None = None,
     strict: bool = False,
 ) -> VerifyResult:
     """Recompute what a patch and its result claim; options are those of ``repairopt verify``.
@@ -47,11 +54,17 @@ def verify_patch(
         raise PatchError(
             f"'{patch_path}': no such file. `repairopt solve SPEC --out DIR` writes DIR/patch.safetensors."
         )
+    if (signers is None) != (signer is None):
+        raise ResultError(
+            "a signature is checked with both, a file of allowed --signers and the --signer it is to be of."
+        )
     check = _Verifier(open_spec(source), Path(patch_path))
     claims = check.patch(expected_hash)
     beside = Path(patch_path).parent
     check.result(_given(result, beside / RESULT), claims)
-    check.log(_given(audit, beside / AUDIT))
+    check.log(_given(audit, beside / AUDIT), expected_log, claims)
+    check.files(beside)
+    check.signature(_given(result, beside / RESULT), signers, signer)
     sound = all(line.ok is not False for line in check.lines)
     met = bool(claims) and all_met(claims, strict)
     return VerifyResult(
@@ -80,6 +93,8 @@ class _Verifier:
         self.found: Patch | WrappedPatch | None = None
         self.stated: SolveResult | None = None
         self.result_hash = ""
+        self.hashes: dict[str, str] = {}
+        self.largest: tuple[int, float] | None = None
 
     def say(self, what: str, ok: bool | None, detail: str) -> None:
         self.lines.append(CheckLine(what=what, ok=ok, detail=detail))
@@ -102,6 +117,11 @@ class _Verifier:
         exact = fingerprint(model) == patch.repaired
         self.say("base", True, f"applies to these weights, SHA-256 {patch.base.total}")
         self.say("weights", exact, f"lead to SHA-256 {patch.repaired.total}" if exact else "lead to other weights")
+        if isinstance(patch, Patch):
+            wrong = patch.misstated(self.spec.model, model)
+            count = f"{len(patch.changes)} changed weights recomputed"
+            self.say("changes", not wrong, "; ".join(wrong) or f"{count}: names, numbers of entries, largest changes")
+            self.largest = _largest(self.spec.model, model)
         claims = measure_claims(self.spec, model, location=self._location())
         wrong = _differences(patch.info.claims, claims)
         count = f"{len(claims)} claims recomputed"
@@ -126,6 +146,7 @@ class _Verifier:
             self.say("result.json", False, str(error))
             return
         self.stated, self.result_hash = stated, hashlib.sha256(raw).hexdigest()
+        self.hashes |= stated.hashes
         wrong = self._identity(stated) + _differences([c.model_dump(mode="json") for c in stated.claims], claims)
         met = bool(claims) and all_met(claims)
         if stated.met != met:
@@ -143,17 +164,23 @@ class _Verifier:
                 "patch": (stated.patch, self.found.content_hash),
                 "base": (stated.base, self.found.base.total),
                 "repaired weights": (stated.repaired, self.found.repaired.total),
+                "seed": (stated.seed, self.found.info.seed),
+                "solver": (stated.solver, self.found.info.solver),
             }
+            if self.largest is not None:
+                said = stated.weights.changed, stated.weights.largest_change
+                pairs["number of changed weights"] = said[0], self.largest[0]
+                pairs["largest change"] = _close(said[1], self.largest[1]), True
             wrong += [f"names another {what}" for what, (said, own) in pairs.items() if said != own]
         return wrong
 
-    def log(self, path: Path | None) -> None:
-        """The chain of the log, and that patch and result stand in it."""
+    def log(self, path: Path | None, expected: str | None, claims: Sequence[ClaimRow]) -> None:
+        """The chain of the log, that patch and result stand in it, and that it tells of the same run."""
         if path is None:
             self.say("audit.jsonl", None, "there is none beside the patch")
             return
         try:
-            end = verify_log(path)
+            end = verify_log(path, expected=expected or (self.stated.audit or None if self.stated else None))
         except AuditError as error:
             self.say("audit.jsonl", False, str(error))
             return
@@ -163,8 +190,67 @@ class _Verifier:
             wrong.append("does not name this patch")
         if self.stated is not None and not _logged(entries, "result", "sha256", self.result_hash):
             wrong.append("does not name this result.json, which was changed or is of another run")
+        wrong += self._told(entries, claims)
         text = f"chain of {end.count} lines is whole; last hash {end.hash}"
         self.say("audit.jsonl", not wrong, "; ".join(wrong) or text)
+
+    def _told(self, entries: Sequence[Any], claims: Sequence[ClaimRow]) -> list[str]:
+        """Where the log tells of another run than the files: its start, its end, its result."""
+        wrong, last = [], {entry["event"]: entry["data"] for entry in entries}
+        start = last.get("run resumed", last.get("run started", {}))
+        own: dict[str, Any] = {"spec": self.spec.file.hash, "inputs": self.spec.hashes()}
+        if self.found is not None:
+            own |= {"weights": self.found.base.total, "seed": self.found.info.seed}
+        wrong += [f"starts with another {key}" for key in own if key in start and start[key] != own[key]]
+        ended = last.get("repair ended", {})
+        if claims and "claims" in ended:
+            wrong += _differences(ended["claims"], claims)
+        if self.stated is not None:
+            says = {"verdict": self.stated.verdict, "met": self.stated.met}
+            for entry in (ended, last.get("result", {})):
+                wrong += [f"says {key} {entry[key]}" for key in says if key in entry and entry[key] != says[key]]
+            wrong += ["names other files than result.json"] if ended.get("hashes", self.hashes) != self.hashes else []
+        self.hashes |= last.get("report written", {}).get("hashes", {})
+        return wrong
+
+    def files(self, beside: Path) -> None:
+        """The hashes of the report and its pictures, which are not read."""
+        for name in (REPORT, EVIDENCE):
+            path = beside / name
+            if not path.is_file():
+                continue
+            if name not in self.hashes:
+                self.say(name, None, "neither result.json nor the log has a hash of it")
+                continue
+            same = hashlib.sha256(path.read_bytes()).hexdigest() == self.hashes[name]
+            self.say(name, same, "is as it was written" if same else "is not the file that was written")
+
+    def signature(self, path: Path | None, signers: str | Path | None, signer: str | None) -> None:
+        """A signature of the result by ssh-keygen of OpenSSH, made by a key that is trusted."""
+        if signers is None or signer is None:
+            self.say("signature", None, "no key was given, so nothing shows who wrote these files")
+            return
+        signature = (path or Path(RESULT)).with_name(SIGNATURE)
+        try:
+            if path is None or not signature.is_file():
+                raise ResultError(f"there is no '{signature}'")
+            command = ["ssh-keygen", "-Y", "verify", "-f", os.fspath(signers), "-I", signer, "-n", "repairopt", "-s"]
+            ran = subprocess.run([*command, os.fspath(signature)], input=path.read_bytes(), capture_output=True)
+        except (ResultError, OSError) as error:
+            self.say("signature", False, f"cannot be checked: {error}")
+            return
+        text = f"{RESULT}, which names all other files, is signed by {signer}"
+        problem = ran.stderr.decode(errors="replace").strip() or "the signature does not fit"
+        self.say("signature", ran.returncode == 0, text if ran.returncode == 0 else problem)
+
+
+def _largest(before: nn.Module, after: nn.Module) -> tuple[int, float]:
+    """How many entries of parameters differ, and the largest difference."""
+    new = dict(after.named_parameters())
+    moved = [(new[name] - value).detach().abs() for name, value in before.named_parameters()]
+    return sum(int((one != 0).sum()) for one in moved), max(
+        (float(one.max()) for one in moved if one.numel()), default=0.0
+    )
 
 
 def _logged(entries: Sequence[Any], event: str, key: str, value: str) -> bool:

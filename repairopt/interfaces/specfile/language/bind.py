@@ -173,10 +173,13 @@ class _Given:
     def limit(self, default: float = 0.0) -> float:
         return float(WAYS[self.way](self.bounds[0][1])) if self.bounds else default
 
-    def share(self) -> float:
+    def stated(self, argument: str) -> bool:
+        return argument in self.statement.places
+
+    def count(self) -> int:
         if not self.bounds:
             raise self.fail("", f"a bound is compared with a number: {self.statement.measure.example}")
-        return min(1.0, self.limit() / len(self.rows(False)))
+        return int(self.limit())
 
     def options(self) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -21,6 +21,7 @@ CLASSES: tuple[Any, ...] = (
     specify.GroupGap,
     specify.ErrorRate,
     specify.MissRate,
+    specify.ConfusionRate,
     specify.AccuracyDrop,
     specify.FlipRate,
     specify.KeepLabels,

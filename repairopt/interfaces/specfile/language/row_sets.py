@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
+from repairopt.network import missing_values
 
 from .syntax import Condition
 
@@ -94,7 +95,10 @@ class Data:
 
 
 def holds(rows: RowSet, where: tuple[Condition, ...]) -> Any:
-    """For each row whether all conditions hold, ``(N,)``; a SpecificationError where a column does not fit."""
+    """For each row whether all conditions hold, ``(N,)``: none does for a missing value.
+
+    A SpecificationError where a column does not fit.
+    """
     mask = np.ones(len(rows), dtype=bool)
     for condition in where:
         if condition.column not in rows.columns:
@@ -103,10 +107,11 @@ def holds(rows: RowSet, where: tuple[Condition, ...]) -> Any:
             )
         values, wanted = rows.columns[condition.column], condition.value
         texts = values.dtype.kind in "OUS"
-        values = values.astype(str) if texts else values
+        missing = missing_values(values)
+        values = np.where(missing, "", values).astype(str) if texts else values
         sample = wanted[0] if isinstance(wanted, list) and wanted else wanted
         if texts != isinstance(sample, str):
             kind = "texts" if texts else "numbers"
             raise SpecificationError(f"column '{condition.column}' holds {kind}, compared with {wanted!r}")
-        mask &= np.asarray(COMPARE[condition.relation](values, wanted), dtype=bool)
+        mask &= np.asarray(COMPARE[condition.relation](values, wanted), dtype=bool) & ~missing
     return mask

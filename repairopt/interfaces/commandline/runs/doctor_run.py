@@ -1,0 +1,73 @@
+"""Say what of the library works on a network, before any long run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import SpecFileError
+from repairopt.interfaces.examine import examine_model
+from repairopt.interfaces.specfile.given_model import load_given
+from repairopt.interfaces.specfile.opened import open_spec
+from repairopt.localize import LayerGraph
+
+from .results import CheckLine, DoctorResult, TrialLine
+from .solve_run import Progress
+
+RANDOM_ROWS = 200
+
+
+def examine_source(
+    source: str,
+    *,
+    weights: str | Path | None = None,
+    shape: str | None = None,
+    rows: int | None = None,
+    time_limit: float = 10.0,
+    progress: Progress,
+) -> DoctorResult:
+    """Examine the network of a spec file on its rows, or a model on random ones; nothing is written.
+
+    ``shape`` is that of one row, such as ``"3,224,224"``, where no spec says it and the first layer is not linear.
+    ``rows`` is how many rows the repair will have; ``time_limit`` is for each trial repair, in seconds.
+    """
+    with progress.stage("reading model and data"):
+        if Path(source).suffix in (".yaml", ".yml"):
+            spec = open_spec(source)
+            network, inputs, basis = spec.model, spec.data.sets["repair"].inputs, "rows of the spec"
+        else:
+            network = load_given(source, weights)
+            inputs, basis = _random_rows(network, source, shape), "random rows; a spec file gives real ones"
+    with progress.stage("examining", 6) as step:
+        found = examine_model(network, inputs, rows=rows, time_limit=time_limit, tell=step)
+    return DoctorResult(
+        exit_code=0 if found.usable else 1,
+        source=source,
+        model=found.model,
+        basis=f"{min(len(inputs), RANDOM_ROWS)} {basis}",
+        rows=len(inputs) if rows is None else rows,
+        usable=found.usable,
+        findings=[CheckLine(what=one.what, ok=one.ok, detail=one.detail) for one in found.findings],
+        trials=[TrialLine(**vars(one)) for one in found.trials],
+    )
+
+
+def _random_rows(network: nn.Module, source: str, shape: str | None) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    if shape is not None:
+        try:
+            sizes = [int(part) for part in shape.replace("x", ",").split(",") if part.strip()]
+        except ValueError:
+            sizes = []
+        if not sizes or min(sizes) < 1:
+            raise SpecFileError(f"--shape {shape}: expected whole numbers of one row's shape, such as 3,224,224.")
+        return torch.randn(RANDOM_ROWS, *sizes, generator=draw)
+    layers = LayerGraph(network).layers
+    if not layers or layers[0].kind != "linear":
+        raise SpecFileError(
+            f"model '{source}': the shape of one row is not known. Give it, such as --shape 3,224,224, or a spec file."
+        )
+    width = dict(network.named_parameters())[layers[0].weights[0]].shape[1]
+    return torch.randn(RANDOM_ROWS, width, generator=draw)

@@ -1,0 +1,226 @@
+"""Examine a network before any long run: which parts of the library work on it, and what repairs of it cost."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import RepairError
+from repairopt.localize import LayerGraph, localize
+from repairopt.methods import SQP
+from repairopt.network import Certifier, Classifier, Engine, pull_back, split_model
+from repairopt.pipeline import Settings, solve_repair
+from repairopt.report import Repair
+from repairopt.specify import ErrorRate, KeepLabels
+
+ROWS, POINTS = 200, 3  # of a trial repair: rows at most, and how many of them are to get another label
+CHOICES = ("last", "gradient", "all")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: The part of the library.
+        ok: Whether it works on this network; None where nothing depends on it.
+        detail: What was found and, where it does not work, what to do.
+    """
+
+    what: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A small repair of the network, run to see what one costs.
+
+    Attributes:
+        weights: Which weights could change, as given to ``solve_repair``.
+        count: How many weights that are.
+        rows: Rows of the trial.
+        verdict: How it ended.
+        seconds: Processor time of the trial.
+        expected_seconds: The same for all rows, on the line through this trial and one of a quarter of its rows.
+        expected_bytes: Memory of the derivatives of all rows by these weights, which the library batches where it is
+            more than the limit of :class:`repairopt.Settings`.
+    """
+
+    weights: str
+    count: int
+    rows: int
+    verdict: str
+    seconds: float
+    expected_seconds: float
+    expected_bytes: int
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What of the library works on a network, and what trial repairs of it cost.
+
+    Attributes:
+        model: Class of the network, with the number of its parameters.
+        findings: In the order in which a repair meets them.
+        trials: One for each choice of weights.
+    """
+
+    model: str
+    findings: tuple[Finding, ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the network can be repaired at all."""
+        return bool(self.trials) and all(one.ok is not False for one in self.findings if one.what == "outputs")
+
+
+def examine_model(
+    model: nn.Module | Classifier,
+    inputs: Tensor,
+    *,
+    rows: int | None = None,
+    time_limit: float = 10.0,
+    weights: Sequence[str] = CHOICES,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Examination:
+    """Try every part of the library on a network and a few rows; the network is not modified.
+
+    Args:
+        model: As for :func:`repairopt.solve_repair`.
+        inputs: Rows as the network reads them, ``(N, ...)``; at most 200 of them are used.
+        rows: How many rows the repair will have; the number of ``inputs`` by default.
+        time_limit: Seconds for each trial repair.
+        weights: Which choices of weights are tried.
+        tell: Called with a few words before each part.
+
+    Returns:
+        What works, and what trial repairs cost. A part that does not work is a finding, not an exception.
+    """
+    network, forward_fn = split_model(model)
+    few, total = inputs[:ROWS], len(inputs) if rows is None else rows
+    size = sum(parameter.numel() for parameter in network.parameters())
+    name = f"{type(network).__name__}, {size:,} parameters"
+    tell("outputs")
+    engine, outputs, found = _outputs(network, forward_fn, few)
+    if engine is None or outputs is None:
+        return Examination(name, tuple(found), ())
+    tell("layers")
+    graph = LayerGraph(network, forward_fn, few)
+    found += [_layers(graph), _derivatives(network, forward_fn, graph, few), _bounds(engine, few, outputs)]
+    trials = []
+    for choice in weights:
+        tell(f"weights '{choice}'")
+        try:
+            trials.append(_trial(model, choice, few, outputs, total, time_limit))
+        except RepairError as error:
+            found.append(Finding(f"weights '{choice}'", None, f"cannot be chosen: {error}"))
+    return Examination(name, tuple(found), tuple(trials))
+
+
+def _outputs(network: nn.Module, forward_fn: Any, few: Tensor) -> tuple[Engine | None, Tensor | None, list[Finding]]:
+    try:
+        engine = Engine(network, forward_fn=forward_fn)
+        outputs = engine.predict()(few)
+    except RepairError as error:
+        return None, None, [Finding("outputs", False, str(error))]
+    counts = torch.bincount(outputs.argmax(1), minlength=outputs.shape[1])
+    constant = int(counts.max()) == len(few) and len(few) > 1
+    detail = f"({len(few)}, {outputs.shape[1]}), {str(outputs.dtype).removeprefix('torch.')}"
+    detail += f"; answers by class: {', '.join(f'{count}' for count in counts.tolist())}"
+    detail += " (one and the same for all rows: are the inputs scaled as in training?)" if constant else ""
+    found = [Finding("outputs", True, detail)]
+    sums = outputs.double().sum(1)
+    if bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all()):
+        found.append(
+            Finding(
+                "meaning of outputs",
+                None,
+                "rows are positive and sum to 1: these are probabilities. Say Classifier(model, "
+                "outputs='probabilities'), or repair the network before its softmax.",
+            )
+        )
+    return engine, outputs, found
+
+
+def _layers(graph: LayerGraph) -> Finding:
+    kinds = Counter(layer.kind for layer in graph.layers)
+    named = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none with weights"
+    ends = ""
+    if graph.affine:
+        first, last = graph.affine[0].name, graph.affine[-1].name
+        ends = f"; first '{first}', last '{last}'"
+    if graph.is_traceable:
+        return Finding("layers", True, f"{named}{ends}")
+    return Finding(
+        "layers",
+        None,
+        f"{named}{ends}; torch.fx cannot trace the forward function, so activations before the changed layer are not "
+        f"kept, and CARE and certified bounds are not available. Control flow that depends on data prevents tracing.",
+    )
+
+
+def _derivatives(network: nn.Module, forward_fn: Any, graph: LayerGraph, few: Tensor) -> Finding:
+    """Whether the derivatives of many samples are had in one pass."""
+    try:
+        where = localize(network, "last" if graph.affine else "all", forward_fn=forward_fn, inputs=few)
+        engine = Engine(network, where.indices, forward_fn=forward_fn)
+        classes = engine.predict()(few).shape[1]
+        pull_back(engine, few, torch.ones(len(few), classes, dtype=engine.dtype, device=engine.device))
+        recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+        if engine.exact:
+            return Finding("derivatives", True, "exact: the last layer is affine in its weights, nothing is linearized")
+        if recurrent:
+            text = (
+                "one sample after the other, because torch.func knows no recurrent layers: slow beyond the last layer"
+            )
+            return Finding("derivatives", None, text)
+        return Finding("derivatives", True, "batched, by automatic differentiation")
+    except (RepairError, RuntimeError, TypeError) as error:
+        return Finding("derivatives", False, f"{type(error).__name__}: {error}")
+
+
+def _bounds(engine: Engine, few: Tensor, outputs: Tensor) -> Finding:
+    try:
+        options: Any = {"lower": -torch.inf, "upper": torch.inf}
+        certifier = Certifier(engine.caller, few[:2], outputs[:2].argmax(1), **options)
+        certifier.margins(1e-3, {})
+    except RepairError as error:
+        return Finding("certified bounds", None, f"not available: {error}")
+    return Finding("certified bounds", True, "available: CertifiedRadius and balls around inputs")
+
+
+def _trial(model: Any, choice: str, few: Tensor, outputs: Tensor, total: int, time_limit: float) -> Trial:
+    """A repair of all rows, and one of a quarter of them: what it costs for more rows lies on the line through both."""
+    part = max(1, len(few) // 4)
+    _, fewer = _repair(model, choice, few[:part], outputs[:part], time_limit)
+    repair, seconds = _repair(model, choice, few, outputs, time_limit)
+    report = repair.report
+    verdict = str(report.verdict) + (f" ({report.stopped})" if report.stopped else "")
+    slope = max(0.0, seconds - fewer) / max(1, len(few) - part)
+    expected, count = seconds + slope * max(0, total - len(few)), report.location.size
+    return Trial(choice, count, len(few), verdict, seconds, expected, 8 * count * total)
+
+
+def _repair(model: Any, choice: str, few: Tensor, outputs: Tensor, time_limit: float) -> tuple[Repair, float]:
+    """Some rows are to get their second best class, the others to keep theirs, as in most repairs; processor time."""
+    best, order = outputs.sort(1, descending=True)
+    order, wrong = order.cpu(), (best[:, 0] - best[:, 1]).argsort()[:POINTS].cpu()
+    kept = torch.ones(len(few), dtype=torch.bool)
+    kept[wrong] = False
+    goal: Any = ErrorRate(few[wrong], order[wrong, 1])
+    keep = KeepLabels(few[kept], order[kept, 0], tolerance=0.05) if bool(kept.any()) else ()
+    started = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = Settings(time_limit=time_limit)
+        repair = solve_repair(model, goal, keep, weights=choice, method=SQP(), settings=settings)
+    return repair, time.process_time() - started

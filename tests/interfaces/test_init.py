@@ -1,0 +1,157 @@
+"""repairopt init: a spec that check runs at once, whatever the columns are called and however they are encoded."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_spec import write_spec
+
+from repairopt.compare import train_network
+from repairopt.interfaces.commandline.commands import main
+from repairopt.interfaces.specfile.networks import mlp
+from repairopt.interfaces.specfile.opened import open_spec
+from repairopt.patches import save_weights
+
+N = 400
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(one) for one in arguments])
+    return ended.value.code, capsys.readouterr()
+
+
+def trained(inputs, labels, sizes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return train_network(mlp(sizes), inputs, labels)
+
+
+def write_rows(path, head, rows, separator=","):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def people():
+    """Raw columns age, income, color and the class; and the inputs of a network that reads them scaled."""
+    draw = np.random.default_rng(0)
+    age, income, color = draw.integers(18, 80, N), draw.normal(30_000, 9_000, N).round(), draw.integers(0, 3, N)
+    scaled = [(age - age.mean()) / age.std(), (income - income.mean()) / income.std()]
+    labels = torch.tensor(scaled[0] + scaled[1] - color > -1).long()
+    return (age, income, color), scaled, labels
+
+
+def test_the_spec_of_a_small_task_is_written_checked_and_solved(tmp_path, capsys):
+    write_spec(tmp_path)
+    spec = tmp_path / "first.yaml"
+    code, said = run(capsys, "init", tmp_path / "weights.safetensors", tmp_path / "rows.csv", "--out", spec)
+    assert code == 0
+    assert "gap(group, favorable=yes, kind=parity)" in said.out
+    code, said = run(capsys, "check", spec, "--json")
+    assert code == 1
+    claims = json.loads(said.out)["claims"]
+    assert [claim["met"] for claim in claims if claim["role"] == "goal"] == [False, False]
+    assert run(capsys, "solve", spec, "--out", tmp_path / "run", "--no-report", "--time-limit", 10)[0] in (0, 1)
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("categories", [3, 8, 2]), ("one_hot", [5, 8, 2])])
+def test_the_encoding_that_the_network_was_trained_with_is_found(tmp_path, capsys, text, sizes):
+    (age, income, color), scaled, labels = people()
+    coded = [np.eye(3)[color][:, k] for k in range(3)] if text == "one_hot" else [color]
+    inputs = torch.tensor(np.stack([*scaled, *coded], 1)).float()
+    network = trained(inputs, labels, sizes)
+    save_weights(network, tmp_path / "w.safetensors")
+    names = np.array(["blue", "green", "red"])[color]
+    rows = zip(age, income, names, np.array(["no", "yes"])[labels], strict=True)
+    write_rows(tmp_path / "rows.csv", ["age", "income", "color", "approved"], rows)
+    out = tmp_path / "spec.yaml"
+    assert run(capsys, "init", tmp_path / "w.safetensors", tmp_path / "rows.csv", "--out", out)[0] == 0
+    spec = open_spec(out)
+    assert spec.file.spec.label.column == "approved"
+    assert text in spec.file.spec.inputs["color"].model_dump(exclude_none=True)
+    rows = spec.data.sets["repair"]
+    right = float((network(rows.inputs).argmax(1) == rows.labels).float().mean())
+    assert right == pytest.approx(float((network(inputs).argmax(1) == labels).float().mean()), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("head", "classes", "separator"),
+    [
+        (["a b", "Was, it $?", "y"], ["bad", "good"], ","),
+        (["yes", "no", "true"], ["0: x", "- y"], ";"),
+        (["1", "2.5", "label"], ["'q'", '"w"'], "\t"),
+        (["ünï", "#c", "null"], ["good", "bad"], "|"),
+        (["&a", "*b", "{c}"], ["1", "2"], ","),
+        (["a", "b", "class"], ["0", "1"], ","),
+    ],
+)
+def test_any_names_of_columns_and_classes_are_written_as_they_are(tmp_path, capsys, head, classes, separator):
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(N, 2, generator=draw)
+    labels = (inputs[:, 0] > 0).long()
+    save_weights(trained(inputs, labels, [2, 6, 2]), tmp_path / "w.safetensors")
+    rows = ([*row, classes[k]] for row, k in zip(inputs.tolist(), labels.tolist(), strict=True))
+    write_rows(tmp_path / "rows.csv", head, rows, separator)
+    out = tmp_path / "spec.yaml"
+    options = ["--label", head[-1], "--out", out]
+    code, said = run(capsys, "init", tmp_path / "w.safetensors", tmp_path / "rows.csv", *options)
+    assert (code, said.err) == (0, "")
+    spec = open_spec(out)
+    assert list(spec.file.spec.inputs) == head[:2]
+    assert spec.goal is not None
+    rows = spec.data.sets["repair"]
+    assert float((spec.model(rows.inputs).argmax(1) == rows.labels).float().mean()) > 0.9
+
+
+def test_bytes_of_images_are_scaled_and_shaped(tmp_path, capsys):
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 4, 4), generator=draw, dtype=torch.uint8)
+    inputs = images.flatten(1) / 255
+    labels = (inputs[:, 0] > inputs[:, 1]).long() + (inputs[:, 2] > 0.7).long()
+    save_weights(trained(inputs, labels, [16, 12, 3]), tmp_path / "w.safetensors")
+    np.savez(tmp_path / "rows.npz", images=images.numpy(), label=labels.numpy(), other=np.zeros(3))
+    out = tmp_path / "spec.yaml"
+    code, said = run(capsys, "init", tmp_path / "w.safetensors", tmp_path / "rows.npz", "--out", out, "--json")
+    assert code == 0
+    assert [one["measure"].split("(")[0] for one in json.loads(said.out)["candidates"]] == [
+        "error_rate",
+        "recall",
+        "recall",
+    ]
+    array = open_spec(out).file.spec.array
+    assert (array.name, array.scale, array.shape) == ("images", (0, 255), [16])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda f: [f / "none.safetensors", f / "rows.csv"], "there is no such file"),
+        (lambda f: [f / "weights.safetensors", f / "none.csv"], "there is no such file"),
+        (lambda f: [f / "weights.safetensors", f / "rows.csv", "--label", "x"], "there is no such column"),
+        (lambda f: [f / "weights.safetensors", f / "rows.csv", "--sensitive", "x"], "there is no such column"),
+        (
+            lambda f: [f / "weights.safetensors", f / "rows.csv", "--label", "merit"],
+            "no way to read it fits",
+        ),
+        (lambda f: [f / "five.safetensors", f / "rows.csv"], "which reads 5 inputs"),
+        (lambda f: [f / "weights.safetensors", f / "spec.yaml"], "unknown kind of file"),
+        (lambda f: [f / "weights.safetensors", f / "rows.csv", "--out", f / "rows.csv"], "exists. Use --overwrite"),
+    ],
+)
+def test_what_cannot_be_guessed_is_a_message_and_nothing_is_written(tmp_path, capsys, change, text):
+    write_spec(tmp_path)
+    save_weights(mlp([5, 3, 2]), tmp_path / "five.safetensors")
+    before = sorted(tmp_path.iterdir())
+    arguments = change(tmp_path)
+    if "--out" not in arguments:
+        arguments += ["--out", tmp_path / "new.yaml"]
+    code, said = run(capsys, "init", *arguments)
+    assert code == 2
+    assert text in said.err
+    assert sorted(tmp_path.iterdir()) == before
