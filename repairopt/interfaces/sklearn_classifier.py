@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, public, require_extra
-from repairopt.network import Engine, check_same_index
+from repairopt.network import Classifier as Adapter, Engine, check_same_index
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
 from repairopt.specify import ErrorRate, GroupGap, KeepLabels, OddsGap, Property
@@ -32,8 +32,9 @@ class Classifier:
     trains a module it trains first, as cross-validation wants it.
 
     Args:
-        model: A trained torch module whose call gives logits ``(N, k)``, never modified; or a function of
-            ``(inputs, labels)``, tensors, that trains one.
+        model: A trained torch module whose call gives logits ``(N, k)``, never modified, or a
+            :class:`repairopt.Classifier`, which says how others are read; or a function of ``(inputs, labels)``,
+            tensors, that trains one.
         goal: ``"error_rate"``, ``"demographic_parity"``, ``"equalized_odds"``, ``"equal_opportunity"`` (these three
             with ``sensitive_features`` in ``fit``), or a function of ``(inputs, labels)`` that returns a property.
         target: The goal's target.
@@ -47,7 +48,7 @@ class Classifier:
 
     def __init__(
         self,
-        model: nn.Module | Train | None = None,
+        model: nn.Module | Adapter | Train | None = None,
         goal: str | Callable[..., Property] = "error_rate",
         *,
         target: float = 0.05,
@@ -123,8 +124,8 @@ class Classifier:
         best = self.predict_proba(X).argmax(axis=1)  # before classes_, so that an unfitted one says what it is
         return self.classes_[best]
 
-    def _trained(self, inputs: Tensor, labels: Tensor) -> nn.Module:
-        if isinstance(self.model, nn.Module):
+    def _trained(self, inputs: Tensor, labels: Tensor) -> nn.Module | Adapter:
+        if isinstance(self.model, nn.Module | Adapter):
             return self.model
         if not callable(self.model):
             raise SpecificationError(
@@ -133,7 +134,7 @@ class Classifier:
             )
         torch.manual_seed(self.random_state)
         found = self.model(inputs, labels)
-        if not isinstance(found, nn.Module):
+        if not isinstance(found, nn.Module | Adapter):
             raise SpecificationError(
                 f"RepairedClassifier: model(inputs, labels) returned a {type(found).__name__}; expected a torch module."
             )

@@ -20,6 +20,7 @@ from repairopt.errors import ProgramError, SpecificationError, UnsupportedError
 
 from .engine import Engine, Predict, Predictor
 from .linear_tape import LinearTape
+from .recurrent import in_steps
 from .remembered import identity
 from .tracing import ONE_AT_A_TIME
 
@@ -142,8 +143,9 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
         with torch.enable_grad():  # each row gets its own copy of delta, so one backward pass gives all rows
             copies = change.expand(len(chosen), -1).clone().requires_grad_()
             try:
-                outputs = vmap(one)(copies, *part)
-            except RuntimeError:  # vmap knows no LSTM, and no decisions on the data: one sample after the other
+                with in_steps(engine.suffix):
+                    outputs = vmap(one)(copies, *part)
+            except (RuntimeError, ValueError):  # vmap knows no decisions on the data: one sample after the other
                 outputs = torch.stack([one(*row) for row in zip(copies, *part, strict=True)])
             summed = (outputs * chosen).sum()
         out.append(_derivative(summed, copies))

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
+from repairopt import Classifier as Adapter  # noqa: E402
 from repairopt.interfaces import sklearn_classifier  # noqa: E402
 from repairopt.interfaces.sklearn_classifier import RepairedClassifier  # noqa: E402
 
@@ -117,3 +118,19 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     sklearn_classifier._classifier.cache_clear()
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = sklearn_classifier.Nothing
+
+
+@pytest.mark.parametrize("end", ["logits", "softmax", "one logit", "one probability"])
+def test_probabilities_are_those_of_the_network_whatever_its_outputs(end):
+    toy = task(count=200, dtype=torch.float32)
+    last = nn.Linear(2, 1)
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[-1.0, 1.0]]))
+        last.bias.zero_()
+    ends = {"logits": [], "softmax": [nn.Softmax(1)], "one logit": [last], "one probability": [last, nn.Sigmoid()]}
+    module = nn.Sequential(toy.model, *ends[end])
+    model = Adapter(module, outputs=end) if end.startswith("one") else module
+    fitted = RepairedClassifier(model, target=0.9, tolerance=1.0, options={"weights": "all", "method": "one_shot"})
+    fitted.fit(toy.inputs.numpy(), toy.labels.numpy())
+    expected = toy.model(toy.inputs).softmax(1).detach().numpy()
+    assert np.allclose(fitted.predict_proba(toy.inputs.numpy()), expected, atol=1e-5)

@@ -16,11 +16,11 @@ import pytest
 import torch
 from small_spec import SPEC, write_spec
 
-from repairopt.errors import AuditError, ResultError
+from repairopt.errors import AuditError, ModelError, ResultError
 from repairopt.interfaces.commandline.runs.run_folder import AUDIT, CHECKPOINT, PATCH, RESULT, RunFolder, read_result
 from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
-from repairopt.patches import Patch, verify_log
+from repairopt.patches import Patch, load_weights, save_weights, verify_log
 
 MOMENTS = 8
 
@@ -199,3 +199,22 @@ def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
         server.wait()
         server.stdin.close()
         server.stdout.close()
+
+
+def test_a_spec_says_what_one_output_means(tmp_path):
+    text = SPEC.replace("sizes: [2, 4, 2]", "sizes: [2, 4, 1]")
+    write_spec(tmp_path, text)
+    state = load_weights(tmp_path / "weights.safetensors")
+    for name in ("2.weight", "2.bias"):
+        state[name] = (state[name][1:] - state[name][:1]).contiguous()
+    save_weights(state, tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match="one logit"):
+        solve_spec(tmp_path / "spec.yaml", tmp_path / "run")
+    text = text.replace("weights: weights.safetensors", "weights: weights.safetensors\n  outputs: one logit")
+    (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+    result = solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(overwrite=True))
+    assert result.verdict == "repaired"
+    assert all(claim.met is not False for claim in result.claims)
+    verified = verify_patch(tmp_path / "spec.yaml", tmp_path / "run" / PATCH)
+    assert verified.sound
+    assert verified.met

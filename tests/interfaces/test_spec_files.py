@@ -19,6 +19,7 @@ from repairopt.interfaces.specfile.measure import PlainNetwork, measure_claims
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
+from repairopt.patches import load_weights, save_weights
 
 
 def changed(old: str, new: str) -> str:
@@ -146,6 +147,19 @@ def test_what_it_names_and_does_not_find(tmp_path, old, new, message):
     if new.endswith("grup"):
         text = text.replace("equalized_odds_difference(group)", "accuracy")
     assert message in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize("front", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.backbone."])
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_names_with_something_in_front_get_a_hint(tmp_path, front, name):
+    write_spec(tmp_path)
+    state = {front + key: value.contiguous() for key, value in load_weights(tmp_path / "weights.safetensors").items()}
+    torch.save(state, tmp_path / name) if name.endswith(".pt") else save_weights(state, tmp_path / name)
+    said = refused(tmp_path, changed("weights: weights.safetensors", f"weights: {name}"))
+    assert f"begin with '{front}'" in said
+    assert f"removeprefix('{front}')" in said
+    assert ("DataParallel" in said) == ("module." in front)
+    assert ("torch.compile" in said) == ("_orig_mod." in front)
 
 
 class Evil:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
+from repairopt.network import Reading
 from repairopt.specify import Constraint, Statistical, anchor, labels_of, sample_count, tolerance_of
 
 from .claim_rows import ClaimRow
@@ -27,8 +28,8 @@ Weights = Mapping[str, Tensor]
 class PlainNetwork:
     """A network as a function of its inputs; it is copied, and each set of inputs is run once."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.network = copy.deepcopy(model).eval()
+    def __init__(self, model: nn.Module, outputs: str = "auto") -> None:
+        self.network, self.read = copy.deepcopy(model).eval(), Reading(None, outputs)
         self.parameters: dict[str, Tensor] = {}
         self._known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
@@ -43,7 +44,7 @@ class PlainNetwork:
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         try:
             with torch.no_grad():
-                parts = [self.network(part.to(device, copy=True)).cpu() for part in inputs.split(BATCH)]
+                parts = [self.read(self.network, part.to(device, copy=True)).cpu() for part in inputs.split(BATCH)]
         except RuntimeError as error:
             raise ModelError(
                 f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
@@ -67,8 +68,9 @@ def measure_claims(
     ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
     by parameter: for bounds by ``linear_rows``.
     """
-    before = PlainNetwork(spec.model)
-    after = before if model is None else PlainNetwork(model)
+    outputs = spec.file.spec.model.outputs
+    before = PlainNetwork(spec.model, outputs)
+    after = before if model is None else PlainNetwork(model, outputs)
     changed = (spec.model, spec.model if model is None else _unwrapped(model, spec.model))
     found, bounds = [], [bound.statement for bound in spec.bounds]
     for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:

@@ -27,6 +27,9 @@ class ModelSpec(Strict):
         default=None, description="safetensors, or a state dict of torch.save (read with weights_only=True)"
     )
     onnx: str | None = Field(default=None, description="ONNX file in place of factory and weights")
+    outputs: Literal["auto", "logits", "one logit", "probabilities", "one probability", "regression"] = Field(
+        default="auto", description="what the outputs mean; auto sees it from them, or refuses"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:

@@ -20,6 +20,7 @@ from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.localize import Gradient, Inputs, LayerGraph
 from repairopt.methods import SQP, find_method, uses
+from repairopt.network import Classifier
 from repairopt.patches import AuditLog, fingerprint, library_versions
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.program import load_solver
@@ -180,7 +181,7 @@ class _Run:
         method = _method(spec)
         bounds = tuple(bound.as_constraint() for bound in spec.bounds)
         return solve_repair(
-            spec.model,
+            Classifier(spec.model, outputs=spec.file.spec.model.outputs),
             Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
             data=() if rows.labels is None else (rows.inputs, rows.labels),
             held_out=twins,
