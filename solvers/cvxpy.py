@@ -139,6 +139,9 @@ class CVXPY(TimedBackEnd):
                 _check_takes(cvxpy, problem, solver)
                 late = self.time_limit is not None and time.monotonic() - started >= self.time_limit
                 return "user_limit" if late else f"solver_error: {error}"
+        stats = problem.solver_stats.extra_stats if problem.solver_stats is not None else None
+        if isinstance(stats, dict) and stats.get("scip_status") == "gaplimit":
+            return "optimal"  # inaccurate, in CVXPY's words; the gap fell below gap_tol
         return str(problem.status)
 
     def _options(self, solver: str, *, mixed: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from repairopt.localize import Location, by_parameter, gather_change, localize
 from repairopt.methods import Log, Method, Task, TrustRegion, uses
-from repairopt.network import Engine, Remembering, split_model
+from repairopt.network import Engine, Remembering, Stop, limited, split_model
 from repairopt.specify import (
     Specification,
     Statistical,
@@ -81,14 +81,20 @@ def prepare_repair(
     steps.check_model()
     options: Any = {"goal": spec.goal, "constraints": spec.on_outputs, "forward_fn": forward_fn, "seed": settings.seed}
     none = Location({}, None, "none; the method leaves the weights as they are")
-    where = localize(network, weights, **options) if "weights" in uses(method) else none
+    deadline = None if settings.time_limit is None else started[0] + settings.time_limit
+    late, where = False, none
+    if "weights" in uses(method):
+        try:
+            with limited(deadline):
+                where = localize(network, weights, **options)
+        except Stop:
+            late, where = True, replace(none, method="none; the time limit passed before weights were chosen")
     log = Log(seconds={"localize": time.perf_counter() - begun})
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(repeated_rows(spec, data))
     predict = Remembering(engine)
     anchored = tuple(anchor(constraint, predict) for constraint in spec.on_outputs)
     required = zip(anchored, margins_at(predict, anchored), strict=True)
-    deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     checkpoint = settings.checkpoint
     task = Task(
         engine=engine,
@@ -106,11 +112,11 @@ def prepare_repair(
         tolerance=settings.tolerance,
         seed=settings.seed,
         progress=settings.progress,
-        start=None if settings.start is None else gather_change(network, where, settings.start),
+        start=None if settings.start is None or late else gather_change(network, where, settings.start),
         checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(network, where, delta)),
         log=log,
     )
-    return Prepared(network, spec, task, started)
+    return Prepared(network, spec, task, started, "time limit" if late else "")
 
 
 def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
