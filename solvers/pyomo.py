@@ -39,6 +39,7 @@ TOLERANCES = {
     "scip_direct": ("numerics/feastol",),
     "gurobi_direct": ("FeasibilityTol", "OptimalityTol"),
 }
+QP_ITERATIONS = 100_000
 GAPS = {
     "appsi_highs": "mip_rel_gap",
     "highs": "mip_rel_gap",
@@ -107,6 +108,8 @@ class Pyomo(TimedBackEnd):
         """The native status, whether there is a point, and the lower bound of a mixed-integer solve, or NaN."""
         options = dict.fromkeys(TOLERANCES.get(name, ()), self.feasibility_tol)
         options |= ({GAPS[name]: self.gap_tol} if mixed and name in GAPS else {}) | dict(self.native)
+        if name == "highs":  # its QP solver may go round in circles
+            options = {"qp_iteration_limit": QP_ITERATIONS} | options
         limit = {} if self.time_limit is None else {"timelimit": float(self.time_limit)}
         with without_noise(2, NOISE, wanted=name.startswith("scip") and not self.verbose):
             result = solver.solve(model, tee=self.verbose, load_solutions=False, options=options, **limit)
