@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from repairopt.errors import UnsupportedError
-from repairopt.program import Kind, Program, Solution, Status
+from repairopt.program import Kind, Program, Solution, Status, without_noise
 
 from .back_end import Session, TimedBackEnd, statuses, told_apart
 from .highs_model import quiet_highs
 from .matrices import integer_mask, sparse_rows
 from .same_rows import same_hessian
+from .scip import NOISE, runs_away
 
 # Every status of cvxpy. "Inaccurate" means looser tolerances: no proof, so never OPTIMAL, INFEASIBLE or UNBOUNDED.
 STATUS = statuses(
@@ -51,6 +52,12 @@ TOLERANCES = {
     "SCIP": ("scip_params.numerics/feastol",),
     "GUROBI": ("FeasibilityTol", "OptimalityTol"),
 }
+GAPS = {
+    "HIGHS": "mip_rel_gap",
+    "SCIP": "scip_params.limits/gap",
+    "SCIPY": "scipy_options.mip_rel_gap",
+    "GUROBI": "MIPGap",
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,14 @@ class CVXPY(TimedBackEnd):
         time_limit: Seconds, or None. Obeyed by CLARABEL, OSQP, HIGHS, SCS, SCIP and GUROBI; others take theirs in
             ``native``.
         feasibility_tol: Tolerance of the same solvers; None for 1e-9, or 1e-8 in SCIP.
+        gap_tol: Relative gap at which a mixed-integer program counts as solved, for HIGHS, SCIP, SCIPY and GUROBI.
         native: Keyword arguments of ``cvxpy.Problem.solve``, the solver's own options among them.
     """
 
     solver: str | None = None
     extra: Callable[[Any], list[Any]] | None = None
     feasibility_tol: float | None = field(default=None, kw_only=True)  # type: ignore[assignment]
+    gap_tol: float = field(default=1e-6, kw_only=True)
 
     name = "cvxpy"
     kinds = frozenset(Kind)
@@ -103,7 +112,8 @@ class CVXPY(TimedBackEnd):
         solver = self.solver or DEFAULT[program.kind]
         if solver == "HIGHS":
             quiet_highs()
-        native = self._run(cvxpy, problem, solver)
+        away = solver == "SCIP" and self.extra is None and runs_away(program, self.time_limit)
+        native = "infeasible_or_unbounded" if away else self._run(cvxpy, problem, solver)
         status = STATUS.get(native.partition(":")[0], Status.FAILED)
         if native == "infeasible_or_unbounded":
             without = self._run(cvxpy, cvxpy.Problem(cvxpy.Minimize(0), problem.constraints), solver)
@@ -115,25 +125,32 @@ class CVXPY(TimedBackEnd):
             return Solution(status, message=message, retry=plain)
         rows, bounds = _duals(program, problem) if plain else (None, None)
         point = np.array(delta.value)
-        return Solution(status, point, message=message, row_duals=rows, bound_duals=bounds, retry=plain)
+        bound = float("nan") if program.integer is None else _bound(problem) + program.constant
+        return Solution(status, point, bound=bound, message=message, row_duals=rows, bound_duals=bounds, retry=plain)
 
     def _run(self, cvxpy: Any, problem: Any, solver: str) -> str:
-        started = time.monotonic()
+        started, options = time.monotonic(), self._options(solver, mixed=problem.is_mixed_integer())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the status says the same
             try:
-                problem.solve(solver=solver, verbose=self.verbose, **self._options(solver))
+                with without_noise(2, NOISE, wanted=solver == "SCIP" and not self.verbose):
+                    problem.solve(solver=solver, verbose=self.verbose, **options)
             except cvxpy.error.SolverError as error:
                 _check_takes(cvxpy, problem, solver)
                 late = self.time_limit is not None and time.monotonic() - started >= self.time_limit
                 return "user_limit" if late else f"solver_error: {error}"
+        stats = problem.solver_stats.extra_stats if problem.solver_stats is not None else None
+        if isinstance(stats, dict) and stats.get("scip_status") == "gaplimit":
+            return "optimal"  # inaccurate, in CVXPY's words; the gap fell below gap_tol
         return str(problem.status)
 
-    def _options(self, solver: str) -> dict[str, Any]:
+    def _options(self, solver: str, *, mixed: bool) -> dict[str, Any]:
         tolerance = self.feasibility_tol if self.feasibility_tol is not None else 1e-8 if solver == "SCIP" else 1e-9
         options: dict[str, Any] = dict.fromkeys(TOLERANCES.get(solver, ()), tolerance)
         if self.time_limit is not None and solver in TIME_LIMIT:
             options[TIME_LIMIT[solver]] = float(self.time_limit)
+        if mixed and solver in GAPS:
+            options[GAPS[solver]] = self.gap_tol
         flat = {name: value for name, value in options.items() if "." not in name}
         for name in options.keys() - flat.keys():
             outer, inner = name.split(".")
@@ -220,6 +237,15 @@ def _duals(program: Program, problem: Any) -> tuple[Any, Any]:
         target, sign = bounds if name.startswith("delta") else rows, -1.0 if name.endswith("lower") else 1.0
         target[kept] += sign * np.asarray(constraint.dual_value)
     return rows, bounds
+
+
+def _bound(problem: Any) -> float:
+    """The lower bound of a mixed-integer solve, without the objective's constant, where the solver tells it; or NaN."""
+    stats = problem.solver_stats.extra_stats if problem.solver_stats is not None else None
+    if isinstance(stats, dict):
+        model = stats.get("model")  # of SCIP
+        return float(stats.get("mip_dual_bound", np.nan) if model is None else model.getDualbound())
+    return float(getattr(stats, "mip_dual_bound", getattr(stats, "ObjBound", np.nan)))  # of HiGHS, of Gurobi
 
 
 def _check_takes(cvxpy: Any, problem: Any, solver: str) -> None:

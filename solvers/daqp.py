@@ -1,8 +1,7 @@
 """DAQP: dual active set for small dense linear and quadratic programs.
 
 Licence MIT, https://darnstrom.github.io/daqp. Kinds LP and QP, singular Hessians included. Its branch and bound is
-left out on purpose: it returned points that were not optimal as optimal. A quadratic program without a lower bound may
-end at the iteration limit rather than as unbounded.
+left out on purpose: it returned points that were not optimal as optimal.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.program import Array, Kind, Program, Solution, Status
+from repairopt.program import Array, Kind, Program, Solution, Status, recession_ray
 
 from .back_end import TimedBackEnd, native_options, seconds
 from .matrices import dense_bytes, dense_rows
@@ -31,6 +30,7 @@ STATUS = {
     -8: (Status.FAILED, "unsupported"),
 }
 OVERDETERMINED = -6
+ITERATIONS = -4
 INFINITE = 1e30
 EQUALITY = 5  # active (1) and immutable (4)
 
@@ -69,6 +69,8 @@ class DAQP(TimedBackEnd):
         if flag == OVERDETERMINED:
             flag = _contradiction(rows, lower, upper)
         status, native = STATUS.get(flag, (Status.FAILED, f"exit flag {flag}"))
+        if flag == ITERATIONS and recession_ray(program, time_limit=self.time_limit) is not None:
+            status = Status.UNBOUNDED  # it steps along such a ray until it is stopped
         if status is not Status.OPTIMAL:
             return Solution(status, message=native, iterations=int(info["iterations"]))
         duals = np.array(info["lam"])  # bounds first

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.program import Array, Kind, Program, Solution, Status
+from repairopt.program import Array, Kind, Program, Solution, Status, without_noise
 
 from .back_end import Session, TimedBackEnd, native_options, seconds, statuses
 from .matrices import sparse_bytes, sparse_hessian, sparse_rows
@@ -136,8 +136,7 @@ def _sides(program: Program) -> tuple[Array, Array]:
 def _run(osqp: Any, backend: Any, *, polish: bool) -> tuple[Any, str]:
     """Solve, then once more with polishing on, from the point found.
 
-    Not at once, because OSQP writes to standard output, verbose or not, where no row is active and nothing is there
-    to polish.
+    Not at once, because nothing is there to polish where no row is active.
     """
     names = {int(status): status.name for status in osqp.SolverStatus}
     result = backend.solve(raise_error=False)
@@ -145,6 +144,7 @@ def _run(osqp: Any, backend: Any, *, polish: bool) -> tuple[Any, str]:
     if not polish or native != "OSQP_SOLVED" or not np.any(result.y):
         return result, native
     backend.update_settings(polishing=True)
-    polished = backend.solve(raise_error=False)
+    with without_noise(1, "Polishing not needed"):
+        polished = backend.solve(raise_error=False)
     polished.info.iter += result.info.iter
     return (polished if names.get(polished.info.status_val) == native else result), native

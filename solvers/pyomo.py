@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.program import Array, Kind, Program, Solution, Status
+from repairopt.program import Array, Kind, Program, Solution, Status, without_noise
 
 from .back_end import TimedBackEnd, statuses, told_apart
 from .highs_model import quiet_highs
 from .matrices import finite_side, half_hessian, integer_mask, sparse_rows
+from .scip import NOISE, runs_away
 
 # Every pyomo.opt.TerminationCondition. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = statuses(
@@ -38,6 +39,15 @@ TOLERANCES = {
     "scip_direct": ("numerics/feastol",),
     "gurobi_direct": ("FeasibilityTol", "OptimalityTol"),
 }
+QP_ITERATIONS = 100_000
+GAPS = {
+    "appsi_highs": "mip_rel_gap",
+    "highs": "mip_rel_gap",
+    "scip_direct": "limits/gap",
+    "gurobi_direct": "MIPGap",
+    "glpk": "mipgap",
+    "cbc": "ratioGap",
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,13 @@ class Pyomo(TimedBackEnd):
             or SCIP (QP, MIQP).
         time_limit: Seconds, or None; some solvers look at it rarely.
         feasibility_tol: Tolerance of HiGHS, SCIP and Gurobi; other solvers take theirs in ``native``.
+        gap_tol: Relative gap at which a mixed-integer program counts as solved, for HiGHS, SCIP, Gurobi, GLPK and CBC.
         native: Options of the solver by its own names.
     """
 
     solver: str | None = None
     feasibility_tol: float = field(default=1e-8, kw_only=True)
+    gap_tol: float = field(default=1e-6, kw_only=True)
 
     name = "pyomo"
     kinds = frozenset(Kind)
@@ -76,11 +88,13 @@ class Pyomo(TimedBackEnd):
         model = as_pyomo(program)
         if program.integer is None and not name.startswith(WITHOUT_DUALS):
             model.dual = pyo.Suffix(direction=pyo.Suffix.IMPORT)
-        native, found = self._run(solver, name, model)
+        native, found, bound = "infeasibleOrUnbounded", False, float("nan")
+        if not (name.startswith("scip") and runs_away(program, self.time_limit)):
+            native, found, bound = self._run(solver, name, model, mixed=program.integer is not None)
         status = STATUS.get(native, Status.FAILED)
         if native == "infeasibleOrUnbounded":
             model.objective.set_value(0.0)
-            status = told_apart(STATUS.get(self._run(solver, name, model)[0], Status.FAILED))
+            status = told_apart(STATUS.get(self._run(solver, name, model, mixed=False)[0], Status.FAILED))
         if status is Status.NO_POINT and found and program.integer is not None:
             status = Status.FEASIBLE
         message = f"{native} ({name})"
@@ -88,17 +102,24 @@ class Pyomo(TimedBackEnd):
             return Solution(status, message=message)
         delta = np.array([model.delta[j].value for j in range(program.n)], dtype=np.float64)
         rows, bounds = _duals(program, model, delta)
-        return Solution(status, delta=delta, message=message, row_duals=rows, bound_duals=bounds)
+        return Solution(status, delta=delta, bound=bound, message=message, row_duals=rows, bound_duals=bounds)
 
-    def _run(self, solver: Any, name: str, model: Any) -> tuple[str, bool]:
-        options = dict.fromkeys(TOLERANCES.get(name, ()), self.feasibility_tol) | dict(self.native)
+    def _run(self, solver: Any, name: str, model: Any, *, mixed: bool) -> tuple[str, bool, float]:
+        """The native status, whether there is a point, and the lower bound of a mixed-integer solve, or NaN."""
+        options = dict.fromkeys(TOLERANCES.get(name, ()), self.feasibility_tol)
+        options |= ({GAPS[name]: self.gap_tol} if mixed and name in GAPS else {}) | dict(self.native)
+        if name == "highs":  # its QP solver may go round in circles
+            options = {"qp_iteration_limit": QP_ITERATIONS} | options
         limit = {} if self.time_limit is None else {"timelimit": float(self.time_limit)}
-        result = solver.solve(model, tee=self.verbose, load_solutions=False, options=options, **limit)
+        with without_noise(2, NOISE, wanted=name.startswith("scip") and not self.verbose):
+            result = solver.solve(model, tee=self.verbose, load_solutions=False, options=options, **limit)
         found = len(result.solution) > 0 and str(result.solver.status) != "error"
         if found:
             result.solver.status = "ok"  # else Pyomo warns; what became of it is in the termination condition
             model.solutions.load_from(result)
-        return str(result.solver.termination_condition), found
+        bound: Any = result.problem.lower_bound if mixed else None
+        known = isinstance(bound, int | float) and np.isfinite(bound)
+        return str(result.solver.termination_condition), found, float(bound) if known else float("nan")
 
 
 def as_pyomo(program: Program) -> Any:

@@ -7,12 +7,12 @@ cross-checks: DAQP and PIQP are far faster there, and SCIP returns no duals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from repairopt.program import Array, Kind, Program, Solution, Status
+from repairopt.program import Array, Kind, Program, Solution, Status, recession_ray, without_noise
 
 from .back_end import TimedBackEnd, native_options, seconds, statuses, with_gap
 from .matrices import finite_side, half_hessian, integer_mask, sparse_bytes, sparse_rows
@@ -26,6 +26,7 @@ STATUS = statuses(
     "restartlimit userinterrupt terminate",
     FAILED="inforunbd unknown",
 )
+NOISE = "Cannot set feasibility tolerance"  # its simplex method, up to a million times a solve
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,8 @@ class SCIP(TimedBackEnd):
 
     def solve(self, program: Program) -> Solution:
         """Translate, run, map the native status."""
-        if program.integer is not None and not np.all(np.isfinite(program.bounds())):
-            # SCIP runs on and on where a mixed-integer program is unbounded. Then, and only then, for numbers that are
-            # fractions, is the relaxation unbounded too, unless no point is feasible (Meyer 1974).
-            relaxed, _ = self._run(replace(program, integer=None), start=False)
-            if relaxed.getStatus() in ("unbounded", "inforunbd"):
-                return Solution(self._without_objective(program), message=f"{relaxed.getStatus()} relaxation")
+        if runs_away(program, self.time_limit):
+            return Solution(self._without_objective(program), message="an unbounded relaxation")
         model, variables = self._run(program)
         native, nodes = model.getStatus(), int(model.getNTotalNodes())
         status = self._without_objective(program) if native == "inforunbd" else STATUS.get(native, Status.FAILED)
@@ -100,10 +97,11 @@ class SCIP(TimedBackEnd):
         height = _add_objective(model, program, variables) if objective else None
         if start and self.start is not None:
             _add_start(model, program, self.start, variables, height)
-        if self.threads is not None and self.threads > 1:
-            model.solveConcurrent()
-        else:
-            model.optimize()
+        with without_noise(2, NOISE, wanted=not self.verbose):
+            if self.threads is not None and self.threads > 1:
+                model.solveConcurrent()
+            else:
+                model.optimize()
         return model, variables
 
     def _parameters(self) -> dict[str, Any]:
@@ -116,6 +114,15 @@ class SCIP(TimedBackEnd):
             "parallel/maxnthreads": self.threads,
         }
         return native_options(self.native, **parameters)
+
+
+def runs_away(program: Program, time_limit: float | None) -> bool:
+    """Whether the relaxation of an integer or quadratic program is unbounded, unless no point is feasible.
+
+    SCIP would run on and on, or call a point optimal.
+    """
+    linear = program.hessian is None and program.integer is None
+    return not linear and recession_ray(program, time_limit=time_limit) is not None
 
 
 def _variables(model: Any, program: Program) -> list[Any]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repairopt.errors import ModelError, SpecificationError
-from repairopt.network import CACHE_BYTES, Engine, Predict, batched, jacobian, sample_rows
+from repairopt.network import CACHE_BYTES, Engine, Predict, batched, check_time, jacobian, sample_rows
 from repairopt.specify import Constraint, Subsampled, Transferable, Undesired, labels_of, soft_value
 
 from .follow_units import Intervention, hidden_layers
@@ -154,6 +154,8 @@ def _mean_behavior(
             size = sum(len(inputs) for inputs in known) * cut.widest * low.element_size()
 
             def one(unit: Tensor, value: Tensor) -> Tensor:
+                check_time()  # once for each chunk
+
                 def predict(inputs: Tensor) -> Tensor:
                     before = befores.get(id(inputs))  # the goal's own data, or new inputs such as flipped ones
                     return cut.force(cut.before(inputs) if before is None else before, unit, value)

@@ -18,6 +18,7 @@ from torch.func import vmap
 
 from repairopt.errors import ProgramError, SpecificationError, UnsupportedError
 
+from .deadline import check_time
 from .engine import Engine, Predict, Predictor
 from .linear_tape import LinearTape
 from .recurrent import in_steps
@@ -37,6 +38,7 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
     leaves = [output for _, output in recorder.runs] + [recorder.moving]
     rows = []
     for i in range(value.numel()):
+        check_time()
         *grads, direct = torch.autograd.grad(value[i], leaves, retain_graph=True, allow_unused=True)
         pulled = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
         if direct is not None:
@@ -68,6 +70,7 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     curved = [i for i, g in enumerate(first) if g is not None and g.requires_grad]
     for j in range(engine.n if curved else 0):
+        check_time()
         summed = torch.stack([first[i].flatten() @ slopes[i][:, j] for i in curved]).sum()
         second = torch.autograd.grad(summed, outputs, retain_graph=True, allow_unused=True)
         for slope, column in zip(slopes, second, strict=True):

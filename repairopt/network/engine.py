@@ -20,6 +20,7 @@ from repairopt.errors import SpecificationError
 
 from .changed_network import ChangedNetwork, ForwardFunction
 from .classifier import meaning_of
+from .deadline import check_time
 from .linear_tape import LinearTape
 from .remembered import ByTensor, LastPoints, identity
 from .still_rows import StillRows, columns_read, moved_rows
@@ -62,6 +63,7 @@ class Predictor:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The changed parameters, by their names in ``network``."""
+        check_time()
         return {f"model.{name}": value for name, value in self._engine.weights(self._delta).items()}
 
 
@@ -207,6 +209,7 @@ class Engine(ChangedNetwork):
         step = max(1, min(count, self.memory_limit // 2 // max(1, floats * itemsize)))
         cached = self._frontier(inputs)
         for start in range(0, count, step):
+            check_time()
             span = slice(start, min(start + step, count))
             rows: Any = span if samples is None else samples[span].to(inputs.device if cached is None else self.device)
             if cached is not None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from repairopt.localize import Location, by_parameter, gather_change, localize
 from repairopt.methods import Log, Method, Task, TrustRegion, uses
-from repairopt.network import Engine, Remembering, split_model
+from repairopt.network import Engine, Remembering, Stop, limited, split_model
 from repairopt.specify import (
     Specification,
     Statistical,
@@ -79,15 +79,19 @@ def prepare_repair(
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
     forward_fn, note = reading_of(network, forward_fn, spec, convertible="weights" in uses(method))
-    where = Location({}, None, "none; the method leaves the weights as they are")
+    deadline = None if settings.time_limit is None else started[0] + settings.time_limit
+    late, where = False, Location({}, None, "none; the method leaves the weights as they are")
     if "weights" in uses(method):
-        where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
+        try:
+            with limited(deadline):
+                where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
+        except Stop:
+            late, where = True, Location({}, None, "none; the time limit passed before weights were chosen")
     log = Log(seconds={"localize": time.perf_counter() - begun})
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(note)
     log.note(repeated_rows(spec, data))
     anchored = spec.anchored(Remembering(engine))
-    deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     checkpoint = settings.checkpoint
     task = Task(
         engine=engine,
@@ -102,11 +106,11 @@ def prepare_repair(
         tolerance=settings.tolerance,
         seed=settings.seed,
         progress=settings.progress,
-        start=None if settings.start is None else gather_change(network, where, settings.start),
+        start=None if settings.start is None or late else gather_change(network, where, settings.start),
         checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(network, where, delta)),
         log=log,
     )
-    return Prepared(network, spec, task, started)
+    return Prepared(network, spec, task, started, "time limit" if late else "")
 
 
 def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:

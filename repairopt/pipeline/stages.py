@@ -15,7 +15,7 @@ from torch import nn
 
 from repairopt.errors import SolverError, SpecificationError, public
 from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
-from repairopt.network import Classifier
+from repairopt.network import Classifier, limited
 from repairopt.program import Status
 from repairopt.report import Repair
 from repairopt.specify import Property, Specification, make_specification
@@ -80,16 +80,20 @@ def solve_repair(
 
     def prepare(weights: Any) -> Prepared:
         given: Any = {"data": data, "method": chosen, "settings": settings, "started": started}
-        return prepare_repair(model, spec, weights=weights, **given)
+        with limited(None):  # what a repair cannot do without is done whatever the time
+            return prepare_repair(model, spec, weights=weights, **given)
 
+    deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and settings.start is None:
-        prepared = choose_weights(chosen, prepare)
+        with limited(deadline):
+            prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
     if prepared.stopped:
         outcome, stopped = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT), prepared.stopped
     else:
-        outcome, stopped = _run(prepared.task, chosen)
+        with limited(deadline):
+            outcome, stopped = _run(prepared.task, chosen)
     asked = getattr(chosen, "confidence", None) or 0.0
     confidence = asked if asked > 0.5 else CONFIDENCE
     shrink = bool(getattr(chosen, "shrink", True))

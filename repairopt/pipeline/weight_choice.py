@@ -33,6 +33,7 @@ from repairopt.methods import (
     steepest_sides,
     task_on,
 )
+from repairopt.network import is_late
 from repairopt.specify import Folds, Grouped, inputs_of
 from repairopt.verify import Stop
 
@@ -112,6 +113,8 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
     choices = [None, *_choices(groups, ranked, _far_columns(usual.task, groups))]
 
     def tried(k: int, part: int) -> _Trial | None:
+        if is_late():
+            return None
         choice = choices[k]
         return _tried(method, (usual if choice is None else prepare(choice)).task, division, part)
 

@@ -2,8 +2,9 @@
 
 from .attempt import run_solver
 from .backends import available_solvers, load_solver, missing_libraries, needed_libraries, registered_solvers
-from .captured_output import native_output
+from .captured_output import native_output, without_noise
 from .certificates.conflict import Conflict, explain_conflict
+from .certificates.recession import recession_ray
 from .examples import KnownProgram, known_programs
 from .hessian import LowRankHessian, padded
 from .integer.integer_program import IntegerProgram, allow_broken, limit_changes, maximize_fixed, rows_by_sample

@@ -13,6 +13,7 @@ from repairopt.errors import ProgramError, SolverError, UnsupportedError
 
 from .backends import available_solvers, find_solver, with_options
 from .captured_output import native_output
+from .certificates.claims import settle
 from .hessian import LowRankHessian
 from .isolate import solve_isolated
 from .program import Program
@@ -21,6 +22,7 @@ from .scaling import equilibrate
 from .solution import Attempt, Solution, Solver, Status
 
 FEASIBILITY_TOL = 1e-6
+INDEFINITE = 1e-12  # of the largest entry: negative eigenvalues up to this are rounding errors
 
 
 def run_solver(
@@ -39,8 +41,7 @@ def run_solver(
     ``scaled`` scales rows and variables first; ``checked`` says that the Hessian is known to be convex.
     """
     backend = with_options(find_solver(program, solver), time_limit=time_limit)
-    if not checked and not getattr(backend, "nonconvex", False):
-        check_convex(program)
+    convex = checked or check_convex(program, backend)
     started = time.perf_counter()
     if scaled:
         scale, start = equilibrate(program), getattr(backend, "start", None)
@@ -51,32 +52,51 @@ def run_solver(
     seconds = time.perf_counter() - started
     _check_shapes(program, answer, backend.name)
     answer = replace(answer, solver=backend.name, seconds=seconds)
-    found = recheck(program, answer, feasibility_tol=feasibility_tol, optimality_tol=optimality_tol)
+    tolerances: Any = {"feasibility_tol": feasibility_tol, "optimality_tol": optimality_tol}
+    found = recheck(program, answer, gap_tol=getattr(backend, "gap_tol", 0.0), **tolerances)
+    if found.status is Status.UNBOUNDED or found.status is Status.OPTIMAL and (found.row_duals is None or not convex):
+        left = None if time_limit is None else max(1e-3, time_limit - seconds)
+        found = settle(program, found, backend, convex=convex, time_limit=left, **tolerances)
     return replace(found, attempts=(Attempt(backend.name, found.status, scaled, found.message, seconds),))
 
 
-def check_convex(program: Program) -> None:
-    """Refuse indefinite Hessians by a ProgramError: several solvers report success on them (measured)."""
-    if isinstance(program.hessian, LowRankHessian) and float(program.hessian.diagonal.min(initial=0.0)) < 0:
-        raise ProgramError(
-            f"program: the Hessian's diagonal part has an entry of {float(program.hessian.diagonal.min()):.3g}; "
+def check_convex(program: Program, backend: Any) -> bool:
+    """Whether the Hessian is convex; a ProgramError where it is not and the back end needs that, or not symmetric.
+
+    Several solvers report success on such Hessians (measured).
+    """
+    trouble = _not_convex(program)
+    if trouble and not getattr(backend, "nonconvex", False):
+        raise ProgramError(trouble)
+    return not trouble
+
+
+def _not_convex(program: Program) -> str:
+    """Why the Hessian is not positive semidefinite to rounding; empty where it is, or is too large to tell."""
+    hessian = program.hessian
+    if isinstance(hessian, LowRankHessian) and float(hessian.diagonal.min(initial=0.0)) < 0:
+        return (
+            f"program: the Hessian's diagonal part has an entry of {float(hessian.diagonal.min()):.3g}; "
             f"expected none below 0. Convexify the surrogate (convexify='project')."
         )
-    if not isinstance(program.hessian, np.ndarray) or program.n > LARGEST_FACTORIZED:
-        return
-    scale = max(1e-300, float(np.abs(program.hessian).max(initial=0.0)))
-    if float(np.abs(program.hessian - program.hessian.T).max(initial=0.0)) > 1e-9 * scale:
+    if not isinstance(hessian, np.ndarray):
+        return ""
+    scale = max(1e-300, float(np.abs(hessian).max(initial=0.0)))
+    if float(np.abs(hessian - hessian.T).max(initial=0.0)) > 1e-9 * scale:
         raise ProgramError("program: the Hessian is not symmetric. Pass (H + H.T) / 2.")
-    shifted = program.hessian.copy()
-    shifted[np.diag_indices(program.n)] += 1e-9 * scale
+    if program.n > LARGEST_FACTORIZED:
+        return ""
+    shifted = hessian.copy()
+    shifted[np.diag_indices(program.n)] += INDEFINITE * scale
     try:
         np.linalg.cholesky(shifted)
     except np.linalg.LinAlgError:
-        smallest = float(np.linalg.eigvalsh(program.hessian)[0])
-        raise ProgramError(
+        smallest = float(np.linalg.eigvalsh(hessian)[0])
+        return (
             f"program: the Hessian is not positive semidefinite (smallest eigenvalue {smallest:.3g}, largest entry "
             f"{scale:.3g}). Convexify the surrogate (convexify='project'), or use a solver for nonconvex programs."
-        ) from None
+        )
+    return ""
 
 
 def _native(backend: Any, program: Program, time_limit: float | None, isolate: bool) -> Solution:

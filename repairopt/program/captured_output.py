@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+_LOCK = threading.RLock()  # the file descriptors belong to the whole process
 LARGEST_LOG = 1_000_000  # characters that are kept; of longer logs the beginning and the end
 
 
@@ -42,7 +43,7 @@ def _redirected(found: NativeOutput, echo: bool) -> Iterator[NativeOutput]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved: list[tuple[int, int]] = []
-    with tempfile.TemporaryFile() as file:
+    with _LOCK, tempfile.TemporaryFile() as file:
         try:
             for descriptor in (1, 2):
                 with contextlib.suppress(OSError):  # a process without standard output
@@ -59,6 +60,35 @@ def _redirected(found: NativeOutput, echo: bool) -> Iterator[NativeOutput]:
             if echo:
                 sys.stdout.write(found.text)
                 sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def without_noise(descriptor: int, noise: str, *, wanted: bool = True) -> Iterator[None]:
+    """Leave out lines that begin so, of what native code prints to a file descriptor, 1 or 2, within the block.
+
+    For libraries that print them whatever their options say. Other lines are printed when the block ends.
+    """
+    if not wanted:
+        yield
+        return
+    with _LOCK, tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+        stream = sys.stdout if descriptor == 1 else sys.stderr
+        stream.flush()
+        with contextlib.suppress(OSError):  # a process without such output
+            copy = os.dup(descriptor)
+            stack.callback(os.close, copy)
+            stack.callback(os.dup2, copy, descriptor)
+            os.dup2(file.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            stream.flush()
+            stack.close()
+            file.seek(0)
+            for line in file:
+                if not line.startswith(noise.encode()):
+                    with contextlib.suppress(OSError):
+                        os.write(descriptor, line)
 
 
 def _shortened(text: str) -> str:

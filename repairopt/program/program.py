@@ -24,8 +24,10 @@ import numpy.typing as npt
 
 from repairopt.errors import ProgramError
 
-from .hessian import Array, Hessian
+from .hessian import Array, Hessian, LowRankHessian, numbers
 from .rows import Matrix, Source
+
+LARGEST_DENSE = 4 * 2**30  # bytes of a Hessian that is made dense
 
 
 class Kind(StrEnum):
@@ -47,6 +49,7 @@ class Program:
     Attributes:
         gradient: ``g``, shape ``(n,)``.
         hessian: ``H``, shape ``(n, n)``, full and symmetric, or a :class:`LowRankHessian`; None for a linear program.
+            A sparse one is made dense.
         constant: ``c``.
         matrix: ``A``, shape ``(m, n)``, dense or ``scipy.sparse``; ``m`` may be 0.
         lower: Lower sides of the rows, shape ``(m,)``, ``-inf`` allowed.
@@ -59,7 +62,8 @@ class Program:
             (slacks of soft rows). None means all.
 
     Raises:
-        ProgramError: Sizes disagree, a number is NaN, or a lower side is above its upper side.
+        ProgramError: Sizes disagree, a number is NaN or none, or a lower side is above its upper side. Lists and whole
+            numbers are converted.
     """
 
     gradient: Array
@@ -75,10 +79,13 @@ class Program:
     n_delta: int | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.gradient)
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("gradient", numbers("program: gradient", self.gradient, 1))
+        n = len(self.gradient)
         put("gradient", _vector("gradient", self.gradient, n))
-        put("matrix", np.zeros((0, n)) if self.matrix is None else self.matrix)
+        put("matrix", np.zeros((0, n)) if self.matrix is None else _matrix("matrix", self.matrix))
+        if self.hessian is not None and not isinstance(self.hessian, LowRankHessian):
+            put("hessian", _dense(_matrix("hessian", self.hessian)))
         m = self.matrix.shape[0]
         for name, size, default in (("lower", m, -np.inf), ("upper", m, np.inf)):
             put(name, _vector(name, getattr(self, name), size, default))
@@ -86,8 +93,10 @@ class Program:
             value = getattr(self, name)
             put(name, np.full(n, default) if value is None else _vector(name, value, n, default))
         put("n_delta", n if self.n_delta is None else self.n_delta)
-        if self.integer is not None and not np.any(self.integer):
-            put("integer", None)
+        put("sources", tuple(self.sources))
+        put("constant", float(numbers("program: constant", self.constant, 0)))
+        if self.integer is not None:
+            put("integer", _mask(self.integer, n))
         self._check(m, n)
 
     def _check(self, m: int, n: int) -> None:
@@ -95,16 +104,19 @@ class Program:
             raise ProgramError(f"program: matrix has shape {self.matrix.shape}, expected (m, {n}) for {n} variables.")
         if self.hessian is not None and self.hessian.shape != (n, n):
             raise ProgramError(f"program: hessian has shape {self.hessian.shape}, expected ({n}, {n}).")
-        if self.integer is not None and np.shape(self.integer) != (n,):
-            raise ProgramError(f"program: integer mask has shape {np.shape(self.integer)}, expected ({n},).")
+        if not (isinstance(self.n_delta, int | np.integer) and 0 <= self.n_delta <= n):
+            raise ProgramError(f"program: n_delta is {self.n_delta!r}, expected a whole number from 0 to {n}.")
         if len(self.sources) not in (0, m):
             raise ProgramError(f"program: {len(self.sources)} sources for {m} rows; pass one for each row, or none.")
-        if not np.all(np.isfinite(self.gradient)):
-            raise ProgramError("program: gradient holds infinite numbers; look for a surrogate that overflowed.")
-        if isinstance(self.hessian, np.ndarray) and not np.all(np.isfinite(self.hessian)):
+        for what, values in (("gradient", self.gradient), ("constant", self.constant)):
+            if not np.all(np.isfinite(values)):
+                raise ProgramError(f"program: {what} holds infinite numbers; look for a surrogate that overflowed.")
+        hessian = self.hessian
+        parts = (hessian.diagonal, hessian.factor) if isinstance(hessian, LowRankHessian) else (hessian,)
+        if not all(part is None or np.all(np.isfinite(part)) for part in parts):
             raise ProgramError("program: hessian holds NaN or infinite numbers; look for a surrogate that overflowed.")
-        values = self.matrix.data if hasattr(self.matrix, "tocsr") else self.matrix
-        if not np.all(np.isfinite(values)):
+        entries = self.matrix.data if hasattr(self.matrix, "tocsr") else self.matrix
+        if not np.all(np.isfinite(entries)):
             raise ProgramError("program: matrix holds NaN or infinite numbers; look for NaN in the data of the rows.")
         for what, (low, high) in (("row", (self.lower, self.upper)), ("bound", self.bounds())):
             bad = np.flatnonzero((low > high) | (low == np.inf) | (high == -np.inf))
@@ -139,7 +151,7 @@ class Program:
         assert self.delta_upper is not None
         return self.delta_lower, self.delta_upper
 
-    def dense_hessian(self, memory_limit: float = 4 * 2**30) -> Array:
+    def dense_hessian(self, memory_limit: float = LARGEST_DENSE) -> Array:
         """``H`` as a dense ``(n, n)`` array, zeros for a linear program; not a copy where it is dense already.
 
         A ProgramError where that would need more than ``memory_limit`` bytes.
@@ -173,7 +185,7 @@ class Program:
 
 
 def _vector(name: str, value: Any, size: int, default: float | None = None) -> Array:
-    array = np.asarray(value, dtype=np.float64)
+    array = numbers(f"program: {name}", value, None)
     if array.shape == (0,) and size and default is not None:
         array = np.full(size, default)
     if array.shape != (size,):
@@ -181,3 +193,34 @@ def _vector(name: str, value: Any, size: int, default: float | None = None) -> A
     if np.any(np.isnan(array)):
         raise ProgramError(f"program: {name} holds NaN; look for NaN in the data it was made from.")
     return array
+
+
+def _matrix(name: str, value: Any) -> Matrix:
+    """A dense float64 array, or ``scipy.sparse`` CSR of any sparse format."""
+    if not hasattr(value, "tocsr"):
+        return numbers(f"program: {name}", value, 2)
+    if value.dtype.kind not in "biuf":
+        raise ProgramError(f"program: {name} holds entries of type {value.dtype}; expected real numbers.")
+    rows = value if getattr(value, "format", "") in ("csr", "csc") else value.tocsr()
+    return rows if rows.dtype == np.float64 else rows.astype(np.float64)
+
+
+def _dense(hessian: Matrix) -> Array:
+    if not hasattr(hessian, "toarray"):
+        return hessian
+    if 8.0 * hessian.shape[0] * hessian.shape[1] > LARGEST_DENSE:
+        raise ProgramError(
+            f"program: a sparse hessian of shape {hessian.shape} needs {LARGEST_DENSE / 2**30:.0f} GiB or more as a "
+            f"dense array. Pass LowRankHessian(diagonal, factor)."
+        )
+    return np.asarray(hessian.toarray())
+
+
+def _mask(value: Any, n: int) -> npt.NDArray[np.bool_]:
+    """The mask of the integer variables, or None where there are none."""
+    mask = np.asarray(value)
+    if mask.shape != (n,):
+        raise ProgramError(f"program: integer mask has shape {mask.shape}, expected ({n},).")
+    if mask.dtype != np.bool_ and not np.all((mask == 0) | (mask == 1)):
+        raise ProgramError(f"program: integer is a mask of {n} booleans, not a list of indices; got {value!r}.")
+    return mask.astype(np.bool_) if np.any(mask) else None  # type: ignore[return-value]

@@ -82,23 +82,31 @@ def residuals(
         products.append(np.where(infinite, 0.0, dual * (np.where(infinite, 0.0, side) - value)))
     terms = np.concatenate(products)
     largest = max(float(np.abs(part).max(initial=0.0)) for part in (curvature, program.gradient, pulled, prices))
+    largest = max(largest, _smallest_scale(program))  # at the optimum all of these may vanish
     left = float(np.abs(rest).max(initial=0.0))
     return replace(
         found,
         stationarity=left,
-        relative_stationarity=left / largest if largest else 0.0,
-        sign_violation=wrong / largest if largest else 0.0,
+        relative_stationarity=left / largest,
+        sign_violation=wrong / largest,
         complementarity=float(np.abs(terms).max(initial=0.0)),
         gap=abs(float(terms.sum())) / objective_scale(program, delta),
     )
 
 
-def recheck(program: Program, solution: Solution, *, feasibility_tol: float, optimality_tol: float | None) -> Solution:
+def recheck(
+    program: Program,
+    solution: Solution,
+    *,
+    feasibility_tol: float,
+    optimality_tol: float | None,
+    gap_tol: float = 1e-6,
+) -> Solution:
     """The answer with what its own data say; claims that they do not bear out are taken back.
 
     FAILED in place of OPTIMAL or FEASIBLE where rows are violated by more than ``feasibility_tol`` (relative); FEASIBLE
     in place of OPTIMAL where the multipliers do not prove it to ``optimality_tol`` (stationarity, gap, relative; None
-    goes by the point's dtype), or the claimed bound lies above the point.
+    goes by the point's dtype), or the bound of a mixed-integer program is not within ``gap_tol`` of the point.
     """
     if solution.delta is None or not np.all(np.isfinite(solution.delta)):
         if solution.status in (Status.OPTIMAL, Status.FEASIBLE):
@@ -110,11 +118,14 @@ def recheck(program: Program, solution: Solution, *, feasibility_tol: float, opt
     usable = _finite(solution.row_duals) and _finite(solution.bound_duals) and program.integer is None
     duals = (solution.row_duals, solution.bound_duals) if usable else (None, None)
     found = residuals(program, delta, *duals)
-    status, message = solution.status, solution.message
+    status, message, gap = solution.status, solution.message, found.gap
+    doubt = ""
+    if program.integer is not None and solution.found and solution.retry:
+        gap, doubt = bound_gap(program, solution, found.objective, max(gap_tol, 1e-6))
     if solution.found and found.relative_violation > feasibility_tol:
         status, message = Status.FAILED, f"claimed {status} with a violation of {found.violation:.3g}; {message}"
     elif status is Status.OPTIMAL:
-        doubt = _doubt(program, solution, found, tol, usable)
+        doubt = doubt or ("" if program.integer is not None else _doubt(program, solution, found, tol, usable))
         if doubt:
             status, message = Status.FEASIBLE, f"claimed optimal, but {doubt}; {message}"
     return replace(
@@ -127,16 +138,24 @@ def recheck(program: Program, solution: Solution, *, feasibility_tol: float, opt
         violation=found.violation,
         stationarity=found.stationarity,
         complementarity=found.complementarity,
-        gap=found.gap,
+        gap=gap,
     )
+
+
+def bound_gap(program: Program, solution: Solution, objective: float, tol: float) -> tuple[float, str]:
+    """How far an answer is above its own bound, relative, and what speaks against OPTIMAL, or nothing."""
+    assert solution.delta is not None
+    scale = max(objective_scale(program, np.asarray(solution.delta, dtype=np.float64)), abs(objective))
+    gap = (objective - solution.bound) / scale
+    if np.isnan(gap):
+        return gap, "no lower bound came with it"
+    if gap < -tol:
+        return gap, f"its bound is {-gap * scale:.3g} above its own point"
+    return max(0.0, gap), "" if gap <= tol * (1.0 + 1e-6) else f"its own bound leaves a gap of {gap:.3g} (relative)"
 
 
 def _doubt(program: Program, solution: Solution, found: Residuals, tol: float, usable: bool) -> str:
     """What speaks against a claim of optimality; empty where nothing does."""
-    if program.integer is not None:
-        above = solution.bound - found.objective
-        scale = objective_scale(program, np.asarray(solution.delta, dtype=np.float64))
-        return f"its bound is {above:.3g} above its own point" if above > max(tol, 1e-6) * scale else ""
     if solution.row_duals is None:
         return ""
     if not usable:
@@ -165,16 +184,18 @@ def objective_scale(program: Program, delta: Array) -> float:
 
     At least ``min(1, max|g| + max|H_jj|)``: 1 for objectives of usual size, less for tiny ones.
     """
-    least, quadratic = float(np.abs(program.gradient).max(initial=0.0)), 0.0
-    if program.hessian is not None:
-        quadratic = 0.5 * abs(float(delta @ (program.hessian @ delta)))
-        hessian = program.hessian
-        if isinstance(hessian, LowRankHessian):
-            least += float((np.abs(hessian.diagonal) + (hessian.factor**2).sum(axis=1)).max(initial=0.0))
-        else:
-            least += float(np.abs(hessian.diagonal()).max(initial=0.0))
-    scale = max(quadratic + float(np.abs(program.gradient) @ np.abs(delta)), min(1.0, least))
-    return scale if scale > 0 else 1.0
+    quadratic = 0.0 if program.hessian is None else 0.5 * abs(float(delta @ (program.hessian @ delta)))
+    return max(quadratic + float(np.abs(program.gradient) @ np.abs(delta)), _smallest_scale(program))
+
+
+def _smallest_scale(program: Program) -> float:
+    """``min(1, max|g| + max|H_jj|)``, or 1 where that is 0."""
+    hessian, least = program.hessian, float(np.abs(program.gradient).max(initial=0.0))
+    if isinstance(hessian, LowRankHessian):
+        least += float((np.abs(hessian.diagonal) + (hessian.factor**2).sum(axis=1)).max(initial=0.0))
+    elif hessian is not None:
+        least += float(np.abs(hessian.diagonal()).max(initial=0.0))
+    return min(1.0, least) or 1.0
 
 
 def violations(program: Program, delta: Array, values: Array, *, floor: float = 1.0) -> tuple[float, float]:

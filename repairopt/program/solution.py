@@ -32,6 +32,18 @@ class FarkasCertificate:
     rational: Mapping[int, Fraction] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class RecessionRay:
+    """A checked proof that a program is unbounded: from ``point`` on, the objective falls along ``ray`` for ever.
+
+    Both ``(n,)``; the largest entry of the ray is of size 1. On integer variables the ray has rational multiples that
+    are whole.
+    """
+
+    point: Array
+    ray: Array
+
+
 class Status(StrEnum):
     """How a solve ended. ``.meaning`` says what happened, likely causes and what to try."""
 
@@ -120,11 +132,12 @@ class Solution:
         stationarity: Largest entry of ``H d + g + A'y + z``; set by the core where duals came, else NaN.
         complementarity: Largest product of a multiplier and the room of its side; set by the core, else NaN.
         gap: Duality gap: products of all multipliers with the room of their sides, over the size of the objective's
-            terms; the objective is at most that far from the optimum while ``stationarity`` is negligible. Set by the
-            core, else NaN.
+            terms; the objective is at most that far from the optimum while ``stationarity`` is negligible. For
+            mixed-integer programs the distance to ``bound``. Set by the core, else NaN.
         solver: Name of the back end; set by the core.
         attempts: All tries, in order, the last one is this answer; set by the core.
-        proof: For INFEASIBLE the checked Farkas certificate, or None where none was found or asked for.
+        proof: For INFEASIBLE the checked Farkas certificate, or None where none was found or asked for; for UNBOUNDED
+            the checked ray.
         claimed: What the back end claimed, where the core took it back; else None.
         log: What the native library printed, where ``verbose`` was set.
     """
@@ -147,7 +160,7 @@ class Solution:
     gap: float = float("nan")
     solver: str = ""
     attempts: tuple[Attempt, ...] = ()
-    proof: FarkasCertificate | None = None
+    proof: FarkasCertificate | RecessionRay | None = None
     claimed: Status | None = None
     log: str = ""
 

@@ -69,11 +69,15 @@ def solve(
         SolverError: The back end raised, and no other one was to be tried.
     """
     first: Any = find_solver(program, solver)
-    if not getattr(first, "nonconvex", False):
-        check_convex(program)
+    convex = check_convex(program, first)
+    check_number("time_limit", time_limit)
+    check_number("memory_limit", memory_limit)
+    check_number("feasibility_tol", feasibility_tol)
+    check_number("optimality_tol", optimality_tol)
+    time_limit = None if time_limit == np.inf else time_limit
     others = solver is None if fallback is None else fallback
     options = {"feasibility_tol": feasibility_tol, "optimality_tol": optimality_tol, "isolate": isolate}
-    tries = _Tries(program, time_limit, memory_limit, prove, options)
+    tries = _Tries(program, time_limit, memory_limit, prove, options, convex)
     if solver is None and not isolate and _pays_by_rows(program):
         tries.by_rows()
     for backend, scaled in _plan(program, first, others):
@@ -81,6 +85,13 @@ def solve(
             break
         tries.run(backend, scaled=scaled, forgiving=others)
     return tries.best()
+
+
+def check_number(name: str, value: Any) -> None:
+    """A ProgramError where an option is neither None nor a number above 0."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if value is not None and not (number and value > 0):
+        raise ProgramError(f"solve: {name}={value!r}; expected a number above 0, or None.")
 
 
 def _plan(program: Program, first: Any, others: bool) -> Iterator[tuple[Any, bool]]:
@@ -109,6 +120,7 @@ class _Tries:
     memory_limit: float | None
     prove: bool
     options: dict[str, Any]
+    convex: bool
     started: float = field(default_factory=time.perf_counter)
     attempts: tuple[Attempt, ...] = ()
     answer: Solution | None = None
@@ -138,7 +150,9 @@ class _Tries:
             found: Any = find_solver(self.program, backend)
             check_memory(found, self.program, self.memory_limit)
             limit = self.time_left()
-            answer = run_solver(self.program, found, scaled=scaled, time_limit=limit, checked=True, **self.options)
+            answer = run_solver(
+                self.program, found, scaled=scaled, time_limit=limit, checked=self.convex, **self.options
+            )
         except (SolverError, ProgramError) as error:
             if not forgiving:
                 if self.answer is not None:  # the scaled program crashed, the first try did not

@@ -74,7 +74,7 @@ class Linearization:
             weight = price_of(constraint)
             share = np.inf if weight is None else weight / max(1, self.samples(c))
             price.append(np.full(len(index), share))
-            sources.extend(self._source(c, int(i)) for i in index)
+            sources.extend(self._sources(c, index))
         if not parts:
             return Rows.empty(self.engine.n)
         low = np.concatenate(lower)
@@ -114,14 +114,15 @@ class Linearization:
         constraint = self.constraints[c]
         return len(self.margins[c]) // max(1, len(samples_in(constraint)))
 
-    def _source(self, c: int, index: int) -> Source:
+    def _sources(self, c: int, index: npt.NDArray[np.int64]) -> list[Source]:
         constraint = self.constraints[c]
         if not isinstance(constraint, SampleConstraint):
-            return Source(constraint.name, -1, f"margin {index}" if len(self.margins[c]) > 1 else "")
+            return [Source(constraint.name, -1, f"margin {i}" if len(self.margins[c]) > 1 else "") for i in index]
         width = self._width(c)
-        sample = int(samples_in(constraint)[index // width])
+        samples = samples_in(constraint)[torch.as_tensor(index // width)].tolist()
         describe: Any = getattr(constraint, "describe", lambda s, i: f"margin {i}" if width > 1 else "")
-        return Source(constraint.name, sample, describe(sample, index % width))
+        pairs = zip(samples, (index % width).tolist(), strict=True)
+        return [Source(constraint.name, sample, describe(sample, which)) for sample, which in pairs]
 
 
 def linearize(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from repairopt import specify
-from repairopt.network import Candidate, Engine, Remembering, identity, network_of
+from repairopt.network import Candidate, Engine, Remembering, Stop, identity, limited, network_of
 
 Array = npt.NDArray[np.float64]
 
@@ -51,10 +51,6 @@ class Round:
     accepted: bool = True
     note: str = ""
     violation: float = float("nan")
-
-
-class Stop(Exception):
-    """Ends a repair early, for example at its time limit; the best point so far is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +130,8 @@ class Judge:
         self.deadline: float | None = None  # the original is judged whatever the time
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in spec.on_change]
         self._labelled = specify.labelled_data([*self.constraints, self.goal])
-        self.original, margins = self._judged(np.zeros(engine.n))
+        with limited(None):
+            self.original, margins = self._judged(np.zeros(engine.n))
         pairs = zip(self.constraints, margins, strict=True)
         self.required = tuple(specify.required_margins(c, m) for c, m in pairs)
         self.best = self.original

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
@@ -14,11 +14,19 @@ class Strict(BaseModel):
     """No unknown keys, no guessing of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _later: ClassVar[tuple[str, ...]] = ()  # keys that came after the first version of the format
+
+    @model_serializer(mode="wrap")
+    def _without_unsaid(self, made: Any) -> dict[str, Any]:
+        """Specs that say nothing of later keys keep the hash that they had before these could be said."""
+        unsaid = {key for key in self._later if getattr(self, key) == type(self).model_fields[key].get_default()}
+        return {key: value for key, value in made(self).items() if key not in unsaid}
 
 
 class ModelSpec(Strict):
     """The network: a Python factory with a file of weights, or an ONNX file."""
 
+    _later: ClassVar[tuple[str, ...]] = ("output", "fixed", "outputs")
     factory: str | None = Field(
         default=None, pattern=r"^[\w.]+:[\w.]+$", description="package.module:function that returns a module; it is run"
     )
@@ -27,6 +35,10 @@ class ModelSpec(Strict):
         default=None, description="safetensors, or a state dict of torch.save (read with weights_only=True)"
     )
     onnx: str | None = Field(default=None, description="ONNX file in place of factory and weights")
+    output: str | None = Field(default=None, description="of an ONNX file with several: the one with the scores")
+    fixed: dict[str, Number] = Field(
+        default={}, description="numbers that fill other inputs of an ONNX file, such as states"
+    )
     outputs: Literal["auto", "logits", "one logit", "probabilities", "one probability", "regression"] = Field(
         default="auto", description="what the outputs mean; auto sees it from them, or refuses"
     )
@@ -37,12 +49,15 @@ class ModelSpec(Strict):
             raise ValueError("expected either factory (with weights) or onnx")
         if self.onnx is not None and (self.weights or self.arguments):
             raise ValueError("an ONNX file brings its weights; leave weights and arguments out")
+        if self.onnx is None and (self.output or self.fixed):
+            raise ValueError("output and fixed are for ONNX files; leave them out")
         return self
 
 
 class SetSpec(Strict):
     """Rows of a file."""
 
+    _later: ClassVar[tuple[str, ...]] = ("encoding", "separator", "decimal")
     file: str = Field(description="npz, csv (also .gz) or parquet, relative to the spec file")
     rows: str | None = Field(default=None, pattern=r"^\d*:\d*$", description="start:stop, rows counted from 0")
     where: str | None = Field(default=None, description='condition on columns, such as age >= 60 and sex == "Female"')
@@ -64,14 +79,9 @@ class SetSpec(Strict):
     @property
     def text_options(self) -> dict[str, str]:
         """What is said of a CSV file, beyond defaults."""
-        names = ("encoding", "separator", "decimal")
-        return {key: getattr(self, key) for key in names if getattr(self, key) != type(self).model_fields[key].default}
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, made: Any) -> dict[str, Any]:
-        """Specs that say nothing of this keep the hash that they had before it could be said."""
-        unsaid = {"encoding", "separator", "decimal"} - set(self.text_options)
-        return {key: value for key, value in made(self).items() if key not in unsaid}
+        return {
+            key: getattr(self, key) for key in self._later if getattr(self, key) != type(self).model_fields[key].default
+        }
 
 
 class ColumnSpec(Strict):

@@ -22,14 +22,17 @@ from .load_rows import load_data
 from .reader import SpecFile, check_spec, read_spec
 
 
-def load_model(file: SpecFile) -> nn.Module:
-    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU."""
+def load_model(file: SpecFile, rows: Tensor | None = None) -> nn.Module:
+    """Build the network of a spec and fill in its weights; in evaluation mode, on the CPU.
+
+    ``rows`` are a few inputs, on which an ONNX file is compared with ONNX Runtime; random ones by default.
+    """
     model = file.spec.model
     if model.onnx is not None:
         from .onnx_model import load_onnx
 
         try:
-            return load_onnx(file.existing(("model", "onnx"), model.onnx))
+            return load_onnx(file.existing(("model", "onnx"), model.onnx), rows, output=model.output, fixed=model.fixed)
         except RepairError as error:
             if isinstance(error, SpecFileError):
                 raise
@@ -145,7 +148,8 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
         file = check_spec(Path("spec"), dict(source))
     else:
         file = source if isinstance(source, SpecFile) else read_spec(source)
-    data = _cast(load_data(file), model := load_model(file))
+    rows = load_data(file)
+    data = _cast(rows, model := load_model(file, rows.sets["repair"].inputs))
     goal = None if file.goal is None else _bind(file, file.goal, data, ("goal",))
     bounds = tuple(_bind(file, bound, data, ("bounds", i)) for i, bound in enumerate(file.bounds))
     watch = tuple(_bind(file, item, data, ("watch", i)) for i, item in enumerate(file.watch))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from repairopt.network import check_time
 from repairopt.program import Array
 
 from .limits import Lines
@@ -41,6 +42,7 @@ class GainModel:
         from scipy.linalg import cho_factor, cho_solve
         from scipy.optimize import nnls
 
+        check_time()
         if not np.any(self.needs > 0):
             return 0.0
         part, slopes = self.rows[:, chosen], self.slopes[:, chosen]

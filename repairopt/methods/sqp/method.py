@@ -137,7 +137,9 @@ class SQP(TrustRegion):
         try:
             found = self._run(inner)
             if self.confidence is not None and found.delta.any():
-                said = judge_generalization(task, self._without_data, folds=self.folds)
+                best = inner.judge.best  # what is out of reach is not tried again from several starts for each part
+                again = self if best.met and best.feasible else replace(self, restarts=0)
+                said = judge_generalization(task, again._without_data, folds=self.folds)
                 task.log.notes += [said] if said else []
             return found
         finally:  # whatever ended it, the best point is known to the repair

@@ -42,7 +42,8 @@ def move_patch(
     if not target.parent.is_dir():
         raise ResultError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
     file, found = read_spec(source), load_patch(patch)
-    model = load_model(file)
+    rows = load_data(file).sets["repair"].inputs if file.spec.model.onnx else None
+    model = load_model(file, rows)
     if weights is not None:
         model = found.around_weights(model) if back and isinstance(found, WrappedPatch) else model
         fill_weights(file, model, Path(weights))
