@@ -90,6 +90,8 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
             best = _search(method, usual, prepare)
     except KeyboardInterrupt:
         return replace(usual, stopped="interrupted")
+    except Stop:
+        return usual
     if best is None:
         return usual
     seconds = best.task.log.seconds
@@ -274,12 +276,12 @@ def _union(groups: Sequence[_Group], method: str) -> Location:
 
 def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None:
     """A short repair on all parts of the rows but one, judged on that one; None where there are too few."""
-    fit = task_on(task, lambda x: division.outside(part, x))
-    rest = task_on(task, lambda x: ~division.outside(part, x))
-    if fit is None or rest is None:
-        return None
     short = replace(method, max_steps=TRIAL_STEPS, restarts=0, confidence=None)
     try:
+        fit = task_on(task, lambda x: division.outside(part, x))
+        rest = task_on(task, lambda x: ~division.outside(part, x))
+        if fit is None or rest is None:
+            return None
         problem = short.nonlinear_program(fit, short.named_buffers())
         if problem.objective.on_outputs and sum(len(inputs) for inputs in problem.inputs) < LEAST_ROWS:
             return None

@@ -1,0 +1,63 @@
+"""One deadline, looked at by the choice of weights, CARE, derivatives and recurrent layers."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt import ErrorRate, GroupGap, KeepLabels, Settings, solve_repair
+from repairopt.localize import CARE, Gradient
+from repairopt.network import Stop, check_time, is_late, limited
+
+LIMIT, GRACE = 0.3, 3.0  # seconds
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 32, batch_first=True), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0][:, -1])
+
+
+def wide(classes=2):
+    return nn.Sequential(nn.Linear(6, 150), nn.ReLU(), nn.Linear(150, 150), nn.ReLU(), nn.Linear(150, classes))
+
+
+def gap(x, count):
+    groups = torch.arange(len(x)) % count
+    return GroupGap.observed(x, sensitive_features=groups, score="max_difference", target=0.001)
+
+
+CASES = {
+    "35 groups": (nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)), lambda x, y: gap(x, 35), "auto"),
+    "the choice of weights": (wide(), lambda x, y: gap(x, 2), "auto"),
+    "CARE on a wide network": (wide(), lambda x, y: gap(x, 3), CARE()),
+    "gradients": (wide(), lambda x, y: ErrorRate(x, y, target=0.0), Gradient()),
+    "an error rate of zero": (wide(), lambda x, y: ErrorRate(x, y, target=0.0), "auto"),
+    "recurrent layers": (Recurrent(), lambda x, y: ErrorRate(x, y, target=0.01), "auto"),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_repair_ends_at_its_limit(case):
+    net, goal, weights = case
+    torch.manual_seed(1)
+    x = torch.randn(200, 12, 4) if isinstance(net, Recurrent) else torch.randn(1500, 6)
+    y = (x.flatten(1)[:, 0] + 0.3 * torch.randn(len(x)) > 0).long()
+    begun = time.perf_counter()
+    found = solve_repair(net, goal(x, y), [KeepLabels(x, y)], weights=weights, settings=Settings(time_limit=LIMIT))
+    assert time.perf_counter() - begun < LIMIT + GRACE
+    assert found.report.verdict is not None
+
+
+def test_deadlines_nest_and_end():
+    with limited(time.perf_counter() - 1.0):
+        with limited(None):
+            check_time()
+        assert is_late()
+        with pytest.raises(Stop, match="time limit"):
+            check_time()
+    check_time()

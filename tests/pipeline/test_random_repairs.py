@@ -1,0 +1,85 @@
+"""Random small repairs with a time limit: the verdict is computed anew in NumPy, and none runs on.
+
+The environment variable ``REPAIROPT_FUZZ`` multiplies their number; CONTRIBUTING.md names the nightly one.
+"""
+
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from repairopt import ErrorRate, GroupGap, KeepLabels, Settings, Verdict, solve_repair
+from repairopt.localize import CARE
+
+COUNT, PARTS = int(20 * float(os.environ.get("REPAIROPT_FUZZ", "1"))), 3
+LIMIT, GRACE = 0.3, 2.0  # seconds of a repair, and those for what it cannot do without
+
+
+def a_task(seed):
+    """A small trained network, its data, a goal within or out of reach, perhaps a constraint."""
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    n, width = int(random.integers(10, 121)), int(random.integers(2, 6))
+    x = torch.tensor(random.normal(size=(n, width)), dtype=torch.float32)
+    y = torch.tensor((x[:, 0].numpy() + random.normal(size=n) * 0.5 > 0).astype(np.int64))
+    hidden = int(random.integers(3, 9))
+    net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 2e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    groups = torch.arange(n) % 2
+    before = float((net(x).argmax(1) != y).float().mean())
+    target = float(random.choice([0.0, 0.5 * before, 0.8 * before]))
+    goal = ErrorRate(x, y, target=target)
+    if random.random() < 0.4:
+        goal = GroupGap.observed(x, sensitive_features=groups, target=float(random.choice([0.0, 0.05, 0.2])))
+    keep = [KeepLabels(x, y, tolerance=0.1)] if random.random() < 0.5 else []
+    return net, x, y, groups, goal, keep
+
+
+def outputs(net, x):
+    """The network in float64 NumPy, from its weights alone."""
+    values = x.numpy().astype(np.float64)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            values = values @ layer.weight.detach().numpy().T.astype(np.float64) + layer.bias.detach().numpy()
+        else:
+            values = np.maximum(values, 0.0)
+    return values
+
+
+def measured(goal, net, x, y, groups):
+    """The value of the goal, and which labels are near a tie, by NumPy."""
+    values = outputs(net, x)
+    answers, close = values.argmax(1), bool((np.abs(values[:, 0] - values[:, 1]) < 1e-5).any())
+    if isinstance(goal, ErrorRate):
+        return float((answers != y.numpy()).mean()), close
+    rates = [float((answers[groups.numpy() == k] == 1).mean()) for k in (0, 1)]
+    return abs(rates[0] - rates[1]), close
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_verdicts_are_those_of_numpy_and_no_repair_runs_on(part):
+    faults = []
+    for seed in range(part * COUNT, (part + 1) * COUNT):
+        net, x, y, groups, goal, keep = a_task(seed)
+        weights = ["auto", CARE()][seed % 2]
+        old = outputs(net, x).argmax(1) == y.numpy()
+        begun = time.process_time()
+        found = solve_repair(net, goal, keep, weights=weights, settings=Settings(time_limit=LIMIT))
+        spent = time.process_time() - begun
+        value, close = measured(goal, found.model, x, y, groups)
+        lost = int((old & (outputs(found.model, x).argmax(1) != y.numpy())).sum())
+        met = value <= goal.target + 1e-9 and (not keep or lost <= 0.1 * len(y))
+        said = found.report.verdict is Verdict.REPAIRED
+        if not close and said and not met:
+            faults.append(f"{seed}: {found.report.verdict}, goal {value} for {goal.target}, {lost} lost")
+        if spent > LIMIT + GRACE:
+            faults.append(f"{seed}: {spent:.1f} processor seconds")
+    assert not faults
