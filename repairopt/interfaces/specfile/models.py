@@ -43,11 +43,6 @@ class ModelSpec(Strict):
         default="auto", description="what the outputs mean; auto sees it from them, or refuses"
     )
 
-    @model_serializer(mode="wrap")
-    def _without_default(self, made: Any) -> dict[str, Any]:
-        """Specs that say nothing of the outputs keep the hash that they had before it could be said."""
-        return {key: value for key, value in made(self).items() if key != "outputs" or value != "auto"}
-
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
         if (self.factory is None) == (self.onnx is None):
