@@ -35,6 +35,7 @@ from .contracts import (
     measured,
     price_of,
     restricted,
+    rows_left_out,
     soft_margins,
     soft_value,
     stands_for_population,

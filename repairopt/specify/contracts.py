@@ -286,6 +286,11 @@ def labels_of(item: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def rows_left_out(item: Any) -> int:
+    """How many rows that were passed to a property of groups are in none of those that are compared."""
+    return int(getattr(item.samples, "left_out", 0)) if isinstance(item, Grouped) else 0
+
+
 def stands_for_population(item: Any) -> bool:
     """Whether the samples of a property or constraint stand for others, on which it is to hold as well."""
     return bool(getattr(item, "statistical", True))

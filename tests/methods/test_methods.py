@@ -217,13 +217,24 @@ def test_a_bound_on_another_property_is_respected():
 
 
 def test_an_own_method_is_a_class_with_run():
+    good = flat(repair(task(), OneShot()))
+
+    class Half:
+        def run(self, task):
+            return Outcome(good / 2, Status.FEASIBLE)
+
+    assert isinstance(Half(), Method)
+    assert flat(repair(task(), Half())) == pytest.approx(good / 2)
+
+
+def test_a_change_that_gains_nothing_is_not_applied():
     class Nudge:
         def run(self, task):
-            return Outcome(np.full(task.engine.n, 1e-3), Status.FEASIBLE)
+            return Outcome(np.full(task.engine.n, 1e-9), Status.FEASIBLE)
 
-    assert isinstance(Nudge(), Method)
     found = repair(task(), Nudge())
-    assert flat(found) == pytest.approx(1e-3)
+    assert not flat(found).any()
+    assert found.report.verdict is Verdict.UNSOLVED
 
 
 def test_cutting_planes_keep_to_their_limit_of_rows():

@@ -96,6 +96,9 @@ CASES = {
     ),
     "as few errors as can be": Case(lambda lib: (lib.ErrorRate(X, Y), []), MATRIX_FREE),
     "misses of a class": Case(lambda lib: (lib.MissRate(X, Y, target=0.1), [lib.Bound(lib.ErrorRate(X, Y))])),
+    "one entry of the confusion matrix": Case(
+        lambda lib: (lib.ErrorRate(X, Y, target=0.1), [lib.Bound(lib.ConfusionRate(X, Y, answer=0), limit=0.1)])
+    ),
     "misses, matrix-free": Case(lambda lib: (lib.MissRate(X, Y, target=0.1), []), MATRIX_FREE),
     "accuracy drop": Case(
         lambda lib: (lib.GroupGap.observed(X, 1, target=0.1), [lib.Bound(lib.AccuracyDrop(X, Y), limit=0.05)])
@@ -170,7 +173,7 @@ def repair(case: Case, lib: Any) -> Any:
 
 
 def test_a_twin_is_made_of_every_class_and_is_no_instance_of_it():
-    assert len(BUILT_IN) == 18
+    assert len(BUILT_IN) == 19
     for label, one in BUILT_IN.items():
         assert not issubclass(getattr(TWINS, label), one)
         assert not issubclass(one, getattr(TWINS, label))

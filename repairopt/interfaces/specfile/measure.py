@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repairopt.errors import ModelError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.network import Reading
-from repairopt.specify import Constraint, Statistical, anchor, labels_of, sample_count, tolerance_of
+from repairopt.specify import Constraint, Statistical, anchor, labels_of, rows_left_out, sample_count, tolerance_of
 
 from .claim_rows import ClaimRow
 from .opened import OpenSpec
@@ -124,7 +124,7 @@ def _claim(
     if entry.get("low") is not None and bounds:
         relation, limit = bounds[0]
         shown = bool(entry["low"] >= limit if relation == ">=" else entry["high"] <= limit)
-    left_out = int(getattr(getattr(item.item, "samples", None), "left_out", 0))
+    left_out = rows_left_out(item.item)
     return ClaimRow(
         text=statement.text,
         name=statement.name,
