@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from repairopt.errors import ModelError
 
 ROWS = 3  # on which a file is compared with ONNX Runtime
+REMEMBERED = 2**28  # bytes of what rows gave
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -132,13 +133,18 @@ class OnnxGraph:
         return OnnxPrefix(_part(self.model, inputs, [output]), output, self.input.name, self.fixed)
 
     def values(self, names: Sequence[str], few: Tensor) -> list[Any]:
-        """Tensors of the graph on a few rows, as arrays."""
+        """Tensors of the graph on a few rows, run one by one; None for one that has no row for each."""
         inputs = [item for item in self.model.graph.input if item.name in (self.input.name, *self.fixed)]
-        session = _session(_part(self.model, inputs, names))
-        runner = self.session(self.output)
-        feed = {item.name: runner.filled(item, len(few)) for item in session.get_inputs()}
-        feed |= {self.input.name: few.numpy().astype(DTYPES[runner.entry.type])} if self.input.name in feed else {}
-        return list(session.run(list(names), feed))
+        session, runner = _session(_part(self.model, inputs, names)), self.session(self.output)
+        rows: Any = few.numpy().astype(DTYPES[runner.entry.type])
+        size = runner.batch
+        found = []
+        for i in range(len(rows)):
+            feed = {item.name: runner.filled(item, size) for item in session.get_inputs()}
+            feed |= {self.input.name: rows[i : i + 1].repeat(size, 0)} if self.input.name in feed else {}
+            found.append(session.run(list(names), feed))
+        fits = [all(getattr(one[k], "shape", ())[:1] == (size,) for one in found) for k in range(len(names))]
+        return [np.concatenate([one[k][:1] for one in found]) if ok else None for k, ok in enumerate(fits)]
 
     def example(self, rows: Tensor | None) -> Tensor:
         """A few rows as the file reads them: those given, else random ones, whose sizes the file must say."""
@@ -165,7 +171,9 @@ class OnnxGraph:
 class OnnxPrefix(nn.Module):
     """The first part of an ONNX file, run by ONNX Runtime as a whole; it has no weights that could change.
 
-    Its bytes are hashed in a buffer, so that a fingerprint of the network knows the file.
+    Rows are run one by one, since the kernels of ONNX Runtime add in another order for another batch size, which some
+    networks amplify; what a row gives is remembered, up to some memory. The bytes of the part are hashed in a buffer,
+    so that a fingerprint of the network knows the file.
     """
 
     opaque = True
@@ -176,6 +184,8 @@ class OnnxPrefix(nn.Module):
         digest = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8).copy()
         self.register_buffer("sha256", torch.from_numpy(digest))
         self._session: Any = None
+        self._known: dict[bytes, Any] = {}
+        self._free = REMEMBERED
 
     @property
     def session(self) -> Any:
@@ -189,18 +199,28 @@ class OnnxPrefix(nn.Module):
         """What ONNX Runtime says of the input: name, type, shape."""
         return next(item for item in self.session.get_inputs() if item.name == self.name)
 
+    @property
+    def batch(self) -> int:
+        """The size of a batch that the file fixes, or 1."""
+        size = self.entry.shape[0] if self.entry.shape else None
+        return size if isinstance(size, int) and size > 0 else 1
+
     def forward(self, inputs: Tensor) -> Tensor:
         """The tensor ``(N, ...)`` at the cut, from rows ``(N, ...)``, without a gradient."""
         given: Any = inputs.detach().cpu().numpy().astype(DTYPES[self.entry.type])
-        size = self.entry.shape[0] if self.entry.shape else None
-        if isinstance(size, int) and 0 < size != len(given):  # the file fixes its batch
-            parts = [given[i : i + size] for i in range(0, len(given), size)]
-            if len(parts[-1]) != size:
-                parts[-1] = np.concatenate([parts[-1], *[parts[-1][-1:]] * (size - len(parts[-1]))])
-            found = np.concatenate([self._run(part) for part in parts])[: len(given)]
-        else:
-            found = self._run(given)
+        rows = [self._row(given[i : i + 1]) for i in range(len(given))]
+        found = np.concatenate(rows) if rows else self._run(np.zeros((1, *given.shape[1:]), given.dtype))[:0]
         return torch.from_numpy(found).to(inputs.device)
+
+    def _row(self, row: Any) -> Any:
+        key = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        found = self._known.get(key)
+        if found is None:
+            found = self._run(row.repeat(self.batch, 0))[:1]
+            if self._free >= found.nbytes:
+                self._free -= found.nbytes
+                self._known[key] = found
+        return found
 
     def _run(self, given: Any) -> Any:
         try:
@@ -217,11 +237,11 @@ class OnnxPrefix(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxPrefix:
         copied = OnnxPrefix(self.content, self.output, self.name, self.fixed)
-        copied._session = self._session  # it is never changed
+        copied._session, copied._known = self._session, self._known  # what a row gives never changes
         return copied.train(self.training)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_session": None}
+        return {**super().__getstate__(), "_session": None, "_known": {}}
 
 
 def _reads(node: Any) -> list[str]:

@@ -121,11 +121,23 @@ def _normalize(call: Call) -> nn.Module:
     return _Normalize([call.array(i) for i in range(1, 5)], float(call.get("epsilon", 1e-5)))
 
 
+def _layer_norm(call: Call) -> nn.Module:
+    scale, bias = call.array(1), call.array(2)
+    if call.get("axis", -1) != -1 and scale.ndim != 1:
+        raise call.refuse(f"normalizes from axis {call.get('axis')}")
+    layer = nn.LayerNorm(scale.shape, float(call.get("epsilon", 1e-5)), dtype=torch.tensor(scale).dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(scale))
+        layer.bias.copy_(torch.tensor(np.zeros_like(scale) if bias is None else bias))
+    return layer
+
+
 LAYERS: dict[str, Callable[[Call], nn.Module]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Conv": _conv,
     "BatchNormalization": _normalize,
+    "LayerNormalization": _layer_norm,
     "Relu": lambda call: nn.ReLU(),
     "LeakyRelu": lambda call: nn.LeakyReLU(float(call.get("alpha", 0.01))),
     "Elu": lambda call: nn.ELU(float(call.get("alpha", 1.0))),
@@ -199,6 +211,15 @@ def _mean(call: Call) -> Made:
     return torch.mean, (call.node.input[0],), {"dim": _axes(call), "keepdim": bool(call.get("keepdims", 1))}
 
 
+def _hard_sigmoid(call: Call) -> Made:
+    options = {"slope": float(call.get("alpha", 0.2)), "shift": float(call.get("beta", 0.5))}
+    return _hard_sigmoid_of, (call.node.input[0],), options
+
+
+def _hard_sigmoid_of(x: torch.Tensor, slope: float, shift: float) -> torch.Tensor:
+    return (slope * x + shift).clamp(0.0, 1.0)
+
+
 def _unsqueeze(call: Call) -> Made:
     axes = _axes(call)
     if len(axes) != 1:
@@ -223,6 +244,12 @@ OPERATIONS: dict[str, Callable[[Call], Made]] = {
     "Squeeze": lambda call: (torch.squeeze, (call.node.input[0], _axes(call)), {}),
     "Unsqueeze": _unsqueeze,
     "Concat": lambda call: (torch.cat, tuple(call.node.input), {"dim": int(call.get("axis"))}),
+    "Erf": lambda call: (torch.erf, (call.node.input[0],), {}),
+    "Sqrt": lambda call: (torch.sqrt, (call.node.input[0],), {}),
+    "Exp": lambda call: (torch.exp, (call.node.input[0],), {}),
+    "Neg": lambda call: (torch.neg, (call.node.input[0],), {}),
+    "Pow": _of_inputs(torch.pow),
+    "HardSigmoid": _hard_sigmoid,
     "Softmax": _along_axis(F.softmax),
     "LogSoftmax": _along_axis(F.log_softmax),
 }
