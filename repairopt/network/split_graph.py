@@ -2,7 +2,8 @@
 
 The network is traced with ``torch.fx``. Every node that depends on a changed parameter belongs to the suffix; what
 the suffix needs from the rest is the frontier. This covers chains, residual connections and shared inputs alike.
-Networks that cannot be traced (data-dependent control flow) run whole; nothing else changes for them.
+Networks that cannot be traced (data-dependent control flow) are split before the module that makes their outputs, where
+it holds all changed weights; else they run whole, and nothing else changes for them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .last_module import find_last_module
 from .tracing import as_module, trace_network
 
 
@@ -31,7 +33,7 @@ class Split:
         writes: Whether prefix and suffix write into what they are given, which must be copies then.
     """
 
-    prefix: fx.GraphModule | None
+    prefix: nn.Module | None
     suffix: nn.Module
     floats: int
     widest: int
@@ -51,7 +53,7 @@ def split_at(network: nn.Module, changed: set[str], rows: Tensor) -> Split | Non
         with torch.no_grad():
             output = traced(rows.clone())
     except Exception:  # tracing runs the user's forward on proxies: whatever it raises means "cannot be traced"
-        return None
+        return _at_last_module(network, changed, rows)
     with torch.no_grad():
         whole = network(rows.clone())
     if not torch.equal(output, whole) and not torch.allclose(output, whole, rtol=1e-5):
@@ -68,6 +70,29 @@ def split_at(network: nn.Module, changed: set[str], rows: Tensor) -> Split | Non
         return None
     writes = (_is_written(given, (0, rows)), any(map(_is_written, frontier, before)))
     return replace(split, writes=writes)
+
+
+def _at_last_module(network: nn.Module, changed: set[str], rows: Tensor) -> Split | None:
+    """The split before the one module that holds the changed parameters and makes the outputs, or None."""
+    found = find_last_module(network, changed, rows)
+    if found is None:
+        return None
+    prefix, suffix = found
+    target = str(next(node.target for node in suffix.graph.nodes if node.op == "call_module"))
+    sizes: list[int] = []
+    module = suffix.get_submodule(target)
+    leaves = [one for one in module.modules() if not [*one.children()]]
+    handles = [
+        one.register_forward_hook(lambda _, given, made: sizes.append(made.numel() if isinstance(made, Tensor) else 0))
+        for one in leaves
+    ]
+    with torch.no_grad():
+        suffix(*prefix(rows.clone()))
+    for handle in handles:
+        handle.remove()
+    each = [size // len(rows) for size in sizes]
+    last = target if type(module) is nn.Linear else None
+    return Split(prefix, suffix, sum(each), max(each, default=1), last, (True, True))
 
 
 def _is_written(tensor: Tensor, before: tuple[int, Tensor]) -> bool:
