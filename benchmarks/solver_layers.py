@@ -85,7 +85,7 @@ def overhead(quick: bool = False) -> list[Record]:
         for name, (backend, native, make) in CASES.items():
             program = make(n, m).program
             answer = backend().solve(program)  # loads the library
-            checks = least([lambda: (check_convex(program), _recheck(program, answer))], max(3, rounds))[0]  # noqa: B023
+            checks = least([lambda: (check_convex(program, backend()), _recheck(program, answer))], max(3, rounds))[0]  # noqa: B023
             calls = [lambda: native(program), lambda: backend().solve(program), lambda: solve(program, name)]  # noqa: B023
             rounds_here = 1 if name == "highs" and m > 10_000 else rounds
             bare, translated, all_told = least(calls, rounds_here)

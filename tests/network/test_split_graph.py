@@ -31,8 +31,8 @@ def test_suffix_after_prefix_is_the_whole_network(case):
         whole = model(inputs)
         for names in (case.early, (case.last,)):
             split = split_at(Shell(model), {f"model.{name}" for name in names}, inputs[:5])
-            if case.name in ("untraceable", "reads data"):
-                assert split is None
+            if case.name in ("untraceable", "reads data") and names != (case.last,):
+                assert split is None  # where the last module alone changes, a hook finds what it reads
                 continue
             frontier = (inputs,) if split.prefix is None else split.prefix(inputs)
             assert all(part.shape[0] == 8 for part in frontier)
