@@ -15,8 +15,10 @@ SCRIPT = """
 import signal, time
 import numpy as np
 from repairopt.program.program import Program
+from repairopt.program.backends import load_solver
 from repairopt.program.solve_program import solve
 
+load_solver({solver!r})  # libraries take their time to load
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 random, n = np.random.default_rng(0), 90
 factor = random.normal(size=(n, n))
