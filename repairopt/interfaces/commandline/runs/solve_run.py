@@ -171,7 +171,6 @@ class _Run:
     ) -> Repair:
         spec = self.spec
         assert spec.goal is not None
-        rows = spec.data.sets["repair"]
         twins = [item.as_goal() if item.statement is spec.goal.statement else _twin(item) for item in spec.held_out]
 
         def note(entry: Round) -> None:
@@ -183,7 +182,7 @@ class _Run:
         return solve_repair(
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
             Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
-            data=() if rows.labels is None else (rows.inputs, rows.labels),
+            data=_labelled(spec),
             held_out=twins,
             weights=weights,
             method=method,
@@ -265,6 +264,18 @@ class _Run:
         log.append("result", sha256=hashlib.sha256(text.encode()).hexdigest(), verdict=str(report.verdict), met=met)
         self.folder.write_result(text)
         return result
+
+
+def _labelled(spec: OpenSpec) -> list[Any]:
+    """The rows whose loss is kept small: those of the repair, and of other sets that goal and bounds speak of."""
+    sets = [spec.data.sets["repair"]]
+    sets += [
+        item.rows
+        for item in (spec.goal, *spec.bounds)
+        if item is not None and item.rows is not None and item.data not in ("repair", "held_out")
+    ]
+    known = {rows.inputs.data_ptr(): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
+    return list(known.values())
 
 
 def _twin(item: Any) -> Any:
