@@ -116,7 +116,7 @@ class LanguageError(SpecificationError):
 
     Attributes:
         text: What was written, in one line.
-        position: Of the character that the message points at, from 0.
+        position: Position of the character that the message points at, from 0.
         reason: What is wrong with it and what is allowed.
     """
 

@@ -55,14 +55,14 @@ def calibrate_margin(
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
-        goal: Same.
+        goal: As there.
         keep: The samples to keep; its own margin is not read.
         limit: Share of unseen samples that may flip: the smallest margin that stays below is taken. None, and where
             none stays below: the margin with the fewest flips, the smallest of several.
         margins: Margins to try, in logits.
         folds: Number of folds.
         method: As for :func:`repairopt.solve_repair`; None for SQP without buffers.
-        settings: Same.
+        settings: As there.
         **options: ``data``, ``held_out``, ``weights`` and former keywords.
 
     Raises:

@@ -140,15 +140,15 @@ def trace_frontier(
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
-        goal: Same; its target is not read.
-        constraints: Same.
+        goal: As there; its target is not read.
+        constraints: As there.
         targets: The bounds, or how many between the original value and a tenth of it.
         data: Labelled samples ``(inputs, labels)``, or a dataset or loader of pairs; accuracy and loss are theirs.
         held_out: Samples that only the report sees.
         held_out_goal: The property on held-out data; None to make it from ``held_out``, where it can be made.
-        weights: Same; ``"auto"`` is settled once, in the middle of the sweep.
+        weights: As there; ``"auto"`` is settled once, in the middle of the sweep.
         method: Settings of the method; by default without buffers for new data, because the curve shows those.
-        settings: Same.
+        settings: As there.
         **options: Former keywords.
 
     Returns:

@@ -90,11 +90,11 @@ def explain_unmet(
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
-        goal: Same.
-        constraints: Same.
+        goal: As there.
+        constraints: As there.
         most_tries: Repairs that may be run to look for a smaller set, once none of the bounds can be left out.
-        method: Same; None for SQP without buffers for new data.
-        settings: Same.
+        method: As there; None for SQP without buffers for new data.
+        settings: As there.
         **options: ``data``, ``held_out``, ``weights`` and former keywords. With ``weights="auto"`` all tries use the
             weights of the first.
 

@@ -21,7 +21,7 @@ class Outcome:
 
     Attributes:
         candidate: What it proposes: a weight change ``(n,)``, or a candidate of another kind.
-        status: Of the solve that made it.
+        status: Status of the solve that made it.
         surrogate: The model of the property that was used last, or None.
         linearization: The linearized constraints that were used last, or None.
         step: The step from ``linearization.delta`` to ``delta``, ``(n,)``, or None.

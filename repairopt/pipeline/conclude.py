@@ -40,7 +40,7 @@ def conclude_repair(
         method: What the report calls the method.
         shrink: Where the method overshot the target, go back as far as the target stays met.
         stopped: Why it ended early, or empty.
-        confidence: Of the claims about held-out data, one-sided.
+        confidence: Confidence of the claims about held-out data, one-sided.
 
     Returns:
         The repaired copy, its change and the report.

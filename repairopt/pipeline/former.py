@@ -29,10 +29,10 @@ def take_former(
 
     Args:
         model: As passed to ``solve_repair``.
-        goal: Same.
-        constraints: Same.
-        method: Same.
-        settings: Same.
+        goal: As there.
+        constraints: As there.
+        method: As there.
+        settings: As there.
         former: The former keywords.
 
     Returns:

@@ -100,11 +100,11 @@ def formulate_repair(
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
-        goal: Same.
-        constraints: Same.
+        goal: As there.
+        constraints: As there.
         selection: Which rows to take; None for the paper's shares.
         method: Whose model of the goal and trust radius are used.
-        settings: Same.
+        settings: As there.
         **options: ``data``, ``held_out`` and ``weights`` of :func:`repairopt.solve_repair`.
 
     Returns:

@@ -61,9 +61,9 @@ def prepare_repair(
         model: As for :func:`repairopt.solve_repair`.
         spec: What is stated, with held-out twins; not anchored.
         data: As for :func:`repairopt.solve_repair`.
-        weights: Same.
+        weights: As there.
         method: An instance.
-        settings: Same.
+        settings: As there.
         started: Wall clock and processor time from which limits count; None for now.
 
     Returns:

@@ -75,7 +75,7 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
     """Prepare the repair with the weights that promise most.
 
     Args:
-        method: With which it will run.
+        method: The method that will run.
         prepare: From a choice of weights to a prepared repair.
 
     Returns:
@@ -159,7 +159,7 @@ def _groups(prepared: Prepared) -> list[_Group]:
 
 
 def _offsets(model: nn.Module) -> list[_Group]:
-    """Of each :class:`GroupOffsets`: like a column, few weights that tell groups apart."""
+    """The offsets of each :class:`GroupOffsets`: like a column, few weights that tell groups apart."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, GroupOffsets):
@@ -169,7 +169,7 @@ def _offsets(model: nn.Module) -> list[_Group]:
 
 
 def _columns(graph: LayerGraph) -> list[_Group]:
-    """Of each input feature in the first layer; none where features are many, or not read by a linear layer."""
+    """The weights of each input feature in the first layer; none where features are many, or no linear layer reads."""
     if graph.graph is None or not graph.affine or len(graph.affine[0].weights) != 1:
         return []
     weight = graph.parameters[graph.affine[0].weights[0]]

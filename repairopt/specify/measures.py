@@ -142,7 +142,7 @@ class Measure:
 
     @property
     def direction(self) -> str:
-        """In which direction it is bounded, in words."""
+        """The direction in which it is bounded, in words."""
         if not self.relations:
             return "stands alone"
         if {"<=", ">="} <= set(self.relations):

@@ -31,7 +31,7 @@ class SurrogateSettings:
         samples: Weight vectors at which the goal is evaluated for the fit (gradients for a ``diagonal_low_rank`` of a
             goal with ``soft_value``); None for as many as the kind needs, at most 4,000.
         radius: Half-width of the box that is sampled, relative to the size of each weight.
-        seed: Of the design; the same seed gives the same surrogate.
+        seed: Random seed of the design; the same seed gives the same surrogate.
         value: ``"hard"`` fits and validates on ``goal.value``, ``"soft"`` on ``goal.soft_value``. Derivatives are those
             of the soft value either way.
         ridge: On the Hessian (on the gradient too where samples are fewer than weights), relative to the mean squared

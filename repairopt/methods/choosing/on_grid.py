@@ -33,7 +33,7 @@ class OnGrid(Choosing):
         step: Size of a step: one number; or for each parameter by name a number, or an array that broadcasts to its
             shape, such as ``(out, 1)`` for a scale of each output channel. None takes the largest ``|weight|`` of each
             output channel over the largest code, or of the whole tensor where that does not fit.
-        bits: Of a code; codes reach from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``.
+        bits: Bits of a code; codes reach from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``.
     """
 
     step: float | Mapping[str, Any] | None = None

@@ -57,7 +57,7 @@ class GroupOffsets(nn.Module):
                 outputs.
             column: The column that tells the group, by position or by a frame's name; a sequence of columns that are
                 0 or 1 (one-hot) has a group for each.
-            values: Of each group its value, or values, in that column; inputs with another one get no offset. None for
+            values: Value, or values, of each group in that column; inputs with another one get no offset. None for
                 a group for each value that occurs.
             cuts: Divide the column into ranges in place of values, rising: a value of ``cuts[0]`` or more, and below
                 ``cuts[1]``, is in the second of ``len(cuts) + 1`` groups.

@@ -34,7 +34,7 @@ class OffsetsByGroup:
         column: Input column that tells the group, by position, or several one-hot ones; None to find those of the
             groups that the goal, or a bound, compares.
         values: As for :class:`GroupOffsets`.
-        cuts: Same.
+        cuts: As there.
 
     References:
         Hardt, Price and Srebro, Equality of Opportunity in Supervised Learning, NeurIPS 2016.

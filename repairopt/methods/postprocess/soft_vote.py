@@ -19,7 +19,7 @@ class SoftVote(nn.Module):
     Attributes:
         network: The original.
         other: The repaired one.
-        weight: Of the repaired one, between 0 and 1.
+        weight: Weight of the repaired one, between 0 and 1.
 
     References:
         Kittler, Hatef, Duin and Matas, On Combining Classifiers, 1998 (the sum rule).

@@ -27,7 +27,7 @@ class ThresholdPoint:
         accuracy: There.
         held_out_value: On held-out rows, or NaN.
         held_out_accuracy: There, or NaN.
-        thresholds: Of each group, on ``logit(favorable) - logit(other)``.
+        thresholds: Threshold of each group, on ``logit(favorable) - logit(other)``.
     """
 
     target: float
@@ -110,8 +110,8 @@ def best_thresholds(score: Array, group: npt.NDArray[np.int64], labelled: Scored
     """The most accurate threshold of each group whose favorable rates differ by at most a target.
 
     Args:
-        score: Of the rows on which rates are measured, ``(M,)``.
-        group: Of these rows, ``(M,)``; each group has some.
+        score: Scores of the rows on which rates are measured, ``(M,)``.
+        group: Groups of these rows, ``(M,)``; each group has some.
         labelled: Rows on which accuracy is measured; may be the same.
         target: Largest difference of the rates.
 

@@ -47,8 +47,8 @@ class _Penalized:
 
     Attributes:
         terms: From ``predict`` to what has to be at most 0, ``(m,)``, differentiable.
-        weight: Of each term, so that rows count as a mean.
-        penalty: Of squared violations.
+        weight: Weight of each term, so that rows count as a mean.
+        penalty: Penalty of squared violations.
         multipliers: ``(m,)``.
         before: Largest violation after the last outer step.
     """

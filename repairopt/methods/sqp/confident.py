@@ -65,7 +65,7 @@ class Validated:
     """The outcome of a repair with buffers from cross-validation.
 
     Attributes:
-        outcomes: Of the run on all rows, then of those without each fold.
+        outcomes: Outcome of the run on all rows, then of those without each fold.
         buffers: By name of the goal and the bounds.
         margins: Leads in logits, by name of those that ask for one.
         claims: About new data, from rows that the network that answers them has not seen.
@@ -80,7 +80,7 @@ class Validated:
 
     @property
     def outcome(self) -> Outcome:
-        """Of the run on all rows."""
+        """The outcome of the run on all rows."""
         return self.outcomes[0]
 
     def shortfall(self, task: Task, limits: Sequence[Limit]) -> tuple[float, float]:
@@ -196,7 +196,7 @@ class _Search:
     Attributes:
         tasks: On all rows, then without each fold.
         make: See :func:`run_confidently`.
-        minimize: See there.
+        minimize: As :meth:`SQP.minimize`.
         limits: Those that are statistics of a sample.
         division: Into folds.
         confidence: One-sided.
@@ -291,7 +291,7 @@ def _own_width(task: Task, limit: Limit, predict: Any, confidence: float) -> flo
 
 
 def _width_limits(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, WidthLimit]:
-    """Of limits whose intervals leave the gap itself too little of the bound, how wide they may be."""
+    """The largest widths of those limits whose intervals leave the gap itself too little of the bound."""
     widths = {}
     for limit, claim in zip(limits, found.claims, strict=True):
         with torch.no_grad():

@@ -29,7 +29,7 @@ class GainModel:
 
     Attributes:
         rows: ``R (m, n)`` with ``R'R`` the curvature of the objective; no rows stand for equal curvature.
-        slopes: Of the limits, ``(L, n)``.
+        slopes: Slopes of the limits, ``(L, n)``.
         needs: By how much each limit has to fall, negative where it has slack, ``(L,)``.
     """
 
@@ -67,8 +67,8 @@ def steepest_sides(lines: Sequence[Lines], aims: Array) -> tuple[Array, Array]:
     """One row for each part of each limit, by the side on which it is larger now.
 
     Args:
-        lines: Of the limits at the original network.
-        aims: Of the limits.
+        lines: Linearizations of the limits at the original network.
+        aims: Aims of the limits.
 
     Returns:
         Slopes ``(L, n)`` of the values, and by how much each has to fall ``(L,)``.

@@ -25,7 +25,7 @@ def spread(gap: Any, predict: Predict, *, soft: bool = False, below: Tensor | No
     Args:
         gap: With ``compared`` and ``combine``.
         predict: The network.
-        soft: Of probabilities in place of counts; differentiable.
+        soft: Whether rates are those of probabilities in place of counts; differentiable.
         below: On which side of one half the rates are to lie, for each true label; see :func:`spread_of`.
     """
     rates, counts = gap.compared(predict, soft)

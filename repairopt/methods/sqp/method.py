@@ -72,9 +72,9 @@ class SQP(TrustRegion):
             for 0.4 beside a bound on flips, which asks for them.
         ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
             None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
-        confidence: With which goal and bounds that are statistics of a sample (gaps, rates) are to be met on new data;
+        confidence: Confidence with which goal and bounds that are statistics of a sample are to be met on new data;
             cross-validation sets their buffers. 0.5 for values that meet them on average, None for no such buffers.
-        folds: Of the cross-validation.
+        folds: Number of folds of the cross-validation.
         buffer: Taken off the bounds in the rows, for data that the repair does not see: one number for all, or by the
             names of the goal and of the bounds; None for what ``confidence`` asks for.
         lead: Share of the median lead, in logits, of the labelled points that the original network has right, by which
@@ -91,8 +91,8 @@ class SQP(TrustRegion):
         batch: Rows to add where a step breaks more samples than allowed.
         largest_dense: Weights above which steps are no longer quadratic programs with a dense Hessian, but L-BFGS steps
             on an augmented Lagrangian, at most ``inner_steps`` for each of at most ``outer_steps`` multipliers.
-        outer_steps: See there.
-        inner_steps: See there.
+        outer_steps: Largest number of updates of the multipliers; see ``largest_dense``.
+        inner_steps: Largest number of L-BFGS steps for each of them.
         smallest_step: Stop when the scaled step is smaller, in infinity norm.
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
     """

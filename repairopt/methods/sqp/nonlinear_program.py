@@ -37,7 +37,7 @@ class Point:
 
     Attributes:
         judged: On the repair data.
-        values: Of the limits, by count, ``(L,)``.
+        values: Values of the limits, by count, ``(L,)``.
         objective: Its value.
         violation: Sum of what the limits are missed by, plus the share of samples beyond what constraints allow and
             the logits that these need; infinite where the network became constant or a
@@ -66,7 +66,7 @@ class Models:
 
     Attributes:
         objective: Model of the objective.
-        lines: Of each limit.
+        lines: Linearization of each limit.
         linearization: The constraints by sample.
         strict: Positions of the hard ones that allow no failure; their rows are always kept.
     """

@@ -81,7 +81,7 @@ class SoftmaxLoss:
     Args:
         engine: The network and the ``n`` weights.
         data: Pairs of inputs and labels; labels may be None where ``share`` is 1.
-        share: Of the distance.
+        share: Weight of the distance.
         ridge: Weight of half the mean squared change, each weight over its natural size.
         seed: Chooses the samples for the curvature where all would be too many.
 

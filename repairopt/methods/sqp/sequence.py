@@ -347,11 +347,11 @@ class _SatisfiedRows:
         self.m = len(self.held)
 
     def violations(self, delta: Array) -> Array:
-        """Of the rows that hold now, ``(m,)``."""
+        """Margins of the rows that hold now, ``(m,)``."""
         return self.rows_of.violations(delta)[self.held]
 
     def rows(self, index: Any) -> Any:
-        """Of the linearization, by number among the rows that hold."""
+        """Rows of the linearization, by number among the rows that hold."""
         return self.rows_of.rows(self.held[np.asarray(index, dtype=np.int64)])
 
 

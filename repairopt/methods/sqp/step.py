@@ -26,7 +26,7 @@ class StepProgram:
     """A program in parts, put together by :meth:`program`.
 
     Attributes:
-        model: Of the objective.
+        model: Model of the objective.
         scale: Natural size of each weight, ``(n,)``.
         delta: The weight change so far, ``(n,)``; norms speak of the whole change.
         damping: Weight of ``1/2 |d / scale|^2``.
@@ -147,7 +147,7 @@ def limit_prices(program: Program, row_duals: Array | None, names: Sequence[str]
     Args:
         program: A step's program.
         row_duals: Its multipliers.
-        names: Of the limits.
+        names: Names of the limits.
 
     Returns:
         Prices, not negative; those of the sign rows of a limit taken together.

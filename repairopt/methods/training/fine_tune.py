@@ -52,7 +52,7 @@ class FineTune:
         batch: Samples in a step, at most.
         rate: Learning rate, in units of ``max(|weight|, rms of its parameter)``.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
-        price: Of goal and bounds, in nats for each unit, while their excess is that of the original network.
+        price: Price of goal and bounds, in nats for each unit, while their excess is that of the original network.
         keep: Price of constraints by sample, in nats for each logit of mean violation.
         closeness: Weight (0 to 1) of the original network's probabilities in what is learned; 1 needs no labels.
 
@@ -127,7 +127,7 @@ class _Limit:
     Attributes:
         whole: The property, or what stands in for one.
         parts: The same on parts of its inputs, one for a step.
-        limit: Of the value by count.
+        limit: Limit of the value by count.
         slope: Price of a unit of excess, for each unit of excess.
         shift: Count minus soft value, where the epoch began.
         multiplier: Price of a unit of excess, at the limit.

@@ -92,7 +92,7 @@ class Call:
         """The set between ``slope x + shift - radius`` and ``slope x + shift + radius``; a new symbol for each radius.
 
         Args:
-            slope: Of each entry, shaped as the center.
+            slope: Slope of each entry, shaped as the center.
             shift: Middle of the band at 0.
             radius: Its half-height, 0 or more; 0 where the operation is linear over the set.
         """

@@ -21,7 +21,7 @@ class Result(Strict):
 
 
 class CheckResult(Result):
-    """Of ``repairopt check``."""
+    """What ``repairopt check`` prints."""
 
     command: Literal["check"] = "check"
     spec: str
@@ -42,7 +42,7 @@ class Changed(Strict):
 
 
 class SolveResult(Result):
-    """Of ``repairopt solve`` and ``repairopt demo``; also ``result.json``."""
+    """What ``repairopt solve`` and ``repairopt demo`` print; also ``result.json``."""
 
     command: Literal["solve", "demo"] = "solve"
     spec: str
@@ -79,7 +79,7 @@ class CheckLine(Strict):
 
 
 class VerifyResult(Result):
-    """Of ``repairopt verify``."""
+    """What ``repairopt verify`` prints."""
 
     command: Literal["verify"] = "verify"
     spec: str
@@ -91,7 +91,7 @@ class VerifyResult(Result):
 
 
 class InitResult(Result):
-    """Of ``repairopt init``."""
+    """What ``repairopt init`` prints."""
 
     command: Literal["init"] = "init"
     out: str
@@ -114,7 +114,7 @@ class TrialLine(Strict):
 
 
 class DoctorResult(Result):
-    """Of ``repairopt doctor``."""
+    """What ``repairopt doctor`` prints."""
 
     command: Literal["doctor"] = "doctor"
     source: str
@@ -127,7 +127,7 @@ class DoctorResult(Result):
 
 
 class MoveResult(Result):
-    """Of ``repairopt apply`` and ``repairopt revert``."""
+    """What ``repairopt apply`` and ``repairopt revert`` print."""
 
     command: Literal["apply", "revert"]
     out: str
@@ -137,7 +137,7 @@ class MoveResult(Result):
 
 
 class PatchResult(Result):
-    """Of ``repairopt show``."""
+    """What ``repairopt show`` prints."""
 
     command: Literal["show"] = "show"
     patch: str
@@ -149,7 +149,7 @@ class PatchResult(Result):
 
 
 class ReportResult(Result):
-    """Of ``repairopt report``."""
+    """What ``repairopt report`` prints."""
 
     command: Literal["report"] = "report"
     out: str
@@ -167,14 +167,14 @@ class SolverLine(Strict):
 
 
 class SolversResult(Result):
-    """Of ``repairopt solvers``."""
+    """What ``repairopt solvers`` prints."""
 
     command: Literal["solvers"] = "solvers"
     solvers: list[SolverLine]
 
 
 class ErrorResult(Result):
-    """Of any command that could not run."""
+    """What any command prints that could not run."""
 
     command: Literal["error"] = "error"
     error: str = Field(description="class of the exception")
