@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
+from repairopt.interfaces.specfile.in_words import decode
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
@@ -197,11 +198,11 @@ class _Run:
             ),
         )
 
-    def _report(self, repair: Repair) -> str:
+    def _report(self, repair: Repair, claims: Any) -> str:
         """Write the page; a fault in it is a note, for it may not cost the result."""
         folder = self.folder.path
         try:
-            return write_report(repair, folder / REPORT, self.spec.data.input_columns)
+            return write_report(repair, folder / REPORT, claims, decode(self.spec, repair.report.evidence))
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             return f"report.html could not be written ({what}); `repairopt report {folder}` tries again."
@@ -215,7 +216,7 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
-        problem = self._report(repair) if self.options.report else ""
+        problem = self._report(repair, kept) if self.options.report else ""
         if problem or not self.options.report:
             files.pop("report")
         if problem:
