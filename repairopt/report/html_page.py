@@ -176,17 +176,17 @@ def render_page(
         title=title,
         verdict=plain["verdict"],
         meaning=plain["meaning"],
-        tone=_tone(plain),
+        tone=outcome_tone(plain),
         sentences=summarize(plain),
         caveats=list_caveats(plain, evidence.label),
         rows=claim_rows(plain, evidence, claims),
         certified=any("certified" in measure["name"] for measure in plain["measures"]),
-        costs=_costs(plain),
-        tables=[_group_table(table, evidence) for table in evidence.tables],
+        costs=cost_rows(plain),
+        tables=[group_table(table, evidence) for table in evidence.tables],
         pictures=pictures,
         missing=missing,
         affected=[
-            _input_table(one, evidence, features) for one in evidence.affected if not one.are_images or not pictures
+            input_table(one, evidence, features) for one in evidence.affected if not one.are_images or not pictures
         ],
         facts=_facts(plain),
         rounds=_rounds(plain),
@@ -208,7 +208,7 @@ def render_fragment(plain: Plain) -> str:
     )
 
 
-def _tone(plain: Plain) -> str:
+def outcome_tone(plain: Plain) -> str:
     """Good only where the target is met on held-out data too, if there are any."""
     unseen = measured(plain, held_out=True)
     short = unseen is not None and missed(unseen)
@@ -224,7 +224,8 @@ def on_frontier(plain: Plain) -> tuple[tuple[float, float] | None, tuple[float, 
     return (goal["after"], after), (goal["before"], before)
 
 
-def _costs(plain: Plain) -> list[list[str]]:
+def cost_rows(plain: Plain) -> list[list[str]]:
+    """Of each bound what was taken off it for new data, and its price."""
     buffers, leads, prices = (plain.get(key, {}) for key in ("buffers", "margins", "prices"))
     names = dict.fromkeys([*buffers, *prices])
     lead = {name: f", and a lead of {number(size)} logits" for name, size in leads.items()}
@@ -232,7 +233,8 @@ def _costs(plain: Plain) -> list[list[str]]:
     return [[name, number(buffers.get(name)) + lead.get(name, ""), number(rounded.get(name))] for name in names]
 
 
-def _group_table(table: GroupTable, evidence: Evidence) -> Plain:
+def group_table(table: GroupTable, evidence: Evidence) -> Plain:
+    """Metrics in each group and disparities, as texts."""
     rows = []
     for group, before, after in zip(table.groups, table.before, table.after, strict=True):
         cells = [
@@ -249,9 +251,10 @@ def _group_table(table: GroupTable, evidence: Evidence) -> Plain:
     }
 
 
-def _input_table(
+def input_table(
     affected: AffectedInputs, evidence: Evidence, features: Sequence[str], most: int | None = None
 ) -> Plain:
+    """The most affected inputs, as texts; without their values where they have more than ``most``."""
     flat = affected.inputs.reshape(len(affected.rows), -1)
     names, cells = list(affected.features or features), affected.cells
     if not cells:

@@ -61,9 +61,9 @@ def _lost_classes(labels: list[Plain], label: Callable[[int], str]) -> list[str]
     if not lost:
         return []
     worst = max(lost, key=lambda k: lost[k][0] - lost[k][1])
-    before, after = lost[worst]
+    before, after = (f"{share:.3f}" for share in lost[worst])
     return [
-        f"Recall of class {label(int(worst))} fell from {before:.3f} to {after:.3f}. If that is too much, bound it, for "
+        f"Recall of class {label(int(worst))} fell from {before} to {after}. If that is too much, bound it, for "
         f"example with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
     ]
 

@@ -173,7 +173,6 @@ class _Run:
         spec = self.spec
         assert spec.goal is not None
         rows = spec.data.sets["repair"]
-        twins = [item.as_goal() if item.statement is spec.goal.statement else _twin(item) for item in spec.held_out]
 
         def note(entry: Round) -> None:
             log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
@@ -185,7 +184,7 @@ class _Run:
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
             Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
             data=() if rows.labels is None else (rows.inputs, rows.labels),
-            held_out=twins,
+            held_out=twins(spec),
             weights=weights,
             method=method,
             settings=Settings(
@@ -266,6 +265,12 @@ class _Run:
         log.append("result", sha256=hashlib.sha256(text.encode()).hexdigest(), verdict=str(report.verdict), met=met)
         self.folder.write_result(text)
         return result
+
+
+def twins(spec: OpenSpec) -> list[Any]:
+    """Goal, bounds and watched measures on held-out rows, the goal's first."""
+    goal = spec.goal
+    return [item.as_goal() if goal and item.statement is goal.statement else _twin(item) for item in spec.held_out]
 
 
 def _twin(item: Any) -> Any:
