@@ -18,7 +18,7 @@ from .stated import BOUNDS, Stated, restate, restate_evidence, stated_names
 
 AFFECTED = 100  # inputs of a set that can be searched
 MOST_COLUMNS = 40  # of an input, above which its values are left out
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 320, 52, 14, 14, 44  # of the picture, and its margins
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 330, 60, 14, 14, 50  # of the picture, and its margins
 MOVED = 5e-4  # change of a rate that is worth a mark
 Claims = Sequence[Sequence[Mapping[str, Any]]]
 
@@ -116,7 +116,7 @@ def _rates(rates: Rates) -> dict[str, Any]:
         ends = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else ""
         cells = [group, f"{before:.3f}", f"{after:.3f}", ends, f"{moved:+.3f}" if abs(moved) >= MOVED else "none"]
         rows.append({"cells": cells, "before": 100 * before, "after": 100 * after, "moved": abs(moved) >= MOVED})
-    return {"title": f"{rates.quantity} by group, {rates.name}, {SPLITS[rates.held_out]}", "rows": rows}
+    return {"title": f"{rates.quantity.capitalize()} by group, {rates.name}, {SPLITS[rates.held_out]}", "rows": rows}
 
 
 def _chart(

@@ -63,7 +63,7 @@ def _stated(plain: Plain, stated: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows: list[Row] = []
     order = [claim["name"] for claim in stated]
     bounds = {claim["name"]: claim["bound"] or "" for claim in stated}
-    for row in sorted(stated_rows(stated, names), key=lambda row: order.index(row.name)):
+    for row in sorted(stated_rows(stated, names), key=lambda row: (order.index(row.name), row.data == SPLITS[True])):
         rows.append(row)
         if row.data == SPLITS[False] and row.name in crossed:
             rows.append(replace(_crossed(crossed.pop(row.name)), limit=bounds[row.name]))

@@ -103,7 +103,7 @@ def _targets(spec: OpenSpec, now: float | None, points: int, bounds: Sequence[fl
             f"{spec.file.path}: {goal.statement.text} holds already, so there are no bounds between what it is and "
             f"what it shall be. Give tighter ones, such as --bound {0.5 * (now or 0.0):.4g}."
         )
-    return [float(target) for target in np.linspace(start, end, points + 1)[1:]]
+    return [*(float(f"{target:.4g}") for target in np.linspace(start, end, points + 1)[1:-1]), end]
 
 
 def _trace(spec: OpenSpec, targets: Sequence[float], step: Callable[[str], None]) -> Frontier:
