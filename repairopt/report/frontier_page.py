@@ -116,7 +116,9 @@ def _rates(rates: Rates) -> dict[str, Any]:
         ends = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else ""
         cells = [group, f"{before:.3f}", f"{after:.3f}", ends, f"{moved:+.3f}" if abs(moved) >= MOVED else "none"]
         rows.append({"cells": cells, "before": 100 * before, "after": 100 * after, "moved": abs(moved) >= MOVED})
-    return {"title": f"{rates.quantity.capitalize()} by group, {rates.name}, {SPLITS[rates.held_out]}", "rows": rows}
+    kind = "class" if rates.quantity == "recall" else "group"
+    title = f"{rates.quantity.capitalize()} by {kind}, {rates.name}, {SPLITS[rates.held_out]}"
+    return {"title": title, "rows": rows}
 
 
 def _chart(

@@ -254,13 +254,13 @@ def group_table(table: GroupTable, evidence: Evidence) -> Plain:
 def input_table(
     affected: AffectedInputs, evidence: Evidence, features: Sequence[str], most: int | None = None
 ) -> Plain:
-    """The most affected inputs, as texts; without their values where they have more than ``most``."""
+    """The most affected inputs, as texts; without their values where they are images, or have more than ``most``."""
     flat = affected.inputs.reshape(len(affected.rows), -1)
     names, cells = list(affected.features or features), affected.cells
     if not cells:
         names = names if len(names) == flat.shape[1] else [f"column {j}" for j in range(flat.shape[1])]
         cells = tuple(tuple(f"{value:.4g}" for value in row) for row in flat)
-    if most is not None and len(names) > most:
+    if most is not None and (affected.are_images or len(names) > most):
         names, cells = [], ((),) * len(affected.rows)
     rows = []
     for k, row in enumerate(affected.rows):

@@ -41,11 +41,11 @@ def test_a_column_comes_back_as_it_stands_in_the_file(tmp_path, how, raw, shown)
     spec = open_spec(tmp_path / "spec.yaml")
     inputs, some = spec.data.sets["repair"].inputs.numpy(), np.zeros(3)
     affected = AffectedInputs("error_rate", False, np.arange(3), inputs, some, some, some, some)
-    rates = Rates("recall", False, "recall", ("class 0", "class 1", "class 7"), some, some, some, some)
+    rates = Rates("recall", False, "recall", ("class 0", "class 7", "a, label 1"), some, some, some, some)
     found = decode(spec, Evidence(affected=(affected,), rates=(rates,)))
     assert found.affected[0].features == ("merit", "last")
     assert found.affected[0].cells == tuple(zip(shown, ["0", "1", "2"], strict=True))
-    assert found.rates[0].groups == ("no", "yes", "class 7")
+    assert found.rates[0].groups == ("no", "class 7", "a, label yes")
     assert [found.label(number) for number in (0, 1, 7, -1)] == ["no", "yes", "7", "-1"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -26,9 +27,16 @@ def decode(spec: OpenSpec, evidence: Any) -> Any:
             cells = tuple(tuple(f"{value:.5g}" for value in row) for row in flat)
         shown.append(replace(one, features=names, cells=cells))
     classes = tuple(map(str, spec.data.classes))
-    names_of = {f"class {number}": name for number, name in enumerate(classes)}
-    rates = [replace(one, groups=tuple(names_of.get(group, group) for group in one.groups)) for one in evidence.rates]
+    rates = [replace(one, groups=tuple(_group(group, classes) for group in one.groups)) for one in evidence.rates]
     return replace(evidence, affected=tuple(shown), rates=tuple(rates), classes=classes)
+
+
+def _group(name: str, classes: tuple[str, ...]) -> str:
+    """A class by its name, also where a group is told apart by it, as in ``women, label 1``."""
+    found = re.fullmatch(r"(class |.*, label )(\d+)", name, re.DOTALL)
+    if found is None or int(found[2]) >= len(classes):
+        return name
+    return found[1].removeprefix("class ") + classes[int(found[2])]
 
 
 def _rows(columns: dict[str, ColumnSpec], inputs: Any) -> tuple[tuple[str, ...], ...]:
