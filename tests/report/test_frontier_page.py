@@ -8,7 +8,7 @@ import re
 
 import pytest
 from biased_task import task
-from html_pages import CHROMIUM, Page, look_at
+from html_pages import CHROMIUM, Browser, Page, look_at
 
 from repairopt import Bound, Frontier, FrontierPoint, GroupGap, MissRate, SpecificationError, trace_frontier
 from repairopt.report.frontier_page import _ticks
@@ -218,3 +218,73 @@ def test_without_script_all_repairs_are_shown_and_no_control(html, tmp_path):
         scripts=False,
     )
     assert found == {"repairs": 3, "controls": 0, "said": 1}
+
+
+SHOWN = "[...document.querySelectorAll('article')].filter(a => a.getClientRects().length).map(a => a.id).join()"
+FOCUS = "(e => e.id || e.dataset.repair || e.type || e.getAttribute('aria-label') || e.tagName)(document.activeElement)"
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_keyboard_reaches_and_moves_everything(html, tmp_path, width):
+    with Browser(html, tmp_path, width) as browser:
+        assert browser.ask("innerWidth") == width
+        order = []
+        for _ in range(4):
+            browser.press("Tab")
+            order.append(browser.ask(FOCUS))
+        assert order == ["repair-1", "repair-2", "repair-3", "slider"]
+        browser.press("Home")
+        assert browser.ask(SHOWN) == "repair-1"
+        browser.press("ArrowRight")
+        assert browser.ask(SHOWN) == "repair-2"
+        browser.press("End")
+        assert browser.ask(SHOWN) == "repair-3"
+        assert browser.ask("document.getElementById('said').textContent").startswith("Repair 3 of 3")
+        browser.ask("document.querySelector('svg a').focus()")
+        browser.press("Enter")
+        assert browser.ask(SHOWN) == "repair-1"
+        browser.ask("document.querySelector('article:not([hidden]) [type=search]').focus()")
+        for letter in "zzz":
+            browser.press(letter)
+        assert browser.ask("document.querySelector('article:not([hidden]) output').textContent").startswith("0 of ")
+        browser.press("Tab")
+        browser.press(" ")
+        assert browser.ask("document.activeElement.checked") is True
+        outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", "what has the focus is seen"
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_screen_reader_finds_names_roles_and_tables(html, tmp_path):
+    with Browser(html, tmp_path, 400) as browser:
+        nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+        heard = [node for node in nodes if not node["ignored"]]
+        known = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in heard]
+        roles = [role for role, _ in known]
+        assert roles.count("article") == 1, "hidden repairs are hidden to all"
+        assert ("slider", "Choose a repair") in known
+        slider = next(node for node in nodes if node["role"]["value"] == "slider")
+        assert slider["value"]["value"] == 3 or str(slider["value"]["value"]).startswith("Repair 3 of 3")
+        assert {"status", "table", "row", "cell", "columnheader", "search", "searchbox", "checkbox"} <= set(roles)
+        assert not [role for role, name in known if role in ("link", "region", "slider", "searchbox") and not name]
+        assert roles.count("heading") >= 6
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_on_paper_is_the_chosen_repair_whole_and_no_control(html, tmp_path):
+    with Browser(html, tmp_path, 700) as browser:
+        browser.ask("document.getElementById('slider').value = 2")
+        browser.ask("document.getElementById('slider').dispatchEvent(new Event('input'))")
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        browser.ask("window.dispatchEvent(new Event('beforeprint'))")
+        assert browser.ask(SHOWN) == "repair-2"
+        seen = "document.querySelectorAll('{}').values().filter(e => e.getClientRects().length).toArray().length"
+        assert browser.ask(seen.format("#slider, .search")) == 0
+        assert browser.ask(seen.format("article:not([hidden]) details > .scroll")) >= 1
+        beyond = "[...document.querySelectorAll('td')].filter(e => e.getBoundingClientRect().right > 700).length"
+        assert browser.ask(beyond) == 0
+        assert len(browser.call("Page.printToPDF")["data"]) > 10_000

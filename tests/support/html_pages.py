@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -86,3 +88,72 @@ def look_at(html: str, script: str, folder: Path, width: int, *, scripts: bool =
     found = json.loads(unescape(match[1]))
     assert "error" not in found, found
     return found
+
+
+class Browser:
+    """A real browser that is driven by its debugging protocol, over pipes: keys, paper, widths below its own least."""
+
+    def __init__(self, html: str, folder: Path, width: int) -> None:
+        assert CHROMIUM is not None
+        (folder / "page.html").write_text(html, encoding="utf-8")
+        (read, self.out), (self.into, write) = os.pipe(), os.pipe()
+        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
+        command += [f"--user-data-dir={folder / 'browser'}", "about:blank"]
+        start = f"import os; os.dup2({read}, 3); os.dup2({write}, 4); os.execv({CHROMIUM!r}, {command!r})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", start], pass_fds=(read, write), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        os.close(read)
+        os.close(write)
+        self.answers, self.number, self.session = os.fdopen(self.into, "rb"), 0, ""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("Emulation.setDeviceMetricsOverride", **metrics)
+        self.call("Page.enable")
+        self.call("Page.navigate", url=f"file://{folder / 'page.html'}")
+        self.wait("Page.loadEventFired")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.out)
+        self.process.kill()
+        self.process.wait()
+        self.answers.close()
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol, in the page once there is one."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        message |= {"sessionId": self.session} if self.session else {}
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        return self.wait(self.number)
+
+    def wait(self, wanted: int | str) -> dict[str, Any]:
+        """The answer to a call, or an event."""
+        while True:
+            text = bytearray()
+            while (one := self.answers.read(1)) not in (b"\0", b""):
+                text += one
+            assert text, "the browser ended"
+            found = json.loads(text)
+            if found.get("id") == wanted or found.get("method") == wanted:
+                assert "error" not in found, found
+                return found.get("result", found)
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression of the page."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Press a key, by name, as in ``"Tab"``; one letter is typed."""
+        codes = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39, " ": 32}
+        text = {"text": {"Enter": "\r"}.get(key, key)} if len(key) == 1 or key == "Enter" else {}
+        for _ in range(times):
+            shared = {"key": key, "code": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
+            self.call("Input.dispatchKeyEvent", type="keyDown", **shared, **text)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
