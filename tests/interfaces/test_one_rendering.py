@@ -48,6 +48,7 @@ BOUNDS = {
     "relative_change": "relative_change <= 8",
     "linear_rows": 'linear_rows("rows.npz")',
 }
+SLOW = ("certified_radius", "attack_error")  # as bounds, which each step judges; as goals they are below
 OWN = "def sureness(predict, data):\n    return predict(data.inputs).softmax(1).amax(1).mean()\n"
 GOALS = {
     "accuracy": "accuracy >= 0.87",
@@ -56,6 +57,7 @@ GOALS = {
     "custom": 'custom("measures:sureness") >= 0.74',
     "error_rate": "error_rate <= 0.13",
     "certified_radius": "certified_radius(guard, first=4, lower=-9, upper=9) >= 0.3",
+    "attack_error": "attack_error(guard, radius=0.01, lower=-9, upper=9) <= 0.02",
 }
 
 

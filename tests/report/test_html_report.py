@@ -278,6 +278,9 @@ def test_images_are_shown_as_images_and_without_matplotlib_as_numbers(monkeypatc
     assert "1" in titles[0]
     torch.testing.assert_close(torch.as_tensor(shown.inputs), x[wrong][torch.as_tensor(shown.rows)])
     assert "No held-out data were given" in repair.to_html()
+    named = plots.plot_inputs(shown, Evidence(classes=("left", "right")).label)
+    (first, *_) = (axes.get_title() for axes in named.axes if axes.get_title())
+    assert first == titles[0].replace("0", "left").replace("1", "right")
 
 
 def test_robustness_is_shown_by_sample():
