@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
-from repairopt.network import Engine, check_inputs, is_dataset, split_model
+from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
+from repairopt.patches import whole_file
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
-from repairopt.report import Repair, Verdict
-from repairopt.specify import Transferable, as_property, goal_value
+from repairopt.report import Repair, Verdict, render_frontier
+from repairopt.specify import as_property, goal_value, make_specification
 
 STEPS = 8  # bounds in a sweep, where the user does not say
 
@@ -84,6 +86,32 @@ class Frontier:
             lines += [_cells(f"{point.target:8.4f}", point) for point in self.thresholds]
         return "\n".join(lines)
 
+    @public
+    def to_html(self, *, title: str = "Frontier of repairs", **options: Any) -> str:
+        """One HTML page that needs no network, in which a slider chooses among the repairs.
+
+        Args:
+            title: Heading of the page.
+            **options: ``features``, names of the input columns; ``claims``, ``words`` and ``patches``, which
+                ``repairopt frontier`` passes for spec files.
+
+        Raises:
+            SpecificationError: A point has no repair.
+        """
+        if not self.points or any(point.repair is None for point in self.points):
+            raise SpecificationError(
+                f"frontier of '{self.name}': its page shows repairs, and a point has none. Pass what trace_frontier "
+                f"returned."
+            )
+        return render_frontier(self, title=title, **options)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the page of :meth:`to_html` to a file, whole or not at all."""
+        page = self.to_html(**options)
+        with whole_file(path) as file:
+            file.write_text(page, encoding="utf-8")
+        return Path(path)
+
     def plot(self, axes: Any = None, *, held_out: bool | None = None) -> Any:
         """Draw the curve.
 
@@ -123,7 +151,7 @@ def _cells(name: str, p: Any) -> str:
 
 @public
 def trace_frontier(
-    model: nn.Module,
+    model: nn.Module | Classifier,
     goal: Any,
     constraints: Any = (),
     *,
@@ -145,7 +173,8 @@ def trace_frontier(
         targets: The bounds, or how many between the original value and a tenth of it.
         data: Labelled samples ``(inputs, labels)``, or a dataset or loader of pairs; accuracy and loss are theirs.
         held_out: Samples that only the report sees.
-        held_out_goal: The property on held-out data; None to make it from ``held_out``, where it can be made.
+        held_out_goal: The property on held-out data, or a list of it and of the twins of the constraints; None to make
+            them from ``held_out``, where they can be made.
         weights: As there; ``"auto"`` is settled once, in the middle of the sweep.
         method: Settings of the method; by default without buffers for new data, because the curve shows those.
         settings: As there.
@@ -165,9 +194,12 @@ def trace_frontier(
     engine = Engine(module, forward_fn=forward_fn)
     value = goal_value(goal, engine.predict())
     bounds = _bounds(targets, value)
-    other = held_out_goal
-    if other is None and held_out is not None and isinstance(goal, Transferable):
-        other = goal.on(*held_out)
+    twins: tuple[Any, ...] = ()
+    if held_out_goal is not None:
+        twins = tuple(held_out_goal) if isinstance(held_out_goal, list | tuple) else (held_out_goal,)
+    elif held_out is not None:
+        twins = make_specification(goal, constraints, held_out).held_out
+    other = twins[0] if twins and (held_out_goal is not None or twins[0].name == goal.name) else None
 
     def point(target: float, network: nn.Module, repair: Repair | None, met: bool) -> FrontierPoint:
         predict = Engine(network, forward_fn=forward_fn).predict()
@@ -179,16 +211,19 @@ def trace_frontier(
     if isinstance(weights, str) and weights == "auto":
         middle = replace(goal, target=bounds[len(bounds) // 2])
         weights = solve_repair(model, middle, constraints, settings=settings, **options).report.location
-    options |= {"weights": weights, "held_out": () if other is None else (other,)}
+    options |= {"weights": weights}
     points: list[FrontierPoint] = []
     before: Repair | None = None
     for bound in bounds:
         begun = replace(settings, start=None if before is None else before.delta)
-        found = solve_repair(model, replace(goal, target=bound), constraints, settings=begun, **options)
+        unseen = [replace(twin, target=bound) if twin.name == goal.name else twin for twin in twins]
+        found = solve_repair(
+            model, replace(goal, target=bound), constraints, held_out=unseen, settings=begun, **options
+        )
         met = found.report.verdict is Verdict.REPAIRED
         before = found if met else before
         points.append(point(bound, found.model, found, met))
-    thresholds = threshold_frontier(engine.predict(), goal, list(bounds), data, held_out)
+    thresholds = threshold_frontier(engine.predict(), goal, list(bounds), data, held_out, other)
     return Frontier(goal.name, point(value, module, None, True), tuple(points), thresholds)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from repairopt.errors import AuditError, ExportError, MissingExtraError, PatchConflictError, PatchError, WrongBaseError
 
 from .audit import AuditLog, LogEnd, verify_log
-from .claims import PatchInfo, hash_spec, library_versions
+from .claims import PatchInfo, hash_spec, library_versions, number
 from .differences import Change
 from .lora_export import export_lora
 from .onnx_export import TOLERANCES, OnnxExport, export_onnx

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -64,9 +65,27 @@ class PatchInfo:
         for claim in self.claims:
             mark = {True: "met", False: "NOT MET"}.get(claim.get("met"), "")  # type: ignore[arg-type]
             figures = {k: v for k, v in claim.items() if k not in ("name", "met") and v is not None}
-            rest = [f"{key} {f'{v:.6g}' if isinstance(v, float) else v}" for key, v in figures.items()]
+            rest = [f"{key} {number(v) if isinstance(v, float) else v}" for key, v in figures.items()]
             lines.append("; ".join(filter(None, [str(claim.get("name", "")), mark, *rest])))
         return lines
+
+
+def number(value: Any) -> str:
+    """A figure for people: four decimals, or four digits where it is small; a dash where there is none.
+
+    Example:
+        >>> number(0.123456), number(0.00012346), number(1.0), number(None)
+        ('0.1235', '0.0001235', '1', '-')
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == round(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 100:
+        return f"{value:.4f}"
+    return f"{value:,.1f}" if 100 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _checked_claim(number: int, claim: Any) -> Claim:

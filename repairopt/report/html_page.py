@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -13,6 +13,7 @@ from repairopt.report.pictures.gallery import draw_gallery
 from repairopt.report.pictures.plots import have_matplotlib
 
 from .plain_words import Plain, list_caveats, measured, number, percent, summarize
+from .stated import BOUNDS, Row, better, missed, restate, restate_evidence, stated_names, stated_rows
 
 SPLITS = {False: "repair data", True: "held-out data"}
 FREE = 1e-9  # price of a bound that costs nothing
@@ -31,22 +32,13 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table, as text; ``good`` is None where it is open or nothing is promised."""
+def claim_rows(plain: Plain, evidence: Evidence, stated: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
+    """The rows of a report as a dict: goal, constraints, what is only watched, accuracies; those of a name together.
 
-    name: str
-    data: str
-    before: str
-    after: str
-    interval: str = ""
-    limit: str = ""
-    result: str = ""
-    good: bool | None = None
-
-
-def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
-    """The rows of a report as a dict: goal, constraints, what is only watched, accuracies; those of a name together."""
+    ``stated`` are the claims of a spec file, which are shown as they are.
+    """
+    if stated:
+        return _stated(plain, stated)
     measures, checks = plain["measures"], plain["checks"]
     claims = plain.get("claims", [])
     held_out = {claim["name"]: claim for claim in claims if claim["source"] == SPLITS[True]}
@@ -64,12 +56,26 @@ def claim_rows(plain: Plain, evidence: Evidence) -> list[Row]:
     return rows + _accuracies(plain["labels"])
 
 
+def _stated(plain: Plain, stated: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The claims of a spec file, cross-validation after the repair data of the same name, accuracies."""
+    names = {"repair": SPLITS[False], "held_out": SPLITS[True]}
+    crossed = {claim["name"]: claim for claim in plain.get("claims", []) if claim["source"] != SPLITS[True]}
+    rows: list[Row] = []
+    order = [claim["name"] for claim in stated]
+    bounds = {claim["name"]: claim["bound"] or "" for claim in stated}
+    for row in sorted(stated_rows(stated, names), key=lambda row: (order.index(row.name), row.data == SPLITS[True])):
+        rows.append(row)
+        if row.data == SPLITS[False] and row.name in crossed:
+            rows.append(replace(_crossed(crossed.pop(row.name)), limit=bounds[row.name]))
+    return rows + [_crossed(claim) for claim in crossed.values()] + _accuracies(plain["labels"])
+
+
 def _measure(measure: Plain, claims: dict[str, Plain]) -> Row:
     split, target = measure["held_out"], measure["target"]
     row = Row(measure["name"], SPLITS[split], number(measure["before"]), number(measure["after"]))
     if target is None:
         return row
-    return _judged(row, target, measure["after"] <= target, claims.get(measure["name"]) if split else None)
+    return _judged(row, target, not missed(measure), claims.get(measure["name"]) if split else None)
 
 
 def _judged(row: Row, limit: float, met: bool, claim: Plain | None) -> Row:
@@ -88,14 +94,16 @@ def _judged(row: Row, limit: float, met: bool, claim: Plain | None) -> Row:
 def _crossed(claim: Plain) -> Row:
     interval, share = claim["interval"], f"{100 * claim['confidence']:.4g} %"
     value, limit = interval["value"], claim["limit"]
-    met, average = interval["high"] <= limit, claim["confidence"] <= 0.5
+    relation = claim.get("relation", "<=")
+    met = interval["low"] >= limit if relation == ">=" else interval["high"] <= limit
+    average, bound = claim["confidence"] <= 0.5, f"{BOUNDS[relation]} {number(limit)}"
     result = ("met on average" if average else f"met with {share} confidence") if met else "not met"
     good: bool | None = met
-    if not met and value <= limit:
+    if not met and not better(claim, limit, value):
         good, result, rows = None, f"met here, not shown with {share} confidence", claim["rows"]
         result += f"; about {rows:,.0f} rows of the smallest group would show it" if rows else ""
     ends = "" if average else _ends(interval)
-    return Row(claim["name"], claim["source"], "", number(value), ends, f"at most {number(limit)}", result, good)
+    return Row(claim["name"], claim["source"], "", number(value), ends, bound, result, good)
 
 
 def _check(check: Plain, bounded: Sequence[float] | None, claims: dict[str, Plain]) -> Row:
@@ -132,6 +140,19 @@ def _ends(interval: Plain) -> str:
     return f"{number(interval['low'])} to {number(interval['high'])}"
 
 
+def open_template(name: str) -> Any:
+    """A template of this room; everything put into it is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    loader = FunctionLoader(read_part)
+    return Environment(autoescape=True, undefined=StrictUndefined, loader=loader).get_template(name)
+
+
+def read_part(name: str) -> str:
+    """The text of a template, style sheet or script of this room."""
+    return files("repairopt.report").joinpath(name).read_text(encoding="utf-8")
+
+
 def render_page(
     plain: Plain,
     evidence: Evidence,
@@ -139,33 +160,34 @@ def render_page(
     title: str = "Repair report",
     frontier: Any = (),
     features: Sequence[str] = (),
+    claims: Sequence[Mapping[str, Any]] = (),
     complete: bool = True,
 ) -> str:
     """The page of a report as a dict; without pictures, and saying so, where Matplotlib is not installed.
 
-    ``complete`` says whether the evidence was collected from networks and data.
+    ``claims`` are those of a spec file; ``complete`` says whether the evidence was collected from networks and data.
     """
-    from jinja2 import Environment, StrictUndefined
-
+    stated = stated_names(claims)
+    plain, evidence = restate(plain, stated), restate_evidence(evidence, stated)
     drawn = have_matplotlib()
     pictures = draw_gallery(evidence, frontier, *on_frontier(plain)) if drawn else []
     missing = NO_PICTURES if not drawn else "" if complete else NO_EVIDENCE
-    source = files("repairopt.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
-    return page.render(
+    return open_template("page.html.j2").render(
         title=title,
         verdict=plain["verdict"],
         meaning=plain["meaning"],
-        tone=_tone(plain),
+        tone=outcome_tone(plain),
         sentences=summarize(plain),
-        caveats=list_caveats(plain),
-        rows=claim_rows(plain, evidence),
+        caveats=list_caveats(plain, evidence.label),
+        rows=claim_rows(plain, evidence, claims),
         certified=any("certified" in measure["name"] for measure in plain["measures"]),
-        costs=_costs(plain),
-        tables=[_group_table(table) for table in evidence.tables],
+        costs=cost_rows(plain),
+        tables=[group_table(table, evidence) for table in evidence.tables],
         pictures=pictures,
         missing=missing,
-        affected=[_input_table(one, features) for one in evidence.affected if not one.are_images or not pictures],
+        affected=[
+            input_table(one, evidence, features) for one in evidence.affected if not one.are_images or not pictures
+        ],
         facts=_facts(plain),
         rounds=_rounds(plain),
         version=library_versions().get("repairopt", ""),
@@ -186,11 +208,11 @@ def render_fragment(plain: Plain) -> str:
     )
 
 
-def _tone(plain: Plain) -> str:
+def outcome_tone(plain: Plain) -> str:
     """Good only where the target is met on held-out data too, if there are any."""
     unseen = measured(plain, held_out=True)
-    missed = unseen is not None and unseen["target"] is not None and unseen["after"] > unseen["target"]
-    return "open" if missed and plain["verdict"] == "repaired" else TONES.get(plain["verdict"], "bad")
+    short = unseen is not None and missed(unseen)
+    return "open" if short and plain["verdict"] == "repaired" else TONES.get(plain["verdict"], "bad")
 
 
 def on_frontier(plain: Plain) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
@@ -202,7 +224,8 @@ def on_frontier(plain: Plain) -> tuple[tuple[float, float] | None, tuple[float, 
     return (goal["after"], after), (goal["before"], before)
 
 
-def _costs(plain: Plain) -> list[list[str]]:
+def cost_rows(plain: Plain) -> list[list[str]]:
+    """Of each bound what was taken off it for new data, and its price."""
     buffers, leads, prices = (plain.get(key, {}) for key in ("buffers", "margins", "prices"))
     names = dict.fromkeys([*buffers, *prices])
     lead = {name: f", and a lead of {number(size)} logits" for name, size in leads.items()}
@@ -210,7 +233,8 @@ def _costs(plain: Plain) -> list[list[str]]:
     return [[name, number(buffers.get(name)) + lead.get(name, ""), number(rounded.get(name))] for name in names]
 
 
-def _group_table(table: GroupTable) -> Plain:
+def group_table(table: GroupTable, evidence: Evidence) -> Plain:
+    """Metrics in each group and disparities, as texts."""
     rows = []
     for group, before, after in zip(table.groups, table.before, table.after, strict=True):
         cells = [
@@ -219,7 +243,7 @@ def _group_table(table: GroupTable) -> Plain:
         ]
         rows.append([group, *cells])
     return {
-        "title": f"{table.name}, {SPLITS[table.held_out]}, favorable label {table.favorable}",
+        "title": f"{table.name}, {SPLITS[table.held_out]}, favorable label {evidence.label(table.favorable)}",
         "head": ["group", *(METRICS.get(metric, metric) for metric in table.metrics)],
         "rows": rows,
         "numbers": list(range(1, len(table.metrics) + 1)),
@@ -227,16 +251,22 @@ def _group_table(table: GroupTable) -> Plain:
     }
 
 
-def _input_table(affected: AffectedInputs, features: Sequence[str]) -> Plain:
+def input_table(
+    affected: AffectedInputs, evidence: Evidence, features: Sequence[str], most: int | None = None
+) -> Plain:
+    """The most affected inputs, as texts; without their values where they are images, or have more than ``most``."""
     flat = affected.inputs.reshape(len(affected.rows), -1)
-    names = list(features or affected.features)
-    if len(names) != flat.shape[1]:
-        names = [f"column {j}" for j in range(flat.shape[1])]
+    names, cells = list(affected.features or features), affected.cells
+    if not cells:
+        names = names if len(names) == flat.shape[1] else [f"column {j}" for j in range(flat.shape[1])]
+        cells = tuple(tuple(f"{value:.4g}" for value in row) for row in flat)
+    if most is not None and (affected.are_images or len(names) > most):
+        names, cells = [], ((),) * len(affected.rows)
     rows = []
     for k, row in enumerate(affected.rows):
         label, before, after = (int(of[k]) for of in (affected.labels, affected.before, affected.after))
-        answer = [str(int(row)), "-" if label < 0 else str(label), str(before), str(after)]
-        rows.append([*answer, f"{affected.shift[k]:.3f}", *(f"{value:.4g}" for value in flat[k])])
+        answer = ["-" if label < 0 else evidence.label(label), evidence.label(before), evidence.label(after)]
+        rows.append([f"{int(row):,}", *answer, f"{affected.shift[k]:.3f}", *cells[k]])
     head = ["row", "true label", "before", "after", "probability moved", *names]
     title = f"{affected.name}, {SPLITS[affected.held_out]}"
     return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
+
+from repairopt.patches import number
+
+from .stated import better, missed
 
 Plain = dict[str, Any]
 LOST_RECALL = 0.05  # of a class, above which there is a warning
-
-
-def number(value: Any) -> str:
-    """A figure for people: four decimals, or four digits where it is small; a dash where there is none.
-
-    Example:
-        >>> number(0.123456), number(0.00012346), number(1.0), number(None)
-        ('0.1235', '0.0001235', '1', '-')
-    """
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value == round(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    if 1e-3 <= abs(value) < 100:
-        return f"{value:.4f}"
-    return f"{value:,.1f}" if 100 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def percent(share: float) -> str:
@@ -37,13 +23,13 @@ def summarize(plain: Plain) -> list[str]:
     return [text for text in (_outcome(plain), _answers(plain), _unseen(plain)) if text]
 
 
-def list_caveats(plain: Plain) -> list[str]:
+def list_caveats(plain: Plain, label: Callable[[int], str] = str) -> list[str]:
     """What a reader must be told along with the verdict, one text for each."""
     found = []
     if plain["stopped"]:
         found.append(f"Stopped early ({plain['stopped']}); this is the best point found until then.")
     unseen = measured(plain, held_out=True)
-    if unseen is not None and unseen["target"] is not None and unseen["after"] > unseen["target"]:
+    if unseen is not None and missed(unseen):
         found.append(
             f"On held-out data the target is missed: {number(unseen['after'])} against {number(unseen['target'])}."
         )
@@ -51,7 +37,7 @@ def list_caveats(plain: Plain) -> list[str]:
         found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
     if plain["constant"]:
         found.append("The network gives every input the same answer; that is never counted as a repair.")
-    found += [*plain["notes"], *_lost_classes(plain["labels"])]
+    found += [*plain["notes"], *_lost_classes(plain["labels"], label)]
     rows = plain["gave_way"]
     if rows:
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
@@ -68,17 +54,17 @@ def measured(plain: Plain, *, held_out: bool) -> Plain | None:
     return next((m for m in plain["measures"] if m["name"] == name and m["held_out"] == held_out), None)
 
 
-def _lost_classes(labels: list[Plain]) -> list[str]:
+def _lost_classes(labels: list[Plain], label: Callable[[int], str]) -> list[str]:
     """A warning where a bound was met by giving up a class."""
     counts = next((one for one in labels if not one["held_out"]), None)
     lost = {k: pair for k, pair in (counts["recall"] if counts else {}).items() if pair[0] - pair[1] > LOST_RECALL}
     if not lost:
         return []
     worst = max(lost, key=lambda k: lost[k][0] - lost[k][1])
-    before, after = lost[worst]
+    before, after = (f"{share:.3f}" for share in lost[worst])
     return [
-        f"Recall of class {worst} fell from {before:.3f} to {after:.3f}. If that is too much, bound it, for example "
-        f"with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
+        f"Recall of class {label(int(worst))} fell from {before} to {after}. If that is too much, bound it, for "
+        f"example with Bound(MissRate(inputs, labels, {worst}), slack=0.01)."
     ]
 
 
@@ -95,7 +81,7 @@ def _outcome(plain: Plain) -> str:
             return f"Nothing had to be changed: {goal['name']} is {number(goal['after'])}, within the limit of {limit}."
         return f"The network was repaired: {moved}, within the limit of {limit}{kept}."
     if verdict == "improved":
-        nearer = goal["after"] < goal["before"]
+        nearer = better(goal, goal["after"], goal["before"])
         kept = kept if nearer else ". Constraints that failed on the original network, or its one answer, are mended"
         return f"The network is better but not repaired: {moved}, and the limit is {limit}{kept}."
     if verdict == "violated":
@@ -105,8 +91,7 @@ def _outcome(plain: Plain) -> str:
         return (
             f"What was asked for cannot all hold at once by changing the chosen weights: {moved}; the limit is {limit}."
         )
-    missed = goal["after"] > goal["target"]
-    why = "" if missed else ", which does not count, because the network gives every input the same answer"
+    why = "" if missed(goal) else ", which does not count, because the network gives every input the same answer"
     return f"No better network was found: {goal['name']} stays at {number(goal['after'])}{why}; the limit is {limit}."
 
 
@@ -142,6 +127,6 @@ def _unseen(plain: Plain) -> str:
     text = f"On data that the repair never saw, {unseen['name']} {_moved(unseen['before'], unseen['after'])}"
     if unseen["target"] is None:
         return text + "."
-    if unseen["after"] > unseen["target"]:
+    if missed(unseen):
         return text + f": the limit of {number(unseen['target'])} is missed there."
     return text + f": the limit of {number(unseen['target'])} is met there too."

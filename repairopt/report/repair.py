@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ def write_html(
     title: str = "Repair report",
     frontier: Any = (),
     features: Sequence[str] = (),
+    claims: Sequence[Mapping[str, Any]] = (),
+    evidence: Evidence | None = None,
 ) -> Path:
     """Write a report as one HTML page that needs no network.
 
@@ -96,18 +98,20 @@ def write_html(
         title: Heading of the page.
         frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
         features: Names of the input columns.
+        claims: The claims of a spec file, shown as they are; those of ``result.json`` by default.
+        evidence: What the pictures of a repair show, where it is not what the repair collects itself.
 
     Raises:
         SpecificationError: The folder holds no result, or one that is not a report.
         PatchError: The folder of the page does not exist.
     """
-    options: dict[str, Any] = {"title": title, "frontier": frontier, "features": features}
+    options: dict[str, Any] = {"title": title, "frontier": frontier, "features": features, "claims": claims}
     if isinstance(result, Repair | Report):
-        page = result.to_html(**options)
+        page = result.to_html(**options, evidence=evidence)
     elif isinstance(result, str | Path):
         try:
-            plain, evidence, complete = _read(Path(result))
-            page = render_page(plain, evidence, complete=complete, **options)
+            plain, evidence, stated, complete = _read(Path(result))
+            page = render_page(plain, evidence, complete=complete, **{**options, "claims": claims or stated})
         except RepairError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -124,8 +128,8 @@ def write_html(
     return Path(path)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Evidence, bool]:
-    """Report, evidence, and whether that was collected from networks and data."""
+def _read(folder: Path) -> tuple[dict[str, Any], Evidence, list[Any], bool]:
+    """Report, evidence, claims of a spec file, and whether that was collected from networks and data."""
     file = folder / RESULT
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
@@ -135,8 +139,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], Evidence, bool]:
         ) from error
     except ValueError as error:
         raise SpecificationError(f"'{file}': is not JSON ({error}). Get it again, or run the repair again.") from error
+    stated: list[Any] = []
     if isinstance(plain, dict) and isinstance(plain.get("report"), dict):
-        plain = plain["report"]
+        stated, plain = plain.get("claims", []), plain["report"]
     missing = [name for name in NEEDED if not isinstance(plain, dict) or name not in plain]
     if missing:
         raise SpecificationError(
@@ -144,5 +149,5 @@ def _read(folder: Path) -> tuple[dict[str, Any], Evidence, bool]:
             f"json.dumps(repair.report.to_dict())."
         )
     if (folder / FILE).is_file():
-        return plain, load_evidence(folder), True
-    return plain, evidence_from_dict(plain), False
+        return plain, load_evidence(folder), stated, True
+    return plain, evidence_from_dict(plain), stated, False

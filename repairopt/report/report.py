@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -215,15 +215,26 @@ class Report:
         return patch_info(self)
 
     @public
-    def to_html(self, *, title: str = "Repair report", frontier: Any = (), features: Sequence[str] = ()) -> str:
+    def to_html(
+        self,
+        *,
+        title: str = "Repair report",
+        frontier: Any = (),
+        features: Sequence[str] = (),
+        claims: Sequence[Mapping[str, Any]] = (),
+        evidence: Evidence | None = None,
+    ) -> str:
         """The report as one HTML page that needs no network; runs both networks over the data once more.
 
         Args:
             title: Heading of the page.
             frontier: From :func:`repairopt.trace_frontier`, or points with ``value`` and ``accuracy``.
             features: Names of the input columns, for the table of the most affected inputs.
+            claims: Claims of a spec file, which are shown as they are.
+            evidence: What the pictures show; by default :attr:`evidence`.
         """
-        return render_page(self.to_dict(), self.evidence, title=title, frontier=frontier, features=features)
+        options: dict[str, Any] = {"title": title, "frontier": frontier, "features": features, "claims": claims}
+        return render_page(self.to_dict(), self.evidence if evidence is None else evidence, **options)
 
     def save_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page of :meth:`to_html` to a file, whole or not at all."""

@@ -60,7 +60,7 @@ from .margins import (
     sample_count,
     samples_in,
 )
-from .measures import REQUIRED, ROWS, UP, Argument, Given, Measure
+from .measures import REQUIRED, ROWS, UP, WAYS, Argument, Given, Measure
 from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRate
 from .robustness import AdversarialError, CertifiedRadius
 from .specification import (

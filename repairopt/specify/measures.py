@@ -5,6 +5,7 @@ Parser, binder, reference and report read it; ``repairopt.interfaces.specfile.la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -12,6 +13,12 @@ from typing import Any, Protocol
 from .contracts import Array
 
 REQUIRED = object()
+WAYS: dict[str, Callable[[float], float]] = {  # from the library's value, which is minimized, to the statement's
+    "": lambda v: v,
+    "1 - ": lambda v: 1.0 - v,
+    "1 / ": lambda v: 1.0 / v if v else math.inf,
+    "- ": lambda v: -v,
+}
 UP, DOWN = ("<=",), (">=",)
 
 

@@ -8,7 +8,16 @@ import torch
 from biased_task import task
 from torch import nn
 
-from repairopt import ErrorRate, Frontier, FrontierPoint, GroupGap, SpecificationError, trace_frontier
+from repairopt import (
+    Bound,
+    ErrorRate,
+    Frontier,
+    FrontierPoint,
+    GroupGap,
+    KeepLabels,
+    SpecificationError,
+    trace_frontier,
+)
 from repairopt.methods import threshold_frontier
 
 
@@ -164,6 +173,43 @@ def test_thresholds_are_chosen_on_repair_data_and_judged_on_others():
     outputs = toy.model(toy.other_inputs).detach().numpy()
     favored = outputs[:, 1] - outputs[:, 0] > np.asarray(found.thresholds)[toy.other_inputs[:, 1].long().numpy()]
     assert found.held_out_accuracy == pytest.approx((favored == toy.other_labels.numpy()).mean())
+
+
+def test_groups_given_as_arrays_have_twins_and_thresholds_of_their_own():
+    toy = task(count=200)
+    sides = [(toy.inputs, toy.labels), toy.held_out]
+    given, other = (
+        GroupGap.observed(x, sensitive_features=["ab"[int(g)] for g in x[:, 1]], target=0.3, name="gap")
+        for x, _ in sides
+    )
+    kept = Bound(ErrorRate(*toy.held_out), slack=0.1, name="errors")
+    found = trace_frontier(
+        toy.model,
+        given,
+        [Bound(ErrorRate(*sides[0]), slack=0.1, name="errors")],
+        targets=[0.2, 0.1],
+        data=sides[0],
+        held_out=sides[1],
+        held_out_goal=[other, kept],
+        weights="last",
+    )
+    observed = GroupGap.observed(toy.inputs, 1)
+    same = threshold_frontier(toy.model, observed, [0.2, 0.1], *sides)
+    assert [p.held_out_accuracy for p in found.thresholds] == [p.held_out_accuracy for p in same]
+    for point in found.points:
+        report = point.repair.report
+        assert report.measure(held_out=True).target == point.target
+        assert {check.constraint for check in report.verification.checks if check.held_out} == {"errors"}
+        assert {claim.name: claim.limit for claim in report.claims}["gap"] == point.target
+
+
+def test_held_out_rows_make_twins_of_the_constraints():
+    toy = task(count=200)
+    gap = GroupGap.observed(toy.inputs, 1, target=0.3)
+    kept = KeepLabels(toy.inputs, toy.labels, tolerance=0.3)
+    found = trace_frontier(toy.model, gap, [kept], targets=[0.1], held_out=toy.held_out, weights="last")
+    checks = found.points[0].repair.report.verification.checks
+    assert [check.held_out for check in checks if check.constraint == kept.name] == [False, True]
 
 
 def test_without_groups_labels_or_two_classes_there_is_no_such_reference():

@@ -98,7 +98,7 @@ def test_the_text_for_a_review_says_it_all(patch):
         assert expected in text
     for expected in (patch.base.total, patch.repaired.total, patch.content_hash, patch.info.spec_hash, "seed 7"):
         assert expected in text
-    assert "claim     gap; met; value 0.04; interval [0.03, 0.05]; bound 0.05; data held-out" in text
+    assert "claim     gap; met; value 0.0400; interval [0.03, 0.05]; bound 0.0500; data held-out" in text
 
 
 @pytest.mark.slow

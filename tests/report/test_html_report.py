@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from biased_task import task
+from html_pages import CHROMIUM, Page, look_at
 from torch import nn
 
 from repairopt import (
@@ -39,45 +37,6 @@ from repairopt.report.repair import write_html
 from repairopt.specify import AdversarialError
 
 matplotlib = pytest.importorskip("matplotlib", reason="the pictures need the extra 'report'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Page(HTMLParser):
-    """Text, tags, and attributes of a page; fails on a tag that is closed but not open."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[list[str]] = []
-        self.text = ""
-        self.feed(html)
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.cells.append([])
-        if tag in ("td", "th"):
-            self.cells[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" in self.open:
-            return
-        self.text += " " + " ".join(data.split())
-        if self.open[-1:] in (["td"], ["th"]):
-            self.cells[-1][-1] += data
-
-    def row(self, *start: str) -> list[str]:
-        """The first row of a table that starts with these cells."""
-        return next(cells for cells in self.cells if cells[: len(start)] == list(start))
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +278,9 @@ def test_images_are_shown_as_images_and_without_matplotlib_as_numbers(monkeypatc
     assert "1" in titles[0]
     torch.testing.assert_close(torch.as_tensor(shown.inputs), x[wrong][torch.as_tensor(shown.rows)])
     assert "No held-out data were given" in repair.to_html()
+    named = plots.plot_inputs(shown, Evidence(classes=("left", "right")).label)
+    (first, *_) = (axes.get_title() for axes in named.axes if axes.get_title())
+    assert first == titles[0].replace("0", "left").replace("1", "right")
 
 
 def test_robustness_is_shown_by_sample():
@@ -355,30 +317,26 @@ def test_notebooks_show_claims_and_reports_stay_light(fair):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
 @pytest.mark.parametrize("width", [400, 1280])
-def test_nothing_is_wider_than_the_window_but_tables_that_scroll(fair, tmp_path, width):
-    """The page in a frame of the given width, in a real browser; the frame reports what sticks out of it."""
-    page = json.dumps(fair.to_html(features=["a very long name of a column", "group"])).replace("</", "<\\/")
-    look = f"""<body><div id=found></div><script>
-      const frame = document.createElement("iframe");
-      frame.width = {width}; frame.height = 900; frame.srcdoc = {page};
-      frame.onload = () => {{
-        const doc = frame.contentDocument, out = [];
-        for (const one of doc.querySelectorAll("main *"))
-          if (!one.closest(".scroll table") && one.getBoundingClientRect().right > {width}) out.push(one.tagName);
-        const broken = [...doc.images].filter(image => !image.complete || !image.naturalWidth).length;
+def test_nothing_is_wider_than_the_window_and_every_figure_is_in_sight(fair, tmp_path, width):
+    found = look_at(
+        fair.to_html(features=["a very long name of a column", "group"]),
+        """
+        const right = one => one.getBoundingClientRect().right;
+        const out = [...doc.querySelectorAll("main *:not(thead *)")].filter(one => right(one) > doc.wide);
+        const hidden = [...doc.querySelectorAll("td")].filter(one => one.textContent && !one.closest("details")
+          && !(one.getClientRects().length && one.getBoundingClientRect().left >= 0));
         const scrolls = [...doc.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth).length;
-        const wide = doc.documentElement.scrollWidth;
-        document.getElementById("found").textContent = JSON.stringify({{out, broken, scrolls, wide}});
-      }};
-      document.body.append(frame);</script>"""
-    (tmp_path / "look.html").write_text(look, encoding="utf-8")
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path / 'look.html'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    match = re.search(r'<div id="found">(\{.*?\})</div>', done.stdout)
-    assert match, done.stderr[-2000:]
-    found = json.loads(match[1])
-    assert found["out"] == []
-    assert found["broken"] == 0
+        const broken = [...doc.images].filter(image => !image.complete || !image.naturalWidth).length;
+        const card = doc.querySelector("td.number");
+        const label = doc.defaultView.getComputedStyle(card, "::before").content;
+        const role = doc.querySelector("table").getAttribute("role");
+        return {out: out.map(one => one.tagName), hidden: hidden.length, scrolls, broken, label, role,
+          wide: doc.documentElement.scrollWidth};
+        """,
+        tmp_path,
+        width,
+    )
+    assert (found["out"], found["hidden"], found["broken"], found["scrolls"]) == ([], 0, 0, 0)
     assert found["wide"] <= width
-    assert (found["scrolls"] > 0) == (width == 400), "on a phone the tables scroll, on a desk they fit"
+    assert (found["label"] == '"before"') == (width == 400), "on a phone each figure stands beside its name"
+    assert found["role"] == "table", "a table stays one to screen readers, however it is laid out"

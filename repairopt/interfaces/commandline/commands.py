@@ -16,6 +16,7 @@ from .show import (
     doctor_text,
     emit,
     emit_error,
+    frontier_text,
     init_text,
     patch_text,
     solve_text,
@@ -54,6 +55,7 @@ def cli(threads: int | None) -> None:
       repairopt check spec.yaml                what holds now
       repairopt solve spec.yaml --out run      the repair, as a patch with a report
       repairopt verify spec.yaml --patch run/patch.safetensors
+      repairopt frontier spec.yaml --out all   several repairs to choose from, on one page
     """  # noqa: D301 (click reads the backspace)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when the libraries are loaded
         if threads is not None:
@@ -126,6 +128,26 @@ def solve(spec: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> 
 
     bars = Bars(options["time_limit"], quiet=as_json or quiet)
     emit(solve_spec(spec, out, Options(**options), bars), as_json, solve_text)
+
+
+@cli.command(epilog=example("repairopt frontier spec.yaml --out frontier --points 6"))
+@spec_argument
+@click.option("--out", type=FILE, required=True, help="Folder for the page and the patches.")
+@click.option(
+    "--points", type=click.IntRange(min=1), default=5, show_default=True, help="Number of bounds, evenly apart."
+)
+@click.option("--bound", "bounds", type=float, multiple=True, help="A bound on the goal; may be given several times.")
+@overwrite_option
+@quiet_option
+@json_option
+def frontier(spec: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Repair the network of SPEC once for each of several bounds on its goal; a page with a slider compares them.
+
+    Unless bounds are given, they lead from what the goal is now to the bound of the spec.
+    """
+    from repairopt.interfaces.commandline.runs.frontier_run import trace_spec
+
+    emit(trace_spec(spec, out, progress=Bars(quiet=as_json or quiet), **options), as_json, frontier_text)
 
 
 def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:

@@ -71,6 +71,20 @@ def solve_text(result: results.SolveResult) -> str:
     return "\n".join(lines)
 
 
+def frontier_text(result: results.FrontierResult) -> str:
+    """The goal of each repair, and what was written."""
+    from repairopt.interfaces.specfile.claim_rows import number
+
+    goals = [row for row in result.original if row.role == "goal"]
+    lines = [goals[0].name, f"{'bound':>10}" + "".join(f"{row.data:>12}" for row in goals) + "  verdict"]
+    sides = [("now", result.original, ""), *((f"{one.bound:.4g}", one.claims, one.verdict) for one in result.repairs)]
+    for name, claims, verdict in sides:
+        values = [number(row.value) for row in claims if row.role == "goal"]
+        lines.append(f"{name:>10}" + "".join(f"{value:>12}" for value in values) + f"  {verdict}".rstrip())
+    wrote = [one.patch for one in result.repairs] + [result.out]
+    return "\n".join([*lines, "", *(f"wrote {path}" for path in wrote)])
+
+
 def verify_text(result: results.VerifyResult) -> str:
     """What was looked at, and the claims as recomputed."""
     from repairopt.interfaces.specfile.claim_rows import claim_table

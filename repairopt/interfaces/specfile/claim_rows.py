@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from repairopt.patches import number
+
 from .models import Strict
 
 
@@ -58,15 +60,6 @@ def claim_table(claims: Sequence[ClaimRow]) -> str:
         rest += [f"({claim.left_out} rows are in no group compared)"] if claim.left_out else []
         lines += [f"{'':8}  {part}" for part in rest]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def number(value: float | None) -> str:
-    """A number for a table."""
-    if value is None:
-        return "-"
-    if float(value) == int(value):
-        return str(int(value))
-    return f"{value:.4g}" if abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _label(claim: ClaimRow) -> str:

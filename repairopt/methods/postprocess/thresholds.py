@@ -59,6 +59,7 @@ def threshold_frontier(
     targets: Sequence[float],
     data: tuple[Tensor, Tensor] | None,
     held_out: tuple[Tensor, Tensor] | None,
+    held_out_goal: Any = None,
 ) -> tuple[ThresholdPoint, ...]:
     """The most accurate thresholds by group whose favorable rates differ by at most each target.
 
@@ -72,6 +73,7 @@ def threshold_frontier(
         targets: Bounds.
         data: Labelled rows that choose the thresholds.
         held_out: Labelled rows that only judge them.
+        held_out_goal: The gap on them, where it cannot be made from ``goal``.
 
     Returns:
         One point for each target; none where the goal is another property, has more classes, or there are no labels.
@@ -82,7 +84,7 @@ def threshold_frontier(
     if data is None or not isinstance(goal, Grouped) or goal.samples.rows is None:
         return ()
     own = _scored(predict, goal, data)
-    new = None if held_out is None or own is None else _scored(predict, goal, held_out)
+    new = None if held_out is None or own is None else _scored(predict, held_out_goal or goal, held_out)
     if own is None:
         return ()
     found = []
@@ -96,7 +98,10 @@ def threshold_frontier(
 
 def _scored(predict: Any, goal: Any, data: tuple[Tensor, Tensor]) -> Scored | None:
     inputs, labels = data
-    samples = goal.on(inputs, labels).samples
+    samples = goal.samples
+    own = samples.rows is not None and len(inputs) > int(samples.rows.max())
+    if not own or not torch.equal(samples.inputs, inputs[samples.rows.to(inputs.device)]):
+        samples = goal.on(inputs, labels).samples
     with torch.no_grad():
         outputs = predict(samples.inputs).double().cpu()
     if outputs.shape[1] != 2:

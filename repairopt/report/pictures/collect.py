@@ -37,8 +37,13 @@ class ReportSources:
     memory_limit: int = 2**30
 
 
-def collect_evidence(sources: ReportSources, verification: Verification, plain: dict[str, Any]) -> Evidence:
-    """Run both networks and note what the pictures show; ``plain`` is the report as a dict."""
+def collect_evidence(
+    sources: ReportSources, verification: Verification, plain: dict[str, Any], *, affected: int = AFFECTED
+) -> Evidence:
+    """Run both networks and note what the pictures show.
+
+    ``plain`` is the report as a dict, ``affected`` how many inputs of a set are kept.
+    """
     options: Any = {"forward_fn": sources.forward_fn, "memory_limit": sources.memory_limit}
     both = both_networks(sources.original, sources.repaired, **options)
     items = _anchored_items(sources.specification, both[0])
@@ -48,7 +53,7 @@ def collect_evidence(sources: ReportSources, verification: Verification, plain: 
         margins=_distinct([*_label_margins(items, both), *_robustness(items, both)]),
         slacks=_distinct(_slacks(verification)),
         layers=tuple(_layer(name, change, sources.original) for name, change in sources.delta.items()),
-        affected=_most_affected(items, both),
+        affected=_most_affected(items, both, affected),
         tables=_group_tables(items, both),
         progress=known.progress,
         bounded=_bounded(items, both),
@@ -198,7 +203,7 @@ def _labels(gap: Any, labelled: Sequence[tuple[Tensor, Tensor]]) -> Tensor | Non
     return None
 
 
-def _most_affected(items: Items, both: Both) -> tuple[AffectedInputs, ...]:
+def _most_affected(items: Items, both: Both, most: int) -> tuple[AffectedInputs, ...]:
     """For each set of inputs those whose probabilities moved most, changed answers first."""
     found: list[AffectedInputs] = []
     seen: set[Any] = set()
@@ -210,7 +215,7 @@ def _most_affected(items: Items, both: Both) -> tuple[AffectedInputs, ...]:
         shift = (after - before).abs().sum(1) / 2
         answers = before.argmax(1), after.argmax(1)
         rank = shift + 2.0 * (answers[0] != answers[1])
-        rows = rank.argsort(descending=True, stable=True)[:AFFECTED]
+        rows = rank.argsort(descending=True, stable=True)[:most]
         rows = rows[shift[rows] > 1e-6]
         chosen = inputs[rows.to(inputs.device)].detach().cpu().numpy()
         key = (held_out, rows.numpy().tobytes(), chosen.tobytes())

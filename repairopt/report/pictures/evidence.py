@@ -70,7 +70,8 @@ class LayerChange:
 class AffectedInputs:
     """The ``K`` inputs of a set whose answers changed most, most affected first; a label is -1 where it is not known.
 
-    ``shift`` is half the sum of the changes of all probabilities: 0 none, 1 all.
+    ``shift`` is half the sum of the changes of all probabilities: 0 none, 1 all. ``features`` are names of columns and
+    ``cells`` their values as texts, a tuple for each input, where they are known in the units of the data.
     """
 
     name: str
@@ -82,6 +83,7 @@ class AffectedInputs:
     after: Array
     shift: Array
     features: tuple[str, ...] = ()
+    cells: tuple[tuple[str, ...], ...] = ()
 
     @property
     def are_images(self) -> bool:
@@ -117,7 +119,10 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that the pictures show; ``bounded``: name, held out or not, value before and after, limit."""
+    """All that the pictures show.
+
+    ``bounded``: name, held out or not, value before and after, limit; ``classes`` their names, or empty.
+    """
 
     rates: tuple[Rates, ...] = ()
     margins: tuple[Margins, ...] = ()
@@ -127,6 +132,11 @@ class Evidence:
     tables: tuple[GroupTable, ...] = ()
     progress: Progress | None = None
     bounded: tuple[tuple[str, bool, float, float, float], ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def label(self, number: int) -> str:
+        """The name of a class, or its number."""
+        return self.classes[number] if 0 <= number < len(self.classes) else str(int(number))
 
 
 def save_evidence(evidence: Evidence, folder: str | Path) -> Path:

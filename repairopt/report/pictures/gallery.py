@@ -91,4 +91,4 @@ def _images(evidence: Evidence) -> Drawn:
             changed = int((affected.before != affected.after).sum())
             alt = f"{len(affected.rows)} images of {affected.name}; {changed} have a new answer."
             caption = "The inputs whose probabilities changed most, with the answer before → after."
-            yield plots.plot_inputs(affected), alt, caption
+            yield plots.plot_inputs(affected, evidence.label), alt, caption

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -248,8 +248,8 @@ def plot_frontier(
     return figure
 
 
-def plot_inputs(affected: AffectedInputs) -> Any:
-    """The images, each with the answer before and after and whether that is right."""
+def plot_inputs(affected: AffectedInputs, label: Callable[[int], str] = str) -> Any:
+    """The images, each with the answer before and after, named by ``label``, and whether that is right."""
     if not affected.are_images:
         raise SpecificationError(
             f"'{affected.name}': inputs of shape {affected.inputs.shape[1:]} are no images; expected (H, W), (1, H, W) "
@@ -266,17 +266,18 @@ def plot_inputs(affected: AffectedInputs) -> Any:
             axes.axis("off")
             if k < count:
                 axes.imshow(_image(affected.inputs[k]), cmap="gray", interpolation="nearest")
-                axes.set_title(_title(affected, k), fontsize=9, loc="center")
+                axes.set_title(_title(affected, k, label), fontsize=9, loc="center")
         figure.suptitle(wrapped(f"{affected.name}, {split_name(affected.held_out)}", 52), fontsize=10)
     return figure
 
 
-def _title(affected: AffectedInputs, k: int) -> str:
-    before, after, label = int(affected.before[k]), int(affected.after[k]), int(affected.labels[k])
+def _title(affected: AffectedInputs, k: int, label: Callable[[int], str]) -> str:
+    numbers = [int(of[k]) for of in (affected.before, affected.after, affected.labels)]
+    before, after, true = (label(number) for number in numbers)
     change = f"{before} → {after}" if before != after else f"still {after}"
-    if label < 0:
+    if numbers[2] < 0:
         return change
-    return f"{change}\n{'right' if after == label else f'wrong, is {label}'}"
+    return f"{change}\n{'right' if after == true else f'wrong, is {true}'}"
 
 
 def _image(pixels: Any) -> Any:

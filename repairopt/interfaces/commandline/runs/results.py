@@ -126,6 +126,27 @@ class DoctorResult(Result):
     trials: list[TrialLine]
 
 
+class FrontierLine(Strict):
+    """One repair of a sweep."""
+
+    bound: float = Field(description="on the goal")
+    verdict: str
+    met: bool = Field(description="goal and bounds hold on the rows of the repair")
+    claims: list[ClaimRow]
+    patch: str = Field(description="file of the patch")
+
+
+class FrontierResult(Result):
+    """Of ``repairopt frontier``; its exit code is 0 where goal and bounds hold for some repair."""
+
+    command: Literal["frontier"] = "frontier"
+    spec: str
+    out: str = Field(description="the page")
+    original: list[ClaimRow]
+    repairs: list[FrontierLine]
+    seconds: float
+
+
 class MoveResult(Result):
     """What ``repairopt apply`` and ``repairopt revert`` print."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +20,14 @@ WRITER, PICTURES = (
 )  # loaded late, so that verify runs without
 
 
-def write_report(source: Any, path: Path, features: Sequence[str] = ()) -> str:
-    """Write ``report.html`` of a repair or of the folder of a run; returns what is missing in it, or nothing."""
-    if not isinstance(source, Path):
-        import_module(PICTURES).save_evidence(source.report.evidence, path.parent)
-    import_module(WRITER).write_html(source, path, features=list(features))
+def write_report(source: Any, path: Path, claims: Any = (), evidence: Any = None) -> str:
+    """Write ``report.html`` of a repair or of the folder of a run; returns what is missing in it, or nothing.
+
+    ``claims`` and ``evidence`` are those of a repair, as the spec speaks of them.
+    """
+    if evidence is not None:
+        import_module(PICTURES).save_evidence(evidence, path.parent)
+    import_module(WRITER).write_html(source, path, claims=claims, evidence=evidence)
     if find_spec("matplotlib") is None:
         return "report.html has no pictures: they need matplotlib. Install with: pip install repairopt[report]"
     return ""

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
+from repairopt.interfaces.specfile.in_words import decode
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
@@ -171,7 +172,6 @@ class _Run:
     ) -> Repair:
         spec = self.spec
         assert spec.goal is not None
-        twins = [item.as_goal() if item.statement is spec.goal.statement else _twin(item) for item in spec.held_out]
 
         def note(entry: Round) -> None:
             log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
@@ -183,7 +183,7 @@ class _Run:
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
             Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
             data=_labelled(spec),
-            held_out=twins,
+            held_out=twins(spec),
             weights=weights,
             method=method,
             settings=Settings(
@@ -196,11 +196,11 @@ class _Run:
             ),
         )
 
-    def _report(self, repair: Repair) -> str:
+    def _report(self, repair: Repair, claims: Any) -> str:
         """Write the page; a fault in it is a note, for it may not cost the result."""
         folder = self.folder.path
         try:
-            return write_report(repair, folder / REPORT, self.spec.data.input_columns)
+            return write_report(repair, folder / REPORT, claims, decode(self.spec, repair.report.evidence))
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             return f"report.html could not be written ({what}); `repairopt report {folder}` tries again."
@@ -214,7 +214,7 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
-        problem = self._report(repair) if self.options.report else ""
+        problem = self._report(repair, kept) if self.options.report else ""
         if problem or not self.options.report:
             files.pop("report")
         if problem:
@@ -276,6 +276,12 @@ def _labelled(spec: OpenSpec) -> list[Any]:
     ]
     known = {rows.inputs.data_ptr(): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
     return list(known.values())
+
+
+def twins(spec: OpenSpec) -> list[Any]:
+    """Goal, bounds and watched measures on held-out rows, the goal's first."""
+    goal = spec.goal
+    return [item.as_goal() if goal and item.statement is goal.statement else _twin(item) for item in spec.held_out]
 
 
 def _twin(item: Any) -> Any:

@@ -5,22 +5,14 @@ The library minimizes: ``recall >= 0.55`` becomes a miss rate of at most 0.45; r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from repairopt.errors import LanguageError, RepairError, SpecificationError
-from repairopt.specify import Bound, ChangeBox, Property, price_of
+from repairopt.specify import WAYS, Bound, ChangeBox, Property, price_of
 
 from .row_sets import Data, RowSet, holds
 from .statements import Statement, did_you_mean, parse
-
-WAYS: dict[str, Callable[[float], float]] = {
-    "": lambda v: v,
-    "1 - ": lambda v: 1.0 - v,
-    "1 / ": lambda v: 1.0 / v,
-    "- ": lambda v: -v,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +64,7 @@ class BoundStatement:
             return self.item
         if not self.statement.bounds:
             raise self.statement.fail("", f"a bound is compared with a number: {self.statement.measure.example}")
-        return Bound(self.item, limit=float(self.item.target), name=self.statement.name)
+        return Bound(self.item, limit=float(self.item.target), name=self.item.name)
 
 
 def bind_statement(statement: Statement | str, data: Data, on: str | None = None) -> BoundStatement:
@@ -120,8 +112,7 @@ class _Given:
         from_above = bool(statement.bounds) and statement.bounds[0][0] != ">="
         way = statement.measure.way
         self.way = "" if way == "- " and (from_above or not statement.bounds) else way
-        # the library bounds error and miss rates; its report must not call them recall
-        self.name = f"{way}{statement.name}" if way == "1 - " else statement.name
+        self.name = f"{self.way}{statement.name}"  # the library bounds a miss rate: it may not call it recall
 
     def rows(self, labels: bool = True) -> RowSet:
         if self.set not in self.all.sets:
