@@ -137,6 +137,8 @@ def _run(highspy: Any, highs: Any, program: Program, order: Any = None) -> Solut
         _, exists, ray = highs.getDualRay() if infeasible else (None, False, None)
         return Solution(status, message=native, ray=_ours(ray, order) if exists else None, interrupted=interrupted)
     solution, mixed = highs.getSolution(), program.integer is not None
+    if len(solution.col_value) != program.n:
+        return Solution(Status.NO_POINT, message=f"{native}, without a point")
     duals = solution.dual_valid and not mixed and status is Status.OPTIMAL
     return Solution(
         status,

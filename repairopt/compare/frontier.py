@@ -187,7 +187,9 @@ def trace_frontier(
         SpecificationError: A target is not a number, or there are none.
     """
     given = (model, goal, constraints, method or SQP(confidence=None), settings)
-    model, goal, constraints, chosen, settings, _ = without_former(*given, options)
+    model, goal, constraints, chosen, settings, rest = without_former(*given, options)
+    if rest:
+        raise TypeError(f"trace_frontier() got an unexpected keyword argument '{min(rest)}'")
     module, forward_fn = split_model(model)
     goal = as_property(goal)
     data, held_out = _labelled("data", data), _labelled("held_out", held_out)

@@ -158,7 +158,7 @@ def _fewest(
 def _met_by_any(goal: Any, repair: Repair) -> Any:
     """The goal with a target that no network misses, to see what the constraints ask for by themselves."""
     seen = max(abs(repair.report.verification.goal_before), abs(float(goal.target)))
-    target = 1e3 * (1.0 + seen)
+    target = 1.0 if getattr(goal, "is_share", False) else 1e3 * (1.0 + seen)
     if is_dataclass(type(goal)):
         return replace(goal, target=target)
     return CallableProperty(goal.value, target, goal.name)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import RepairError
+from repairopt.errors import RepairError, public
 from repairopt.localize import LayerGraph, localize
 from repairopt.methods import SQP
 from repairopt.network import Certifier, Classifier, Engine, pull_back, split_model
@@ -83,6 +83,7 @@ class Examination:
         return bool(self.trials) and all(one.ok is not False for one in self.findings if one.what == "outputs")
 
 
+@public
 def examine_model(
     model: nn.Module | Classifier,
     inputs: Tensor,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from repairopt.errors import SpecificationError
+
 
 @dataclass(frozen=True, init=False)
 class Layers:
@@ -20,6 +22,8 @@ class Layers:
     bias: bool
 
     def __init__(self, *names: str, bias: bool = True) -> None:
+        if other := [name for name in names if not isinstance(name, str)]:
+            raise SpecificationError(f"Layers: {other[0]!r} is no name; expected texts, as in Layers('fc4', 'fc6').")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "bias", bias)
 

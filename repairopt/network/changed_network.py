@@ -75,6 +75,7 @@ class ChangedNetwork:
         self._writes = (True, True)  # whether prefix and suffix may write into what they are given
         self._replaceable: Replaceable | None = None  # made at the first run, as is the split
         self._takes_integers = False
+        self._shapes: set[torch.Size] = set()  # of single inputs, on which the network was found to run
         self._layers: list[ChangedLayer] | None = None
 
     @property
@@ -167,13 +168,19 @@ class ChangedNetwork:
         return self.caller if self._split is None else self._split.suffix
 
     def _prepare(self, inputs: Tensor) -> None:
-        """Once: check that the network is usable and split it."""
-        if self._replaceable is not None:
+        """Check that the network is usable on inputs of this shape; the first time, split it."""
+        if inputs.shape[1:] in self._shapes:
             return
         few = usable(inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]]).detach()
-        self._takes_integers = not few.is_floating_point() and accepts(self.caller, few.to(self.device))
+        if not few.is_floating_point():  # integers too where nothing runs, so that the error speaks of them
+            self._takes_integers = accepts(self.caller, few.to(self.device)) or not accepts(
+                self.caller, self._convert(few)
+            )
         few = self._convert(few)
         self.classes = check_outputs(self.caller, few, inputs)
+        self._shapes.add(inputs.shape[1:])
+        if self._replaceable is not None:
+            return
         names = {f"model.{name}" for name in self.indices}
         if names:
             self._split = split_at(self.caller, names, torch.cat([few, self._convert(telling_rows(inputs))]))

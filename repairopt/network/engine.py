@@ -28,6 +28,7 @@ from .tracing import ONE_AT_A_TIME
 
 Predict = Callable[[Tensor], Tensor]
 POINTS = 3  # weight changes whose outputs and passes are kept
+warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented", UserWarning)
 CACHE_BYTES = 8 * 2**20  # weight vectors are batched in chunks of about this size: larger ones leave the CPU cache
 
 

@@ -7,6 +7,7 @@ must be numbers.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -29,6 +30,7 @@ from repairopt.errors import SpecificationError, public
 from .inference_tensors import usable
 from .row_values import check_same_index, refuse_missing
 
+INDICES = "Names of classes become indices by pandas.factorize(labels, sort=True)[0]."
 BATCH = 256  # samples of a dataset that are read at a time
 
 
@@ -67,7 +69,7 @@ def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple
     try:
         return as_tensor(owner, inputs), as_tensor(f"{owner}, labels", labels)
     except SpecificationError:
-        if np.ndim(labels) == 1:
+        if np.ndim(labels) == 1 and not isinstance(labels, Tensor):
             refuse_missing(owner, "label", labels)
         raise
 
@@ -93,7 +95,7 @@ def as_tensor(owner: str, value: Any) -> Tensor:
     A SpecificationError where it is not made of numbers; the message names the columns of a frame.
     """
     if isinstance(value, Tensor):
-        return value
+        return _plain_tensor(owner, value)
     if is_frame(value):
         return _from_frame(owner, value)
     if isinstance(value, Mapping):
@@ -101,21 +103,54 @@ def as_tensor(owner: str, value: Any) -> Tensor:
             f"{owner}: inputs are a {type(value).__name__} of {', '.join(map(repr, value))}; expected one tensor, so "
             f"that samples can be chosen from it. PackedInputs of repairopt.interfaces packs token inputs."
         )
-    array = np.array(value) if hasattr(value, "to_numpy") else value  # a series: its memory may be read-only
     try:
-        return torch.as_tensor(array)
+        if isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value):
+            return _plain_tensor(owner, torch.stack(list(value)))
+        return _plain_tensor(owner, torch.as_tensor(_plain_array(value)))
     except (TypeError, ValueError, RuntimeError) as error:
+        advice = INDICES if owner.endswith("labels") else "Expected a tensor, array, list or frame of numbers (N, ...)."
         raise SpecificationError(
-            f"{owner}: {type(value).__name__} is not an array of numbers ({error}). Names of classes become indices by "
-            f"pandas.factorize(labels, sort=True)[0]."
+            f"{owner}: {type(value).__name__} is not an array of numbers ({error}). {advice}"
         ) from error
+
+
+def _plain_tensor(owner: str, value: Tensor) -> Tensor:
+    """A dense tensor of real numbers that are in memory, or a SpecificationError that says what it is instead."""
+    kinds = {"without data, on the meta device": value.is_meta, "complex": value.is_complex()}
+    kinds |= {"nested": value.is_nested, "quantized": value.is_quantized}
+    if found := [kind for kind, is_it in kinds.items() if is_it]:
+        raise SpecificationError(
+            f"{owner}: got a tensor that is {found[0]}; expected real numbers (N, ...), such as float32."
+        )
+    return value if value.layout is torch.strided else value.to_dense()
+
+
+def _plain_array(value: Any) -> Any:
+    """An array of a kind that torch takes, also of a sparse matrix of SciPy; masked numbers become NaN."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        value = np.ma.filled(value.astype(np.float64), np.nan)
+    value = value.toarray() if hasattr(value, "tocsr") else value
+    if not isinstance(value, np.ndarray) and not hasattr(value, "to_numpy"):
+        return value
+    array = np.asarray(value)
+    numbers = array.dtype.kind == "O" and not any(isinstance(one, str | bytes) for one in array.flat)
+    if numbers or array.dtype == np.longdouble:
+        return array.astype(np.float64)
+    foreign = not array.flags.writeable or min(array.strides, default=0) < 0 or not array.dtype.isnative
+    return array.astype(array.dtype.newbyteorder("="), order="C") if foreign else array
 
 
 def column_position(owner: str, inputs: Any, column: int | str) -> int:
     """Position of a column given by position or, for frames, by name; a SpecificationError for unknown names."""
-    if not isinstance(column, str):
-        return column
     names = column_names(inputs)
+    if not isinstance(column, str):
+        place = list(inputs.columns).index(column) if is_frame(inputs) and column in list(inputs.columns) else column
+        if isinstance(column, bool) or not isinstance(column, int | np.integer) or place != column:
+            own = f"the frame has a column of that name at position {place}" if place != column else "that is no number"
+            raise SpecificationError(
+                f"'{owner}': column {column!r}: {own}; expected the position of a column, or a text that names it."
+            )
+        return int(column)
     _check_distinct(owner, names)
     if column not in names:
         known = f"; its columns: {', '.join(names[:20])}" if names else ", which has no names of columns"
@@ -165,16 +200,33 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
             f"{owner}: a {type(loader.dataset).__name__} without a length may never end. Collect what you want of it "
             f"in a TensorDataset."
         )
-    parts: list[Any] = list(loader)
+    parts = _read(owner, loader)
     if not parts:
         raise SpecificationError(f"{owner}: the {type(data).__name__} holds no samples.")
     if not all(isinstance(part, Tensor | list | tuple) for part in parts):
         return _pair(owner, data, parts[0])
     whole = [[part] if isinstance(part, Tensor) else list(part) for part in parts]
-    if any(not isinstance(one, Tensor) for part in whole for one in part):
-        return _pair(owner, data, None)
+    if other := {type(one).__name__ for part in whole for one in part if not isinstance(one, Tensor)}:
+        raise SpecificationError(
+            f"{owner}: the {type(data).__name__} gives parts that are {', '.join(sorted(other))}; expected batches of "
+            f"pairs (inputs, label) of numbers. {INDICES}"
+        )
     _check_reading(owner, loader, whole)
     return _pair(owner, data, [torch.cat(one) for one in zip(*whole, strict=True)])
+
+
+def _read(owner: str, loader: DataLoader[Any]) -> list[Any]:
+    """All batches; a SpecificationError where samples cannot be put into one."""
+    try:
+        return list(loader)
+    except (TypeError, RuntimeError) as error:
+        if "collate" not in str(error) + traceback.extract_tb(error.__traceback__)[-1].filename:
+            raise  # of the user's dataset; that of a worker process is in the text
+        text = str(error).strip().splitlines()[-1]
+        raise SpecificationError(
+            f"{owner}: the samples of the {type(loader.dataset).__name__} cannot be put into one batch ({text}). Give "
+            f"each the same shape, and a label that is a number; variable lengths are padded by a collate_fn."
+        ) from error
 
 
 def _sampling(loader: DataLoader[Any]) -> tuple[Any, int | None, bool]:
@@ -274,7 +326,7 @@ def check_inputs(
             )
     if labels is None:
         return x, None
-    y = torch.as_tensor(labels)
+    y = labels if isinstance(labels, Tensor) else as_tensor(f"{owner}, labels", labels)
     if y.shape != (x.shape[0],):
         one_hot = y.ndim == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
         advice = " One-hot labels: pass labels.argmax(1)." if one_hot else ""

@@ -27,12 +27,18 @@ def shadow(model: nn.Module) -> nn.Module:
         )
     try:
         shared: dict[int, Any] = {id(t): usable(t) for t in model.parameters()}
+        for module in model.modules():  # an embedding with max_norm writes into its weight
+            if getattr(module, "max_norm", None) is not None:
+                shared |= {
+                    id(p): nn.Parameter(usable(p).detach().clone(), p.requires_grad) for p in module.parameters()
+                }
         shared |= {id(t): t.detach().clone() for t in model.buffers()}
         return copy.deepcopy(model, shared).eval()
     except Exception as error:
         raise ModelError(
             f"model {type(model).__name__}: its modules cannot be copied ({type(error).__name__}: {error}). Remove "
-            f"attributes that cannot be copied (open files, locks, tensors with a gradient history)."
+            f"attributes that cannot be copied (open files, locks, tensors with a gradient history). Where "
+            f"layers are pruned, or normalized by torch.nn.utils, run the model once inside torch.no_grad() before."
         ) from error
 
 
@@ -42,6 +48,10 @@ def check_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[tor
     if not floating:
         raise ModelError(f"model {type(model).__name__}: has no floating-point parameters, so nothing to repair.")
     for name, parameter in floating.items():
+        if parameter.is_meta:
+            raise ModelError(
+                f"model {type(model).__name__}: parameter '{name}' is on the meta device; load its numbers."
+            )
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ModelError(
                 f"model {type(model).__name__}: parameter '{name}' is {parameter.dtype}; repair needs float32 or "
@@ -91,7 +101,9 @@ def accepts(caller: nn.Module, inputs: Tensor) -> bool:
     """Whether a network runs on inputs of this type as they are."""
     try:
         with torch.no_grad():
-            caller(inputs.clone())
+            _left_alone(caller, inputs)
+    except RepairError:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     return True
@@ -116,6 +128,8 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
             got, way = _described(output)
             raise ModelError(f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). {way}.")
+        if not output.is_floating_point():
+            raise ModelError(f"{what}: its outputs are {output.dtype}, as classes are; expected floating-point scores.")
         if not bool(torch.isfinite(output).all()):
             raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
         again = caller(few.clone())
@@ -124,7 +138,13 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
                 f"{what}: two passes over the same 5 inputs disagree by {float((output - again).abs().max()):.3g}, in "
                 f"evaluation mode. Look for dropout called without its training flag, or other randomness in forward."
             )
-        alone = torch.cat([caller(few[i : i + 1].clone()) for i in range(len(few))])
+        try:
+            alone = torch.cat([caller(few[i : i + 1].clone()) for i in range(len(few))])
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{what}: runs on 5 inputs, but not on one alone ({type(error).__name__}: {error}). Look for batch "
+                f"statistics in forward, or a fixed size of the batch."
+            ) from error
         if not torch.allclose(output, alone, rtol=1e-3, atol=1e-4):
             raise ModelError(
                 f"{what}: the output of an input depends on the others in its batch (difference "

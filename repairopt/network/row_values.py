@@ -31,6 +31,8 @@ def missing_values(values: Any) -> npt.NDArray[np.bool_]:
     """For each of some values ``(N, ...)`` whether it is missing."""
     if isinstance(values, list | tuple):  # NumPy makes texts of a list of texts and NaN
         return np.array([_is_missing(value) for value in values], dtype=bool)
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.getmaskarray(values) | missing_values(values.data)
     array: Any = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind in "fcmM":
         found: Any = np.isnat(array) if array.dtype.kind in "mM" else np.isnan(array)
@@ -43,6 +45,8 @@ def missing_values(values: Any) -> npt.NDArray[np.bool_]:
 def _is_missing(value: Any) -> bool:
     if isinstance(value, str | int):
         return False
+    if isinstance(value, tuple):
+        return any(map(_is_missing, value))
     if value is None or type(value).__name__ == "NAType":
         return True
     with suppress(TypeError, ValueError):

@@ -31,8 +31,16 @@ def reading_of(
         The way to run the model, and a note; empty where outputs are logits, or are stated.
 
     Raises:
-        ModelError: There is one output, and what is stated speaks of classes.
+        ModelError: There is one output, or regression is stated, and a goal or bound speaks of classes.
     """
+    items = [item for item in (spec.goal, *spec.on_outputs, *spec.watch, *spec.held_out) if item is not None]
+    of_classes = [item for item in items if answers_only(item) or labels_of(item) is not None]
+    if meaning_of(forward_fn) == "regression" and of_classes:
+        raise ModelError(
+            f"model {type(model).__name__}: its outputs are stated to be numbers (regression), and "
+            f"'{of_classes[0].name}' speaks of classes. Leave outputs='regression' out, or state what numbers must do: "
+            f"OutputBounds, KeepOutputs, or a function of predict."
+        )
     inputs = first_inputs(spec.goal, spec.on_outputs)
     if meaning_of(forward_fn) != "auto" or inputs is None or not len(inputs):
         return forward_fn, ""
@@ -41,8 +49,6 @@ def reading_of(
         return forward_fn, ""  # the statement that holds them is refused by name
     predict = Engine(model, forward_fn=forward_fn).predict()
     outputs = predict(rows).double()
-    items = [item for item in (spec.goal, *spec.on_outputs, *spec.watch, *spec.held_out) if item is not None]
-    of_classes = [item for item in items if answers_only(item) or labels_of(item) is not None]
     if outputs.shape[1] == 1:
         return _numbers(model, forward_fn, of_classes, outputs)
     chances = bool(((outputs >= 0) & (outputs <= 1)).all())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
@@ -30,7 +31,7 @@ class Settings:
         checkpoint: Called with the best change so far, a tensor for each parameter, whenever a point is kept.
 
     Raises:
-        SpecificationError: A limit or tolerance that is not above 0.
+        SpecificationError: A limit or tolerance that is not above 0, or a seed below 0.
 
     Example:
         >>> Settings(time_limit=60.0, seed=1).time_limit
@@ -50,10 +51,13 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("time_limit", "memory_limit", "tolerance"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not (isinstance(value, int | float | np.number) and value > 0):
                 raise SpecificationError(f"settings: {name}={value!r}; expected a number above 0.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise SpecificationError(f"settings: seed={self.seed!r}; expected a whole number.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**63:
+            raise SpecificationError(f"settings: seed={self.seed!r}; expected a whole number, 0 or more.")
+        object.__setattr__(self, "seed", int(self.seed))
+        if not isinstance(self.isolate, bool):
+            raise SpecificationError(f"settings: isolate={self.isolate!r}; expected True or False.")
 
 
 DEFAULTS = Settings()

@@ -29,6 +29,7 @@ from .program import Program
 from .rechecking import violations
 from .solution import Attempt, Solution, Solver, Status
 
+INFINITE = 1e20  # for HiGHS, and next to it for others
 FEW_AT_ALL = 100_000  # entries up to which a working set never pays, however many rows there are
 
 
@@ -70,6 +71,7 @@ def solve(
     """
     first: Any = find_solver(program, solver)
     convex = check_convex(program, first)
+    check_size(program)
     check_number("time_limit", time_limit)
     check_number("memory_limit", memory_limit)
     check_number("feasibility_tol", feasibility_tol)
@@ -92,6 +94,26 @@ def check_number(name: str, value: Any) -> None:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if value is not None and not (number and value > 0):
         raise ProgramError(f"solve: {name}={value!r}; expected a number above 0, or None.")
+
+
+def check_size(program: Program) -> None:
+    """A SolverError where a coefficient is so large that back ends take it for infinite, and some run without end."""
+    matrix = program.matrix.data if hasattr(program.matrix, "tocsr") else program.matrix
+    hessian: Any = program.hessian if isinstance(program.hessian, np.ndarray) else np.zeros(0)
+    for what, numbers in (("gradient", program.gradient), ("rows", matrix), ("Hessian", hessian)):
+        largest = max(float(np.max(numbers, initial=0.0)), -float(np.min(numbers, initial=0.0)))
+        largest = largest if what != "rows" else max(largest, _hardest(program))
+        if largest >= INFINITE:
+            raise SolverError(
+                f"program: its {what} hold numbers up to {largest:.1e}, and solvers read numbers from "
+                f"{INFINITE:.0e} on as infinite. Divide inputs, outputs, goal or limits by their size."
+            )
+
+
+def _hardest(program: Program) -> float:
+    """The largest number that a side asks a row to reach; a finite one may stand for none in the other direction."""
+    low, high = program.lower, program.upper
+    return max(float(np.max(low, initial=0.0)), -float(np.min(high, initial=0.0)))
 
 
 def _plan(program: Program, first: Any, others: bool) -> Iterator[tuple[Any, bool]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
 
-from .contracts import Keep, Property, Unstated, restricted, soft_value
+from .contracts import Keep, Property, Unstated, refuse_void, restricted, soft_value
 from .margins import anchor
 
 
@@ -44,7 +45,11 @@ class Bound:
             object.__setattr__(self, "name", f"{self.property.name} bounded")
 
     def _check_numbers(self) -> None:
-        """No number that was given is ignored: a target of the property, or a slack beside a limit."""
+        """No number that was given is ignored: a target of the property, a slack beside a limit, or what is void."""
+        if isinstance(self.limit, str | bool) or (self.limit is not None and np.isnan(self.limit)):
+            raise SpecificationError(f"bound on '{self.property.name}': limit is {self.limit!r}; expected a number.")
+        if self.limit is not None:
+            refuse_void(f"bound on '{self.property.name}': limit", self.property, float(self.limit))
         target, default = getattr(self.property, "target", None), getattr(type(self.property), "target", None)
         stated = isinstance(default, Unstated) or (isinstance(default, int | float) and target != default)
         if stated and not isinstance(target, Unstated) and target != self.limit:

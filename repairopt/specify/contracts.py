@@ -43,6 +43,15 @@ class Property(Protocol):
         """The property, a scalar. Must give the same number for the same network each time."""
 
 
+def refuse_void(what: str, prop: Any, number: float) -> None:
+    """A SpecificationError where a share is to be at most a number above 1, which it is always; ``what`` has it."""
+    if getattr(prop, "is_share", False) and number > 1:
+        meant = f", {number / 100:g} for {number:g} %" if number <= 100 else ""
+        raise SpecificationError(
+            f"{what} is {number:g}, which holds of every network; expected a share, 0 to 1{meant}."
+        )
+
+
 def answers_only(item: Any) -> bool:
     """Whether what is stated depends on the answers alone, not on the size of outputs, so that these may be rescaled.
 

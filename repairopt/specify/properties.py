@@ -30,6 +30,7 @@ class LabelledPoints:
     labels: Any
     name: str
     answers_only: ClassVar[bool] = True
+    is_share: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)

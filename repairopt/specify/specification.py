@@ -24,6 +24,7 @@ from .contracts import (
     Unstated,
     inputs_of,
     measured,
+    refuse_void,
     stands_for_population,
 )
 from .folds import overlap
@@ -51,12 +52,21 @@ class CallableProperty:
     def value(self, predict: Predict) -> Tensor:
         """Whatever the function returns, as a scalar tensor."""
         found = self.function(predict)
+        number = (
+            isinstance(found, Tensor)
+            and not found.is_complex()
+            or isinstance(found, int | float | np.number | np.bool_)
+        )
+        if not number:
+            raise SpecificationError(
+                f"'{self.name}' returned a {type(found).__name__}; expected one real number, or a tensor of one."
+            )
         return found if isinstance(found, Tensor) else torch.tensor(found, dtype=torch.float64)
 
 
 def as_property(goal: Any, target: float | None = None) -> Any:
     """A plain function as a property with a target, 0 unless given; others as they are, or with the target given."""
-    if callable(goal) and not hasattr(goal, "value"):
+    if callable(goal) and not hasattr(goal, "value") and not isinstance(goal, type):
         return CallableProperty(goal) if target is None else CallableProperty(goal, float(target))
     if target is None:
         return goal
@@ -88,13 +98,17 @@ class Specification:
     def __post_init__(self) -> None:
         goal = as_property(self.goal)
         object.__setattr__(self, "goal", goal)
-        if not isinstance(goal, Property):
+        target = getattr(goal, "target", 0.0)
+        if target is None or isinstance(target, str | bool):
+            raise SpecificationError(f"goal: target is {target!r}; expected a number, such as 0.05.")
+        if isinstance(goal, type) or not isinstance(goal, Property):
             raise SpecificationError(
                 f"goal {reprlib.repr(goal)}: expected an object with name, target and value(predict), or a plain "
                 f"function of predict; got {type(goal).__name__}. repairopt.specify has ready-made ones."
             )
         if not np.isfinite(float(goal.target)):
             raise SpecificationError(f"goal '{goal.name}': target is {goal.target}; expected a finite number.")
+        refuse_void(f"goal '{goal.name}': target", goal, float(goal.target))
         for part in ("constraints", "held_out", "watch"):
             object.__setattr__(self, part, _as_tuple(part, getattr(self, part)))
         for item in self.constraints:

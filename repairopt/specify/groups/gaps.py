@@ -69,6 +69,11 @@ class RateGap:
     answers_only: ClassVar[bool] = True
 
     @property
+    def is_share(self) -> bool:
+        """Whether values are shares, 0 to 1."""
+        return getattr(self, "score", "") not in ("kl", "jensen_shannon")
+
+    @property
     def combine(self) -> str:
         """How the signed differences make the score: ``"mean"`` or ``"max"`` of their sizes; empty for others."""
         raise NotImplementedError
@@ -109,10 +114,10 @@ class RateGap:
         raise NotImplementedError
 
     def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.samples.inputs)
-        if not 0 <= self.favorable < outputs.shape[-1]:
+        outputs, whole = predict(self.samples.inputs), isinstance(self.favorable, int | np.integer)
+        if not whole or isinstance(self.favorable, bool) or not 0 <= self.favorable < outputs.shape[-1]:
             raise SpecificationError(
-                f"'{self.name}': favorable label {self.favorable} is out of range; expected 0 to "
+                f"'{self.name}': favorable label {self.favorable!r} is out of range; expected one class, 0 to "
                 f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
             )
         return outputs

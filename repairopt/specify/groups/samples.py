@@ -21,6 +21,8 @@ from repairopt.network import (
     refuse_missing,
 )
 
+MANY = 10  # groups up to which there may be as many as rows
+
 
 @dataclass(frozen=True, eq=False)
 class GroupSamples:
@@ -58,13 +60,14 @@ class GroupSamples:
 
     @cached_property
     def _weights(self) -> Tensor:
-        return torch.nn.functional.one_hot(self.member, self.q).T / self.counts[:, None]
+        return torch.nn.functional.one_hot(self.member, self.q).T.to(torch.float32) / self.counts[:, None]
 
     def mean_by_group(self, values: Tensor) -> Tensor:
         """Mean of ``values (M, c)`` over each group, ``(q, c)``; works inside ``vmap`` and under differentiation."""
         if self.paired:
             return values.reshape(self.q, -1, values.shape[-1]).mean(1)
-        return self._weights.to(values) @ values
+        with torch.autocast(values.device.type, enabled=False):  # which would round rates
+            return self._weights.to(values) @ values
 
     def details(self) -> dict[str, float]:
         """How many rows are in no group, where there are any."""
@@ -167,6 +170,8 @@ def observed_groups(
     Raises:
         SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.
     """
+    if isinstance(values, str):
+        raise SpecificationError(f"'{owner}': values={values!r}; expected a list of groups, such as [{values!r}, ...].")
     if (column is None) == (sensitive_features is None):
         raise SpecificationError(f"'{owner}': pass either column or sensitive_features, to tell each row's group.")
     if column is not None:
@@ -197,6 +202,11 @@ def observed_groups(
     if 0 in counts:
         raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
     known = member >= 0
+    if len(found) > MANY and 2 * len(found) > int(known.sum()):
+        raise SpecificationError(
+            f"'{owner}': {len(found)} groups for {int(known.sum())} rows; expected a few groups with many rows each. "
+            f"Divide numbers into ranges, as by pandas.cut(values, 4), and pass them as sensitive_features."
+        )
     own: Any = {"rows": known.nonzero()[:, 0], "columns": column_names(inputs), "left_out": int((~known).sum())}
     return GroupSamples(x[known], member[known], names, redraw=redraw, **own)
 
