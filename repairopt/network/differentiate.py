@@ -25,6 +25,8 @@ from .recurrent import in_steps
 from .remembered import identity
 from .tracing import ONE_AT_A_TIME
 
+FEW = 500_000  # derivatives of all outputs by all weights, up to which they are made once for each weight change
+
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:
     """Value ``(q,)`` and derivative ``(q, n)``, in float64, of a function of ``predict`` to a scalar or a vector.
@@ -85,6 +87,9 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
 def tangent(engine: Engine, inputs: Tensor, delta: Any, direction: Any, samples: Tensor | None = None) -> Tensor:
     """Derivative ``(N, k)`` of the outputs along one ``direction (n,)``, without a matrix, of all samples or some."""
     change, way = engine.as_delta(delta), engine.as_delta(direction)
+    known = _few_derivatives(engine, inputs, change) if samples is None else None
+    if known is not None:
+        return known @ way
     count = inputs.shape[0] if samples is None else len(samples)
     # Forward mode is twice as fast, but its first use imports torch's compiler, most of a second:
     pays = count * engine.floats(inputs) > 50_000_000 or "torch._decomp.decompositions_for_jvp" in sys.modules
@@ -124,6 +129,10 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
     change = engine.as_delta(delta)
     if not len(samples):
         return torch.zeros(0, engine.n, dtype=engine.dtype, device=engine.device)
+    known = _few_derivatives(engine, inputs, change)
+    if known is not None:
+        where = samples.to(engine.device)
+        return torch.bmm(cotangents.to(known)[:, None], known[where])[:, 0]
     if not engine.exact and engine.layers(inputs) is not None:
         fast = _rows_from_tapes(engine, inputs, samples.to(engine.device), cotangents, change)
         if fast is not None:
@@ -153,6 +162,29 @@ def sample_rows(engine: Engine, inputs: Tensor, samples: Tensor, cotangents: Ten
             summed = (outputs * chosen).sum()
         out.append(_derivative(summed, copies))
     return torch.cat(out)
+
+
+def _few_derivatives(engine: Engine, inputs: Tensor, change: Tensor) -> Tensor | None:
+    """Derivatives ``(N, k, n)`` of all outputs, remembered for the last weight changes; None where they are many.
+
+    Where networks and samples are small, calls cost more than numbers: one matrix serves all products around a point.
+    """
+    layers, count = engine.layers(inputs), inputs.shape[0] * engine.classes
+    if engine.exact or layers is None or not 0 < count * engine.n <= FEW:
+        return None
+
+    def make() -> Tensor | None:
+        samples, units = _every_output(engine, inputs, engine.classes)
+        rows = _rows_from_tapes(engine, inputs, samples, units, change)
+        return None if rows is None else rows.view(inputs.shape[0], engine.classes, engine.n)
+
+    return engine.remembered("derivatives", inputs, change, make)
+
+
+def _every_output(engine: Engine, inputs: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Samples and cotangents of all outputs one by one, ``(N k,)`` and ``(N k, k)``."""
+    every = torch.arange(len(inputs), device=engine.device).repeat_interleave(classes)
+    return every, torch.eye(classes, dtype=engine.dtype, device=engine.device).repeat(len(inputs), 1)
 
 
 def _rows_from_tapes(
@@ -207,9 +239,7 @@ def _output_jacobian(engine: Engine, inputs: Tensor, classes: int, change: Tenso
             f"The exact Hessian over {len(inputs):,} samples and {engine.n:,} weights needs {need / 2**30:.1f} GiB. "
             f"Pass a smaller Location, fewer samples, surrogate='gauss_newton', or raise memory_limit."
         )
-    every = torch.arange(len(inputs), device=engine.device).repeat_interleave(classes)
-    unit = torch.eye(classes, dtype=engine.dtype, device=engine.device).repeat(len(inputs), 1)
-    return sample_rows(engine, inputs, every, unit, change)
+    return sample_rows(engine, inputs, *_every_output(engine, inputs, classes), change)
 
 
 class _Recorder(Predictor):

@@ -22,7 +22,7 @@ from .changed_network import ChangedNetwork, ForwardFunction
 from .classifier import meaning_of
 from .deadline import check_time
 from .linear_tape import LinearTape
-from .remembered import ByTensor, LastPoints, identity
+from .remembered import ByTensor, LastPoints, T, identity
 from .still_rows import StillRows, columns_read, moved_rows
 from .tracing import ONE_AT_A_TIME
 
@@ -130,6 +130,10 @@ class Engine(ChangedNetwork):
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
         run = torch.no_grad()(self.outputs)
         return self._points.at(delta).find("outputs", inputs, lambda: run(inputs, delta))
+
+    def remembered(self, kind: str, inputs: Tensor, delta: Tensor, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives for inputs and a weight change, kept for the last few weight changes."""
+        return self._points.at(delta).find(kind, inputs, compute)
 
     def tapes(self, inputs: Tensor, delta: Tensor) -> list[tuple[slice, LinearTape]] | None:
         """Passes over all samples, each with its slice of them; remembered for the last weight changes.

@@ -101,7 +101,8 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
 
 def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
     """The best choice, prepared; one at a time, because each keeps activations of all samples."""
-    groups = _groups(usual)
+    division = Folds(PARTS, usual.task.seed)
+    groups = _groups(usual) if _can_be_judged(method, usual.task, division) else []
     if len(groups) < 2:
         return None
     try:
@@ -111,7 +112,6 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         return None
     if not ranked:
         return None
-    division = Folds(PARTS, usual.task.seed)
     choices = [None, *_choices(groups, ranked, _far_columns(usual.task, groups))]
 
     def tried(k: int, part: int) -> _Trial | None:
@@ -129,6 +129,15 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         return None
     best = choices[min(trials, key=lambda k: _merit(trials[k], trials.values()))]
     return usual if best is None else prepare(best)
+
+
+def _can_be_judged(method: SQP, task: Task, division: Folds) -> bool:
+    """Whether the rows to repair on are enough to tell choices apart, which is so for all choices or for none."""
+    fit = task_on(task, lambda x: division.outside(0, x))
+    if fit is None:
+        return False
+    problem = method.nonlinear_program(fit, method.named_buffers())
+    return not problem.objective.on_outputs or sum(len(inputs) for inputs in problem.inputs) >= LEAST_ROWS
 
 
 def _pass_on(error: Exception) -> None:
@@ -283,8 +292,6 @@ def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None
         if fit is None or rest is None:
             return None
         problem = short.nonlinear_program(fit, short.named_buffers())
-        if problem.objective.on_outputs and sum(len(inputs) for inputs in problem.inputs) < LEAST_ROWS:
-            return None
         outcome = short.minimize(fit, problem)
         seen = problem.point(outcome.delta)
         judge = short.nonlinear_program(rest, short.named_buffers())

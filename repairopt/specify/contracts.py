@@ -11,9 +11,11 @@ Nothing in the library asks for a class: a class of the user with the members of
 
 from __future__ import annotations
 
+import functools
+from abc import ABCMeta
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +31,33 @@ Array = npt.NDArray[np.float64]
 Keep = Callable[[Tensor], Tensor]  # from inputs (N, ...) to a mask (N,)
 
 
+if TYPE_CHECKING:
+    _OfProtocols = ABCMeta
+else:
+    _OfProtocols = type(Protocol)
+
+
+class _Contract(_OfProtocols):
+    """What a contract asks for is listed once; Python 3.11 lists it at each ``isinstance``."""
+
+    def __instancecheck__(cls, item: Any) -> bool:
+        if not cls.__dict__.get("_is_protocol"):
+            return super().__instancecheck__(item)  # a class of the user that derives from a contract
+        return all(
+            getattr(item, name, None) is not None if method else hasattr(item, name) for name, method in _members(cls)
+        )
+
+
+@functools.cache
+def _members(contract: type) -> tuple[tuple[str, bool], ...]:
+    """Names that a contract asks for, each with whether it is a method, which must not be None."""
+    bases = [base for base in contract.__mro__ if base.__dict__.get("_is_protocol") and base is not Protocol]
+    names = {name for base in bases for name in (*vars(base), *base.__dict__.get("__annotations__", {}))}
+    return tuple((name, callable(getattr(contract, name, None))) for name in sorted(names) if name[0] != "_")
+
+
 @runtime_checkable
-class Property(Protocol):
+class Property(Protocol, metaclass=_Contract):
     """A measurable property of a network; smaller is better and 0 is ideal.
 
     The report calls it ``name``; the network counts as repaired when ``value <= target``.
@@ -61,7 +88,7 @@ def answers_only(item: Any) -> bool:
 
 
 @runtime_checkable
-class Differentiable(Protocol):
+class Differentiable(Protocol, metaclass=_Contract):
     """Slopes from derivatives in place of samples; the largest gain in speed and quality."""
 
     def soft_value(self, predict: Predict) -> Tensor:
@@ -69,7 +96,7 @@ class Differentiable(Protocol):
 
 
 @runtime_checkable
-class Residuals(Protocol):
+class Residuals(Protocol, metaclass=_Contract):
     """Gauss-Newton surrogates."""
 
     def residuals(self, predict: Predict) -> Tensor:
@@ -104,7 +131,7 @@ class SampleShare(Property, Protocol):
 
 
 @runtime_checkable
-class Statistical(Protocol):
+class Statistical(Protocol, metaclass=_Contract):
     """Claims about new data and, with ``where``, buffers from cross-validation.
 
     A class whose samples stand for nothing but themselves says so with an attribute ``statistical = False``.
@@ -115,7 +142,7 @@ class Statistical(Protocol):
 
 
 @runtime_checkable
-class Restrictable(Protocol):
+class Restrictable(Protocol, metaclass=_Contract):
     """Cross-validation, and intervals of a difference against the original network."""
 
     def where(self, keep: Keep) -> Any:
@@ -123,7 +150,7 @@ class Restrictable(Protocol):
 
 
 @runtime_checkable
-class Transferable(Protocol):
+class Transferable(Protocol, metaclass=_Contract):
     """A held-out column in the report, from ``held_out=(inputs, labels)``."""
 
     def on(self, inputs: Any, labels: Any) -> Any:
@@ -131,7 +158,7 @@ class Transferable(Protocol):
 
 
 @runtime_checkable
-class Anchored(Protocol):
+class Anchored(Protocol, metaclass=_Contract):
     """Comparisons with the original network."""
 
     def anchor(self, predict: Predict) -> Any:
@@ -139,7 +166,7 @@ class Anchored(Protocol):
 
 
 @runtime_checkable
-class Detailed(Protocol):
+class Detailed(Protocol, metaclass=_Contract):
     """Further figures in the report, before and after."""
 
     def details(self, predict: Predict) -> dict[str, float]:
@@ -147,7 +174,7 @@ class Detailed(Protocol):
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class Labelled(Protocol, metaclass=_Contract):
     """Accuracy, recalls and leads in the report; labelled data whose cross-entropy the repair keeps small.
 
     Samples are ``inputs (N, ...)``, their classes ``labels (N,)``.
@@ -183,7 +210,7 @@ class Grouped(Property, Protocol):
 
 
 @runtime_checkable
-class Subsampled(Protocol):
+class Subsampled(Protocol, metaclass=_Contract):
     """Quick looks, such as fault localization, at fewer samples."""
 
     def subsample(self, count: int, seed: int = 0) -> Any:
@@ -191,7 +218,7 @@ class Subsampled(Protocol):
 
 
 @runtime_checkable
-class Undesired(Protocol):
+class Undesired(Protocol, metaclass=_Contract):
     """A measure of its own for blaming neurons (CARE)."""
 
     def undesired(self, predict: Predict) -> Tensor:
@@ -215,7 +242,7 @@ class Attacked(Property, Protocol):
 
 
 @runtime_checkable
-class Constraint(Protocol):
+class Constraint(Protocol, metaclass=_Contract):
     """Something that must stay true, as margins that are non-negative where it holds; reports call it ``name``.
 
     A class may also have ``soft_margins(predict)``, a differentiable stand-in for margins by count; ``required(margins)
@@ -260,7 +287,7 @@ class PropertyBound(Constraint, Protocol):
 
 
 @runtime_checkable
-class ChangeConstraint(Protocol):
+class ChangeConstraint(Protocol, metaclass=_Contract):
     """A constraint on the weight change itself, linear in it; needs no network. The report calls it ``name``."""
 
     name: str
@@ -270,7 +297,7 @@ class ChangeConstraint(Protocol):
 
 
 @runtime_checkable
-class ChangeBox(Protocol):
+class ChangeBox(Protocol, metaclass=_Contract):
     """A constraint on the weight change that is a bound for each weight, which solvers take without rows."""
 
     def box(self, initial: Array) -> tuple[Array, Array]:

@@ -45,6 +45,7 @@ class Linearization:
     margins: tuple[Array, ...]
     required: tuple[Array, ...]
     outputs: dict[tuple[object, ...], Tensor] = field(repr=False)
+    _slopes_of: dict[int, Array] = field(default_factory=dict, repr=False)  # of constraints that are not by sample
 
     def at(self, step: Array) -> tuple[Array, ...]:
         """All linearized margins at ``delta + step``, for each constraint ``(m_c,)``, without building a row."""
@@ -90,9 +91,10 @@ class Linearization:
     def _slopes(self, c: int, index: npt.NDArray[np.int64]) -> Array:
         constraint = self.constraints[c]
         if not isinstance(constraint, SampleConstraint):
-            soft = soft_margins(constraint)
-            pick = torch.as_tensor(index)
-            return jacobian(self.engine, lambda p: soft(p).reshape(-1)[pick], self.delta)[1].cpu().numpy()
+            if c not in self._slopes_of:
+                soft = soft_margins(constraint)
+                self._slopes_of[c] = jacobian(self.engine, soft, self.delta)[1].cpu().numpy()
+            return self._slopes_of[c][index]
         samples, p = samples_in(constraint), self._width(c)
         chosen = samples[torch.as_tensor(index // p)]
         outputs = self.outputs[identity(constraint.inputs)]

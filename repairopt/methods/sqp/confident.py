@@ -152,7 +152,7 @@ def run_confidently(
     if not limits or any(part is None for part in parts):
         return None
     tasks: list[Task] = [task, *(part for part in parts if part is not None)]
-    search = _Search(tasks, make, minimize, limits, division, confidence, leads)
+    search = _Search(tasks, make, minimize, attempt, limits, division, confidence, leads)
     best = search.rounds({}, [None] * len(tasks))
     widths = _width_limits(task, limits, best) if narrow else {}
     if not widths:
@@ -160,7 +160,7 @@ def run_confidently(
     objective = make(task, {}, {}, {}).objective
     most = objective.value(best.outcome.delta) * (1.0 + narrow)
     try:
-        narrowed = search.narrowed(widths, best, attempt, lambda delta: objective.value(delta) <= most)
+        narrowed = search.narrowed(widths, best, lambda delta: objective.value(delta) <= most)
     except Stop:
         return best
     if narrowed is None or narrowed.shortfall(task, limits) >= best.shortfall(task, limits):
@@ -197,6 +197,7 @@ class _Search:
         tasks: On all rows, then without each fold.
         make: See :func:`run_confidently`.
         minimize: As :meth:`SQP.minimize`.
+        attempt: See there; also for what was out of reach with smaller buffers.
         limits: Those that are statistics of a sample.
         division: Into folds.
         confidence: One-sided.
@@ -206,13 +207,14 @@ class _Search:
     tasks: list[Task]
     make: MakeProgram
     minimize: Minimize
+    attempt: Minimize
     limits: list[Limit]
     division: Folds
     confidence: float
     leads: Sizes
 
     def narrowed(
-        self, widths: dict[str, WidthLimit], best: Validated, attempt: Minimize, affordable: Callable[[Array], bool]
+        self, widths: dict[str, WidthLimit], best: Validated, affordable: Callable[[Array], bool]
     ) -> Validated | None:
         """The best of the rounds with narrower intervals; None where no way there is found that can be afforded.
 
@@ -222,7 +224,7 @@ class _Search:
         starts, sided = [], widths
         for k, (part, begin) in enumerate(zip(self.tasks, best.outcomes, strict=True)):
             problem = self.make(part, best.buffers, best.margins, sided)
-            end = attempt(part, problem, begin.delta).delta
+            end = self.attempt(part, problem, begin.delta).delta
             if k == 0:
                 if problem.point(end).violation > MET or not affordable(end):
                     return None
@@ -234,6 +236,9 @@ class _Search:
     def rounds(self, widths: dict[str, WidthLimit], starts: Sequence[Array | None]) -> Validated:
         """The best of the rounds from some points.
 
+        Buffers only grow: what was out of reach is not tried again from several starts with larger ones, and where all
+        rows together do not meet the typed bounds, parts of them say nothing that more effort or rounds would change.
+
         Raises:
             Stop: In the first of them.
         """
@@ -242,26 +247,36 @@ class _Search:
         margins = {limit.name: lead for limit in self.limits if (lead := self.leads.get(limit.name, 0.0))}
         most_leads = {name: MOST_LEAD * lead for name, lead in margins.items()}
         best: Validated | None = None
+        missed, failed = [False] * len(self.tasks), False
         for _ in range(ROUNDS):
-            outcomes = []
-            for part, start in zip(self.tasks, starts, strict=True):
-                try:
-                    outcomes.append(self.minimize(part, self.make(part, buffers, margins, widths), start))
-                except Stop:
-                    if best is not None:
-                        return best
-                    raise
+            outcomes: list[Outcome] = []
+            try:
+                for k, (part, start) in enumerate(zip(self.tasks, starts, strict=True)):
+                    problem = self.make(part, buffers, margins, widths)
+                    run = self.attempt if missed[k] or failed else self.minimize
+                    outcomes.append(run(part, problem, start))
+                    missed[k] = missed[k] or problem.point(outcomes[k].delta).violation > MET
+                    failed = failed or not _is_reached(task, outcomes[0].delta)
+            except Stop:
+                if best is not None:
+                    return best
+                raise
             deltas = [outcome.delta for outcome in outcomes]
             out_of_fold = OutOfFold(task.engine, self.division, deltas[1:])
             claims = _claims(task, self.limits, out_of_fold, self.confidence)
             found = Validated(outcomes, dict(buffers), dict(margins), claims, out_of_fold)
             if best is None or found.shortfall(task, self.limits) <= best.shortfall(task, self.limits):
                 best = found
-            if not _enlarge(task, buffers, margins, most_leads, self.limits, claims):
+            if failed or not _enlarge(task, buffers, margins, most_leads, self.limits, claims):
                 break
             starts = deltas
         assert best is not None
         return best
+
+
+def _is_reached(task: Task, delta: Array) -> bool:
+    judged = task.judge(delta)
+    return judged.met and judged.feasible
 
 
 def _claims(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[Claim, ...]:

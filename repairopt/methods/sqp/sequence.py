@@ -79,14 +79,18 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Ar
             part = Sequence(task, problem.part_of_the_way(first, stage / stages), settings, begin)
             part.called = f" of stage {stage} of {stages}"
             part.run(max(1, settings.max_steps // 2))
+            if part.last is None and part.best.violation > MET:
+                break  # no way to a near limit: the models of the next stage would be the same, its limits farther off
             begin = part.best.delta
-        sequence = Sequence(task, problem, settings, begin)
-        sequence.called = "" if run == 0 else f" of stage {stages} of {stages}"
-        if first is None:
-            first = sequence.at if start is None else problem.point(np.zeros(task.engine.n))
-        status = sequence.run(settings.max_steps)
-        if best is None or sequence.best.pair < best.best.pair:
-            best, outcome = sequence, sequence.outcome(status)
+        else:
+            sequence = Sequence(task, problem, settings, begin)
+            sequence.called = "" if run == 0 else f" of stage {stages} of {stages}"
+            if first is None:
+                first = sequence.at if start is None else problem.point(np.zeros(task.engine.n))
+            status = sequence.run(settings.max_steps)
+            if best is None or sequence.best.pair < best.best.pair:
+                best, outcome = sequence, sequence.outcome(status)
+        assert best is not None and first is not None
         costly = best.best.objective - first.objective > COSTLY_RISE * abs(first.objective)
         if best.best.violation <= MET and (run > 0 or start is not None or not costly):
             break
