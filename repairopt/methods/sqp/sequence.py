@@ -90,7 +90,8 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Ar
             status = sequence.run(settings.max_steps)
             if best is None or sequence.best.pair < best.best.pair:
                 best, outcome = sequence, sequence.outcome(status)
-        assert best is not None and first is not None
+        assert best is not None
+        assert first is not None
         costly = best.best.objective - first.objective > COSTLY_RISE * abs(first.objective)
         if best.best.violation <= MET and (run > 0 or start is not None or not costly):
             break
