@@ -14,7 +14,7 @@ from repairopt.errors import ResultError, SpecFileError
 from repairopt.interfaces.commandline.commands import cli
 from repairopt.interfaces.commandline.runs.frontier_run import PAGE, RESULT, trace_spec
 from repairopt.interfaces.commandline.runs.results import FrontierResult
-from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
+from repairopt.interfaces.commandline.runs.verify_run import check_spec_file, verify_patch
 
 GAP = 'gap(group, favorable="yes", kind=parity)'
 
@@ -47,6 +47,14 @@ def test_each_patch_does_what_its_line_says(traced):
             (row.name, row.data): row.value for row in check_spec_file(folder / "spec.yaml", patch=line.patch).claims
         }
         assert {(row.name, row.data): row.value for row in line.claims} == pytest.approx(again, abs=1e-6)
+
+
+def test_each_patch_can_be_verified_against_the_spec(traced):
+    result, folder = traced
+    found = [verify_patch(folder / "spec.yaml", line.patch) for line in result.repairs]
+    assert [one.sound for one in found] == [True] * 3
+    values = [next(row.value for row in line.claims if row.role == "goal") for line in result.repairs]
+    assert [one.met for one in found] == [value <= 0.1 for value in values], "the spec's bound, not the point's"
 
 
 def test_the_page_shows_every_claim_and_the_words_of_the_data(traced):

@@ -71,7 +71,8 @@ def trace_spec(
             positions = {name: ix.tolist() for name, ix in point.repair.report.location.indices.items()}
             claims = measure_claims(_with_bound(spec, point.target), point.repair.model, location=positions)
             path = folder / f"patch-{k + 1}.safetensors"
-            point.repair.as_patch(spec.model, spec_hash=file.hash, claims=plain(claims)).save(path)
+            of_spec = measure_claims(spec, point.repair.model)  # as `verify` recomputes them from the patch alone
+            point.repair.as_patch(spec.model, spec_hash=file.hash, claims=plain(of_spec)).save(path)
             verdict, met = str(point.repair.report.verdict), all_met(claims) and point.met
             bound = spec.goal.shown(point.target)  # type: ignore[union-attr]
             lines.append(FrontierLine(bound=bound, verdict=verdict, met=met, claims=claims, patch=str(path)))
