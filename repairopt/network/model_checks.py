@@ -131,7 +131,9 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
         if not output.is_floating_point():
             raise ModelError(f"{what}: its outputs are {output.dtype}, as classes are; expected floating-point scores.")
         if not bool(torch.isfinite(output).all()):
-            raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.")
+            own = few.is_floating_point() and not bool(torch.isfinite(few).all())
+            why = " So do the inputs that it was called with; clean them." if own else ""
+            raise ModelError(f"{what}: its outputs hold NaN or infinite numbers.{why}")
         again = caller(few.clone())
         if not torch.allclose(output, again, rtol=1e-5, atol=1e-6):
             raise ModelError(
