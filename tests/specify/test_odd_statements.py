@@ -178,3 +178,14 @@ def test_gaps_are_exact_under_autocast(state):
 def test_a_keyword_that_nobody_knows_is_refused():
     with pytest.raises(TypeError, match="points"):
         trace_frontier(NETWORK, ErrorRate(X, Y), points=3)
+
+
+@pytest.mark.parametrize("classes", [3, 4, 5, 10, 100])
+def test_more_than_two_classes_need_a_favorable_one(classes):
+    network = nn.Linear(3, classes)
+    odds = OddsGap.observed(X, Y, sensitive_features=G)
+    for goal in (gap(), gap(score="kl"), odds):
+        with pytest.raises(SpecificationError, match="no favorable class is stated"):
+            solve_repair(network, goal, weights="last")
+        goal.value(NETWORK)  # two classes
+    assert 0 <= float(gap(favorable=2).value(network)) <= 1
