@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors, usable
@@ -101,6 +101,8 @@ class Specification:
         target = getattr(goal, "target", 0.0)
         if target is None or isinstance(target, str | bool):
             raise SpecificationError(f"goal: target is {target!r}; expected a number, such as 0.05.")
+        if isinstance(getattr(goal, "function", None), nn.Module):
+            raise SpecificationError("goal: got a network; expected a property. Pass (model, goal), in this order.")
         if isinstance(goal, type) or not isinstance(goal, Property):
             raise SpecificationError(
                 f"goal {reprlib.repr(goal)}: expected an object with name, target and value(predict), or a plain "
