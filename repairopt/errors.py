@@ -174,8 +174,11 @@ def as_foreign(entry: str, error: Exception) -> ForeignError:
     where = (theirs or frames)[-1]
     kind, place = type(error), f"{where.filename}, line {where.lineno}, in {where.name}"
     text = str(error).strip() or "no message"
+    called = isinstance(error, TypeError) and "argument" in text
     text = f"{entry}: {kind.__name__}: {text} ({place}). " + (
-        "It came out of code that was passed in; the chained traceback says where."
+        "A call has arguments that the called function does not know, or lacks some; help() of it lists them."
+        if called
+        else "It came out of code that was passed in; the chained traceback says where."
         if theirs
         else "No check of the inputs foresaw it; simplify model and data, and report it with the chained traceback."
     )

@@ -144,11 +144,17 @@ def column_position(owner: str, inputs: Any, column: int | str) -> int:
     """Position of a column given by position or, for frames, by name; a SpecificationError for unknown names."""
     names = column_names(inputs)
     if not isinstance(column, str):
-        place = list(inputs.columns).index(column) if is_frame(inputs) and column in list(inputs.columns) else column
-        if isinstance(column, bool) or not isinstance(column, int | np.integer) or place != column:
-            own = f"the frame has a column of that name at position {place}" if place != column else "that is no number"
+        if isinstance(column, bool) or not isinstance(column, int | np.integer):
+            shown = repr(column) if isinstance(column, float | bool) else f"a {type(column).__name__}"
             raise SpecificationError(
-                f"'{owner}': column {column!r}: {own}; expected the position of a column, or a text that names it."
+                f"'{owner}': column={shown}; expected the position of a column, or a text that names it. Groups of "
+                f"rows are passed as sensitive_features."
+            )
+        labels = list(inputs.columns) if is_frame(inputs) else []
+        if column in labels and labels.index(column) != column:
+            raise SpecificationError(
+                f"'{owner}': column {column}: the frame has a column of that name at position {labels.index(column)}; "
+                f"it is not clear which is meant. Name the columns by texts, or pass inputs.to_numpy()."
             )
         return int(column)
     _check_distinct(owner, names)

@@ -103,7 +103,10 @@ class Patch:
 
         Raises:
             WrongBaseError: ``base_model`` is not the model that was repaired.
+            PatchError: ``repair`` is no repair.
         """
+        if not all(hasattr(repair, part) for part in ("model", "delta", "report")):
+            raise PatchError(f"repair: got a {type(repair).__name__}; expected a repair. Pass (repair, base_model).")
         found = compare(base_model, repair.model, info.pop("form", "auto"))
         check_is_base(found[0], base_model, repair.model, repair.delta)
         return cls(*found, patch_info(spec, {**repair.report.patch_info(), **info}))

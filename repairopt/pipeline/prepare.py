@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from repairopt.errors import SpecificationError
 from repairopt.localize import Location, by_parameter, gather_change, localize
 from repairopt.methods import Log, Method, Task, TrustRegion, uses
 from repairopt.network import Engine, Remembering, Stop, limited, split_model
 from repairopt.specify import (
-    CallableProperty,
     Specification,
     Statistical,
     anchor,
+    check_repeatable,
     labelled_pairs,
     measured,
     repeated_rows,
@@ -93,7 +92,6 @@ def prepare_repair(
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(note)
     log.note(repeated_rows(spec, data))
-    _check_repeatable(engine, spec)
     anchored = spec.anchored(Remembering(engine))
     checkpoint = settings.checkpoint
     task = Task(
@@ -113,21 +111,9 @@ def prepare_repair(
         checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(network, where, delta)),
         log=log,
     )
+    if not late:
+        check_repeatable(spec, engine.predict)
     return Prepared(network, spec, task, started, "time limit" if late else "")
-
-
-def _check_repeatable(engine: Engine, spec: Specification) -> None:
-    """A SpecificationError where a function of the user gives another number for the same network."""
-    items: list[Any] = [spec.goal, *map(measured, spec.on_outputs)]
-    for item in items:
-        if isinstance(item, CallableProperty):
-            with torch.no_grad():
-                first, second = (float(item.value(engine.predict()).sum()) for _ in range(2))
-            if abs(first - second) > 1e-5 * max(1.0, abs(first)):
-                raise SpecificationError(
-                    f"'{item.name}' is {first:g} and then {second:g} for the same network. Draw what is random once, "
-                    f"outside of the function, read loaders in one order, and write into no outputs in place."
-                )
 
 
 def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:

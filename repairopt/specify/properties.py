@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,6 +133,10 @@ class MissRate(LabelledPoints, LabelLeads):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for what in ("label", "answer"):
+            value = getattr(self, what, 0)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+                raise SpecificationError(f"'{self.name}': {what} is {value!r}; expected the index of a class, from 0.")
         if not bool((self.labels == self.label).any()):
             raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")
 
@@ -142,7 +147,7 @@ class MissRate(LabelledPoints, LabelLeads):
 
     def value(self, predict: Predict) -> Tensor:
         """Share of the class's points that get another label."""
-        outputs = predict(self.inputs)
+        outputs = self._outputs(predict)
         weight = self._weight(outputs)
         return ((outputs.argmax(-1) != self.label).to(weight.dtype) * weight).sum()
 

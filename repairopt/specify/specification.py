@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors, usable
@@ -28,7 +28,7 @@ from .contracts import (
     stands_for_population,
 )
 from .folds import overlap
-from .margins import anchor
+from .margins import anchor, goal_value
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ class Specification:
         target = getattr(goal, "target", 0.0)
         if target is None or isinstance(target, str | bool):
             raise SpecificationError(f"goal: target is {target!r}; expected a number, such as 0.05.")
+        if isinstance(getattr(goal, "function", None), nn.Module):
+            raise SpecificationError("goal: got a network; expected a property. Pass (model, goal), in this order.")
         if isinstance(goal, type) or not isinstance(goal, Property):
             raise SpecificationError(
                 f"goal {reprlib.repr(goal)}: expected an object with name, target and value(predict), or a plain "
@@ -152,6 +154,18 @@ def _as_tuple(what: str, value: Any) -> tuple[Any, ...]:
             return (value,)
         raise SpecificationError(f"{what}: expected a list or tuple, got {type(value).__name__}.")
     return tuple(value)
+
+
+def check_repeatable(spec: Specification, predictor: Callable[[], Predict]) -> None:
+    """A SpecificationError where a function of the user gives another number for the same network."""
+    for item in (spec.goal, *map(measured, spec.on_outputs)):
+        if isinstance(item, Property) and hasattr(item, "function"):
+            first, second = (goal_value(item, predictor()) for _ in range(2))
+            if abs(first - second) > 1e-5 * max(1.0, abs(first)):
+                raise SpecificationError(
+                    f"'{item.name}' is {first:g} and then {second:g} for the same network. Draw what is random once, "
+                    f"outside of the function, read loaders in one order, and write into no outputs in place."
+                )
 
 
 def repeated_rows(spec: Specification, data: Any) -> str:

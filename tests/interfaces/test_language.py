@@ -271,3 +271,19 @@ def test_measures_of_other_packages_come_by_entry_points(monkeypatch, data):
 def test_measures_that_cannot_be_added(declared, message):
     with pytest.raises(SpecificationError, match=message):
         add_measures(type("Other", (), {"measures": declared}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "accuracy_drop <= 2",
+        "gap(sex) <= 5",
+        "equalized_odds_difference(sex) <= 1.5",
+        "demographic_parity_difference(sex) <= 20",
+        "gap(sex, kind=odds) <= 10",
+    ],
+)
+def test_limits_that_every_network_keeps_are_errors(text):
+    rows = RowSet([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1], {"sex": ["f", "m", "m", "f"]})
+    with pytest.raises(LanguageError, match="holds of every network"):
+        bind_statement(text, Data({"repair": rows}))

@@ -182,3 +182,11 @@ def test_numbers_with_words_are_as_pandas_reads_them(tmp_path):
     assert [row[0] for row in found] == [0.1, 0.2, 0.7, 0.4]
     spec = SPEC.replace("{v: ,", "{v: {fill: 0.7},")
     assert len(opened(tmp_path, ROWS.replace("0.3", "n/a"), spec, where=", where: v != 7").data.sets["repair"]) == 3
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
+@pytest.mark.parametrize("cell", ["12k", "0x1F", "True", "1 000", "~3", "12%"])
+def test_single_texts_in_a_column_of_numbers_are_named(tmp_path, name, cell):
+    rows = "v,country,ok\n" + "".join(f"0.{k},ZA,no\n" for k in range(1, 9)) + f"{cell},NA,yes\n"
+    message = refused(tmp_path, rows, name=name)
+    assert f"'v' of '{tmp_path / name}' holds numbers, and 1 texts, such as '{cell}' in row 8" in message

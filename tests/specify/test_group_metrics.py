@@ -70,11 +70,11 @@ def test_gaps_that_are_repaired_are_the_same_figures(small_net, small_inputs):
     inputs[:, 3] = (inputs[:, 0] > 0).double()
     labels = (inputs[:, 1] > 0).long()
     found = GroupMetrics(labels, small_net(inputs).argmax(1), inputs[:, 3])
-    gap = GroupGap.observed(inputs, column=3, score="max_difference")
+    gap = GroupGap.observed(inputs, column=3, favorable=1, score="max_difference")
     assert float(gap.value(small_net)) == pytest.approx(found.demographic_parity_difference())
-    odds = OddsGap.observed(inputs, labels, column=3)
+    odds = OddsGap.observed(inputs, labels, column=3, favorable=1)
     assert float(odds.value(small_net)) == pytest.approx(found.equalized_odds_difference())
-    chance = OddsGap.observed(inputs, labels, column=3, given=(1,))
+    chance = OddsGap.observed(inputs, labels, column=3, favorable=1, given=(1,))
     assert float(chance.value(small_net)) == pytest.approx(found.equal_opportunity_difference())
 
 

@@ -12,19 +12,23 @@ from repairopt import (
     Bound,
     CallableProperty,
     Classifier,
+    ConfusionRate,
     ErrorRate,
     FlipRate,
     GroupGap,
+    GroupMetrics,
     KeepLabels,
     Layers,
     MissRate,
     ModelError,
     OddsGap,
+    RepairError,
     Settings,
     SpecificationError,
     solve_repair,
     trace_frontier,
 )
+from repairopt.patches import Patch
 
 torch.manual_seed(0)
 X = torch.randn(40, 3)
@@ -178,3 +182,61 @@ def test_gaps_are_exact_under_autocast(state):
 def test_a_keyword_that_nobody_knows_is_refused():
     with pytest.raises(TypeError, match="points"):
         trace_frontier(NETWORK, ErrorRate(X, Y), points=3)
+
+
+@pytest.mark.parametrize("classes", [3, 4, 5, 10, 100])
+def test_more_than_two_classes_need_a_favorable_one(classes):
+    network = nn.Linear(3, classes)
+    odds = OddsGap.observed(X, Y, sensitive_features=G)
+    for goal in (gap(), gap(score="kl"), odds):
+        with pytest.raises(SpecificationError, match="no favorable class is stated"):
+            solve_repair(network, goal, weights="last")
+        goal.value(NETWORK)  # two classes
+    assert 0 <= float(gap(favorable=2).value(network)) <= 1
+
+
+@pytest.mark.parametrize("label", ["1", 1.0, True, None, -1])
+def test_a_class_is_an_index(label):
+    with pytest.raises(SpecificationError, match="index of a class"):
+        MissRate(X, Y, label=label)
+    with pytest.raises(SpecificationError, match="index of a class"):
+        ConfusionRate(X, Y, label=1, answer=label)
+
+
+@pytest.mark.parametrize("answer", [2, 3, 9, 100, 10**6])
+def test_an_answer_that_the_network_cannot_give_is_refused(answer):
+    with pytest.raises(SpecificationError, match="out of range"):
+        ConfusionRate(X, Y, label=1, answer=answer).value(NETWORK)
+    with pytest.raises(SpecificationError, match="out of range"):
+        MissRate(X, torch.where(Y == 1, answer, 0), label=answer).value(NETWORK)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.rand(40),
+        torch.rand(40, requires_grad=True),
+        np.linspace(0, 1, 40),
+        list(np.linspace(-1, 1, 40)),
+        torch.randn(40),
+    ],
+)
+def test_scores_are_no_answers(scores):
+    with pytest.raises(SpecificationError, match="expected answers"):
+        GroupMetrics(Y, scores, G).demographic_parity_difference()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: solve_repair(ErrorRate(X, Y), NETWORK), "in this order"),
+        (lambda: GroupGap.observed(X, Y), "a Tensor"),
+        (lambda: GroupGap.observed(X, G), "a ndarray"),
+        (lambda: GroupGap.sampled(X, column=[1]), "a list"),
+        (lambda: Patch.from_repair(NETWORK, NETWORK), "in this order|expected a repair"),
+        (lambda: solve_repair(NETWORK, ErrorRate(X, Y), heldout=(X, Y)), "help"),
+    ],
+)
+def test_arguments_in_the_wrong_place_are_said_to_be_so(call, said):
+    with pytest.raises(RepairError, match=said):
+        call()

@@ -71,10 +71,10 @@ def test_scores_stay_in_their_ranges_and_vanish_for_equal_groups(groups):
 @pytest.mark.parametrize("score", ["difference", "max_difference", "kl", "jensen_shannon"])
 def test_the_soft_value_tends_to_the_hard_one_as_the_temperature_falls(score):
     inputs = [torch.randn(50, 3, dtype=torch.float64), torch.randn(40, 3, dtype=torch.float64) + 0.5]
-    hard = float(GroupGap.given(inputs, score=score).value(identity))
+    hard = float(GroupGap.given(inputs, favorable=1, score=score).value(identity))
     errors = []
     for temperature in (1.0, 0.1, 0.01, 1e-4):
-        soft = float(GroupGap.given(inputs, score=score, temperature=temperature).soft_value(identity))
+        soft = float(GroupGap.given(inputs, favorable=1, score=score, temperature=temperature).soft_value(identity))
         errors.append(abs(soft - hard))
     assert errors[-1] < 1e-6
     assert errors[-1] <= errors[0]
@@ -95,7 +95,7 @@ def test_without_a_temperature_the_slope_of_the_soft_value_estimates_that_of_the
     logits = torch.randn(40_000, 1, dtype=torch.float64)
     inputs = [torch.cat([torch.zeros_like(logits), logits], 1), torch.cat([torch.zeros_like(logits), logits - 0.5], 1)]
     shift = lambda t: lambda x: x + torch.tensor([0.0, t], dtype=torch.float64)  # noqa: E731
-    goal = GroupGap.given(inputs)
+    goal = GroupGap.given(inputs, favorable=1)
     h = 0.1
     soft = float(goal.residuals(shift(h)) - goal.residuals(shift(-h))) / (2 * h)
     density = lambda z: math.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # noqa: E731
@@ -107,7 +107,7 @@ def test_every_part_works_for_many_weight_changes_at_once(small_net):
     engine = Engine(small_net, {"4.weight": torch.arange(18)})
     deltas = torch.randn(4, 18, dtype=torch.float64)
     for score in ("difference", "max_difference", "kl", "jensen_shannon"):
-        goal = GroupGap.given(groups, score=score)
+        goal = GroupGap.given(groups, favorable=1, score=score)
         for part in (goal.value, goal.soft_value, lambda predict, g=goal: g.residuals(predict).square().sum()):
             batch = engine.values(part, deltas)
             loop = [float(part(engine.predict(delta))) for delta in deltas]

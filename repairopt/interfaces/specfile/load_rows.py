@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, value
         reason = f"column '{name}' of '{path}' holds texts ({', '.join(found)}, ...); give categories: or one_hot:"
         if all(str(value).replace(",", ".", 1).lstrip("+-").replace(".", "", 1).isdigit() for value in values):
             reason = f"column '{name}' of '{path}' holds numbers with commas ({found[0]}); give its file decimal: \",\""
+        elif len(odd := [row for row, value in enumerate(values) if not _is_number(value)]) < len(values) / 2:
+            reason = f"column '{name}' of '{path}' holds numbers, and {len(odd)} texts, such as {values[odd[0]]!r} in "
+            reason += f"row {odd[0]}; write them as numbers, or leave these rows out"
         raise file.fail(where, reason) from None
     if how.scale is not None:
         numbers = (numbers - how.scale[0]) / (how.scale[1] - how.scale[0])
@@ -80,6 +84,13 @@ def _missing(values: Any, listed: list[Any] | None) -> Any:
         known = {_plain(value) for value in listed}
         missing |= np.array([is_missing_word(value) and _plain(value) not in known for value in values], dtype=bool)
     return missing
+
+
+def _is_number(value: Any) -> bool:
+    with contextlib.suppress(ValueError, TypeError):
+        float(value)
+        return True
+    return False
 
 
 def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[Any], values: Any) -> Any:

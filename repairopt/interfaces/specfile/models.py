@@ -132,7 +132,7 @@ class SplitSpec(Strict):
 
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guard: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _something_left(self) -> SplitSpec:
@@ -218,7 +218,7 @@ class Spec(Strict):
         default=0.95, description="of intervals and buffers; 0.5 for bounds met on average"
     )
     time_limit: Annotated[float, Field(gt=0)] | None = Field(default=None, description="seconds")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _complete(self) -> Spec:

@@ -59,6 +59,10 @@ def _make_parity(kind: Any, given: Given, score: str = "max_difference") -> Any:
     return kind.observed(given.rows(labels=False).inputs, **given.groups(), **options)
 
 
+class FirstOfTwo(int):
+    """The favorable class where nobody stated one: 1, for networks with two outputs alone."""
+
+
 class RateGap:
     """What gaps between rates of groups share: the favorable answers of each group, and the size of differences."""
 
@@ -120,6 +124,11 @@ class RateGap:
                 f"'{self.name}': favorable label {self.favorable!r} is out of range; expected one class, 0 to "
                 f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
             )
+        if isinstance(self.favorable, FirstOfTwo) and outputs.shape[-1] > 2:
+            raise SpecificationError(
+                f"'{self.name}': no favorable class is stated, for a model with {outputs.shape[-1]} outputs. Pass "
+                f"favorable=, 0 to {outputs.shape[-1] - 1}."
+            )
         return outputs
 
     def _soft(self, outputs: Tensor) -> Tensor:
@@ -160,7 +169,7 @@ class GroupGap(RateGap):
 
     Attributes:
         samples: Inputs and the group of each.
-        favorable: The favorable label.
+        favorable: The favorable label; may be left out where there are two, and is 1 then.
         target: The gap to reach.
         score: One of the scores above.
         temperature: Temperature of the softmax in the soft value; towards 0 it becomes the count. None takes twice
@@ -174,7 +183,7 @@ class GroupGap(RateGap):
     """
 
     samples: GroupSamples
-    favorable: int = 1
+    favorable: int = FirstOfTwo(1)
     target: float = Unstated(0.05)
     score: str = "max_difference"
     temperature: float | None = None

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from repairopt.errors import SpecificationError, require_extra
 from repairopt.network import check_same_index, listed_values, refuse_missing
@@ -181,6 +182,11 @@ class GroupMetrics:
 
     def _check_favorable(self) -> None:
         """Whether ``pos_label`` is a label; 0 and 1, or -1 and 1, need not occur."""
+        if self.y_pred.dtype.kind == "f" and (self.y_pred != self.y_pred.round()).any():
+            raise SpecificationError(
+                f"GroupMetrics: y_pred holds numbers such as {self.y_pred[self.y_pred != self.y_pred.round()][0]:.3g}; "
+                f"expected answers. Compare scores with a threshold, or take argmax(1) of outputs."
+            )
         labels = {*self.y_true.tolist(), *self.y_pred.tolist()}
         if self.pos_label not in labels and not (labels <= {0, 1} or labels <= {-1, 1}):
             shown = ", ".join(repr(label) for label in sorted(labels, key=str)[:8])
@@ -211,7 +217,7 @@ def _array(name: str, values: Any) -> npt.NDArray[Any]:
     """Values of rows as an array; of texts and numbers together each stays what it is."""
     what = {"y_true": "true label", "y_pred": "answer"}.get(name, "group")
     refuse_missing("GroupMetrics", what, values)
-    found = np.asarray(values)
+    found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if isinstance(values, list | tuple) and (found.ndim > 1 or found.dtype.kind in "US"):
         listed = listed_values("GroupMetrics", name, values)
         if found.ndim > 1 or any(not isinstance(value, str | bytes) for value in listed):

@@ -15,7 +15,7 @@ from repairopt.network import Predict, check_beside, check_labelled, is_frame
 from repairopt.specify.contracts import Unstated
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
 
-from .gaps import SCORES, GroupGap, RateGap
+from .gaps import SCORES, FirstOfTwo, GroupGap, RateGap
 from .samples import GroupSamples, observed_groups
 
 RESTS = ("joint", "marginals", "conditional")
@@ -93,7 +93,7 @@ class OddsGap(RateGap):
     Attributes:
         samples: Inputs and the group of each.
         labels: True labels, ``(M,)``.
-        favorable: The favorable label.
+        favorable: The favorable label; as of :class:`GroupGap`.
         given: True labels within which groups are compared.
         target: The gap to reach.
         score: ``"max_difference"`` or ``"difference"``.
@@ -106,7 +106,7 @@ class OddsGap(RateGap):
 
     samples: GroupSamples
     labels: Tensor
-    favorable: int = 1
+    favorable: int = FirstOfTwo(1)
     given: tuple[int, ...] = (0, 1)
     target: float = Unstated(0.05)
     score: str = "max_difference"

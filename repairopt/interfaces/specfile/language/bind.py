@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repairopt.errors import LanguageError, RepairError, SpecificationError
-from repairopt.specify import WAYS, Bound, ChangeBox, Property, price_of
+from repairopt.specify import WAYS, Bound, ChangeBox, Property, price_of, refuse_void
 
 from .row_sets import Data, RowSet, holds
 from .statements import Statement, did_you_mean, parse
@@ -95,6 +95,8 @@ def bind_statement(statement: Statement | str, data: Data, on: str | None = None
     try:
         item = statement.measure.make(statement.measure.kind, given)
         rows = given.rows(labels=False) if given.set else None
+        if statement.bounds:
+            refuse_void(f"'{statement.name}': the limit", item, given.limit())
     except LanguageError:
         raise
     except RepairError as error:
