@@ -23,7 +23,7 @@ from .step import StepProgram, limit_prices
 GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
 WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
 STAGES = 3  # on the way to the limits in the second run; each further run takes so many more
-STUCK = 0.25  # share of what limits are missed by at first, missed still by a stage, after which the run is given up
+STUCK = 0.1  # share of what limits are missed by at first, missed still by a stage, after which the run is given up
 FLOOR = 0.1  # share of the first objective: below it the rows are fitted, and going on pays on no others
 COSTLY_RISE = (
     0.02  # rise of the objective, relative to it, after which there is a second run, though the limits are met
