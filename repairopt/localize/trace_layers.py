@@ -51,10 +51,8 @@ class LayerGraph:
     """A network seen as layers; ``example`` shows shapes, guessed where the first layer is linear or recurrent.
 
     Attributes:
-        layers: In execution order; a layer called twice is there twice.
         parameters: By name, each once.
         names: For each name of a parameter, its first one; they differ where parameters are shared.
-        graph: The trace, or None.
     """
 
     def __init__(
@@ -69,10 +67,22 @@ class LayerGraph:
         self._modules = {f"model.{name}" if name else "model": m for name, m in model.named_modules()}
         self._embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
         self._example = example
-        self.graph = _trace(self._network)
+
+    @cached_property
+    def graph(self) -> fx.GraphModule | None:
+        """The trace, made when it is asked for."""
+        return _trace(self._network)
+
+    @cached_property
+    def at(self) -> dict[fx.Node, Layer]:
+        """The layer of each node that is one."""
         nodes = [] if self.graph is None else list(self.graph.graph.nodes)
-        self.at = {node: layer for node in nodes if (layer := self._layer_at(node)) is not None}
-        self.layers = self._called() if self.graph is None else list(self.at.values())
+        return {node: layer for node in nodes if (layer := self._layer_at(node)) is not None}
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The layers in execution order; a layer called twice is there twice."""
+        return self._called() if self.graph is None else list(self.at.values())
 
     @property
     def affine(self) -> list[Layer]:

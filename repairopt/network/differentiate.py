@@ -25,7 +25,7 @@ from .recurrent import in_steps
 from .remembered import identity
 from .tracing import ONE_AT_A_TIME
 
-FEW = 500_000  # derivatives of all outputs by all weights, up to which they are made once for each weight change
+FEW = 100_000  # derivatives of all outputs by all weights, up to which one matrix of them serves a whole point
 
 
 def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from repairopt.specify import (
     soft_margins,
 )
 
+UNNAMED = Source("", -1)
 Picks = dict[int, npt.NDArray[np.int64]]  # for each constraint, by position, the margins chosen
 
 
@@ -62,8 +63,8 @@ class Linearization:
             found.append(margins_of_samples(constraint, moved[key]))
         return tuple(found)
 
-    def rows(self, picks: Picks) -> Rows:
-        """Rows ``required - margin <= a . step`` for the chosen margins."""
+    def rows(self, picks: Picks, named: bool = True) -> Rows:
+        """Rows ``required - margin <= a . step`` for the chosen margins; ``named`` says what each comes from."""
         parts, lower, price = [], [], []
         sources: list[Source] = []
         for c, index in sorted(picks.items()):
@@ -75,7 +76,7 @@ class Linearization:
             weight = price_of(constraint)
             share = np.inf if weight is None else weight / max(1, self.samples(c))
             price.append(np.full(len(index), share))
-            sources.extend(self._sources(c, index))
+            sources.extend(self._sources(c, index) if named else [UNNAMED] * len(index))
         if not parts:
             return Rows.empty(self.engine.n)
         low = np.concatenate(lower)

@@ -35,7 +35,7 @@ class LinearizedRows:
     def rows(self, index: Index) -> tuple[Array, Array, Array]:
         """Gradients of the chosen margins."""
         order = np.argsort(index, kind="stable")
-        found = self.linearization.rows(self.picks(index[order]))
+        found = self.linearization.rows(self.picks(index[order]), named=False)
         back = np.argsort(order, kind="stable")
         return found.matrix[back], found.lower[back], found.upper[back]
 

@@ -121,7 +121,7 @@ def test_runs_are_begun_anew_where_one_ends_badly():
         found = repair(toy, SQP(restarts=restarts, **settings), constraints=[impossible])
         counts.append(sum(one.step.split(" of ")[0] == "step 1" for one in found.report.rounds))
         assert found.report.verdict is not Verdict.REPAIRED
-    assert counts == [1, 1 + 3 + 6], "a second run by three stages, a third by six"
+    assert counts == [1, 3], "a second and a third run, given up at their first stages: near limits are out of reach"
     mild = repair(toy, goal=toy.gap(target=0.25))
     assert not [one for one in mild.report.rounds if "stage" in one.step], "a good end needs no second run"
 
