@@ -245,9 +245,8 @@ def test_raise_if_failed():
         ({"surrogate": "spline"}, SpecificationError, ["spline"]),
         pytest.param({"method": OneShot(convexify="maybe")}, SpecificationError, ["maybe"]),
         ({"constraints": [LinearRows(np.eye(3), 0, 1)]}, SpecificationError, ["3 columns", "10"]),
-        ({"goal": lambda predict: predict(NAN.double()).mean()}, ModelError, ["NaN", "So do the inputs"]),
         (
-            {"goal": lambda predict: predict(task().inputs).mean() * np.nan},
+            {"goal": lambda predict: predict(NAN.double()).mean()},
             SpecificationError,
             ["<lambda>", "nan", "finite number"],
         ),
