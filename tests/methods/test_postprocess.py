@@ -199,7 +199,7 @@ def test_what_they_need_is_said(given):
         repair_with(given.model, gap, method="thresholds")
     three = nn.Sequential(given.model, nn.Linear(2, 3)).eval()
     with pytest.raises(SpecificationError, match="3 classes; expected 2"):
-        repair_with(three, observed(given, 0.0), method="thresholds", data=data)
+        repair_with(three, observed(given, 0.0, favorable=1), method="thresholds", data=data)
     read = Classifier(given.model, lambda model, x: 2 * model(x))
     for method in ("offsets", "thresholds", "vote"):
         with pytest.raises(SpecificationError, match="the Classifier reads them in another"):

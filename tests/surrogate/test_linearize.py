@@ -241,7 +241,7 @@ def test_malformed_margins_are_named(small_net, constraint, snippets):
 
 def test_a_gap_can_be_bounded_too(small_net, small_inputs):
     engine = Engine(small_net, LAST)
-    bound = Bound(GroupGap.given([small_inputs, small_inputs + 0.5]), weight=3.0).anchor(engine.predict())
+    bound = Bound(GroupGap.given([small_inputs, small_inputs + 0.5], favorable=1), weight=3.0).anchor(engine.predict())
     rows = linearize(engine, [bound]).rows({0: np.array([0])})
     assert rows.lower.tolist() == [0.0]  # not worse than before
     assert rows.price.tolist() == [3.0]
