@@ -307,3 +307,20 @@ def test_an_onnx_classifier_on_a_csv_file_becomes_a_repaired_onnx_file(run, run_
     session = onnx.InferenceSession(str(folder / "new.onnx"), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {session.get_inputs()[0].name: torch.randn(5, 2).numpy()})[0]
     assert outputs.sum(1) == pytest.approx(1.0)  # the softmax of the file is there again
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("watch:", "solver: gurobbi\nwatch:", "gurobbi"),
+        ("layers: last", "layers: lats", "lats"),
+        ("layers: last", "layers: [last, 9.weight]", "9.weight"),
+        ("layers: last", "columns: grup", "did you mean 'group'?"),
+        ("watch:", "method: sqq\nwatch:", "sqq"),
+        ("layers: last", "layers: last9", "linear and convolutional layers"),
+    ],
+)
+def test_check_looks_at_what_the_repair_would_use(run, folder, old, new, text):
+    code, _, err = run("check", spec_of(folder, old, new))
+    assert code == 2
+    assert text in err

@@ -104,9 +104,13 @@ def init(model: str, data: Path, out: Path, as_json: bool, quiet: bool, **option
 @json_option
 def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
     """Measure goal and bounds of SPEC on its network. Nothing is changed or written."""
+    from repairopt.interfaces.commandline.runs.solve_run import check_choices
     from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
+    from repairopt.interfaces.specfile.opened import open_spec
 
-    emit(check_spec_file(spec, patch=patch, strict=strict), as_json, check_text)
+    opened = open_spec(spec)
+    check_choices(opened)
+    emit(check_spec_file(opened, patch=patch, strict=strict), as_json, check_text)
 
 
 @cli.command(epilog=example("repairopt solve spec.yaml --out run --time-limit 60"))

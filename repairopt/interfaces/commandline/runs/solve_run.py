@@ -19,7 +19,7 @@ from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
-from repairopt.localize import Gradient, Inputs, LayerGraph
+from repairopt.localize import Gradient, Inputs, LayerGraph, localize
 from repairopt.methods import SQP, find_method, uses
 from repairopt.network import Classifier
 from repairopt.patches import AuditLog, fingerprint, library_versions
@@ -70,6 +70,18 @@ def _places(spec: OpenSpec, name: str) -> list[int]:
         reason = f"the network reads no column '{name}'; {did_you_mean(name, known)}"
         raise spec.file.fail(("change", "columns"), reason)
     return found
+
+
+def check_choices(spec: OpenSpec) -> None:
+    """Look at what a spec says of the repair: a solver, method, layer or column that is not there is an error."""
+    if spec.file.spec.solver is not None:
+        load_solver(spec.file.spec.solver)
+    _method(spec)
+    weights = chosen_weights(spec)
+    named = weights if isinstance(weights, list) else [weights]
+    names = [one for one in named if isinstance(one, str) and one not in ("auto", "care", "gradient", "all", "last")]
+    if names:
+        localize(spec.model, names, inputs=spec.data.sets["repair"].inputs[:3])
 
 
 class Progress(Protocol):

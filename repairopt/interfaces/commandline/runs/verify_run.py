@@ -283,10 +283,14 @@ def _close(first: Any, second: Any) -> bool:
 
 
 def check_spec_file(
-    source: str | Path, *, patch: str | Path | None = None, strict: bool = False, model: nn.Module | None = None
+    source: str | Path | OpenSpec,
+    *,
+    patch: str | Path | None = None,
+    strict: bool = False,
+    model: nn.Module | None = None,
 ) -> CheckResult:
     """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed."""
-    spec = open_spec(source)
+    spec = source if isinstance(source, OpenSpec) else open_spec(source)
     judged = spec.model if model is None else model
     if patch is not None:
         judged = Patch.load(patch).apply(judged)
