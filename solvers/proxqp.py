@@ -72,7 +72,6 @@ class ProxQP(BackEnd):
             backend.settings,
             self.native,
             verbose=self.verbose,
-            max_iter=1000,  # the native default, 10,000, takes seconds where it does not converge
             eps_abs=self.feasibility_tol,
             eps_rel=self.feasibility_tol,
             check_duality_gap=True,

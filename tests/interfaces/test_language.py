@@ -15,6 +15,7 @@ from repairopt.errors import LanguageError, SpecificationError
 from repairopt.interfaces.specfile.language import measures
 from repairopt.interfaces.specfile.language.bind import bind_statement
 from repairopt.interfaces.specfile.language.measures import BY_NAME, MEASURES, add_measures, reference, reference_text
+from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
 from repairopt.interfaces.specfile.language.statements import parse
 from repairopt.specify import ROWS, Argument, Measure, change_limits, constraints, properties, robustness
@@ -287,3 +288,12 @@ def test_limits_that_every_network_keeps_are_errors(text):
     rows = RowSet([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1], {"sex": ["f", "m", "m", "f"]})
     with pytest.raises(LanguageError, match="holds of every network"):
         bind_statement(text, Data({"repair": rows}))
+
+
+def test_modules_of_one_name_in_two_folders_are_not_taken_for_each_other(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "measures_of_mine.py").write_text(f"def which(predict, data):\n    return '{name}'\n")
+    both = [load_code("measures_of_mine:which", tmp_path / name) for name in ("first", "second", "first")]
+    assert [function(None, None) for function in both] == ["first", "second", "first"]
+    assert load_code("json:dumps", tmp_path / "first")([1]) == "[1]"

@@ -23,6 +23,7 @@ def load_code(reference: str, folder: Path) -> Callable[..., Any]:
     if not module or not name:
         raise SpecificationError(f"'{reference}': expected Python code as package.module:function.")
     path = str(folder.resolve())
+    _forget_other(module.partition(".")[0], folder.resolve())
     sys.path.insert(0, path)
     importlib.invalidate_caches()
     try:
@@ -45,6 +46,15 @@ def load_code(reference: str, folder: Path) -> Callable[..., Any]:
     if not callable(found):
         raise SpecificationError(f"'{reference}': is a {type(found).__name__}; expected a function or class.")
     return found
+
+
+def _forget_other(name: str, folder: Path) -> None:
+    """Forget an imported module of this name from elsewhere, where the folder has one of its own."""
+    own = [folder / f"{name}.py", folder / name / "__init__.py"]
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if any(file.is_file() for file in own) and loaded is not None and Path(loaded).resolve() not in own:
+        for other in [one for one in sys.modules if one.partition(".")[0] == name]:
+            del sys.modules[other]
 
 
 def _make_own(kind: Any, given: Given) -> Any:
