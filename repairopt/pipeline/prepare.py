@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from repairopt.localize import Location, by_parameter, gather_change, localize
@@ -14,11 +13,8 @@ from repairopt.methods import Log, Method, Task, TrustRegion, uses
 from repairopt.network import Engine, Remembering, Stop, limited, split_model
 from repairopt.specify import (
     Specification,
-    Statistical,
-    anchor,
     check_repeatable,
     labelled_pairs,
-    measured,
     repeated_rows,
 )
 from repairopt.verify import Judge
@@ -101,7 +97,7 @@ def prepare_repair(
         location=where,
         model=steps,
         data=labelled_pairs(data),
-        new_counts=_new_counts(engine, spec),
+        new_counts=spec.held_out_counts(engine.predict()),
         solver=settings.solver,
         isolate=settings.isolate,
         tolerance=settings.tolerance,
@@ -114,14 +110,3 @@ def prepare_repair(
     if not late:
         check_repeatable(spec, engine.predict)
     return Prepared(network, spec, task, started, "time limit" if late else "")
-
-
-def _new_counts(engine: Engine, spec: Specification) -> dict[str, int]:
-    """How many held-out samples goal and bounds will be measured on; of the held-out data nothing else is read."""
-    found: dict[str, int] = {}
-    for item in spec.held_out:
-        prop = measured(item)
-        if isinstance(prop, Statistical):
-            with torch.no_grad():
-                found[item.name] = int(anchor(prop, engine.predict()).interval(engine.predict(), 0.9).count)
-    return found

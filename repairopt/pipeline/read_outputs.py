@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from repairopt.errors import ModelError
 from repairopt.localize import first_inputs
 from repairopt.network import Engine, ForwardFunction, Reading, meaning_of, telling_rows
-from repairopt.specify import Specification, answers_only, labels_of
+from repairopt.specify import Specification
 
 TOLERANCE = 1e-4  # by which the probabilities of a row may miss the sum 1, in single precision
 ADAPTER = "repairopt.Classifier(model, outputs={})"
@@ -33,12 +31,11 @@ def reading_of(
     Raises:
         ModelError: There is one output, or regression is stated, and a goal or bound speaks of classes.
     """
-    items = [item for item in (spec.goal, *spec.on_outputs, *spec.watch, *spec.held_out) if item is not None]
-    of_classes = [item for item in items if answers_only(item) or labels_of(item) is not None]
+    of_classes = spec.of_classes
     if meaning_of(forward_fn) == "regression" and of_classes:
         raise ModelError(
             f"model {type(model).__name__}: its outputs are stated to be numbers (regression), and "
-            f"'{of_classes[0].name}' speaks of classes. Leave outputs='regression' out, or state what numbers must do: "
+            f"'{of_classes[0]}' speaks of classes. Leave outputs='regression' out, or state what numbers must do: "
             f"OutputBounds, KeepOutputs, or a function of predict."
         )
     inputs = first_inputs(spec.goal, spec.on_outputs)
@@ -53,17 +50,21 @@ def reading_of(
         return _numbers(model, forward_fn, of_classes, outputs)
     chances = bool(((outputs >= 0) & (outputs <= 1)).all())
     if chances and bool(((outputs.sum(1) - 1).abs() < TOLERANCE).all()):
-        others = [item.name for item in items if not answers_only(item)]
-        if convertible and not others:
+        if convertible and not spec.of_sizes:
             return Reading(forward_fn, "probabilities"), (
                 "The network gives probabilities, as after a softmax. Their logarithms are repaired, which order the "
                 "classes in the same way."
             )
-        why = f"'{others[0]}' reads their size" if others else "the method works on the network as it is"
         way = ADAPTER.format('"probabilities"')
         return forward_fn, (
-            f"The network gives probabilities, as after a softmax, and {why}: they are taken as they are, so their "
-            f"slopes are flat where the network is sure. {way} repairs their logarithms."
+            "The network gives probabilities, as after a softmax, and "
+            + (
+                f"'{spec.of_sizes[0]}' reads their size"
+                if spec.of_sizes
+                else "the method works on the network as it is"
+            )
+            + f": they are taken as they are, so their slopes are flat where the network is sure. {way} repairs their "
+            "logarithms."
         )
     if not of_classes:
         return _numbers(model, forward_fn, of_classes, predict(inputs))
@@ -79,13 +80,13 @@ def reading_of(
 
 
 def _numbers(
-    model: nn.Module, forward_fn: ForwardFunction | None, of_classes: list[Any], outputs: Tensor
+    model: nn.Module, forward_fn: ForwardFunction | None, of_classes: tuple[str, ...], outputs: Tensor
 ) -> tuple[ForwardFunction | None, str]:
     """Outputs that are no scores of classes: one alone, or several whose largest is always the same."""
     if outputs.shape[1] == 1 and of_classes:
         ways = ", ".join(ADAPTER.format(repr(word)) for word in ("one logit", "one probability", "regression"))
         raise ModelError(
-            f"model {type(model).__name__}: gives one output for each row, and '{of_classes[0].name}' speaks of "
+            f"model {type(model).__name__}: gives one output for each row, and '{of_classes[0]}' speaks of "
             f"classes. Say what the output means: {ways}."
         )
     if len(outputs) < 2 or len(torch.unique(outputs.argmax(1))) > 1:

@@ -20,9 +20,12 @@ from .contracts import (
     Constraint,
     Grouped,
     Property,
+    Statistical,
     Transferable,
     Unstated,
+    answers_only,
     inputs_of,
+    labels_of,
     measured,
     refuse_void,
     stands_for_population,
@@ -141,6 +144,30 @@ class Specification:
     def on_change(self) -> tuple[ChangeConstraint, ...]:
         """The constraints that look at the weight change alone."""
         return tuple(c for c in self.constraints if not isinstance(c, Constraint))
+
+    @property
+    def of_classes(self) -> tuple[str, ...]:
+        """Names of what speaks of classes, among all that is stated."""
+        return tuple(item.name for item in self._all if answers_only(item) or labels_of(item) is not None)
+
+    @property
+    def of_sizes(self) -> tuple[str, ...]:
+        """Names of what reads the size of outputs, not the answers alone."""
+        return tuple(item.name for item in self._all if not answers_only(item))
+
+    @property
+    def _all(self) -> tuple[Any, ...]:
+        return (self.goal, *self.on_outputs, *self.watch, *self.held_out)
+
+    def held_out_counts(self, predict: Predict) -> dict[str, int]:
+        """How many held-out samples goal and bounds will be measured on; of the held-out data nothing else is read."""
+        found: dict[str, int] = {}
+        for item in self.held_out:
+            prop = measured(item)
+            if isinstance(prop, Statistical):
+                with torch.no_grad():
+                    found[item.name] = int(anchor(prop, predict).interval(predict, 0.9).count)
+        return found
 
     def anchored(self, predict: Predict) -> Specification:
         """The same with everything fixed that goal and constraints take from the original network ``predict``."""
