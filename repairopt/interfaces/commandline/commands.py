@@ -101,16 +101,21 @@ def init(model: str, data: Path, out: Path, as_json: bool, quiet: bool, **option
 @spec_argument
 @click.option("--patch", type=FILE, help="Judge the network with this patch applied.")
 @strict_option
+@quiet_option
 @json_option
-def check(spec: Path, patch: Path | None, strict: bool, as_json: bool) -> None:
+def check(spec: Path, patch: Path | None, strict: bool, quiet: bool, as_json: bool) -> None:
     """Measure goal and bounds of SPEC on its network. Nothing is changed or written."""
     from repairopt.interfaces.commandline.runs.solve_run import check_choices
     from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
     from repairopt.interfaces.specfile.opened import open_spec
 
-    opened = open_spec(spec)
-    check_choices(opened)
-    emit(check_spec_file(opened, patch=patch, strict=strict), as_json, check_text)
+    bars = Bars(quiet=as_json or quiet)
+    with bars.stage("reading model and data"):
+        opened = open_spec(spec)
+        check_choices(opened)
+    with bars.stage("measuring every claim"):
+        found = check_spec_file(opened, patch=patch, strict=strict)
+    emit(found, as_json, check_text)
 
 
 @cli.command(epilog=example("repairopt solve spec.yaml --out run --time-limit 60"))
@@ -202,12 +207,15 @@ def revert(spec: Path, patch: Path, out: Path, weights: Path | None, **options: 
 @click.option("--signers", type=FILE, help="Trusted keys, a file of allowed signers as ssh-keygen reads it.")
 @click.option("--signer", help="Who of them must have signed result.json, by `ssh-keygen -Y sign -n repairopt`.")
 @strict_option
+@quiet_option
 @json_option
-def verify(spec: Path, patch: Path, as_json: bool, **options: Any) -> None:
+def verify(spec: Path, patch: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Recompute every claim from the original weights and the patch alone, without the code that solves."""
     from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 
-    emit(verify_patch(spec, patch, **options), as_json, verify_text)
+    with Bars(quiet=as_json or quiet).stage("recomputing every claim"):
+        found = verify_patch(spec, patch, **options)
+    emit(found, as_json, verify_text)
 
 
 @cli.command(epilog=example("repairopt show run/patch.safetensors"))
@@ -223,12 +231,15 @@ def show(patch: Path, as_json: bool) -> None:
 @cli.command(epilog=example("repairopt report run"))
 @click.argument("folder", type=FILE)
 @click.option("--out", type=FILE, help="File to write; by default report.html in the folder.")
+@quiet_option
 @json_option
-def report(folder: Path, out: Path | None, as_json: bool) -> None:
+def report(folder: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Write report.html anew from the FOLDER of a run."""
     from repairopt.interfaces.commandline.runs.show_run import report_folder
 
-    emit(report_folder(folder, out), as_json, lambda r: f"wrote {r.out}")
+    with Bars(quiet=as_json or quiet).stage("drawing the report"):
+        found = report_folder(folder, out)
+    emit(found, as_json, lambda r: f"wrote {r.out}")
 
 
 @cli.command(epilog=example("repairopt doctor spec.yaml"))
