@@ -17,6 +17,8 @@ from repairopt.interfaces.specfile.networks import mlp
 from repairopt.network import Classifier
 from repairopt.patches import save_weights
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 
 

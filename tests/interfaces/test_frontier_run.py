@@ -16,6 +16,8 @@ from repairopt.interfaces.commandline.runs.frontier_run import PAGE, RESULT, tra
 from repairopt.interfaces.commandline.runs.results import FrontierResult
 from repairopt.interfaces.commandline.runs.verify_run import check_spec_file, verify_patch
 
+pytestmark = pytest.mark.slow
+
 GAP = 'gap(group, favorable="yes", kind=parity)'
 
 

@@ -42,6 +42,8 @@ HOLDING = """
 import sys
 from pathlib import Path
 from repairopt.interfaces.commandline.runs.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
 with RunFolder(Path(sys.argv[1])).working(resume=False, overwrite=False):
     print("held", flush=True)
     sys.stdin.readline()

@@ -18,6 +18,8 @@ from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.specify import REQUIRED
 
+pytestmark = pytest.mark.slow
+
 ODD = [
     *("null", "true", "[]", "{}", '""', "x", "-1", "0", "1e400", ".nan", ".inf", "[[1]]", "2020-01-01", "*a", "&a 1"),
     *(
@@ -153,23 +155,23 @@ def folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 def test_no_mutated_text_ends_in_a_raw_error(folder):
     draw, raw, refused = random.Random(1), [], 0
-    for _ in range(rounds(500)):
+    for _ in range(rounds(300)):
         text = mutated_text(draw)
         (folder / "m.yaml").write_text(text, encoding="utf-8", errors="replace")
         refused += refuse(lambda: open_spec(read_spec(folder / "m.yaml")), text, raw)
     assert not raw, "\n\n".join(raw)
-    assert refused > rounds(250)
+    assert refused > rounds(150)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_no_mutated_tree_ends_in_a_raw_error(folder, monkeypatch):
     draw, raw, refused = random.Random(2), [], 0
     monkeypatch.chdir(folder)
-    for _ in range(rounds(400)):
+    for _ in range(rounds(250)):
         tree = mutated_tree(draw)
         refused += refuse(lambda tree=tree: open_spec(tree), repr(tree), raw)
     assert not raw, "\n\n".join(raw)
-    assert refused > rounds(200)
+    assert refused > rounds(120)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -177,7 +179,7 @@ def test_any_statement_is_measured_or_refused(folder, monkeypatch):
     draw, raw, refused = random.Random(3), [], 0
     monkeypatch.chdir(folder)
     usual = yaml.safe_load(SPEC)
-    for _ in range(rounds(400)):
+    for _ in range(rounds(250)):
         text = statement(draw)
         try:
             parse(text)
@@ -191,7 +193,7 @@ def test_any_statement_is_measured_or_refused(folder, monkeypatch):
         content = usual | ({"goal": text} if role == "goal" else {role: [text]})
         refused += refuse(lambda content=content: measure_claims(open_spec(content)), text, raw)
     assert not raw, "\n\n".join(raw)
-    assert 0 < refused < rounds(400)
+    assert 0 < refused < rounds(250)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,6 +13,8 @@ from repairopt.methods.sqp.confident import ROUNDS
 from repairopt.network import Engine, differentiate, sample_rows, tangent, tracing
 from repairopt.specify import contracts
 
+pytestmark = pytest.mark.slow
+
 
 def trained(rows, width, classes=2, seed=0):
     torch.manual_seed(seed)

@@ -10,6 +10,8 @@ from repairopt import ErrorRate, GroupGap, KeepLabels, Settings, solve_repair
 from repairopt.localize import CARE, Gradient
 from repairopt.network import Stop, check_time, is_late, limited
 
+pytestmark = pytest.mark.slow
+
 LIMIT, GRACE = 0.3, 3.0  # seconds
 
 

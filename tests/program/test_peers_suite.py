@@ -5,6 +5,8 @@ import pytest
 
 from repairopt.program import Program, Status, available_solvers, solve
 
+pytestmark = pytest.mark.slow
+
 cvxpy = pytest.importorskip("cvxpy")
 helpers = pytest.importorskip("cvxpy.tests.solver_test_helpers")
 

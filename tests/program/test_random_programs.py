@@ -11,6 +11,8 @@ import pytest
 from repairopt.program import Status, available_solvers, load_solver, solve
 from tests.support.random_programs import random_program, wrong
 
+pytestmark = pytest.mark.slow
+
 FACTOR = float(os.environ.get("REPAIROPT_FUZZ", "1"))
 PARTS, COUNT, EACH = 5, int(300 * FACTOR), int(100 * FACTOR)
 SECOND = {"LP": "scipy", "QP": "clarabel", "MILP": "scipy", "MIQP": "gurobi"}
