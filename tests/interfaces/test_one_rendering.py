@@ -126,6 +126,7 @@ def test_all_five_agree_for_every_measure(folder):
     [pytest.param(text, id=name, marks=() if name == "recall" else pytest.mark.slow) for name, text in GOALS.items()],
 )
 def test_a_goal_is_told_as_it_was_written_in_sentences_too(folder, goal):
+    pytest.importorskip("matplotlib", reason="the page of a folder is written with its pictures")
     result = solve(folder, goal=goal, bounds=['recall("yes") >= 0.3'], watch=["accuracy(held_out)", "miss_rate('no')"])
     assert_all_agree(folder, result)
     text = Page((folder / "run" / REPORT).read_text(encoding="utf-8")).text

@@ -90,6 +90,7 @@ def test_an_overwritten_folder_keeps_nothing_of_the_earlier_run(tmp_path):
 
 
 def test_dollar_signs_in_names_are_drawn_as_they_are(tmp_path):
+    pytest.importorskip("matplotlib")
     name = "$a_{b$^"
     write_spec(tmp_path, SPEC.replace("women", f"'{name}'").replace("merit:", "merit:  # $"))
     rows = tmp_path / "rows.csv"
