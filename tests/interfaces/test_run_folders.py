@@ -22,6 +22,8 @@ from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import check_archive, read_arrays, save_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory):
@@ -43,7 +45,6 @@ import sys
 from pathlib import Path
 from repairopt.interfaces.commandline.runs.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
 with RunFolder(Path(sys.argv[1])).working(resume=False, overwrite=False):
     print("held", flush=True)
     sys.stdin.readline()
