@@ -28,7 +28,6 @@ from .contracts import (
     labels_of,
     measured,
     refuse_void,
-    stands_for_population,
 )
 from .folds import overlap
 from .margins import anchor, goal_value
@@ -214,7 +213,7 @@ def _inputs_of(item: Any) -> list[Tensor]:
     item = measured(item)
     found = inputs_of(item)
     drawn = isinstance(item, Grouped) and item.samples.paired
-    return [found] if found is not None and not drawn and stands_for_population(item) else []
+    return [found] if found is not None and not drawn else []
 
 
 def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> Specification:

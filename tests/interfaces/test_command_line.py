@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +28,6 @@ def solved(tmp_path_factory) -> Path:
         main(["solve", str(write_spec(folder)), "--out", str(folder / "run"), "--json"])
     assert ended.value.code == 0
     return folder
-
-
-@pytest.fixture
-def folder(solved, tmp_path) -> Path:
-    """A copy of it to change."""
-    shutil.copytree(solved, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 @pytest.fixture

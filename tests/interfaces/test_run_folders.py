@@ -25,13 +25,6 @@ from repairopt.patches import check_archive, read_arrays, save_weights
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("solved")
-    solve_spec(write_spec(folder), folder / "run")
-    return folder
-
-
 def run(*arguments):
     with pytest.raises(SystemExit) as ended:
         main([str(one) for one in arguments])

@@ -10,30 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_spec import write_spec
 
 from repairopt.errors import ResultError
 from repairopt.interfaces.commandline.runs.show_run import report_folder
-from repairopt.interfaces.commandline.runs.solve_run import solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.commandline.show import verify_text
 from repairopt.patches import read_tensors, write_tensors
 from repairopt.patches.patch import CONTENT, HEADER, content_hash
 
 OWN = ("created", "notes", "versions", "solver", "seed")  # of info: nothing to recompute them from
-
-
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("forged")
-    solve_spec(write_spec(folder), folder / "run")
-    return folder
-
-
-@pytest.fixture
-def folder(solved, tmp_path) -> Path:
-    shutil.copytree(solved, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def failed(folder: Path, **options: Any) -> dict[str, str]:

@@ -20,19 +20,6 @@ from repairopt.patches import Patch
 SOLVING = ("pipeline", "solve", "solving", "methods", "sqp", "surrogate", "linearize", "localize", "judge", "evaluate")
 
 
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("verified")
-    solve_spec(write_spec(folder), folder / "run")
-    return folder
-
-
-@pytest.fixture
-def folder(solved, tmp_path) -> Path:
-    shutil.copytree(solved, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 def verify(folder: Path, **options):
     return verify_patch(folder / "spec.yaml", folder / "run/patch.safetensors", **options)
 

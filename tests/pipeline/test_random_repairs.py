@@ -3,18 +3,18 @@
 The environment variable ``REPAIROPT_FUZZ`` multiplies their number; CONTRIBUTING.md names the nightly one.
 """
 
-import os
 import time
 
 import numpy as np
 import pytest
 import torch
+from fuzzing import rounds
 from torch import nn
 
 from repairopt import ErrorRate, GroupGap, KeepLabels, Settings, Verdict, solve_repair
 from repairopt.localize import CARE
 
-COUNT, PARTS = int(20 * float(os.environ.get("REPAIROPT_FUZZ", "1"))), 3
+COUNT, PARTS = rounds(20), 3
 LIMIT, GRACE = 0.3, 2.0  # seconds of a repair, and those for what it cannot do without
 
 

@@ -4,17 +4,16 @@ The environment variable ``REPAIROPT_FUZZ`` multiplies the number of programs; C
 """
 
 import collections
-import os
 
 import pytest
+from fuzzing import rounds
+from random_programs import random_program, wrong
 
 from repairopt.program import Status, available_solvers, load_solver, solve
-from tests.support.random_programs import random_program, wrong
 
 pytestmark = pytest.mark.slow
 
-FACTOR = float(os.environ.get("REPAIROPT_FUZZ", "1"))
-PARTS, COUNT, EACH = 5, int(300 * FACTOR), int(100 * FACTOR)
+PARTS, COUNT, EACH = 5, rounds(300), rounds(100)
 SECOND = {"LP": "scipy", "QP": "clarabel", "MILP": "scipy", "MIQP": "gurobi"}
 
 

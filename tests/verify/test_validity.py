@@ -171,6 +171,15 @@ def test_rows_that_are_held_out_and_repaired_on_are_counted_in_a_note(repaired):
     assert notes[0] in " ".join(str(repaired.report).split())
 
 
+def test_given_points_that_are_held_out_too_are_counted(repaired):
+    toy = task()
+    inputs, labels = toy.held_out
+    held_out = (torch.cat([inputs, toy.inputs[:7]]), torch.cat([labels, toy.labels[:7]]))
+    goal = ErrorRate(toy.inputs[:12], toy.labels[:12])
+    found = solve_repair(toy.model, goal, held_out=held_out, weights="last", method=SQP(confidence=None))
+    assert any(note.startswith("7 of 407 held-out rows equal") for note in found.report.notes)
+
+
 def test_no_overlap_no_note():
     toy = task()
     found = solve_repair(

@@ -56,6 +56,18 @@ class Guess:
     candidates: tuple[tuple[str, float], ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a guess starts from: the spec so far, the network, the columns by name, and what the user said."""
+
+    content: dict[str, Any]
+    network: nn.Module
+    columns: Mapping[str, Any]
+    label: str | None
+    sensitive: tuple[str, ...]
+    path: Path
+
+
 def guess_spec(
     model: str,
     data: str | Path,
@@ -87,7 +99,7 @@ def guess_spec(
     network, columns = load_model(bare), read_columns(bare, "repair", bare.folder / rows["file"])
     content = {"model": entry, "data": {"repair": rows}, "split": {"held_out": HELD_OUT}}
     made = _of_arrays if Path(data).suffix == ".npz" else _of_table
-    guess = made(content, network, columns, label, sensitive, path)
+    guess = made(_Asked(content, network, columns, label, tuple(sensitive), path))
     return Guess(guess.content, guess.label, guess.inputs, guess.sensitive, _candidates(guess.content, path))
 
 
@@ -105,41 +117,32 @@ def _separator(data: Path) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------- tables
 
 
-def _of_table(
-    content: dict[str, Any],
-    network: nn.Module,
-    columns: Mapping[str, Any],
-    label: str | None,
-    sensitive: Sequence[str],
-    path: Path,
-) -> Guess:
-    chosen, how_label = _label_column(columns, label)
+def _of_table(asked: _Asked) -> Guess:
+    content, columns = asked.content, asked.columns
+    chosen, how_label = _label_column(columns, asked.label)
     left = [name for name in columns if name != chosen]
-    groups, how_groups = _groups(columns, left, sensitive)
-    width = _width(network)
+    groups, how_groups = _groups(columns, left, asked.sensitive)
+    width = _width(asked.network)
     encodings = list(_encodings(columns, left, groups, width))
     if not encodings:
-        widest = ", ".join(left[:12])
         raise SpecFileError(
             f"data '{content['data']['repair']['file']}': no choice of its columns fits the network, which reads "
-            f"{width} inputs. Without the label '{chosen}' there are {len(left)}: {widest}. Leave out of "
+            f"{width} inputs. Without the label '{chosen}' there are {len(left)}: {', '.join(left[:12])}. Leave out of "
             f"the file what the network does not read, name the label by --label, or write the spec by hand."
         )
     content["sensitive_features"] = list(groups)
     labels = [{"column": chosen} | ({} if order is None else {"classes": order}) for order in _orders(columns[chosen])]
     ways = [{"inputs": inputs, "label": said} for inputs, said in itertools.product(encodings, labels)]
-    found, how = _best_way(content, ways, network, path)
+    found, how = _best_way(asked, content, ways)
     return Guess(found, how_label, f"{len(found['inputs'])} columns; {how}", how_groups)
 
 
-def _best_way(
-    content: dict[str, Any], ways: Sequence[dict[str, Any]], network: nn.Module, path: Path
-) -> tuple[dict[str, Any], str]:
+def _best_way(asked: _Asked, content: dict[str, Any], ways: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The content with the way to read the rows on which the network is most often right, and how often that is."""
     best, chosen, problem = -1.0, ways[0], ""
     for way in ways:
         try:
-            right = _accuracy(open_spec(_checked(content | way | FILLER, path)), network)
+            right = _accuracy(open_spec(_checked(content | way | FILLER, asked.path)), asked.network)
         except RepairError as error:
             problem = problem or str(error)
             continue
@@ -252,16 +255,10 @@ def _accuracy(spec: OpenSpec, network: nn.Module) -> float:
 # -------------------------------------------------------------------------------------------- arrays
 
 
-def _of_arrays(
-    content: dict[str, Any],
-    network: nn.Module,
-    columns: Mapping[str, Any],
-    label: str | None,
-    sensitive: Sequence[str],
-    path: Path,
-) -> Guess:
-    if sensitive:
-        raise SpecFileError(f"--sensitive {sensitive[0]}: groups of npz files are named under array: columns:.")
+def _of_arrays(asked: _Asked) -> Guess:
+    columns, label = asked.columns, asked.label
+    if asked.sensitive:
+        raise SpecFileError(f"--sensitive {asked.sensitive[0]}: groups of npz files are named under array: columns:.")
     wide = {name: values for name, values in columns.items() if values.ndim >= 2 and values.dtype.kind in "fiub"}
     if not wide:
         raise SpecFileError(f"data: has no array of rows, (N, ...); arrays: {', '.join(columns)}.")
@@ -273,7 +270,7 @@ def _of_arrays(
         raise SpecFileError(f"data: has no array of {len(wide[name])} labels; name it by --label.")
     how = "as you said" if label else f"guessed: '{chosen}' has a whole number for each row"
     array: dict[str, Any] = {"name": name}
-    embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in network.modules())
+    embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in asked.network.modules())
     array |= {"integers": True} if embeds else {}
     shape, bytes_ = wide[name].shape[1:], not embeds and float(wide[name].max()) > 1
     shapes = [None, [int(np.prod(shape))], [1, *shape]] if len(shape) > 1 else [None]
@@ -281,7 +278,7 @@ def _of_arrays(
     for scale, size in itertools.product([None, [0, 255]] if bytes_ else [None], shapes):
         said = {key: value for key, value in (("scale", scale), ("shape", size)) if value is not None}
         ways.append({"array": array | said, "label": {"column": chosen}})
-    found, right = _best_way(content, ways, network, path)
+    found, right = _best_way(asked, asked.content, ways)
     return Guess(found, how, f"the array '{name}'; {right}", "none; name columns of the array under array: columns:")
 
 
