@@ -39,11 +39,13 @@ from .report import Repair, Report, Verdict, write_html
 from .specify import (
     AccuracyDrop,
     Bound,
+    CalibrationError,
     CallableProperty,
     ChangeLimit,
     ConfusionRate,
     Constraint,
     ErrorRate,
+    ExpectedCost,
     FixLabels,
     FlipRate,
     GroupGap,
@@ -56,12 +58,14 @@ from .specify import (
     OutputBounds,
     Property,
     Specification,
+    WorstGroup,
 )
 from .surrogate import Strictest, SurrogateSettings
 
 __all__ = [
     "SQP",
     "CARE",
+    "CalibrationError",
     "CallableProperty",
     "Classifier",
     "available_methods",
@@ -75,6 +79,7 @@ __all__ = [
     "Constraint",
     "Data",
     "ErrorRate",
+    "ExpectedCost",
     "FewWeights",
     "FineTune",
     "FixLabels",
@@ -125,6 +130,7 @@ __all__ = [
     "UnsupportedError",
     "Verdict",
     "Vote",
+    "WorstGroup",
     "available_solvers",
     "add_measures",
     "bind_statement",

@@ -186,6 +186,8 @@ def _details(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
 
 
 def _labels(expect: Expect, prop: Any, predict: Predict, value: float) -> str:
+    if prop.labels is None:
+        return "labels: none"
     own = specify.labels_of(prop)
     fits = own is not None and len(own[0]) == len(own[1])
     expect(fits, "inputs and labels that are tensors of the same length", f"{np.shape(prop.labels)} labels")
@@ -235,7 +237,8 @@ OFFERS: dict[Any, tuple[tuple[str, ...], Check | None]] = {
     specify.Detailed: (("details",), _details),
     specify.Labelled: (("inputs", "labels"), _labels),
     specify.GroupRates: (("combine", "compared", "interval"), _rates),
-    specify.Grouped: (("samples", "favorable"), _groups),
+    specify.Divided: (("samples",), _groups),
+    specify.Grouped: (("samples", "favorable"), None),
     specify.Subsampled: (("subsample",), lambda e, p, f, v: _finite(e, "subsample", p.subsample(5).value, f)),
     specify.Undesired: (("undesired",), lambda e, p, f, v: _finite(e, "undesired", p.undesired, f)),
     specify.Certified: (("radii",), _radii),

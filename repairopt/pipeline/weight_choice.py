@@ -34,7 +34,7 @@ from repairopt.methods import (
     task_on,
 )
 from repairopt.network import is_late
-from repairopt.specify import Folds, Grouped, inputs_of
+from repairopt.specify import Divided, Folds, inputs_of
 from repairopt.verify import Stop
 
 from .prepare import Prepared
@@ -240,7 +240,7 @@ def _places(task: Task, groups: Sequence[_Group]) -> list[Positions]:
 
 def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
     """Columns in which the goal's inputs lie far from the labelled data: drawn ones may, real rows do not."""
-    drawn = inputs_of(task.goal) if isinstance(task.goal, Grouped) else None
+    drawn = inputs_of(task.goal) if isinstance(task.goal, Divided) else None
     real = [inputs for inputs, _ in task.data]
     if drawn is None or not real or drawn.ndim != 2 or any(inputs.shape[1:] != drawn.shape[1:] for inputs in real):
         return []

@@ -56,7 +56,9 @@ def _number(value: float) -> str:
 
 def _row(name: str, repair: tuple[str, str] | None = None, held_out: tuple[str, str] | None = None) -> str:
     left, right = repair or ("", ""), held_out or ("", "")
-    name = name if len(name) <= NAME - 1 else name[: NAME - 2] + "…"
+    name = (
+        name if len(name) <= NAME - 1 else f"{name[:12]}…{name[14 - NAME :]}"
+    )  # what tells groups apart is at the end
     return f"{name:{NAME}}{left[0]:>12}{left[1]:>12}    {right[0]:>12}{right[1]:>12}"
 
 

@@ -12,6 +12,7 @@ from .contracts import (
     Constraint,
     Detailed,
     Differentiable,
+    Divided,
     Grouped,
     GroupRates,
     Keep,
@@ -42,10 +43,13 @@ from .contracts import (
     stands_for_population,
     tolerance_of,
 )
+from .costs import ExpectedCost
 from .folds import Folds, overlap
+from .groups.calibration import CalibrationError
 from .groups.gaps import GroupGap, spread_of
 from .groups.metrics import GroupMetrics
 from .groups.odds import OddsGap
+from .groups.worst import WorstGroup
 from .intervals import Interval, normal_quantile, rate_interval
 from .margins import (
     allowed_samples,

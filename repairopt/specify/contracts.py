@@ -198,14 +198,19 @@ class GroupRates(Property, Statistical, Protocol):
 
 
 @runtime_checkable
-class Grouped(Property, Protocol):
-    """Thresholds by group as a reference, and tables of fairlearn's metrics.
+class Divided(Property, Protocol):
+    """Rows that are in no group are counted, columns of held-out frames are compared, claims take part in differences.
 
-    ``samples`` has the inputs and the group of each (:class:`repairopt.specify.groups.samples.GroupSamples`),
-    ``favorable`` is the favorable label.
+    ``samples`` has the inputs and the group of each (:class:`repairopt.specify.groups.samples.GroupSamples`).
     """
 
     samples: Any
+
+
+@runtime_checkable
+class Grouped(Divided, Protocol):
+    """Thresholds by group as a reference, and tables of fairlearn's metrics; ``favorable`` is the favorable label."""
+
     favorable: int
 
 
@@ -324,7 +329,7 @@ def labels_of(item: Any) -> tuple[Tensor, Tensor] | None:
 
 def rows_left_out(item: Any) -> int:
     """How many rows that were passed to a property of groups are in none of those that are compared."""
-    return int(getattr(item.samples, "left_out", 0)) if isinstance(item, Grouped) else 0
+    return int(getattr(item.samples, "left_out", 0)) if isinstance(item, Divided) else 0
 
 
 def stands_for_population(item: Any) -> bool:

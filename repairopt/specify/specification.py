@@ -18,7 +18,7 @@ from repairopt.network import Predict, check_labelled, column_names, is_dataset,
 from .contracts import (
     ChangeConstraint,
     Constraint,
-    Grouped,
+    Divided,
     Property,
     Statistical,
     Transferable,
@@ -212,7 +212,7 @@ def _inputs_of(item: Any) -> list[Tensor]:
     """Inputs of a property or constraint of samples; sampled inputs, which nobody held out, do not count."""
     item = measured(item)
     found = inputs_of(item)
-    drawn = isinstance(item, Grouped) and item.samples.paired
+    drawn = isinstance(item, Divided) and item.samples.paired
     return [found] if found is not None and not drawn else []
 
 
@@ -245,7 +245,7 @@ def _check_columns(items: list[Any], inputs: Any) -> None:
     names = column_names(inputs)
     for item in items:
         gap = measured(item)
-        own = gap.samples.columns if isinstance(gap, Grouped) else ()
+        own = gap.samples.columns if isinstance(gap, Divided) else ()
         if own and names and own != names:
             raise SpecificationError(
                 f"held_out: its columns are {', '.join(names[:20])}; those of '{item.name}' are {', '.join(own[:20])}. "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
-from repairopt.specify import Grouped, Interval, Restrictable, Statistical, inputs_of, normal_quantile
+from repairopt.specify import Divided, Interval, Restrictable, Statistical, inputs_of, normal_quantile
 
 GROUPS = 40  # of samples; each is left out once
 
@@ -43,7 +43,7 @@ def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int 
 
 def _by_position(prop: Any) -> tuple[Any, Tensor] | None:
     """The property with positions in place of its inputs, which may be large, and the inputs."""
-    holder: Any = prop.samples if isinstance(prop, Grouped) else prop
+    holder: Any = prop.samples if isinstance(prop, Divided) else prop
     found = inputs_of(prop)
     if not isinstance(prop, Restrictable) or not is_dataclass(prop) or not is_dataclass(holder) or found is None:
         return None

@@ -32,6 +32,9 @@ MODULES = (
     "robustness",
     "groups.gaps",
     "groups.odds",
+    "groups.worst",
+    "groups.calibration",
+    "costs",
     "specification",
 )
 PACKAGE = Path(repairopt.__file__).parent
@@ -125,6 +128,15 @@ CASES = {
     "equalized odds": Case(
         lambda lib: (lib.OddsGap.observed(X, Y, 1, target=0.1), [lib.FixLabels(X, Y), lib.KeepLabels(X, Y)])
     ),
+    "worst group, cost and calibration bounded": Case(
+        lambda lib: (
+            lib.WorstGroup.observed(X, Y, 1, target=0.1),
+            [
+                lib.Bound(lib.ExpectedCost(X, Y, [[0, 1], [2, 0]]), limit=0.4),
+                lib.Bound(lib.CalibrationError.observed(X, Y, 1), limit=0.3),
+            ],
+        )
+    ),
     "certified radius": Case(
         lambda lib: (lib.CertifiedRadius(*FEW, target=1 / 0.05, **INSIDE), [lib.KeepLabels(*FEW, tolerance=0.5)]),
         NO_BUFFER,
@@ -173,7 +185,7 @@ def repair(case: Case, lib: Any) -> Any:
 
 
 def test_a_twin_is_made_of_every_class_and_is_no_instance_of_it():
-    assert len(BUILT_IN) == 19
+    assert len(BUILT_IN) == 22
     for label, one in BUILT_IN.items():
         assert not issubclass(getattr(TWINS, label), one)
         assert not issubclass(one, getattr(TWINS, label))

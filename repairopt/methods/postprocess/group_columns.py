@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.task import Task
-from repairopt.specify import Grouped, inputs_of, measured
+from repairopt.specify import Divided, inputs_of, measured
 
 from .group_offsets import MOST_VALUES, GroupOffsets
 
@@ -32,7 +32,7 @@ def with_offsets(task: Task, method: Any) -> GroupOffsets:
             f"Put that into a module of your own, whose call takes rows (N, d) and gives logits."
         )
     items = [measured(item) for item in (task.goal, *task.constraints)]
-    compared: Any = next((item.samples for item in items if isinstance(item, Grouped)), None)
+    compared: Any = next((item.samples for item in items if isinstance(item, Divided)), None)
     if compared is None:
         if method.column is None:
             raise SpecificationError(

@@ -15,7 +15,7 @@ from torch import Tensor, stack, where
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_inputs
 from repairopt.specify.contracts import Unstated
-from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval
+from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval, ratio_interval
 from repairopt.specify.measures import DOWN, GROUPS, Given, Measure
 
 from .samples import GroupSamples, observed_groups, sampled_groups
@@ -209,6 +209,16 @@ class GroupGap(RateGap):
             partial(_make_parity, score="ratio"),
             way="1 - ",
         ),
+        Measure(
+            "ratio",
+            "Short for demographic_parity_ratio.",
+            "ratio(sex) >= 0.8",
+            "share, 0 to 1, of the largest rate",
+            DOWN,
+            GROUPS,
+            partial(_make_parity, score="ratio"),
+            way="1 - ",
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -240,18 +250,21 @@ class GroupGap(RateGap):
 
     @classmethod
     @public
-    def observed(cls, inputs: Any, column: int | str | None = None, values: Any = None, **options: Any) -> GroupGap:
+    def observed(cls, inputs: Any, column: Any = None, values: Any = None, **options: Any) -> GroupGap:
         """Gap on real rows, each in the group that its own data say.
 
         Args:
             inputs: Rows ``(N, ...)``.
-            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
+            column: Column that tells the group, by position or by a frame's name, or several whose values are crossed;
+                None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
-            **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows`` (smaller groups are left out
+                and named), and the attributes of the class.
         """
-        features = options.pop("sensitive_features", None)
+        features, least = options.pop("sensitive_features", None), options.pop("min_rows", 1)
         name = options.get("name", "group gap")
-        return cls(observed_groups(name, inputs, column, values, sensitive_features=features), **options)
+        samples = observed_groups(name, inputs, column, values, sensitive_features=features, min_rows=least)
+        return cls(samples, **options)
 
     @classmethod
     @public
@@ -320,11 +333,13 @@ class GroupGap(RateGap):
         return replace(self, samples=self.samples.where(keep(self.samples.inputs)))
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
-        """Where the gap on new data lies: score intervals of differences; bootstrap for means and divergences."""
+        """Where the gap on new data lies: score intervals of differences and ratios, a bootstrap of the others."""
         if self.combine:
             return super().interval(predict, confidence)
         counts = self.samples.counts.double().cpu().numpy()
         hits = np.round(self.rates(predict).double().cpu().numpy() * counts[:, None])
+        if self.score == "ratio":
+            return ratio_interval(hits[:, self.favorable], counts, confidence)
 
         def score(drawn: Any) -> Any:
             return np.array([float(self._divergence(torch.as_tensor(one))) for one in drawn])

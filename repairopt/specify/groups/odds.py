@@ -13,7 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_beside, check_labelled, is_frame
 from repairopt.specify.contracts import Unstated
-from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, ROWS, VALUES, Argument, Given, Measure
+from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, MIN_ROWS, ROWS, VALUES, Argument, Given, Measure
 
 from .gaps import SCORES, FirstOfTwo, GroupGap, RateGap
 from .samples import GroupSamples, observed_groups
@@ -35,6 +35,7 @@ GAP_ARGUMENTS = (
     Argument("rest", "choice", "how sampled draws the other columns", "joint", RESTS),
     Argument("count", "count", "rows that sampled draws for each group", 10_000),
     *ROWS,
+    MIN_ROWS,
 )
 
 
@@ -43,6 +44,8 @@ def _make_gap(kind: Any, given: Given) -> Any:
     for name, kinds in (("count", ("sampled",)), ("rest", ("sampled",)), ("given", ("odds",))):
         if given.stated(name) and which not in kinds:
             raise given.fail(name, f"kind={which} makes no use of {name}; leave it out, or write kind={kinds[0]}")
+    if which == "sampled" and given.stated("min_rows"):
+        raise given.fail("min_rows", "kind=sampled draws as many rows for each group; leave min_rows out")
     if which in ("opportunity", "odds"):
         if score not in ("max_difference", "difference"):
             raise given.fail("score", f"kind={which} has the scores max_difference and difference")
@@ -143,25 +146,29 @@ class OddsGap(RateGap):
     @classmethod
     @public
     def observed(
-        cls, inputs: Any, labels: Any = None, column: int | str | None = None, values: Any = None, **options: Any
+        cls, inputs: Any, labels: Any = None, column: Any = None, values: Any = None, **options: Any
     ) -> OddsGap:
         """Gap on real labelled rows.
 
         Args:
             inputs: Rows ``(N, ...)``.
             labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
-            column: Column that tells the group, by position or by a frame's name; None with ``sensitive_features``.
+            column: Column that tells the group, by position or by a frame's name, or several whose values are crossed;
+                None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
-            **options: ``sensitive_features`` ``(N,)`` in place of a column, and the attributes of the class.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
+                class.
 
         Returns:
             The property; compares within all labels that occur unless ``given`` says which.
         """
         features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
+        least = options.pop("min_rows", 1)
         check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
         x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
-        samples = observed_groups(name, inputs if is_frame(inputs) else x, column, values, sensitive_features=features)
-        known = samples.rows if samples.rows is not None else torch.arange(len(y))
+        rows = inputs if is_frame(inputs) else x
+        samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
+        known = samples.known
         options.setdefault("given", tuple(sorted(int(label) for label in torch.unique(y[known]))))
         return cls(samples, y[known], **{**options, "given": tuple(options["given"])})
 
@@ -188,8 +195,7 @@ class OddsGap(RateGap):
         """The same gap on other rows."""
         x, y = check_labelled(f"'{self.name}'", inputs, labels, integers=True)
         samples = self.samples.again(x)
-        known = samples.rows if samples.rows is not None else torch.arange(len(y))
-        return replace(self, samples=samples, labels=y[known])
+        return replace(self, samples=samples, labels=y[samples.known])
 
     def where(self, keep: Callable[[Tensor], Tensor]) -> OddsGap:
         """The same gap on the inputs that ``keep`` chooses."""

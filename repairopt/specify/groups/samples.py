@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -31,7 +32,7 @@ class GroupSamples:
     The groups of ``paired`` samples stand one after the other and differ in the protected feature alone, row by row;
     ``redraw`` makes the same kind of samples from other rows, where that is known. ``rows`` are the positions of real
     rows among those passed, None where inputs were made; ``left_out`` how many of those are in no group; ``columns``
-    the names of a frame's columns.
+    the names of a frame's columns; ``small`` are groups with too few rows, each with its number of rows.
     """
 
     inputs: Tensor
@@ -42,11 +43,17 @@ class GroupSamples:
     rows: Tensor | None = field(default=None, repr=False)
     columns: tuple[str, ...] = ()
     left_out: int = 0
+    small: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.member, minlength=len(self.names))
         if int(counts.min()) == 0:
             raise SpecificationError(f"group '{self.names[int(counts.argmin())]}' has no rows; leave it out.")
+
+    @property
+    def known(self) -> Tensor:
+        """Positions of the real rows among those passed."""
+        return torch.arange(len(self.member)) if self.rows is None else self.rows
 
     @property
     def q(self) -> int:
@@ -70,8 +77,10 @@ class GroupSamples:
             return self._weights.to(values) @ values
 
     def details(self) -> dict[str, float]:
-        """How many rows are in no group, where there are any."""
-        return {"rows left out, in no group compared": float(self.left_out)} if self.left_out else {}
+        """How many rows are in no group that is compared, where there are any; small groups by name."""
+        small = {f"rows left out, small group {name}": float(count) for name, count in self.small}
+        others = self.left_out - sum(count for _, count in self.small)
+        return small | ({"rows left out, in no group compared": float(others)} if others else {})
 
     def subsample(self, count: int, seed: int = 0) -> GroupSamples:
         """At most ``count`` random inputs of each group; the same rows of each where the groups are paired."""
@@ -156,59 +165,142 @@ def sampled_groups(
 def observed_groups(
     owner: str,
     inputs: Any,
-    column: int | str | None,
+    column: Any,
     values: Any = None,
     *,
     sensitive_features: Any = None,
-    label: str = "",
+    labels: Sequence[str] = (),
+    min_rows: int = 1,
 ) -> GroupSamples:
     """Divide real rows ``(N, ...)`` into groups, by a column or by ``sensitive_features (N,)`` of any type.
 
-    Rows with other than the ``values`` given, and then those without a group, are left out and counted; ``owner`` and
-    ``label`` as in :func:`sampled_groups`.
+    Several columns or features (a list of arrays, a table ``(N, m)``, a frame, a mapping by name) are crossed: there is
+    a group for each combination that occurs, such as ``"Female, Black"``, and ``values`` are tuples.
+
+    Rows with other than the ``values`` given, and then those without a group, are left out and counted; so are those of
+    groups with fewer than ``min_rows`` rows, which are named. ``owner`` is who asks, ``labels`` are
+    names of the columns.
 
     Raises:
         SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.
     """
     if isinstance(values, str):
         raise SpecificationError(f"'{owner}': values={values!r}; expected a list of groups, such as [{values!r}, ...].")
+    if isinstance(min_rows, bool) or not isinstance(min_rows, int) or min_rows < 1:
+        raise SpecificationError(f"'{owner}': min_rows={min_rows!r}; expected a whole number, 1 or more.")
     if (column is None) == (sensitive_features is None):
         raise SpecificationError(f"'{owner}': pass either column or sensitive_features, to tell each row's group.")
-    if column is not None:
-        where, label = column_position(owner, inputs, column), label or _label(column)
-        x, found = _protected(owner, inputs, where, values)
-        member = torch.full((len(x),), -1)
-        for a, value in enumerate(found):
-            member[x[:, where] == value] = a
-        names = tuple(f"{label} = {value:g}" for value in found)
-        redraw: Any = lambda other: observed_groups(  # noqa: E731
-            owner, other, column if is_frame(other) else where, found, label=label
-        )
+    check_beside(f"'{owner}'", inputs, sensitive_features=sensitive_features)
+    several = isinstance(column, list | tuple)
+    places: list[int] = []
+    heads: list[str] = []
+    if column is None:
+        told = _told_by_features(owner, inputs, sensitive_features, values)
     else:
-        check_beside(f"'{owner}'", inputs, sensitive_features=sensitive_features)
-        x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
-        labels = listed_values(f"'{owner}'", "sensitive_features", sensitive_features)
-        if len(labels) != len(x):
-            raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
-        if values is None:
-            refuse_missing(f"'{owner}'", "group", labels)
-        found = sorted(set(labels), key=str) if values is None else list(values)
-        place = {value: a for a, value in enumerate(found)}
-        member = torch.tensor([place.get(label, -1) for label in labels])
-        names, redraw = tuple(str(value) for value in found), None
-    if len(found) < 2:
-        raise SpecificationError(f"'{owner}': only one group, {found}; a gap needs at least two.")
-    counts = [int((member == a).sum()) for a in range(len(found))]
-    if 0 in counts:
-        raise SpecificationError(f"'{owner}': group {names[counts.index(0)]} has no rows. Leave it out of values.")
+        places = [column_position(owner, inputs, one) for one in (column if several else (column,))]
+        heads = list(labels) or [_label(one) for one in (column if several else (column,))]
+        told = _told_by_columns(owner, inputs, places, heads, values, several)
+    x, own_group, found, name = told
+    found, small = _large_enough(owner, own_group, found, name, min_rows)
+    place = {value: a for a, value in enumerate(found)}
+    member = torch.tensor([place.get(label, -1) for label in own_group])
     known = member >= 0
     if len(found) > MANY and 2 * len(found) > int(known.sum()):
         raise SpecificationError(
             f"'{owner}': {len(found)} groups for {int(known.sum())} rows; expected a few groups with many rows each. "
             f"Divide numbers into ranges, as by pandas.cut(values, 4), and pass them as sensitive_features."
         )
+
+    def redraw(other: Any) -> GroupSamples:
+        again = column if is_frame(other) else (places if several else places[0])
+        return observed_groups(owner, other, again, found, labels=heads)
+
     own: Any = {"rows": known.nonzero()[:, 0], "columns": column_names(inputs), "left_out": int((~known).sum())}
-    return GroupSamples(x[known], member[known], names, redraw=redraw, **own)
+    own |= {"small": small, "redraw": None if column is None else redraw}
+    return GroupSamples(x[known], member[known], tuple(map(name, found)), **own)
+
+
+def _told_by_features(owner: str, inputs: Any, features: Any, values: Any) -> tuple[Tensor, list[Any], list[Any], Any]:
+    """Rows, the value of each, the groups, and how a group is called."""
+    x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
+    labels = crossed_values(owner, features)
+    if len(labels) != len(x):
+        raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
+    if values is None:
+        refuse_missing(f"'{owner}'", "group", labels)
+
+    def name(value: Any) -> str:
+        return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    return x, labels, sorted(set(labels), key=name) if values is None else list(values), name
+
+
+def _told_by_columns(
+    owner: str, inputs: Any, places: list[int], heads: list[str], values: Any, several: bool
+) -> tuple[Tensor, list[Any], list[Any], Any]:
+    """The same where columns of the inputs tell the groups."""
+    x, found = _protected(owner, inputs, places[0], None if several else values)
+    for where in places[1:]:
+        _protected(owner, inputs, where, None)
+    rows = [tuple(row) for row in x[:, places].double().tolist()]
+    labels: list[Any] = list(rows) if several else [row[0] for row in rows]
+    groups: list[Any] = list(found)
+    if several:
+        groups = sorted(set(rows)) if values is None else [tuple(map(float, value)) for value in values]
+
+    def name(value: Any) -> str:
+        return ", ".join(f"{head} = {part:g}" for head, part in zip(heads, value if several else (value,), strict=True))
+
+    return x, labels, groups, name
+
+
+def _large_enough(
+    owner: str, labels: list[Any], found: list[Any], name: Callable[[Any], str], min_rows: int
+) -> tuple[list[Any], tuple[tuple[str, int], ...]]:
+    """The groups with at least ``min_rows`` rows, and the others with their number of rows; no group may be empty."""
+    if len(found) < 2:
+        raise SpecificationError(f"'{owner}': only one group, {found}; a gap needs at least two.")
+    counts = Counter(labels)
+    empty = [name(value) for value in found if not counts[value]]
+    if empty:
+        raise SpecificationError(f"'{owner}': group {empty[0]} has no rows. Leave it out of values.")
+    small = tuple((name(value), counts[value]) for value in found if counts[value] < min_rows)
+    large = [value for value in found if counts[value] >= min_rows]
+    if len(large) < 2:
+        raise SpecificationError(
+            f"'{owner}': min_rows={min_rows} leaves {len(large)} of the groups {', '.join(map(name, found))}; expected "
+            f"two or more. Choose a smaller number."
+        )
+    return large, small
+
+
+def crossed_values(owner: str, features: Any) -> list[Any]:
+    """One value for each row; a tuple where several features are given, whose values are crossed."""
+    parts: list[Any] = []
+    if isinstance(features, Mapping):
+        parts = list(features.values())
+    elif hasattr(features, "columns") and hasattr(features, "to_numpy"):
+        parts = [features[name] for name in features.columns]
+    elif len(getattr(features, "shape", ())) == 2:
+        parts = [features[:, k] for k in range(features.shape[1])]
+    elif isinstance(features, list | tuple) and features and all(_is_list(one) for one in features):
+        parts = list(features)
+    if len(parts) < 2:
+        return listed_values(f"'{owner}'", "sensitive_features", parts[0] if parts else features)
+    lists = [listed_values(f"'{owner}'", f"sensitive_features {k + 1}", part) for k, part in enumerate(parts)]
+    for k, values in enumerate(lists):
+        if len(values) != len(lists[0]):
+            raise SpecificationError(
+                f"'{owner}': sensitive_features 1 has {len(lists[0])} rows, number {k + 1} has {len(values)}; expected "
+                f"one value for each row in each."
+            )
+        refuse_missing(f"'{owner}'", "group", values)
+    return list(zip(*lists, strict=True))
+
+
+def _is_list(value: Any) -> bool:
+    """Whether one of several features is a list of values, not one value."""
+    return isinstance(value, list) or len(getattr(value, "shape", ())) == 1
 
 
 def _label(column: int | str) -> str:

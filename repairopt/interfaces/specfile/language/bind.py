@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from repairopt.errors import LanguageError, RepairError, SpecificationError
 from repairopt.specify import WAYS, Bound, ChangeBox, Property, price_of, refuse_void
 
@@ -151,13 +153,28 @@ class _Given:
         return 1
 
     def groups(self) -> dict[str, Any]:
-        column, values, columns = str(self.arguments["column"]), self.arguments["values"], self.rows(False).columns
-        if column in columns:
-            return {"sensitive_features": columns[column].tolist(), "values": values}
-        return {"column": self.column(), "values": values}
+        column, columns = self.arguments["column"], self.rows(False).columns
+        options = {"values": self.arguments["values"], "min_rows": self.arguments["min_rows"]}
+        if not isinstance(column, list):
+            if str(column) in columns:
+                return options | {"sensitive_features": columns[str(column)].tolist()}
+            return options | {"column": self.column()}
+        names = [str(name) for name in column]
+        if len(set(names)) < 2:
+            raise self.fail("column", f"[{', '.join(names)}] crosses nothing; expected two different columns or more")
+        if not set(names) & set(columns):
+            return options | {"column": [self._position(name) for name in names]}
+        inputs = torch.as_tensor(self.rows(False).inputs)
+        crossed = {n: columns[n].tolist() if n in columns else inputs[:, self._position(n)].tolist() for n in names}
+        return options | {"sensitive_features": crossed}
 
     def column(self) -> int:
-        column, known = str(self.arguments["column"]), [str(name) for name in self.all.input_columns]
+        if isinstance(self.arguments["column"], list):
+            raise self.fail("column", "kind=sampled sets one column; columns are crossed by the other kinds")
+        return self._position(str(self.arguments["column"]))
+
+    def _position(self, column: str) -> int:
+        known = [str(name) for name in self.all.input_columns]
         if column not in known:
             names = list(dict.fromkeys([*map(str, self.rows(False).columns), *known]))
             raise self.fail("column", f"there is no column '{column}'; {did_you_mean(column, names)}")

@@ -19,9 +19,12 @@ from .python_code import OwnMeasure
 CLASSES: tuple[Any, ...] = (
     specify.OddsGap,
     specify.GroupGap,
+    specify.WorstGroup,
+    specify.CalibrationError,
     specify.ErrorRate,
     specify.MissRate,
     specify.ConfusionRate,
+    specify.ExpectedCost,
     specify.AccuracyDrop,
     specify.FlipRate,
     specify.KeepLabels,
@@ -36,6 +39,8 @@ CLASSES: tuple[Any, ...] = (
 )
 KINDS = {  # what an argument of a kind is, and the forms of value that it may be written in
     "column": ("a column", ("name", "text")),
+    "columns": ("a column, or a [list] of columns", ("name", "text", "list")),
+    "matrix": ("a [list] of [lists] of numbers", ("list",)),
     "label": ("a class", ("name", "text", "number")),
     "labels": ("a [list] of classes", ("list",)),
     "number": ("a number", ("number",)),

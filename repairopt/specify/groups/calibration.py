@@ -1,0 +1,164 @@
+"""Calibration by group: whether a probability means the same for everybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError, public
+from repairopt.network import Predict, check_beside, check_labelled, is_frame
+from repairopt.specify.contracts import Keep, Unstated
+from repairopt.specify.intervals import DRAWS, Interval
+from repairopt.specify.measures import GROUPS, Argument, Given, Measure
+
+from .gaps import FirstOfTwo
+from .samples import GroupSamples, observed_groups
+
+
+def _make_calibration(kind: Any, given: Given) -> Any:
+    rows, bins = given.rows(), given.arguments["bins"]
+    options = {"favorable": given.favorable(), "target": given.limit(), "name": given.name, "bins": bins}
+    return kind.observed(rows.inputs, rows.labels, **given.groups(), **options)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationError:
+    """Expected calibration error of the favorable class's probability, in the group where it is largest.
+
+    Probabilities of a group's rows are divided into ``bins`` of equal width; the error is the mean over the rows of
+    the distance, in their bin, between the mean probability and the share of rows that have the class. Few rows make
+    it too large, never too small, on average. Build it with :meth:`observed`.
+
+    Attributes:
+        samples: Inputs and the group of each.
+        labels: True labels ``(M,)``.
+        favorable: The class whose probability is looked at.
+        bins: Number of bins.
+        target: The error to reach.
+        name: What the report calls it.
+
+    References:
+        Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
+        Kleinberg, Mullainathan and Raghavan, Inherent Trade-Offs in the Fair Determination of Risk Scores, ITCS 2017.
+    """
+
+    samples: GroupSamples
+    labels: Tensor
+    favorable: int = FirstOfTwo(1)
+    bins: int = 10
+    target: float = Unstated(0.05)
+    name: str = "calibration error"
+
+    is_share: ClassVar[bool] = True
+    measures = (
+        Measure(
+            "calibration_error",
+            "Expected calibration error of the favorable class's probability, in the group where it is largest.",
+            "calibration_error(sex) <= 0.05",
+            arguments=(*GROUPS[:2], Argument("bins", "count", "bins of equal width", 10), *GROUPS[2:]),
+            make=_make_calibration,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bins, bool) or not isinstance(self.bins, int) or self.bins < 1:
+            raise SpecificationError(f"'{self.name}': bins={self.bins!r}; expected a whole number, 1 or more.")
+
+    @classmethod
+    @public
+    def observed(
+        cls, inputs: Any, labels: Any = None, column: Any = None, values: Any = None, **options: Any
+    ) -> CalibrationError:
+        """The calibration error on real labelled rows.
+
+        Args:
+            inputs: Rows ``(N, ...)``.
+            labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+            column: Column that tells the group, by position or by a frame's name, or several whose values are crossed;
+                None with ``sensitive_features``.
+            values: The groups' values in it; None for all values found.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
+                class.
+        """
+        features, name = options.pop("sensitive_features", None), options.get("name", "calibration error")
+        least = options.pop("min_rows", 1)
+        check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
+        x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
+        rows = inputs if is_frame(inputs) else x
+        samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
+        return cls(samples, y[samples.known], **options)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The rows, ``(M, ...)``."""
+        return self.samples.inputs
+
+    def errors(self, predict: Predict) -> Tensor:
+        """Calibration error of each group ``(q,)``; differentiable, with the bins as they are."""
+        off, cell = self._cells(predict)
+        sums = cell.to(off).T @ off
+        return sums.reshape(self.samples.q, self.bins).abs().sum(1) / self.samples.counts.to(off)
+
+    def value(self, predict: Predict) -> Tensor:
+        """The largest error of any group."""
+        return self.errors(predict).amax()
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """The same: the error is differentiable as long as no row changes its bin."""
+        return self.value(predict)
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """The error of each group, and its mean probability minus the share of rows with the class."""
+        off, _ = self._cells(predict)
+        lean = self.samples.mean_by_group(off[:, None])[:, 0]
+        found = list(zip(self.samples.names, self.errors(predict).tolist(), lean.tolist(), strict=True))
+        named = {f"error, {group}": error for group, error, _ in found}
+        return named | {f"probability too high by, {group}": high for group, _, high in found} | self.samples.details()
+
+    def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
+        """Where the error on new data lies: sums of the bins are drawn from normal distributions; errs upward."""
+        off, cell = (part.detach().double() for part in self._cells(predict))
+        sums = (cell.T @ off).cpu().numpy()
+        counts = cell.sum(0).cpu().numpy()
+        variance = (cell.T @ off**2).cpu().numpy() - sums**2 / np.maximum(counts, 1)
+        drawn = sums + np.sqrt(np.maximum(variance, 0.0)) * np.random.default_rng(0).normal(size=(DRAWS, len(sums)))
+        rows = self.samples.counts.double().cpu().numpy()
+        errors = np.abs(drawn).reshape(DRAWS, self.samples.q, self.bins).sum(2) / rows
+        tail, value = (1.0 - confidence) / 2.0, float(self.value(predict))
+        high = max(value, float(np.quantile(errors.max(1), 1.0 - tail)))
+        low = max(0.0, 2.0 * value - high)
+        return Interval(value, low, high, confidence, int(rows.min()), f"bootstrap of bins, {DRAWS} draws")
+
+    def on(self, inputs: Any, labels: Any) -> CalibrationError:
+        """The same on other rows."""
+        x, y = check_labelled(f"'{self.name}'", inputs, labels, integers=True)
+        samples = self.samples.again(x)
+        return replace(self, samples=samples, labels=y[samples.known])
+
+    def where(self, keep: Keep) -> CalibrationError:
+        """The same on the rows that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
+        mask = keep(self.samples.inputs)
+        return replace(self, samples=self.samples.where(mask), labels=self.labels[mask.cpu()])
+
+    def _cells(self, predict: Predict) -> tuple[Tensor, Tensor]:
+        """Probability minus outcome of each row ``(M,)``, and the cell (group, bin) that it is in ``(M, q bins)``."""
+        outputs = predict(self.samples.inputs)
+        if not 0 <= self.favorable < outputs.shape[-1]:
+            raise SpecificationError(
+                f"'{self.name}': favorable label {self.favorable!r} is out of range; expected 0 to "
+                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
+            )
+        if isinstance(self.favorable, FirstOfTwo) and outputs.shape[-1] > 2:
+            raise SpecificationError(
+                f"'{self.name}': no favorable class is stated, for a model with {outputs.shape[-1]} outputs. Pass "
+                f"favorable=, 0 to {outputs.shape[-1] - 1}."
+            )
+        chance = torch.softmax(outputs, dim=-1)[..., self.favorable]
+        place = (chance.detach() * self.bins).long().clamp(0, self.bins - 1)
+        cell = self.samples.member.to(place.device) * self.bins + place
+        numbers = torch.arange(self.samples.q * self.bins, device=place.device)
+        return chance - (self.labels == self.favorable).to(chance), cell[:, None] == numbers
