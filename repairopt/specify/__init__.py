@@ -73,3 +73,5 @@ from .specification import (
     make_specification,
     repeated_rows,
 )
+from .vnnlib import read_vnnlib
+from .vnnlib_cases import VnnlibCase
