@@ -56,6 +56,7 @@ LOADED_LATE = {
     "mlflow",
     "tensorboard",
     "transformers",
+    "vnnlib",
 }
 FILE_LINES, FUNCTION_LINES = 400, 60
 

@@ -77,3 +77,5 @@ from .specification import (
     make_specification,
     repeated_rows,
 )
+from .vnnlib import read_vnnlib
+from .vnnlib_cases import VnnlibCase

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from repairopt.errors import SpecFileError
 
+from .nnet_file import read_nnet
 from .opened import load_model, read_state
 from .reader import SpecFile, check_spec
 
 EXPECTED = (
-    "expected an .onnx file; package.module:function, with --weights; or a file of weights (.safetensors, .pt) of "
-    "linear layers with ReLU between them"
+    "expected an .onnx or .nnet file; package.module:function, with --weights; or a file of weights (.safetensors, "
+    ".pt) of linear layers with ReLU between them"
 )
 
 
@@ -30,8 +31,10 @@ def model_entry(given: str, weights: str | Path | None, folder: Path) -> dict[st
         raise SpecFileError(f"model '{given}': there is no such file; {EXPECTED}.")
     if Path(given).suffix == ".onnx":
         return {"onnx": relative(given, folder)}
-    sizes = _sizes(given)
-    entry = {"factory": "repairopt.interfaces.specfile.networks:mlp", "arguments": {"sizes": sizes}}
+    is_nnet = Path(given).suffix == ".nnet"
+    sizes = read_nnet(given).sizes if is_nnet else _sizes(given)
+    factory = f"repairopt.interfaces.specfile.networks:{'nnet' if is_nnet else 'mlp'}"
+    entry = {"factory": factory, "arguments": {"sizes": sizes}}
     return entry | {"weights": relative(given, folder)}
 
 

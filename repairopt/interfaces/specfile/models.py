@@ -32,7 +32,7 @@ class ModelSpec(Strict):
     )
     arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
     weights: str | None = Field(
-        default=None, description="safetensors, or a state dict of torch.save (read with weights_only=True)"
+        default=None, description="safetensors, a state dict of torch.save (read with weights_only=True), or .nnet"
     )
     onnx: str | None = Field(default=None, description="ONNX file in place of factory and weights")
     output: str | None = Field(default=None, description="of an ONNX file with several: the one with the scores")

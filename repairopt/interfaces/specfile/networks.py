@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -20,3 +21,24 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
         layers += [nn.ReLU()] if i else []
         layers.append(nn.Linear(before, after))
     return nn.Sequential(*layers)
+
+
+class Normalized(nn.Module):
+    """Raw inputs ``(N, n)`` as ``(x - mean) / scale``; mean and scale are buffers, which no repair changes."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized inputs, ``(N, n)``."""
+        return (x - self.mean) / self.scale
+
+
+def nnet(sizes: Sequence[int]) -> nn.Sequential:
+    """The network of a ``.nnet`` file on raw inputs: as :func:`mlp`, after ``(x - mean) / scale``."""
+    return nn.Sequential(Normalized(sizes[0]), *mlp(sizes))

@@ -19,6 +19,7 @@ from repairopt.interfaces.specfile.language.statements import Statement
 from repairopt.patches import check_archive, listed, load_weights
 
 from .load_rows import load_data
+from .nnet_file import read_nnet
 from .reader import SpecFile, check_spec, read_spec
 
 
@@ -57,7 +58,7 @@ def load_model(file: SpecFile, rows: Tensor | None = None) -> nn.Module:
 
 
 def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
-    """A state dict from safetensors or from ``torch.save``; nothing in the file is executed, else a SpecFileError."""
+    """A state dict from safetensors, ``torch.save`` or .nnet; nothing in the file is executed, else a SpecFileError."""
     where = ("model", "weights")
     if not path.is_file():
         raise file.fail(where, f"there is no file '{path}'")
@@ -66,6 +67,8 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
             return load_weights(path)
         except RepairError as error:
             raise file.fail(where, str(error)) from error
+    if path.suffix == ".nnet":
+        return read_nnet(path).state()
     try:
         check_archive(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
