@@ -20,6 +20,8 @@ from .follow_units import hidden_layers, incoming, input_columns, outgoing
 from .trace_layers import LayerGraph, first_inputs, unknown
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 
+LARGE = 250_000  # weights of a network above which "auto" starts and ends with the last layer
+
 
 @dataclass(frozen=True, eq=False)
 class Location:
@@ -80,9 +82,10 @@ def localize(
         how: One of
 
             * ``"last"`` (weight and bias of the last affine layer in execution order), ``"all"``, ``"care"``,
-              ``"gradient"``, or ``"auto"``: Gradient where the goal is differentiable (measured: better and quicker
-              than CARE on the census network); else CARE where the network can be traced and has hidden layers;
-              else last;
+              ``"gradient"``, or ``"auto"``: the last layer of networks with more than 250,000 weights, where choosing
+              among all costs more than the repair; else Gradient where the goal is differentiable (measured: better
+              and quicker than CARE on the census network); else CARE where the network can be traced and has hidden
+              layers; else last;
             * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
             * a mapping from parameter names to boolean masks or flat positions;
@@ -145,8 +148,12 @@ class _Search:
         )
 
     def auto(self, count: int | None) -> Location:
-        """Gradient where the goal is differentiable, else CARE, else the last layer."""
+        """The last layer of large networks; else Gradient where the goal is differentiable, else CARE, else that."""
         counted: Any = {} if count is None else {"count": count}
+        size = sum(parameter.numel() for parameter in self.graph.parameters.values())
+        if size > LARGE:
+            found = self.select(Gradient(within="last", **counted) if counted else "last")
+            return replace(found, method=f"{found.method}, the first choice for a network of {size:,} weights")
         if self.goal is None:
             return self.select(Gradient(within="last", **counted) if counted else "last")
         try:

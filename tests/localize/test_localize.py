@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from repairopt import ErrorRate
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.localize import Gradient, Inputs, LayerGraph, Location, localize
 from repairopt.localize.attribution import care_scores
@@ -675,3 +676,16 @@ def test_care_on_the_census_network():
     found = localize(model, CARE(layer="fc3"), goal=goal)
     assert found.describe() == ["fc4.weight: 24 of 128"]
     assert seconds < 5
+
+
+@pytest.mark.parametrize("count", [None, 7])
+def test_of_a_large_network_automatic_weights_are_in_the_last_layer(count):
+    large = nn.Sequential(nn.Linear(4, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 3))
+    x = torch.randn(30, 4)
+    goal = ErrorRate(x, (large(x).argmax(1) + 1) % 3)
+    found = localize(large, "auto", goal=goal, count=count)
+    assert set(found.indices) <= {"4.weight", "4.bias"}
+    assert found.size == (1503 if count is None else count)
+    assert "a network of 257,503 weights" in found.method
+    small = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 3))
+    assert "last layer" not in localize(small, "auto", goal=ErrorRate(x, (small(x).argmax(1) + 1) % 3)).method
