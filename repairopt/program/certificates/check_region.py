@@ -27,7 +27,7 @@ FIRST = 10_000  # points that are looked at before anything is bounded
 PART = 20_000  # points of one run
 
 Run = Callable[[Array], Array]
-Boxes = tuple[Array, Array, Array]  # lower sides, upper sides, and the box of the proof that they are in
+Boxes = tuple[Array, Array, Any]  # lower sides, upper sides, and the box of the proof that they are in
 
 
 def check_proof(
@@ -153,7 +153,7 @@ class _Checker:
                     self.open.append(weak)
                 elif len(weak[2]):
                     self.splits += len(weak[2])
-                    halves += self.halves(*weak, slopes)
+                    halves += self.halves(weak, slopes)
                 if progress is not None:
                     progress(min(start + self.batch, len(level[2])), len(level[2]))
             if not halves:
@@ -188,8 +188,9 @@ class _Checker:
                 own = box == number
                 self.look_at(np.concatenate([corner[own], lower[own] / 2 + upper[own] / 2]), int(number))
 
-    def halves(self, lower: Array, upper: Array, box: Array, slopes: Any) -> list[Boxes]:
+    def halves(self, boxes: Boxes, slopes: Any) -> list[Boxes]:
         """Both halves of each box, split where the bounds of both are best (strong branching)."""
+        lower, upper, box = boxes
         rows = np.arange(len(lower))
         score = (np.abs(slopes) + 1e-9) * (upper - lower)
         tried = np.argsort(-score, axis=1)[:, :TRIED]
@@ -228,7 +229,7 @@ class _Checker:
         )
 
 
-def _split(lower: Array, upper: Array, dimension: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def _split(lower: Array, upper: Array, dimension: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     rows = np.arange(len(lower))
     middle = lower[rows, dimension] / 2 + upper[rows, dimension] / 2
     left, right = upper.copy(), lower.copy()

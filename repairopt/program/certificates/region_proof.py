@@ -107,7 +107,7 @@ class RegionProof:
     rows: tuple[OutputRows, ...]
     leaf_lower: Array
     leaf_upper: Array
-    leaf_box: Array
+    leaf_box: Any
     fingerprint: str = ""
     execution: str = "float32"
 
