@@ -85,6 +85,10 @@ class ExportError(RepairError, RuntimeError):
     """A model or patch cannot be exported, or what was exported computes something else."""
 
 
+class ProofError(RepairError, ValueError):
+    """A proof of a region cannot be read or checked: damaged, of other weights, or its boxes do not tile the region."""
+
+
 class AuditError(RepairError, ValueError):
     """An audit log is broken: a line was changed, removed, added or put elsewhere. The message names the line."""
 

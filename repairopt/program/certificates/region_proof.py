@@ -1,0 +1,177 @@
+"""A proof that a network has a property on whole boxes of inputs.
+
+The proof is a list of smaller boxes, the leaves. Its check (:mod:`.check_region`) trusts nothing of the search that
+made it: leaves that are too large only cost time, or leave it undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from repairopt.errors import ProofError
+from repairopt.program.program import Array
+
+from .running_bounds import UNITS
+
+
+class ProofStatus(StrEnum):
+    """What the check of a proof found. ``.meaning`` says it in words."""
+
+    PROVED = "proved"
+    REFUTED = "refuted"
+    UNDECIDED = "undecided"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    ProofStatus.PROVED: "The property holds for every input of every box.",
+    ProofStatus.REFUTED: "The property does not hold: the network, run on a point of a box, violates it.",
+    ProofStatus.UNDECIDED: "Neither was shown: on some boxes the bounds are too weak, and no violation was found.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class OutputRows:
+    """Rows of outputs: they hold at ``y`` if for every group some row of it has ``matrix @ y - offset > 0``.
+
+    Attributes:
+        matrix: ``(R, k)``.
+        offset: ``(R,)``.
+        group: ``(R,)``, whole numbers from 0 on without gaps.
+    """
+
+    matrix: Array
+    offset: Array
+    group: Array
+
+    def __post_init__(self) -> None:
+        for name, kind in (("matrix", np.float64), ("offset", np.float64), ("group", np.int64)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+        count = len(self.offset)
+        shapes = self.matrix.ndim == 2 and self.matrix.shape[0] == count and self.group.shape == (count,)
+        if not count or not shapes or set(self.group.tolist()) != set(range(int(self.group.max()) + 1)):
+            raise ProofError(
+                f"rows of a region: matrix {self.matrix.shape}, offset {self.offset.shape}, groups "
+                f"{sorted(set(self.group.ravel().tolist()))}; expected (R, k), (R,), and groups from 0 on without gaps."
+            )
+        if not np.isfinite(self.matrix).all() or not np.isfinite(self.offset).all():
+            raise ProofError("rows of a region: a coefficient or an offset is not finite.")
+
+    def values(self, outputs: Array) -> Array:
+        """How far the rows hold at outputs ``(N, k)``, ``(N,)``: the worst group, of each its best row."""
+        rows = np.asarray(outputs, dtype=np.float64) @ self.matrix.T - self.offset
+        return np.min([rows[:, self.group == g].max(1) for g in range(self.group.max() + 1)], axis=0)
+
+    def are_violated(self, output: Array) -> bool:
+        """Whether the rows fail at one output ``(k,)``, in rational arithmetic."""
+        exact = [Fraction(float(value)) for value in output]
+        signs = [
+            sum((Fraction(c) * y for c, y in zip(row, exact, strict=True) if c), Fraction(0)) > Fraction(offset)
+            for row, offset in zip(self.matrix.tolist(), self.offset.tolist(), strict=True)
+        ]
+        groups = self.group.tolist()
+        return any(not any(s for s, g in zip(signs, groups, strict=True) if g == group) for group in set(groups))
+
+
+@dataclass(frozen=True, eq=False)
+class RegionProof:
+    """Boxes, the rows that are to hold on each, and the leaves that tile the boxes.
+
+    Attributes:
+        lower: Smallest inputs of each box, ``(K, d)``.
+        upper: Largest inputs, ``(K, d)``.
+        rows: Of each box.
+        leaf_lower: ``(L, d)``.
+        leaf_upper: ``(L, d)``.
+        leaf_box: Number of the box that a leaf belongs to, ``(L,)``.
+        fingerprint: SHA-256 of the deployed parameters that the proof is of.
+        execution: What it speaks of: ``"float32"`` or ``"float64"`` for the network as it is run in this precision, for
+            every order of its sums, with inputs rounded to it; ``"exact"`` for real numbers.
+
+    Raises:
+        ProofError: Shapes do not fit, or numbers are not finite.
+    """
+
+    lower: Array
+    upper: Array
+    rows: tuple[OutputRows, ...]
+    leaf_lower: Array
+    leaf_upper: Array
+    leaf_box: Any
+    fingerprint: str = ""
+    execution: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper", "leaf_lower", "leaf_upper"):
+            value = np.asarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, value)
+            if value.ndim != 2 or not np.isfinite(value).all():
+                raise ProofError(f"proof of a region: {name} has shape {value.shape}, or numbers that are not finite.")
+        object.__setattr__(self, "leaf_box", np.asarray(self.leaf_box, dtype=np.int64))
+        object.__setattr__(self, "rows", tuple(self.rows))
+        boxes, leaves = self.lower.shape, self.leaf_lower.shape
+        fits = self.upper.shape == boxes and self.leaf_upper.shape == leaves and self.leaf_box.shape == leaves[:1]
+        outputs = {rows.matrix.shape[1] for rows in self.rows}
+        if not fits or leaves[1] != boxes[1] or not boxes[0] or len(self.rows) != boxes[0] or len(outputs) != 1:
+            raise ProofError(
+                f"proof of a region: boxes {boxes} and {self.upper.shape}, leaves {leaves} and "
+                f"{self.leaf_upper.shape}, of boxes {self.leaf_box.shape}, {len(self.rows)} sets of rows on "
+                f"{sorted(outputs)} outputs do not fit."
+            )
+        inside = ((self.leaf_box >= 0) & (self.leaf_box < boxes[0])).all()
+        ordered = (self.lower <= self.upper).all() and (self.leaf_lower <= self.leaf_upper).all()
+        if not inside or not ordered or self.execution not in UNITS:
+            raise ProofError(
+                f"proof of a region: expected lower sides below upper ones, leaves of the boxes 0 to {boxes[0] - 1}, "
+                f"and execution as one of {', '.join(UNITS)}, got '{self.execution}'."
+            )
+
+    @classmethod
+    def of_boxes(cls, lower: Any, upper: Any, rows: Sequence[OutputRows], **options: Any) -> RegionProof:
+        """A proof whose leaves are the boxes themselves: the check splits them as far as it may."""
+        return cls(lower, upper, tuple(rows), lower, upper, np.arange(len(lower)), **options)
+
+
+@dataclass(frozen=True, eq=False)
+class ProofVerdict:
+    """What the check found.
+
+    Attributes:
+        status: PROVED, REFUTED or UNDECIDED.
+        share: Share of the volume on which the property was proved, the mean over the boxes; 1 only for PROVED.
+        open_lower: Boxes on which it was not, ``(Q, d)``; some may be left out after a violation was found.
+        open_upper: ``(Q, d)``.
+        point: For REFUTED, an input ``(d,)`` whose output violates the rows of its box.
+        outputs: Its output ``(k,)``.
+        least: Smallest bound of a proved leaf; how far the property holds at least, for PROVED.
+        leaves: Leaves of the proof.
+        splits: Further splits that the check made.
+        samples: Points at which the network was run.
+        sampled_least: Least value of the rows at them.
+        execution: As in the proof.
+        seconds: Processor time.
+    """
+
+    status: ProofStatus
+    share: float
+    open_lower: Array
+    open_upper: Array
+    point: Array | None
+    outputs: Array | None
+    least: float
+    leaves: int
+    splits: int
+    samples: int
+    sampled_least: float
+    execution: str
+    seconds: float
