@@ -686,6 +686,6 @@ def test_of_a_large_network_automatic_weights_are_in_the_last_layer(count):
     found = localize(large, "auto", goal=goal, count=count)
     assert set(found.indices) <= {"4.weight", "4.bias"}
     assert found.size == (1503 if count is None else count)
-    assert "a network of 257,503 weights" in found.method
+    assert "a network of 254,503 weights" in found.method
     small = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 3))
     assert "last layer" not in localize(small, "auto", goal=ErrorRate(x, (small(x).argmax(1) + 1) % 3)).method
