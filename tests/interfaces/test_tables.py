@@ -198,3 +198,52 @@ def test_single_texts_in_a_column_of_numbers_are_named(tmp_path, name, cell):
     rows = "v,country,ok\n" + "".join(f"0.{k},ZA,no\n" for k in range(1, 9)) + f"{cell},NA,yes\n"
     message = refused(tmp_path, rows, name=name)
     assert f"'v' of '{tmp_path / name}' holds numbers, and 1 texts, such as '{cell}' in row 8" in message
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
+@pytest.mark.parametrize(("mark", "stated"), [("?", ""), ("-9", "missing: [-9]"), ("unknown", "missing: [x, unknown]")])
+def test_marks_of_missing_numbers_are_filled(tmp_path, name, mark, stated):
+    rows, how = ROWS.replace("0.3", mark), ", ".join(filter(None, ["fill: 0.7", stated]))
+    assert [row[0] for row in inputs(tmp_path, rows, SPEC.replace("{v: ,", f"{{v: {{{how}}},"), name)] == [
+        0.1,
+        0.2,
+        0.7,
+        0.4,
+    ]
+    assert "give fill:" in refused(tmp_path, rows, SPEC.replace("{v: ,", f"{{v: {{{stated}}},"), name)
+
+
+@pytest.mark.parametrize("kind", ["categories", "one_hot"])
+@pytest.mark.parametrize(("mark", "stated"), [("?", ""), ("99", "missing: [99]"), ("-", 'missing: ["-"]')])
+def test_marks_of_missing_texts_are_filled(tmp_path, kind, mark, stated):
+    rows, how = ROWS.replace("NA", mark), ", ".join(filter(None, ['"US", "ZA"], fill: ZA', stated]))
+    spec = SPEC.replace('categories: ["NA", "ZA"]', f"{kind}: [{how}")
+    assert all(row[1:] == ([1.0] if kind == "categories" else [0.0, 1.0]) for row in inputs(tmp_path, rows, spec))
+
+
+def test_a_mark_that_is_listed_is_a_category(tmp_path):
+    spec = SPEC.replace('["NA", "ZA"]', '["?", "ZA"]')
+    assert [row[1] for row in inputs(tmp_path, ROWS.replace("NA", "?"), spec)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("how", "rare"),
+    [
+        ('one_hot: ["ZA", "US"], other: ignore', [0.0, 0.0]),
+        ('one_hot: ["ZA", "US"], other: US', [0.0, 1.0]),
+        ('categories: ["ZA", "rest"], other: rest', [1.0]),
+        ('one_hot: ["ZA", "ignore"], other: ignore', [0.0, 1.0]),
+    ],
+)
+def test_unlisted_values_become_what_other_says(tmp_path, how, rare):
+    found = inputs(tmp_path, ROWS.replace("NA", "Chad"), SPEC.replace('categories: ["NA", "ZA"]', how))
+    assert [row[1:] == rare for row in found] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("how", ['categories: ["ZA"], other: ignore', 'one_hot: ["ZA"], other: US', "other: 3"])
+def test_other_is_one_of_the_listed(tmp_path, how):
+    assert "other is one of" in refused(tmp_path, ROWS, SPEC.replace('categories: ["NA", "ZA"]', how))
+
+
+def test_an_unlisted_value_says_what_helps(tmp_path):
+    assert "other: says what such values become" in refused(tmp_path, ROWS.replace("NA", "Chad"))

@@ -49,7 +49,7 @@ def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
 def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, values: Any) -> Any:
     where = ("inputs", name)
     wanted = how.categories if how.categories is not None else how.one_hot
-    missing = _missing(values, wanted)
+    missing = _missing(values, wanted or (), how.missing)
     if missing.any():
         if how.fill is None:
             count, row = int(missing.sum()), int(missing.nonzero()[0][0])
@@ -57,8 +57,8 @@ def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, value
             raise file.fail(where, reason)
         values = np.where(missing, np.array(how.fill, dtype=object), values.astype(object))
     if wanted is not None:
-        number = _positions(file, path, (name, where), wanted, values)
-        return number[:, None] if how.one_hot is None else np.eye(len(wanted))[number]
+        number = _positions(file, path, (name, where), wanted, values, how.other)
+        return number[:, None] if how.one_hot is None else np.eye(len(wanted) + 1, len(wanted))[number]
     try:
         numbers = values.astype(np.float64)
     except (ValueError, TypeError):
@@ -77,12 +77,15 @@ def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, value
     return numbers[:, None]
 
 
-def _missing(values: Any, listed: list[Any] | None) -> Any:
-    """Which values are missing; where values are listed, also words such as NA that are not among them."""
-    missing = missing_values(values)
-    if listed is not None and values.dtype.kind in "OUS":
+def _missing(values: Any, listed: Any, marks: Any = ()) -> Any:
+    """Which values are missing: empty, marked so, or words such as NA and ? that are not among those ``listed``."""
+    missing, given = missing_values(values), {_plain(mark) for mark in marks}
+    if given:
+        missing |= np.array([_plain(value) in given for value in values], dtype=bool)
+    if values.dtype.kind in "OUS":
         known = {_plain(value) for value in listed}
-        missing |= np.array([is_missing_word(value) and _plain(value) not in known for value in values], dtype=bool)
+        words = [(is_missing_word(value) or value == "?") and _plain(value) not in known for value in values]
+        missing |= np.array(words, dtype=bool)
     return missing
 
 
@@ -93,15 +96,19 @@ def _is_number(value: Any) -> bool:
     return False
 
 
-def _positions(file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[Any], values: Any) -> Any:
-    """The place of each value among the categories."""
+def _positions(
+    file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[Any], values: Any, other: Any = None
+) -> Any:
+    """The place of each value among the categories; of others that of ``other``, behind the last to be ignored."""
     place = {_plain(value): i for i, value in enumerate(wanted)}
-    found = np.array([place.get(_plain(value), -1) for value in values])
+    rest = -1 if other is None else place.get(_plain(other), len(wanted))
+    found = np.array([place.get(_plain(value), rest) for value in values])
     if (found < 0).any():
         row = int((found < 0).nonzero()[0][0])
         unknown = sorted({str(value) for value in values[found < 0]})
         reason = f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in row {row}"
-        raise file.fail(name[1], f"{reason}; {did_you_mean(unknown[0], [str(value) for value in wanted])}")
+        hint = "" if name[1] == ("label",) else "; other: says what such values become"
+        raise file.fail(name[1], f"{reason}; {did_you_mean(unknown[0], [str(value) for value in wanted])}{hint}")
     return found
 
 
@@ -122,7 +129,7 @@ def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any
         reason = f"'{path}' has no column '{label.column}'; {did_you_mean(label.column, list(columns))}"
         raise file.fail(where, reason)
     values = columns[label.column]
-    missing = _missing(values, label.classes)
+    missing = _missing(values, label.classes or ())
     if missing.any():
         count, row = int(missing.sum()), int(missing.nonzero()[0][0])
         reason = f"label '{label.column}' of '{path}' is missing in {count} of {len(missing)} rows, first in row {row}"

@@ -87,12 +87,17 @@ class SetSpec(Strict):
 class ColumnSpec(Strict):
     """How a column becomes inputs: as it is, scaled, or by categories."""
 
+    _later: ClassVar[tuple[str, ...]] = ("missing", "other")
     scale: tuple[Number, Number] | None = Field(default=None, description="low, high: becomes (x - low) / (high - low)")
     mean: Number | None = Field(default=None, description="with std: becomes (x - mean) / std")
     std: Number | None = Field(default=None, gt=0)
     categories: list[str | int | float] | None = Field(default=None, description="becomes 0, 1, 2, ... in this order")
     one_hot: list[str | int | float] | None = Field(default=None, description="becomes one input for each of these")
     fill: str | Number | None = Field(default=None, description="for missing values; else they are an error")
+    missing: list[str | int | float] = Field(default=[], description="further marks of a missing value, such as -9")
+    other: str | int | float | None = Field(
+        default=None, description="what unlisted values become: a listed one, or ignore, no input of one_hot at all"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> ColumnSpec:
@@ -103,6 +108,9 @@ class ColumnSpec(Strict):
             raise ValueError("mean and std go together")
         if self.scale is not None and self.scale[0] == self.scale[1]:
             raise ValueError("scale needs two different numbers")
+        listed = self.categories or self.one_hot or []
+        if self.other is not None and self.other not in listed and (self.other != "ignore" or self.one_hot is None):
+            raise ValueError("other is one of the categories, or of one_hot, where it may also be ignore")
         return self
 
 
