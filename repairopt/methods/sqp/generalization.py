@@ -67,8 +67,9 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
     )
     if least <= chance:
         return (
-            f"{text}. That is not shown to be better: the mistakes look like noise. Expect the repair to fix these "
-            f"points, and nothing on similar inputs."
+            f"{text}. That is not shown to be better: either the mistakes have no pattern, or the weights that may "
+            f"change cannot express it (more layers may). Expect the repair to fix these points, and nothing on "
+            f"similar inputs."
         )
     return f"{text}. Expect about as much on similar inputs."
 
