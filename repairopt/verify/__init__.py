@@ -1,5 +1,7 @@
-"""The true network judges: points of a repair, the finished repair, claims about new data."""
+"""The true network judges: points of a repair, the finished repair, claims about new data, proofs of regions."""
 
 from .claims import Claim, make_claim
 from .judge import Judge, Judgement, Round, Stop
+from .numpy_copy import execution_of, layered_copy
+from .region_check import check_deployed, load_proof, save_proof
 from .verification import Check, LabelCounts, Measure, Verification, both_networks, verify

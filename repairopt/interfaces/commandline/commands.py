@@ -19,6 +19,7 @@ from .show import (
     frontier_text,
     init_text,
     patch_text,
+    proof_text,
     solve_text,
     solvers_text,
     verify_text,
@@ -216,6 +217,31 @@ def verify(spec: Path, patch: Path, as_json: bool, quiet: bool, **options: Any) 
     with Bars(quiet=as_json or quiet).stage("recomputing every claim"):
         found = verify_patch(spec, patch, **options)
     emit(found, as_json, verify_text)
+
+
+@cli.command("check-proof", epilog=example("repairopt check-proof run --samples 1000000"))
+@click.argument("run", type=FILE)
+@click.option("--spec", type=FILE, help="Spec file; by default the one that RUN/result.json names.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=1_000_000,
+    show_default=True,
+    help="Points of the regions at which the repaired network is run.",
+)
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds of processor time for bounds.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the points.")
+@quiet_option
+@json_option
+def check_proof(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Check the proof in RUN that the repaired network has a property on whole input regions.
+
+    The check is independent of the search: it trusts only the original weights, the patch and the boxes of the proof.
+    Exit code 0 means proved.
+    """
+    from repairopt.interfaces.commandline.runs.proof_run import check_run_proof
+
+    emit(check_run_proof(run, progress=Bars(quiet=as_json or quiet), **options), as_json, proof_text)
 
 
 @cli.command(epilog=example("repairopt show run/patch.safetensors"))

@@ -102,6 +102,29 @@ def verify_text(result: results.VerifyResult) -> str:
     return "\n".join([*lines, *textwrap.wrap(said, WIDTH)])
 
 
+def proof_text(result: results.ProofResult) -> str:
+    """What was found, and how much of the regions it covers."""
+    lines = [result.status.upper(), *textwrap.wrap(result.meaning, WIDTH)]
+    for line in result.checks:
+        mark = "ok" if line.ok else "FAILED"
+        lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
+    if result.status == "refused":
+        return "\n".join(lines)
+    said = f"{result.boxes} boxes, {result.leaves} leaves, {result.splits} further splits."
+    if result.status == "proved":
+        said += f" The rows hold by at least {result.least:.3g}, in every run in {result.execution}."
+    if result.status == "undecided":
+        said += f" Proved on {result.share:.6%} of the volume; {result.open_boxes} smaller boxes are open."
+    if result.samples:
+        said += f" At {result.samples:,} points at which the network was run, the least value is "
+        said += f"{result.sampled_least:.3g}."
+    lines += ["", *textwrap.wrap(f"{said} {result.seconds:.1f} s.", WIDTH)]
+    if result.point is not None and result.outputs is not None:
+        numbers = [", ".join(f"{value:.9g}" for value in part[:20]) for part in (result.point, result.outputs)]
+        lines += ["", *textwrap.wrap(f"Violated at input ({numbers[0]}), outputs ({numbers[1]}).", WIDTH)]
+    return "\n".join(lines)
+
+
 def init_text(result: results.InitResult) -> str:
     """What was guessed, and what to do next."""
     lines = [f"wrote {result.out}", ""]

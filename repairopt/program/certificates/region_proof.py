@@ -97,6 +97,7 @@ class RegionProof:
         fingerprint: SHA-256 of the deployed parameters that the proof is of.
         execution: What it speaks of: ``"float32"`` or ``"float64"`` for the network as it is run in this precision, for
             every order of its sums, with inputs rounded to it; ``"exact"`` for real numbers.
+        shape: Of one input of the network, whose numbers in row-major order are the ``d`` inputs; ``(d,)`` by default.
 
     Raises:
         ProofError: Shapes do not fit, or numbers are not finite.
@@ -110,6 +111,7 @@ class RegionProof:
     leaf_box: Any
     fingerprint: str = ""
     execution: str = "float32"
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "leaf_lower", "leaf_upper"):
@@ -128,6 +130,9 @@ class RegionProof:
                 f"{self.leaf_upper.shape}, of boxes {self.leaf_box.shape}, {len(self.rows)} sets of rows on "
                 f"{sorted(outputs)} outputs do not fit."
             )
+        object.__setattr__(self, "shape", tuple(self.shape) or (boxes[1],))
+        if int(np.prod(self.shape)) != boxes[1]:
+            raise ProofError(f"proof of a region: inputs of shape {self.shape} do not have {boxes[1]} numbers.")
         inside = ((self.leaf_box >= 0) & (self.leaf_box < boxes[0])).all()
         ordered = (self.lower <= self.upper).all() and (self.leaf_lower <= self.leaf_upper).all()
         if not inside or not ordered or self.execution not in UNITS:

@@ -90,6 +90,28 @@ class VerifyResult(Result):
     claims: list[ClaimRow]
 
 
+class ProofResult(Result):
+    """What ``repairopt check-proof`` prints."""
+
+    command: Literal["check-proof"] = "check-proof"
+    run: str
+    status: Literal["proved", "refuted", "undecided", "refused"]
+    meaning: str
+    execution: str = Field(default="", description="the runs that are covered: float32 or float64")
+    share: float = Field(default=0.0, description="of the volume of the boxes on which the property was proved")
+    boxes: int = 0
+    leaves: int = Field(default=0, description="boxes that the proof consists of")
+    splits: int = Field(default=0, description="further splits that the check made")
+    open_boxes: int = Field(default=0, description="smaller boxes that stay undecided")
+    least: float | None = Field(default=None, description="how far the rows hold at least, where proved")
+    samples: int = Field(default=0, description="points at which the repaired network was run")
+    sampled_least: float | None = Field(default=None, description="how far the rows hold at these at least")
+    point: list[float] | None = Field(default=None, description="an input that violates the property")
+    outputs: list[float] | None = Field(default=None, description="its outputs")
+    seconds: float = Field(default=0.0, description="processor time of the check")
+    checks: list[CheckLine]
+
+
 class InitResult(Result):
     """What ``repairopt init`` prints."""
 

@@ -1,9 +1,10 @@
 """The folder of a run: what is in it is whole, whenever the process is killed.
 
 While a run goes on there are ``audit.jsonl`` and, from the first better point on, ``checkpoint.safetensors``. At the
-end come ``patch.safetensors``, ``report.html`` and, last, ``result.json``: a folder without it is an unfinished run,
-which ``--resume`` continues. Each file but the log takes its place in one step; the log is cut to its last whole line.
-One process at a time works in a folder: it holds the lock of the file ``.lock``, which the system frees at its end.
+end come ``patch.safetensors``, for regions ``proof.safetensors``, ``report.html`` and, last, ``result.json``: a folder
+without it is an unfinished run, which ``--resume`` continues. Each file but the log takes its place in one step; the
+log is cut to its last whole line. One process at a time works in a folder: it holds the lock of the file ``.lock``,
+which the system frees at its end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from repairopt.patches import read_tensors, whole_file, write_tensors
 
 PATCH, RESULT, REPORT, AUDIT = "patch.safetensors", "result.json", "report.html", "audit.jsonl"
 CHECKPOINT, EVIDENCE, LOCK, SIGNATURE = "checkpoint.safetensors", "evidence.npz", ".lock", "result.json.sig"
-STATE = "repairopt_checkpoint"
+STATE, PROOF = "repairopt_checkpoint", "proof.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class RunFolder:
 
     def _begin(self, resume: bool, overwrite: bool) -> None:
         if self.started and overwrite:
-            for name in (RESULT, CHECKPOINT, PATCH, REPORT, AUDIT, EVIDENCE, SIGNATURE):
+            for name in (RESULT, CHECKPOINT, PATCH, PROOF, REPORT, AUDIT, EVIDENCE, SIGNATURE):
                 (self.path / name).unlink(missing_ok=True)
         elif self.started and not resume:
             what = "the result of an earlier run" if self.finished else "an unfinished run"

@@ -12,7 +12,7 @@ from repairopt.errors import ResultError
 from repairopt.patches import AuditLog, Patch, load_patch
 
 from .results import PatchResult, ReportResult
-from .run_folder import AUDIT, EVIDENCE, PATCH, REPORT, RESULT, read_result
+from .run_folder import AUDIT, EVIDENCE, PATCH, PROOF, REPORT, RESULT, read_result
 
 WRITER, PICTURES = (
     "repairopt.report.repair",
@@ -34,9 +34,9 @@ def write_report(source: Any, path: Path, claims: Any = (), evidence: Any = None
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the patch, the report and its pictures in the folder of a run, of those that are there."""
+    """SHA-256 of patch, proof of regions, report and its pictures in the folder of a run, of those that are there."""
     found = {}
-    for path in (folder / name for name in (PATCH, REPORT, EVIDENCE)):
+    for path in (folder / name for name in (PATCH, PROOF, REPORT, EVIDENCE)):
         if path.is_file():
             with path.open("rb") as file:
                 found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()

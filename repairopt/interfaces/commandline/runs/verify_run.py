@@ -26,7 +26,7 @@ from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
 from .results import CheckLine, CheckResult, SolveResult, VerifyResult
-from .run_folder import AUDIT, EVIDENCE, REPORT, RESULT, SIGNATURE, read_result
+from .run_folder import AUDIT, EVIDENCE, PROOF, REPORT, RESULT, SIGNATURE, read_result
 
 FIXED = ("text", "name", "role", "data", "bound", "met", "shown", "rows", "unit")
 FIGURES = ("before", "value", "low", "high", "confidence")
@@ -214,8 +214,8 @@ class _Verifier:
         return wrong
 
     def files(self, beside: Path) -> None:
-        """The hashes of the report and its pictures, which are not read."""
-        for name in (REPORT, EVIDENCE):
+        """The hashes of the report, its pictures and a proof of regions, which are not read."""
+        for name in (PROOF, REPORT, EVIDENCE):
             path = beside / name
             if not path.is_file():
                 continue

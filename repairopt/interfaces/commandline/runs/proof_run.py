@@ -1,0 +1,100 @@
+"""Check the proof of a run that speaks of whole input regions, on the network that its patch leads to."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from repairopt.errors import PatchError, ProofError, ResultError, WrongBaseError
+from repairopt.interfaces.commandline.show import Bars
+from repairopt.interfaces.specfile.opened import load_model
+from repairopt.interfaces.specfile.reader import read_spec
+from repairopt.patches import fingerprint, load_patch
+from repairopt.verify import check_deployed, load_proof
+
+from .results import CheckLine, ProofResult
+from .run_folder import PATCH, PROOF, RESULT, read_result
+
+STEPS = 50  # of the progress bar
+
+
+def check_run_proof(
+    folder: str | Path,
+    *,
+    spec: str | Path | None = None,
+    samples: int = 1_000_000,
+    time_limit: float | None = None,
+    seed: int = 0,
+    progress: Bars,
+) -> ProofResult:
+    """Check ``proof.safetensors`` in the folder of a run; nothing is written.
+
+    Args:
+        folder: Of the run: proof, patch and result.
+        spec: The spec file, by default the one that the result names.
+        samples: Points of the regions at which the repaired network is run.
+        time_limit: Seconds of processor time for bounds.
+        seed: Of the points.
+        progress: What is told while the check goes on.
+
+    Raises:
+        ResultError: There is no proof, or no result, in the folder.
+    """
+    run = Path(folder)
+    if not (run / PROOF).is_file():
+        raise ResultError(f"'{run / PROOF}': no such file; only repairs of input regions have a proof.")
+    stated = read_result(run / RESULT)[0]
+    source = Path(spec) if spec is not None else Path(stated.spec)
+    lines: list[CheckLine] = []
+
+    def refused(what: str, reason: str) -> ProofResult:
+        lines.append(CheckLine(what=what, ok=False, detail=reason))
+        meaning = "The proof was not checked: the files of the run do not belong together, or were changed."
+        return ProofResult(exit_code=1, run=str(run), status="refused", meaning=meaning, checks=lines)
+
+    with (run / PROOF).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stated.hashes.get(PROOF, digest) != digest:
+        return refused(PROOF, "is not the file that the run wrote")
+    try:
+        with progress.stage("reading model and proof"):
+            proof = load_proof(run / PROOF)
+            patch = load_patch(run / PATCH, expected_hash=stated.patch)
+            network = patch.apply(load_model(read_spec(source)))
+    except (ProofError, PatchError, WrongBaseError) as error:
+        return refused("files", str(error))
+    found_in = {PROOF: f"whole; {len(proof.lower)} boxes, {len(proof.leaf_box)} leaves"}
+    found_in[PATCH] = f"leads to weights with SHA-256 {fingerprint(network).total}"
+    lines += [CheckLine(what=what, ok=True, detail=detail) for what, detail in found_in.items()]
+    try:
+        with progress.stage("checking the proof", STEPS) as step:
+            done = 0
+
+            def tell(now: int, of: int) -> None:
+                nonlocal done
+                while done < STEPS * now // of:
+                    done += 1
+                    step(f"{now} of {of} leaves")
+
+            found = check_deployed(network, proof, samples=samples, time_limit=time_limit, seed=seed, progress=tell)
+    except ProofError as error:
+        return refused("proof", str(error))
+    return ProofResult(
+        exit_code=0 if found.status == "proved" else 1,
+        run=str(run),
+        status=found.status.value,
+        meaning=found.status.meaning,
+        execution=found.execution,
+        share=found.share,
+        boxes=len(proof.lower),
+        leaves=found.leaves,
+        splits=found.splits,
+        open_boxes=len(found.open_lower),
+        least=found.least if found.status == "proved" else None,
+        samples=found.samples,
+        sampled_least=found.sampled_least if found.samples else None,
+        point=None if found.point is None else found.point.tolist(),
+        outputs=None if found.outputs is None else found.outputs.tolist(),
+        seconds=found.seconds,
+        checks=lines,
+    )
