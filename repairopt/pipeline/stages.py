@@ -18,7 +18,7 @@ from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_me
 from repairopt.network import Classifier, limited
 from repairopt.program import Status
 from repairopt.report import Repair
-from repairopt.specify import Property, Specification, make_specification
+from repairopt.specify import Constraint, Property, Specification, make_specification
 from repairopt.verify import Stop
 
 from .conclude import CONFIDENCE, conclude_repair
@@ -31,7 +31,7 @@ from .weight_choice import choose_weights
 @public
 def solve_repair(
     model: nn.Module | Classifier,
-    goal: Property | Specification | Callable[..., Any],
+    goal: Property | Constraint | Specification | Callable[..., Any],
     constraints: Any = (),
     *,
     data: Any = (),
@@ -47,7 +47,8 @@ def solve_repair(
         model: Any module whose call gives logits ``(N, k)``, float32 or float64, CPU or CUDA; or a
             :class:`Classifier`, which says how other inputs and outputs are read. Never modified.
         goal: What must become true: a property (see ``repairopt.specify``), any object with ``name``, ``target`` and
-            ``value(predict)``, a plain function of ``predict`` that is to become 0, or a whole
+            ``value(predict)``, a plain function of ``predict`` that is to become 0, a constraint on rows that does not hold
+            yet (see :class:`repairopt.specify.BrokenRows`), or a whole
             :class:`Specification`, which may also name properties to watch.
         constraints: What must stay true (see ``repairopt.specify``).
         data: Labelled samples ``(inputs, labels)``, a dataset or loader of pairs, or a list of these, whose loss is

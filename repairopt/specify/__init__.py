@@ -1,6 +1,7 @@
 """What must become true and what must stay true: properties, constraints, groups, margins, intervals."""
 
 from .bound import Bound
+from .broken_rows import BrokenRows
 from .change_limits import ChangeLimit, LinearRows
 from .constraints import FixLabels, KeepLabels, KeepOutputs, OutputBounds, ShareRows
 from .contracts import (

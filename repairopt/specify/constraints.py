@@ -145,7 +145,6 @@ class KeepLabels(_Labels):
             *COUNTED,
             (DATA, MARGIN, Argument("reference", "choice", "what must stay", "label", REFERENCES), PRICE, WHERE),
             _make_rows,
-            goal=False,
         ),
     )
 
@@ -188,7 +187,6 @@ class FixLabels(_Labels):
             *COUNTED,
             (DATA, MARGIN, PRICE, WHERE),
             _make_rows,
-            goal=False,
         ),
         Measure(
             "fix",
@@ -271,7 +269,6 @@ class KeepOutputs(_BySample):
             "logits",
             arguments=(DATA, SHARE, WHERE),
             make=_make_kept_outputs,
-            goal=False,
         ),
     )
 
@@ -331,7 +328,6 @@ class OutputBounds(_BySample):
             ("<=", ">="),
             (Argument("of", "output", "which"), DATA, SHARE, WHERE),
             _make_output_bounds,
-            goal=False,
             both=True,
         ),
     )

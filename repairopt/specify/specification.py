@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors, usable
 
+from .broken_rows import BrokenRows
 from .contracts import (
     ChangeConstraint,
     Constraint,
     Divided,
     Property,
+    PropertyBound,
+    SampleConstraint,
     Statistical,
     Transferable,
     Unstated,
@@ -67,7 +70,14 @@ class CallableProperty:
 
 
 def as_property(goal: Any, target: float | None = None) -> Any:
-    """A plain function as a property with a target, 0 unless given; others as they are, or with the target given."""
+    """A plain function or a constraint as a property with a target; others as they are, or with the target given.
+
+    The target is 0 unless given, or what the constraint allows.
+    """
+    if isinstance(goal, PropertyBound) and goal.limit is not None and not goal.relative:
+        goal, target = goal.property, float(goal.limit if target is None else target)
+    elif isinstance(goal, SampleConstraint) and not isinstance(goal, Property) and not isinstance(goal, type):
+        goal = BrokenRows(goal)
     if callable(goal) and not hasattr(goal, "value") and not isinstance(goal, type):
         return CallableProperty(goal) if target is None else CallableProperty(goal, float(target))
     if target is None:

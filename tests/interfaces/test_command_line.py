@@ -166,6 +166,11 @@ def spec_of(folder: Path, old: str, new: str) -> Path:
     return path
 
 
+ROWS = """goal: gap(group, favorable="yes", kind=parity) <= 0.1
+bounds:
+  - recall("yes") >= 0.6
+  - flips(guard) <= 3
+"""
 ERRORS = {
     "no spec": (lambda f: ["check", f / "no.yaml"], "cannot be read (No such file"),
     "bad YAML": (lambda f: ["check", spec_of(f, "label: {", "label: {]")], "no valid YAML"),
@@ -173,7 +178,7 @@ ERRORS = {
     "wrong column": (lambda f: ["check", spec_of(f, "merit:", "merits:")], "did you mean 'merit'?"),
     "missing data": (lambda f: ["check", spec_of(f, "rows.csv", "row.csv")], "did you mean 'rows.csv'?"),
     "bad bound": (lambda f: ["check", spec_of(f, "recall(", "recal(")], "did you mean 'recall'?"),
-    "no goal": (lambda f: ["solve", spec_of(f, "goal:", "# goal:"), "--out", f / "new"], "has no goal"),
+    "no goal": (lambda f: ["solve", spec_of(f, ROWS, "bounds:\n"), "--out", f / "new"], "has no goal, and no bound"),
     "unknown solver": (
         lambda f: ["solve", f / "spec.yaml", "--out", f / "new", "--solver", "cplx"],
         "No solver is called 'cplx'",

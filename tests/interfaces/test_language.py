@@ -198,7 +198,19 @@ def test_conditions_choose_rows_and_share_their_tensor(data):
 
 def test_a_bound_is_no_goal(data):
     with pytest.raises(LanguageError, match="a bound, not a goal"):
-        bind_statement("flips(guard) == 0", data).as_goal()
+        bind_statement("max_change <= 1", data).as_goal()
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [("flips(guard) <= 6", 6), ("unfixed(guard) == 0", 0), ("output([1, -1]) >= 0", 0), ("output_change <= 2", 0)],
+)
+def test_a_bound_on_rows_may_be_the_goal(data, text, target):
+    bound = bind_statement(text, data)
+    goal = bound.as_goal()
+    assert goal.constraint is bound.item
+    assert goal.name == bound.item.name
+    assert goal.target * len(goal.inputs) == pytest.approx(target)
 
 
 def test_flips_allow_the_number_that_is_written(data):

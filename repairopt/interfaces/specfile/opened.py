@@ -146,7 +146,10 @@ class OpenSpec:
 
 @public
 def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
-    """Load the network and the rows of a spec, by path, as read, or as a dict, and bind goal and bounds to them."""
+    """Load the network and the rows of a spec, by path, as read, or as a dict, and bind goal and bounds to them.
+
+    Where no goal is stated, the first bound that speaks of rows is the goal.
+    """
     if isinstance(source, Mapping):
         file = check_spec(Path("spec"), dict(source))
     else:
@@ -156,6 +159,8 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     goal = None if file.goal is None else _bind(file, file.goal, data, ("goal",))
     bounds = tuple(_bind(file, bound, data, ("bounds", i)) for i, bound in enumerate(file.bounds))
     watch = tuple(_bind(file, item, data, ("watch", i)) for i, item in enumerate(file.watch))
+    if goal is None and (first := next((k for k, bound in enumerate(bounds) if bound.can_be_goal), None)) is not None:
+        goal, bounds = bounds[first], (*bounds[:first], *bounds[first + 1 :])
     own = [item for item in (goal, *bounds, *watch) if item is not None and item.data == "repair"]
     where = ("data", "held_out")
     twins = [_bind(file, item.statement, data, where, "held_out") for item in own if "held_out" in data.sets]

@@ -11,7 +11,7 @@ from torch import Tensor
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Log, Task
 from repairopt.program import Array
-from repairopt.specify import labelled_data, rate_interval
+from repairopt.specify import Transferable, labelled_data, labels_of, rate_interval
 from repairopt.verify import Stop
 
 LEAST_POINTS = 8
@@ -27,11 +27,13 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         folds: Number of parts.
 
     Returns:
-        The share of points repaired unseen, and whether that is better than chance; empty for fewer than 8 points.
+        The share of points repaired unseen, and whether that is better than chance; empty for fewer than 8 points,
+        and for goals without labels.
     """
-    goal = task.goal
-    predict = task.engine.predict()
-    inputs, labels = goal.inputs, goal.labels  # type: ignore[attr-defined]
+    goal, known = task.goal, labels_of(task.goal)
+    if known is None or not isinstance(goal, Transferable):
+        return ""
+    predict, (inputs, labels) = task.engine.predict(), known
     with torch.no_grad():
         outputs = predict(inputs)
     wrong = (outputs.argmax(-1).cpu() != labels.cpu()).nonzero()[:, 0]
@@ -45,7 +47,7 @@ def judge_generalization(task: Task, repair: Callable[[Task], Outcome], *, folds
         left_out = wrong[part == fold]
         seen = torch.ones(len(labels), dtype=torch.bool)
         seen[left_out] = False
-        own = replace(goal, inputs=inputs[seen.to(inputs.device)], labels=labels[seen.to(labels.device)])  # type: ignore[type-var]
+        own = goal.on(inputs[seen.to(inputs.device)], labels[seen.to(labels.device)])
         try:
             delta: Array = repair(
                 replace(task, spec=replace(task.spec, goal=own), log=Log(), progress=None, checkpoint=None)

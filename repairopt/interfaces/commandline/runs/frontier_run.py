@@ -59,6 +59,8 @@ def trace_spec(
         raise ResultError(f"'{folder}' exists. Use --overwrite to write into it, or another --out.")
     with tell.stage("reading model and data"):
         spec = open_spec(file)
+        if spec.goal is None or not spec.goal.is_property:
+            raise SpecFileError(f"{file.path}: its goal counts rows; a frontier needs one with a value, as a gap.")
         before = measure_claims(spec)
         targets = _targets(spec, next(row.value for row in before if row.role == "goal"), points, bounds)
     with tell.stage("repairing", len(targets) * 40) as step:
@@ -74,7 +76,7 @@ def trace_spec(
             of_spec = measure_claims(spec, point.repair.model)  # as `verify` recomputes them from the patch alone
             point.repair.as_patch(spec.model, spec_hash=file.hash, claims=plain(of_spec)).save(path)
             verdict, met = str(point.repair.report.verdict), all_met(claims) and point.met
-            bound = spec.goal.shown(point.target)  # type: ignore[union-attr]
+            bound = spec.goal.shown(point.target)
             lines.append(FrontierLine(bound=bound, verdict=verdict, met=met, claims=claims, patch=str(path)))
     result = FrontierResult(
         exit_code=0 if any(line.met for line in lines) else 1,

@@ -118,15 +118,13 @@ def solve_spec(
     """
     tell = progress or Bars(quiet=True)
     file = read_spec(source)
-    if file.goal is None:
-        raise SpecFileError(
-            f"{file.path}: has no goal, so there is nothing to repair. `repairopt check` judges bounds."
-        )
     solver = options.solver if options.solver is not None else file.spec.solver
     if solver is not None:
         load_solver(solver)
     with tell.stage("reading model and data"):
         spec = open_spec(file)
+        if spec.goal is None:
+            raise SpecFileError(f"{file.path}: has no goal, and no bound on rows, so there is nothing to repair.")
         weights = chosen_weights(spec)
         inputs = spec.hashes()
     run = _Run(spec, RunFolder(Path(out)), options, tell, inputs, command)

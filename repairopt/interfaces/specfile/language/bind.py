@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from repairopt.errors import LanguageError, RepairError, SpecificationError
-from repairopt.specify import WAYS, Bound, ChangeBox, Property, price_of, refuse_void
+from repairopt.specify import WAYS, Bound, BrokenRows, ChangeBox, Property, SampleConstraint, price_of, refuse_void
 
 from .row_sets import Data, RowSet, holds
 from .statements import Statement, did_you_mean, parse
@@ -46,19 +46,29 @@ class BoundStatement:
         """Whether it is priced, not bounded."""
         return price_of(self.item) is not None
 
+    @property
+    def can_be_goal(self) -> bool:
+        """Whether a repair can bring it about: it bounds rows or a measure of them, not the change, and is no wish."""
+        by_row = isinstance(self.item, SampleConstraint) and not self.wish
+        return bool(self.statement.bounds) and (by_row or (self.is_property and self.statement.measure.goal))
+
     def shown(self, value: float) -> float:
         """A value of the library in the statement's unit."""
         return WAYS[self.way](value)
 
     def as_goal(self) -> Any:
-        """The property with its target; a LanguageError where the statement is a bound only, or has no comparison."""
+        """The property with its target; of a bound on rows the share of those that break it, which is to be 0.
+
+        A LanguageError where the statement is a bound only, or has no comparison.
+        """
         measure = self.statement.measure
-        if not measure.goal or not self.is_property:
+        by_row = isinstance(self.item, SampleConstraint) and not self.wish
+        if not measure.goal or not (self.is_property or by_row):
             reason = f"{measure.name} is a bound, not a goal; as a goal use error_rate, gap, recall, ..."
             raise self.statement.fail("", reason)
         if not self.statement.bounds:
             raise self.statement.fail("", f"a goal is compared with a number: {measure.example}")
-        return self.item
+        return self.item if self.is_property else BrokenRows(self.item)
 
     def as_constraint(self) -> Any:
         """The constraint; a LanguageError where the statement has no comparison and is no wish."""
