@@ -47,9 +47,9 @@ def solve_repair(
         model: Any module whose call gives logits ``(N, k)``, float32 or float64, CPU or CUDA; or a
             :class:`Classifier`, which says how other inputs and outputs are read. Never modified.
         goal: What must become true: a property (see ``repairopt.specify``), any object with ``name``, ``target`` and
-            ``value(predict)``, a plain function of ``predict`` that is to become 0, a constraint on rows that does not hold
-            yet (see :class:`repairopt.specify.BrokenRows`), or a whole
-            :class:`Specification`, which may also name properties to watch.
+            ``value(predict)``, a plain function of ``predict`` that is to become 0, a constraint on rows that does not
+            hold yet (see :class:`repairopt.specify.BrokenRows`), or a whole :class:`Specification`, which may also name
+            properties to watch.
         constraints: What must stay true (see ``repairopt.specify``).
         data: Labelled samples ``(inputs, labels)``, a dataset or loader of pairs, or a list of these, whose loss is
             kept small; by default those of the constraints and of the goal.
