@@ -3,5 +3,8 @@
 from .as_patch import claims_from_report, record_repair
 from .frontier_page import render_frontier
 from .pictures.collect import ReportSources
+from .pictures.evidence import RegionMap
+from .pictures.plots import picture_bytes
+from .pictures.region_maps import map_region, plot_region_map
 from .repair import Repair, write_html
 from .report import Report, Trust, Verdict

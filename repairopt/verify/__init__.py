@@ -3,5 +3,5 @@
 from .claims import Claim, make_claim
 from .judge import Judge, Judgement, Round, Stop
 from .numpy_copy import execution_of, layered_copy
-from .region_check import check_deployed, load_proof, save_proof
+from .region_check import check_deployed, load_proof, runner_of, save_proof
 from .verification import Check, LabelCounts, Measure, Verification, both_networks, verify

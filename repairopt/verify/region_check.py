@@ -51,15 +51,19 @@ def check_deployed(
         raise ProofError(
             f"proof of a region: it is of runs in {proof.execution}, the network is run in {execution_of(network)}."
         )
+    copy, run = layered_copy(network, proof.shape), runner_of(network, proof.shape)
+    return check_proof(copy, proof, samples=samples, run=run, time_limit=time_limit, seed=seed, progress=progress)
+
+
+def runner_of(network: nn.Module, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    """The network as a function from arrays ``(N, d)`` to arrays ``(N, k)``, run in its own precision."""
     runner, dtype = shadow(network), getattr(torch, execution_of(network))
 
     def run(points: Array) -> Array:
         with torch.no_grad():
-            inputs = torch.from_numpy(points).to(dtype).unflatten(1, proof.shape)
-            return runner(inputs).numpy()
+            return runner(torch.from_numpy(points).to(dtype).unflatten(1, shape)).numpy()
 
-    copy = layered_copy(network, proof.shape)
-    return check_proof(copy, proof, samples=samples, run=run, time_limit=time_limit, seed=seed, progress=progress)
+    return run
 
 
 def save_proof(proof: RegionProof, path: str | os.PathLike[str]) -> str:

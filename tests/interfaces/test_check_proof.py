@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -97,3 +98,11 @@ def test_a_fresh_process_checks_without_the_code_that_searches(folder, deployed)
     command = ["check-proof", str(folder / "run"), "--spec", str(folder / "spec.yaml"), "--samples", "1000"]
     found = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-2:] == ["code 0", "[]"]
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="Matplotlib is not installed")
+def test_a_slice_of_the_regions_is_drawn(folder, deployed, capsys, tmp_path):
+    write(folder, deployed, slack=-0.1)
+    assert run(folder, capsys, "--samples", "1000", "--picture", str(tmp_path / "slice.png"))[0] == 1
+    assert (tmp_path / "slice.png").read_bytes()[:4] == b"\x89PNG"
+    assert run(folder, capsys, "--picture", "slice.pdf")[0] == 2

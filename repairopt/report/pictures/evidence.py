@@ -107,6 +107,28 @@ class GroupTable:
 
 
 @dataclass(frozen=True, eq=False)
+class RegionMap:
+    """A slice of a region: answers and failures on a grid ``(G, G)``, rows along the second axis.
+
+    ``leaves`` and ``open`` are rectangles ``(L, 4)``, both lower ends and both upper ends: what the proof consists of,
+    and what its check left open. ``status`` and ``share`` are those of the check.
+    """
+
+    name: str
+    axes: tuple[str, str]
+    lower: Array
+    upper: Array
+    before: Array
+    after: Array
+    broken_before: Array
+    broken_after: Array
+    leaves: Array
+    open: Array
+    status: str
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
 class Progress:
     """What each round came to, the original network first, ``(R,)``; NaN or -1 where it is not known."""
 
@@ -133,6 +155,7 @@ class Evidence:
     progress: Progress | None = None
     bounded: tuple[tuple[str, bool, float, float, float], ...] = ()
     classes: tuple[str, ...] = ()
+    regions: tuple[RegionMap, ...] = ()
 
     def label(self, number: int) -> str:
         """The name of a class, or its number."""
@@ -167,7 +190,8 @@ def load_evidence(folder: str | Path) -> Evidence:
 
 
 CLASSES: dict[str, Any] = {
-    one.__name__: one for one in (Rates, Margins, LayerChange, AffectedInputs, GroupTable, Progress, Evidence)
+    one.__name__: one
+    for one in (Rates, Margins, LayerChange, AffectedInputs, GroupTable, Progress, RegionMap, Evidence)
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from . import plots
 from .evidence import Evidence
 from .plots import data_uri, split_name
+from .region_maps import plot_region_map
 
 MOST = 6  # pictures of a kind
 Drawn = Iterator[tuple[Any, str, str]]  # figure, text in its place, caption
@@ -30,7 +31,7 @@ def draw_gallery(
     original: tuple[float, float] | None = None,
 ) -> list[Picture]:
     """Draw everything that there is evidence for; the frontier's arguments are those of ``plot_frontier``."""
-    drawn = [*_groups(evidence)]
+    drawn = [*_regions(evidence), *_groups(evidence)]
     points = list(getattr(frontier, "points", frontier))
     if points:
         figure = plots.plot_frontier(points, chosen, original)
@@ -43,6 +44,18 @@ def draw_gallery(
         drawn.append((figure, alt, "Each round on the true network, original network first."))
     drawn += [*_images(evidence)]
     return [Picture(data_uri(figure), alt, caption) for figure, alt, caption in drawn]
+
+
+def _regions(evidence: Evidence) -> Drawn:
+    for region in evidence.regions[:MOST]:
+        before, after = (float(broken.mean()) for broken in (region.broken_before, region.broken_after))
+        shares = f"fails on {before:.2%} before and {after:.2%} after"
+        alt = f"Slice of {region.name}: {shares}; {len(region.leaves)} leaves."
+        caption = (
+            "Colours are answers. Hatched: the property fails. Outlined boxes are leaves of the proof; filled ones "
+            "are not proved."
+        )
+        yield plot_region_map(region, evidence.label), alt, caption
 
 
 def _groups(evidence: Evidence) -> Drawn:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from torch import nn
+
 from repairopt.errors import PatchError, ProofError, ResultError, WrongBaseError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.opened import load_model
 from repairopt.interfaces.specfile.reader import read_spec
-from repairopt.patches import fingerprint, load_patch
-from repairopt.verify import check_deployed, load_proof
+from repairopt.patches import fingerprint, load_patch, whole_file
+from repairopt.program import ProofVerdict, RegionProof
+from repairopt.verify import check_deployed, load_proof, runner_of
 
 from .results import CheckLine, ProofResult
 from .run_folder import PATCH, PROOF, RESULT, read_result
@@ -25,6 +28,7 @@ def check_run_proof(
     samples: int = 1_000_000,
     time_limit: float | None = None,
     seed: int = 0,
+    picture: str | Path | None = None,
     progress: Bars,
 ) -> ProofResult:
     """Check ``proof.safetensors`` in the folder of a run; nothing is written.
@@ -35,14 +39,18 @@ def check_run_proof(
         samples: Points of the regions at which the repaired network is run.
         time_limit: Seconds of processor time for bounds.
         seed: Of the points.
+        picture: A file to draw a slice to, .svg or .png.
         progress: What is told while the check goes on.
 
     Raises:
-        ResultError: There is no proof, or no result, in the folder.
+        ResultError: There is no proof, or no result, in the folder, or the picture has another ending.
+        MissingExtraError: A picture is to be drawn, and Matplotlib is not installed.
     """
     run = Path(folder)
     if not (run / PROOF).is_file():
         raise ResultError(f"'{run / PROOF}': no such file; only repairs of input regions have a proof.")
+    if picture is not None and Path(picture).suffix not in (".svg", ".png"):
+        raise ResultError(f"'{picture}': a picture is drawn as .svg or .png.")
     stated = read_result(run / RESULT)[0]
     source = Path(spec) if spec is not None else Path(stated.spec)
     lines: list[CheckLine] = []
@@ -60,7 +68,8 @@ def check_run_proof(
         with progress.stage("reading model and proof"):
             proof = load_proof(run / PROOF)
             patch = load_patch(run / PATCH, expected_hash=stated.patch)
-            network = patch.apply(load_model(read_spec(source)))
+            original = load_model(read_spec(source))
+            network = patch.apply(original)
     except (ProofError, PatchError, WrongBaseError) as error:
         return refused("files", str(error))
     found_in = {PROOF: f"whole; {len(proof.lower)} boxes, {len(proof.leaf_box)} leaves"}
@@ -79,6 +88,12 @@ def check_run_proof(
             found = check_deployed(network, proof, samples=samples, time_limit=time_limit, seed=seed, progress=tell)
     except ProofError as error:
         return refused("proof", str(error))
+    if picture is not None:
+        _draw(original, network, proof, found, Path(picture))
+    return _result(run, proof, found, lines)
+
+
+def _result(run: Path, proof: RegionProof, found: ProofVerdict, lines: list[CheckLine]) -> ProofResult:
     return ProofResult(
         exit_code=0 if found.status == "proved" else 1,
         run=str(run),
@@ -98,3 +113,17 @@ def check_run_proof(
         seconds=found.seconds,
         checks=lines,
     )
+
+
+def _draw(original: nn.Module, network: nn.Module, proof: RegionProof, found: ProofVerdict, path: Path) -> None:
+    from repairopt.report import map_region, picture_bytes, plot_region_map
+
+    failing = [
+        number
+        for number, (lower, upper) in enumerate(zip(proof.lower, proof.upper, strict=True))
+        if found.point is not None and ((found.point >= lower) & (found.point <= upper)).all()
+    ]
+    before, after = (runner_of(one, proof.shape) for one in (original, network))
+    figure = plot_region_map(map_region(before, after, proof, found, box=(failing or [0])[0]))
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(picture_bytes(figure, path.suffix[1:]))
