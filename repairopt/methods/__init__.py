@@ -15,11 +15,11 @@ from .postprocess.vote import Vote
 from .registry import available_methods, find_method
 from .search.swarm import Swarm
 from .settings import TrustRegion
-from .sqp.confident import cannot_be_shown
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
 from .sqp.filter import MET
 from .sqp.method import SQP
 from .sqp.nonlinear_program import NonlinearProgram
+from .sqp.shortfall import cannot_be_shown
 from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task
 from .training.fine_tune import FineTune

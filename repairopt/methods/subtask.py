@@ -38,13 +38,18 @@ def task_on(task: Task, keep: Keep) -> Task | None:
     Returns:
         The part; None where it lacks rows of some group or class.
     """
-    predict = Remembering(task.engine)
     try:
-        constraints = (*(anchor(restricted(one, keep), predict) for one in task.constraints), *task.change)
-        spec = replace(task.spec, goal=restricted(task.goal, keep), constraints=constraints)
-        judge = Judge(task.engine, spec, task.judge.deadline)
+        return part_of(task, keep)
     except SpecificationError:
         return None
+
+
+def part_of(task: Task, keep: Keep) -> Task:
+    """The same as :func:`task_on`; a SpecificationError where the part lacks rows of some group or class."""
+    predict = Remembering(task.engine)
+    constraints = (*(anchor(restricted(one, keep), predict) for one in task.constraints), *task.change)
+    spec = replace(task.spec, goal=restricted(task.goal, keep), constraints=constraints)
+    judge = Judge(task.engine, spec, task.judge.deadline)
     data = tuple((x[mask], y[mask.cpu()]) for x, y in task.data if bool((mask := keep(x)).any()))
     return replace(
         task,

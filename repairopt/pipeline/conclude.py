@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from repairopt.network import Array, Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, ReportSources, Trust, Verdict
-from repairopt.specify import PropertyBound, anchor, margins_at, measured, stands_for_population
-from repairopt.verify import Check, Claim, Judge, Judgement, Verification, both_networks, make_claim, verify
+from repairopt.specify import margins_at
+from repairopt.verify import Check, Judge, Judgement, Verification, both_networks, verify
 
+from .new_data import claims_on
 from .prepare import Prepared
 
 CONFIDENCE = 0.95  # of claims about held-out data
@@ -69,7 +69,7 @@ def conclude_repair(
         gave_way=outcome.gave_way,
         infeasible=task.log.infeasible,
         prices=outcome.prices,
-        claims=(*outcome.claims, *_held_out_claims(prepared, ending.both, confidence)),
+        claims=claims_on(prepared, outcome, final, ending.both, confidence),
         buffers=outcome.buffers,
         margins=outcome.margins,
         trust=_trust(task, outcome, final),
@@ -120,24 +120,6 @@ def _end_at(prepared: Prepared, final: Judgement) -> _Ending:
         moved = final.delta if isinstance(candidate, WeightChange) else gather_moved(task.location, delta)
         verification = verify(prepared.model, repaired, prepared.specification, change=(initial, moved), both=both)
     return _Ending(candidate, repaired, delta, both, verification)
-
-
-def _held_out_claims(prepared: Prepared, both: tuple[Remembering, Remembering], confidence: float) -> list[Claim]:
-    """What held-out data say of goal and bounds, where they know their sampling error."""
-    held_out = prepared.specification.held_out
-    if not held_out:
-        return []
-    original, now = both
-    found = []
-    for item in held_out:
-        known = anchor(item, original)
-        prop, bound = measured(known), known if isinstance(known, PropertyBound) else None
-        limit = getattr(known, "target", None) if bound is None else bound.limit
-        if limit is not None and stands_for_population(prop):
-            options: Any = {"confidence": confidence, "source": "held-out data"}
-            options["original"] = original if bound is not None and bound.relative else None
-            found.append(make_claim(item.name, prop, float(limit), now, **options))
-    return [claim for claim in found if claim is not None]
 
 
 def _as_candidate(task: Task, found: Candidate | Array) -> Candidate:

@@ -25,7 +25,7 @@ from .conclude import CONFIDENCE, conclude_repair
 from .former import take_former
 from .prepare import Prepared, prepare_repair
 from .settings import DEFAULTS, Settings
-from .weight_choice import choose_weights
+from .weight_choice import choose_weights, said_of_original
 
 
 @public
@@ -127,8 +127,14 @@ def _run(task: Task, method: Method) -> tuple[Outcome, str]:
     """Run the method; an interrupt, a limit or a solver that crashes ends it with the best point so far."""
     judge = task.judge
     if judge.original.met and judge.original.feasible:
-        task.log.note("The goal is met by the original network already; nothing was changed.")
-        return Outcome(judge.original.candidate, Status.OPTIMAL), ""
+        claims, unshown = said_of_original(task, method)
+        if not unshown:
+            task.log.note("The goal is met by the original network already; nothing was changed.")
+            return Outcome(judge.original.candidate, Status.OPTIMAL, claims=claims), ""
+        task.log.note(
+            f"The original network meets the goal on the repair data, but that is not shown for others: "
+            f"{'; '.join(str(claim) for claim in claims if not claim.met)}."
+        )
     try:
         outcome: Any = method.run(task)
         if not isinstance(outcome, Outcome):

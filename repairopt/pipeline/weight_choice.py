@@ -35,7 +35,7 @@ from repairopt.methods import (
 )
 from repairopt.network import is_late
 from repairopt.specify import Divided, Folds, inputs_of
-from repairopt.verify import Stop
+from repairopt.verify import Claim, Stop
 
 from .prepare import Prepared
 
@@ -86,8 +86,11 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
     usual = prepare("auto")
     best = None
     try:
-        if not (usual.task.judge.original.met and usual.task.judge.original.feasible):
+        original = usual.task.judge.original
+        if not (original.met and original.feasible):
             best = _search(method, usual, prepare)
+        elif said_of_original(usual.task, method)[1]:
+            best = _search(replace(method, buffer=method.first_buffers(usual.task)), usual, prepare)
     except KeyboardInterrupt:
         return replace(usual, stopped="interrupted")
     except Stop:
@@ -97,6 +100,12 @@ def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
     seconds = best.task.log.seconds
     seconds["localize"] = seconds.get("localize", 0.0) + time.perf_counter() - started
     return best
+
+
+def said_of_original(task: Task, method: Any) -> tuple[tuple[Claim, ...], bool]:
+    """What is claimed of the unchanged network, and whether the method is to do more for what it meets unshown."""
+    claims, unshown = method.said_of_original(task) if isinstance(method, SQP) else ([], False)
+    return tuple(claims), unshown
 
 
 def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
@@ -197,7 +206,7 @@ def _columns(graph: LayerGraph) -> list[_Group]:
 def _ranked(method: SQP, prepared: Prepared, groups: Sequence[_Group]) -> list[int]:
     """Groups by the expected cost of the repair with each alone; empty where nothing can be said."""
     task = prepared.task
-    problem = method.nonlinear_program(task, {})
+    problem = method.nonlinear_program(task, method.named_buffers())
     zero = np.zeros(task.engine.n)
     lines = [limit.lines(task.engine, zero, task.surrogate) for limit in problem.limits]
     scale = task.engine.scale.cpu().numpy()

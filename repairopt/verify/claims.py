@@ -12,9 +12,12 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
-from repairopt.specify import Divided, Interval, Restrictable, Statistical, inputs_of, normal_quantile
+from repairopt.specify import Divided, GroupRates, Interval, Restrictable, Statistical, inputs_of, normal_quantile
 
 GROUPS = 40  # of samples; each is left out once
+UNLIKE = (
+    3.0  # standard errors between a group's rate and that of the folds' networks, beyond which they are other networks
+)
 
 
 def paired_error(prop: Any, predict: Predict, original: Predict, *, groups: int = GROUPS) -> float | None:
@@ -66,6 +69,9 @@ class Claim:
         source: Data that it rests on: ``"cross-validation"``, ``"held-out data"``.
         relative: Whether the limit is the original network's value on these samples; the interval is then as wide as
             that of the difference of the two values, where that can be measured (see :func:`paired_error`).
+        withheld: Why it is not claimed whatever the interval says, a sentence; else empty.
+        least_rows: Samples (of the smallest group) that would show the bound, were the value 0; infinite for a limit of
+            0 or less.
     """
 
     name: str
@@ -76,11 +82,13 @@ class Claim:
     never: bool
     source: str
     relative: bool = False
+    withheld: str = ""
+    least_rows: float = 0.0
 
     @property
     def met(self) -> bool:
         """Whether the bound is met with the confidence asked for."""
-        return self.interval.high <= self.limit
+        return not self.withheld and self.interval.high <= self.limit
 
     def __str__(self) -> str:
         ends = f"{self.interval.low:.4f} to {self.interval.high:.4f}"
@@ -93,12 +101,19 @@ class Claim:
         if self.met:
             return text + f"met with {share} confidence"
         if self.interval.value > self.limit:
-            return text + "not met"
+            return text + "not met" + (f"; {self._even_at_zero}" if self.never else "")
+        text += f"not shown with {share} confidence"
+        if self.withheld:
+            return f"{text}: {self.withheld}"
         few = (
             f"; about {self.rows:,.0f} rows of the smallest group would show it" if self.rows not in (None, inf) else ""
         )
-        never = " (too few rows to show it even were it 0)" if self.never else ""
-        return text + f"not shown with {share} confidence{never}{few}"
+        return text + (f" ({self._even_at_zero})" if self.never else "") + few
+
+    @property
+    def _even_at_zero(self) -> str:
+        rows = f": that takes about {self.least_rows:,.0f} of the smallest group" if self.least_rows < inf else ""
+        return f"too few rows to show it even were it 0{rows}"
 
 
 def make_claim(
@@ -124,7 +139,62 @@ def make_claim(
     if interval.high > limit:
         rows = inf if interval.value >= limit else ceil(interval.count * (reach / (limit - interval.value)) ** 2)
     least = reach * sqrt(_least_share(interval))
-    return Claim(name, limit, interval, confidence, rows, limit > 0 and least >= limit, source, relative)
+    enough = float(ceil(interval.count * (least / limit) ** 2)) if limit > 0 else inf
+    never = limit > 0 and least >= limit
+    return Claim(name, limit, interval, confidence, rows, never, source, relative, least_rows=enough)
+
+
+def for_delivered(claim: Claim, prop: Any, predict: Predict, others: Predict, optimism: float) -> Claim:
+    """A claim that rests on networks repaired without some rows each, as a claim about the network that is delivered.
+
+    The network delivered has seen all rows; its value on them is too good by about what those of the folds are better
+    on their own rows than on others (Efron's optimism). The claim's interval is that one of both whose upper end is
+    higher, so that neither the folds' networks nor the delivered one's own rows contradict it. Where the rates of a
+    group differ by more than chance explains, the folds speak of other networks, and the claim is withheld.
+
+    Args:
+        claim: From the networks of the folds.
+        prop: What it speaks of.
+        predict: The network delivered.
+        others: The networks of the folds, each on the rows that it has not seen.
+        optimism: By how much the value of the folds' networks is better on their own rows, on average.
+
+    Returns:
+        The claim.
+
+    References:
+        Efron, How biased is the apparent error rate of a prediction rule?, 1986.
+    """
+    own = prop.interval(predict, 2.0 * claim.confidence - 1.0)
+    reach = claim.interval.high - claim.interval.value
+    if not claim.relative:
+        reach = max(reach, own.high - own.value)
+    value = own.value + max(0.0, optimism)
+    found = claim
+    if value + reach > claim.interval.high:
+        interval = replace(claim.interval, value=value, low=max(min(0.0, own.low), value - reach), high=value + reach)
+        rows: float | None = None
+        if interval.high > claim.limit:
+            rows = inf if value >= claim.limit else ceil(interval.count * (reach / (claim.limit - value)) ** 2)
+        found = replace(claim, interval=interval, rows=rows)
+    return replace(found, withheld=_unlike(prop, predict, others))
+
+
+def _unlike(prop: Any, predict: Predict, others: Predict) -> str:
+    """A sentence where some group's rate differs from that of the folds' networks by more than chance explains."""
+    if not isinstance(prop, GroupRates):
+        return ""
+    (own, counts), (other, _) = ([part.double().cpu().numpy() for part in prop.compared(p)] for p in (predict, others))
+    shrunk = [(rates * counts + 0.5) / (counts + 1) for rates in (own, other)]  # chance is not 0 at rates of 0 and 1
+    errors = np.sqrt(sum(rates * (1 - rates) for rates in shrunk) / counts)
+    excess = np.abs(own - other) - UNLIKE * errors
+    worst = np.unravel_index(int(excess.argmax()), excess.shape)
+    if excess[worst] <= 0:
+        return ""
+    return (
+        f"the repairs without a part of the rows end elsewhere: a group's rate is {own[worst]:.3f}, and "
+        f"{other[worst]:.3f} in theirs"
+    )
 
 
 def _of_difference(interval: Interval, error: float, confidence: float) -> Interval:

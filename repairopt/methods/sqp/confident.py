@@ -18,42 +18,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.subtask import task_on
+from repairopt.methods.subtask import part_of
 from repairopt.methods.task import Task
-from repairopt.network import Engine, Remembering
 from repairopt.program import Array
-from repairopt.specify import (
-    Folds,
-    GroupRates,
-    Restrictable,
-    SampleShare,
-    Statistical,
-    normal_quantile,
-    stands_for_population,
-)
-from repairopt.verify import Claim, Stop, make_claim
+from repairopt.specify import Folds
+from repairopt.verify import Claim, Stop
 
 from .filter import MET
 from .interval_width import WidthLimit, below_half, spread
 from .limits import Limit
 from .nonlinear_program import NonlinearProgram
+from .price_of_confidence import Answers, PriceOfConfidence
+from .shortfall import MOST, WIDEST, OutOfFold, Standard, is_statistical, own_width
 
 ROUNDS = 4  # of enlarging buffers
-MOST = 0.9  # share of a bound that its buffer may take
 EXCESS = 1.1  # of the shortfall, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
-WIDEST = 0.75  # share of a bound that the interval of a gap may take
 HALVINGS = 5  # of a way that goes too far
+SHARES = 2  # of buffers that are tried where confidence costs too much, by bisection
+DIVISIONS = 8  # into folds that are drawn where one takes all rows of a group out
 FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
-SIZED = 0.9  # confidence of the interval whose width tells a sampling error
 
 Sizes = dict[str, float]  # by name of a limit
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
@@ -83,40 +76,17 @@ class Validated:
         """The outcome of the run on all rows."""
         return self.outcomes[0]
 
-    def shortfall(self, task: Task, limits: Sequence[Limit]) -> tuple[float, float]:
+    def shortfall(self, standard: Standard) -> tuple[float, float]:
         """Shares by which the bounds, summed, and the goal are missed on new data."""
         shares = [
-            max(0.0, _shortfall(task, limit, claim)) / max(FLOOR, abs(limit.limit))
-            for limit, claim in zip(limits, self.claims, strict=True)
+            max(0.0, standard.shortfall(limit, claim)) / max(FLOOR, abs(limit.limit))
+            for limit, claim in zip(standard.limits, self.claims, strict=True)
         ]
-        goal = [limit.name == task.goal.name for limit in limits]
+        goal = [limit.name == standard.task.goal.name for limit in standard.limits]
         return (
             sum(share for share, own in zip(shares, goal, strict=True) if not own),
             sum(share for share, own in zip(shares, goal, strict=True) if own),
         )
-
-
-class OutOfFold:
-    """Answers each row by the network that was repaired without its fold.
-
-    Args:
-        engine: The network.
-        folds: The division.
-        deltas: Weight change of each fold's network.
-    """
-
-    def __init__(self, engine: Engine, folds: Folds, deltas: Sequence[Array]) -> None:
-        self.engine, self.folds = engine, folds
-        self.deltas = [engine.as_delta(delta) for delta in deltas]
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs ``(N, k)``."""
-        fold = self.folds.of(inputs).to(self.engine.device)
-        found = self.engine.known_outputs(inputs, self.deltas[0]).clone()
-        for k, delta in enumerate(self.deltas[1:], start=1):
-            own = fold == k
-            found[own] = self.engine.known_outputs(inputs, delta)[own]
-        return found
 
 
 def run_confidently(
@@ -129,6 +99,7 @@ def run_confidently(
     folds: int,
     leads: Sizes,
     narrow: float = 0.0,
+    most_cost: float = np.inf,
 ) -> Validated | None:
     """Repair so that each bound is met on new data with a confidence.
 
@@ -141,36 +112,49 @@ def run_confidently(
         folds: Number of folds.
         leads: First leads in logits, of those that get one.
         narrow: Share of the objective that narrower intervals may cost.
+        most_cost: What the confidence may cost, as a share of accuracy and of each rate.
 
     Returns:
         The outcome of the round that misses least on new data, bounds first; None where no bound tells its sampling
         error, or a fold would lack rows.
     """
-    limits = [limit for limit in make(task, {}, {}, {}).limits if _is_statistical(limit.property)]
-    division = Folds(folds, task.seed)
-    parts = [task_on(task, lambda x, k=k: division.outside(k, x)) for k in range(folds)]  # type: ignore[misc]
-    if not limits or any(part is None for part in parts):
+    limits = [limit for limit in make(task, {}, {}, {}).limits if is_statistical(limit.property)]
+    divided = _divided(task, folds) if limits else None
+    if divided is None:
         return None
-    tasks: list[Task] = [task, *(part for part in parts if part is not None)]
-    search = _Search(tasks, make, minimize, attempt, limits, division, confidence, leads)
-    best = search.rounds({}, [None] * len(tasks))
-    widths = _width_limits(task, limits, best) if narrow else {}
-    if not widths:
-        return best
-    objective = make(task, {}, {}, {}).objective
-    most = objective.value(best.outcome.delta) * (1.0 + narrow)
-    try:
-        narrowed = search.narrowed(widths, best, lambda delta: objective.value(delta) <= most)
-    except Stop:
-        return best
-    if narrowed is None or narrowed.shortfall(task, limits) >= best.shortfall(task, limits):
-        return best
-    names = ", ".join(f"'{name}'" for name in widths)
-    task.log.notes.append(
-        f"{names}: chance alone could have moved it by more than {100 * WIDEST:.0f} % of its bound; rates were moved "
-        f"away from one half, where chance moves them less. SQP(narrow=0) leaves that out."
+    division, parts = divided
+    standard, price = Standard(task, limits, confidence, narrow > 0), PriceOfConfidence(task, limits, most_cost)
+    search = _Search([task, *parts], make, minimize, attempt, standard, division, leads, price)
+    best = search.rounds({}, [None] * (1 + len(parts)))
+    best = search.agreeing(best)
+    afforded = search.affordable(best) if confidence > 0.5 else best
+    narrowed = search.narrowed(best, narrow) if narrow and afforded is best else None
+    if narrowed is not None and narrowed.shortfall(standard) < best.shortfall(standard):
+        names = ", ".join(f"'{name}'" for name in search.widths(best))
+        task.log.notes.append(
+            f"{names}: chance alone could have moved it by more than {100 * WIDEST:.0f} % of its bound; rates were "
+            f"moved away from one half, where chance moves them less. SQP(narrow=0) leaves that out."
+        )
+        return narrowed
+    return afforded
+
+
+def _divided(task: Task, folds: int) -> tuple[Folds, list[Task]] | None:
+    """A division, and the repair without each of its folds; None, with a note, where some group or class is too few.
+
+    A division that would take all rows of a group out at once is drawn anew a few times.
+    """
+    for draw in range(DIVISIONS):
+        division = Folds(folds, task.seed + draw)
+        try:
+            return division, [part_of(task, partial(division.outside, k)) for k in range(folds)]
+        except SpecificationError as error:
+            reason = str(error)
+    task.log.note(
+        f"No buffers were set and nothing is claimed of new data: each part of the rows that cross-validation leaves "
+        f"out must leave rows of every group and class, which failed: {reason} Merge small groups, or pass more rows."
     )
-    return narrowed
+    return None
 
 
 def _shortest_way(problem: NonlinearProgram, start: Array, end: Array) -> Array:
@@ -198,25 +182,40 @@ class _Search:
         make: See :func:`run_confidently`.
         minimize: As :meth:`SQP.minimize`.
         attempt: See there; also for what was out of reach with smaller buffers.
-        limits: Those that are statistics of a sample.
+        standard: What the bounds that are statistics of a sample are held to.
         division: Into folds.
-        confidence: One-sided.
         leads: First ones.
+        price: What confidence may cost.
     """
 
     tasks: list[Task]
     make: MakeProgram
     minimize: Minimize
     attempt: Minimize
-    limits: list[Limit]
+    standard: Standard
     division: Folds
-    confidence: float
     leads: Sizes
+    price: PriceOfConfidence
 
-    def narrowed(
+    def narrowed(self, best: Validated, narrow: float) -> Validated | None:
+        """The best of the rounds with narrower intervals; None where none is needed or no way there can be afforded."""
+        objective = self.make(self.tasks[0], {}, {}, {}).objective
+        most, own = objective.value(best.outcome.delta) * (1.0 + narrow), self.price.answers(best.outcome.delta)
+
+        def affordable(delta: Array) -> bool:
+            cheap = objective.value(delta) <= most
+            return cheap and self.price.affordable(self.price.answers(delta), own, best.buffers)
+
+        widths = self.widths(best)
+        try:
+            return self._narrowed(widths, best, affordable) if widths else None
+        except Stop:
+            return None
+
+    def _narrowed(
         self, widths: dict[str, WidthLimit], best: Validated, affordable: Callable[[Array], bool]
     ) -> Validated | None:
-        """The best of the rounds with narrower intervals; None where no way there is found that can be afforded.
+        """The same, or None.
 
         The run on all rows says on which side of one half the rates are to lie; each fold finds its own way there, so
         that it owes nothing else to the rows that it leaves out.
@@ -228,7 +227,7 @@ class _Search:
             if k == 0:
                 if problem.point(end).violation > MET or not affordable(end):
                     return None
-                sided = _on_one_side(widths, self.limits, part.engine.predict(end))
+                sided = _on_one_side(widths, self.standard.limits, part.engine.predict(end))
             starts.append(_shortest_way(problem, begin.delta, end))
         found = self.rounds(sided, starts)
         return found if affordable(found.outcome.delta) else None
@@ -243,8 +242,8 @@ class _Search:
             Stop: In the first of them.
         """
         task = self.tasks[0]
-        buffers = {limit.name: _first_buffer(task, limit, self.confidence) for limit in self.limits}
-        margins = {limit.name: lead for limit in self.limits if (lead := self.leads.get(limit.name, 0.0))}
+        buffers = {limit.name: self.standard.first_buffer(limit) for limit in self.standard.limits}
+        margins = {limit.name: lead for limit in self.standard.limits if (lead := self.leads.get(limit.name, 0.0))}
         most_leads = {name: MOST_LEAD * lead for name, lead in margins.items()}
         best: Validated | None = None
         missed, failed = [False] * len(self.tasks), False
@@ -261,116 +260,107 @@ class _Search:
                 if best is not None:
                     return best
                 raise
-            deltas = [outcome.delta for outcome in outcomes]
-            out_of_fold = OutOfFold(task.engine, self.division, deltas[1:])
-            claims = _claims(task, self.limits, out_of_fold, self.confidence)
-            found = Validated(outcomes, dict(buffers), dict(margins), claims, out_of_fold)
-            if best is None or found.shortfall(task, self.limits) <= best.shortfall(task, self.limits):
+            found = self._validated(outcomes, buffers, margins)
+            if best is None or found.shortfall(self.standard) <= best.shortfall(self.standard):
                 best = found
-            if failed or not _enlarge(task, buffers, margins, most_leads, self.limits, claims):
+            if failed or not self._enlarge(buffers, margins, most_leads, found.claims):
                 break
-            starts = deltas
+            starts = [outcome.delta for outcome in outcomes]
         assert best is not None
         return best
+
+    def agreeing(self, best: Validated) -> Validated:
+        """The same; where the folds' networks are other ones than that on all rows, one that starts from their mean."""
+        task, deltas = self.tasks[0], [outcome.delta for outcome in best.outcomes[1:]]
+        if not any(claim.withheld for claim in best.claims):
+            return best
+        try:
+            problem = self.make(task, best.buffers, best.margins, {})
+            outcome = self.attempt(task, problem, np.mean(deltas, axis=0))
+        except Stop:
+            return best
+        found = self._validated([outcome, *best.outcomes[1:]], best.buffers, best.margins)
+        agrees = not any(claim.withheld for claim in found.claims)
+        worse = found.shortfall(self.standard) > best.shortfall(self.standard)
+        return found if agrees and not worse and _is_reached(task, outcome.delta) else best
+
+    def affordable(self, best: Validated) -> Validated:
+        """The same where the confidence costs no more than it may; else with smaller buffers, and a note.
+
+        Of a network that costs so little against the original that nothing more need be known nothing more is run.
+        """
+        task, price = self.tasks[0], self.price
+        dear, none = price.answers(best.outcome.delta), dict.fromkeys(best.buffers, 0.0)
+        if price.affordable(dear, price.answers(np.zeros(task.engine.n)), best.buffers) or not any(
+            best.buffers.values()
+        ):
+            return best
+        try:
+            plain = self.minimize(task, self.make(task, none, self.leads, {}), None)
+            reference = price.answers(plain.delta)
+            if not _is_reached(task, plain.delta) or price.affordable(dear, reference, best.buffers):
+                return best
+            share, outcome = self._dearest(best, plain, reference)
+            buffers = {name: share * size for name, size in best.buffers.items()}
+            outcomes = [self.minimize(part, self.make(part, buffers, self.leads, {}), None) for part in self.tasks[1:]]
+        except Stop:
+            return best
+        task.log.note(price.text(dear, reference, self.standard.confidence, best.buffers))
+        return self._validated([outcome, *outcomes], buffers, self.leads)
+
+    def _dearest(self, best: Validated, plain: Outcome, reference: Answers) -> tuple[float, Outcome]:
+        """The largest share of the buffers that can be afforded, by bisection, and the outcome with it."""
+        task, low, high, found = self.tasks[0], 0.0, 1.0, plain
+        for _ in range(SHARES):
+            share = (low + high) / 2
+            buffers = {name: share * size for name, size in best.buffers.items()}
+            trial = self.attempt(task, self.make(task, buffers, self.leads, {}), found.delta)
+            answers = self.price.answers(trial.delta)
+            if _is_reached(task, trial.delta) and self.price.affordable(answers, reference, buffers):
+                low, found = share, trial
+            else:
+                high = share
+        return low, found
+
+    def _validated(self, outcomes: list[Outcome], buffers: Sizes, margins: Sizes) -> Validated:
+        engine = self.tasks[0].engine
+        out_of_fold = OutOfFold(engine, self.division, [outcome.delta for outcome in outcomes[1:]])
+        claims = self.standard.claims(self.tasks[1:], outcomes[0].delta, out_of_fold)
+        return Validated(outcomes, dict(buffers), dict(margins), claims, out_of_fold)
+
+    def widths(self, found: Validated) -> dict[str, WidthLimit]:
+        """The largest widths of those limits whose intervals leave the gap itself too little of the bound."""
+        widths, standard = {}, self.standard
+        for limit, claim in zip(standard.limits, found.claims, strict=True):
+            with torch.no_grad():
+                own = own_width(standard.task, limit, found.predict, claim.confidence)
+                if own > max(0.0, WIDEST * limit.limit) and standard.shortfall(limit, claim) > TINY:
+                    size = float(spread(limit.property, found.predict))
+                    if size > 0:
+                        widths[limit.name] = WidthLimit(own / size, WIDEST * limit.limit)
+        return widths
+
+    def _enlarge(self, buffers: Sizes, margins: Sizes, most_leads: Sizes, claims: Sequence[Claim]) -> bool:
+        """Add the shortfall to the buffers, or enlarge the leads; whether anything grew."""
+        limits, goal = self.standard.limits, self.tasks[0].goal.name
+        shortfall = {o.name: self.standard.shortfall(o, claim) for o, claim in zip(limits, claims, strict=True)}
+        bounds_lack = any(missing > TINY for name, missing in shortfall.items() if name != goal)
+        grown = False
+        for limit in limits:
+            name = limit.name
+            if shortfall[name] <= TINY or (bounds_lack and name == goal):
+                continue
+            if name in margins:
+                larger = min(most_leads[name], MORE_LEAD * margins[name])
+                grown, margins[name] = grown or larger > margins[name], larger
+                continue
+            most = MOST * limit.limit if limit.limit > 0 else np.inf
+            larger = min(most, buffers[name] + EXCESS * shortfall[name])
+            if larger > buffers[name] + TINY:
+                buffers[name], grown = larger, True
+        return grown
 
 
 def _is_reached(task: Task, delta: Array) -> bool:
     judged = task.judge(delta)
     return judged.met and judged.feasible
-
-
-def _claims(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> tuple[Claim, ...]:
-    found = []
-    original = Remembering(task.engine)
-    for limit in limits:
-        options: Any = {"confidence": confidence, "source": "cross-validation"}
-        options["original"] = original if limit.relative else None
-        claim = make_claim(limit.name, limit.property, limit.limit, predict, **options)
-        assert claim is not None
-        found.append(claim)
-    return tuple(found)
-
-
-def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> bool:
-    """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network."""
-    open_limits = [limit for limit in limits if _is_statistical(limit.property)]
-    return any(_own_width(task, limit, predict, confidence) > WIDEST * max(0.0, limit.limit) for limit in open_limits)
-
-
-def _own_width(task: Task, limit: Limit, predict: Any, confidence: float) -> float:
-    """How far chance alone may move a gap, whatever its limit is; 0 of what is no gap, or has no limit above 0."""
-    if not isinstance(limit.property, GroupRates) or limit.limit <= 0:
-        return 0.0
-    interval = limit.property.interval(predict, 2.0 * confidence - 1.0)
-    return float(interval.high - interval.value) * _widening(task, limit)
-
-
-def _width_limits(task: Task, limits: Sequence[Limit], found: Validated) -> dict[str, WidthLimit]:
-    """The largest widths of those limits whose intervals leave the gap itself too little of the bound."""
-    widths = {}
-    for limit, claim in zip(limits, found.claims, strict=True):
-        with torch.no_grad():
-            own = _own_width(task, limit, found.predict, claim.confidence)
-            if own > max(0.0, WIDEST * limit.limit) and _shortfall(task, limit, claim) > TINY:
-                size = float(spread(limit.property, found.predict))
-                if size > 0:
-                    widths[limit.name] = WidthLimit(own / size, WIDEST * limit.limit)
-    return widths
-
-
-def _enlarge(
-    task: Task, buffers: Sizes, margins: Sizes, most_leads: Sizes, limits: Sequence[Limit], claims: Sequence[Claim]
-) -> bool:
-    """Add the shortfall to the buffers, or enlarge the leads; whether anything grew."""
-    shortfall = {limit.name: _shortfall(task, limit, claim) for limit, claim in zip(limits, claims, strict=True)}
-    bounds_lack = any(missing > TINY for name, missing in shortfall.items() if name != task.goal.name)
-    grown = False
-    for limit in limits:
-        name = limit.name
-        if shortfall[name] <= TINY or (bounds_lack and name == task.goal.name):
-            continue
-        if name in margins:
-            larger = min(most_leads[name], MORE_LEAD * margins[name])
-            grown, margins[name] = grown or larger > margins[name], larger
-            continue
-        most = MOST * limit.limit if limit.limit > 0 else np.inf
-        larger = min(most, buffers[name] + EXCESS * shortfall[name])
-        if larger > buffers[name] + TINY:
-            buffers[name], grown = larger, True
-    return grown
-
-
-def _shortfall(task: Task, limit: Limit, claim: Claim) -> float:
-    """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
-    return claim.interval.value + _upper_width(task, limit, claim) - limit.limit
-
-
-def _upper_width(task: Task, limit: Limit, claim: Claim) -> float:
-    """How far the upper end lies above the value, in a sample of the size on which the bound will be measured."""
-    return (claim.interval.high - claim.interval.value) * _widening(task, limit)
-
-
-def _first_buffer(task: Task, limit: Limit, confidence: float) -> float:
-    """As many sampling errors as the confidence asks for; of a rate those at the bound, not at the original's value."""
-    prop: Any = limit.property
-    with torch.no_grad():
-        interval = prop.interval(task.engine.predict(), SIZED)
-    error = interval.error
-    if isinstance(limit.property, SampleShare) and 0 < limit.limit < 1:
-        error = float(np.sqrt(limit.limit * (1 - limit.limit) / interval.count))
-    size = normal_quantile(confidence) * error * _widening(task, limit)
-    return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
-
-
-def _widening(task: Task, limit: Limit) -> float:
-    """How much wider an interval is for a sample of the size on which the bound will be measured."""
-    count = task.new_counts.get(limit.name)
-    if not count:
-        return 1.0
-    prop: Any = limit.property
-    own = prop.interval(task.engine.predict(), SIZED).count
-    return float(np.sqrt(1.0 + own / count))
-
-
-def _is_statistical(prop: Any) -> bool:
-    return isinstance(prop, Statistical) and isinstance(prop, Restrictable) and stands_for_population(prop)

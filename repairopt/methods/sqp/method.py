@@ -22,7 +22,7 @@ from repairopt.specify import (
     measured,
     stands_for_population,
 )
-from repairopt.verify import Judge
+from repairopt.verify import Claim, Judge
 
 from .augmented import run_augmented
 from .confident import run_confidently
@@ -32,6 +32,7 @@ from .limits import collect_limits, median_lead
 from .nonlinear_program import NonlinearProgram
 from .objectives import OBJECTIVES, make_objective
 from .sequence import run_sequence
+from .shortfall import Standard, claims_of_original, is_statistical
 
 CLOSENESS, FLIPS_CLOSENESS = 0.15, 0.4
 NUMBERS = {
@@ -41,6 +42,7 @@ NUMBERS = {
     "folds": Expected(2, whole=True),
     "lead": Expected(none=True),
     "narrow": Expected(),
+    "most_cost": Expected(high=1.0),
     "max_steps": Expected(1, whole=True),
     "damping": Expected(above=True),
     "restarts": Expected(whole=True),
@@ -83,6 +85,9 @@ class SQP(TrustRegion):
         narrow: Where chance alone may move a gap by more than three quarters of its bound, rates are moved away from
             one half, which narrows its interval, as long as the objective rises by no more than this share for it; 0
             for no such try.
+        most_cost: What ``confidence`` may cost beyond the repair that meets the bounds on average, as a share of
+            accuracy and, beyond the buffers themselves, of the rate of each class and group of real rows; where it
+            would cost more, less is taken off the bounds, and the report says what showing them costs. 1 for any cost.
         max_steps: Accepted and rejected steps of a run together; half as many of each stage before its last.
         damping: First damping, relative to the mean curvature.
         restarts: Where a run ends with bounds missed, the sequence starts so often again from the original and goes to
@@ -107,6 +112,7 @@ class SQP(TrustRegion):
     buffer: float | Mapping[str, float] | None = None
     lead: float | None = None
     narrow: float = 0.1
+    most_cost: float = 0.02
     max_steps: int = 40
     damping: float = 1e-2
     restarts: int = 2
@@ -154,7 +160,7 @@ class SQP(TrustRegion):
 
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
-            options: Any = {"confidence": self.confidence, "folds": self.folds, "narrow": self.narrow}
+            options: Any = {name: getattr(self, name) for name in ("confidence", "folds", "narrow", "most_cost")}
             attempt = replace(self, restarts=0).minimize
             found = run_confidently(
                 task, self.nonlinear_program, self.minimize, attempt, leads=self._leads(task), **options
@@ -183,6 +189,20 @@ class SQP(TrustRegion):
             if lead and (limit is limits[0] or within or limit.value(predict) <= limit.limit / 2):
                 found[limit.name] = lead
         return found
+
+    def said_of_original(self, task: Task) -> tuple[list[Claim], bool]:
+        """Claims about the unchanged network, and whether one is open that more rows are not needed for."""
+        if self.buffer is not None or self.confidence is None or self.confidence <= 0.5:
+            return [], False
+        return claims_of_original(task, collect_limits(task.goal, task.constraints, {}), self.confidence)
+
+    def first_buffers(self, task: Task) -> dict[str, float]:
+        """What is taken off goal and bounds at first, by name."""
+        if self.buffer is not None or self.confidence is None:
+            return self.named_buffers()
+        limits = [one for one in collect_limits(task.goal, task.constraints, {}) if is_statistical(one.property)]
+        standard = Standard(task, limits, self.confidence, self.narrow > 0)
+        return {limit.name: standard.first_buffer(limit) for limit in limits}
 
     def minimize(self, task: Task, problem: NonlinearProgram, start: Any = None) -> Outcome:
         """By quadratic programs where their Hessian is small, else matrix-free."""

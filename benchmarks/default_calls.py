@@ -1,0 +1,317 @@
+"""Default calls on a public table, held-out: the gap, its price, and whether what is claimed of new data is true.
+
+    python benchmarks/default_calls.py [--jobs ...] [--seeds N] [--out NAME]
+
+Each run trains a network on 8,000 rows of Adult, repairs it on other rows by ``solve_repair(model, goal, ...)`` with
+default arguments, and measures it on all rows that remain, at least 20,000. Beside it stand fairlearn's
+ThresholdOptimizer and the most accurate thresholds by group that meet the typed bound on the repair rows. The jobs are
+those that users have: a gap of two groups, odds, a recall that is kept beside it, crossed groups, few rows, six groups.
+Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import environment  # noqa: F401 (before numpy and torch)
+import numpy as np
+import torch
+from benchmark_files import write_csv
+from torch import Tensor, nn
+
+from repairopt import Bound, GroupGap, MissRate, OddsGap, solve_repair
+
+NUMBERS = ("age", "education-num", "capital-gain", "capital-loss", "hours-per-week")
+WORDS = ("workclass", "marital-status", "occupation", "relationship", "race", "sex")
+TRAINING, STEPS, BATCH = 8_000, 600, 256
+YES = 1  # more than 50K
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Encoded rows ``(N, d)``, their labels and the words that tell groups."""
+
+    x: Tensor
+    y: Tensor
+    words: dict[str, np.ndarray]
+
+    def at(self, index: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows(self.x[index], self.y[index], {name: values[index] for name, values in self.words.items()})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task: how rows are divided into groups, what is asked for, and how many rows there are to repair on."""
+
+    name: str
+    groups: Callable[[Rows], np.ndarray]
+    target: float
+    rows: int = 2_600
+    kind: str = "parity"
+    score: str = "max_difference"
+    recall: bool = False
+
+    def goal(self, rows: Rows) -> Any:
+        """The goal on some rows."""
+        given: Any = {"sensitive_features": self.groups(rows).tolist(), "favorable": YES, "target": self.target}
+        if self.kind == "odds":
+            return OddsGap.observed(rows.x, rows.y, **given)
+        return GroupGap.observed(rows.x, score=self.score, **given)
+
+
+def by_sex(rows: Rows) -> np.ndarray:
+    """Two groups."""
+    return rows.words["sex"]
+
+
+def by_age(rows: Rows) -> np.ndarray:
+    """Up to 30 years, and older."""
+    return np.where(rows.words["age"].astype(float) <= 30, "young", "older")
+
+
+def crossed(rows: Rows) -> np.ndarray:
+    """Sex and whether race is White: four groups."""
+    white = np.where(rows.words["race"] == "White", "White", "other")
+    return np.char.add(np.char.add(rows.words["sex"].astype(str), " "), white)
+
+
+def by_six(rows: Rows) -> np.ndarray:
+    """Six ranges of age."""
+    return np.digitize(rows.words["age"].astype(float), [24, 30, 37, 45, 53]).astype(str)
+
+
+JOBS = [
+    Job("parity", by_sex, 0.05),
+    Job("equalized odds", by_sex, 0.08, kind="odds"),
+    Job("parity, recall kept", by_sex, 0.05, recall=True),
+    Job("four crossed groups", crossed, 0.05),
+    Job("500 rows", by_age, 0.05, rows=500),
+    Job("six groups, mean gap", by_six, 0.05, score="difference"),
+]
+
+
+@lru_cache
+def table() -> Rows:
+    """All rows, numbers standardized and words as one column each."""
+    path = Path(os.environ["REPAIROPT_DATA"]) / "data" / "tables" / "adult.csv.gz"
+    path = path if path.is_file() else Path(os.environ["REPAIROPT_DATA"]) / "tables" / "adult.csv.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: np.array([row[name].strip() for row in rows]) for name in (*NUMBERS, *WORDS)}
+    parts = []
+    for name in NUMBERS:
+        own = columns[name].astype(float)
+        own = np.log1p(own) if name.startswith("capital") else own
+        parts.append(((own - own.mean()) / own.std())[:, None])
+    parts += [(columns[name][:, None] == np.unique(columns[name])[None, :]).astype(float) for name in WORDS]
+    labels = np.array([row["income-per-year"].strip().startswith(">") for row in rows]).astype(np.int64)
+    words = {name: columns[name] for name in ("sex", "race", "age")}
+    return Rows(torch.tensor(np.concatenate(parts, 1), dtype=torch.float32), torch.tensor(labels), words)
+
+
+def trained(rows: Rows, seed: int) -> nn.Module:
+    """A network of one hidden layer."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(rows.x.shape[1], 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3, weight_decay=1e-4)
+    for _ in range(STEPS):
+        pick = torch.randint(len(rows.x), (BATCH,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(rows.x[pick]), rows.y[pick]).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def divided(job: Job, seed: int, half: int) -> tuple[Rows, Rows, Rows]:
+    """Rows to train on, to repair on and to measure on; two repair sets of a seed share no row."""
+    everything = table()
+    order = np.random.default_rng(seed).permutation(len(everything.x))
+    start = TRAINING + half * job.rows
+    own = order[start : start + job.rows]
+    rest = np.concatenate([order[TRAINING:start], order[start + job.rows :]])
+    return everything.at(order[:TRAINING]), everything.at(own), everything.at(rest)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def gap_of(job: Job, rows: Rows, yes: np.ndarray) -> float:
+    """The gap that the job speaks of, computed here anew."""
+    groups, labels = job.groups(rows), rows.y.numpy()
+    within = [labels == k for k in (0, 1)] if job.kind == "odds" else [np.ones(len(labels), dtype=bool)]
+    sizes = []
+    for part in within:
+        rates = [yes[part & (groups == name)].mean() for name in np.unique(groups)]
+        sizes += [abs(a - b) for a, b in combinations(rates, 2)]
+    return float(np.mean(sizes) if job.score == "difference" else np.max(sizes))
+
+
+def measured(job: Job, rows: Rows, yes: np.ndarray) -> dict[str, float]:
+    """Gap, accuracy, recall of the rare class, and the extreme rates."""
+    labels, groups = rows.y.numpy() == 1, job.groups(rows)
+    rates = [yes[groups == name].mean() for name in np.unique(groups)]
+    found = {"gap": gap_of(job, rows, yes), "accuracy": float((yes == labels).mean())}
+    found |= {"recall": float(yes[labels].mean()), "lowest rate": min(rates), "highest rate": max(rates)}
+    return found
+
+
+def answers(network: nn.Module, rows: Rows) -> np.ndarray:
+    """Whether each row gets the favorable answer."""
+    with torch.no_grad():
+        return np.asarray(network(rows.x).argmax(1).numpy() == YES)
+
+
+def repaired(job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any]:
+    """The default call, and what is true of its claims."""
+    bounds = [Bound(MissRate(own.x, own.y, label=YES), slack=0.02, name="recall")] if job.recall else []
+    started = time.process_time()
+    found = solve_repair(network, job.goal(own), bounds, data=(own.x, own.y))
+    seconds = time.process_time() - started
+    record = measured(job, rest, answers(found.model, rest)) | {"cpu seconds": seconds}
+    record |= {"verdict": str(found.report.verdict), "gap here": gap_of(job, own, answers(found.model, own))}
+    claim = next((c for c in found.report.claims if c.source != "held-out data"), None)
+    record["claimed"] = "no claim" if claim is None else "met" if claim.met else "open"
+    return record | {"weights": found.report.location.method}
+
+
+def by_fairlearn(job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any]:
+    """Thresholds by group, drawn at random where they must be."""
+    from fairlearn.postprocessing import ThresholdOptimizer
+    from frontier_libraries import Scored
+
+    class Ours(Scored):  # labels 0 and 1 in the order of the table
+        def predict_proba(self, x: Any) -> np.ndarray:
+            assert self.network is not None
+            with torch.no_grad():
+                return torch.softmax(self.network(torch.as_tensor(np.asarray(x)).float()), 1).double().numpy()
+
+    started = time.process_time()
+    kind = "equalized_odds" if job.kind == "odds" else "demographic_parity"
+    made = ThresholdOptimizer(
+        estimator=Ours(network),
+        constraints=kind,
+        objective="accuracy_score",
+        prefit=True,
+        predict_method="predict_proba",
+    )
+    made.fit(own.x.numpy(), own.y.numpy(), sensitive_features=job.groups(own))
+    seconds = time.process_time() - started
+    yes = made.predict(rest.x.numpy(), sensitive_features=job.groups(rest), random_state=0) == YES
+    return measured(job, rest, np.asarray(yes)) | {"cpu seconds": seconds}
+
+
+def by_thresholds(job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any] | None:
+    """The most accurate thresholds by group that meet the bound on the repair rows; parity of few groups alone."""
+    from frontier_libraries import CELLS, best_rates
+
+    names = np.unique(job.groups(own))
+    if job.kind == "odds" or len(names) not in CELLS:
+        return None
+
+    def score(rows: Rows) -> np.ndarray:
+        with torch.no_grad():
+            outputs = network(rows.x)
+        return np.asarray((outputs[:, YES] - outputs[:, 1 - YES]).double().numpy())
+
+    started = time.process_time()
+    cuts = best_rates(score(own), own.y.numpy() == YES, job.groups(own), [job.target])[0]
+    seconds = time.process_time() - started
+    yes = score(rest) >= np.array([cuts[name] for name in job.groups(rest)])
+    return measured(job, rest, yes) | {"cpu seconds": seconds}
+
+
+METHODS: dict[str, Callable[..., dict[str, Any] | None]] = {
+    "repairopt": repaired,
+    "fairlearn ThresholdOptimizer": by_fairlearn,
+    "thresholds by group": by_thresholds,
+}
+
+
+def run(jobs: Sequence[Job], seeds: range, halves: int, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A record for each run."""
+    for seed in seeds:
+        for job in jobs:
+            for half in range(halves):
+                training, own, rest = divided(job, seed, half)
+                network = trained(training, seed)
+                before = measured(job, rest, answers(network, rest))
+                for method in methods:
+                    found = METHODS[method](job, network, own, rest)
+                    if found is not None:
+                        record = {"job": job.name, "seed": seed, "half": half, "method": method, "target": job.target}
+                        yield record | {f"{key} before": value for key, value in before.items()} | found
+
+
+def written(records: Sequence[dict[str, Any]]) -> str:
+    """The table: means over runs."""
+    head = [
+        "job",
+        "method",
+        "runs",
+        "gap before",
+        "gap after",
+        "met",
+        "accuracy, points",
+        "rates after",
+        "claims",
+        "CPU s",
+    ]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for job in dict.fromkeys(r["job"] for r in records):
+        for method in dict.fromkeys(r["method"] for r in records):
+            own = [r for r in records if r["job"] == job and r["method"] == method]
+            if own:
+                lines.append(_line(job, method, own))
+    return "\n".join(lines)
+
+
+def _line(job: str, method: str, own: Sequence[dict[str, Any]]) -> str:
+    def mean(key: str) -> float:
+        return float(np.mean([float(r[key]) for r in own]))
+
+    points = 100 * (mean("accuracy") - mean("accuracy before"))
+    met = [float(r["gap"]) <= float(r["target"]) for r in own]
+    claims = ""
+    if own[0].get("claimed"):
+        said = [r["claimed"] == "met" for r in own]
+        false = sum(s and not m for s, m in zip(said, met, strict=True))
+        silent = sum(m and not s for s, m in zip(said, met, strict=True))
+        claims = f"{sum(said)} of {len(own)}, {false} false; {silent} met without"
+    cells = [job, method, str(len(own)), f"{mean('gap before'):.3f}", f"{mean('gap'):.3f}", f"{sum(met)} of {len(own)}"]
+    cells += [f"{points:+.2f}", f"{mean('lowest rate'):.2f} to {mean('highest rate'):.2f}", claims]
+    seconds = mean("cpu seconds")
+    return f"| {' | '.join([*cells, f'{seconds:.2f}'])} |"
+
+
+def main() -> None:
+    """Run what is asked for, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", nargs="+", choices=[job.name for job in JOBS], help="these alone")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="these alone")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--halves", type=int, default=2, help="repair sets of each seed")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "default_calls.csv")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = [job for job in JOBS if options.jobs is None or job.name in options.jobs]
+    records: list[dict[str, Any]] = []
+    for record in run(wanted, range(options.first, options.first + options.seeds), options.halves, options.methods):
+        records.append(record)
+        write_csv(records, options.out)
+    print(written(records))
+
+
+if __name__ == "__main__":
+    main()

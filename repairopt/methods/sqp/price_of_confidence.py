@@ -1,0 +1,75 @@
+"""What confidence costs beyond a repair that aims at the typed bounds: accuracy, and every rate of real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.methods.task import Task
+from repairopt.program import Array
+from repairopt.specify import Grouped, GroupRates, labelled_data
+
+from .limits import Limit
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Accuracy on the labelled rows, NaN where there are none, and rates: of each class there, and of each group."""
+
+    accuracy: float
+    rates: Array
+
+    def cost(self, reference: Answers) -> tuple[float, float]:
+        """By how much accuracy is lower than a reference's, and the most by which a rate differs."""
+        lost = 0.0 if np.isnan(self.accuracy) else reference.accuracy - self.accuracy
+        return lost, float(np.abs(self.rates - reference.rates).max(initial=0.0))
+
+
+class PriceOfConfidence:
+    """Compares what networks answer on real rows; drawn inputs, which stand for nobody, are left out.
+
+    Args:
+        task: The repair.
+        limits: Its bounds.
+        most: Largest cost, as a share: of accuracy, and of a rate beyond the buffers, which move rates themselves.
+    """
+
+    def __init__(self, task: Task, limits: Sequence[Limit], most: float) -> None:
+        self.task, self.most = task, most
+        self.labelled: list[tuple[Tensor, Tensor]] = list(task.data) or labelled_data([*task.constraints, task.goal])
+        gaps = [limit.property for limit in limits if isinstance(limit.property, GroupRates)]
+        self.gaps = [gap for gap in gaps if isinstance(gap, Grouped) and getattr(gap.samples, "rows", None) is not None]
+
+    def answers(self, delta: Array) -> Answers:
+        """What the network with a weight change answers."""
+        predict, right, total, rates = self.task.engine.predict(delta), 0, 0, []
+        with torch.no_grad():
+            for inputs, labels in self.labelled:
+                outputs = predict(inputs)
+                found = outputs.argmax(-1).cpu()
+                right, total = right + int((found == labels.cpu()).sum()), total + len(labels)
+                rates.append(torch.bincount(found, minlength=outputs.shape[-1]).double() / max(1, len(found)))
+            rates += [gap.compared(predict)[0].double().cpu().flatten() for gap in self.gaps]
+        every: Array = torch.cat(rates).numpy() if rates else np.zeros(0)
+        return Answers(right / total if total else float("nan"), every)
+
+    def affordable(self, found: Answers, reference: Answers, buffers: dict[str, float]) -> bool:
+        """Whether a network costs no more than is allowed beyond a reference."""
+        lost, moved = found.cost(reference)
+        return lost <= self.most and moved <= self.most + max(buffers.values(), default=0.0)
+
+    def text(self, dear: Answers, reference: Answers, confidence: float, buffers: dict[str, float]) -> str:
+        """What more confidence would cost, for the report."""
+        lost, moved = dear.cost(reference)
+        needed = max(lost, moved - max(buffers.values(), default=0.0)) + 1e-3
+        points = "" if np.isnan(dear.accuracy) else f"{100 * lost:.1f} points of accuracy and "
+        return (
+            f"To show all bounds with {100 * confidence:.4g} % confidence would cost {points}up to {100 * moved:.1f} "
+            f"points of a rate beyond the repair that meets them on average. That is more than the "
+            f"{100 * self.most:.4g} points that confidence may cost, so less was taken off the bounds; "
+            f"SQP(most_cost={needed:.3f}) pays it."
+        )

@@ -1,0 +1,196 @@
+"""What bounds miss on new data: claims from the networks of folds, confirmed on the network that is delivered.
+
+Rows too few to show a bound even at a value of 0 show it at no price: such a bound is aimed at its typed value, as with
+a confidence of 50 %, and its claim says how many rows it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.methods.task import Task
+from repairopt.network import Engine, Remembering
+from repairopt.program import Array
+from repairopt.specify import (
+    Anchored,
+    Folds,
+    Grouped,
+    GroupRates,
+    Restrictable,
+    SampleShare,
+    Statistical,
+    goal_value,
+    normal_quantile,
+    spread_of,
+    stands_for_population,
+)
+from repairopt.verify import Claim, for_delivered, make_claim
+
+from .limits import Limit, collect_limits
+
+MOST = 0.9  # share of a bound that its buffer may take
+WIDEST = 0.75  # share of a bound that the interval of a gap may take
+SIZED = 0.9  # confidence of the interval whose width tells a sampling error
+
+
+class OutOfFold:
+    """Answers each row by the network that was repaired without its fold.
+
+    Args:
+        engine: The network.
+        folds: The division.
+        deltas: Weight change of each fold's network.
+    """
+
+    def __init__(self, engine: Engine, folds: Folds, deltas: Sequence[Array]) -> None:
+        self.engine, self.folds = engine, folds
+        self.deltas = [engine.as_delta(delta) for delta in deltas]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)``."""
+        fold = self.folds.of(inputs).to(self.engine.device)
+        found = self.engine.known_outputs(inputs, self.deltas[0]).clone()
+        for k, delta in enumerate(self.deltas[1:], start=1):
+            own = fold == k
+            found[own] = self.engine.known_outputs(inputs, delta)[own]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """What each bound is held to on new data.
+
+    Attributes:
+        task: The repair, on all rows.
+        limits: Those that are statistics of a sample.
+        confidence: One-sided.
+        narrow: Whether rates on drawn inputs, which stand for nobody, may be moved to where chance moves them less.
+    """
+
+    task: Task
+    limits: list[Limit]
+    confidence: float
+    narrow: bool = False
+
+    @cached_property
+    def hopeless(self) -> frozenset[str]:
+        """Names of the bounds that so few rows cannot show even at a value of 0, or next to 0 alone."""
+        found = set()
+        for limit in self.limits if self.confidence > 0.5 else ():
+            drawn = isinstance(limit.property, Grouped) and getattr(limit.property.samples, "rows", None) is None
+            if self.narrow and drawn:
+                continue
+            if limit.limit > 0 and not limit.relative and self._least_width(limit) >= MOST * limit.limit:
+                found.add(limit.name)
+        return frozenset(found)
+
+    def _least_width(self, limit: Limit) -> float:
+        """How far the upper end would lie above a value of 0: of a largest gap at the mean of the groups' rates."""
+        prop: Any = limit.property
+        if not isinstance(prop, GroupRates) or prop.combine != "max":
+            claim = claim_at(self.task, limit, self.confidence)
+            return claim.limit * float(np.sqrt(claim.least_rows / claim.interval.count))
+        with torch.no_grad():
+            rates, counts = prop.compared(self.task.engine.predict())
+            rates, counts = rates.double(), counts.to(rates.device).double()
+            mean = ((rates * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True)).expand_as(rates)
+            error = float(spread_of(mean, counts, "max") / counts.sum().sqrt())
+        return normal_quantile(self.confidence) * error
+
+    def claims(self, parts: Sequence[Task], delta: Array, out_of_fold: OutOfFold) -> tuple[Claim, ...]:
+        """About the network with a weight change, from those that were repaired without a part of the rows each."""
+        found, predict = [], self.task.engine.predict(delta)
+        original = Remembering(self.task.engine)
+        known = [{one.name: one.property for one in collect_limits(p.goal, p.constraints, {})} for p in parts]
+        with torch.no_grad():
+            networks = [self.task.engine.predict(own) for own in out_of_fold.deltas]
+            for limit in self.limits:
+                options: Any = {"confidence": self.confidence, "source": "cross-validation"}
+                options["original"] = original if limit.relative else None
+                claim = make_claim(limit.name, limit.property, limit.limit, out_of_fold, **options)
+                assert claim is not None
+                seen = [goal_value(own[limit.name], one) for own, one in zip(known, networks, strict=True)]
+                optimism = claim.interval.value - float(np.mean(seen))
+                found.append(for_delivered(claim, limit.property, predict, out_of_fold, optimism))
+        return tuple(found)
+
+    def shortfall(self, limit: Limit, claim: Claim) -> float:
+        """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
+        width = 0.0 if limit.name in self.hopeless else self.upper_width(limit, claim)
+        return claim.interval.value + width - limit.limit
+
+    def upper_width(self, limit: Limit, claim: Claim) -> float:
+        """How far the upper end lies above the value, in a sample of the size on which the bound will be measured."""
+        return (claim.interval.high - claim.interval.value) * _widening(self.task, limit)
+
+    def first_buffer(self, limit: Limit) -> float:
+        """As many sampling errors as the confidence asks for; of a rate those at the bound, not at the original's."""
+        prop: Any = limit.property
+        with torch.no_grad():
+            interval = prop.interval(self.task.engine.predict(), SIZED)
+        error = interval.error
+        if isinstance(limit.property, SampleShare) and 0 < limit.limit < 1:
+            error = float(np.sqrt(limit.limit * (1 - limit.limit) / interval.count))
+        confidence = 0.5 if limit.name in self.hopeless else self.confidence
+        size = normal_quantile(confidence) * error * _widening(self.task, limit)
+        return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
+
+
+def is_statistical(prop: Any) -> bool:
+    """Whether samples stand for others, may be left out, and tell their sampling error."""
+    return isinstance(prop, Statistical) and isinstance(prop, Restrictable) and stands_for_population(prop)
+
+
+def claim_at(task: Task, limit: Limit, confidence: float) -> Claim:
+    """What the original network's value on the repair rows, which it was not made for, says of a limit."""
+    original = Remembering(task.engine)
+    options: Any = {"confidence": confidence, "source": "repair data"}
+    with torch.no_grad():
+        options["original"] = original if limit.relative else None
+        claim = make_claim(limit.name, limit.property, limit.limit, original, **options)
+    assert claim is not None
+    return claim
+
+
+def claims_of_original(task: Task, limits: Sequence[Limit], confidence: float) -> tuple[list[Claim], bool]:
+    """What the repair rows say of the original network, and whether there is a bound that it meets there, unshown.
+
+    Bounds that compare with the original network hold of it without chance, and those that so few rows cannot show are
+    left as they are.
+    """
+    free = [one for one in limits if is_statistical(one.property)]
+    free = [one for one in free if not one.relative and not isinstance(one.property, Anchored)]
+    hopeless = Standard(task, free, confidence).hopeless
+    claims = [claim_at(task, limit, confidence) for limit in free]
+    return claims, any(not claim.met and claim.name not in hopeless for claim in claims)
+
+
+def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> bool:
+    """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network."""
+    open_limits = [limit for limit in limits if is_statistical(limit.property)]
+    return any(own_width(task, limit, predict, confidence) > WIDEST * max(0.0, limit.limit) for limit in open_limits)
+
+
+def own_width(task: Task, limit: Limit, predict: Any, confidence: float) -> float:
+    """How far chance alone may move a gap, whatever its limit is; 0 of what is no gap, or has no limit above 0."""
+    if not isinstance(limit.property, GroupRates) or limit.limit <= 0:
+        return 0.0
+    interval = limit.property.interval(predict, 2.0 * confidence - 1.0)
+    return float(interval.high - interval.value) * _widening(task, limit)
+
+
+def _widening(task: Task, limit: Limit) -> float:
+    """How much wider an interval is for a sample of the size on which the bound will be measured."""
+    count = task.new_counts.get(limit.name)
+    if not count:
+        return 1.0
+    prop: Any = limit.property
+    own = prop.interval(task.engine.predict(), SIZED).count
+    return float(np.sqrt(1.0 + own / count))
