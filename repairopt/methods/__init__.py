@@ -23,3 +23,4 @@ from .sqp.shortfall import cannot_be_shown
 from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task
 from .training.fine_tune import FineTune
+from .training.train_then_correct import TrainThenCorrect
