@@ -16,8 +16,8 @@ from repairopt.network import (
     Predict,
     RegionSearch,
     RowGroups,
+    digest_of,
     examine_regions,
-    fingerprint,
     input_shape,
 )
 
@@ -39,7 +39,7 @@ class _Regions:
         """What is known of each region: a proof that a method left, or what an attack and some splits find."""
         own: Any = self
         network, parameters = network_of(predict, own.name)
-        key = fingerprint(network, parameters)
+        key = digest_of(network, parameters)
         if key not in own.known:
             steps = self.steps(network, parameters)
             lower, upper = self.boxes
@@ -50,7 +50,7 @@ class _Regions:
         return known
 
     def remember(self, key: str, evidence: Evidence) -> None:
-        """Keep what is known of a network with a fingerprint (:func:`repairopt.network.fingerprint`)."""
+        """Keep what is known of a network with a digest (:func:`repairopt.network.digest_of`)."""
         known: dict[str, Evidence] = vars(self)["known"]
         known[key] = evidence
         while len(known) > REMEMBERED:

@@ -15,18 +15,21 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.network import (
+    Evidence,
     LastLayer,
     Leaves,
     NetworkSteps,
     RegionSearch,
     attack_regions,
+    digest_of,
     evidence_of,
-    fingerprint,
+    network_of,
     own_last_layer,
 )
 from repairopt.program import Status
 from repairopt.specify import KeepRegions, UnprovedRegions
 
+from .deployed_proof import CheckedProof, as_checked, check_repaired
 from .keep_points import KeepRows, keep_inputs, keep_rows
 from .last_layer import RegionSearchState
 from .least_change import LeastChange
@@ -64,6 +67,7 @@ class RegionRepair:
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver"})
     default_weights: ClassVar[str] = "last"
+    proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
 
     leaves: int = 60_000
     refinements: int = 12
@@ -119,6 +123,7 @@ class _Run:
         self.original, self.matrix, self.offset = own_last_layer(self.network)
         self.lower, self.upper = self.regions.boxes
         left = task.judge.time_left()
+        self.kept: list[tuple[NewWeights, Evidence]] = []
         self.reserve = 0.0 if left is None else RESERVE * left  # for the judgement of what was found
 
     def late(self) -> bool:
@@ -128,21 +133,49 @@ class _Run:
 
     def last_layer(self) -> Outcome:
         """Algorithm of the last layer."""
+        if self.task.judge.original.met and self.task.judge.original.feasible:
+            self.task.log.note("The goal is met by the original network already; nothing was changed.")
+            predict = network_of(self.task.engine, self.task.judge.original.candidate)
+            known = Evidence.joined([holder.evidence(predict) for holder in self.holders])
+            self.kept.append((NewWeights({}, 0), known))
+            return self._checked(Status.OPTIMAL)
         state = self._state()
         proved = self._first(state)
         if proved is None:
             last, _ = state.propose()
-            return Outcome(self._keep(last, state.leaves, "not proved"), Status.FEASIBLE)
-        kept = [self._keep(proved.last, proved.leaves, "first proof")]
-        margin = FINAL * self.spread
+            self._keep(last, state.leaves, "not proved")
+            return self._checked(Status.NO_POINT)
+        self._keep(proved.last, proved.leaves, "first proof")
 
         def report(better: Proved) -> None:
             gap = better.objective / better.least - 1 if better.least > 0 else float("inf")
-            kept.append(self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes, gap {gap:.1%}"))
+            self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes, gap {gap:.1%}")
 
         if self.settings.refinements:
-            reduce_change(state, proved, margin, self.settings.refinements, report)
-        return Outcome(kept[-1], Status.FEASIBLE, on_target=True)
+            reduce_change(state, proved, FINAL * self.spread, self.settings.refinements, report)
+        return self._checked(Status.FEASIBLE)
+
+    def _checked(self, status: Status) -> Outcome:
+        """The last candidate whose proof is checked; of those that are not proved the last one, marked so."""
+        order = list(reversed(self.kept))
+        tried = order[:1] if len(order) == 1 else [order[0], order[len(order) // 2], order[-1]]
+        found: list[tuple[NewWeights, CheckedProof]] = []
+        for candidate, evidence in order[:1] if status is Status.NO_POINT else tried:
+            with self.task.timed("check the proof"):
+                model = candidate.apply(self.task.engine.model)
+                left = self.task.judge.time_left()
+                checked = check_repaired(
+                    model, self.regions.regions, evidence, self.network.shape, time_limit=left, seed=self.task.seed
+                )
+            self._remember(candidate, as_checked(evidence, checked, self.regions.regions))
+            self.task.record(f"checked: {checked.describe()}", self.task.judge(candidate), accepted=checked.proved)
+            found.append((candidate, checked))
+            if checked.proved or checked.verdict is None:
+                break
+        candidate, checked = found[-1] if found[-1][1].proved else found[0]
+        if checked.verdict is None:
+            self.task.log.note(f"The proof was made by the search's own bounds alone, {checked.describe()}")
+        return Outcome(candidate, status, on_target=True, proof=checked.proof, proof_verdict=checked.verdict)
 
     def _state(self) -> RegionSearchState:
         task, network = self.task, self.network
@@ -190,25 +223,30 @@ class _Run:
         dtype = self.task.engine.dtype
         return LastLayer(last.weight.to(dtype).double(), last.bias.to(dtype).double())
 
-    def _keep(self, last: LastLayer, leaves: Leaves, step: str) -> NewWeights:
+    def _keep(self, last: LastLayer, leaves: Leaves, step: str) -> None:
         """Tell goal and constraints what is proved of a candidate, and the judge to keep it if it is the best."""
         task, module = self.task, self.task.engine.model.get_submodule(self.layer)
         weights = {f"{self.layer}.weight": last.weight}
         if getattr(module, "bias", None) is not None:
             weights[f"{self.layer}.bias"] = last.bias
-        candidate = NewWeights({name: value.to(task.engine.dtype) for name, value in weights.items()})
-        changed = candidate.predict(task.engine)
+        new = {name: value.to(task.engine.dtype) for name, value in weights.items()}
+        own = dict(task.engine.model.named_parameters())
+        candidate = NewWeights(new, sum(int((own[name] != value).sum()) for name, value in new.items()))
         least = attack_regions(
             self.network, self.lower, self.upper, leaves.rows, RegionSearch(seed=task.seed + 1), last=last
         )[2]
         evidence = evidence_of(leaves, last, least)
-        key, start = fingerprint(changed.network), 0
+        self._remember(candidate, evidence)
+        self.kept.append((candidate, evidence))
+        self.task.record(step, self.task.judge.keep(candidate))
+
+    def _remember(self, candidate: NewWeights, evidence: Evidence) -> None:
+        """Tell goal and constraints what is known of a candidate."""
+        key, start = digest_of(candidate.predict(self.task.engine).network), 0
         for holder in self.holders:
             end = start + len(holder.regions)
             holder.remember(key, evidence.part(slice(start, end)))
             start = end
-        task.record(step, task.judge.keep(candidate))
-        return candidate
 
 
 def _keeper(rows: list[KeepRows], program: LeastChange) -> Callable[[Tensor], int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,14 @@ class Evidence:
     def proved(self) -> Tensor:
         """Which regions are proved, ``(Q,)``."""
         return self.bound > 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Evidence]) -> Evidence:
+        """What is known of the regions of several parts."""
+        least, bound, volume = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("least", "bound", "volume")
+        )
+        return cls(least, bound, volume, tuple(leaves for part in parts for leaves in part.leaves))
 
     def part(self, regions: slice) -> Evidence:
         """What is known of some of the regions."""
@@ -92,7 +100,7 @@ def evidence_of(leaves: Leaves, last: LastLayer, least: Tensor) -> Evidence:
     return Evidence(least, bound, volume, tuple(both[leaves.region == q] for q in range(count)))
 
 
-def fingerprint(network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> str:
+def digest_of(network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> str:
     """SHA-256 of all parameters and buffers, in their order, some replaced by name."""
     digest = hashlib.sha256()
     given = parameters or {}
