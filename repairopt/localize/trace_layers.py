@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repairopt.errors import ModelError
+from repairopt.errors import ModelError, SpecificationError
 from repairopt.network import Engine, ForwardFunction, run_and_keep, trace_network, writes_in_place
 from repairopt.specify import inputs_of
 
@@ -224,7 +224,7 @@ def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
     if own is not None:
         seen.append(own)
     elif goal is not None:
-        with contextlib.suppress(Asked):
+        with contextlib.suppress(Asked, SpecificationError):  # some goals need the network itself
             goal.value(ask)
     seen += [found for c in constraints if (found := inputs_of(c)) is not None]
     return seen[0] if seen else None

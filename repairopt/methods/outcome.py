@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repairopt.network import Candidate
-from repairopt.program import Source, Status
+from repairopt.program import ProofVerdict, RegionProof, Source, Status
 from repairopt.surrogate import Linearization, Surrogate
 from repairopt.verify import Claim
 
@@ -32,6 +32,8 @@ class Outcome:
         claims: About new data.
         buffers: What was taken off goal and bounds, by name.
         margins: Logits by which their points had to lead, by name.
+        proof: Of whole input regions, for the candidate, or None.
+        proof_verdict: What the check of the proof found.
         indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
@@ -48,6 +50,8 @@ class Outcome:
     buffers: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
     indivisible: bool = False
+    proof: RegionProof | None = None
+    proof_verdict: ProofVerdict | None = None
 
     @property
     def delta(self) -> Array:

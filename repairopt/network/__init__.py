@@ -22,9 +22,16 @@ from .inputs import (
 from .model_checks import shadow, telling_rows
 from .remembered import identity
 from .row_values import check_same_index, is_missing_word, listed_values, missing_values, refuse_missing
+from .sets.activation_lines import Lines, lines
 from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
+from .sets.crown import Boxes, relax, relax_in_parts
+from .sets.evidence import Evidence, digest_of, divided, evidence_of, examine_regions, input_shape
+from .sets.leaves import LastLayer, Leaves, own_last_layer
+from .sets.network_steps import NetworkSteps
 from .sets.propagate_zonotope import Slope
+from .sets.region_attack import RegionSearch, attack_regions
+from .sets.row_groups import RowGroups
 from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .split_graph import run_and_keep
 from .tracing import trace_network, writes_in_place

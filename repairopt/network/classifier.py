@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError
 
@@ -88,11 +88,17 @@ def _log(chances: Tensor) -> Tensor:
     return chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
 
 
+def _as_rows(outputs: Tensor) -> Tensor:
+    if isinstance(outputs, fx.Proxy):  # in a trace, where the number of dimensions is not known
+        return outputs.unsqueeze(1).flatten(1)
+    return outputs.reshape(len(outputs), 1) if outputs.ndim == 1 else outputs
+
+
 _CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "one logit": lambda outputs: nn.functional.pad(_one_column(outputs), (1, 0)),
     "probabilities": _log,
     "one probability": lambda outputs: _log(torch.cat([1 - _one_column(outputs), _one_column(outputs)], dim=1)),
-    "regression": lambda outputs: outputs.reshape(len(outputs), 1) if outputs.ndim == 1 else outputs,
+    "regression": _as_rows,
 }
 
 

@@ -72,6 +72,8 @@ def conclude_repair(
         claims=claims_on(prepared, outcome, final, ending.both, confidence),
         buffers=outcome.buffers,
         margins=outcome.margins,
+        proof=outcome.proof if final.candidate is outcome.candidate else None,
+        proof_verdict=outcome.proof_verdict if final.candidate is outcome.candidate else None,
         trust=_trust(task, outcome, final),
         seconds={**task.log.seconds, "total": time.perf_counter() - prepared.started[0]},
         cpu_seconds=time.process_time() - prepared.started[1],

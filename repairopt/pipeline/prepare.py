@@ -80,6 +80,8 @@ def prepare_repair(
     late, where = False, Location({}, None, "none; the method leaves the weights as they are")
     if "weights" in uses(method):
         try:
+            if isinstance(weights, str) and weights == "auto":
+                weights = getattr(method, "default_weights", weights)
             with limited(deadline):
                 where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
         except Stop:

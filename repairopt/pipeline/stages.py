@@ -47,9 +47,9 @@ def solve_repair(
         model: Any module whose call gives logits ``(N, k)``, float32 or float64, CPU or CUDA; or a
             :class:`Classifier`, which says how other inputs and outputs are read. Never modified.
         goal: What must become true: a property (see ``repairopt.specify``), any object with ``name``, ``target`` and
-            ``value(predict)``, a plain function of ``predict`` that is to become 0, a constraint on rows that does not
-            hold yet (see :class:`repairopt.specify.BrokenRows`), or a whole :class:`Specification`, which may also name
-            properties to watch.
+            ``value(predict)``, a plain function of ``predict`` that is to become 0, a :class:`Region` or a list of
+            these, a constraint on rows that does not hold yet (see :class:`repairopt.specify.BrokenRows`), or a whole
+            :class:`Specification`, which may also name properties to watch.
         constraints: What must stay true (see ``repairopt.specify``).
         data: Labelled samples ``(inputs, labels)``, a dataset or loader of pairs, or a list of these, whose loss is
             kept small; by default those of the constraints and of the goal.
@@ -57,8 +57,8 @@ def solve_repair(
             which goal and constraints make their twins; or a list of properties and constraints.
         weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
             promise much and validates them on a part of the rows.
-        method: ``"auto"`` (:class:`SQP`), the name of a registered method (:func:`available_methods`), or an instance
-            with its settings.
+        method: ``"auto"`` (what the goal names as its ``method``, else :class:`SQP`), the name of a registered method
+            (:func:`available_methods`), or an instance with its settings.
         settings: Limits, seed, solver and what is told while the repair runs.
         **former: Keywords from before there were settings; they work with a warning.
 
@@ -74,10 +74,11 @@ def solve_repair(
     """
     if former:
         model, goal, constraints, method, settings = take_former(model, goal, constraints, method, settings, former)
-    chosen = find_method(method)
-    _check_options(chosen, weights, settings)
     started = (time.perf_counter(), time.process_time())
     spec = make_specification(goal, constraints, held_out)
+    is_open = isinstance(method, str) and method == "auto"
+    chosen = find_method(getattr(spec.goal, "method", "auto") if is_open else method)
+    _check_options(chosen, weights, settings)
 
     def prepare(weights: Any) -> Prepared:
         given: Any = {"data": data, "method": chosen, "settings": settings, "started": started}
@@ -126,7 +127,7 @@ def _describe(method: Any) -> str:
 def _run(task: Task, method: Method) -> tuple[Outcome, str]:
     """Run the method; an interrupt, a limit or a solver that crashes ends it with the best point so far."""
     judge = task.judge
-    if judge.original.met and judge.original.feasible:
+    if judge.original.met and judge.original.feasible and not getattr(method, "proves", False):
         claims, unshown = said_of_original(task, method)
         if not unshown:
             task.log.note("The goal is met by the original network already; nothing was changed.")

@@ -42,6 +42,11 @@ def claims_from_report(report: Any) -> list[dict[str, Any]]:
         figures = {"value": counts.accuracy[1], "before": counts.accuracy[0], "bound": None, "met": None}
         name, basis = f"accuracy on the inputs of '{counts.name}'", f"{counts.count} labelled inputs"
         claims.append({"name": name, **figures, "data": SPLITS[counts.held_out], "basis": basis})
+    if report.proof_verdict is not None:
+        found = report.proof_verdict
+        figures = {"value": found.share, "before": None, "bound": 1.0, "met": found.status == "proved"}
+        basis = f"proof with {found.leaves} boxes, checked for {found.execution}: {found.status}"
+        claims.append({"name": "volume of the regions proved", **figures, "data": "every input", "basis": basis})
     return [{key: _finite(value) for key, value in claim.items()} for claim in claims]
 
 

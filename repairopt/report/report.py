@@ -13,7 +13,7 @@ from typing import Any
 from repairopt.errors import RepairFailedError, SpecificationError, public
 from repairopt.localize import Location
 from repairopt.patches import whole_file
-from repairopt.program import Conflict, Program, Source, Status, explain_conflict
+from repairopt.program import Conflict, Program, ProofVerdict, RegionProof, Source, Status, explain_conflict
 from repairopt.report.pictures import plots
 from repairopt.report.pictures.collect import ReportSources, collect_evidence, evidence_from_dict
 from repairopt.report.pictures.evidence import Evidence
@@ -99,6 +99,8 @@ class Report:
         claims: What is known of the bounds on new data, from cross-validation and from held-out data.
         buffers: What was taken off goal and bounds in the rows, by name.
         margins: Logits by which their points had to lead, by name of the goal and bounds that asked for it.
+        proof: Of whole input regions, for the repaired network; None where the repair speaks of none.
+        proof_verdict: What the check of the proof found.
         trust: Whether to believe the method.
         seconds: Wall time of each stage.
         cpu_seconds: Processor time of the whole call.
@@ -127,6 +129,8 @@ class Report:
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
+    proof: RegionProof | None = field(default=None, repr=False)
+    proof_verdict: ProofVerdict | None = None
     trust: Trust = Trust()
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: float = math.nan
@@ -204,6 +208,7 @@ class Report:
             "rounds": [vars(r) for r in self.rounds],
             "gave_way": [str(source) for source in self.gave_way],
             "claims": claims,
+            "proof": _proof_dict(self.proof_verdict),
         }
         return _plain(plain | {name: getattr(self, name) for name in AS_THEY_ARE})
 
@@ -318,6 +323,14 @@ def _check_dict(check: Check) -> dict[str, Any]:
         "smallest_margin_before": float(check.before.min()) if len(check.before) else None,
         "smallest_margin_after": float(check.after.min()) if len(check.after) else None,
     }
+
+
+def _proof_dict(verdict: ProofVerdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    names = ("share", "leaves", "splits", "samples", "sampled_least", "execution", "seconds")
+    point = None if verdict.point is None else verdict.point.tolist()
+    return {"status": str(verdict.status), **{name: getattr(verdict, name) for name in names}, "point": point}
 
 
 def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:

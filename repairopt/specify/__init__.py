@@ -52,6 +52,7 @@ from .groups.metrics import GroupMetrics
 from .groups.odds import OddsGap
 from .groups.worst import WorstGroup
 from .intervals import Interval, normal_quantile, rate_interval
+from .keep_lowest import KeepLowest
 from .margins import (
     allowed_samples,
     anchor,
@@ -68,6 +69,8 @@ from .margins import (
 )
 from .measures import REQUIRED, ROWS, UP, WAYS, Argument, Given, Measure
 from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRate
+from .region_goals import KeepRegions, UnprovedRegions, as_region_goal
+from .regions import Region
 from .robustness import AdversarialError, CertifiedRadius
 from .specification import (
     CallableProperty,

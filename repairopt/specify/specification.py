@@ -34,6 +34,7 @@ from .contracts import (
 )
 from .folds import overlap
 from .margins import anchor, goal_value
+from .region_goals import as_region_goal
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class CallableProperty:
 
 
 def as_property(goal: Any, target: float | None = None) -> Any:
-    """A plain function or a constraint as a property with a target; others as they are, or with the target given.
+    """A plain function, regions or a constraint as a property with a target; others as they are, or with it given.
 
     The target is 0 unless given, or what the constraint allows.
     """
+    goal = as_region_goal(goal)
     if isinstance(goal, PropertyBound) and goal.limit is not None and not goal.relative:
         goal, target = goal.property, float(goal.limit if target is None else target)
     elif isinstance(goal, SampleConstraint) and not isinstance(goal, Property) and not isinstance(goal, type):

@@ -104,6 +104,16 @@ class TracedNetwork:
                     values.pop(parent, None)
         return values
 
+    def call_of(self, node: fx.Node, values: Environment, parameters: Mapping[str, Tensor]) -> Call:
+        """A node that acts on a set as a call, with the values of what it reads; its first argument is the set."""
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda parent: values[parent])
+        step = _Step(self, self._replacements(parameters), None, False)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return step.plain(node, args, kwargs)
+
+        return Call(args, kwargs, node.target, self.module(node), step.given, run)
+
     def _replacements(self, parameters: Mapping[str, Tensor]) -> dict[int, Tensor]:
         unknown = sorted(set(parameters) - set(self.original))
         if unknown:
@@ -118,7 +128,7 @@ class TracedNetwork:
             parents = data.intersection(node.all_input_nodes)
             if len(parents) > 1:
                 return False
-            if parents and not _asks_shape(node):
+            if parents and not asks_shape(node):
                 data.add(node)
         return True
 
@@ -140,9 +150,9 @@ class _Step:
             value = operator.attrgetter(str(node.target))(self.traced.network)
             return self.given.get(id(value), value)
         varies = any(isinstance(values[parent], Zonotope) for parent in node.all_input_nodes)
-        if not varies or _asks_shape(node):
+        if not varies or asks_shape(node):
             args = tuple(value.center if isinstance(value, Zonotope) else value for value in args)
-            return self._plain(node, args, kwargs)
+            return self.plain(node, args, kwargs)
         result = self._relaxed(node, args, kwargs, values)
         if result is None:
             raise UnsupportedError(self._refusal(node))
@@ -157,7 +167,7 @@ class _Step:
             return None
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            return self._plain(node, args, kwargs)
+            return self.plain(node, args, kwargs)
 
         call = Call(args, kwargs, node.target, module, self.given, run)
         if found.widens:
@@ -169,7 +179,7 @@ class _Step:
             call = replace(call, slope=slope, columns=max(live), prune=prune, compact=self.prune)
         return found.function(call)
 
-    def _plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def plain(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> Any:
         """The operation itself, on tensors."""
         target: Any = node.target
         if node.op == "call_method":
@@ -188,7 +198,8 @@ class _Step:
         return f"{self.traced.what}: {what}, as it is used here, has no zonotope transformer. {SUPPORTED}"
 
 
-def _asks_shape(node: fx.Node) -> bool:
+def asks_shape(node: fx.Node) -> bool:
+    """Whether a node reads the shape or kind of a tensor, and nothing of its values."""
     if node.op == "call_method":
         return node.target in ("size", "dim")
     return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

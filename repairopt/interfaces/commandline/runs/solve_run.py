@@ -27,10 +27,10 @@ from repairopt.pipeline import Settings, solve_repair
 from repairopt.program import load_solver
 from repairopt.report import Repair, Verdict
 from repairopt.specify import Specification
-from repairopt.verify import Round
+from repairopt.verify import Round, save_proof
 
 from .results import Changed, SolveResult
-from .run_folder import AUDIT, PATCH, REPORT, RESULT, RunFolder, read_result
+from .run_folder import AUDIT, PATCH, PROOF, REPORT, RESULT, RunFolder, read_result
 from .show_run import file_hashes, write_report
 
 STEPS = 40  # of the method, an upper bound for the progress bar
@@ -224,6 +224,7 @@ class _Run:
         done = report.verdict is Verdict.REPAIRED
         notes = list(report.notes)
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
+        files |= _write_proof(repair, folder)
         problem = self._report(repair, kept) if self.options.report else ""
         if problem or not self.options.report:
             files.pop("report")
@@ -274,6 +275,14 @@ class _Run:
         log.append("result", sha256=hashlib.sha256(text.encode()).hexdigest(), verdict=str(report.verdict), met=met)
         self.folder.write_result(text)
         return result
+
+
+def _write_proof(repair: Repair, folder: Path) -> dict[str, str]:
+    """Write the proof of input regions, where there is one; its kind and name."""
+    if repair.report.proof is None:
+        return {}
+    save_proof(repair.report.proof, folder / PROOF)
+    return {"proof": PROOF}
 
 
 def _labelled(spec: OpenSpec) -> list[Any]:

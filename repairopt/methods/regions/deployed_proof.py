@@ -1,0 +1,102 @@
+"""The proof of a repaired network: its leaves, checked by NumPy alone on the weights as they are deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from repairopt.errors import ProofError, UnsupportedError
+from repairopt.network import Evidence
+from repairopt.patches import fingerprint
+from repairopt.program import OutputRows, ProofStatus, ProofVerdict, RegionProof
+from repairopt.specify import Region
+from repairopt.verify import check_deployed, execution_of
+
+SAMPLES = 100_000  # points at which the network is run
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedProof:
+    """A proof and what its check found; ``reason`` says why there is none.
+
+    Attributes:
+        proof: Boxes, rows and leaves.
+        verdict: What the check found.
+        reason: Why it was not checked, or empty.
+    """
+
+    proof: RegionProof | None
+    verdict: ProofVerdict | None
+    reason: str = ""
+
+    @property
+    def proved(self) -> bool:
+        """Whether the check proved all regions."""
+        return self.verdict is not None and self.verdict.status is ProofStatus.PROVED
+
+    def describe(self) -> str:
+        """What is known, in a line."""
+        if self.verdict is None:
+            return f"not checked: {self.reason}"
+        found = self.verdict
+        text = f"{found.leaves} boxes, {found.splits} split further, {found.execution}: {found.status}"
+        return text if self.proved else f"{text}; {100 * found.share:.6f} % of the volume is proved"
+
+
+def check_repaired(
+    model: nn.Module,
+    regions: Sequence[Region],
+    evidence: Evidence,
+    shape: tuple[int, ...],
+    *,
+    time_limit: float | None = None,
+    seed: int = 0,
+) -> CheckedProof:
+    """Make the proof of a repaired model from the leaves of the search, and check it.
+
+    Args:
+        model: The model as deployed.
+        regions: What is proved of it.
+        evidence: The leaves of each region.
+        shape: Of one input.
+        time_limit: Seconds of processor time for its bounds.
+        seed: Of the points at which the model is run.
+    """
+    leaves = torch.cat(evidence.leaves).numpy()
+    region = np.repeat(np.arange(len(regions)), [len(own) for own in evidence.leaves])
+    try:
+        proof = RegionProof(
+            np.stack([one.lower.numpy() for one in regions]),
+            np.stack([one.upper.numpy() for one in regions]),
+            tuple(OutputRows(*(part.numpy() for part in one.rows)) for one in regions),
+            leaves[:, 0],
+            leaves[:, 1],
+            region,
+            fingerprint(model).total,
+            execution_of(model),
+            shape,
+        )
+        found = check_deployed(model, proof, samples=SAMPLES, time_limit=time_limit, seed=seed)
+    except (ProofError, UnsupportedError) as error:
+        return CheckedProof(None, None, str(error))
+    return CheckedProof(proof, found)
+
+
+def as_checked(evidence: Evidence, checked: CheckedProof, regions: Sequence[Region]) -> Evidence:
+    """What is known after the check: regions in which it left boxes open are not proved."""
+    if checked.verdict is None or checked.proved:
+        return evidence
+    found, open_ = checked.verdict, []
+    for one in regions:
+        lower, upper = one.lower.numpy(), one.upper.numpy()
+        left = (found.open_lower >= lower).all(1) & (found.open_upper <= upper).all(1)
+        hit = found.point is not None and bool(((found.point >= lower) & (found.point <= upper)).all())
+        open_.append(bool(left.any()) or hit)
+    mask = torch.tensor(open_)
+    bound = torch.where(mask, evidence.bound.clamp(max=0.0), evidence.bound)
+    volume = torch.where(mask, torch.full_like(evidence.volume, found.share).minimum(evidence.volume), evidence.volume)
+    return replace(evidence, bound=bound, volume=volume)

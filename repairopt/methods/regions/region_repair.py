@@ -1,0 +1,255 @@
+"""RegionRepair: input regions on which rows hold afterwards for every input, proved, with a small change elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.localize import NewWeights
+from repairopt.methods.outcome import Outcome
+from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.task import Task
+from repairopt.network import (
+    Evidence,
+    LastLayer,
+    Leaves,
+    NetworkSteps,
+    RegionSearch,
+    attack_regions,
+    digest_of,
+    evidence_of,
+    network_of,
+    own_last_layer,
+)
+from repairopt.program import Status
+from repairopt.specify import KeepRegions, UnprovedRegions
+
+from .deployed_proof import CheckedProof, as_checked, check_repaired
+from .keep_points import KeepRows, keep_inputs, keep_rows
+from .last_layer import RegionSearchState
+from .least_change import LeastChange
+from .reduce import Proved, objective_of, reduce_change
+
+DEPTHS = 1.2  # first margin, in depths of the violation that an attack finds
+LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
+MOST = 10.0  # last margin, in first ones
+RESERVE = 0.1  # of the time, for the judgement of what was found
+FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionRepair:
+    """Repair of whole input regions, proved by bounds on boxes that they are divided into.
+
+    The last layer changes by as little as a proof allows, in mean squared outputs on keep points: those of data and
+    constraints, or points drawn around the regions where none are given. First a margin makes a proof easy, then the
+    change is reduced while everything stays proved; a limit of time ends with the best proof so far. What is proved are
+    the weights after rounding to the network's precision.
+
+    Attributes:
+        leaves: Boxes at most that regions are divided into.
+        refinements: Rounds in which the change is reduced.
+        grow_at: Boxes at which a larger margin is tried.
+
+    References:
+        Zhang, Weng, Chen, Hsieh, Daniel, Efficient Neural Network Robustness Certification with General Activation
+        Functions, NeurIPS 2018 (the bounds).
+
+    Example:
+        >>> RegionRepair(refinements=0).leaves
+        60000
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver"})
+    default_weights: ClassVar[str] = "last"
+    proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
+
+    leaves: int = 60_000
+    refinements: int = 12
+    grow_at: int = 1500
+
+    def __post_init__(self) -> None:
+        check_settings(self, {"leaves": Expected(low=1, whole=True), "refinements": Expected(whole=True)})
+        check_settings(self, {"grow_at": Expected(low=1, whole=True)})
+
+    def run(self, task: Task) -> Outcome:
+        """Prove the regions with a changed last layer, then make the change small.
+
+        Args:
+            task: The repair; its goal or a constraint speaks of regions.
+
+        Returns:
+            New weights of the last layer; where nothing is proved, those that come nearest, which the judge marks so.
+
+        Raises:
+            SpecificationError: Neither the goal nor a constraint has regions, or the last layer may not change.
+        """
+        with torch.no_grad():
+            return _Run(self, task).last_layer()
+
+
+class _Run:
+    """One repair: its regions, the network as steps, and what was proved."""
+
+    def __init__(self, settings: RegionRepair, task: Task) -> None:
+        self.settings, self.task = settings, task
+        holders = [task.goal, *task.constraints]
+        self.holders: list[Any] = [one for one in holders if isinstance(one, UnprovedRegions | KeepRegions)]
+        if not self.holders:
+            raise SpecificationError(
+                f"method regions: goal '{task.goal.name}' has no regions; expected UnprovedRegions, or KeepRegions "
+                f"among the constraints."
+            )
+        first = self.holders[0]
+        self.regions = UnprovedRegions([one for holder in self.holders for one in holder.regions], search=first.search)
+        self.network: NetworkSteps = self.regions.steps(task.engine.caller)
+        step = self.network.last
+        if step is None:
+            raise SpecificationError(
+                f"method regions: {self.network.traced.what} does not end in a linear layer; the last layer is what "
+                f"this method changes."
+            )
+        self.layer = step.layer.removeprefix("model.")
+        missing = {f"{self.layer}.weight"} - set(task.location.indices)
+        if missing:
+            raise SpecificationError(
+                f"method regions: weights= leaves out '{missing.pop()}', which this method changes."
+            )
+        self.original, self.matrix, self.offset = own_last_layer(self.network)
+        self.lower, self.upper = self.regions.boxes
+        left = task.judge.time_left()
+        self.kept: list[tuple[NewWeights, Evidence]] = []
+        self.reserve = 0.0 if left is None else RESERVE * left  # for the judgement of what was found
+
+    def late(self) -> bool:
+        """Whether the time is over."""
+        left = self.task.judge.time_left()
+        return left is not None and left <= self.reserve
+
+    def last_layer(self) -> Outcome:
+        """Algorithm of the last layer."""
+        if self.task.judge.original.met and self.task.judge.original.feasible:
+            self.task.log.note("The goal is met by the original network already; nothing was changed.")
+            predict = network_of(self.task.engine, self.task.judge.original.candidate)
+            known = Evidence.joined([holder.evidence(predict) for holder in self.holders])
+            self.kept.append((NewWeights({}, 0), known))
+            return self._checked(Status.OPTIMAL)
+        state = self._state()
+        proved = self._first(state)
+        if proved is None:
+            last, _ = state.propose()
+            self._keep(last, state.leaves, "not proved")
+            return self._checked(Status.NO_POINT)
+        self._keep(proved.last, proved.leaves, "first proof")
+
+        def report(better: Proved) -> None:
+            gap = better.objective / better.least - 1 if better.least > 0 else float("inf")
+            self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes, gap {gap:.1%}")
+
+        if self.settings.refinements:
+            reduce_change(state, proved, FINAL * self.spread, self.settings.refinements, report)
+        return self._checked(Status.FEASIBLE)
+
+    def _checked(self, status: Status) -> Outcome:
+        """The last candidate whose proof is checked; of those that are not proved the last one, marked so."""
+        order = list(reversed(self.kept))
+        tried = order[:1] if len(order) == 1 else [order[0], order[len(order) // 2], order[-1]]
+        found: list[tuple[NewWeights, CheckedProof]] = []
+        for candidate, evidence in order[:1] if status is Status.NO_POINT else tried:
+            with self.task.timed("check the proof"):
+                model = candidate.apply(self.task.engine.model)
+                left = self.task.judge.time_left()
+                checked = check_repaired(
+                    model, self.regions.regions, evidence, self.network.shape, time_limit=left, seed=self.task.seed
+                )
+            self._remember(candidate, as_checked(evidence, checked, self.regions.regions))
+            self.task.record(f"checked: {checked.describe()}", self.task.judge(candidate), accepted=checked.proved)
+            found.append((candidate, checked))
+            if checked.proved or checked.verdict is None:
+                break
+        candidate, checked = found[-1] if found[-1][1].proved else found[0]
+        if checked.verdict is None:
+            self.task.log.note(f"The proof was made by the search's own bounds alone, {checked.describe()}")
+        return Outcome(candidate, status, on_target=True, proof=checked.proof, proof_verdict=checked.verdict)
+
+    def _state(self) -> RegionSearchState:
+        task, network = self.task, self.network
+        inputs, given = keep_inputs(task, self.lower, self.upper, network.size(0))
+        if not given:
+            task.log.note(
+                f"No data were given: outputs are kept on {len(inputs):,} points drawn from a box around the "
+                f"regions, three times as wide."
+            )
+        features = network.forward(inputs, network.features_at)
+        full = torch.cat([features, features.new_ones(len(features), 1)], 1)
+        self.spread = float(self.original(features).std(0).mean())
+        rows = self.regions.rows.through(self.matrix, self.offset)
+        which = torch.arange(len(self.lower))
+        program = LeastChange.on(full, len(self.original.bias), task.solver)
+        state = RegionSearchState(
+            network=network,
+            lower=self.lower,
+            upper=self.upper,
+            search=RegionSearch(seed=task.seed),
+            leaves=Leaves.of(network, self.lower, self.upper, rows, which),
+            original=self.original,
+            program=program,
+            largest=0.0,
+            rounded=self._rounded,
+            late=self.late,
+            keep=_keeper(keep_rows(task, network, self.original, self.matrix, self.offset), program),
+            most=self.settings.leaves,
+            grow_at=self.settings.grow_at,
+        )
+        return state
+
+    def _first(self, state: RegionSearchState) -> Proved | None:
+        points, region = state.attack(self.original)
+        state.program.margin = max(-DEPTHS * state.worst, LEAST_SPREAD * self.spread)
+        state.largest = MOST * state.program.margin
+        if len(points):
+            state.add_points(state.features(points), region, self.original)
+        found = state.first_proof()
+        if found is None:
+            return None
+        return Proved(found[0], state.leaves, objective_of(state, found[0]))
+
+    def _rounded(self, last: LastLayer) -> LastLayer:
+        dtype = self.task.engine.dtype
+        return LastLayer(last.weight.to(dtype).double(), last.bias.to(dtype).double())
+
+    def _keep(self, last: LastLayer, leaves: Leaves, step: str) -> None:
+        """Tell goal and constraints what is proved of a candidate, and the judge to keep it if it is the best."""
+        task, module = self.task, self.task.engine.model.get_submodule(self.layer)
+        weights = {f"{self.layer}.weight": last.weight}
+        if getattr(module, "bias", None) is not None:
+            weights[f"{self.layer}.bias"] = last.bias
+        new = {name: value.to(task.engine.dtype) for name, value in weights.items()}
+        own = dict(task.engine.model.named_parameters())
+        candidate = NewWeights(new, sum(int((own[name] != value).sum()) for name, value in new.items()))
+        least = attack_regions(
+            self.network, self.lower, self.upper, leaves.rows, RegionSearch(seed=task.seed + 1), last=last
+        )[2]
+        evidence = evidence_of(leaves, last, least)
+        self._remember(candidate, evidence)
+        self.kept.append((candidate, evidence))
+        self.task.record(step, self.task.judge.keep(candidate))
+
+    def _remember(self, candidate: NewWeights, evidence: Evidence) -> None:
+        """Tell goal and constraints what is known of a candidate."""
+        key, start = digest_of(candidate.predict(self.task.engine).network), 0
+        for holder in self.holders:
+            end = start + len(holder.regions)
+            holder.remember(key, evidence.part(slice(start, end)))
+            start = end
+
+
+def _keeper(rows: list[KeepRows], program: LeastChange) -> Callable[[Tensor], int] | None:
+    if not rows:
+        return None
+    return lambda change: sum(one.add_broken(program, change) for one in rows)

@@ -1,0 +1,86 @@
+"""Linear lower and upper bounds of activations on intervals, as CROWN substitutes them.
+
+Bounds of an activation come from the relaxation that is registered for it, whose band is a pair of parallel lines;
+where other lines are tighter, as for ReLU, ``@lines(nn.ReLU)`` registers them. Every line that is given is sound, so
+several alternatives may be tried and the best bound be taken.
+
+References:
+    Zhang, Weng, Chen, Hsieh, Daniel, Efficient Neural Network Robustness Certification with General Activation
+    Functions, NeurIPS 2018 (CROWN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .zonotope_layers import Call, Zonotope, relaxation_of
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """``lower_slope z + lower_shift <= f(z) <= upper_slope z + upper_shift`` on an interval; each ``(B, n)``."""
+
+    lower_slope: Tensor
+    lower_shift: Tensor
+    upper_slope: Tensor
+    upper_shift: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Band(Call):
+    """A call that keeps the band of a relaxation, in place of a set with a new symbol for each entry."""
+
+    def band(self, slope: Tensor, shift: Tensor, radius: Tensor) -> Any:
+        return Lines(slope, shift - radius, slope, shift + radius)
+
+
+Maker = Callable[[Call, Tensor, Tensor], list[Lines]]
+_MAKERS: dict[Any, Maker] = {}
+
+
+def lines(*targets: Any) -> Callable[[Maker], Maker]:
+    """Register a function ``(call, low, high) -> alternatives`` for modules, functions and names of methods."""
+
+    def register(function: Maker) -> Maker:
+        _MAKERS.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
+
+
+def lines_of(call: Call, low: Tensor, high: Tensor) -> list[Lines] | None:
+    """Alternative lines of an activation between ``low`` and ``high``, ``(B, ...)`` each, the usual one first.
+
+    None where the activation is not one that acts on each entry by itself.
+    """
+    kinds = (call.target,) if call.module is None else type(call.module).__mro__
+    maker = next((_MAKERS[kind] for kind in kinds if kind in _MAKERS), None)
+    if maker is not None:
+        return maker(call, low, high)
+    found = relaxation_of(call.target, call.module)
+    assert found is not None, "the network was checked when it was traced"
+    middle, half = (low + high) / 2, (high - low) / 2
+    z = Zonotope(middle, half[:, None])
+    made: Any = found.function(_Band(**{**vars(call), "args": (z, *call.args[1:])}))
+    return [made] if isinstance(made, Lines) else None
+
+
+@lines(nn.ReLU, F.relu, torch.relu, "relu")
+def _relu(call: Call, low: Tensor, high: Tensor) -> list[Lines]:
+    """The chord above; below the slope 1 or 0 that leaves less area, the slope of the chord, and 0."""
+    open_ = (low < 0) & (high > 0)
+    zero = torch.zeros_like(low)
+    chord = torch.where(open_, high / torch.where(open_, high - low, 1.0), (low >= 0).to(low))
+    shift = torch.where(open_, -chord * low, zero)
+    adaptive = Lines(torch.where(open_, (high > -low).to(low), chord), zero, chord, shift)
+    return [
+        adaptive,
+        replace(adaptive, lower_slope=chord),
+        replace(adaptive, lower_slope=torch.where(open_, zero, chord)),
+    ]

@@ -1,0 +1,244 @@
+"""Backward linear bounds (CROWN) of networks on boxes: batched, in float64, differentiable in the weights.
+
+The bound of a linear function of the last layer's inputs is the smallest value of that function on a fixed polytope:
+that of all features which the lines of each activation allow. So it is concave in the last layer's weights, and
+:meth:`Boxes.lowest` gives, beside the value, the point of the polytope where it is taken: a cut that is valid for all
+weights of the last layer.
+
+References:
+    Zhang, Weng, Chen, Hsieh, Daniel, Efficient Neural Network Robustness Certification with General Activation
+    Functions, NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repairopt.errors import UnsupportedError
+
+from .activation_lines import Lines, lines_of
+from .network_steps import ActivationStep, AffineStep, NetworkSteps
+
+CHUNK = 128  # boxes at a time, so that intermediate results stay in the cache
+Intervals = dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of inputs and what is known of the values before each activation on them.
+
+    Attributes:
+        network: The network.
+        lower: ``(B, d)``.
+        upper: ``(B, d)``.
+        intervals: For the index of each activation's step bounds of its argument, two of ``(B, size)``.
+    """
+
+    network: NetworkSteps
+    lower: Tensor
+    upper: Tensor
+    intervals: Intervals
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def __getitem__(self, rows: Any) -> Boxes:
+        """Some of the boxes."""
+        own = {index: (low[rows], high[rows]) for index, (low, high) in self.intervals.items()}
+        return Boxes(self.network, self.lower[rows], self.upper[rows], own)
+
+    def join(self, other: Boxes) -> Boxes:
+        """These boxes, then the others."""
+        pairs = {
+            index: (torch.cat([low, other.intervals[index][0]]), torch.cat([high, other.intervals[index][1]]))
+            for index, (low, high) in self.intervals.items()
+        }
+        lower, upper = torch.cat([self.lower, other.lower]), torch.cat([self.upper, other.upper])
+        return Boxes(self.network, lower, upper, pairs)
+
+    def lowest(self, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest values of linear functions of what the last linear layer reads, and the features where they are.
+
+        Each value is the function's own at these features. Where the intervals come from the same lines, the features
+        are points of one polytope, so that the value of every other function is at most its own there: a cut that is
+        valid for all weights. Where alternatives or larger boxes made intervals smaller, this holds nearly.
+
+        Args:
+            directions: ``(B, m, h)``, or ``(m, h)`` for all boxes.
+
+        Returns:
+            ``(B, m)`` and ``(B, m, h)``.
+        """
+        step = self.network.last
+        assert step is not None
+        values, _, points, _ = self.below(directions, step.parents[0], points=True)
+        return values, points
+
+    def below(
+        self, directions: Tensor, index: int, points: bool = False, lines: dict[int, Lines] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Lower bounds of linear functions ``(B, m, size)`` of a step's result.
+
+        Returns:
+            Bounds ``(B, m)``, coefficients of the inputs ``(B, m, d)``, and where ``points`` is set the result of the
+            step ``(B, m, size)`` and the corner of the box ``(B, m, d)`` at which the bound is taken; else empty ones.
+        """
+        if directions.ndim == 2:
+            directions = directions.expand(len(self), *directions.shape)
+        lines = self.lines() if lines is None else lines
+        constant, slope, signs = _pass_back(self.network, directions, index, lines, points)
+        middle, half = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
+        low = constant + (slope @ middle[:, :, None])[..., 0] - (slope.abs() @ half[:, :, None])[..., 0]
+        if not points:
+            return low, slope, low.new_zeros(0), low.new_zeros(0)
+        corner = middle[:, None] - slope.sign() * half[:, None]
+        return low, slope, _pass_on(self.network, corner, index, lines, signs), corner
+
+    def lines(self, kind: int = 0) -> dict[int, Lines]:
+        """The lines of each activation; of alternatives the one of a number, or the last."""
+        return {index: _lines(self.network, index, *pair)[kind] for index, pair in self.intervals.items()}
+
+
+def relax(
+    network: NetworkSteps, lower: Tensor, upper: Tensor, parents: Intervals | None = None, alternatives: int = 3
+) -> Boxes:
+    """Bounds of the argument of each activation on boxes.
+
+    First by linear forms in the input that are passed on, where inputs are few; then, for the entries whose lines are
+    not exact yet, by backward passes with each of the alternatives of lines, of which the best bounds are taken.
+
+    Args:
+        network: The network.
+        lower: ``(B, d)``.
+        upper: ``(B, d)``.
+        parents: Bounds that hold already, as those of larger boxes around these.
+        alternatives: Most alternatives of lines that are tried.
+    """
+    found = Boxes(network, lower, upper, {})
+    for index, step in enumerate(network.steps):
+        if not isinstance(step, ActivationStep):
+            continue
+        before = step.parents[0]
+        low, high = _interval(found, before, None if parents is None else parents[index], index, alternatives)
+        found.intervals[index] = (low, torch.maximum(low, high))
+    return found
+
+
+def relax_in_parts(
+    network: NetworkSteps, lower: Tensor, upper: Tensor, parents: Intervals | None = None, alternatives: int = 3
+) -> Boxes:
+    """As :func:`relax`, some boxes at a time."""
+    parts = []
+    for rows in torch.arange(len(lower)).split(CHUNK):
+        own = None if parents is None else {index: (low[rows], high[rows]) for index, (low, high) in parents.items()}
+        parts.append(relax(network, lower[rows], upper[rows], own, alternatives))
+    pairs = {
+        index: tuple(torch.cat([part.intervals[index][side] for part in parts]) for side in (0, 1))
+        for index in parts[0].intervals
+    }
+    return Boxes(network, lower, upper, pairs)  # type: ignore[arg-type]
+
+
+def _interval(
+    boxes: Boxes, index: int, known: tuple[Tensor, Tensor] | None, activation: int, alternatives: int
+) -> tuple[Tensor, Tensor]:
+    """Bounds of all entries of a step's result, the argument of an activation."""
+    network, size = boxes.network, boxes.network.size(index)
+    first = not boxes.intervals
+    if first or known is None:
+        low, high = _both_sides(boxes, index, None, size, alternatives)
+        if known is not None:
+            low, high = torch.maximum(low, known[0]), torch.minimum(high, known[1])
+        return low, high
+    low, high = known
+    lines = _lines(network, activation, low, high)[0]
+    loose = (lines.lower_slope != lines.upper_slope) | (lines.lower_shift != lines.upper_shift)
+    most = int(loose.sum(1).max()) if len(loose) else 0
+    if not most:
+        return low, high
+    entries = torch.argsort(loose.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
+    found_low, found_high = _both_sides(boxes, index, entries, size, alternatives)
+    low = low.scatter(1, entries, torch.maximum(low.gather(1, entries), found_low))
+    return low, high.scatter(1, entries, torch.minimum(high.gather(1, entries), found_high))
+
+
+def _both_sides(
+    boxes: Boxes, index: int, entries: Tensor | None, size: int, alternatives: int
+) -> tuple[Tensor, Tensor]:
+    """Bounds of some entries ``(B, K)``, or of all, from both sides, by backward passes."""
+    eye = torch.eye(size, dtype=boxes.lower.dtype)
+    chosen = eye.expand(len(boxes), size, size) if entries is None else eye[entries]
+    both = torch.cat([chosen, -chosen], 1)
+    low = boxes.below(both, index, lines=boxes.lines(0))[0]
+    for kind in range(1, alternatives):
+        others = {at: _lines(boxes.network, at, *pair) for at, pair in boxes.intervals.items()}
+        if all(len(made) <= kind for made in others.values()):
+            break
+        lines = {at: made[min(kind, len(made) - 1)] for at, made in others.items()}
+        low = torch.maximum(low, boxes.below(both, index, lines=lines)[0])
+    return low[:, : chosen.shape[1]], -low[:, chosen.shape[1] :]
+
+
+def _lines(network: NetworkSteps, index: int, low: Tensor, high: Tensor) -> list[Lines]:
+    step = network.steps[index]
+    assert isinstance(step, ActivationStep)
+    made = lines_of(network.call(step), *(side.unflatten(1, network.shapes[index]) for side in (low, high)))
+    if made is None:
+        raise UnsupportedError(
+            f"{network.traced.what}: layer '{step.node.target}' does not act on each entry by itself with a band, as "
+            f"backward bounds need."
+        )
+    return [Lines(*(part.flatten(1) for part in vars(one).values())) for one in made]
+
+
+def _pass_back(
+    network: NetworkSteps, directions: Tensor, index: int, lines: dict[int, Lines], keep_signs: bool
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Constants ``(B, m)``, coefficients of the inputs ``(B, m, d)``, and for activations who took the lower line."""
+    waiting = {index: directions}
+    constant = directions.new_zeros(directions.shape[:2])
+    signs: dict[int, Tensor] = {}
+    for at in range(index, 0, -1):
+        given = waiting.pop(at, None)
+        if given is None:
+            continue
+        step = network.steps[at]
+        if isinstance(step, AffineStep):
+            constant = constant + given @ step.offset
+            back = [network.pull_back(step, place, given) for place in range(len(step.parents))]
+        else:
+            assert step is not None
+            own = lines[at]
+            up = given.clamp_min(0)
+            if keep_signs:
+                signs[at] = given > 0
+            shifts = given @ own.upper_shift[:, :, None] + up @ (own.lower_shift - own.upper_shift)[:, :, None]
+            constant = constant + shifts[..., 0]
+            back = [torch.addcmul(given * own.upper_slope[:, None], up, (own.lower_slope - own.upper_slope)[:, None])]
+        for parent, part in zip(step.parents, back, strict=True):
+            waiting[parent] = waiting[parent] + part if parent in waiting else part
+    slope = waiting.get(0)
+    return constant, directions.new_zeros(*directions.shape[:2], network.size(0)) if slope is None else slope, signs
+
+
+def _pass_on(
+    network: NetworkSteps, corner: Tensor, index: int, lines: dict[int, Lines], signs: dict[int, Tensor]
+) -> Tensor:
+    """The point ``(B, m, size)`` of the relaxed network that a backward pass ended at, from the corner of the box."""
+    values = {0: corner}
+    for at in range(1, index + 1):
+        step = network.steps[at]
+        if isinstance(step, AffineStep):
+            flat = network.through(step, {parent: values[parent].flatten(0, 1) for parent in step.parents})
+            values[at] = flat.unflatten(0, corner.shape[:2])
+        else:
+            assert step is not None
+            own, z = lines[at], values[step.parents[0]]
+            low = own.lower_slope[:, None] * z + own.lower_shift[:, None]
+            high = own.upper_slope[:, None] * z + own.upper_shift[:, None]
+            values[at] = torch.where(signs[at], low, high) if at in signs else low
+    return values[index]

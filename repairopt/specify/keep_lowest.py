@@ -1,0 +1,78 @@
+"""KeepLowest: the smallest output stays the smallest, for networks whose outputs are costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.network import Predict, check_inputs
+
+from .contracts import Unstated
+from .margins import LabelLeads, samples_in
+
+
+@dataclass(frozen=True, eq=False)
+class KeepLowest(LabelLeads):
+    """The output that is smallest on the original network stays the smallest: for networks that give costs of actions.
+
+    Attributes:
+        inputs: Samples ``(N, ...)``.
+        margin: Lead of the smallest output over each other one that rows ask for; never more than it had before.
+        tolerance: Share of the samples that may fail.
+        weight: Price of a violation; None for hard rows.
+        name: What rows and report call it.
+        labels: The smallest output of each sample, ``(N,)``; set by ``anchor``.
+
+    Raises:
+        SpecificationError: Inputs that are not ``(N, ...)``, a tolerance that is no share.
+
+    Example:
+        >>> KeepLowest(torch.rand(10, 5)).margin
+        0.0
+    """
+
+    answers_only: ClassVar[bool] = True
+
+    inputs: Any
+    margin: float = 0.0
+    tolerance: float = Unstated(1.0)
+    weight: float | None = 0.1
+    name: str = "keep the lowest"
+    labels: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
+        if not 0 <= self.tolerance <= 1 or (self.weight is not None and not self.weight > 0):
+            raise SpecificationError(
+                f"constraint '{self.name}': tolerance {self.tolerance}, weight {self.weight}; expected a share of the "
+                f"samples, and a price above 0 or None."
+            )
+
+    def anchor(self, predict: Predict) -> KeepLowest:
+        """Remember which output the original network ``predict`` gives the smallest value."""
+        return replace(self, labels=predict(self.inputs).argmin(1).cpu())
+
+    def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
+        """How far each other output lies above the one that was smallest, ``(B, k - 1)``."""
+        assert self.labels is not None, "anchor() first"
+        return super().margins_of(-outputs, samples)
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Margins of all samples, flattened ``(m,)``."""
+        return self.margins_of(predict(self.inputs), samples_in(self)).flatten()
+
+    def required(self, margins: Tensor) -> Tensor:
+        """Smallest margin that a row asks for, given those of the original network."""
+        return margins.clamp(max=self.margin)
+
+    def describe(self, sample: int, index: int) -> str:
+        """What margin ``index`` of a sample compares."""
+        own = int(self.labels[sample])
+        return f"output {own} below output {index + (index >= own)}"
+
+    def on(self, inputs: Any, labels: Any = None) -> KeepLowest:
+        """The same constraint on other data."""
+        return replace(self, inputs=inputs, labels=None)

@@ -1,0 +1,150 @@
+"""Regions as a goal and as a bound: which share is not proved, and the certified value of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import SpecificationError
+from repairopt.network import (
+    Evidence,
+    NetworkSteps,
+    Predict,
+    RegionSearch,
+    RowGroups,
+    digest_of,
+    examine_regions,
+    input_shape,
+)
+
+from .contracts import Unstated
+from .regions import Region, as_regions
+from .robustness import network_of
+
+SPLITS = 200  # of leaves, where a network is examined that no method has a proof for
+REMEMBERED = 16  # networks whose evidence is kept
+
+
+@dataclass(frozen=True, eq=False)
+class _Regions:
+    """Regions, and what is known of them under the networks that were examined."""
+
+    regions: Any
+
+    def evidence(self, predict: Predict) -> Evidence:
+        """What is known of each region: a proof that a method left, or what an attack and some splits find."""
+        own: Any = self
+        network, parameters = network_of(predict, own.name)
+        key = digest_of(network, parameters)
+        if key not in own.known:
+            steps = self.steps(network, parameters)
+            lower, upper = self.boxes
+            with torch.no_grad():
+                found = examine_regions(steps, lower, upper, self.rows, own.search, own.splits)
+            self.remember(key, found)
+        known: Evidence = own.known[key]
+        return known
+
+    def remember(self, key: str, evidence: Evidence) -> None:
+        """Keep what is known of a network with a digest (:func:`repairopt.network.digest_of`)."""
+        known: dict[str, Evidence] = vars(self)["known"]
+        known[key] = evidence
+        while len(known) > REMEMBERED:
+            known.pop(next(iter(known)))
+
+    def steps(self, network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> NetworkSteps:
+        """The network as steps, on inputs of the shape of the regions."""
+        first = self.regions[0]
+        steps = NetworkSteps(network, input_shape(network, first.shape, first.lower.numel()))
+        if parameters:
+            steps.refresh({name: value.double() for name, value in parameters.items()})
+        if steps.size(steps.output) != first.matrix.shape[1]:
+            raise SpecificationError(
+                f"region '{first.name}': rows speak of {first.matrix.shape[1]} outputs; the network has "
+                f"{steps.size(steps.output)}."
+            )
+        return steps
+
+    @property
+    def boxes(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper inputs of the regions, ``(Q, d)`` each."""
+        return torch.stack([one.lower for one in self.regions]), torch.stack([one.upper for one in self.regions])
+
+    @property
+    def rows(self) -> RowGroups:
+        """What must hold on each."""
+        return RowGroups.of([one.rows for one in self.regions])
+
+    def details(self, predict: Predict) -> dict[str, float]:
+        """Certified and attacked values, and the share of the volume that is proved."""
+        found = self.evidence(predict)
+        return {
+            "proved regions": float(found.proved.sum()),
+            "regions with a counterexample": float((found.least <= 0).sum()),
+            "least attacked value (upper bound)": float(found.least.min()),
+            "least certified value (lower bound)": float(found.bound.min()),
+            "share of the volume proved": float(found.volume.mean()),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class UnprovedRegions(_Regions):
+    """Share of regions that are not proved to hold for every input in them.
+
+    A region counts as proved where lower bounds on boxes that it is divided into are all above 0. The attack's value is
+    an upper bound, see :meth:`details`. Repaired by the method ``regions`` unless another one is named.
+
+    Attributes:
+        regions: A :class:`Region`, or a list of them.
+        target: Share that may stay unproved.
+        search: How hard an attack looks for counterexamples.
+        splits: Splits of boxes, at most, where a network is examined for which no method has left a proof.
+        name: What the report calls it.
+    """
+
+    method: ClassVar[str] = "regions"  # the method that repairs it, where none is named
+
+    target: float = Unstated(0.0)
+    search: RegionSearch = RegionSearch()
+    splits: int = SPLITS
+    name: str = "regions not proved"
+    known: dict[str, Evidence] = field(default_factory=dict, init=False, repr=False)
+    is_share: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "regions", as_regions(f"'{self.name}'", self.regions))
+
+    def value(self, predict: Predict) -> Tensor:
+        """Share of the regions that are not proved."""
+        return 1 - self.evidence(predict).proved.double().mean()
+
+
+@dataclass(frozen=True, eq=False)
+class KeepRegions(_Regions):
+    """Regions that must be proved, as a bound: the margin of each is its certified value.
+
+    The attributes are those of :class:`UnprovedRegions`, without a target.
+    """
+
+    search: RegionSearch = RegionSearch()
+    splits: int = SPLITS
+    name: str = "regions"
+    known: dict[str, Evidence] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "regions", as_regions(f"constraint '{self.name}'", self.regions))
+
+    def margins(self, predict: Predict) -> Tensor:
+        """Certified value of each region, ``(Q,)``; below 0 where it is 0."""
+        bound = self.evidence(predict).bound
+        return torch.where(bound > 0, bound, bound.clamp(max=-torch.finfo(bound.dtype).tiny))
+
+
+def as_region_goal(goal: Any) -> Any:
+    """Regions, or a list of them, as a property; anything else as it is."""
+    several = isinstance(goal, list | tuple) and len(goal) and all(isinstance(one, Region) for one in goal)
+    return UnprovedRegions(goal) if isinstance(goal, Region) or several else goal

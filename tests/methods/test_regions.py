@@ -1,0 +1,122 @@
+"""Repair of whole regions: proved by the default call, for the deployed weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt import Settings, solve_repair
+from repairopt.errors import SpecificationError
+from repairopt.report import Verdict
+from repairopt.specify import KeepLowest, KeepOutputs, KeepRegions, Region, UnprovedRegions
+
+DATA = Path(os.environ.get("REPAIROPT_DATA", "")) / "provable" / "acasxu"
+
+
+def controller() -> nn.Sequential:
+    """A small network that learned a clipped law, and leaves its bounds near the edge of the inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(200):
+        x = 2 * torch.rand(256, 2) - 1
+        loss = (model(x) - (x @ torch.tensor([[1.0], [0.7]])).clamp(-1, 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def limits(bound: float) -> Region:
+    return Region([-1.0, -1.0], [1.0, 1.0], [[1.0], [-1.0]], [-bound, -bound], name="the command stays in its range")
+
+
+def worst(model: nn.Module, region: Region) -> float:
+    draw = torch.Generator().manual_seed(9)
+    x = region.lower + (region.upper - region.lower) * torch.rand(200_000, 2, generator=draw, dtype=torch.float64)
+    with torch.no_grad():
+        values = model(x.float()).double() @ region.matrix.T - region.offset
+    return float(values.min())
+
+
+def test_default_call_proves_a_region() -> None:
+    model = controller()
+    region = limits(1.03)
+    assert worst(model, region) < 0
+    x = 2 * torch.rand(2000, 2) - 1
+    repair = solve_repair(model, region, [KeepOutputs(x, 0.1, weight=1.0, tolerance=1.0)], settings=Settings(seed=1))
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert "RegionRepair" in repair.report.method
+    assert worst(repair.model, region) > 0
+    details = repair.report.verification.measures[0].details
+    assert details["share of the volume proved"][1] == 1.0
+    assert details["regions with a counterexample"] == (1.0, 0.0)
+    with torch.no_grad():
+        assert float((repair.model(x) - model(x)).abs().mean()) < 0.1
+
+
+def test_a_region_that_holds_is_proved_and_nothing_changes() -> None:
+    model = controller()
+    repair = solve_repair(model, limits(3.0))
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), repair.model.parameters(), strict=True))
+
+
+def test_regions_as_a_bound() -> None:
+    model = controller()
+    keep = KeepRegions(limits(1.03), name="range")
+    goal = UnprovedRegions(Region([-0.1, -0.1], [0.1, 0.1], [[1.0]], [-0.5], name="near zero"))
+    repair = solve_repair(model, goal, [keep], method="regions")
+    assert repair.report.verification.checks[0].holds
+    assert worst(repair.model, keep.regions[0]) > 0
+
+
+def test_what_cannot_be_proved_is_marked_so() -> None:
+    model = controller()
+    impossible = [
+        Region([-1.0, -1.0], [1.0, 1.0], [[1.0]], [0.5], name="above"),
+        Region([-1.0, -1.0], [1.0, 1.0], [[-1.0]], [0.5], name="below"),
+    ]
+    repair = solve_repair(model, impossible, settings=Settings(time_limit=5.0))
+    assert repair.report.verdict is not Verdict.REPAIRED
+    assert repair.report.verification.goal_after > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (([0.0], [1.0, 2.0], [[1.0]]), "one shape"),
+        (([1.0], [0.0], [[1.0]]), "above upper"),
+        (([0.0], [1.0], [[1.0]], [0.0, 1.0]), "do not fit"),
+        (([0.0], [1.0], [[1.0]], [0.0], [1]), "without gaps"),
+        (([0.0], [float("inf")], [[1.0]]), "not finite"),
+    ],
+)
+def test_malformed_regions_are_refused(arguments: tuple, text: str) -> None:
+    with pytest.raises(SpecificationError, match=text):
+        Region(*arguments)
+
+
+def test_other_numbers_of_outputs_are_refused() -> None:
+    with pytest.raises(SpecificationError, match="speak of 2 outputs"):
+        solve_repair(controller(), Region([0.0, 0.0], [1.0, 1.0], [[1.0, -1.0]]))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="REPAIROPT_DATA names no folder with ACAS Xu networks")
+def test_acas_xu_property_2_is_proved_by_the_default_call() -> None:
+    pytest.importorskip("onnxruntime")
+    from repairopt.interfaces.specfile.onnx_model import load_onnx
+
+    model = load_onnx(DATA / "acasxu_2_1.onnx")
+    goal = Region.from_vnnlib(DATA / "prop_2.vnnlib")
+    low = torch.tensor([-0.328422877, -0.5, -0.5, -0.5, -0.5])
+    x = (low + (torch.tensor([0.679857769, 0.5, 0.5, 0.5, 0.5]) - low) * torch.rand(4000, 5)).reshape(-1, 1, 1, 5)
+    repair = solve_repair(model, goal, [KeepLowest(x)])
+    assert repair.report.verdict is Verdict.REPAIRED
+    with torch.no_grad():
+        same = model(x).argmin(1) == repair.model(x).argmin(1)
+    assert float(same.float().mean()) > 0.99

@@ -1,0 +1,122 @@
+"""Backward bounds: below every value, tight where they say so, cuts for all weights of the last layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt.errors import UnsupportedError
+from repairopt.network import LastLayer, Leaves, NetworkSteps, RowGroups, own_last_layer, relax
+
+
+def chain(seed: int, inputs: int = 3) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(inputs, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.inner(x)) + x)
+
+
+def convolutional() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+    ).eval()
+
+
+CASES = {
+    "chain": (lambda: chain(0), (3,)),
+    "residual": (Residual, (3,)),
+    "convolutional": (convolutional, (1, 4, 4)),
+    "activation last": (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (3,)),
+    "affine": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), (3,)),
+}
+
+
+def some_boxes(size: int, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    middle = 2 * torch.rand(count, size, generator=draw, dtype=torch.float64) - 1
+    half = 0.5 * torch.rand(count, 1, generator=draw, dtype=torch.float64)
+    return middle - half, middle + half
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("alternatives", [1, 3])
+def test_bounds_are_below_every_value(name: str, alternatives: int) -> None:
+    torch.manual_seed(1)
+    make, shape = CASES[name]
+    model = make()
+    network = NetworkSteps(model, shape)
+    low, high = some_boxes(network.size(0))
+    with torch.no_grad():
+        boxes = relax(network, low, high, alternatives=alternatives)
+        directions = torch.randn(5, 4, dtype=torch.float64)
+        bound = boxes.below(directions, network.output)[0]
+        x = low[:, None] + (high - low)[:, None] * torch.rand(len(low), 500, low.shape[1], dtype=torch.float64)
+        outputs = network.forward(x.flatten(0, 1))
+        plain = model.double()(x.flatten(0, 1).unflatten(1, shape))
+    torch.testing.assert_close(outputs, plain)
+    values = (outputs @ directions.T).unflatten(0, (len(low), 500)).amin(1)
+    assert bool((bound <= values + 1e-12).all())
+    assert bool((bound > values - 100).all())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cuts_hold_for_all_weights_of_the_last_layer(seed: int) -> None:
+    network = NetworkSteps(chain(seed), (3,))
+    low, high = some_boxes(3)
+    with torch.no_grad():
+        boxes = relax(network, low, high, alternatives=1)
+        last, _, _ = own_last_layer(network)
+        rows = torch.randn(5, 4, dtype=torch.float64)
+        value, features = boxes.lowest(rows @ last.weight)
+        torch.testing.assert_close(value, (features * (rows @ last.weight)).sum(-1), atol=1e-12, rtol=1e-12)
+        other = rows @ (last.weight + torch.randn_like(last.weight))
+        assert bool((boxes.lowest(other)[0] <= (features * other).sum(-1) + 1e-12).all())
+
+
+def test_halves_inherit_bounds_and_splitting_proves() -> None:
+    network = NetworkSteps(chain(2), (3,))
+    low, high = some_boxes(3, 2)
+    rows = RowGroups.of([([[1.0, 0, 0, 0]], [-50.0], [0])] * 2)
+    with torch.no_grad():
+        last = own_last_layer(network)[0]
+        leaves = Leaves.of(network, low, high, rows, torch.arange(2))
+        halves = leaves.halves(torch.tensor([0, 2]))
+    assert float(halves.volume().sum()) == 2.0
+    for index, (below, above) in halves.boxes.intervals.items():
+        before = leaves.boxes.intervals[index]
+        assert bool((below >= before[0].repeat(2, 1) - 1e-12).all())
+        assert bool((above <= before[1].repeat(2, 1) + 1e-12).all())
+    assert bool((halves.least(last) > 0).all())
+    assert isinstance(last, LastLayer)
+
+
+def test_bounds_have_derivatives_in_all_weights() -> None:
+    model = chain(0)
+    network = NetworkSteps(model, (3,))
+    own = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+    low, high = some_boxes(3)
+    network.refresh(own)
+    bound = relax(network, low, high).below(torch.eye(4).double(), network.output)[0]
+    slopes = torch.autograd.grad(bound.sum(), list(own.values()))
+    assert all(bool(slope.abs().max() > 0) for slope in slopes)
+
+
+def test_a_layer_without_relaxation_is_named() -> None:
+    with pytest.raises(UnsupportedError, match=r"Softshrink.*Supported"):
+        NetworkSteps(nn.Sequential(nn.Linear(3, 3), nn.Softshrink(), nn.Linear(3, 2)), (3,))
