@@ -29,6 +29,7 @@ from .methods import (
     Sequential,
     Swarm,
     Thresholds,
+    TrainThenCorrect,
     Vote,
     available_methods,
 )
@@ -127,6 +128,7 @@ __all__ = [
     "SurrogateSettings",
     "Swarm",
     "Thresholds",
+    "TrainThenCorrect",
     "UnsupportedError",
     "Verdict",
     "Vote",

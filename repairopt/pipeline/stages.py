@@ -27,6 +27,8 @@ from .prepare import Prepared, prepare_repair
 from .settings import DEFAULTS, Settings
 from .weight_choice import choose_weights, said_of_original
 
+MANY, MANY_WEIGHTS = "train_then_correct", 20_000
+
 
 @public
 def solve_repair(
@@ -91,6 +93,8 @@ def solve_repair(
             prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
+    if isinstance(method, str) and method == "auto" and settings.start is None and _has_many_weights(prepared.task):
+        chosen = find_method(MANY)
     if prepared.stopped:
         outcome, stopped = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT), prepared.stopped
     else:
@@ -103,17 +107,27 @@ def solve_repair(
     return conclude_repair(prepared, outcome, method=name, shrink=shrink, stopped=stopped, confidence=confidence)
 
 
+def _has_many_weights(task: Task) -> bool:
+    """Whether more weights may change than second-order steps are quick for, in more than the last layer."""
+    return task.engine.n > MANY_WEIGHTS and not task.engine.exact  # the original was judged, so the split is known
+
+
 def _check_options(method: Method, weights: Any, settings: Settings) -> None:
     """Refuse what the method would ignore, and settings of another kind."""
     if not isinstance(settings, Settings):
         raise SpecificationError(
             f"settings: got a {type(settings).__name__}; expected repairopt.Settings, as in settings=Settings(seed=1)."
         )
-    given = {name: getattr(settings, name, None) != getattr(DEFAULTS, name, None) for name in OPTIONAL}
+    given = {name: _differs(getattr(settings, name, None), getattr(DEFAULTS, name, None)) for name in OPTIONAL}
     given["weights"] = not (isinstance(weights, str) and weights == "auto")
     if any(given[name] and name not in uses(method) for name in OPTIONAL):
         able = {name: [one for one in available_methods() if name in uses(find_method(one))] for name in OPTIONAL}
         check_uses(method, given, able)
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether a setting is not its default; one that is an array has none."""
+    return value is not default if default is None else bool(value != default)
 
 
 def _describe(method: Any) -> str:

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Array, Task
 from repairopt.program import Status
-from repairopt.specify import Folds, PropertyBound, goal_value, restricted, stands_for_population
-from repairopt.verify import Judgement
+from repairopt.verify import Claim, Judgement
 
 from .exact_rows import correct_rows, hard_constraints
 from .two_sides import Sides, train
-
-FITTED = 4  # parts of the rows, one of which chooses how far to go
+from .way_back import find_way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +28,23 @@ class TrainThenCorrect:
     the other the labels of the first and the original's probabilities on the second. Their mean is the proposal; where
     the two disagree it keeps less of either, so that fewer right answers turn wrong (measured against each alone).
     Goals and bounds without labels enter with multipliers, as in :class:`FineTune`. Where bounds stand for new data,
-    the same is done on three quarters of the rows first, and the largest share of the way at which they hold on the
-    other quarter is gone on all. Last, every hard row is made to hold: the smallest change of the last layer, in the
-    second moment of its features, by a quadratic program in the violated rows alone. The true network is counted.
+    the same is done without a part of the rows each, and the way from the original to the proposal is gone as far as
+    the bounds are shown to hold on rows that were not trained on. Last, every hard row is made to hold: the smallest
+    change of the last layer, in the second moment of its features, by a quadratic program in the violated rows alone.
+    The true network is counted.
 
     Batch normalization is frozen and dropout is off.
 
     Attributes:
-        epochs: Passes over the rows that fail and those to keep, in each run.
+        epochs: Passes over the rows that fail and those to keep, in the first stage of each run; while more than one
+            row in twenty is wrong and their share still falls, a stage of twice the length follows.
         batch: Rows of each of the two in a step.
         rate: Learning rate of Adam; it falls to 0 linearly.
         keep: Weight of the rows to keep.
         margin: Logits by which corrected rows lead, where what is stated asks for less.
-        ways: Shares of the way that are tried where bounds stand for new data.
+        ways: Shares of the way that are tested where bounds stand for new data.
+        folds: Parts of the rows for that; each is left out once.
+        confidence: Confidence with which such bounds are to hold on new data; None or up to one half for on average.
 
     References:
         Wortsman and others, Model soups, ICML 2022 (means of runs). Wortsman and others, Robust fine-tuning of
@@ -54,31 +55,40 @@ class TrainThenCorrect:
         0.002
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "isolate", "tolerance"})
+    uses: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     epochs: int = 3
     batch: int = 128
     rate: float = 2e-3
-    keep: float = 3.0
+    keep: float = 1.5
     margin: float = 0.5
     ways: tuple[float, ...] = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
+    folds: int = 4
+    confidence: float | None = 0.95
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("epochs", "batch"), Expected(low=1, whole=True))
-        check_settings(self, counts | {"rate": Expected(above=True), "keep": Expected(), "margin": Expected()})
+        numbers = {"rate": Expected(above=True), "keep": Expected(), "margin": Expected()}
+        share = {"confidence": Expected(high=1, below=True, none=True), "folds": Expected(low=2, whole=True)}
+        check_settings(self, counts | numbers | share)
         if not self.ways or not all(isinstance(way, int | float) and 0 < way <= 1 for way in self.ways):
             raise SpecificationError(f"method TrainThenCorrect: ways={self.ways!r}; expected shares, 0 to 1.")
 
     def run(self, task: Task) -> Outcome:
         """Train, go as far as the bounds allow, correct; the judge keeps the best."""
         sides = Sides.of(task)
-        way = self._way(task, sides)
+        asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence}
+        way = find_way(task, sides, lambda part: self._proposed(task, part), **asked)
         change = self._proposed(task, sides)
-        for share in sorted({share for share in self.ways if share <= way} | {way}, reverse=True):
+        for share in sorted((share for share in self.ways if share <= way.share), reverse=True):
             judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
             if judged.feasible or not _strict_alone(task, judged):
-                break  # rows that are broken on what was trained on are out of reach of the correction: go less far
-        return Outcome(task.judge.best.candidate, Status.FEASIBLE, on_target=True)
+                break  # where the correction cannot make all hard rows hold, go less far
+        best = task.judge.best.candidate
+        claims: tuple[Claim, ...] = ()
+        if isinstance(best, np.ndarray) and self.confidence is not None:
+            claims = way.claims(task, best, self.confidence)
+        return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims)
 
     def _judged(self, task: Task, change: Array, step: str) -> Judgement:
         """The proposal with its hard rows corrected, as the true network is; both are kept."""
@@ -102,26 +112,6 @@ class TrainThenCorrect:
         runs = [train(task, sides, self, closeness=closeness) for closeness in (False, True)]
         mean: Array = np.mean(runs, axis=0)
         return mean
-
-    def _way(self, task: Task, sides: Sides) -> float:
-        """How far to go: as far as the bounds that stand for new data hold on rows that were not trained on."""
-        stated = [c for c in task.constraints if isinstance(c, PropertyBound) and stands_for_population(c.property)]
-        if not stated:
-            return max(self.ways)
-        folds = Folds(FITTED, task.seed)
-        try:
-            rest = [(restricted(c.property, lambda x: ~folds.outside(0, x)), float(c.limit or 0.0)) for c in stated]
-        except SpecificationError:  # too few rows to choose on
-            return max(self.ways)
-        change = self._proposed(task, sides.where(lambda x: folds.outside(0, x)))
-        held = []
-        for way in sorted(self.ways):
-            predict = task.engine.predict(way * change)
-            with torch.no_grad():
-                held.append((way, all(goal_value(prop, predict) <= limit for prop, limit in rest)))
-        found = max((way for way, holds in held if holds), default=min(self.ways))
-        task.log.note(f"Went {100 * found:.0f} % of the way: as far as the bounds held on a quarter not trained on.")
-        return found
 
 
 def _strict_alone(task: Task, judged: Judgement) -> bool:

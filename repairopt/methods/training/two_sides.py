@@ -25,7 +25,10 @@ from repairopt.specify import (
     soft_value,
 )
 
-LEAST_STEPS = 60  # of a run: of few rows the batches are taken more often
+LEAST_STEPS = 100  # of a run: of few rows the batches are taken more often
+STAGES = 4  # of a run, each twice as long as the one before
+LEARNED = 0.05  # share of wrong rows at which a run ends
+STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 LEAST_EXCESS = 0.02
 Pair = tuple[Tensor, Tensor]
 
@@ -84,47 +87,76 @@ def _same(first: Pair, second: Pair) -> bool:
 def train(task: Task, sides: Sides, settings: Any, *, closeness: bool) -> Array:
     """Weight change ``(n,)`` of one run of Adam from the original weights.
 
+    The run is taken up again with twice the steps while many of the rows are wrong and it still learns: few rows need
+    more passes than many.
+
     Args:
         task: The repair; its engine says which weights may change.
         sides: Rows.
         settings: Has ``epochs``, ``batch``, ``rate`` and ``keep``.
         closeness: Whether rows to keep are held to the original's probabilities in place of their labels.
     """
-    network, parameters, masks = _trainable(task)
-    optimizer = torch.optim.Adam(parameters.values(), lr=settings.rate)
-    draw = torch.Generator().manual_seed(task.seed + closeness)
-    aims = [_aims(task, x, y, closeness) for x, y in sides.kept]
-    steps = _steps(sides, settings)
-    limits = [_Multiplier(item, limit, goal_value(item, task.engine.predict())) for item, limit in sides.soft]
-    for step, (failing, kept) in enumerate(_batches(sides, settings.batch, steps, draw)):
-        task.judge.check_time()
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * (1 - step / steps)
-        loss = _mean_loss(network, [(x[own], y[own]) for (x, y), own in zip(sides.failing, failing, strict=True)])
-        kept_loss = _mean_loss(
-            network, [(x[own], a[own]) for (x, _), a, own in zip(sides.kept, aims, kept, strict=True)]
-        )
-        loss = loss + settings.keep * kept_loss
-        for limit in limits:
-            loss = loss + limit.penalty(network, update=step % max(1, steps // settings.epochs) == 0)
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
+    run = _Run(task, sides, settings, closeness)
+    steps, before = _steps(sides, settings), np.inf
+    for _ in range(STAGES):
+        wrong = run.take(steps)
+        if wrong <= LEARNED or wrong > STILL * before:
             break
-        optimizer.zero_grad()
-        loss.backward()
-        for name, mask in masks.items():
-            gradient = parameters[name].grad
-            if gradient is not None:
-                gradient *= mask
-        optimizer.step()
-    pieces = [
-        (
-            parameters[name].detach().flatten()[positions]
-            - task.engine.model.get_parameter(name).detach().flatten()[positions]
-        )
-        for name, positions in task.engine.indices.items()
-    ]
-    found: Array = torch.cat([piece.double() for piece in pieces]).cpu().numpy()
-    return np.clip(found, *task.box(np.zeros(task.engine.n), np.inf))
+        steps, before = 2 * steps, wrong
+    return run.change()
+
+
+class _Run:
+    """The network in training, with what each row is to learn."""
+
+    def __init__(self, task: Task, sides: Sides, settings: Any, closeness: bool) -> None:
+        self.task, self.sides, self.settings = task, sides, settings
+        self.network, self.parameters, self.masks = _trainable(task)
+        self.draw = torch.Generator().manual_seed(task.seed + closeness)
+        self.aims = [_aims(task, x, y, closeness) for x, y in sides.kept]
+        before = task.engine.predict()
+        self.limits = [_Multiplier(item, limit, goal_value(item, before)) for item, limit in sides.soft]
+
+    def take(self, steps: int) -> float:
+        """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed."""
+        rate, every = self.settings.rate, max(1, steps // self.settings.epochs)
+        optimizer = torch.optim.Adam(self.parameters.values(), lr=rate)
+        tally = [0, 0]
+        for step, (failing, kept) in enumerate(_batches(self.sides, self.settings.batch, steps, self.draw)):
+            self.task.judge.check_time()
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - step / steps)
+            counted = tally if 4 * step >= 3 * steps else None
+            loss = self._of_rows(failing, kept, counted)
+            for limit in self.limits:
+                loss = loss + limit.penalty(self.network, update=step % every == 0)
+            if not isinstance(loss, Tensor) or not loss.requires_grad:
+                return 0.0
+            optimizer.zero_grad()
+            loss.backward()
+            for name, mask in self.masks.items():
+                gradient = self.parameters[name].grad
+                if gradient is not None:
+                    gradient *= mask
+            optimizer.step()
+        missed = max((limit.missed(self.network) for limit in self.limits), default=0.0)
+        return max(tally[0] / max(1, tally[1]), missed)
+
+    def change(self) -> Array:
+        """The weight change so far, ``(n,)``, within what the user allows."""
+        pieces = []
+        for name, positions in self.task.engine.indices.items():
+            new, old = self.parameters[name].detach(), self.task.engine.model.get_parameter(name).detach()
+            pieces.append((new - old).flatten()[positions].double())
+        found: Array = torch.cat(pieces).cpu().numpy()
+        return np.clip(found, *self.task.box(np.zeros(self.task.engine.n), np.inf))
+
+    def _of_rows(self, failing: list[Tensor], kept: list[Tensor], tally: list[int] | None) -> Any:
+        """Cross-entropy of a batch of each side; adds to wrong rows and rows of the failing side."""
+        wrong = [(x[own], y[own]) for (x, y), own in zip(self.sides.failing, failing, strict=True)]
+        known = zip(self.sides.kept, self.aims, kept, strict=True)
+        right = [(x[own], aim[own]) for (x, _), aim, own in known]
+        return _mean_loss(self.network, wrong, tally) + self.settings.keep * _mean_loss(self.network, right)
 
 
 def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str, Tensor]]:
@@ -171,13 +203,18 @@ def _stream(count: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
         yield from torch.randperm(count, generator=draw).split(min(size, count))
 
 
-def _mean_loss(network: nn.Module, parts: list[Pair]) -> Any:
+def _mean_loss(network: nn.Module, parts: list[Pair], tally: list[int] | None = None) -> Any:
     """Mean cross-entropy of some rows, to labels or to probabilities; 0 without any."""
     if not parts:
         return 0.0
-    total = sum(len(x) for x, _ in parts)
-    losses = [F.cross_entropy(network(x), y.to(x.device), reduction="sum") for x, y in parts]
-    return torch.stack(losses).sum() / total
+    losses = []
+    for x, aim in parts:
+        outputs = network(x)
+        losses.append(F.cross_entropy(outputs, aim.to(outputs.device), reduction="sum"))
+        if tally is not None:
+            tally[0] += int((outputs.detach().argmax(1) != aim.to(outputs.device)).sum())
+            tally[1] += len(x)
+    return torch.stack(losses).sum() / sum(len(x) for x, _ in parts)
 
 
 class _Multiplier:
@@ -198,3 +235,8 @@ class _Multiplier:
             self.price = max(0.0, self.price + self.slope * (count - self.limit))
         excess = soft + self.shift - self.limit
         return self.price * excess + 0.5 * self.slope * excess.clamp(min=0) ** 2
+
+    def missed(self, network: Predict) -> float:
+        """By how much the count exceeds the limit, of what it was at first."""
+        with torch.no_grad():
+            return max(0.0, self.slope * (goal_value(self.item, network) - self.limit))

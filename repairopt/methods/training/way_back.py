@@ -1,0 +1,156 @@
+"""How far to go from the original towards a proposal: as far as bounds hold on rows that the proposal has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repairopt.errors import SpecificationError
+from repairopt.methods.task import Array, Task
+from repairopt.network import Predict
+from repairopt.specify import (
+    Folds,
+    PropertyBound,
+    Statistical,
+    goal_value,
+    inputs_of,
+    restricted,
+    stands_for_population,
+)
+from repairopt.verify import Claim, for_delivered, make_claim
+
+from .two_sides import Sides
+
+LEAST_ROWS = 40  # of a bound, below which nothing is divided
+
+
+class Unseen:
+    """For each row the outputs of the network that was trained without it, at one share of the way."""
+
+    def __init__(self, task: Task, folds: Folds, changes: Sequence[Array], way: float) -> None:
+        self.folds = folds
+        self.networks = [task.engine.predict(way * change) for change in changes]
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)``."""
+        if inputs.data_ptr() not in self.known:
+            fold, outputs = self.folds.of(inputs).to(inputs.device), None
+            for k, network in enumerate(self.networks):
+                mask = fold == k
+                if not bool(mask.any()):
+                    continue
+                found = network(inputs[mask])
+                outputs = found.new_zeros(len(inputs), found.shape[1]) if outputs is None else outputs
+                outputs[mask] = found
+            assert outputs is not None
+            self.known[inputs.data_ptr()] = (inputs, outputs)
+        return self.known[inputs.data_ptr()][1]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How far to go, and from what that is known.
+
+    Attributes:
+        share: Share of the way from the original to the proposal, 0 to 1.
+        bounds: The bounds that decided; empty where none stands for new data.
+        unseen: Outputs of the networks that were trained without a part of the rows each, at that share.
+        changes: Their proposals, ``(n,)`` each.
+        folds: Which rows each had not seen.
+    """
+
+    share: float
+    bounds: tuple[Any, ...] = ()
+    unseen: Unseen | None = None
+    changes: tuple[Array, ...] = ()
+    folds: Folds | None = None
+
+    def claims(self, task: Task, change: Array, confidence: float) -> tuple[Claim, ...]:
+        """Claims about the network at a change ``(n,)``, the one that is delivered."""
+        if self.unseen is None or self.folds is None:
+            return ()
+        found, delivered = [], task.engine.predict(change)
+        original = task.engine.predict()
+        for bound in self.bounds:
+            known: Any = {"confidence": confidence, "source": "cross-validation"}
+            known["original"] = original if bound.relative else None
+            claim = make_claim(bound.name, bound.property, float(bound.limit), self.unseen, **known)
+            if claim is not None:
+                networks = enumerate(self.unseen.networks)
+                seen = [goal_value(_outside(self.folds, k, bound.property), network) for k, network in networks]
+                optimism = claim.interval.value - float(np.mean(seen))
+                found.append(for_delivered(claim, bound.property, delivered, self.unseen, optimism))
+        return tuple(found)
+
+
+def find_way(
+    task: Task,
+    sides: Sides,
+    propose: Callable[[Sides], Array],
+    *,
+    ways: Sequence[float],
+    folds: int,
+    confidence: float | None,
+) -> Way:
+    """The largest share of the way at which all bounds hold on rows that were not trained on.
+
+    Shares are tested from the smallest on, up to the first at which a bound is not shown (fixed-sequence testing): the
+    last that is shown is so with the confidence asked for, whatever the number of tests.
+
+    Args:
+        task: The repair.
+        sides: What is trained on.
+        propose: From such sides to a weight change ``(n,)``.
+        ways: Shares to test.
+        folds: Parts of the rows; each is left out once.
+        confidence: Confidence that each bound holds on new rows; None or up to one half for its value alone.
+
+    References:
+        Angelopoulos, Bates, Candès, Jordan and Lei, Learn then Test, 2021 (fixed-sequence testing).
+    """
+    bounds: tuple[Any, ...] = tuple(c for c in task.constraints if _stands(c))
+    if not bounds or any(_count(c.property) < LEAST_ROWS for c in bounds):
+        return Way(max(ways))
+    division = Folds(folds, task.seed)
+    try:
+        changes = tuple(propose(sides.where(partial(division.outside, k))) for k in range(folds))
+    except SpecificationError:  # a part lacks a class or a group
+        return Way(max(ways))
+    found = Way(min(ways), bounds, Unseen(task, division, changes, min(ways)), changes, division)
+    for way in sorted(ways):
+        task.judge.check_time()
+        unseen = Unseen(task, division, changes, way)
+        with torch.no_grad():
+            if not all(_holds(bound, unseen, confidence) for bound in bounds):
+                break
+        found = Way(way, bounds, unseen, changes, division)
+    return found
+
+
+def _count(prop: Any) -> int:
+    inputs = inputs_of(prop)
+    return 0 if inputs is None else len(inputs)
+
+
+def _outside(folds: Folds, fold: int, prop: Any) -> Any:
+    """A property on the rows that are not in a fold."""
+    return restricted(prop, partial(folds.outside, fold))
+
+
+def _stands(constraint: Any) -> bool:
+    """Whether a bound is a statistic of rows that stand for others."""
+    known = isinstance(constraint, PropertyBound) and constraint.limit is not None
+    return known and stands_for_population(constraint.property) and inputs_of(constraint.property) is not None
+
+
+def _holds(bound: Any, unseen: Predict, confidence: float | None) -> bool:
+    if confidence is None or confidence <= 0.5 or not isinstance(bound.property, Statistical):
+        return bool(goal_value(bound.property, unseen) <= bound.limit)
+    return bool(bound.property.interval(unseen, 2.0 * confidence - 1.0).high <= bound.limit)

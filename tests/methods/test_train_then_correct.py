@@ -1,0 +1,173 @@
+"""Many weights: training proposes, unseen rows say how far to go, and a program makes every hard row hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from biased_task import repair as repair_with, task
+from torch import nn
+
+from repairopt import (
+    Bound,
+    ErrorRate,
+    FlipRate,
+    GroupGap,
+    KeepLabels,
+    OutputBounds,
+    Settings,
+    SpecificationError,
+    TrainThenCorrect,
+    Verdict,
+    solve_repair,
+)
+from repairopt.interfaces.testing import check_method
+from repairopt.methods import Task
+from repairopt.methods.training.exact_rows import correct_rows
+from repairopt.pipeline.prepare import prepare_repair
+from repairopt.program import Program, solve
+from repairopt.specify import make_specification
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """What the network was not trained on: two features turned by two thirds of a right angle, the last one moved."""
+    turn = torch.tensor([[0.5, 0.87], [-0.87, 0.5]])
+    return torch.cat([x[:, :2] @ turn, x[:, 2:5], x[:, 5:] + 4], 1)
+
+
+def labels_of(x: torch.Tensor) -> torch.Tensor:
+    return ((x[:, 0] > 0).long() + 2 * (x[:, 1] + 0.3 * x[:, 2].sin() > 0).long()) % 3
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    clean, new = torch.randn(1600, 6), torch.randn(1600, 6)
+    model = nn.Sequential(nn.Linear(6, 150), nn.ReLU(), nn.Linear(150, 150), nn.ReLU(), nn.Linear(150, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(clean), labels_of(clean)).backward()
+        optimizer.step()
+    return model.requires_grad_(False), clean, new
+
+
+def share_right(model, x, y) -> float:
+    return float((model(x).argmax(1) == y).double().mean())
+
+
+@pytest.mark.slow
+def test_it_passes_the_checks():
+    assert {"gap: better", "points: better", "out of reach: nothing is claimed"} <= set(
+        check_method(TrainThenCorrect())
+    )
+
+
+def test_many_weights_are_repaired_by_it_without_breaking_a_guard(trained, fingerprint):
+    model, clean, new = trained
+    y, there = labels_of(clean), labels_of(new)
+    before = fingerprint(model)
+    goal = ErrorRate(turned(clean), y, name="errors on turned inputs")
+    keep = KeepLabels(clean, y, tolerance=0.0)
+    data = [(clean, y), (turned(clean), y)]
+    many = solve_repair(model, goal, [keep], data=data, weights="all")
+    assert "TrainThenCorrect" in many.report.method
+    right = model(clean).argmax(1) == y
+    assert (many.model(clean).argmax(1) == y)[right].all(), "a guard flipped"
+    last = solve_repair(model, goal, [keep], data=data, weights="last")
+    assert "SQP" in last.report.method
+    gains = [share_right(m, turned(new), there) for m in (model, last.model, many.model)]
+    assert gains[2] > gains[1] + 0.05 > gains[0]
+    assert share_right(many.model, new, there) >= share_right(last.model, new, there) - 0.01
+    assert fingerprint(model) == before
+
+
+@pytest.mark.slow
+def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
+    model, clean, new = trained
+    clean = clean[:800]
+    y, there = labels_of(clean), labels_of(new)
+    flips = FlipRate(clean, y)
+    found = {}
+    for limit in (0.01, 1.0):
+        bound = Bound(flips, limit=limit, name="flips")
+        method = TrainThenCorrect(epochs=2, ways=(0.1, 0.3, 0.6, 1.0), folds=2)
+        repair = solve_repair(model, ErrorRate(turned(clean), y), [bound], weights="all", method=method)
+        now = (model(new).argmax(1) == there) & (repair.model(new).argmax(1) != there)
+        found[limit] = (float(now.double().mean()), repair)
+        claim = next(claim for claim in repair.report.claims if claim.source == "cross-validation")
+        assert claim.name == "flips"
+        assert claim.met == (claim.interval.high <= limit)
+    assert found[0.01][0] <= 0.01 < found[1.0][0]
+    steps = {limit: repair.report.rounds[0].step for limit, (_, repair) in found.items()}
+    assert steps[1.0].startswith("100 %")
+    assert not steps[0.01].startswith("100 %")
+
+
+def test_the_correction_is_the_smallest_that_makes_the_rows_hold(trained):
+    model, clean, _ = trained
+    inputs = clean[:60]
+    bounds = OutputBounds(inputs, torch.eye(3)[:1], torch.tensor([1.0]), name="first output")
+    spec = make_specification(ErrorRate(clean, labels_of(clean), target=0.9), [bounds])
+    prepared = prepare_repair(model, spec, weights="4.weight", method=TrainThenCorrect(), started=(0.0, 0.0))
+    given: Task = prepared.task
+    spec_all = prepare_repair(model, spec, weights="last", method=TrainThenCorrect(), started=(0.0, 0.0))
+    found = correct_rows(spec_all.task, np.zeros(spec_all.task.engine.n), 0.5)
+    assert found.note == ""
+    assert 0 < found.rows < 60
+    assert "not all of the last layer" in correct_rows(given, np.zeros(given.engine.n), 0.5).note
+    features = torch.cat([model[:-1](inputs), torch.ones(60, 1)], 1).double()
+    every = torch.cat([model[:-1](clean), torch.ones(len(clean), 1)], 1).double()
+    moment = torch.cat([every, features]).T @ torch.cat([every, features]) / (len(every) + 60)
+    moment += 1e-3 * moment.trace() / len(moment) * torch.eye(len(moment))
+    now = model(inputs)[:, 0].double().numpy()
+    best = solve(
+        Program(np.zeros(151), moment.numpy(), matrix=features.numpy(), upper=1.0 - now)
+    )  # the first output alone moves, by all 60 rows at once
+    step = np.concatenate([found.change[:150], found.change[450:451]])
+    assert step @ moment.numpy() @ step == pytest.approx(2 * best.objective, rel=0.02)
+    assert np.abs(found.change[150:450]).max() < 1e-9
+
+
+def test_only_chosen_weights_move_and_norms_are_frozen(fingerprint):
+    torch.manual_seed(1)
+    x = task(count=600).inputs.float()
+    y = (x[:, 0] + 0.8 * x[:, 1] > 0.4).long()
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model.requires_grad_(False)
+    before = fingerprint(model)
+    mask = torch.zeros(8, 2, dtype=torch.bool)
+    mask[3:] = True
+    gap = GroupGap.observed(x, 1, target=0.1)
+    found = repair_with(model, gap, method=TrainThenCorrect(rate=0.02), weights={"0.weight": mask}, data=(x, y))
+    assert fingerprint(model) == before
+    old, new = model.state_dict(), found.model.state_dict()
+    assert {name for name in old if not torch.equal(old[name], new[name])} == {"0.weight"}
+    assert torch.equal(old["0.weight"][:3], new["0.weight"][:3])
+
+
+def test_a_goal_without_labels_is_reached_by_its_multiplier():
+    given = task(count=800)
+    keep = KeepLabels(given.inputs, given.labels, tolerance=0.1)
+    report = repair_with(given.model, given.gap(0.05), [keep], method=TrainThenCorrect(rate=0.02), weights="all").report
+    assert report.verdict is Verdict.REPAIRED
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"rate": 0.0}, {"ways": ()}, {"ways": (0.5, 1.5)}, {"folds": 1}, {"confidence": 1.0}]
+)
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(SpecificationError, match=f"TrainThenCorrect: {next(iter(wrong))}="):
+        TrainThenCorrect(**wrong)
+
+
+def test_a_start_is_for_methods_that_step(trained):
+    model, clean, _ = trained
+    goal, settings = ErrorRate(clean, labels_of(clean)), Settings(start=np.zeros(150 * 3))
+    with pytest.raises(SpecificationError, match="does not use it"):
+        solve_repair(model, goal, weights="4.weight", method=TrainThenCorrect(), settings=settings)
