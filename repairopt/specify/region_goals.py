@@ -22,11 +22,17 @@ from repairopt.network import (
 )
 
 from .contracts import Unstated
+from .measures import DOWN, Argument, Given, Measure
 from .regions import Region, as_regions
 from .robustness import network_of
 
 SPLITS = 200  # of leaves, where a network is examined that no method has a proof for
 REMEMBERED = 16  # networks whose evidence is kept
+
+
+def _make_goal(kind: Any, given: Given) -> Any:
+    rows = given.rows_of(given.arguments["keep"])
+    return kind(given.regions(), target=given.limit(), keep=rows.inputs, name=given.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +107,28 @@ class UnprovedRegions(_Regions):
     Attributes:
         regions: A :class:`Region`, or a list of them.
         target: Share that may stay unproved.
+        keep: Inputs ``(N, ...)`` on which a repair keeps the outputs, beside those of data and constraints.
         search: How hard an attack looks for counterexamples.
         splits: Splits of boxes, at most, where a network is examined for which no method has left a proof.
         name: What the report calls it.
     """
 
     method: ClassVar[str] = "regions"  # the method that repairs it, where none is named
+    measures = (
+        Measure(
+            "regions_proved",
+            "Share of the regions of the spec that are proved for every input, by bounds on boxes that they are "
+            "divided into.",
+            "regions_proved() >= 1",
+            relations=DOWN,
+            arguments=(Argument("keep", "data", "rows on which the repair keeps the outputs", "repair"),),
+            make=_make_goal,
+            way="1 - ",
+        ),
+    )
 
     target: float = Unstated(0.0)
+    keep: Any = None
     search: RegionSearch = RegionSearch()
     splits: int = SPLITS
     name: str = "regions not proved"
