@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from repairopt.network import (
     examine_regions,
     input_shape,
 )
+from repairopt.program import ProofStatus, ProofVerdict, RegionProof
 
 from .contracts import Unstated
 from .measures import DOWN, Argument, Given, Measure
@@ -62,6 +64,22 @@ class _Regions:
         while len(known) > REMEMBERED:
             known.pop(next(iter(known)))
 
+    def learn(self, network: nn.Module, proof: RegionProof, verdict: ProofVerdict) -> None:
+        """Keep what the check of a proof found for a network, if it is a proof of these regions."""
+        places = [_place(one, proof) for one in self.regions]
+        if any(place is None for place in places):
+            return
+        count = len(places)
+        proved = verdict.status is ProofStatus.PROVED
+        both = np.stack([proof.leaf_lower, proof.leaf_upper], 1)
+        found = Evidence(
+            torch.full((count,), verdict.sampled_least, dtype=torch.float64),
+            torch.full((count,), verdict.least if proved else 0.0, dtype=torch.float64),
+            torch.full((count,), verdict.share, dtype=torch.float64),
+            tuple(torch.from_numpy(both[proof.leaf_box == place]) for place in places),
+        )
+        self.remember(digest_of(network), found)
+
     def steps(self, network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> NetworkSteps:
         """The network as steps, on inputs of the shape of the regions."""
         first = self.regions[0]
@@ -95,6 +113,16 @@ class _Regions:
             "least certified value (lower bound)": float(found.bound.min()),
             "share of the volume proved": float(found.volume.mean()),
         }
+
+
+def _place(region: Region, proof: RegionProof) -> int | None:
+    """The box of a proof that is a region, with the same rows; None where there is none."""
+    own = [part.numpy() for part in (region.lower, region.upper, *region.rows)]
+    for place, rows in enumerate(proof.rows):
+        other = (proof.lower[place], proof.upper[place], rows.matrix, rows.offset, rows.group)
+        if all(np.array_equal(a, b) for a, b in zip(own, other, strict=True)):
+            return place
+    return None
 
 
 @dataclass(frozen=True, eq=False)
