@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs
 
 from .contracts import Unstated
-from .margins import LabelLeads, samples_in
+from .margins import samples_in
+from .measures import DATA, MARGIN, WHERE, Argument, Given, Measure
+
+
+def _make_wish(kind: Any, given: Given) -> Any:
+    options = given.options()
+    return kind(given.rows(labels=False).inputs, margin=options["margin"], weight=options["price"], name=given.name)
 
 
 @dataclass(frozen=True, eq=False)
-class KeepLowest(LabelLeads):
+class KeepLowest:
     """The output that is smallest on the original network stays the smallest: for networks that give costs of actions.
 
     Attributes:
@@ -24,7 +31,7 @@ class KeepLowest(LabelLeads):
         tolerance: Share of the samples that may fail.
         weight: Price of a violation; None for hard rows.
         name: What rows and report call it.
-        labels: The smallest output of each sample, ``(N,)``; set by ``anchor``.
+        lowest: The smallest output of each sample, ``(N,)``; set by ``anchor``.
 
     Raises:
         SpecificationError: Inputs that are not ``(N, ...)``, a tolerance that is no share.
@@ -41,7 +48,20 @@ class KeepLowest(LabelLeads):
     tolerance: float = Unstated(1.0)
     weight: float | None = 0.1
     name: str = "keep the lowest"
-    labels: Any = field(default=None, repr=False)
+    lowest: Any = field(default=None, repr=False)
+
+    measures = (
+        Measure(
+            "keep_lowest",
+            "A wish, no bound: the smallest output of each row stays the smallest; for networks that give costs.",
+            "keep_lowest(guard)",
+            "none",
+            (),
+            (DATA, MARGIN, Argument("price", "number", "of a mean violation of one unit", 0.1), WHERE),
+            _make_wish,
+            goal=False,
+        ),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
@@ -53,12 +73,14 @@ class KeepLowest(LabelLeads):
 
     def anchor(self, predict: Predict) -> KeepLowest:
         """Remember which output the original network ``predict`` gives the smallest value."""
-        return replace(self, labels=predict(self.inputs).argmin(1).cpu())
+        return replace(self, lowest=predict(self.inputs).argmin(1).cpu())
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """How far each other output lies above the one that was smallest, ``(B, k - 1)``."""
-        assert self.labels is not None, "anchor() first"
-        return super().margins_of(-outputs, samples)
+        assert self.lowest is not None, "anchor() first"
+        own = self.lowest.to(outputs.device)[samples.to(outputs.device)][:, None]
+        rivals = torch.arange(outputs.shape[1] - 1, device=outputs.device)[None]
+        return outputs.gather(1, rivals + (rivals >= own)) - outputs.gather(1, own)
 
     def margins(self, predict: Predict) -> Tensor:
         """Margins of all samples, flattened ``(m,)``."""
@@ -70,9 +92,9 @@ class KeepLowest(LabelLeads):
 
     def describe(self, sample: int, index: int) -> str:
         """What margin ``index`` of a sample compares."""
-        own = int(self.labels[sample])
+        own = int(self.lowest[sample])
         return f"output {own} below output {index + (index >= own)}"
 
     def on(self, inputs: Any, labels: Any = None) -> KeepLowest:
         """The same constraint on other data."""
-        return replace(self, inputs=inputs, labels=None)
+        return replace(self, inputs=inputs, lowest=None)

@@ -57,6 +57,12 @@ class Given(Protocol):
     def rows(self, labels: bool = True) -> Any:
         """The rows that the statement speaks of, with ``inputs``, ``labels`` and ``columns``."""
 
+    def rows_of(self, name: str) -> Any:
+        """A set of rows by name."""
+
+    def regions(self) -> Any:
+        """The input regions that are stated beside the rows."""
+
     def limit(self, default: float = 0.0) -> float:
         """The bound in the unit of the class; the default where the measure is only watched."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +21,20 @@ from repairopt.network import (
     examine_regions,
     input_shape,
 )
+from repairopt.program import ProofStatus, ProofVerdict, RegionProof
 
 from .contracts import Unstated
+from .measures import DOWN, Argument, Given, Measure
 from .regions import Region, as_regions
 from .robustness import network_of
 
 SPLITS = 200  # of leaves, where a network is examined that no method has a proof for
 REMEMBERED = 16  # networks whose evidence is kept
+
+
+def _make_goal(kind: Any, given: Given) -> Any:
+    rows = given.rows_of(given.arguments["keep"])
+    return kind(given.regions(), target=given.limit(), keep=rows.inputs, name=given.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +63,22 @@ class _Regions:
         known[key] = evidence
         while len(known) > REMEMBERED:
             known.pop(next(iter(known)))
+
+    def learn(self, network: nn.Module, proof: RegionProof, verdict: ProofVerdict) -> None:
+        """Keep what the check of a proof found for a network, if it is a proof of these regions."""
+        places = [_place(one, proof) for one in self.regions]
+        if any(place is None for place in places):
+            return
+        count = len(places)
+        proved = verdict.status is ProofStatus.PROVED
+        both = np.stack([proof.leaf_lower, proof.leaf_upper], 1)
+        found = Evidence(
+            torch.full((count,), verdict.sampled_least, dtype=torch.float64),
+            torch.full((count,), verdict.least if proved else 0.0, dtype=torch.float64),
+            torch.full((count,), verdict.share, dtype=torch.float64),
+            tuple(torch.from_numpy(both[proof.leaf_box == place]) for place in places),
+        )
+        self.remember(digest_of(network), found)
 
     def steps(self, network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> NetworkSteps:
         """The network as steps, on inputs of the shape of the regions."""
@@ -91,6 +115,16 @@ class _Regions:
         }
 
 
+def _place(region: Region, proof: RegionProof) -> int | None:
+    """The box of a proof that is a region, with the same rows; None where there is none."""
+    own = [part.numpy() for part in (region.lower, region.upper, *region.rows)]
+    for place, rows in enumerate(proof.rows):
+        other = (proof.lower[place], proof.upper[place], rows.matrix, rows.offset, rows.group)
+        if all(np.array_equal(a, b) for a, b in zip(own, other, strict=True)):
+            return place
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class UnprovedRegions(_Regions):
     """Share of regions that are not proved to hold for every input in them.
@@ -101,14 +135,28 @@ class UnprovedRegions(_Regions):
     Attributes:
         regions: A :class:`Region`, or a list of them.
         target: Share that may stay unproved.
+        keep: Inputs ``(N, ...)`` on which a repair keeps the outputs, beside those of data and constraints.
         search: How hard an attack looks for counterexamples.
         splits: Splits of boxes, at most, where a network is examined for which no method has left a proof.
         name: What the report calls it.
     """
 
     method: ClassVar[str] = "regions"  # the method that repairs it, where none is named
+    measures = (
+        Measure(
+            "regions_proved",
+            "Share of the regions of the spec that are proved for every input, by bounds on boxes that they are "
+            "divided into.",
+            "regions_proved() >= 1",
+            relations=DOWN,
+            arguments=(Argument("keep", "data", "rows on which the repair keeps the outputs", "repair"),),
+            make=_make_goal,
+            way="1 - ",
+        ),
+    )
 
     target: float = Unstated(0.0)
+    keep: Any = None
     search: RegionSearch = RegionSearch()
     splits: int = SPLITS
     name: str = "regions not proved"

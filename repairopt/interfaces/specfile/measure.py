@@ -159,7 +159,7 @@ def _of_rows(item: BoundStatement, constraint: Any, network: PlainNetwork) -> fl
     margins = constraint.margins(network).detach().double().cpu().numpy()
     count = sample_count(constraint)
     by_row = margins.reshape(count, -1) if count else np.zeros((0, 1))
-    if labels_of(constraint) is not None:
+    if labels_of(constraint) is not None or not item.statement.bounds:
         return float((by_row < 0).any(axis=1).sum())
     allowed = int(math.floor(tolerance_of(constraint) * count + 1e-9))
     worst = by_row.min(axis=1)

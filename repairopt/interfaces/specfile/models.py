@@ -162,6 +162,27 @@ class ChangeSpec(Strict):
     minimize: OBJECTIVES = "auto"
 
 
+class RegionSpec(Strict):
+    """Inputs on which something must hold for every one: those of a VNN-LIB file, or a ball around a row."""
+
+    vnnlib: str | None = Field(default=None, description="VNN-LIB file, relative to the spec file")
+    label: str | int | None = Field(default=None, description="class that must win on a ball")
+    around: int | None = Field(default=None, ge=0, description="row in the middle of the ball, counted from 0")
+    data: str = Field(default="repair", description="set of rows that it is in")
+    eps: Annotated[float, Field(ge=0)] | None = Field(default=None, description="radius, in units of the inputs")
+    lower: Number | None = Field(default=None, description="smallest allowed input")
+    upper: Number | None = Field(default=None, description="largest allowed input")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RegionSpec:
+        ball = (self.label, self.around, self.eps)
+        if (self.vnnlib is None) == all(part is None for part in ball):
+            raise ValueError("expected either vnnlib, or label, around and eps")
+        if self.vnnlib is None and any(part is None for part in ball):
+            raise ValueError("a ball needs label, around and eps")
+        return self
+
+
 def _short_for(key: str, allowed: Any) -> BeforeValidator:
     """A text in place of a mapping stands for its one key."""
     return BeforeValidator(lambda v: {key: v} if isinstance(v, str) else v, json_schema_input_type=allowed)
@@ -198,12 +219,15 @@ Lines = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=st
 class Spec(Strict):
     """A repair: model, data, goal, bounds."""
 
+    _later: ClassVar[tuple[str, ...]] = ("regions",)
     version: Literal[1] = Field(default=1, description="of the format of spec files")
     model: ModelSpec
     data: dict[str, Annotated[SetSpec, _short_for("file", str | SetSpec)]] = Field(
+        default={},
         description="sets of rows by name: repair, which statements speak of; held_out, which the repair never sees; "
-        "guard; any others"
+        "guard; any others; without any, points are drawn around the regions",
     )
+    regions: list[RegionSpec] = Field(default=[], description="inputs of which the goal regions_proved speaks")
     split: SplitSpec = SplitSpec()
     inputs: Annotated[
         Columns | None,
@@ -230,13 +254,17 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Spec:
+        if self.regions and not self.data and all(one.vnnlib is not None for one in self.regions):
+            if self.inputs is not None or self.array is not None or self.label is not None:
+                raise ValueError("inputs, array and label say how data are read; there are no data")
+            return self
         if "repair" not in self.data:
             raise ValueError(f"data: needs a set 'repair'; got {', '.join(self.data) or 'none'}")
         if (self.inputs is None) == (self.array is None):
             raise ValueError("expected either inputs (columns of a table) or array (of an npz file)")
         if self.inputs is not None and not self.inputs:
             raise ValueError("inputs: expected at least one column")
-        if self.goal is None and not self.bounds:
+        if self.goal is None and not self.bounds and not self.regions:
             raise ValueError("expected a goal, bounds, or both")
         for name in ("held_out", "guard"):
             if getattr(self.split, name) and name in self.data:

@@ -21,6 +21,7 @@ from repairopt.patches import check_archive, listed, load_weights
 from .load_rows import load_data
 from .nnet_file import read_nnet
 from .reader import SpecFile, check_spec, read_spec
+from .stated_regions import load_regions, points_around
 
 
 def load_model(file: SpecFile, rows: Tensor | None = None) -> nn.Module:
@@ -137,6 +138,7 @@ class OpenSpec:
         """SHA-256 of every file that the spec names."""
         spec, found = self.file.spec, {}
         names = [entry.file for entry in spec.data.values()]
+        names += [region.vnnlib for region in spec.regions if region.vnnlib is not None]
         names += [name for name in (spec.model.weights, spec.model.onnx) if name is not None]
         for name in dict.fromkeys(names):
             with (self.file.folder / name).open("rb") as file:
@@ -154,8 +156,7 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
         file = check_spec(Path("spec"), dict(source))
     else:
         file = source if isinstance(source, SpecFile) else read_spec(source)
-    rows = load_data(file)
-    data = _cast(rows, model := load_model(file, rows.sets["repair"].inputs))
+    data, model = _loaded(file)
     goal = None if file.goal is None else _bind(file, file.goal, data, ("goal",))
     bounds = tuple(_bind(file, bound, data, ("bounds", i)) for i, bound in enumerate(file.bounds))
     watch = tuple(_bind(file, item, data, ("watch", i)) for i, item in enumerate(file.watch))
@@ -167,6 +168,17 @@ def open_spec(source: str | Path | SpecFile | Mapping[str, Any]) -> OpenSpec:
     if goal is not None:
         goal.as_goal()
     return OpenSpec(file, model, data, goal, bounds, watch, tuple(twins))
+
+
+def _loaded(file: SpecFile) -> tuple[Data, nn.Module]:
+    """Rows and network; where a spec names no data, points around its regions stand for them."""
+    if file.spec.data:
+        rows = load_data(file)
+        data = _cast(rows, model := load_model(file, rows.sets["repair"].inputs))
+    else:
+        model = load_model(file)
+        data = _cast(Data({"repair": points_around(file, model)}, [], (), file.folder), model)
+    return replace(data, regions=load_regions(file, data, model)), model
 
 
 def _bind(file: SpecFile, statement: Statement, data: Data, where: Any, on: str | None = None) -> BoundStatement:

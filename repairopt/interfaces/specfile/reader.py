@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .models import Spec
 
 LARGEST = 2**22  # bytes of a spec file
+PROVED = "regions_proved() >= 1"  # the goal of a spec that states regions alone
 MOST_NODES = 100_000  # keys, values and list entries of a spec file, aliases written out
 CUT_OFF = "\n    Is it cut off? In [a, b] YAML ends a bound at ] and at some commas: put each on a line after '- '."
 Path_ = tuple[Any, ...]
@@ -85,7 +86,8 @@ def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = Non
     except ValidationError as error:
         problems = sorted({_explain(item, content, places) for item in error.errors(include_url=False)})
         raise SpecFileError("\n".join(f"{path}, line {line}: {text}" for line, text in problems)) from None
-    texts: list[tuple[Path_, str]] = [(("goal",), spec.goal)] if spec.goal is not None else []
+    goal_text = spec.goal if spec.goal is not None or not spec.regions else PROVED
+    texts: list[tuple[Path_, str]] = [(("goal",), goal_text)] if goal_text is not None else []
     texts += [(("bounds", i), text) for i, text in enumerate(spec.bounds)]
     texts += [(("watch", i), text) for i, text in enumerate(spec.watch)]
     found: dict[str, list[Statement]] = {"goal": [], "bounds": [], "watch": []}

@@ -27,7 +27,9 @@ def keep_inputs(task: Task, lower: Tensor, upper: Tensor, size: int) -> tuple[Te
 
     They are those of data and constraints; without any, points drawn from a box around the regions.
     """
-    given = [x for x, _ in task.data] + [c.inputs for c in task.constraints if isinstance(c, SampleConstraint)]
+    own = getattr(task.goal, "keep", None)
+    given = [] if own is None else [own]
+    given += [x for x, _ in task.data] + [c.inputs for c in task.constraints if isinstance(c, SampleConstraint)]
     draw = torch.Generator().manual_seed(task.seed)
     given = [x.detach().cpu().double().flatten(1) for x in given]
     if given:

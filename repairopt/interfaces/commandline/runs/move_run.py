@@ -13,6 +13,7 @@ from repairopt.interfaces.specfile.load_rows import load_data
 from repairopt.interfaces.specfile.onnx_model import source_of, write_onnx
 from repairopt.interfaces.specfile.opened import fill_weights, load_model
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
+from repairopt.interfaces.specfile.stated_regions import points_around
 from repairopt.patches import WrappedPatch, export_onnx, fingerprint, load_patch, save_weights, whole_file
 
 from .results import MoveResult
@@ -42,7 +43,7 @@ def move_patch(
     if not target.parent.is_dir():
         raise ResultError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
     file, found = read_spec(source), load_patch(patch)
-    rows = load_data(file).sets["repair"].inputs if file.spec.model.onnx else None
+    rows = load_data(file).sets["repair"].inputs if file.spec.model.onnx and file.spec.data else None
     model = load_model(file, rows)
     if weights is not None:
         model = found.around_weights(model) if back and isinstance(found, WrappedPatch) else model
@@ -61,8 +62,8 @@ def move_patch(
 
 def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float | None:
     if kind == "onnx":
-        data = load_data(file)
-        rows = data.sets["repair"].inputs[:EXAMPLES]
+        known = load_data(file).sets["repair"] if file.spec.data else points_around(file, model)
+        rows = known.inputs[:EXAMPLES]
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         rows = rows.to(dtype) if rows.is_floating_point() else rows
         if source_of(model) is not None:

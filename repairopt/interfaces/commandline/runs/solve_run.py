@@ -312,6 +312,8 @@ def _method(spec: OpenSpec) -> Any:
     """SQP with the spec's objective and confidence, or what the spec names."""
     said = spec.file.spec
     objective = said.change.minimize
+    if said.method == "auto" and isinstance(getattr(spec.goal and spec.goal.item, "method", None), str):
+        return "auto"  # the goal names the method that brings it about
     if said.method in ("sqp", "auto"):
         return SQP(objective=objective, confidence=said.confidence)
     if objective != "auto":

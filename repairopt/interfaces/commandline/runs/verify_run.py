@@ -25,6 +25,7 @@ from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
+from .checked_regions import take_proof
 from .results import CheckLine, CheckResult, SolveResult, VerifyResult
 from .run_folder import AUDIT, EVIDENCE, PROOF, REPORT, RESULT, SIGNATURE, read_result
 
@@ -122,6 +123,8 @@ class _Verifier:
             count = f"{len(patch.changes)} changed weights recomputed"
             self.say("changes", not wrong, "; ".join(wrong) or f"{count}: names, numbers of entries, largest changes")
             self.largest = _largest(self.spec.model, model)
+        if (proof := take_proof(self.spec, model, self.path.parent)) is not None:
+            self.say("regions", *proof)
         claims = measure_claims(self.spec, model, location=self._location())
         wrong = _differences(patch.info.claims, claims)
         count = f"{len(claims)} claims recomputed"
@@ -294,6 +297,7 @@ def check_spec_file(
     judged = spec.model if model is None else model
     if patch is not None:
         judged = Patch.load(patch).apply(judged)
+        take_proof(spec, judged, Path(patch).parent)
     claims = measure_claims(spec, judged)
     met = all_met(claims, strict)
     return CheckResult(

@@ -39,7 +39,7 @@ class BoundStatement:
     @property
     def by_location(self) -> bool:
         """Whether it speaks of the chosen weights in their order, which the repair alone knows."""
-        return not self.data and not isinstance(self.item, ChangeBox)
+        return not self.data and not isinstance(self.item, ChangeBox) and not self.is_property
 
     @property
     def wish(self) -> bool:
@@ -128,6 +128,13 @@ class _Given:
         self.way = "" if way == "- " and (from_above or not statement.bounds) else way
         self.name = f"{self.way}{statement.name}"  # the library bounds a miss rate: it may not call it recall
 
+    def rows_of(self, name: str) -> RowSet:
+        if name not in self.all.sets:
+            raise self.statement.fail(
+                "", f"there is no set of rows '{name}'; {did_you_mean(name, list(self.all.sets))}"
+            )
+        return self.all.sets[name]
+
     def rows(self, labels: bool = True) -> RowSet:
         if self.set not in self.all.sets:
             hint = did_you_mean(self.set, list(self.all.sets))
@@ -144,6 +151,11 @@ class _Given:
         if labels and found.labels is None:
             raise self.statement.fail("data", f"'{self.set}' has no labels, which {self.statement.measure.name} needs")
         return found
+
+    def regions(self) -> Any:
+        if not self.all.regions:
+            raise self.statement.fail("", "the spec states no regions; expected regions: with one or more")
+        return self.all.regions
 
     def label(self, argument: str, value: Any) -> int:
         names = [str(name) for name in self.all.classes]

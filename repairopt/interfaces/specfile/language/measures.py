@@ -33,6 +33,8 @@ CLASSES: tuple[Any, ...] = (
     specify.OutputBounds,
     specify.CertifiedRadius,
     specify.AdversarialError,
+    specify.UnprovedRegions,
+    specify.KeepLowest,
     OwnMeasure,
     specify.ChangeLimit,
     specify.LinearRows,

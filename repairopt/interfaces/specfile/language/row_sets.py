@@ -74,12 +74,14 @@ class Data:
         classes: Names of the classes in the order of the network's outputs, or empty where they are numbers.
         input_columns: Names of the columns of the inputs, in order, or empty.
         folder: What file names and Python modules in statements are relative to.
+        regions: Input regions that are stated beside the rows.
     """
 
     sets: Mapping[str, RowSet]
     classes: Sequence[str] = ()
     input_columns: Sequence[str] = ()
     folder: Path = Path()
+    regions: Sequence[Any] = ()
     _parts: dict[Any, RowSet] = field(default_factory=dict, init=False, repr=False)
 
     def part(self, name: str, where: tuple[Condition, ...] | None = None, first: int | None = None) -> RowSet:

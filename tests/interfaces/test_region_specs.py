@@ -1,0 +1,140 @@
+"""Spec files with regions: an ONNX file and a VNN-LIB file become a repaired ONNX file with a checked proof."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from repairopt.errors import SpecFileError
+from repairopt.interfaces.commandline.commands import main
+from repairopt.interfaces.specfile.opened import open_spec
+from repairopt.patches import save_weights
+from repairopt.specify import UnprovedRegions
+
+RANGE = """
+(declare-const X_0 Real)
+(declare-const X_1 Real)
+(declare-const Y_0 Real)
+(assert (>= X_0 -1.0))
+(assert (<= X_0 1.0))
+(assert (>= X_1 -1.0))
+(assert (<= X_1 1.0))
+(assert (or (and (>= Y_0 1.03)) (and (<= Y_0 -1.03))))
+"""
+SPEC = """
+model:
+  factory: repairopt.interfaces.specfile.networks:mlp
+  arguments: {sizes: [2, 16, 16, 1]}
+  weights: controller.safetensors
+regions: [{vnnlib: range.vnnlib}]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("regions")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(200):
+        x = 2 * torch.rand(256, 2) - 1
+        loss = (model(x) - (x @ torch.tensor([[1.0], [0.7]])).clamp(-1, 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_weights(model, folder / "controller.safetensors")
+    (folder / "range.vnnlib").write_text(RANGE)
+    (folder / "spec.yaml").write_text(SPEC)
+    assert ran("solve", folder / "spec.yaml", "--out", folder / "run", "--quiet") == 0
+    return folder
+
+
+def ran(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return ended.value.code
+
+
+def test_solve_writes_a_proof_that_is_checked_and_verified(run, capsys):
+    assert ran("check-proof", run / "run", "--samples", 20000, "--quiet") == 0
+    assert capsys.readouterr().out.startswith("PROVED")
+    assert ran("verify", run / "spec.yaml", "--patch", run / "run" / "patch.safetensors") == 0
+    result = json.loads((run / "run" / "result.json").read_text())
+    assert result["verdict"] == "repaired"
+    assert result["report"]["proof"]["status"] == "proved"
+    assert "proof.safetensors" in result["hashes"]
+
+
+def test_check_tells_the_original_from_the_repaired_network(run, capsys):
+    assert ran("check", run / "spec.yaml") == 1
+    assert ran("check", run / "spec.yaml", "--patch", run / "run" / "patch.safetensors") == 0
+
+
+def test_without_its_proof_a_patch_is_not_believed(run, tmp_path, capsys):
+    patch = tmp_path / "patch.safetensors"
+    patch.write_bytes((run / "run" / "patch.safetensors").read_bytes())
+    proof = run / "run" / "proof.safetensors"
+    kept = proof.read_bytes()
+    proof.write_bytes(kept[:-8])
+    try:
+        assert ran("verify", run / "spec.yaml", "--patch", run / "run" / "patch.safetensors") == 1
+        assert "regions" in capsys.readouterr().out
+    finally:
+        proof.write_bytes(kept)
+
+
+def test_the_repaired_network_is_written_as_onnx(run, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    import onnxruntime
+
+    target = run / "repaired.onnx"
+    patch = run / "run" / "patch.safetensors"
+    assert ran("apply", run / "spec.yaml", patch, "--out", target, "--overwrite") == 0
+    session = onnxruntime.InferenceSession(str(target))
+    x = (2 * np.random.default_rng(0).random((5000, 2)) - 1).astype(np.float32)
+    outputs = session.run(None, {session.get_inputs()[0].name: x})[0]
+    assert np.abs(outputs).max() < 1.03
+
+
+def test_balls_around_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.random((20, 2)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
+    (tmp_path / "spec.yaml").write_text(
+        "model: {factory: 'repairopt.interfaces.specfile.networks:mlp', arguments: {sizes: [2, 8, 2]}}\n"
+        "data: {repair: rows.npz}\narray: x\nlabel: {column: y, classes: [low, high]}\n"
+        "regions: [{label: high, around: 3, eps: 0.02}, {label: low, around: 4, eps: 0.01, lower: 0, upper: 1}]\n"
+    )
+    spec = open_spec(tmp_path / "spec.yaml")
+    goal = spec.goal.as_goal()
+    assert isinstance(goal, UnprovedRegions)
+    assert [one.name for one in goal.regions] == [
+        "class high around row 3 of repair",
+        "class low around row 4 of repair",
+    ]
+    np.testing.assert_allclose(goal.regions[0].upper - goal.regions[0].lower, 0.04, rtol=1e-6)
+    assert goal.regions[0].matrix.tolist() == [[-1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("regions: [{vnnlib: missing.vnnlib}]", "line 7.*there is no file"),
+        ("regions: [{label: 1, around: 2}]", "line 7.*needs label, around and eps"),
+        ("regions: [{vnnlib: range.vnnlib, eps: 0.1}]", "line 7.*either vnnlib, or label"),
+        ("regions: [{vnnlib: broken.vnnlib}]", "line 7.*broken.vnnlib', line 1"),
+    ],
+)
+def test_mistakes_are_told_with_their_line(tmp_path: Path, text, message):
+    (tmp_path / "range.vnnlib").write_text(RANGE)
+    (tmp_path / "broken.vnnlib").write_text("(declare-const X_0 Real)\n(assert (>= X_0 a))\n")
+    spec = SPEC.replace("  weights: controller.safetensors\n", "").replace("regions: [{vnnlib: range.vnnlib}]", text)
+    (tmp_path / "spec.yaml").write_text("\n\n" + spec.lstrip("\n").replace("regions", "\nregions"))
+    with pytest.raises(SpecFileError, match=message):
+        open_spec(tmp_path / "spec.yaml")
