@@ -1,0 +1,252 @@
+"""Methods for points: what each guarantees, against programs that are written out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import nn
+
+from repairopt import CallableProperty, ErrorRate, FixLabels, KeepLabels, solve_repair
+from repairopt.errors import SpecificationError, UnsupportedError
+from repairopt.interfaces.testing import check_method
+from repairopt.methods import APRNN, PRDNN, find_method
+from repairopt.patches import load_patch
+from repairopt.report import Verdict
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2
+    return model
+
+
+def wrong_points(model, count=8, seed=1):
+    """Points, and for each the answer that comes second."""
+    inputs = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        return inputs, model(inputs).topk(2).indices[:, 1]
+
+
+def labels_of(model, x):
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+def layers(model):
+    return [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in model if isinstance(m, nn.Linear)]
+
+
+def two_channels(model, changed, x):
+    """Both channels of a decoupled network at one input, written out; ``changed`` has the values' weights."""
+    active, value = x, x
+    for k, ((weight, bias), (new, shift)) in enumerate(zip(layers(model), changed, strict=True)):
+        active, value = weight @ active + bias, new @ value + shift
+        if k < len(changed) - 1:
+            value = value * (active > 0)
+            active = np.maximum(active, 0)
+    return value
+
+
+def answer_slopes(model, layer, x, biases):
+    """Derivatives ``(k, n)`` of a decoupled network's outputs, by unit changes of a layer and of later biases."""
+    plain = layers(model)
+    base = two_channels(model, plain, x)
+    columns = []
+    for index in np.ndindex(*plain[layer][0].shape):
+        new = [(w.copy(), b.copy()) for w, b in plain]
+        new[layer][0][index] += 1
+        columns.append(two_channels(model, new, x) - base)
+    for k in (layer, *biases):
+        for i in range(len(plain[k][1])):
+            new = [(w.copy(), b.copy()) for w, b in plain]
+            new[k][1][i] += 1
+            columns.append(two_channels(model, new, x) - base)
+    return np.array(columns).T
+
+
+def answer_rows(model, layer, x, label, buffer, biases=()):
+    """``A d >= b`` for one point."""
+    slopes, base = answer_slopes(model, layer, x, biases), two_channels(model, layers(model), x)
+    rivals = [j for j in range(len(base)) if j != label]
+    return [(slopes[label] - slopes[j], buffer - (base[label] - base[j])) for j in rivals]
+
+
+def least_value(rows, limit=3.0):
+    """Optimum of mean |d| + max |d| under ``A d >= b``."""
+    matrix, side = (np.array(part) for part in zip(*rows, strict=True))
+    n, m = matrix.shape[1], len(matrix)
+    eye, zero = np.eye(n), np.zeros((n, 1))
+    sizes = [[eye, -eye, zero], [-eye, -eye, zero], [0 * eye, eye, zero - 1]]
+    above = np.block([[-matrix, np.zeros((m, n + 1))], *sizes])
+    cost = np.concatenate([np.zeros(n), np.full(n, 1 / n), [1.0]])
+    bounds = [(-limit, limit)] * n + [(0, None)] * (n + 1)
+    return linprog(cost, above, np.concatenate([-side, np.zeros(3 * n)]), bounds=bounds, method="highs")
+
+
+def objective(delta):
+    return np.abs(delta).mean() + np.abs(delta).max()
+
+
+# ------------------------------------------------------------------------------------------------------------ PRDNN
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_prdnn_makes_all_points_right_by_the_least_change_of_a_decoupled_network(layer, tmp_path):
+    model = network()
+    x, y = wrong_points(model, count=2 + 2 * layer, seed=4)
+    names = [f"{2 * layer}.weight", f"{2 * layer}.bias"]
+    repair = solve_repair(model, ErrorRate(x, y, target=0.0), weights=names, method=PRDNN())
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert bool((repair.model(x).argmax(1) == y).all())
+    pairs = [*zip(x.numpy(), y.tolist(), strict=True)]
+    rows = [row for one, label in pairs for row in answer_rows(model, layer, one, label, 0.05)]
+    buffers = dict(repair.model.named_buffers())
+    change = [buffers[f"change_of_{name.replace('.', '__')}"].numpy() for name in names]
+    delta = np.concatenate([part.ravel() for part in change])
+    assert objective(delta) == pytest.approx(least_value(rows).fun, rel=1e-6)
+    changed = layers(model)
+    changed[layer] = tuple(old + part for old, part in zip(changed[layer], change, strict=True))
+    with torch.no_grad():
+        assert np.allclose(repair.model(x), [two_channels(model, changed, one) for one in x.numpy()])
+    patch = repair.as_patch(model)
+    patch.save(tmp_path / "patch.safetensors")
+    again = load_patch(tmp_path / "patch.safetensors").apply(model)
+    assert torch.allclose(again(x), repair.model(x))
+
+
+@pytest.mark.parametrize(("norm", "value"), [("l1+linf", 1.5375), ("linf", 1.025), ("l1", 0.5125), ("l2", 0.26265625)])
+def test_prdnn_finds_the_known_optimum_of_a_toy(norm, value):
+    model = nn.Linear(2, 2, bias=False).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(2 * torch.eye(2))
+    point = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([1])
+    repair = solve_repair(model, ErrorRate(*point, target=0.0), weights="all", method=PRDNN(norm=norm))
+    delta = (repair.model.weight - model.weight).detach().numpy().ravel()
+    found = {"l1": np.abs(delta).mean(), "linf": np.abs(delta).max(), "l2": (delta**2).mean() / 2}
+    assert found.get(norm, objective(delta)) == pytest.approx(value, rel=1e-6)
+    outputs = repair.model(point[0])[0].detach()
+    assert float(outputs[1] - outputs[0]) == pytest.approx(0.05)
+
+
+def test_prdnn_keeps_points_and_gives_up_only_those_that_contradict():
+    model = network()
+    x, y = wrong_points(model)
+    keep = torch.randn(10, 3, dtype=torch.float64)
+    labels = model(keep).argmax(1)
+    goal, constraint = ErrorRate(x[:1], y[:1], target=0.0), KeepLabels(keep, labels)
+    repair = solve_repair(model, goal, [constraint], weights=["2.weight", "2.bias"], method=PRDNN())
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert torch.equal(repair.model(keep).argmax(1), labels)
+    twice = torch.cat([x, x[:1]]), torch.cat([y, labels_of(model, x[:1])])
+    repair = solve_repair(model, ErrorRate(*twice, target=0.0), weights="last", method=PRDNN())
+    assert repair.report.verdict is not Verdict.REPAIRED
+    assert int((repair.model(twice[0]).argmax(1) == twice[1]).sum()) == 8
+    hard = solve_repair(model, ErrorRate(*twice, target=0.0), weights="last", method=PRDNN(soft=False))
+    assert torch.equal(hard.model[4].weight, model[4].weight)
+
+
+# ------------------------------------------------------------------------------------------------------------ APRNN
+
+
+def pattern(model, x):
+    found = []
+    for layer in model:
+        if isinstance(layer, nn.ReLU):
+            found.append(x > 0)
+        x = layer(x)
+    return torch.cat(found, 1)
+
+
+def sign_rows(model, layer, biases, x):
+    """``A d >= b`` by which ReLUs from a layer on keep their signs at one point, as rows of answers of a head."""
+    rows = []
+    for depth in range(layer, len(layers(model)) - 1):
+        head = nn.Sequential(*model[: 2 * depth + 1], nn.Linear(len(layers(model)[depth][1]), 1).double())
+        for i in range(head[-1].in_features):
+            with torch.no_grad():
+                read = float(model[: 2 * depth + 1](torch.tensor(x))[i])
+                head[-1].weight.zero_()[0, i] = np.sign(read)
+                head[-1].bias.zero_()
+            own = answer_slopes(head, layer, x, [k for k in biases if k <= depth])
+            later = sum(len(layers(model)[k][1]) for k in biases if k > depth)
+            rows.append((np.concatenate([own[0], np.zeros(later)]), min(abs(read), 1e-4) - abs(read)))
+    return rows
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("norm", ["l1+linf", "l2"])
+def test_aprnn_repairs_the_ordinary_network_and_keeps_all_patterns(layer, norm):
+    model = network()
+    x, y = wrong_points(model, count=1 + layer)
+    names = [f"{2 * layer}.weight", *(f"{2 * k}.bias" for k in range(layer, 3))]
+    repair = solve_repair(model, ErrorRate(x, y, target=0.0), weights=names, method=APRNN(norm=norm))
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert type(repair.model) is nn.Sequential
+    with torch.no_grad():
+        assert bool((repair.model(x).argmax(1) == y).all())
+        assert torch.equal(pattern(model, x), pattern(repair.model, x))
+    if norm == "l1+linf":
+        later = [*range(layer + 1, 3)]
+        pairs = [*zip(x.numpy(), y.tolist(), strict=True)]
+        rows = [row for one, label in pairs for row in answer_rows(model, layer, one, label, 0.05, later)]
+        rows += [row for one, _ in pairs for row in sign_rows(model, layer, later, one)]
+        old, new = model.state_dict(), repair.model.state_dict()
+        delta = np.concatenate([(new[name] - old[name]).numpy().ravel() for name in names])
+        assert objective(delta) == pytest.approx(least_value(rows).fun, rel=1e-5)
+
+
+def test_aprnn_repairs_a_polytope_whose_vertices_share_a_pattern():
+    model = network()
+    center = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    step = 1.0
+    while True:  # a box around a point within one linear region
+        corners = torch.cartesian_prod(*[torch.tensor([-step, step], dtype=torch.float64)] * 3) + center
+        if bool((pattern(model, corners) == pattern(model, center)).all()):
+            break
+        step /= 2
+    label = (model(center).argmax(1) + 1) % 3
+    goal = ErrorRate(corners, label.repeat(8), target=0.0)
+    names = ["2.weight", "2.bias", "4.bias"]
+    repair = solve_repair(model, goal, weights=names, method=APRNN(norm="l2"))
+    inside = center + step * (2 * torch.rand(10000, 3, dtype=torch.float64) - 1)
+    assert repair.report.verdict is Verdict.REPAIRED
+    with torch.no_grad():
+        assert bool((repair.model(inside).argmax(1) == label).all())
+
+
+# ---------------------------------------------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", ["prdnn", "aprnn"])
+def test_the_methods_behave(name):
+    assert {"points: better", "points: patch", "points: time limit"} <= set(check_method(find_method(name)))
+
+
+@pytest.mark.parametrize("method", [PRDNN(), APRNN()])
+def test_what_is_no_repair_of_points_is_refused(method):
+    model = network()
+    x, y = wrong_points(model)
+    never = CallableProperty(lambda predict: 1.0 + 0.0 * predict(x).sum(), target=0.5)
+    with pytest.raises(SpecificationError, match="names points that are wrong"):
+        solve_repair(model, never, [KeepLabels(x, y)], weights="last", method=method)
+    with pytest.raises(SpecificationError, match="one layer"):
+        solve_repair(model, ErrorRate(x, y, target=0.0), weights="all", method=method)
+    with pytest.raises(SpecificationError, match="norm="):
+        type(method)(norm="l3")
+
+
+def test_aprnn_refuses_networks_that_are_not_piecewise_linear():
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
+    with pytest.raises(UnsupportedError, match="Tanh"):
+        solve_repair(model, ErrorRate(*wrong_points(model), target=0.0), weights=["0.weight"], method=APRNN())
+
+
+def test_points_may_also_be_given_as_constraints():
+    model = network()
+    x, y = wrong_points(model, count=4)
+    goal, constraint = ErrorRate(x[:1], y[:1], target=0.0), FixLabels(x[1:], y[1:])
+    repair = solve_repair(model, goal, [constraint], weights="last", method=PRDNN())
+    assert bool((repair.model(x).argmax(1) == y).all())
