@@ -11,7 +11,8 @@ import torch
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
-from repairopt.network import Engine, identity
+from repairopt.network import Engine
+from repairopt.specify import samples_in
 from repairopt.surrogate import LinearizedRows, linearize
 
 from .least_norm import LeastNorm, leads_of, points_of, solve_least
@@ -70,12 +71,8 @@ class APRNN(LeastNorm):
 
 def _points(task: Task) -> Any:
     """The inputs that rows speak of, each once, ``(N, ...)``."""
-    parts: dict[Any, Any] = {}
-    for constraint in task.constraints:
-        one: Any = constraint
-        inputs = one.inputs if one.samples is None else one.inputs[one.samples.to(one.inputs.device)]
-        parts[identity(one.inputs), str(one.samples)] = inputs
-    return torch.unique(torch.cat(list(parts.values())), dim=0)
+    every: list[Any] = [*task.constraints]
+    return torch.unique(torch.cat([one.inputs[samples_in(one).to(one.inputs.device)] for one in every]), dim=0)
 
 
 def _check_weights(engine: Engine, method: object) -> None:

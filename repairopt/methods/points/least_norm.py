@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.network import Engine
 from repairopt.program import Array, LowRankHessian, Program, Solution, solve_working_set
-from repairopt.specify import ChangeBox, SampleConstraint, SampleShare, ShareRows, margins_at
+from repairopt.specify import ChangeBox, SampleConstraint, SampleShare, ShareRows, margins_at, samples_in
 from repairopt.verify import Judge
 
 NORMS = ("l1+linf", "l1", "linf", "l2")
@@ -60,8 +61,26 @@ def points_of(task: Task, method: object) -> Task:
             f"method {name}: neither the goal '{goal.name}' nor a constraint names points that are wrong. Give "
             f"ErrorRate(inputs, labels, target=0) as the goal, or FixLabels(inputs, labels) among the constraints."
         )
+    _check_linear(task, rows, name)
     spec = replace(task.spec, constraints=(*rows, *task.change))
     return replace(task, spec=spec, judge=Judge(task.engine, spec, task.judge.deadline))
+
+
+def _check_linear(task: Task, rows: list[Any], name: str) -> None:
+    """Margins that are affine in the outputs of their sample, as leads of labels are; else a SpecificationError."""
+    draw = torch.Generator().manual_seed(0)
+    for constraint in rows:
+        few = samples_in(constraint)[:50]
+        if not len(few):
+            continue
+        outputs = task.engine.predict()(constraint.inputs[few.to(constraint.inputs.device)]).detach().cpu().double()
+        away = torch.randn(outputs.shape, generator=draw, dtype=torch.float64) * (1 + outputs.abs().max())
+        ends = [constraint.margins_of(outputs + shift, few) for shift in (0 * away, away, away / 2)]
+        if not torch.allclose((ends[0] + ends[1]) / 2, ends[2], atol=1e-6 * float(away.abs().max())):
+            raise SpecificationError(
+                f"method {name}: the margins of '{constraint.name}' are not linear in the outputs, as its programs "
+                f"need. Choose another method, such as sqp."
+            )
 
 
 def leads_of(task: Task, buffer: float) -> tuple[Array, ...]:
