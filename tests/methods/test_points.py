@@ -9,11 +9,15 @@ from torch import nn
 
 from repairopt import CallableProperty, ErrorRate, FixLabels, KeepLabels, Specification, solve_repair
 from repairopt.errors import SpecificationError, UnsupportedError
+from repairopt.interfaces.specfile.nnet_file import load_nnet
 from repairopt.interfaces.testing import check_method
-from repairopt.methods import APRNN, MDNN, PRDNN, find_method
+from repairopt.methods import APRNN, MDNN, PRDNN, REASSURE, find_method
+from repairopt.methods.points.reassure import linear_region, patch_program
 from repairopt.patches import load_patch
 from repairopt.pipeline import prepare_repair
+from repairopt.program import solve
 from repairopt.report import Verdict
+from repairopt.verify import layered_copy
 
 
 def network(seed=0):
@@ -300,6 +304,64 @@ def test_mdnn_reproduces_published_optima(data_dir):
             task = prepare_repair(head, spec, weights="all", method=MDNN(limit=10.0)).task
             delta = MDNN(limit=10.0).run(task).delta
             assert np.abs(delta).max() == pytest.approx(marks.optima[size][number], rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------- REASSURE
+
+
+def within(region, x, room=0.0):
+    return (x @ region.normals.T <= region.sides + room).all(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reassure_repairs_whole_linear_regions_and_changes_nothing_outside_of_shells(seed, tmp_path):
+    model = network(seed)
+    x, y = wrong_points(model, count=3, seed=seed + 1)
+    method = REASSURE(lower=-4.0, upper=4.0, gamma=100.0)
+    repair = solve_repair(model, ErrorRate(x, y, target=0.0), method=method)
+    assert repair.report.verdict is Verdict.REPAIRED
+    copy, box = layered_copy(model, (3,)), (np.full(3, -4.0), np.full(3, 4.0))
+    regions = [linear_region(copy, one, *box) for one in x.numpy()]
+    draw = np.random.default_rng(0)
+    near = x.numpy()[:, None] + draw.normal(size=(3, 20000, 3)) * 10.0 ** draw.uniform(-2, 0, (3, 20000, 1))
+    spread = np.concatenate([near.reshape(-1, 3), draw.uniform(-4, 4, (20000, 3))])
+    shells = np.array([within(region, spread, 1 / 100) for region in regions])
+    for k, (region, label) in enumerate(zip(regions, y.tolist(), strict=True)):
+        inside = within(region, spread)
+        assert bool((pattern(model, torch.tensor(spread[inside])) == pattern(model, x[k : k + 1])).all())
+        alone = inside & ~np.delete(shells, k, axis=0).any(0)
+        assert alone.sum() > 500
+        assert bool((labels_of(repair.model, torch.tensor(spread[alone])) == label).all())
+    outside = torch.tensor(spread[~shells.any(0) & (np.abs(spread) <= 4).all(1)])
+    with torch.no_grad():
+        assert torch.equal(repair.model(outside), model(outside))
+    repair.as_patch(model).save(tmp_path / "patch.safetensors")
+    with torch.no_grad():
+        assert torch.equal(load_patch(tmp_path / "patch.safetensors").apply(model)(x), repair.model(x))
+
+
+def test_the_patch_of_a_region_is_the_smallest_one():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    region = linear_region(layered_copy(model, (1,)), np.array([0.3]), np.array([-2.0]), np.array([2.0]))
+    ends = np.array([[max(-s for n, s in zip(region.normals[:, 0], region.sides, strict=True) if n < 0)], [0.0]])
+    ends[1] = min(s for n, s in zip(region.normals[:, 0], region.sides, strict=True) if n > 0)
+    outputs = ends @ region.slope.T + region.shift
+    lacks = 2.0 - (outputs[:, 0] - outputs[:, 1])  # the first is to lead by 2
+    assert lacks.max() > 0
+    found = solve(patch_program(region, np.array([[-1.0, 1.0]]), np.array([-2.0])))
+    assert found.objective == pytest.approx(lacks.max() / 2, rel=1e-6)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_reassure_repairs_published_counterexamples(data_dir):
+    model = load_nnet(data_dir / "provable" / "hcas_pra1_tau05.nnet", raw=False).double()
+    with np.load(data_dir / "provable" / "hcas_pra1_tau05_points.npz") as bundle:
+        x = torch.tensor(bundle["counterexamples"][:8].astype(np.float64))
+    y = torch.full((8,), 4)
+    repair = solve_repair(model, ErrorRate(x, y, target=0.0), method=REASSURE())
+    assert bool((labels_of(repair.model, x) == 4).all())
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them

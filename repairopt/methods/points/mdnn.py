@@ -12,11 +12,11 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.network import Engine
 from repairopt.program import AffineLayer, Array, Program, RectifierLayer, Solution, Status
-from repairopt.specify import samples_in
 from repairopt.surrogate import LinearizedRows, linearize
 from repairopt.verify import layered_copy
 
 from .least_norm import LeastNorm, leads_of, norm_program, one_layer, points_of, solve_least
+from .output_rows import rows_of_outputs
 
 GROWTH, FIRST = 4.0, 0.125  # of the largest change that an integer program allows, as a share of the limit
 Form = tuple[dict[int, float], float]  # coefficients by variable, and a constant
@@ -109,29 +109,12 @@ class _Encoding:
             raise UnsupportedError(f"method MDNN: '{name}' is no fully connected layer.")
         self.at, self.engine = at[0], engine
         self.places = _places(engine, name, own.shape)
-        pairs = zip(points.constraints, leads, strict=True)
-        self.points = [one for constraint, own in pairs for one in self._points_of(constraint, own)]
-
-    def _points_of(self, constraint: Any, leads: Array) -> list[_Point]:
-        """Margins as rows of outputs, in which they are linear."""
-        import torch
-
-        samples = samples_in(constraint)
-        inputs = constraint.inputs[samples.to(constraint.inputs.device)].detach().cpu().double().flatten(1).numpy()
-        values = inputs
-        for layer in self.layers[: self.at]:
-            values = layer.run([values])
-        outputs = values
-        for layer in self.layers[self.at :]:
-            outputs = layer.run([outputs])
-        leaf = torch.tensor(outputs, requires_grad=True)
-        with torch.enable_grad():
-            margins = constraint.margins_of(leaf, samples)
-            sums = [margins[:, j].sum() for j in range(margins.shape[1])]
-            slopes = torch.stack([torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in sums], 1).numpy()
-        offset = margins.detach().numpy() - np.einsum("npk,nk->np", slopes, outputs)
-        least = leads.reshape(margins.shape) - offset
-        return [_Point(values[i], slopes[i], least[i]) for i in range(len(values))]
+        self.points: list[_Point] = []
+        for rows in rows_of_outputs(points, leads):
+            read = rows.inputs
+            for layer in self.layers[: self.at]:
+                read = layer.run([read])
+            self.points += [_Point(*one) for one in zip(read, rows.matrix, rows.least, strict=True)]
 
     def program(self, head: Program, size: float) -> Program:
         """The whole program, for changes of at most ``size`` each: change and norm first, then the network."""
