@@ -7,6 +7,10 @@ from .choosing.on_grid import OnGrid
 from .cross_entropy import root_rows
 from .method import OPTIONAL, Method, check_uses, uses
 from .outcome import Outcome
+from .points.aprnn import APRNN
+from .points.mdnn import MDNN
+from .points.prdnn import PRDNN
+from .points.reassure import REASSURE
 from .postprocess.best_by_group import Thresholds
 from .postprocess.group_offsets import GroupOffsets
 from .postprocess.offsets_by_group import OffsetsByGroup

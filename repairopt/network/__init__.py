@@ -34,5 +34,5 @@ from .sets.region_attack import RegionSearch, attack_regions
 from .sets.row_groups import RowGroups
 from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .split_graph import run_and_keep
-from .tracing import trace_network, writes_in_place
+from .tracing import ONE_AT_A_TIME, trace_network, writes_in_place
 from .whiten import Whitening, whitening

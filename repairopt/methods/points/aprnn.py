@@ -1,0 +1,88 @@
+"""APRNN: points and polytopes become right in the ordinary architecture, with every activation pattern kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from repairopt.errors import SpecificationError
+from repairopt.methods.outcome import Outcome
+from repairopt.methods.task import Task
+from repairopt.network import Engine
+from repairopt.specify import samples_in
+from repairopt.surrogate import LinearizedRows, linearize
+
+from .least_norm import LeastNorm, leads_of, points_of, solve_least
+from .patterns import JoinedRows, PatternRows, ReluInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class APRNN(LeastNorm):
+    """Provable repair of points that keeps the architecture.
+
+    The weights of one layer and the biases after it change, while every ReLU keeps the sign that it has at each point:
+    then outputs are affine in the change, and the least one that makes all points right is a linear program (for
+    ``norm="l2"`` a quadratic one). All points that rows speak of keep their patterns, and so does the convex hull of
+    points that share one: a polytope whose vertices are given as points with one pattern is repaired as a whole.
+
+    Choose the weights as a layer with the biases of later ones, such as ``weights=["2.weight", "2.bias", "4.bias"]``.
+
+    Attributes:
+        room: How far what a ReLU reads stays from 0, where it was as far; above what rounding does.
+
+    References:
+        Tao, Nawas, Mitchell, Thakur, Architecture-Preserving Provable Repair of Deep Neural Networks, PLDI 2023.
+        The objective and the bound of 3 are those of PRDNN, as in the authors' code, whose objective also counts
+        changes of outputs. Deviations: only changes of weights count; rows of signs are handed to the solver as they
+        are violated, in place of one variable for each neuron at each point.
+
+    Example:
+        >>> APRNN(norm="l2").room
+        0.0001
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+
+    room: float = 1e-4
+
+    def run(self, task: Task) -> Outcome:
+        """Solve one program with rows of answers and of signs, judge the network."""
+        points = points_of(task, self)
+        _check_weights(task.engine, self)
+        inputs = _points(points)
+        reads = ReluInputs(task.engine.model, tuple(inputs.shape[1:]), self)
+        with task.timed("linearize"):
+            linearization = linearize(task.engine, points.constraints, required=leads_of(points, self.buffer))
+            answers = LinearizedRows(linearization, tuple(range(len(points.constraints))))
+            rows = JoinedRows(answers, PatternRows(task.engine, reads, inputs, self.room))
+        solution = solve_least(task, rows, self)
+        if solution.delta is None:
+            reason = "no change keeps all patterns and makes all points right"
+            task.record("all points", accepted=False, note=f"{solution.status}: {reason}")
+            task.log.note(f"APRNN: {reason}; it may still exist with other patterns.")
+            return Outcome(np.zeros(task.engine.n), solution.status)
+        judged = task.judge.keep(solution.delta)
+        task.record("all points", judged)
+        return Outcome(solution.delta, solution.status, indivisible=True)
+
+
+def _points(task: Task) -> Any:
+    """The inputs that rows speak of, each once, ``(N, ...)``."""
+    every: list[Any] = [*task.constraints]
+    return torch.unique(torch.cat([one.inputs[samples_in(one).to(one.inputs.device)] for one in every]), dim=0)
+
+
+def _check_weights(engine: Engine, method: object) -> None:
+    """One layer's weights, and otherwise biases of layers after it."""
+    shapes = dict(engine.model.named_parameters(remove_duplicate=False))
+    order = [name for name in shapes if name in engine.indices]
+    matrices = [name for name in order if shapes[name].ndim > 1]
+    before = [] if not matrices else order[: order.index(matrices[0])]
+    if len(matrices) > 1 or before:
+        raise SpecificationError(
+            f"method {type(method).__name__}: changes the weights of one layer and biases from there on; the chosen "
+            f"parameters are {', '.join(order[:6])}. Name them, such as weights=['2.weight', '2.bias', '4.bias']."
+        )

@@ -1,0 +1,92 @@
+"""PRDNN: points become right by the least change of one layer of a decoupled network, a linear program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from repairopt.errors import SpecificationError
+from repairopt.localize import Wrapped
+from repairopt.methods.outcome import Outcome
+from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.task import Task
+from repairopt.network import Array, Candidate
+from repairopt.program import Status
+from repairopt.surrogate import LinearizedRows, linearize
+
+from .least_norm import LeastNorm, leads_of, one_layer, points_of, solve_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRDNN(LeastNorm):
+    """Provable repair of points by a decoupled network.
+
+    One layer changes in the value channel of a decoupled network (:class:`.decoupled.Decoupled`), whose activation
+    channel stays as it was: outputs are affine in the change, so the least change that makes all points right is a
+    linear program (for ``norm="l2"`` a quadratic one), and what it finds holds exactly. For the last linear layer the
+    decoupled network is the ordinary one, and the candidate a change of its weights; else it is a network around the
+    original.
+
+    Attributes:
+        soft: Whether points may stay wrong where not all can be right: each lack of a lead then has a price.
+        price: Of the mean lack, over the norm of the change.
+
+    References:
+        Sotoudeh and Thakur, Provable Repair of Deep Neural Networks, PLDI 2021. As in the authors' code: the objective
+        ``|d|_1 / n + |d|_inf``, changes of at most 3, leads of at least 0.05, rows hard, or soft by the mean lack.
+        Deviations: rows are handed to the solver as they are violated; soft rows are tried only where hard ones have no
+        solution, at a price above the published 1.
+
+    Example:
+        >>> PRDNN(norm="linf").limit
+        3.0
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+
+    soft: bool = True
+    price: float = 1000.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, {"price": Expected(above=True)})
+
+    def run(self, task: Task) -> Outcome:
+        """Solve one program, judge the decoupled network."""
+        points = points_of(task, self)
+        one_layer(task.engine, self)
+        if task.engine.forward_fn is not None:
+            raise SpecificationError(
+                "method PRDNN: runs the module itself, but the Classifier reads its outputs in another way. Put that "
+                "into a module of your own, whose call takes the inputs and gives logits."
+            )
+        with task.timed("linearize"):
+            linearization = linearize(task.engine, points.constraints, required=leads_of(points, self.buffer))
+        rows = LinearizedRows(linearization, tuple(range(len(points.constraints))))
+        solution = solve_least(task, rows, self)
+        softened = solution.delta is None and solution.status is Status.INFEASIBLE and self.soft
+        if softened:
+            task.record("all points", accepted=False, note="no change of this layer makes all points right")
+            solution = solve_least(task, rows, self, price=self.price)
+        if solution.delta is None:
+            task.record("all points", accepted=False)
+            return Outcome(np.zeros(task.engine.n), solution.status)
+        candidate = decoupled_candidate(task, solution.delta)
+        judged = task.judge.keep(candidate)
+        task.record("most points" if softened else "all points", judged)
+        return Outcome(candidate, solution.status, indivisible=True)
+
+
+def decoupled_candidate(task: Task, delta: Array) -> Candidate | Array:
+    """The change itself where outputs are affine in it, else a decoupled network."""
+    if task.engine.exact or not np.any(delta):
+        return delta
+    own, change, start = dict(task.engine.model.named_parameters(remove_duplicate=False)), {}, 0
+    for name, index in task.engine.indices.items():
+        flat = torch.zeros_like(own[name]).flatten()
+        flat[index] = torch.as_tensor(delta[start : start + len(index)]).to(flat)
+        change[name], start = flat.view(own[name].shape), start + len(index)
+    return Wrapped("decoupled", {}, change)
