@@ -85,7 +85,6 @@ def test_many_weights_are_repaired_by_it_without_breaking_a_guard(trained, finge
 @pytest.mark.slow
 def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
     model, clean, new = trained
-    clean = clean[:800]
     y, there = labels_of(clean), labels_of(new)
     flips = FlipRate(clean, y)
     found = {}
