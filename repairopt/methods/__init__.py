@@ -8,6 +8,7 @@ from .cross_entropy import root_rows
 from .method import OPTIONAL, Method, check_uses, uses
 from .outcome import Outcome
 from .points.aprnn import APRNN
+from .points.counterexample_guided import CounterexampleGuided, SpecRepair
 from .points.mdnn import MDNN
 from .points.prdnn import PRDNN
 from .points.reassure import REASSURE

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,7 +15,7 @@ from repairopt.interfaces.specfile.opened import load_model
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import load_patch, save_weights
 from repairopt.program import OutputRows, RegionProof
-from repairopt.verify import layered_copy, save_proof
+from repairopt.verify import layered_copy, load_proof, save_proof
 
 
 @pytest.fixture
@@ -30,6 +31,18 @@ def write(folder, network, slack):
     rows = OutputRows([[1.0, -1.0]], [(outputs[:, 0] - outputs[:, 1]).min() - slack], [0])
     leaves = np.array([[0.5, 0], [0.5, 0.5]]), np.array([[0.75, 0.5], [0.75, 1]])
     save_proof(RegionProof([lower], [upper], [rows], *leaves, [0, 0], copy.fingerprint), folder / "run" / PROOF)
+
+
+def vnnlib(folder, upper):
+    """The claim of ``write``, as a property of the spec, with another upper side of the first input."""
+    proof = load_proof(folder / "run" / PROOF)
+    text = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1"))
+    sides = zip(proof.lower[0], (upper, proof.upper[0, 1]), strict=True)
+    text += "".join(f"(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))\n" for i, (low, high) in enumerate(sides))
+    offset = Decimal(float(proof.rows[0].offset[0]))
+    (folder / "claim.vnnlib").write_text(f"{text}(assert (<= (- Y_0 Y_1) {offset}))\n")
+    spec = (folder / "spec.yaml").read_text().split("regions:")[0]
+    (folder / "spec.yaml").write_text(f"{spec}regions: [{{vnnlib: claim.vnnlib}}]\n")
 
 
 def run(folder, capsys, *options):
@@ -85,6 +98,17 @@ def test_what_does_not_belong_together_is_refused(folder, deployed, capsys):
     assert run(folder, capsys)[0] == 1
     path.unlink()
     assert run(folder, capsys)[0] == 2
+
+
+def test_regions_of_the_spec_have_to_be_those_of_the_proof(folder, deployed, capsys):
+    write(folder, deployed, slack=0.1)
+    vnnlib(folder, 0.75)
+    code, text = run(folder, capsys, "--samples", "1000")
+    assert (code, "all 1 of the spec are in the proof" in text) == (0, True)
+    vnnlib(folder, 0.80)
+    code, text = run(folder, capsys, "--samples", "1000")
+    assert (code, text.startswith("REFUSED")) == (1, True)
+    assert "does not speak of 'claim'" in text
 
 
 def test_a_fresh_process_checks_without_the_code_that_searches(folder, deployed):

@@ -12,6 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.network import Engine
+from repairopt.program import Status
 from repairopt.specify import samples_in
 from repairopt.surrogate import LinearizedRows, linearize
 
@@ -60,9 +61,10 @@ class APRNN(LeastNorm):
             rows = JoinedRows(answers, PatternRows(task.engine, reads, inputs, self.room))
         solution = solve_least(task, rows, self)
         if solution.delta is None:
-            reason = "no change keeps all patterns and makes all points right"
-            task.record("all points", accepted=False, note=f"{solution.status}: {reason}")
-            task.log.note(f"APRNN: {reason}; it may still exist with other patterns.")
+            task.record("all points", accepted=False, note=str(solution.status))
+            if solution.status is Status.INFEASIBLE:
+                reason = "no change keeps all patterns and makes all points right"
+                task.log.note(f"APRNN: {reason}; one may exist with other patterns.")
             return Outcome(np.zeros(task.engine.n), solution.status)
         judged = task.judge.keep(solution.delta)
         task.record("all points", judged)

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, cast
@@ -161,7 +162,8 @@ class _Loop:
             first = self.solution
             for name in preferred_solvers(self.program):
                 if name != first.solver and self.solution.status is Status.FAILED:
-                    self._solve(name, time_limit)
+                    with contextlib.suppress(ProgramError):  # too large for this one
+                        self._solve(name, time_limit)
             self.notes.append(f"'{first.solver}' failed in round {self.rounds}, tried '{self.solution.solver}'")
         self.largest = max(self.largest, self.program.m)
         self.solve_seconds += time.process_time() - started

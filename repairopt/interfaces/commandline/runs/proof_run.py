@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from repairopt.errors import PatchError, ProofError, ResultError, WrongBaseError
 from repairopt.interfaces.commandline.show import Bars
-from repairopt.interfaces.specfile.opened import load_model
+from repairopt.interfaces.specfile.opened import load_model, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import fingerprint, load_patch, whole_file
 from repairopt.program import ProofVerdict, RegionProof
+from repairopt.specify import Region
 from repairopt.verify import check_deployed, load_proof, runner_of
 
 from .results import CheckLine, ProofResult
@@ -68,10 +70,16 @@ def check_run_proof(
         with progress.stage("reading model and proof"):
             proof = load_proof(run / PROOF)
             patch = load_patch(run / PATCH, expected_hash=stated.patch)
-            original = load_model(read_spec(source))
+            original, stated_regions = _read(source)
             network = patch.apply(original)
     except (ProofError, PatchError, WrongBaseError) as error:
         return refused("files", str(error))
+    missing = [region.name for region in stated_regions if not _is_in(region, proof)]
+    if missing:
+        return refused("regions", f"the proof does not speak of '{missing[0]}', as the spec has it")
+    if stated_regions:
+        detail = f"all {len(stated_regions)} of the spec are in the proof"
+        lines.append(CheckLine(what="regions", ok=True, detail=detail))
     found_in = {PROOF: f"whole; {len(proof.lower)} boxes, {len(proof.leaf_box)} leaves"}
     found_in[PATCH] = f"leads to weights with SHA-256 {fingerprint(network).total}"
     lines += [CheckLine(what=what, ok=True, detail=detail) for what, detail in found_in.items()]
@@ -91,6 +99,24 @@ def check_run_proof(
     if picture is not None:
         _draw(original, network, proof, found, Path(picture))
     return _result(run, proof, found, lines)
+
+
+def _read(source: Path) -> tuple[nn.Module, tuple[Region, ...]]:
+    """The network of a spec, and its regions."""
+    file = read_spec(source)
+    if not file.spec.regions:
+        return load_model(file), ()
+    spec = open_spec(file)
+    return spec.model, tuple(spec.data.regions)
+
+
+def _is_in(region: Region, proof: RegionProof) -> bool:
+    """Whether a proof has a region as one of its boxes, with the same rows."""
+    sides = (region.lower.numpy(), region.upper.numpy())
+    parts = [part.numpy() for part in region.rows]
+    same = np.flatnonzero((proof.lower == sides[0]).all(1) & (proof.upper == sides[1]).all(1))
+    own = [(proof.rows[k].matrix, proof.rows[k].offset, proof.rows[k].group) for k in same]
+    return any(all(map(np.array_equal, one, parts)) for one in own)
 
 
 def _result(run: Path, proof: RegionProof, found: ProofVerdict, lines: list[CheckLine]) -> ProofResult:

@@ -1,0 +1,97 @@
+"""Counterexample-guided repair and SpecRepair: end with a verified network, or at the limit with a report."""
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt import ErrorRate, Settings, solve_repair
+from repairopt.errors import SpecificationError
+from repairopt.interfaces.specfile.given_model import load_given
+from repairopt.methods import CounterexampleGuided, SpecRepair
+from repairopt.report import Verdict
+from repairopt.specify import KeepOutputs, Region
+
+
+def controller():
+    """Commands that leave the range of -1.03 to 1.03 near the edge of the inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        x = 2 * torch.rand(256, 2) - 1
+        loss = (model(x) - (x @ torch.tensor([[1.0], [0.7]])).clamp(-1, 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+RANGE = Region([-1.0, -1.0], [1.0, 1.0], [[1.0], [-1.0]], [-1.03, -1.03], name="range")
+
+
+def least(model):
+    x = 2 * torch.rand(200_000, 2) - 1
+    with torch.no_grad():
+        return float(1.03 - model(x).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [
+        (CounterexampleGuided(), "last"),
+        (CounterexampleGuided(norm="linf"), "last"),
+        (CounterexampleGuided(), ["2.weight", "2.bias"]),
+        (SpecRepair(), "all"),
+    ],
+)
+def test_a_region_is_repaired_and_proved(method, weights):
+    model = controller()
+    assert least(model) < 0
+    repair = solve_repair(model, RANGE, weights=weights, method=method)
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert least(repair.model) > 0
+    assert repair.report.proof is not None
+    assert repair.report.rounds[-1].step.startswith("proved")
+
+
+def test_rows_of_the_user_are_kept():
+    model = controller()
+    x = torch.rand(300, 2) - 0.5
+    keep = KeepOutputs(x, 0.12)
+    repair = solve_repair(model, RANGE, [keep], weights="last", method=CounterexampleGuided())
+    assert repair.report.verification.checks[0].holds
+    with torch.no_grad():
+        assert float((repair.model(x) - model(x)).abs().max()) <= 0.12 + 1e-4
+
+
+def test_the_limit_of_rounds_ends_with_a_report_that_claims_no_proof():
+    model = controller()
+    repair = solve_repair(model, RANGE, weights="last", method=CounterexampleGuided(rounds=1))
+    assert repair.report.verdict is not Verdict.REPAIRED
+    assert [entry.step for entry in repair.report.rounds][0].startswith("round 1, ")
+
+
+@pytest.mark.parametrize("method", [CounterexampleGuided(), SpecRepair()])
+def test_what_cannot_be_is_not_claimed(method):
+    never = Region([-1.0, -1.0], [1.0, 1.0], [[1.0], [-1.0]], [0.5, 0.5], name="above and below at once")
+    repair = solve_repair(controller(), never, weights="last", method=method)
+    assert repair.report.verdict is not Verdict.REPAIRED
+    assert any("No change of the chosen weights" in note for note in repair.report.notes)
+
+
+def test_goals_without_regions_are_refused():
+    x = torch.randn(5, 3)
+    with pytest.raises(SpecificationError, match="have regions"):
+        solve_repair(nn.Linear(3, 3), ErrorRate(x, torch.zeros(5).long(), target=0.0), method=CounterexampleGuided())
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_a_collision_avoidance_network_is_proved(data_dir):
+    pytest.importorskip("onnxruntime")
+    folder = data_dir / "provable" / "acasxu"
+    model = load_given(str(folder / "acasxu_2_1.onnx"), None)
+    (region,) = Region.from_vnnlib(folder / "prop_2.vnnlib", shape=(1, 1, 5))
+    settings = Settings(time_limit=120)
+    repair = solve_repair(model, region, method="counterexample_guided", settings=settings)
+    assert repair.report.verdict is Verdict.REPAIRED
