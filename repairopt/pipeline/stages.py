@@ -18,7 +18,7 @@ from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_me
 from repairopt.network import Classifier, limited
 from repairopt.program import Status
 from repairopt.report import Repair
-from repairopt.specify import Property, Specification, make_specification
+from repairopt.specify import Property, Specification, labelled_pairs, make_specification
 from repairopt.verify import Stop
 
 from .conclude import CONFIDENCE, conclude_repair
@@ -76,7 +76,8 @@ def solve_repair(
     chosen = find_method(method)
     _check_options(chosen, weights, settings)
     started = (time.perf_counter(), time.process_time())
-    spec = make_specification(goal, constraints, held_out)
+    data = labelled_pairs(data)
+    spec = make_specification(goal, constraints, held_out, data)
 
     def prepare(weights: Any) -> Prepared:
         given: Any = {"data": data, "method": chosen, "settings": settings, "started": started}

@@ -3,5 +3,6 @@
 from .as_patch import claims_from_report, record_repair
 from .frontier_page import render_frontier
 from .pictures.collect import ReportSources
+from .plain_words import list_warnings
 from .repair import Repair, write_html
 from .report import Report, Trust, Verdict

@@ -33,6 +33,7 @@ from .contracts import (
     is_strict,
     labels_of,
     measured,
+    of_real_rows,
     price_of,
     refuse_void,
     restricted,
@@ -66,6 +67,7 @@ from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRa
 from .robustness import AdversarialError, CertifiedRadius
 from .specification import (
     CallableProperty,
+    LabelledRows,
     Specification,
     as_property,
     check_repeatable,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from .contracts import (
     refuse_void,
 )
 from .folds import overlap
+from .groups.kinds_of_gaps import other_kinds
 from .margins import anchor, goal_value
 
 
@@ -80,6 +81,16 @@ def as_property(goal: Any, target: float | None = None) -> Any:
         ) from None
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Inputs ``(N, ...)`` and labels ``(N,)`` under a name."""
+
+    name: str
+    inputs: Tensor
+    labels: Tensor
+    held_out: bool = False
+
+
 @dataclass(frozen=True)
 class Specification:
     """One goal, the constraints, and what is verified but never optimized on.
@@ -90,12 +101,18 @@ class Specification:
         held_out: Properties and constraints on data that the repair never sees. One with the name of the goal or of a
             constraint stands beside it in the report.
         watch: Further properties to report on repair data; neither goal nor constraint.
+        others: Gaps of the kinds that nobody stated, where one kind is; reported in short.
+        others_held_out: The same on held-out rows.
+        labelled: Labelled rows that nothing else holds, from ``data=`` and ``held_out=``, for accuracy and recalls.
     """
 
     goal: Property
     constraints: tuple[Constraint | ChangeConstraint, ...] = ()
     held_out: tuple[Property | Constraint, ...] = ()
     watch: tuple[Property, ...] = ()
+    others: tuple[Property, ...] = field(default=(), repr=False)
+    others_held_out: tuple[Property, ...] = field(default=(), repr=False)
+    labelled: tuple[LabelledRows, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         goal = as_property(self.goal)
@@ -216,11 +233,11 @@ def _inputs_of(item: Any) -> list[Tensor]:
     return [found] if found is not None and not drawn else []
 
 
-def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> Specification:
+def make_specification(goal: Any, constraints: Any = (), held_out: Any = (), data: Any = ()) -> Specification:
     """The specification that the arguments of ``solve_repair`` stand for; held-out rows become twins of each item.
 
     A goal may be a whole specification, and has its own constraints then; held-out data are a pair ``(inputs,
-    labels)``, a dataset or loader of pairs, or properties and constraints.
+    labels)``, a dataset or loader of pairs, or properties and constraints; ``data`` are labelled pairs.
     """
     goal, constraints, held_out = usable((goal, constraints, held_out))
     whole = isinstance(goal, Specification)
@@ -228,6 +245,11 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
         raise SpecificationError("constraints, held_out: the specification that was passed as the goal has its own.")
     spec = goal if whole else Specification(as_property(goal), constraints)
     held_out = spec.held_out or held_out
+    rows = [LabelledRows("data", *one) for one in data]
+    known = [(one.inputs, one.labels) for one in rows]
+    known += [found for item in (spec.goal, *spec.on_outputs) if (found := labels_of(item)) is not None]
+    others = other_kinds([spec.goal, *(measured(one) for one in (*spec.on_outputs, *spec.watch))], known)
+    twins: list[Property] = []
     pair = isinstance(held_out, tuple | list) and len(held_out) == 2
     if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
         given, labels = (held_out, None) if is_dataset(held_out) else held_out
@@ -237,7 +259,27 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
         if not inputs.ndim or not len(inputs):
             raise SpecificationError("held_out: no rows; expected one or more, or leave held_out out.")
         held_out = tuple(item.on(inputs, labels) for item in items)
-    return replace(spec, held_out=held_out)
+        rows += _labelled_rows("held-out data", inputs, labels)
+        twins = list(_twins(others, inputs, labels))
+    more: Any = {"others": others, "others_held_out": tuple(twins), "labelled": (*spec.labelled, *rows)}
+    return replace(spec, held_out=held_out, **more)
+
+
+def _labelled_rows(name: str, inputs: Tensor, labels: Any) -> list[LabelledRows]:
+    """Held-out rows whose labels are classes; other labels are left to those who can read them."""
+    try:
+        return [LabelledRows(name, *check_labelled("held_out", inputs, labels, integers=True), held_out=True)]
+    except SpecificationError:
+        return []
+
+
+def _twins(others: Sequence[Any], inputs: Tensor, labels: Any) -> Iterator[Property]:
+    """The same gaps on held-out rows, where groups can be told there."""
+    for gap in others:
+        try:
+            yield gap.on(inputs, labels)
+        except SpecificationError:
+            continue
 
 
 def _check_columns(items: list[Any], inputs: Any) -> None:
