@@ -101,6 +101,9 @@ class Specification:
         held_out: Properties and constraints on data that the repair never sees. One with the name of the goal or of a
             constraint stands beside it in the report.
         watch: Further properties to report on repair data; neither goal nor constraint.
+        protected: Input columns of protected attributes that nothing is asked of, by position or name;
+            ``weights="auto"`` leaves them alone.
+        columns: Names of the input columns, in order, where they have some.
         others: Gaps of the kinds that nobody stated, where one kind is; reported in short.
         others_held_out: The same on held-out rows.
         labelled: Labelled rows that nothing else holds, from ``data=`` and ``held_out=``, for accuracy and recalls.
@@ -110,6 +113,8 @@ class Specification:
     constraints: tuple[Constraint | ChangeConstraint, ...] = ()
     held_out: tuple[Property | Constraint, ...] = ()
     watch: tuple[Property, ...] = ()
+    protected: tuple[int | str, ...] = ()
+    columns: tuple[str, ...] = ()
     others: tuple[Property, ...] = field(default=(), repr=False)
     others_held_out: tuple[Property, ...] = field(default=(), repr=False)
     labelled: tuple[LabelledRows, ...] = field(default=(), repr=False)
@@ -144,12 +149,29 @@ class Specification:
                     f"held_out, watch: expected properties and constraints, or for held_out one pair (inputs, labels); "
                     f"got {type(other).__name__}."
                 )
+        self._name_columns()
         name, count = Counter(item.name for item in self.constraints).most_common(1)[0] if self.constraints else ("", 1)
         if count > 1:
             raise SpecificationError(
                 f"constraints: the name '{name}' is used {count} times; reports and rows are told apart by name. Pass "
                 f"name=... to tell them apart."
             )
+
+    def _name_columns(self) -> None:
+        """Take names from the frames that groups were made from, and positions of what is protected."""
+        if not self.columns:
+            gaps = [one for one in map(measured, (self.goal, *self.constraints)) if isinstance(one, Grouped)]
+            named = next((gap.samples.columns for gap in gaps if getattr(gap.samples, "columns", ())), ())
+            object.__setattr__(self, "columns", tuple(named))
+        known, found = list(self.columns), []
+        for column in self.protected:
+            if isinstance(column, str) and column not in known:
+                raise SpecificationError(
+                    f"protected: there is no input column '{column}'; expected a position, or one of "
+                    f"{', '.join(known[:20]) or 'the names in columns=, which has none'}."
+                )
+            found.append(known.index(column) if isinstance(column, str) else int(column))
+        object.__setattr__(self, "protected", tuple(found))
 
     @property
     def on_outputs(self) -> tuple[Constraint, ...]:

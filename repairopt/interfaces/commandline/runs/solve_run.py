@@ -193,7 +193,7 @@ class _Run:
         bounds, watched = tuple(bound.as_constraint() for bound in spec.bounds), tuple(item.item for item in spec.watch)
         return solve_repair(
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
-            Specification(spec.goal.as_goal(), bounds, watch=watched, labelled=_held_out_labels(spec)),
+            Specification(spec.goal.as_goal(), bounds, watch=watched, **_about_inputs(spec)),
             data=_labelled(spec),
             held_out=twins(spec),
             weights=weights,
@@ -288,6 +288,16 @@ def _labelled(spec: OpenSpec) -> list[Any]:
     ]
     known = {rows.inputs.data_ptr(): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
     return list(known.values())
+
+
+def _about_inputs(spec: OpenSpec) -> dict[str, Any]:
+    """Names of the input columns, those of protected attributes that nothing is asked of, and held-out labels."""
+    asked = {str(item.statement.arguments.get("column")) for item in (spec.goal, *spec.bounds) if item is not None}
+    known, protected = [str(name) for name in spec.data.input_columns], []
+    for name in spec.file.spec.sensitive_features:
+        own = [k for k, column in enumerate(known) if column == name or column.startswith(f"{name}=")]
+        protected += own if name not in asked else []
+    return {"columns": tuple(known), "protected": tuple(protected), "labelled": _held_out_labels(spec)}
 
 
 def _held_out_labels(spec: OpenSpec) -> tuple[LabelledRows, ...]:
