@@ -18,7 +18,7 @@ from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_me
 from repairopt.network import Classifier, limited
 from repairopt.program import Status
 from repairopt.report import Repair
-from repairopt.specify import Constraint, Property, Specification, make_specification
+from repairopt.specify import Constraint, Property, Specification, labelled_pairs, make_specification
 from repairopt.verify import Stop
 
 from .conclude import CONFIDENCE, conclude_repair
@@ -77,7 +77,8 @@ def solve_repair(
     if former:
         model, goal, constraints, method, settings = take_former(model, goal, constraints, method, settings, former)
     started = (time.perf_counter(), time.process_time())
-    spec = make_specification(goal, constraints, held_out)
+    data = labelled_pairs(data)
+    spec = make_specification(goal, constraints, held_out, data)
     is_open = isinstance(method, str) and method == "auto"
     chosen = find_method(getattr(spec.goal, "method", "auto") if is_open else method)
     _check_options(chosen, weights, settings)

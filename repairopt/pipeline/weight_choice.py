@@ -34,7 +34,7 @@ from repairopt.methods import (
     task_on,
 )
 from repairopt.network import is_late
-from repairopt.specify import Divided, Folds, inputs_of
+from repairopt.specify import Divided, Folds, inputs_of, measured, of_real_rows
 from repairopt.verify import Claim, Stop
 
 from .prepare import Prepared
@@ -42,6 +42,7 @@ from .prepare import Prepared
 MOST_WEIGHTS = 6_000  # in the model of all weights; layers are left out from the first on until it fits
 MOST_COLUMNS = 64  # input features whose columns are groups of their own
 MOST_ROWS = 4_000  # samples in the curvature
+LEAST_SUPPORT, LEAST_SHARE = 30, 0.05  # rows, or a share of few, that differ in a column whose weights may change
 LEAST_ROWS = 300  # labelled rows below which nothing is tried
 CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
 SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
@@ -162,7 +163,7 @@ def _groups(prepared: Prepared) -> list[_Group]:
     found: list[_Group] = []
     total, seen = 0, set[str]()
     layers = [layer for layer in graph.affine if layer.weights]
-    columns = _columns(graph) if len(layers) > 1 else []
+    columns = _columns(graph, prepared) if len(layers) > 1 else []
     for layer in reversed(layers[1:] if columns else layers):
         names = [*layer.weights, *([layer.bias] if layer.bias else [])]
         size = sum(graph.parameters[name].numel() for name in names)
@@ -186,21 +187,43 @@ def _offsets(model: nn.Module) -> list[_Group]:
     return found
 
 
-def _columns(graph: LayerGraph) -> list[_Group]:
-    """The weights of each input feature in the first layer; none where features are many, or no linear layer reads."""
+def _columns(graph: LayerGraph, prepared: Prepared) -> list[_Group]:
+    """The weights of each input feature in the first layer; none where features are many, or no linear layer reads.
+
+    Features that next to all rows share are left out, because what their weights do is seen on a few rows alone, and
+    those of protected attributes that nothing is asked of.
+    """
     if graph.graph is None or not graph.affine or len(graph.affine[0].weights) != 1:
         return []
     weight = graph.parameters[graph.affine[0].weights[0]]
     if weight.ndim != 2 or weight.shape[1] > MOST_COLUMNS:
         return []
-    found = []
+    found, spec = [], prepared.specification
+    rare, names = _rare_columns(prepared, weight.shape[1]), spec.columns
     for unit in range(weight.shape[1]):
         try:
             _, indices = input_columns(graph, [unit], None)
         except RepairError:
             return []
-        found.append(_Group(f"input {unit}", indices, column=True, unit=unit))
+        name = names[unit] if len(names) == weight.shape[1] else f"input {unit}"
+        if unit not in rare and unit not in spec.protected:
+            found.append(_Group(name, indices, column=True, unit=unit))
     return found
+
+
+def _rare_columns(prepared: Prepared, width: int) -> set[int]:
+    """Features in which too few of the real rows differ from the most frequent value."""
+    items = (prepared.task.goal, *map(measured, prepared.task.constraints))
+    real = [inputs for inputs, _ in prepared.task.data]
+    real += [
+        x for one in items if (x := inputs_of(one)) is not None and (not isinstance(one, Divided) or of_real_rows(one))
+    ]
+    rows = max((x for x in real if x.ndim == 2 and x.shape[1] == width), key=len, default=None)
+    if rows is None:
+        return set()
+    least = min(LEAST_SUPPORT, LEAST_SHARE * len(rows))
+    usual = rows.mode(0).values
+    return set(((rows != usual).sum(0) < least).nonzero()[:, 0].tolist())
 
 
 def _ranked(method: SQP, prepared: Prepared, groups: Sequence[_Group]) -> list[int]:

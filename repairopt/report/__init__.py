@@ -6,5 +6,6 @@ from .pictures.collect import ReportSources
 from .pictures.evidence import RegionMap
 from .pictures.plots import picture_bytes
 from .pictures.region_maps import map_region, plot_region_map
+from .plain_words import list_warnings
 from .repair import Repair, write_html
 from .report import Report, Trust, Verdict

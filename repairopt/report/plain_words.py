@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from repairopt.patches import number
 
-from .stated import better, missed
+from .stated import better, missed, restate, stated_names
 
 Plain = dict[str, Any]
 LOST_RECALL = 0.05  # of a class, above which there is a warning
+EXTREME, MOVED = 0.02, 0.05  # a rate so near to 0 or 1, after moving by more, is warned of
+CHANCE = 0.05  # above chance, up to which a balanced accuracy that fell is warned of
+BOUNDS = {  # what would keep gaps that are watched though nobody stated them
+    "odds gap": "Bound(OddsGap.observed(inputs, labels, ...), slack=0.01), in a spec file gap(..., kind=odds)",
+    "parity gap": "Bound(GroupGap.observed(inputs, ...), slack=0.01), in a spec file gap(..., kind=parity)",
+    "sampled gap": "Bound(GroupGap.sampled(inputs, column), slack=0.01), in a spec file gap(..., kind=sampled)",
+}
 
 
 def percent(share: float) -> str:
@@ -28,6 +35,7 @@ def list_caveats(plain: Plain, label: Callable[[int], str] = str) -> list[str]:
     found = []
     if plain["stopped"]:
         found.append(f"Stopped early ({plain['stopped']}); this is the best point found until then.")
+    found += list_warnings(plain)
     unseen = measured(plain, held_out=True)
     if unseen is not None and missed(unseen):
         found.append(
@@ -48,10 +56,70 @@ def list_caveats(plain: Plain, label: Callable[[int], str] = str) -> list[str]:
     return found
 
 
+def list_warnings(plain: Plain, claims: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """What went wrong beside the bounds: answers next to the same for all of a group, watched measures that got worse.
+
+    ``claims`` are those of a spec file, in whose names and units the texts are.
+    """
+    plain = restate(plain, stated_names(claims)) if claims else plain
+    return [*_degenerate(plain), *_worse(plain)]
+
+
 def measured(plain: Plain, *, held_out: bool) -> Plain | None:
     """The goal's measure on repair data or held-out data."""
     name = plain["measures"][0]["name"]
     return next((m for m in plain["measures"] if m["name"] == name and m["held_out"] == held_out), None)
+
+
+def _degenerate(plain: Plain) -> list[str]:
+    """Warnings where a bound was met by next to the same answer for all of a group, or by answers like chance."""
+    found = []
+    for measure in plain["measures"]:
+        for name, (before, after) in measure["details"].items():
+            if not name.startswith("favorable rate") or measure.get("brief") or None in (before, after):
+                continue
+            if min(after, 1 - after) < EXTREME and abs(after - before) > MOVED:
+                found.append(f"{name[0].upper()}{name[1:]}: {number(before)} -> {number(after)} {_where(measure)}")
+    found = (
+        [f"{'; '.join(found)}. Nearly all of a group get one answer: bound the rates, or loosen what is asked for."]
+        if (found)
+        else []
+    )
+    for counts in plain["labels"]:
+        before, after = counts["balanced_accuracy"]
+        classes = len(counts["recall"])
+        if classes > 1 and after < 1 / classes + CHANCE and after < before - EXTREME:
+            found.append(
+                f"Balanced accuracy fell from {number(before)} to {number(after)} {_where(counts)}; guessing gives "
+                f"{number(1 / classes)}."
+            )
+    return found
+
+
+def _where(item: Plain) -> str:
+    return "on held-out data" if item["held_out"] else "on the repair data"
+
+
+def _worse(plain: Plain) -> list[str]:
+    """Warnings where something that is watched got worse, or turned round, by more than chance explains."""
+    found = []
+    for name in dict.fromkeys(m["name"] for m in plain["measures"]):
+        own = [m for m in plain["measures"] if m["name"] == name and (m.get("worse") or m.get("reversed"))]
+        if not own:
+            continue
+        one = max(own, key=lambda m: (m["worse"], m["held_out"]))
+        values = f"from {number(one['before'])} to {number(one['after'])} {_where(one)}"
+        if one["worse"]:
+            way = "fell" if one.get("relation") == ">=" else "rose"
+            text = f"What is watched got worse: {name} {way} {values}, by more than chance explains"
+            text += ", and favors others than before" if one["reversed"] else ""
+        else:
+            text = f"What is watched turned round: {name} favors others than before ({values})"
+        bound = BOUNDS.get(name, "Bound(..., slack=0.01)")
+        if "(" in name:  # as a spec file states it
+            bound = f"{name} {one.get('relation', '<=')} {number(one['before'])}"
+        found.append(f"{text}. To keep it, add a bound: {bound}.")
+    return found
 
 
 def _lost_classes(labels: list[Plain], label: Callable[[int], str]) -> list[str]:

@@ -72,7 +72,7 @@ def _measure_lines(measures: tuple[Measure, ...]) -> list[str]:
         found = {m.held_out: m for m in measures if m.name == name}
         both = [found.get(False), found.get(True)]
         lines.append(_row(name, *(_pair((m.before, m.after)) if m else None for m in both)))
-        for key in dict.fromkeys(key for m in both if m for key in m.details):
+        for key in dict.fromkeys(key for m in both if m and not m.brief for key in m.details):
             lines.append(_row(f"  {key}", *(_pair(m.details.get(key)) if m else None for m in both)))
     return lines
 

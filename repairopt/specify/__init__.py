@@ -35,6 +35,7 @@ from .contracts import (
     is_strict,
     labels_of,
     measured,
+    of_real_rows,
     price_of,
     refuse_void,
     restricted,
@@ -74,6 +75,7 @@ from .regions import Region
 from .robustness import AdversarialError, CertifiedRadius
 from .specification import (
     CallableProperty,
+    LabelledRows,
     Specification,
     as_property,
     check_repeatable,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,15 @@ from repairopt.network import Predict
 
 from .contracts import Keep, Property, Unstated, refuse_void, restricted, soft_value
 from .margins import anchor
+
+
+def _aimed(prop: Any, limit: float | None) -> Any:
+    """The property with the limit as its target, where nobody stated one.
+
+    An error rate with a target of 0 speaks of given points alone; one that may be more stands for a population.
+    """
+    unstated = isinstance(getattr(prop, "target", None), Unstated) and is_dataclass(prop)
+    return replace(prop, target=limit) if unstated and not isinstance(prop, type) else prop
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +76,9 @@ class Bound:
     def anchor(self, predict: Predict) -> Bound:
         """Take the limit from the original network ``predict`` where none was given."""
         own = replace(self, property=anchor(self.property, predict))
-        if self.limit is not None:
-            return own
-        return replace(own, limit=float(own.property.value(predict)) + self.slack, relative=True)
+        if self.limit is None:
+            own = replace(own, limit=float(own.property.value(predict)) + self.slack, relative=True)
+        return replace(own, property=_aimed(own.property, own.limit))
 
     def margins(self, predict: Predict) -> Tensor:
         """``limit - value``, shape ``(1,)``."""

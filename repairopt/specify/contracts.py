@@ -332,6 +332,11 @@ def rows_left_out(item: Any) -> int:
     return int(getattr(item.samples, "left_out", 0)) if isinstance(item, Divided) else 0
 
 
+def of_real_rows(item: Any) -> bool:
+    """Whether a property compares groups of real rows, not of inputs that were made."""
+    return isinstance(item, Grouped) and getattr(item.samples, "rows", None) is not None
+
+
 def stands_for_population(item: Any) -> bool:
     """Whether the samples of a property or constraint stand for others, on which it is to hold as well."""
     return bool(getattr(item, "statistical", True))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from .contracts import (
     refuse_void,
 )
 from .folds import overlap
+from .groups.kinds_of_gaps import other_kinds
 from .margins import anchor, goal_value
 from .region_goals import as_region_goal
 
@@ -92,6 +93,16 @@ def as_property(goal: Any, target: float | None = None) -> Any:
         ) from None
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Inputs ``(N, ...)`` and labels ``(N,)`` under a name."""
+
+    name: str
+    inputs: Tensor
+    labels: Tensor
+    held_out: bool = False
+
+
 @dataclass(frozen=True)
 class Specification:
     """One goal, the constraints, and what is verified but never optimized on.
@@ -102,12 +113,23 @@ class Specification:
         held_out: Properties and constraints on data that the repair never sees. One with the name of the goal or of a
             constraint stands beside it in the report.
         watch: Further properties to report on repair data; neither goal nor constraint.
+        protected: Input columns of protected attributes that nothing is asked of, by position or name;
+            ``weights="auto"`` leaves them alone.
+        columns: Names of the input columns, in order, where they have some.
+        others: Gaps of the kinds that nobody stated, where one kind is; reported in short.
+        others_held_out: The same on held-out rows.
+        labelled: Labelled rows that nothing else holds, from ``data=`` and ``held_out=``, for accuracy and recalls.
     """
 
     goal: Property
     constraints: tuple[Constraint | ChangeConstraint, ...] = ()
     held_out: tuple[Property | Constraint, ...] = ()
     watch: tuple[Property, ...] = ()
+    protected: tuple[int | str, ...] = ()
+    columns: tuple[str, ...] = ()
+    others: tuple[Property, ...] = field(default=(), repr=False)
+    others_held_out: tuple[Property, ...] = field(default=(), repr=False)
+    labelled: tuple[LabelledRows, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         goal = as_property(self.goal)
@@ -139,12 +161,29 @@ class Specification:
                     f"held_out, watch: expected properties and constraints, or for held_out one pair (inputs, labels); "
                     f"got {type(other).__name__}."
                 )
+        self._name_columns()
         name, count = Counter(item.name for item in self.constraints).most_common(1)[0] if self.constraints else ("", 1)
         if count > 1:
             raise SpecificationError(
                 f"constraints: the name '{name}' is used {count} times; reports and rows are told apart by name. Pass "
                 f"name=... to tell them apart."
             )
+
+    def _name_columns(self) -> None:
+        """Take names from the frames that groups were made from, and positions of what is protected."""
+        if not self.columns:
+            gaps = [one for one in map(measured, (self.goal, *self.constraints)) if isinstance(one, Divided)]
+            named = next((gap.samples.columns for gap in gaps if getattr(gap.samples, "columns", ())), ())
+            object.__setattr__(self, "columns", tuple(named))
+        known, found = list(self.columns), []
+        for column in self.protected:
+            if isinstance(column, str) and column not in known:
+                raise SpecificationError(
+                    f"protected: there is no input column '{column}'; expected a position, or one of "
+                    f"{', '.join(known[:20]) or 'the names in columns=, which has none'}."
+                )
+            found.append(known.index(column) if isinstance(column, str) else int(column))
+        object.__setattr__(self, "protected", tuple(found))
 
     @property
     def on_outputs(self) -> tuple[Constraint, ...]:
@@ -228,11 +267,11 @@ def _inputs_of(item: Any) -> list[Tensor]:
     return [found] if found is not None and not drawn else []
 
 
-def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> Specification:
+def make_specification(goal: Any, constraints: Any = (), held_out: Any = (), data: Any = ()) -> Specification:
     """The specification that the arguments of ``solve_repair`` stand for; held-out rows become twins of each item.
 
     A goal may be a whole specification, and has its own constraints then; held-out data are a pair ``(inputs,
-    labels)``, a dataset or loader of pairs, or properties and constraints.
+    labels)``, a dataset or loader of pairs, or properties and constraints; ``data`` are labelled pairs.
     """
     goal, constraints, held_out = usable((goal, constraints, held_out))
     whole = isinstance(goal, Specification)
@@ -240,6 +279,11 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
         raise SpecificationError("constraints, held_out: the specification that was passed as the goal has its own.")
     spec = goal if whole else Specification(as_property(goal), constraints)
     held_out = spec.held_out or held_out
+    rows = [LabelledRows("data", *one) for one in data]
+    known = [(one.inputs, one.labels) for one in rows]
+    known += [found for item in (spec.goal, *spec.on_outputs) if (found := labels_of(item)) is not None]
+    others = other_kinds([spec.goal, *(measured(one) for one in (*spec.on_outputs, *spec.watch))], known)
+    twins: list[Property] = []
     pair = isinstance(held_out, tuple | list) and len(held_out) == 2
     if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
         given, labels = (held_out, None) if is_dataset(held_out) else held_out
@@ -249,7 +293,27 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = ()) -> 
         if not inputs.ndim or not len(inputs):
             raise SpecificationError("held_out: no rows; expected one or more, or leave held_out out.")
         held_out = tuple(item.on(inputs, labels) for item in items)
-    return replace(spec, held_out=held_out)
+        rows += _labelled_rows("held-out data", inputs, labels)
+        twins = list(_twins(others, inputs, labels))
+    more: Any = {"others": others, "others_held_out": tuple(twins), "labelled": (*spec.labelled, *rows)}
+    return replace(spec, held_out=held_out, **more)
+
+
+def _labelled_rows(name: str, inputs: Tensor, labels: Any) -> list[LabelledRows]:
+    """Held-out rows whose labels are classes; other labels are left to those who can read them."""
+    try:
+        return [LabelledRows(name, *check_labelled("held_out", inputs, labels, integers=True), held_out=True)]
+    except SpecificationError:
+        return []
+
+
+def _twins(others: Sequence[Any], inputs: Tensor, labels: Any) -> Iterator[Property]:
+    """The same gaps on held-out rows, where groups can be told there."""
+    for gap in others:
+        try:
+            yield gap.on(inputs, labels)
+        except SpecificationError:
+            continue
 
 
 def _check_columns(items: list[Any], inputs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,26 @@ from repairopt import specify
 from repairopt.errors import public
 from repairopt.network import Engine, ForwardFunction, Remembering, identity
 
+from .claims import paired_error
 from .judge import is_constant
 
 Array = npt.NDArray[np.float64]
+CHANCE = 0.9  # two-sided confidence beyond which what is watched has changed
+LEAST_RISE = 0.01  # of what is watched, from which it counts as worse
 
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """A property before and after, with its details; ``target`` is that of the goal, None for what is only watched."""
+    """A property before and after.
+
+    Attributes:
+        target: That of the goal; None for what is only watched.
+        details: Further figures, before and after.
+        brief: Whether nobody stated it; reports show it in one line.
+        worse: Whether something that is watched is worse than before by more than chance explains, and by a point.
+        reversed: Whether the largest difference of a gap that is watched has the other sign now, and more than chance
+            explains.
+    """
 
     name: str
     held_out: bool
@@ -30,6 +42,9 @@ class Measure:
     after: float
     target: float | None = None
     details: dict[str, tuple[float, float]] = field(default_factory=dict)
+    brief: bool = False
+    worse: bool = False
+    reversed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,22 +148,63 @@ def verify(
     """Measure both networks on a specification; ``change`` is ``(initial weights, delta)``, ``(n,)`` each."""
     both = both or both_networks(original, repaired, forward_fn=forward_fn, memory_limit=memory_limit)
     measures = [_measure(both, spec.goal, False, float(spec.goal.target))]
-    measures += [_measure(both, watched, False, None) for watched in spec.watch]
+    watched = {item.name for item in spec.watch}
+    measures += [_compared(both, item, _measure(both, item, False, None)) for item in spec.watch]
     checks = [_check(both, constraint, False) for constraint in spec.on_outputs]
     for item in spec.held_out:
         if isinstance(item, specify.Constraint):
             checks.append(_check(both, item, True))
         else:
             target = float(spec.goal.target) if item.name == spec.goal.name else None
-            measures.append(_measure(both, item, True, target))
+            unseen = _measure(both, item, True, target)
+            measures.append(_compared(both, item, unseen) if item.name in watched else unseen)
     if change is not None:
         checks += [_check_change(c, *change) for c in spec.on_change]
     sources = [(item, False) for item in (spec.goal, *spec.watch, *spec.constraints)]
     sources += [(item, True) for item in spec.held_out]
-    labels = tuple(_label_counts(both, sources))
+    labels = _label_counts(both, sources)
     labelled = specify.labelled_data([item for item, _ in sources])
     constant_before, constant = (is_constant(predict, labelled) for predict in both)
-    return Verification(tuple(measures), tuple(checks), labels, constant, constant_before)
+    others = [(item, False) for item in spec.others] + [(item, True) for item in spec.others_held_out]
+    measures += [replace(_compared(both, item, _measure(both, item, part, None)), brief=True) for item, part in others]
+    known = [(found, part) for item, part in sources if (found := specify.labels_of(item)) is not None]
+    labels += _label_counts(both, [(one, one.held_out) for one in spec.labelled if not _stands_in(one, known)])
+    return Verification(tuple(measures), tuple(checks), tuple(labels), constant, constant_before)
+
+
+def _stands_in(rows: Any, known: Sequence[tuple[tuple[Tensor, Tensor], bool]]) -> bool:
+    """Whether the same rows with the same labels are counted for something else of the same half."""
+    return any(
+        part == rows.held_out
+        and x.shape == rows.inputs.shape
+        and torch.equal(x.to(rows.inputs), rows.inputs)
+        and torch.equal(y.to(rows.labels), rows.labels)
+        for (x, y), part in known
+    )
+
+
+def _compared(both: tuple[Remembering, Remembering], item: Any, measure: Measure) -> Measure:
+    """The measure of something that is watched, with whether it got worse, or turned round, beyond chance."""
+    original, now = both
+    own = specify.anchor(item, original)
+    rose, before, after = measure.after - measure.before, _largest(own, original), _largest(own, now)
+    turned = before * after < 0 and abs(after) > LEAST_RISE
+    if isinstance(own, specify.Statistical) and turned:
+        turned = own.interval(now, CHANCE).low > 0
+    worse = rose > LEAST_RISE
+    if worse:
+        error = paired_error(own, now, original)
+        worse = error is not None and rose > specify.normal_quantile((1 + CHANCE) / 2) * error
+    return replace(measure, worse=worse, reversed=turned)
+
+
+def _largest(prop: Any, predict: Remembering) -> float:
+    """The largest signed difference of a gap; 0 of what has none."""
+    if not specify.has_signed_parts(prop):
+        return 0.0
+    with torch.no_grad():
+        parts = prop.signed_hard(predict)
+    return float(parts[parts.abs().argmax()])
 
 
 def _measure(
@@ -189,7 +245,7 @@ def _check_change(constraint: Any, initial: Array, delta: Array) -> Check:
 
 def _label_counts(both: tuple[Remembering, Remembering], items: Sequence[tuple[Any, bool]]) -> list[LabelCounts]:
     found: dict[Any, LabelCounts] = {}
-    for item, held_out in items:
+    for item, held_out in items if not both[0].regression else ():
         known = specify.labels_of(item)
         if known is not None and identity(known[0]) not in found:
             before, after = (predict(known[0]).argmax(1).cpu() for predict in both)

@@ -8,12 +8,14 @@ import torch
 from scipy.optimize import LinearConstraint, minimize
 from torch import nn
 
-from repairopt import SQP, GroupGap, KeepLabels, Settings, Verdict, solve_repair
+from repairopt import SQP, GroupGap, KeepLabels, Settings, Specification, SpecificationError, Verdict, solve_repair
 from repairopt.methods import GainModel, cannot_be_shown, steepest_sides
 from repairopt.methods.sqp.expected_gain import DAMPING
 from repairopt.methods.sqp.limits import Limit, Lines
 from repairopt.pipeline import weight_choice as choose_weights
+from repairopt.pipeline.prepare import prepare_repair
 from repairopt.program import Kind, Solution, Status
+from repairopt.specify import make_specification
 
 
 def random_model(seed, limits=3, n=12, rows=30):
@@ -174,3 +176,24 @@ def test_a_choice_whose_bound_cannot_be_shown_counts_as_dearer():
         task = SimpleNamespace(new_counts={})
         assert cannot_be_shown(task, limits, model, 0.95) is expected
         assert not cannot_be_shown(task, limits, model, 0.5), "on average chance does not matter"
+
+
+def test_columns_of_few_rows_and_of_other_protected_attributes_are_left_alone():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(800, 5, generator=draw)
+    x[:, 1], x[:, 2], x[:, 3] = 0.0, (torch.arange(800) % 2).float(), (torch.arange(800) % 3 == 0).float()
+    x[:8, 1] = 1.0  # as a category of 8 rows
+    y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    gap = GroupGap.observed(x, 2, favorable=1, target=0.02)
+    names = ("income", "job=none", "sex", "race", "age")
+    spec = Specification(gap, protected=("race",), columns=names)
+    assert spec.protected == (3,)
+    options = {"data": (x, y), "method": SQP(), "weights": "auto"}
+    prepared = prepare_repair(model, make_specification(spec), **options)
+    groups = [group.name for group in choose_weights._groups(prepared) if group.column]
+    assert groups == ["income", "sex", "age"]
+    unnamed = prepare_repair(model, make_specification(gap), **options)
+    assert [g.name for g in choose_weights._groups(unnamed) if g.column] == [f"input {k}" for k in (0, 2, 3, 4)]
+    with pytest.raises(SpecificationError, match="there is no input column 'colour'"):
+        Specification(gap, protected=("colour",), columns=names)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import SQP, Bound, GroupGap, MissRate, Verdict, solve_repair
+from repairopt import SQP, Bound, ErrorRate, GroupGap, MissRate, Verdict, solve_repair
 from repairopt.pipeline.new_data import _confirmed
 from repairopt.verify import for_delivered, make_claim
 
@@ -182,6 +182,14 @@ def test_bounds_that_compare_with_the_original_ask_for_no_change():
     found = given.repaired(0.1, bounds)
     assert found.report.changed == 0
     assert [claim.name for claim in found.report.claims] == ["group gap"]
+
+
+def test_a_bound_on_errors_that_may_be_more_than_none_is_claimed():
+    given = Loan(2000)
+    found = given.repaired(0.2, [Bound(ErrorRate(given.x, given.y), 0.2, name="errors")])
+    assert found.report.buffers["errors"] > 0.005
+    (claim,) = (claim for claim in found.report.claims if claim.name == "errors")
+    assert claim.met
 
 
 def test_a_group_that_folds_would_lack_is_said():

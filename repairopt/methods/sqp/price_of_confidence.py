@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repairopt.methods.task import Task
 from repairopt.program import Array
-from repairopt.specify import Grouped, GroupRates, labelled_data
+from repairopt.specify import GroupRates, labelled_data, of_real_rows
 
 from .limits import Limit
 
@@ -42,7 +42,7 @@ class PriceOfConfidence:
         self.task, self.most = task, most
         self.labelled: list[tuple[Tensor, Tensor]] = list(task.data) or labelled_data([*task.constraints, task.goal])
         gaps = [limit.property for limit in limits if isinstance(limit.property, GroupRates)]
-        self.gaps = [gap for gap in gaps if isinstance(gap, Grouped) and getattr(gap.samples, "rows", None) is not None]
+        self.gaps = [gap for gap in gaps if of_real_rows(gap)]
 
     def answers(self, delta: Array) -> Answers:
         """What the network with a weight change answers."""

@@ -28,6 +28,7 @@ from repairopt.specify import (
     Statistical,
     goal_value,
     normal_quantile,
+    of_real_rows,
     spread_of,
     stands_for_population,
 )
@@ -84,8 +85,7 @@ class Standard:
         """Names of the bounds that so few rows cannot show even at a value of 0, or next to 0 alone."""
         found = set()
         for limit in self.limits if self.confidence > 0.5 else ():
-            drawn = isinstance(limit.property, Grouped) and getattr(limit.property.samples, "rows", None) is None
-            if self.narrow and drawn:
+            if self.narrow and isinstance(limit.property, Grouped) and not of_real_rows(limit.property):
                 continue
             if limit.limit > 0 and not limit.relative and self._least_width(limit) >= MOST * limit.limit:
                 found.add(limit.name)

@@ -25,8 +25,8 @@ from repairopt.network import Classifier
 from repairopt.patches import AuditLog, fingerprint, library_versions
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.program import load_solver
-from repairopt.report import Repair, Verdict
-from repairopt.specify import Specification
+from repairopt.report import Repair, Verdict, list_warnings
+from repairopt.specify import LabelledRows, Specification
 from repairopt.verify import Round, save_proof
 
 from .results import Changed, SolveResult
@@ -188,10 +188,10 @@ class _Run:
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
         method = _method(spec)
-        bounds = tuple(bound.as_constraint() for bound in spec.bounds)
+        bounds, watched = tuple(bound.as_constraint() for bound in spec.bounds), tuple(item.item for item in spec.watch)
         return solve_repair(
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
-            Specification(spec.goal.as_goal(), bounds, watch=tuple(item.item for item in spec.watch)),
+            Specification(spec.goal.as_goal(), bounds, watch=watched, **_about_inputs(spec)),
             data=_labelled(spec),
             held_out=twins(spec),
             weights=weights,
@@ -222,7 +222,7 @@ class _Run:
         patch.save(folder / PATCH)
         met = all_met(claims)
         done = report.verdict is Verdict.REPAIRED
-        notes = list(report.notes)
+        notes = [*list_warnings(report.to_dict(), kept), *report.notes]
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
         files |= _write_proof(repair, folder)
         problem = self._report(repair, kept) if self.options.report else ""
@@ -295,6 +295,24 @@ def _labelled(spec: OpenSpec) -> list[Any]:
     ]
     known = {rows.inputs.data_ptr(): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
     return list(known.values())
+
+
+def _about_inputs(spec: OpenSpec) -> dict[str, Any]:
+    """Names of the input columns, those of protected attributes that nothing is asked of, and held-out labels."""
+    asked = {str(item.statement.arguments.get("column")) for item in (spec.goal, *spec.bounds) if item is not None}
+    known, protected = [str(name) for name in spec.data.input_columns], []
+    for name in spec.file.spec.sensitive_features:
+        own = [k for k, column in enumerate(known) if column == name or column.startswith(f"{name}=")]
+        protected += own if name not in asked else []
+    return {"columns": tuple(known), "protected": tuple(protected), "labelled": _held_out_labels(spec)}
+
+
+def _held_out_labels(spec: OpenSpec) -> tuple[LabelledRows, ...]:
+    """Held-out rows with their labels, for accuracy and recalls whatever is stated."""
+    rows = spec.data.sets.get("held_out")
+    if rows is None or rows.labels is None:
+        return ()
+    return (LabelledRows("held_out", rows.inputs, rows.labels, held_out=True),)
 
 
 def twins(spec: OpenSpec) -> list[Any]:

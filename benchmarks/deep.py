@@ -1,0 +1,254 @@
+"""Repair of all layers, held-out, next to tuned fine-tuning at equal processor time.
+
+    python benchmarks/deep.py [--quick] [--first N] [--splits N] [--methods ...] [--read] [--out FOLDER]
+
+The network conv4 of the AutoRIC paper (358,186 weights); MNIST test images, clean and shifted as in
+``correctness.py``; every division gives one half to the repair and judges on the other. Rivals are tuned on a quarter
+of the repair half and fitted anew on all of it, for about as long as the repair takes: Adam on all layers (weight of
+the clean images, learning rate), the mean of two such runs, and parts of the way back (WiSE-FT). Divisions 0, 2 and 4
+settled the defaults; figures are from 30 on. Writes ``deep.md`` and every run to ``deep.csv``. Needs
+``REPAIROPT_DATA``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import environment  # noqa: F401 (before numpy and torch)
+import numpy as np
+import torch
+from benchmark_files import Record, read_csv, write_csv
+from correctness_data import Digits, network, split_digits
+from torch import nn
+from torch.nn import functional as F
+
+from repairopt import Bound, ErrorRate, FlipRate, KeepLabels, Settings, TrainThenCorrect, solve_repair
+
+FLIPS = 0.004
+RATES, KEEPS, EPOCHS = (1e-3, 2e-3, 4e-3), (1.0, 3.0), 3
+MODES = ("plain", "hard", "conservative")
+TEXT = ("method",)
+COLUMNS = ("repair rate", "shifted accuracy", "clean accuracy", "negative flips", "guard flips", "cpu seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The repair half, the held-out half and the network."""
+
+    model: nn.Module
+    here: Digits
+    there: Digits
+    split: int
+
+
+def outputs(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Classes of images, in batches."""
+    with torch.no_grad():
+        return torch.cat([model(part).argmax(1) for part in images.split(1000)])
+
+
+def figures(before: nn.Module, after: nn.Module, data: Digits) -> dict[str, float]:
+    """Shares on some images; negative flips are clean images that were right and are wrong now."""
+    old = [outputs(before, x) == data.labels for x in (data.clean, data.shifted)]
+    new = [outputs(after, x) == data.labels for x in (data.clean, data.shifted)]
+    found = {"repair rate": float((new[1] & ~old[1]).sum() / (~old[1]).sum())}
+    found |= {"shifted accuracy": float(new[1].double().mean()), "clean accuracy": float(new[0].double().mean())}
+    return found | {"negative flips": float((old[0] & ~new[0]).double().mean())}
+
+
+def ours(mode: str, confidence: float | None = 0.95) -> Callable[[Given], nn.Module]:
+    """The library's default for many weights."""
+
+    def run(given: Given) -> nn.Module:
+        here = given.here
+        constraints: list[Any] = []
+        if mode == "hard":
+            constraints = [KeepLabels(here.clean, here.labels, tolerance=0.0)]
+        if mode == "conservative":
+            constraints = [Bound(FlipRate(here.clean, here.labels), limit=FLIPS)]
+        how = "auto" if confidence == 0.95 else TrainThenCorrect(confidence=confidence)
+        return solve_repair(
+            given.model,
+            ErrorRate(here.shifted, here.labels, target=0.0),
+            constraints,
+            data=[(here.clean, here.labels), (here.shifted, here.labels)],
+            weights="all",
+            method=how,
+            settings=Settings(seed=given.split),
+        ).model
+
+    return run
+
+
+def adam(model: nn.Module, data: Digits, epochs: int, rate: float, keep: float, seed: int) -> nn.Module:
+    """Adam on all layers, cross-entropy on both kinds of images, linear decay."""
+    made = copy.deepcopy(model).train()
+    for parameter in made.parameters():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(made.parameters(), lr=rate)
+    draw, steps = torch.Generator().manual_seed(seed), epochs * -(-len(data.labels) // 128)
+    step = 0
+    for _ in range(epochs):
+        orders = [torch.randperm(len(data.labels), generator=draw).split(128) for _ in range(2)]
+        for one, other in zip(*orders, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+            loss = F.cross_entropy(made(data.shifted[one]), data.labels[one])
+            loss = loss + keep * F.cross_entropy(made(data.clean[other]), data.labels[other])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    return made.eval()
+
+
+def between(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
+    """Weights ``share`` of the way from the first to the second."""
+    made = copy.deepcopy(first)
+    with torch.no_grad():
+        for own, old, new in zip(made.parameters(), first.parameters(), second.parameters(), strict=True):
+            own.copy_(old + share * (new - old))
+    return made
+
+
+def tuned(given: Given) -> tuple[float, float]:
+    """Rate and weight of the clean images with the best sum of both accuracies on a quarter of the repair half."""
+    order = torch.randperm(len(given.here.labels), generator=torch.Generator().manual_seed(1000 + given.split))
+    cut = 3 * len(order) // 4
+    fit, other = given.here.part(order[:cut]), given.here.part(order[cut:])
+    best: tuple[float, tuple[float, float]] = (-np.inf, (RATES[0], KEEPS[0]))
+    for rate in RATES:
+        for keep in KEEPS:
+            found = figures(given.model, adam(given.model, fit, EPOCHS, rate, keep, given.split), other)
+            best = max(best, (found["shifted accuracy"] + found["clean accuracy"], (rate, keep)))
+    return best[1]
+
+
+def rivals(given: Given) -> Iterator[tuple[str, nn.Module, float]]:
+    """Name, network and processor seconds of the final fit; the tuning is not counted."""
+    rate, keep = tuned(given)
+
+    def timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
+        started = time.process_time()
+        return make(), time.process_time() - started
+
+    one, seconds = timed(lambda: adam(given.model, given.here, EPOCHS, rate, keep, given.split))
+    yield "Adam, tuned", one, seconds
+    long, double = timed(lambda: adam(given.model, given.here, 2 * EPOCHS, rate, keep, given.split))
+    yield "Adam, tuned, twice the epochs", long, double
+    second, again = timed(lambda: adam(given.model, given.here, EPOCHS, rate, keep, given.split + 10_000))
+    yield "mean of two runs of Adam, tuned", between(one, second, 0.5), seconds + again
+    for share in (0.6, 0.8):
+        yield f"WiSE-FT, {share:g} of the way, twice the epochs", between(given.model, long, share), double
+
+
+def last_layer(given: Given) -> nn.Module:
+    """The repair of the last layer alone, as the library does it by default."""
+    here = given.here
+    goal = ErrorRate(here.shifted, here.labels, target=0.0)
+    data = [(here.clean, here.labels), (here.shifted, here.labels)]
+    return solve_repair(given.model, goal, data=data, weights="last", settings=Settings(seed=given.split)).model
+
+
+METHODS: dict[str, Callable[[Given], nn.Module]] = {
+    "repairopt, plain": ours("plain"),
+    "repairopt, hard": ours("hard"),
+    "repairopt, conservative, on average": ours("conservative", 0.5),
+    "repairopt, conservative, 95 %": ours("conservative"),
+    "repairopt, last layer": last_layer,
+}
+
+
+def measured(given: Given, name: str, model: nn.Module, seconds: float) -> Record:
+    """One row."""
+    record: Record = {"split": given.split, "method": name, "cpu seconds": seconds}
+    here = figures(given.model, model, given.here)
+    record["guard flips"] = round(here["negative flips"] * len(given.here.labels))
+    return record | figures(given.model, model, given.there)
+
+
+def run_split(split: int, share: float, wanted: list[str]) -> Iterator[Record]:
+    """All methods on one division."""
+    here, there = split_digits(split, share)
+    given = Given(network(), here, there, split)
+    for name in wanted:
+        if name == "rivals":
+            for own, model, seconds in rivals(given):
+                yield measured(given, own, model, seconds)
+            continue
+        started = time.process_time()
+        model = METHODS[name](given)
+        yield measured(given, name, model, time.process_time() - started)
+
+
+def report(records: list[Record]) -> str:
+    """The tables."""
+    splits = sorted({int(r["split"]) for r in records})
+    names = list(dict.fromkeys(str(r["method"]) for r in records))
+    lines = [
+        "# Repair of all layers",
+        "",
+        f"Made by `python benchmarks/deep.py`; divisions {splits[0]} to {splits[-1]}.",
+        "",
+    ]
+    lines += ["Means with standard errors over divisions, held-out but for guard flips; one thread.", ""]
+    lines += ["| method | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    by = {name: {int(r["split"]): r for r in records if r["method"] == name} for name in names}
+
+    def cell(values: Any, sign: str = "") -> str:
+        found = np.asarray(values, dtype=float)
+        error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+        digits = 1 if abs(found.mean()) > 2 else 4
+        return f"{found.mean():{sign}.{digits}f} ± {error:.{digits}f}"
+
+    for name in names:
+        rows = by[name].values()
+        lines.append(f"| {name} | " + " | ".join(cell([float(r[c]) for r in rows]) for c in COLUMNS) + " |")
+    lines += ["", "### Paired differences to repairopt, plain", "", "| less | " + " | ".join(COLUMNS[:4]) + " |"]
+    lines.append("|---|" + "---|" * 4)
+    ours_by = by.get("repairopt, plain", {})
+    for name in names:
+        both = [(ours_by[s], by[name][s]) for s in by[name] if s in ours_by]
+        if both and name != "repairopt, plain" and "hard" not in name and "conservative" not in name:
+            lines.append(
+                f"| {name} | "
+                + " | ".join(cell([float(a[c]) - float(b[c]) for a, b in both], "+") for c in COLUMNS[:4])
+                + " |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is asked for, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one division of a tenth of the data")
+    parser.add_argument("--first", type=int, default=30, help="first division")
+    parser.add_argument("--splits", type=int, default=10, help="number of divisions")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "rivals"], default=[*METHODS, "rivals"])
+    parser.add_argument("--read", action="store_true", help="run nothing")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "deep.csv"
+    records: list[Record] = read_csv(path, TEXT) if path.is_file() and not options.quick else []
+    if not options.read:
+        for split in range(options.first, options.first + (1 if options.quick else options.splits)):
+            for record in run_split(split, 0.1 if options.quick else 1.0, options.methods):
+                same = (record["split"], record["method"])
+                records = [r for r in records if (int(r["split"]), r["method"]) != same] + [record]
+                write_csv(records, path)
+            print(f"{time.strftime('%H:%M:%S')} split {split} done", file=sys.stderr, flush=True)
+    text = report(records)
+    (options.out / "deep.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
