@@ -46,7 +46,7 @@ from .contracts import (
     tolerance_of,
 )
 from .costs import ExpectedCost
-from .folds import Folds, overlap
+from .folds import Folds, overlap, tied_sets
 from .groups.calibration import CalibrationError
 from .groups.gaps import GroupGap, spread_of
 from .groups.metrics import GroupMetrics

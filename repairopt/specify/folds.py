@@ -31,26 +31,58 @@ def row_hashes(inputs: Tensor) -> Hashes:
 
 
 class Folds:
-    """Divides rows into folds by their hashes, another way for each seed: equal rows are in the same fold."""
+    """Divides rows into folds by their hashes, another way for each seed: equal rows are in the same fold.
 
-    def __init__(self, count: int, seed: int = 0) -> None:
+    ``tied`` are groups of sets with as many rows each, of which row ``i`` of one belongs to row ``i`` of the others, as
+    an image and the same image turned; they are in the same fold.
+    """
+
+    def __init__(self, count: int, seed: int = 0, tied: Sequence[Sequence[Tensor]] = ()) -> None:
         self.count = count
         mixed = (2 * seed + 1) * 0x9E3779B97F4A7C15 % 2**64
         self.factor = np.uint64(mixed | 1)
         self._known: dict[tuple[int, torch.Size, int], tuple[Tensor, Tensor]] = {}
+        self._moved: tuple[Hashes, npt.NDArray[np.int64]] = (np.empty(0, np.uint64), np.empty(0, np.int64))
+        hashes = [row_hashes(other) for first, *others in tied for other in others]
+        folds = [self._by_hash(row_hashes(first)) for first, *others in tied for _ in others]
+        if hashes:
+            kept, places = np.unique(np.concatenate(hashes), return_index=True)
+            self._moved = (kept, np.concatenate(folds)[places])
 
     def of(self, inputs: Tensor) -> Tensor:
         """Fold of each row, ``(N,)``."""
         key = (inputs.data_ptr(), inputs.shape, inputs._version)
         if key not in self._known:
-            mixed = row_hashes(inputs) * self.factor
-            fold = ((mixed >> np.uint64(40)) % np.uint64(self.count)).astype(np.int64)
+            hashes = row_hashes(inputs)
+            fold, (moved, there) = self._by_hash(hashes), self._moved
+            if len(moved):
+                place = np.minimum(np.searchsorted(moved, hashes), len(moved) - 1)
+                fold = np.where(moved[place] == hashes, there[place], fold)
             self._known[key] = (inputs, torch.as_tensor(fold))
         return self._known[key][1]
+
+    def _by_hash(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        mixed = hashes * self.factor
+        return ((mixed >> np.uint64(40)) % np.uint64(self.count)).astype(np.int64)
 
     def outside(self, fold: int, inputs: Tensor) -> Tensor:
         """Mask of the rows that are not in a fold."""
         return self.of(inputs) != fold
+
+
+def tied_sets(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+    """Groups of labelled sets with the same labels in the same order: versions of the same samples, as it seems."""
+    groups: list[tuple[Tensor, list[Tensor]]] = []
+    for inputs, labels in pairs:
+        own = labels.cpu()
+        if len(torch.unique(own)) < 2:
+            continue
+        found = next((group for known, group in groups if torch.equal(known, own)), None)
+        if found is None:
+            groups.append((own, [inputs]))
+        else:
+            found.append(inputs)
+    return [group for _, group in groups if len(group) > 1]
 
 
 def overlap(first: Sequence[Tensor], second: Sequence[Tensor]) -> int:

@@ -8,7 +8,7 @@ import torch
 from biased_task import task
 
 from repairopt import SQP, Bound, ErrorRate, MissRate, solve_repair
-from repairopt.specify import Folds, overlap, rate_interval
+from repairopt.specify import Folds, overlap, rate_interval, tied_sets
 from repairopt.specify.folds import row_hashes
 from repairopt.specify.intervals import gap_interval
 from repairopt.verify import make_claim
@@ -212,3 +212,17 @@ def test_claims_are_in_the_json_of_the_report(repaired):
         assert plain["interval"]["high"] == one.interval.high
         assert plain["rows"] == one.rows or (plain["rows"] is None and one.rows == float("inf"))
     assert all(str(one) in " ".join(str(repaired.report).split()) for one in repaired.report.claims)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_versions_of_the_same_samples_are_left_out_together(count):
+    clean, turned, other = some_rows(300), some_rows(300), some_rows(200)
+    labels, others = torch.randint(0, 3, (300,)), torch.randint(0, 3, (200,))
+    tied = tied_sets([(clean, labels), (other, others), (turned, labels.clone()), (other, torch.zeros(200).long())])
+    assert [[x.data_ptr() for x in group] for group in tied] == [[clean.data_ptr(), turned.data_ptr()]]
+    folds, plain = Folds(count, 3, tied), Folds(count, 3)
+    assert torch.equal(folds.of(turned.clone()), folds.of(clean))
+    assert torch.equal(folds.of(turned[40:90]), folds.of(clean)[40:90])
+    assert torch.equal(folds.of(clean), plain.of(clean))
+    assert torch.equal(folds.of(other), plain.of(other))
+    assert not torch.equal(plain.of(turned), plain.of(clean))

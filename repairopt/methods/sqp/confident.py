@@ -29,7 +29,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.subtask import part_of
 from repairopt.methods.task import Task
 from repairopt.program import Array
-from repairopt.specify import Folds
+from repairopt.specify import Folds, labelled_data, measured, tied_sets
 from repairopt.verify import Claim, Stop
 
 from .filter import MET
@@ -144,8 +144,9 @@ def _divided(task: Task, folds: int) -> tuple[Folds, list[Task]] | None:
 
     A division that would take all rows of a group out at once is drawn anew a few times.
     """
+    tied = tied_sets([*task.data, *labelled_data([measured(item) for item in (task.goal, *task.constraints)])])
     for draw in range(DIVISIONS):
-        division = Folds(folds, task.seed + draw)
+        division = Folds(folds, task.seed + draw, tied)
         try:
             return division, [part_of(task, partial(division.outside, k)) for k in range(folds)]
         except SpecificationError as error:

@@ -20,8 +20,10 @@ from repairopt.specify import (
     Statistical,
     goal_value,
     inputs_of,
+    labels_of,
     restricted,
     stands_for_population,
+    tied_sets,
 )
 from repairopt.verify import Claim, for_delivered, make_claim
 
@@ -102,7 +104,8 @@ def find_way(
     """The largest share of the way at which all bounds hold on rows that were not trained on.
 
     Shares are tested from the smallest on, up to the first at which a bound is not shown (fixed-sequence testing): the
-    last that is shown is so with the confidence asked for, whatever the number of tests.
+    last that is shown is so with the confidence asked for, whatever the number of tests. Sets with the same labels in
+    the same order are taken for versions of the same samples, which are left out together.
 
     Args:
         task: The repair.
@@ -118,7 +121,8 @@ def find_way(
     bounds: tuple[Any, ...] = tuple(c for c in task.constraints if _stands(c))
     if not bounds or any(_count(c.property) < LEAST_ROWS for c in bounds):
         return Way(max(ways))
-    division = Folds(folds, task.seed)
+    pairs = [pair for pair in (*sides.kept, *sides.failing, *map(labels_of, (c.property for c in bounds))) if pair]
+    division = Folds(folds, task.seed, tied_sets(pairs))
     try:
         changes = tuple(propose(sides.where(partial(division.outside, k))) for k in range(folds))
     except SpecificationError:  # a part lacks a class or a group
