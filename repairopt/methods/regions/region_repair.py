@@ -35,7 +35,7 @@ from .last_layer import RegionSearchState
 from .least_change import LeastChange
 from .reduce import Proved, objective_of, reduce_change
 
-DEPTHS = 1.2  # first margin, in depths of the violation that an attack finds
+DEPTHS = 2.0  # first margin, in depths of the violation that an attack finds
 LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
 MOST = 10.0  # last margin, in first ones
 RESERVE = 0.1  # of the time, for the judgement of what was found
@@ -70,7 +70,7 @@ class RegionRepair:
     proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
 
     leaves: int = 60_000
-    refinements: int = 12
+    refinements: int = 6
     grow_at: int = 1500
 
     def __post_init__(self) -> None:
