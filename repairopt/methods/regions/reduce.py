@@ -29,7 +29,6 @@ WORTH, STALLS = 0.99, 2  # objective, as a multiple of the last one, that counts
 HALVINGS = 6  # on the way from what is proved to a candidate
 PUSH, FARTHEST = 0.15, 0.7  # of the way from what is proved to the lower bound, at which leaves are to prove
 SPLITS = 300  # of leaves between two programs
-PARTS = ("weight", "bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +94,8 @@ def reduce_change(
             report(best)
         stalled = stalled + 1 if best.objective > WORTH * before else 0
         before = best.objective
-        if (
-            best.objective <= CLOSE * best.least
-            or stalled > STALLS
-            or not settled
-            or state.late()
-            or refinement == refinements
-        ):
+        over = best.objective <= CLOSE * best.least or stalled > STALLS or not settled
+        if over or state.late() or refinement == refinements:
             break
         best = _refined(state, best, lowest, margin)
     return best
@@ -185,10 +179,9 @@ def _refined(state: RegionSearchState, proved: Proved, lowest: LastLayer, margin
 
     Where all leaves prove that one in the end, it takes the place of what was proved.
     """
-    weight, bias = (
-        getattr(proved.last, n) + state.push * (getattr(lowest, n) - getattr(proved.last, n)) for n in PARTS
-    )
-    aim = state.rounded(LastLayer(weight, bias))
+    old, new, push = proved.last, lowest, state.push
+    aim = LastLayer(old.weight + push * (new.weight - old.weight), old.bias + push * (new.bias - old.bias))
+    aim = state.rounded(aim)
     leaves, budget = proved.leaves, SPLITS
     numbers = torch.arange(len(leaves))
     waiting = torch.nonzero(leaves.least(aim) <= margin / 2)[:, 0]
@@ -215,7 +208,7 @@ def _refined(state: RegionSearchState, proved: Proved, lowest: LastLayer, margin
 
 
 def _renumber(state: RegionSearchState, count: int, numbers: Any) -> None:
-    """Cuts of leaves that were split are forgotten, the others bear their leaf's new number; ``numbers`` are the old."""
+    """Cuts of leaves that were split are forgotten, others bear their leaf's new number; ``numbers`` are the old."""
     program = state.program
     places = np.full(count, -1)
     places[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
