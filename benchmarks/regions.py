@@ -94,7 +94,9 @@ def hcas(seconds: float = 60.0) -> None:
     state = read_nnet(DATA / "hcas_pra1_tau05.nnet")
     model = mlp(state.sizes)
     layers = [(name.partition("."), value) for name, value in state.state().items()]
-    model.load_state_dict({f"{int(at) - 1}.{part}": value for (at, _, part), value in layers if at != "0"})  # raw inputs
+    model.load_state_dict(
+        {f"{int(at) - 1}.{part}": value for (at, _, part), value in layers if at != "0"}
+    )
     raw = torch.as_tensor(points["counterexamples"]).double()
     options = {"lower": -torch.inf, "upper": torch.inf}
     goal = [Region.label(x, 0.5, 4, 5, name=f"counterexample {i}", **options) for i, x in enumerate(raw[:10])]
@@ -141,7 +143,8 @@ def mnist(count: int, radius: float, seconds: float = 300.0) -> None:
     y = torch.as_tensor(found["labels"].astype(np.int64))
     model = mlp([784, 100, 100, 10])
     state = load_weights(DATA / "mnist_relu_3_100.safetensors")
-    model.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
+    layers = [(name.split(".")[1:], value) for name, value in state.items()]
+    model.load_state_dict({f"{2 * int(at)}.{part}": value for (at, part), value in layers})
     wrong = torch.nonzero(outputs(model, x).argmax(1) != y)[:count, 0]
     goal = [Region.label(x[i], radius, int(y[i]), 10, name=f"image {int(i)}") for i in wrong]
     keep, held_out = torch.arange(len(x)) % 2 == 0, torch.arange(len(x)) % 2 == 1
