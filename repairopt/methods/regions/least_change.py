@@ -151,7 +151,7 @@ class LeastChange:
         x, multipliers = np.zeros(self.rows.shape[1]), np.zeros(len(needs))
         feasible, missed = not bool((needs[hard] > 0).any()), soft[needs[soft] > 0]
         for _ in range(NEWTON):
-            full, multipliers = self._given(missed, hard, needs)
+            full, multipliers, conflict = self._given(missed, hard, needs)
             step, start = 1.0, self._cost(x) if feasible else np.inf
             while step > 1e-3 and self._cost(x + step * (full - x)) > start * (1 + 1e-9):
                 step /= 2
@@ -163,8 +163,6 @@ class LeastChange:
         self.active = np.flatnonzero(multipliers)
         matrix = torch.as_tensor(x).reshape(self.outputs, -1)
         change = torch.linalg.solve_triangular(self.root.T, matrix.T, upper=True).T
-        lacks = needs[hard] - self.rows[hard] @ x
-        conflict = bool((lacks > CONFLICT * np.abs(needs[hard]).max(initial=0.0)).any())
         return Change(change, self._cost(x), multipliers, conflict)
 
     def _cost(self, x: Array) -> float:
@@ -172,8 +170,8 @@ class LeastChange:
         slack = np.maximum(self.needs[soft] - self.rows[soft] @ x, 0.0)
         return float(x @ x + (self.price[soft] * slack**2).sum())
 
-    def _given(self, missed: Any, hard: Any, needs: Array) -> tuple[Array, Array]:
-        """The best point where just these soft rows are missed, and the multiplier of each row."""
+    def _given(self, missed: Any, hard: Any, needs: Array) -> tuple[Array, Array, bool]:
+        """The best point where just these soft rows are missed, multipliers, whether hard rows are in conflict."""
         rows, scale = self.rows, max(float(np.abs(needs[hard]).max(initial=0.0)), 1e-300)
         own = rows[missed] * self.price[missed][:, None]
         curved = _Curved(np.eye(rows.shape[1]) + rows[missed].T @ own, own.T @ needs[missed])
@@ -181,27 +179,27 @@ class LeastChange:
         lacks = needs[hard] - rows[hard] @ free
         if not len(work):
             work = hard[np.argsort(-lacks)[:BATCH]]
-        x, multipliers = free, np.zeros(0)
+        x, multipliers, conflict = free, np.zeros(0), False
         for _ in range(ROUNDS):
-            x, multipliers = self._solve(work, needs[work] - rows[work] @ free, curved, scale)
+            x, multipliers, conflict = self._solve(work, needs[work] - rows[work] @ free, curved, scale)
             used = multipliers > 1e-12 * multipliers.max(initial=0.0)
             work, multipliers = work[used], multipliers[used]
             lacks = needs[hard] - rows[hard] @ x
             lacks[np.isin(hard, work)] = 0.0
             new = hard[lacks > TOLERANCE * scale]
-            if not len(new) or multipliers.max(initial=0.0) > CONFLICT * NEARLY_HARD * scale:
+            if not len(new) or conflict:
                 break
             work = np.concatenate([work, hard[np.argsort(-lacks)[: min(BATCH, len(new))]]])
         else:
             raise SolverError("regions: the quadratic program of the last layer did not settle.")
         full = np.zeros(len(needs))
         full[work] = multipliers
-        return x, full
+        return x, full, conflict
 
-    def _solve(self, work: Any, needs: Array, curved: _Curved, scale: float) -> tuple[Array, Array]:
-        """The point for some hard rows, and their multipliers, from the dual in as many variables as rows."""
+    def _solve(self, work: Any, needs: Array, curved: _Curved, scale: float) -> tuple[Array, Array, bool]:
+        """The point for some hard rows, multipliers, whether these rows are in conflict; by the dual program."""
         if not len(work):
-            return curved.free, np.zeros(0)
+            return curved.free, np.zeros(0), False
         white = curved.whitened(self.rows[work])
         gram = white.T @ white
         size = np.sqrt(np.maximum(np.diag(gram), 1e-300))
@@ -211,7 +209,8 @@ class LeastChange:
         if found.delta is None:
             raise SolverError(f"regions: the quadratic program of the last layer was not solved ({found.message}).")
         multipliers = scale * np.maximum(found.delta, 0.0) / size
-        return curved.free + curved.back(white @ multipliers), multipliers
+        conflict = bool(found.delta.max() > CONFLICT * NEARLY_HARD)
+        return curved.free + curved.back(white @ multipliers), multipliers, conflict
 
     def _minimum(self, program: Program) -> Solution:
         name = self.solver or ("daqp" if "daqp" in available_solvers(program.kind) else None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ ROUNDS = 40  # of cuts, on the same leaves
 NEW_CUTS = 200  # in a round
 SETTLED = 1.01  # objective, as a multiple of that of the last program, at which leaves are split
 CLOSE = 1.03  # objective, as a multiple of its lower bound, at which nothing more is gained
-WORTH = 0.99  # objective, as a multiple of that before the last splits, above which no more leaves are split
+WORTH, STALLS = 0.99, 2  # objective, as a multiple of the last one, that counts as no progress; how often in a row
 HALVINGS = 6  # on the way from what is proved to a candidate
-LEVELS = 2  # of splits of leaves with a price
+PUSH, FARTHEST = 0.15, 0.7  # of the way from what is proved to the lower bound, at which leaves are to prove
+SPLITS = 300  # of leaves between two programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +48,22 @@ class Proved:
     least: float = 0.0
 
 
-def lower_bound(state: RegionSearchState) -> float:
-    """Objective that true points and kept rows ask for at least, with the rows as they were chosen in groups.
+def lower_bound(state: RegionSearchState) -> tuple[LastLayer, float]:
+    """The last layer that true points and kept rows alone ask for, and its objective: no repair of it changes less.
 
-    Where the change that these ask for breaks a region, an attack finds points for the next time.
+    The rows are those that were chosen in groups. Where this layer breaks a region, an attack adds points for the next
+    time.
     """
     program = state.program
-    some = program.part((program.label == POINT) | (program.label == KEEP))
-    change = some.solve()
+    change = program.part((program.label == POINT) | (program.label == KEEP)).solve()
     first = state.original
     last = LastLayer(first.weight + change.matrix[:, :-1], first.bias + change.matrix[:, -1])
-    points, region = state.attack(last)
-    if len(points):
-        state.add_points(state.features(points), region, last)
-    return change.objective
+    if state.lowest is None or not torch.equal(state.lowest.weight, last.weight):
+        points, region = state.attack(last)
+        if len(points):
+            state.add_points(state.features(points), region, last)
+        state.lowest = last
+    return last, change.objective
 
 
 def reduce_change(
@@ -80,18 +84,20 @@ def reduce_change(
     """
     program = state.program
     program.keep_only(program.label != CUT)
-    program.margin = margin
-    best, before = proved, float("inf")
+    program.margin, state.push = margin, PUSH
+    best, before, stalled = proved, float("inf"), 0
     for refinement in range(refinements + 1):
         better, settled = _on_leaves(state, best, margin)
-        best, changed = replace(better, least=lower_bound(state)), better.last is not best.last
+        lowest, least = lower_bound(state)
+        changed, best = better.last is not best.last, replace(better, least=least)
         if changed:
             report(best)
-        close = best.objective <= CLOSE * best.least or best.objective > WORTH * before
+        stalled = stalled + 1 if best.objective > WORTH * before else 0
         before = best.objective
-        if close or not settled or state.late() or refinement == refinements:
+        over = best.objective <= CLOSE * best.least or stalled > STALLS or not settled
+        if over or state.late() or refinement == refinements:
             break
-        best = _refined(state, best)
+        best = _refined(state, best, lowest, margin)
     return best
 
 
@@ -168,28 +174,45 @@ def _add(state: RegionSearchState, leaves: Leaves, last: LastLayer, choice: Tens
         state.add_rows(true[broken], own.region[broken], row[broken], 1.0, POINT)
 
 
-def _refined(state: RegionSearchState, proved: Proved) -> Proved:
-    """The same proof with the leaves split whose cuts have a price; their cuts are forgotten."""
-    program, leaves = state.program, proved.leaves
-    priced = np.unique(-1 - program.label[program.active])
-    chosen = torch.as_tensor(priced[(priced >= 0) & (priced < len(leaves))])
-    if not len(chosen):
-        return proved
-    new = leaves[chosen]
-    for _ in range(LEVELS):
-        cuts = new.cuts(proved.last)
-        values, best = new.rows.best(cuts.value, new.region)
+def _refined(state: RegionSearchState, proved: Proved, lowest: LastLayer, margin: float) -> Proved:
+    """The same proof with leaves split that do not prove a last layer on the way to the lowest one.
+
+    Where all leaves prove that one in the end, it takes the place of what was proved.
+    """
+    old, new, push = proved.last, lowest, state.push
+    aim = LastLayer(old.weight + push * (new.weight - old.weight), old.bias + push * (new.bias - old.bias))
+    aim = state.rounded(aim)
+    leaves, budget = proved.leaves, SPLITS
+    numbers = torch.arange(len(leaves))
+    waiting = torch.nonzero(leaves.least(aim) <= margin / 2)[:, 0]
+    while len(waiting) and budget > 0 and not state.late():
+        chosen = waiting[:budget]
+        own = leaves[chosen]
+        cuts = own.cuts(aim)
+        values, best = own.rows.best(cuts.value, own.region)
         row = best.gather(1, values.argmin(1, keepdim=True))[:, 0]
-        new = new.halves(new.best_split(proved.last, cuts.slope[torch.arange(len(new)), row]))
-    kept = leaves.without(chosen)
-    numbers = np.full(len(leaves), -1)
-    stays = np.setdiff1d(np.arange(len(leaves)), chosen.numpy())
-    numbers[stays] = np.arange(len(stays))
+        halves = own.halves(own.best_split(aim, cuts.slope[torch.arange(len(own)), row]))
+        kept = torch.ones(len(leaves), dtype=torch.bool)
+        kept[chosen] = False
+        start = int(kept.sum())
+        left = kept.cumsum(0)[waiting[budget:]] - 1
+        leaves, numbers = leaves[kept].join(halves), torch.cat([numbers[kept], torch.full((len(halves),), -1)])
+        waiting = torch.cat([start + torch.nonzero(halves.least(aim) <= margin / 2)[:, 0], left])
+        budget -= len(chosen)
+    _renumber(state, len(proved.leaves), numbers.numpy())
+    proves = [bool((leaves.least(last) > PROVED).all()) for last in (aim, proved.last)]
+    state.push = min(FARTHEST, 1.5 * state.push) if proves[0] else state.push / 2
+    if proves[0]:
+        return Proved(aim, leaves, objective_of(state, aim), proved.least)
+    return Proved(proved.last, leaves, proved.objective, proved.least) if proves[1] else proved
+
+
+def _renumber(state: RegionSearchState, count: int, numbers: Any) -> None:
+    """Cuts of leaves that were split are forgotten, others bear their leaf's new number; ``numbers`` are the old."""
+    program = state.program
+    places = np.full(count, -1)
+    places[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
     of_leaf = program.label < 0
-    moved = np.where(of_leaf, numbers[np.clip(-1 - program.label, 0, len(leaves) - 1)], 0)
+    moved = np.where(of_leaf, places[np.clip(-1 - program.label, 0, count - 1)], 0)
     program.label = np.where(of_leaf, -1 - moved, program.label)
     program.keep_only(~of_leaf | (moved >= 0))
-    joined = kept.join(new)
-    if bool((joined.least(proved.last) > PROVED).all()):
-        return Proved(proved.last, joined, proved.objective, proved.least)
-    return proved

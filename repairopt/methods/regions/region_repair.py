@@ -29,14 +29,17 @@ from repairopt.network import (
 from repairopt.program import Status
 from repairopt.specify import KeepRegions, UnprovedRegions
 
+from .all_layers import ENOUGH, Descent, descend
 from .deployed_proof import CheckedProof, as_checked, check_repaired
 from .keep_points import KeepRows, keep_inputs, keep_rows
 from .last_layer import RegionSearchState
 from .least_change import LeastChange
 from .reduce import Proved, objective_of, reduce_change
 
-DEPTHS = 1.2  # first margin, in depths of the violation that an attack finds
+DEPTHS = 2.0  # first margin, in depths of the violation that an attack finds
 LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
+LAYERS = ("auto", "last", "all")
+MANY, DEEPEST = 16, 40  # dimensions in which boxes are not split any more; splits of a box
 MOST = 10.0  # last margin, in first ones
 RESERVE = 0.1  # of the time, for the judgement of what was found
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
@@ -52,6 +55,10 @@ class RegionRepair:
     the weights after rounding to the network's precision.
 
     Attributes:
+        layers: ``"last"``, ``"all"`` (gradient steps on the bounds first), or ``"auto"``: all where regions are balls
+            in
+            many dimensions, which no splitting proves, or where the last layer alone finds no proof.
+        descent: How the weights of all layers are moved.
         leaves: Boxes at most that regions are divided into.
         refinements: Rounds in which the change is reduced.
         grow_at: Boxes at which a larger margin is tried.
@@ -66,15 +73,19 @@ class RegionRepair:
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver"})
-    default_weights: ClassVar[str] = "last"
+    default_weights: ClassVar[str] = "all"
     proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
 
+    layers: str = "auto"
     leaves: int = 60_000
-    refinements: int = 12
+    refinements: int = 6
     grow_at: int = 1500
+    descent: Descent = Descent()
 
     def __post_init__(self) -> None:
         check_settings(self, {"leaves": Expected(low=1, whole=True), "refinements": Expected(whole=True)})
+        if self.layers not in LAYERS:
+            raise SpecificationError(f"RegionRepair: layers={self.layers!r}; choose from {', '.join(LAYERS)}.")
         check_settings(self, {"grow_at": Expected(low=1, whole=True)})
 
     def run(self, task: Task) -> Outcome:
@@ -90,7 +101,7 @@ class RegionRepair:
             SpecificationError: Neither the goal nor a constraint has regions, or the last layer may not change.
         """
         with torch.no_grad():
-            return _Run(self, task).last_layer()
+            return _Run(self, task).go()
 
 
 class _Run:
@@ -115,13 +126,18 @@ class _Run:
                 f"this method changes."
             )
         self.layer = step.layer.removeprefix("model.")
-        missing = {f"{self.layer}.weight"} - set(task.location.indices)
+        own = dict(task.engine.model.named_parameters())
+        whole = {name for name, at in task.location.indices.items() if len(at) == own[name].numel()}
+        self.allowed = {name: value for name, value in own.items() if name in whole}
+        missing = {f"{self.layer}.weight"} - whole
         if missing:
             raise SpecificationError(
-                f"method regions: weights= leaves out '{missing.pop()}', which this method changes."
+                f"method regions: weights= leaves out '{missing.pop()}', or a part of it, which this method changes."
             )
         self.original, self.matrix, self.offset = own_last_layer(self.network)
         self.lower, self.upper = self.regions.boxes
+        self.wide = int((self.upper > self.lower).any(0).sum()) > MANY
+        self.base: dict[str, Tensor] = {}
         left = task.judge.time_left()
         self.kept: list[tuple[NewWeights, Evidence]] = []
         self.reserve = 0.0 if left is None else RESERVE * left  # for the judgement of what was found
@@ -131,29 +147,66 @@ class _Run:
         left = self.task.judge.time_left()
         return left is not None and left <= self.reserve
 
-    def last_layer(self) -> Outcome:
-        """Algorithm of the last layer."""
-        if self.task.judge.original.met and self.task.judge.original.feasible:
+    def go(self) -> Outcome:
+        """The original where it is proved; else the last layer, all layers, or both."""
+        judge, layers = self.task.judge, self.settings.layers
+        if judge.original.met and judge.original.feasible:
             self.task.log.note("The goal is met by the original network already; nothing was changed.")
-            predict = network_of(self.task.engine, self.task.judge.original.candidate)
-            known = Evidence.joined([holder.evidence(predict) for holder in self.holders])
-            self.kept.append((NewWeights({}, 0), known))
+            predict = network_of(self.task.engine, judge.original.candidate)
+            self.kept.append((NewWeights({}, 0), Evidence.joined([one.evidence(predict) for one in self.holders])))
             return self._checked(Status.OPTIMAL)
+        if layers == "all" or (layers == "auto" and self.wide and len(self.allowed) > 2):
+            self._all_layers()
+        proved = self._last_layer()
+        if not proved and layers == "auto" and not self.wide and not self.late() and len(self.allowed) > 2:
+            self._all_layers()
+            proved = self._last_layer()
+        return self._checked(Status.FEASIBLE if proved else Status.NO_POINT)
+
+    def _all_layers(self) -> None:
+        """Move the weights of all layers; what follows starts from there."""
+        own = {f"model.{name}": value for name, value in self.allowed.items()}
+        regions = (self.lower, self.upper, self.regions.rows)
+        inputs, _ = keep_inputs(self.task, self.lower, self.upper, self.network.size(0))
+        features = self.network.forward(inputs, self.network.features_at)
+        spread = float(self.original(features).std(0).mean())
+        with self.task.timed("all layers"):
+            found = descend(
+                self.network, own, regions, inputs, spread, self.settings.descent, self.late, self.task.seed
+            )
+        dtype = self.task.engine.dtype
+        self.base = {name.removeprefix("model."): value.to(dtype) for name, value in found.weights.items()}
+        self._refresh()
+        self.original, self.matrix, self.offset = own_last_layer(self.network)
+        self.task.record(f"all layers, {found.steps} steps", note="bounds hold" if found.proved else "bounds open")
+
+    def _refresh(self) -> None:
+        self.network.refresh({f"model.{name}": value.double() for name, value in self.base.items()})
+
+    def _last_layer(self) -> bool:
+        """Algorithm of the last layer; whether it ends with a proof."""
         state = self._state()
         proved = self._first(state)
         if proved is None:
             last, _ = state.propose()
             self._keep(last, state.leaves, "not proved")
-            return self._checked(Status.NO_POINT)
+            return False
         self._keep(proved.last, proved.leaves, "first proof")
 
         def report(better: Proved) -> None:
             gap = better.objective / better.least - 1 if better.least > 0 else float("inf")
             self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes, gap {gap:.1%}")
 
-        if self.settings.refinements:
-            reduce_change(state, proved, FINAL * self.spread, self.settings.refinements, report)
-        return self._checked(Status.FEASIBLE)
+        if self.settings.refinements and not self.base:
+            best = reduce_change(state, proved, FINAL * self.spread, self.settings.refinements, report)
+            if best.least > 0:
+                size, least = (value**0.5 / self.spread for value in (best.objective, best.least))
+                self.task.log.note(
+                    f"Outputs on keep points change by {size:.3g} of their deviation, in the root mean square, with "
+                    f"what wishes cost; no last layer that satisfies the rows of true points changes them by less than "
+                    f"{least:.3g}."
+                )
+        return True
 
     def _checked(self, status: Status) -> Outcome:
         """The last candidate whose proof is checked; of those that are not proved the last one, marked so."""
@@ -204,6 +257,7 @@ class _Run:
             late=self.late,
             keep=_keeper(keep_rows(task, network, self.original, self.matrix, self.offset), program),
             most=self.settings.leaves,
+            deepest=0 if self.wide else DEEPEST,
             grow_at=self.settings.grow_at,
         )
         return state
@@ -211,6 +265,8 @@ class _Run:
     def _first(self, state: RegionSearchState) -> Proved | None:
         points, region = state.attack(self.original)
         state.program.margin = max(-DEPTHS * state.worst, LEAST_SPREAD * self.spread)
+        if self.base:  # gradient steps left a margin already
+            state.program.margin = ENOUGH * self.settings.descent.margin * self.spread
         state.largest = MOST * state.program.margin
         if len(points):
             state.add_points(state.features(points), region, self.original)
@@ -226,7 +282,7 @@ class _Run:
     def _keep(self, last: LastLayer, leaves: Leaves, step: str) -> None:
         """Tell goal and constraints what is proved of a candidate, and the judge to keep it if it is the best."""
         task, module = self.task, self.task.engine.model.get_submodule(self.layer)
-        weights = {f"{self.layer}.weight": last.weight}
+        weights = {**self.base, f"{self.layer}.weight": last.weight}
         if getattr(module, "bias", None) is not None:
             weights[f"{self.layer}.bias"] = last.bias
         new = {name: value.to(task.engine.dtype) for name, value in weights.items()}

@@ -149,6 +149,11 @@ def _interval(
     """Bounds of all entries of a step's result, the argument of an activation."""
     network, size = boxes.network, boxes.network.size(index)
     first = not boxes.intervals
+    step = network.steps[index]
+    if first and isinstance(step, AffineStep) and step.parents == (0,) and step.matrices[0] is not None:
+        matrix, middle, half = step.matrices[0], (boxes.lower + boxes.upper) / 2, (boxes.upper - boxes.lower) / 2
+        center, radius = middle @ matrix.T + step.offset, half @ matrix.abs().T
+        return center - radius, center + radius
     if first or known is None:
         low, high = _both_sides(boxes, index, None, size, alternatives)
         if known is not None:

@@ -178,6 +178,9 @@ class NetworkSteps:
         return self.affine(step, [values[parent] for parent in step.parents])
 
     def _matrix(self, step: AffineStep, place: int, sizes: list[int]) -> Tensor:
+        module = self.traced.module(step.nodes[0]) if len(step.nodes) == 1 else None
+        if type(module) is nn.Linear and len(self.shapes[step.parents[0]]) == 1:
+            return self.traced.value_of(module.weight, self._parameters)
         eye = torch.eye(sizes[place], dtype=torch.float64)
         zeros = [torch.zeros(len(eye), size, dtype=torch.float64) for size in sizes]
         return (self.affine(step, [*zeros[:place], eye, *zeros[place + 1 :]]) - step.offset).T

@@ -104,6 +104,10 @@ class TracedNetwork:
                     values.pop(parent, None)
         return values
 
+    def value_of(self, parameter: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """A parameter of the network, or what is given in its place by name."""
+        return self._replacements(parameters).get(id(parameter), parameter)
+
     def call_of(self, node: fx.Node, values: Environment, parameters: Mapping[str, Tensor]) -> Call:
         """A node that acts on a set as a call, with the values of what it reads; its first argument is the set."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda parent: values[parent])

@@ -11,6 +11,7 @@ from .leaves import LastLayer
 from .network_steps import NetworkSteps
 from .row_groups import RowGroups
 
+LEAST = 200  # random points of a region at least, where there are many regions
 STEP, SHRINK = 0.1, 0.85  # first step, in widths of the region, and what is left of it after each
 
 
@@ -45,16 +46,17 @@ def attack_regions(
         Points ``(P, d)``, their regions ``(P,)``, and the least value of each region, ``(Q,)``.
     """
     draw = torch.Generator().manual_seed(search.seed)
+    starts = max(LEAST, min(search.starts, 2 * search.starts // len(lower)))
     points, regions, worst = [], [], []
     for q, (low, high) in enumerate(zip(lower, upper, strict=True)):
-        x = low + (high - low) * torch.rand(search.starts, len(low), generator=draw, dtype=torch.float64)
+        x = low + (high - low) * torch.rand(starts, len(low), generator=draw, dtype=torch.float64)
         found, smallest = [], torch.inf
         for step in range(search.steps + 2):
             value, slope = _value(network, x, rows, q, last)
             found.append(x[value <= 0])
             smallest = min(smallest, float(value.min()))
             if step == 0:
-                best = value.argsort()[: max(1, search.starts // 10)]
+                best = value.argsort()[: max(1, starts // 10)]
                 x, slope = x[best], slope[best]
             x = torch.clamp(x - (high - low) * STEP * SHRINK**step * slope.sign(), low, high)
         points.append(torch.cat(found))
