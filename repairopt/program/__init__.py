@@ -5,7 +5,15 @@ from .backends import available_solvers, load_solver, missing_libraries, needed_
 from .captured_output import native_output, without_noise
 from .certificates.check_region import check_proof
 from .certificates.conflict import Conflict, explain_conflict
-from .certificates.layered_network import AffineLayer, Layer, LayeredNetwork, RectifierLayer, SumLayer, dense_layers
+from .certificates.layered_network import (
+    AffineLayer,
+    Layer,
+    LayeredNetwork,
+    RectifierLayer,
+    SmoothLayer,
+    SumLayer,
+    dense_layers,
+)
 from .certificates.recession import recession_ray
 from .certificates.region_proof import OutputRows, ProofStatus, ProofVerdict, RegionProof
 from .examples import KnownProgram, known_programs

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repairopt.program import AffineLayer, Array, Layer, RectifierLayer, SumLayer
+from repairopt.program import AffineLayer, Array, Layer, RectifierLayer, SmoothLayer, SumLayer
 
 AT_A_TIME = 512  # rows of an identity matrix
+USUAL = {"approximate": "none", "alpha": 1.0, "beta": 1, "threshold": 20}  # of smooth functions
 NORMALIZED = 12  # roundings of a normalization with stored statistics, in whichever form it is computed
 
 
@@ -194,6 +195,57 @@ def _relu(call: Operation) -> int | None:
 def _leaky(call: Operation) -> int | None:
     leak = float(getattr(call.module, "negative_slope"))  # noqa: B009 (the type knows no such attribute)
     return call.add(RectifierLayer((call.flow.index,), int(np.prod(call.shape)), leak)) if 0 <= leak < 1 else None
+
+
+@copies(nn.Tanh, torch.tanh, "tanh", F.tanh)
+@copies(nn.Sigmoid, torch.sigmoid, "sigmoid", F.sigmoid, nn.SiLU, F.silu, nn.GELU, F.gelu, nn.ELU, F.elu)
+@copies(nn.Softplus, F.softplus)
+def _smooth(call: Operation) -> int | None:
+    """Smooth functions with their usual settings."""
+    layer: Any = call.module
+    target = type(layer).__name__ if layer is not None else getattr(call.run, "__name__", str(call.run))
+    settings = {name: value for name, value in vars(layer).items() if name in USUAL} if layer is not None else {}
+    if any(USUAL[name] != value for name, value in {**settings, **call.kwargs}.items() if name in USUAL):
+        return None
+    if layer is None and (len(call.args) > 1 or set(call.kwargs) - {"inplace", *USUAL}):
+        return None
+    return call.add(SmoothLayer((call.flow.index,), int(np.prod(call.shape)), target.lower().removeprefix("_")))
+
+
+@copies(nn.MaxPool1d, nn.MaxPool2d)
+def _max_pool(call: Operation) -> int | None:
+    """``max(a, b) = a + relu(b - a)`` of pairs of entries of each window, an identity that the run does not compute."""
+    layer: Any = call.module
+    pair = [one if isinstance(one, tuple) else (one,) for one in (layer.kernel_size, layer.stride, layer.padding)]
+    plain = layer.dilation in (1, (1, 1)) and not layer.ceil_mode and not layer.return_indices
+    if not plain or any(pair[2]) or len(call.flow.shape) not in (2, 3):
+        return None
+    height = 1 if len(call.flow.shape) == 2 else pair[0][0]
+    kernel, stride = (height, pair[0][-1]), (1 if len(call.flow.shape) == 2 else pair[1][0], pair[1][-1])
+    shape = (call.flow.shape[0], *((1,) * (3 - len(call.flow.shape))), *call.flow.shape[1:])
+    places = torch.arange(int(np.prod(shape)), dtype=torch.float64).reshape(shape)[:, None]
+    windows = F.unfold(places, kernel, stride=stride).long().numpy()  # channels, places in a window, windows
+    waiting = [_selected(call, windows[:, k].ravel()) for k in range(windows.shape[1])]
+    while len(waiting) > 1:
+        first, second, *rest = waiting
+        waiting = [*rest, _larger(call, first, second)]
+    return waiting[0]
+
+
+def _selected(call: Operation, places: Any) -> int:
+    from scipy import sparse
+
+    count, one = len(places), np.ones(len(places))
+    matrix = sparse.csr_array((one, (np.arange(count), places)), shape=(count, int(np.prod(call.flow.shape))))
+    return call.add(AffineLayer((call.flow.index,), matrix, 0 * one, 0, 0 * one))
+
+
+def _larger(call: Operation, first: int, second: int) -> int:
+    """``max(a, b)`` of two layers."""
+    one = np.ones(int(np.prod(call.shape)))
+    negated = call.add(AffineLayer((first,), -one, 0 * one, 0, 0 * one))
+    gap = call.add(RectifierLayer((call.add(SumLayer((second, negated), len(one))),), len(one)))
+    return call.add(SumLayer((first, gap), len(one)))
 
 
 @copies(nn.ReLU6, nn.Hardtanh)

@@ -20,8 +20,9 @@ CLOSE = 1e-3  # between network and copy, relative; far above what rounding does
 TRIED = 32  # random inputs on which they are compared
 ASKS = ("size", "dim", "getattr", "getitem")  # operations that may give something else than a tensor: shapes
 SUPPORTED = (
-    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average pooling, ReLU, LeakyReLU, ReLU6, Hardtanh, Dropout, Flatten, "
-    "view, reshape, sums of branches, and +, -, *, / with constants."
+    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average and max pooling, ReLU, LeakyReLU, ReLU6, Hardtanh, tanh, "
+    "sigmoid, SiLU, GELU, ELU, Softplus, Dropout, Flatten, view, reshape, sums of branches, and +, -, *, / with "
+    "constants."
 )
 
 

@@ -385,10 +385,12 @@ def test_what_is_no_repair_of_points_is_refused(method):
         type(method)(norm="l3")
 
 
-def test_aprnn_refuses_networks_that_are_not_piecewise_linear():
+@pytest.mark.parametrize("method", [APRNN(), MDNN(), REASSURE()])
+def test_networks_that_are_not_piecewise_linear_are_refused(method):
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
-    with pytest.raises(UnsupportedError, match="Tanh"):
-        solve_repair(model, ErrorRate(*wrong_points(model), target=0.0), weights=["0.weight"], method=APRNN())
+    options = {} if isinstance(method, REASSURE) else {"weights": ["0.weight"]}
+    with pytest.raises(UnsupportedError, match="tanh"):
+        solve_repair(model, ErrorRate(*wrong_points(model), target=0.0), method=method, **options)
 
 
 def test_points_may_also_be_given_as_constraints():

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from repairopt.errors import ProofError
-from repairopt.program import LayeredNetwork, OutputRows, ProofStatus, RegionProof, check_proof, dense_layers
+from repairopt.program import (
+    LayeredNetwork,
+    OutputRows,
+    ProofStatus,
+    RegionProof,
+    SmoothLayer,
+    check_proof,
+    dense_layers,
+)
 from repairopt.program.certificates import running_bounds
 from repairopt.program.certificates.box_tiling import boxes_tile
 from repairopt.program.certificates.layered_network import AffineLayer, RectifierLayer, SumLayer
 from repairopt.program.certificates.running_bounds import RunningBounds, rectifier_lines
+from repairopt.program.certificates.smooth_functions import FUNCTIONS, band, slopes_of
 
 ONE_ROW = OutputRows([[1.0]], [0.0], [0])
 
@@ -302,6 +311,37 @@ def test_a_checker_with_wrong_lines_refuses_to_prove(monkeypatch, mutation):
         proof = RegionProof.of_boxes([[0.5, 0.5]], [[0.6, 0.6]], [ONE_ROW])
     with pytest.raises(ProofError, match="lines about an activation do not hold"):
         check_proof(network, proof, samples=10)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bands_about_smooth_functions_hold_between_grid_points(name):
+    function, draw = FUNCTIONS[name], np.random.default_rng(0)
+    fine = np.linspace(-12, 12, 400_001)
+    curvature = np.diff(function.value(fine), 2) / (fine[1] - fine[0]) ** 2
+    assert 0.9 * function.curvature < np.abs(curvature).max() <= function.curvature * (1 + 1e-4)
+    slopes = np.diff(function.value(fine)) / (fine[1] - fine[0])
+    assert np.allclose(slopes, function.slope((fine[1:] + fine[:-1]) / 2), atol=1e-6)
+    lower = draw.normal(size=200) * 3
+    upper = lower + 10.0 ** draw.uniform(-6, 1, 200)
+    inside = np.sort(lower + (upper - lower) * draw.random((3000, 200)), axis=0)
+    for slope in slopes_of(function, lower, upper).values():
+        least, most = band(function, lower, upper, slope, 0.0)
+        rest = function.value(inside) - slope * inside
+        assert (rest >= least).all()
+        assert (rest <= most).all()
+        assert (most - least <= 1.05 * (rest.max(0) - rest.min(0)) + 5e-3 * (upper - lower) + 1e-13).all()
+
+
+def test_a_network_with_smooth_activations_is_proved():
+    draw = np.random.default_rng(0)
+    weights = [(draw.normal(size=(6, 2)), draw.normal(size=6)), (draw.normal(size=(1, 6)), np.zeros(1))]
+    plain = dense_layers(weights)
+    network = LayeredNetwork(2, (plain.layers[0], SmoothLayer((1,), 6, "tanh"), plain.layers[2]))
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 201)] * 2), -1).reshape(-1, 2)
+    least = float(network.run(grid).min())
+    for slack, status in ((0.05, ProofStatus.PROVED), (-0.05, ProofStatus.REFUTED)):
+        rows = OutputRows([[1.0]], [least - slack], [0])
+        assert check_proof(network, RegionProof.of_boxes([[-1, -1]], [[1, 1]], [rows]), samples=2000).status is status
 
 
 def test_branches_and_leaks_are_bounded():

@@ -31,6 +31,25 @@ class Residual(nn.Module):
         return self.head(nn.functional.avg_pool2d(x, 2, 1, padding=0).view(x.size(0), -1)) * 2 - 0.25
 
 
+class Smooth(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(9, 9), nn.Linear(9, 2)
+
+    def forward(self, x):
+        x = nn.functional.silu(self.first(x)) + nn.functional.softplus(x) - nn.functional.elu(x).tanh()
+        return self.second(torch.sigmoid(x))
+
+
+class End(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
 def residual():
     network = Residual()
     network.norm.running_mean.uniform_(-1, 1)
@@ -48,6 +67,14 @@ NETWORKS = {
     "one convolution over time": (
         lambda: chain(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.ReLU(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(6, 2)),
         (2, 5),
+    ),
+    "smooth functions": (
+        lambda: chain(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 9), nn.GELU(), nn.Linear(9, 9), nn.Sigmoid(), Smooth()),
+        (3,),
+    ),
+    "max pooling": (
+        lambda: chain(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(2), nn.MaxPool1d(2), End()),
+        (1, 6, 6),
     ),
     "a matrix for each of several vectors": (
         lambda: chain(nn.Linear(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2), nn.Hardtanh(-0.5, 2.0)),
@@ -86,7 +113,8 @@ def test_bounds_of_the_copy_hold_for_runs_of_the_network(name, dtype):
 @pytest.mark.parametrize(
     ("network", "shape", "reason"),
     [
-        (chain(nn.Linear(3, 2), nn.Tanh()), (3,), "Tanh"),
+        (chain(nn.Linear(3, 2), nn.Softsign()), (3,), "Softsign"),
+        (chain(nn.Linear(3, 2), nn.GELU("tanh")), (3,), "GELU"),
         (chain(nn.Linear(3, 2), nn.Softmax(1)), (3,), "Softmax"),
         (nn.Linear(3, 2).to(torch.bfloat16), (3,), "bfloat16"),
         (nn.Linear(3, 2), (4,), "cannot be traced on inputs of shape"),

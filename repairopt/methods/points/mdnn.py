@@ -13,10 +13,9 @@ from repairopt.methods.task import Task
 from repairopt.network import Engine
 from repairopt.program import AffineLayer, Array, Program, RectifierLayer, Solution, Status
 from repairopt.surrogate import LinearizedRows, linearize
-from repairopt.verify import layered_copy
 
 from .least_norm import LeastNorm, leads_of, norm_program, one_layer, points_of, solve_least
-from .output_rows import rows_of_outputs
+from .output_rows import linear_copy, rows_of_outputs
 
 GROWTH, FIRST = 4.0, 0.125  # of the largest change that an integer program allows, as a share of the limit
 Form = tuple[dict[int, float], float]  # coefficients by variable, and a constant
@@ -71,7 +70,7 @@ class MDNN(LeastNorm):
         return Outcome(solution.delta, solution.status, indivisible=True)
 
     def _solve_integer(self, task: Task, points: Task, name: str) -> Solution:
-        encoding = _Encoding(task.engine, points, leads_of(points, self.buffer), name)
+        encoding = _Encoding(task.engine, points, self, name)
         size = self.limit * (FIRST if self.norm == "linf" else 1.0)
         while True:
             settings = replace(self, limit=size)
@@ -95,9 +94,9 @@ class _Point:
 class _Encoding:
     """The network after the changed layer as rows and binary variables."""
 
-    def __init__(self, engine: Engine, points: Task, leads: tuple[Array, ...], name: str) -> None:
+    def __init__(self, engine: Engine, points: Task, method: MDNN, name: str) -> None:
         some: Any = points.constraints[0]
-        copy = layered_copy(engine.model, tuple(some.inputs.shape[1:]))
+        copy = linear_copy(engine.model, tuple(some.inputs.shape[1:]), method)
         self.layers = copy.layers
         chain = all(layer.inputs == (k,) for k, layer in enumerate(self.layers))
         plain = all(not isinstance(one, RectifierLayer) or one.leak == 0 for one in self.layers)
@@ -110,7 +109,7 @@ class _Encoding:
         self.at, self.engine = at[0], engine
         self.places = _places(engine, name, own.shape)
         self.points: list[_Point] = []
-        for rows in rows_of_outputs(points, leads):
+        for rows in rows_of_outputs(points, leads_of(points, method.buffer)):
             read = rows.inputs
             for layer in self.layers[: self.at]:
                 read = layer.run([read])

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from repairopt.errors import UnsupportedError
 from repairopt.methods.task import Task
-from repairopt.program import Array
+from repairopt.program import Array, LayeredNetwork, SmoothLayer
 from repairopt.specify import samples_in
+from repairopt.verify import layered_copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,18 @@ class OutputRowsOfPoints:
     def wrong(self) -> Any:
         """Which points do not hold, ``(N,)``."""
         return (self.value < self.least).any(1)
+
+
+def linear_copy(model: Any, shape: tuple[int, ...], method: object) -> LayeredNetwork:
+    """A piecewise linear network as layers in NumPy; an UnsupportedError for one with smooth activations."""
+    copy = layered_copy(model, shape)
+    smooth = [layer.name for layer in copy.layers if isinstance(layer, SmoothLayer)]
+    if smooth:
+        raise UnsupportedError(
+            f"method {type(method).__name__}: is for piecewise linear networks, and this one has {smooth[0]}. Choose "
+            f"another method, such as prdnn."
+        )
+    return copy
 
 
 def rows_of_outputs(task: Task, leads: tuple[Array, ...]) -> list[OutputRowsOfPoints]:

@@ -13,7 +13,8 @@ from torch.func import functional_call, grad, vmap
 from repairopt.errors import UnsupportedError
 from repairopt.network import Engine, trace_network
 from repairopt.program import Array, Index, RectifierLayer
-from repairopt.verify import layered_copy
+
+from .output_rows import linear_copy
 
 RELUS = (F.relu, torch.relu, "relu")
 ENTRIES = 2**24  # of derivatives that are computed at a time
@@ -29,7 +30,7 @@ class ReluInputs(nn.Module):
         super().__init__()
         self.network = trace_network(network)
         nodes = [node for node in self.network.graph.nodes if self._is_relu(node)]
-        rectifiers = [one for one in layered_copy(network, shape).layers if isinstance(one, RectifierLayer)]
+        rectifiers = [one for one in linear_copy(network, shape, method).layers if isinstance(one, RectifierLayer)]
         if len(nodes) != len(rectifiers) or any(one.leak for one in rectifiers):
             raise UnsupportedError(
                 f"method {type(method).__name__}: the network has other activations than ReLU, and keeps no pattern."

@@ -14,10 +14,10 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.program import AffineLayer, Array, LayeredNetwork, Program, RectifierLayer, Status
-from repairopt.verify import Judgement, layered_copy
+from repairopt.verify import Judgement
 
 from .least_norm import leads_of, points_of
-from .output_rows import rows_of_outputs
+from .output_rows import linear_copy, rows_of_outputs
 
 GROWTH, STEEPEST = 8.0, 1e7  # of gamma
 WIDER = 0.5  # by how many of its widths the box of known inputs grows on each side
@@ -67,7 +67,7 @@ class REASSURE:
         if task.engine.forward_fn is not None:
             raise SpecificationError("method REASSURE: runs the module itself; give the network without a forward_fn.")
         some: Any = points.constraints[0]
-        copy = layered_copy(task.engine.model, tuple(some.inputs.shape[1:]))
+        copy = linear_copy(task.engine.model, tuple(some.inputs.shape[1:]), self)
         rows = rows_of_outputs(points, leads_of(points, self.buffer))
         box = self._box(np.concatenate([one.inputs for one in rows]))
         patches: list[_Patch] = []

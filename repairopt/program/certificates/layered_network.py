@@ -16,6 +16,8 @@ import numpy as np
 from repairopt.errors import ProgramError
 from repairopt.program.program import Array
 
+from .smooth_functions import FUNCTIONS
+
 
 @dataclass(frozen=True, eq=False)
 class AffineLayer:
@@ -96,6 +98,19 @@ class RectifierLayer:
 
 
 @dataclass(frozen=True, eq=False)
+class SmoothLayer:
+    """A smooth function of each entry, by its name in :mod:`.smooth_functions`."""
+
+    inputs: tuple[int, ...]
+    size: int
+    name: str
+
+    def run(self, values: Sequence[Array]) -> Array:
+        """The result ``(N, m)``."""
+        return FUNCTIONS[self.name].value(values[0])
+
+
+@dataclass(frozen=True, eq=False)
 class SumLayer:
     """The sum of several values of one size."""
 
@@ -107,7 +122,7 @@ class SumLayer:
         return np.sum(values, axis=0)
 
 
-Layer = AffineLayer | RectifierLayer | SumLayer
+Layer = AffineLayer | RectifierLayer | SmoothLayer | SumLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +154,9 @@ class LayeredNetwork:
                 _check_affine(number, layer, read)
             elif len({*read, layer.size}) != 1 or (isinstance(layer, RectifierLayer) and not 0 <= layer.leak < 1):
                 raise ProgramError(f"layered network: layer {number} of size {layer.size} reads sizes {read}.")
+            elif isinstance(layer, SmoothLayer) and layer.name not in FUNCTIONS:
+                known = ", ".join(FUNCTIONS)
+                raise ProgramError(f"layered network: layer {number} is '{layer.name}'; expected one of {known}.")
             sizes.append(layer.size)
 
     @property

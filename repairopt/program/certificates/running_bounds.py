@@ -1,6 +1,6 @@
 """Lower bounds of linear functions of a network's values over boxes, with a bound of every rounding error.
 
-Bounds are passed backward through linear lower and upper lines of each rectifier. Next to each bound runs a bound of
+Bounds are passed backward through linear lower and upper lines of each activation. Next to each bound runs a bound of
 what rounding can have added to it, which is subtracted at the end: what remains is true for real numbers. The same
 terms, with the unit of the deployed precision, cover a run of the network itself, whatever the order in which its sums
 are added up, with fused multiplications or without, denormals flushed or not; not covered are fast convolutions
@@ -26,7 +26,8 @@ import numpy as np
 from repairopt.errors import ProofError
 from repairopt.program.program import Array
 
-from .layered_network import AffineLayer, Layer, LayeredNetwork, RectifierLayer, SumLayer
+from .layered_network import AffineLayer, Layer, LayeredNetwork, RectifierLayer, SmoothLayer, SumLayer
+from .smooth_functions import FUNCTIONS, band, slopes_of
 
 U = 2.0**-53
 UNITS = {"exact": 0.0, "float64": 2.0**-53, "float32": 2.0**-24}  # of the run that a bound covers
@@ -44,11 +45,16 @@ def gamma(terms: int, unit: float = U) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Lines about a rectifier: ``low x <= f(x) <= high x + shift`` between the bounds of ``x``; ``(B, n)`` each."""
+    """Lines about ``f``: ``low x + under <= f(x) <= high x + shift`` between the bounds of ``x``; ``(B, n)`` each.
+
+    Below a rectifier they run through 0: ``under`` is None. What a run of the network adds to ``f`` is within them for
+    smooth functions, and counted apart for rectifiers.
+    """
 
     low: Array
     high: Array
     shift: Array
+    under: Array | None = None
 
 
 def rectifier_lines(lower: Array, upper: Array, leak: float, slope: str) -> Lines:
@@ -102,12 +108,12 @@ class RunningBounds:
         self.lost: dict[int, Array] = {}  # by layer: what rounding adds to each entry, for a coefficient of 1
         self.lines: dict[int, dict[str, Lines]] = {}
         self.covered = np.ones(len(lower), dtype=bool)
-        read_by_rectifier = {layer.inputs[0] for layer in network.layers if isinstance(layer, RectifierLayer)}
+        read = {layer.inputs[0]: layer for layer in network.layers if isinstance(layer, RectifierLayer | SmoothLayer)}
         for index, layer in enumerate(network.layers, 1):
             low, high = self._forward(index, layer)
             self._append(low, high)
-            if index in read_by_rectifier and not _is_first(network, index):
-                self._tighten(index)
+            if index in read and not _is_first(network, index):
+                self._tighten(index, isinstance(read[index], SmoothLayer))
 
     def below(self, coefficients: Array, offset: Array) -> tuple[Array, Array]:
         """Lower bounds ``(B, R)`` of ``coefficients @ y - offset`` over each box, and their slopes ``(B, R, d)``.
@@ -139,6 +145,12 @@ class RunningBounds:
                 check_lines(lines, low[0], high[0], layer.leak)
             error = (2 * U + self.unit) * layer.leak * np.maximum(np.abs(low[0]), np.abs(high[0])) * INFLATED
             return layer.run(low) - error, layer.run(high) + error
+        if isinstance(layer, SmoothLayer):
+            function, flat = FUNCTIONS[layer.name], np.zeros_like(low[0])
+            chosen = slopes_of(function, low[0], high[0])
+            bands = {name: (s, *band(function, low[0], high[0], s, self.unit)) for name, s in chosen.items()}
+            self.lines[index] = {name: Lines(s, s, above, below) for name, (s, below, above) in bands.items()}
+            return band(function, low[0], high[0], flat, self.unit)
         if isinstance(layer, SumLayer):
             count, size = len(layer.inputs), np.sum([self.size[parent] for parent in layer.inputs], axis=0)
             self.lost[index] = self._of_run(count, size, count) * INFLATED
@@ -165,11 +177,14 @@ class RunningBounds:
             return np.zeros_like(size)
         return gamma(terms, self.unit) * size + SMALLEST[self.execution] * small
 
-    def _tighten(self, index: int) -> None:
-        """Bounds of entries whose sign is open, by passing them back; kinds of lines are tried while it stays open."""
+    def _tighten(self, index: int, every: bool) -> None:
+        """Bounds of entries by passing them back, of those whose sign is open unless ``every`` one is wanted.
+
+        The kinds of lines are tried one after another, on what is still open.
+        """
         for slope in SLOPES if self.lines else SLOPES[:1]:
             low, high = self.low[index], self.high[index]
-            open_ = (low < 0) & (high > 0)
+            open_ = low < high if every else (low < 0) & (high > 0)
             count = int(open_.sum(1).max(initial=0))
             if not count:
                 return
@@ -197,7 +212,7 @@ class RunningBounds:
                 constant = constant + own @ layer.bias
                 error = error + _dot(np.abs(own), self.lost[index])
                 back = layer.pull_back(own)
-            elif isinstance(layer, RectifierLayer):
+            elif isinstance(layer, RectifierLayer | SmoothLayer):
                 back, shifted, lost = self._through_lines(own, self.lines[index][slope], layer)
                 constant, error = constant + shifted, error + lost
             else:
@@ -217,14 +232,22 @@ class RunningBounds:
         total = value + constant
         return total - (error + U * np.abs(total)) * INFLATED - TINY, at_input
 
-    def _through_lines(self, own: Array, lines: Lines, layer: RectifierLayer) -> tuple[Array, Array, Array]:
-        """Coefficients of what a rectifier reads, what is added to the constant, and the error of both."""
+    def _through_lines(
+        self, own: Array, lines: Lines, layer: RectifierLayer | SmoothLayer
+    ) -> tuple[Array, Array, Array]:
+        """Coefficients of what an activation reads, what is added to the constant, and the error of both."""
         back = own * np.where(own > 0, lines.low[:, None], lines.high[:, None])
         (parent,) = layer.inputs
         shifted = _dot(np.minimum(own, 0), lines.shift)
-        lost = gamma(own.shape[2] + 2) * -shifted * INFLATED
-        lost = lost + (3 * U + self.unit * layer.leak) * _dot(np.abs(own), self.size[parent])
-        return back, shifted, lost
+        if lines.under is None:
+            shifts, size = -shifted, self.size[parent]  # slopes of rectifiers are between 0 and 1
+        else:
+            shifted = shifted + _dot(np.maximum(own, 0), lines.under)
+            shifts = _dot(np.abs(own), np.maximum(np.abs(lines.shift), np.abs(lines.under)))
+            size = np.maximum(1, np.abs(lines.low)) * self.size[parent]
+        leak = layer.leak if isinstance(layer, RectifierLayer) else 0.0
+        lost = gamma(own.shape[2] + 4) * shifts * INFLATED
+        return back, shifted, lost + (3 * U + self.unit * leak) * _dot(np.abs(own), size)
 
 
 def _dot(coefficients: Array, values: Array) -> Array:
