@@ -49,6 +49,7 @@ from .groups.metrics import GroupMetrics
 from .groups.odds import OddsGap
 from .intervals import Interval, normal_quantile, rate_interval
 from .margins import (
+    ROUNDING,
     allowed_samples,
     anchor,
     broken_samples,
