@@ -11,6 +11,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Solver
+from repairopt.specify import ROUNDING
 from repairopt.verify import Round
 
 
@@ -24,7 +25,7 @@ class Settings:
         seed: Random seed.
         solver: Back end by name or instance; None chooses an open-source one.
         isolate: Run back ends in a process of their own, so that a crash inside one costs a step, not the run.
-        tolerance: Largest relative violation of a row that counts as feasible.
+        tolerance: Largest relative violation of a row that counts as feasible; that of verdicts unless given.
         start: Weight change to begin at, for methods that can: for parameters by name the change, as ``checkpoint``
             gets it, or a repair or a patch of this model.
         progress: Called with each :class:`Round`.
@@ -43,7 +44,7 @@ class Settings:
     seed: int = 0
     solver: str | Solver | None = None
     isolate: bool = False
-    tolerance: float = 1e-6
+    tolerance: float = ROUNDING
     start: Any = None
     progress: Callable[[Round], None] | None = None
     checkpoint: Callable[[dict[str, Tensor]], None] | None = None

@@ -55,6 +55,7 @@ from .groups.worst import WorstGroup
 from .intervals import Interval, normal_quantile, rate_interval
 from .keep_lowest import KeepLowest
 from .margins import (
+    ROUNDING,
     allowed_samples,
     anchor,
     broken_samples,

@@ -288,6 +288,11 @@ class KeepOutputs(_BySample):
         change = outputs - self.original[samples.to(self.original.device)]
         return torch.cat([self.distance + change, self.distance - change], dim=1)
 
+    def sides(self, samples: Tensor) -> Tensor:
+        """Sizes of what the logits are compared with, ``(B, 2 k)``."""
+        assert self.original is not None, "anchor() first"
+        return (self.original[samples.to(self.original.device)].abs() + self.distance).repeat(1, 2)
+
     def describe(self, sample: int, index: int) -> str:
         """Which logit and side."""
         k = 1 if self.original is None else self.original.shape[1]
@@ -352,6 +357,10 @@ class OutputBounds(_BySample):
                 f"model's {outputs.shape[-1]} outputs."
             )
         return self.bound.to(outputs) - outputs @ self.matrix.to(outputs).T
+
+    def sides(self, samples: Tensor) -> Tensor:
+        """Sizes of the bounds, ``(1, p)``."""
+        return self.bound.abs()[None]
 
     def on(self, inputs: Any, labels: Any = None) -> OutputBounds:
         """The same constraint on other data."""

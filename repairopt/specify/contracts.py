@@ -268,8 +268,8 @@ class SampleConstraint(Constraint, Protocol):
 
     The library evaluates these in batches, linearizes them without a matrix and builds rows for single samples. Row
     ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p`` of the ``inputs (N, ...)``. A class may also
-    have ``samples``, the indices of the samples that it speaks of, and ``describe(sample, index) -> str``, what a
-    margin says.
+    have ``samples``, the indices of the samples that it speaks of, ``describe(sample, index) -> str``, what a margin
+    says, and ``sides(samples)``, sizes ``(B, p)`` of what outputs are compared with, for the rounding of margins.
     """
 
     inputs: Tensor

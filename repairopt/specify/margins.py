@@ -17,6 +17,10 @@ from .contracts import Anchored, Constraint, Property, SampleConstraint, labels_
 
 Array = npt.NDArray[np.float64]
 
+# Relative to 1 + the size of a side: by so much a row may be passed in a program, and its sample in a verdict, so that
+# the exact solution of a program is not called a violation for the rounding of float32. Counts have no such room.
+ROUNDING = 1e-6
+
 
 class LabelLeads:
     """Margins of labelled samples: the lead of a sample's label over each rival class, in logits."""
@@ -83,7 +87,7 @@ def allowed_samples(constraint: Any, margins: Array) -> int:
     return int(np.floor(tolerance_of(constraint) * count + 1e-9)) if stated is None else min(int(stated), count)
 
 
-def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = 1e-6) -> bool:
+def holds_change(rows: tuple[Any, Array, Array], delta: Array, tol: float = ROUNDING) -> bool:
     """Whether ``lower <= A delta <= upper`` within ``tol`` relative to ``1 + |side|``."""
     matrix, lower, upper = rows
     value = matrix @ delta
@@ -128,7 +132,12 @@ def margins_of_samples(constraint: SampleConstraint, outputs: Tensor) -> Array:
             f"constraint '{constraint.name}': margins_of returned shape {tuple(margins.shape)} for {len(samples)} "
             f"samples; expected ({len(samples)}, p)."
         )
-    return _checked(constraint, margins.flatten())
+    found = _checked(constraint, margins.flatten())
+    sides: Any = getattr(constraint, "sides", None)
+    if sides is None:
+        return found
+    sizes = sides(samples).detach().cpu().to(torch.float64).expand(margins.shape).flatten().numpy()
+    return np.where((found < 0) & (found >= -ROUNDING * (1.0 + sizes)), 0.0, found)
 
 
 def _checked(constraint: Constraint, margins: Any) -> Array:

@@ -93,7 +93,7 @@ class ErrorRate(LabelledPoints, LabelLeads):
 
     def value(self, predict: Predict) -> Tensor:
         """Share of wrong points."""
-        return self._wrong(predict).float().mean()
+        return self._wrong(predict).double().mean()  # float32 is off by more than a limit may be near
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label."""
@@ -148,8 +148,8 @@ class MissRate(LabelledPoints, LabelLeads):
     def value(self, predict: Predict) -> Tensor:
         """Share of the class's points that get another label."""
         outputs = self._outputs(predict)
-        weight = self._weight(outputs)
-        return ((outputs.argmax(-1) != self.label).to(weight.dtype) * weight).sum()
+        own = self.counted.to(outputs.device)
+        return (outputs.argmax(-1)[own] != self.label).double().mean()
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the class over its points."""
@@ -199,7 +199,7 @@ class ConfusionRate(MissRate):
 
     def value(self, predict: Predict) -> Tensor:
         """Share of the class's points that are given the answer."""
-        return self._share(predict, lambda outputs: (outputs.argmax(-1) == self.answer).to(outputs.dtype))
+        return self._share(predict, lambda outputs: (outputs.argmax(-1) == self.answer).double())
 
     def soft_value(self, predict: Predict) -> Tensor:
         """Mean probability of the answer over the class's points."""
@@ -227,7 +227,7 @@ class ConfusionRate(MissRate):
                 f"'{self.name}': answer {self.answer} is out of range; expected 0 to {outputs.shape[-1] - 1}, for a "
                 f"model with {outputs.shape[-1]} outputs."
             )
-        return (of(outputs) * self._weight(outputs)).sum()
+        return of(outputs)[self.counted.to(outputs.device)].mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +256,7 @@ class AccuracyDrop(LabelledPoints):
 
     def value(self, predict: Predict) -> Tensor:
         """Accuracy before minus accuracy now."""
-        return self._before().float().mean() - self._right(predict).float().mean()
+        return self._before().double().mean() - self._right(predict).double().mean()
 
     def soft_value(self, predict: Predict) -> Tensor:
         """Accuracy before minus the mean probability of the true label."""
@@ -316,7 +316,7 @@ class FlipRate(AccuracyDrop, LabelLeads):
 
     def value(self, predict: Predict) -> Tensor:
         """Samples that became wrong, over all."""
-        return (self._before() & ~self._right(predict)).float().mean()
+        return (self._before() & ~self._right(predict)).double().mean()
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label, over the samples that were right, times their share."""

@@ -188,3 +188,19 @@ def test_bad_settings_are_named(make, snippets):
 def test_matrices_that_do_not_fit_the_outputs_are_named():
     with pytest.raises(SpecificationError, match=r"'output bounds': matrix has 2 columns.*3 outputs"):
         OutputBounds(OUTPUTS, [[1.0, 0.0]], [1.0]).margins(identity)
+
+
+@pytest.mark.parametrize("kind", ["bounds", "kept"])
+def test_rounding_is_no_violation_and_more_is(kind):
+    """An exact point of a program is off by some 1e-7 in float32: three such are room, ten times more are not."""
+    bound, x = 7.3, torch.zeros(3, 1)
+    for excess, broken in ((3e-7, 0), (9e-7, 0), (3e-5, 3)):
+        if kind == "bounds":
+            constraint = OutputBounds(x, [[1.0, 0.0]], [bound])
+            outputs = torch.tensor([[bound * (1 + excess), 0.0]]).repeat(3, 1)
+        else:
+            constraint = KeepOutputs(x, 0.25).anchor(lambda rows: torch.tensor([[bound, 0.0]]).repeat(3, 1))
+            outputs = torch.tensor([[(bound + 0.25) * (1 + excess), 0.0]]).repeat(3, 1)
+        (margins,) = margins_at(lambda rows, outputs=outputs: outputs, [constraint])
+        assert broken_samples(constraint, margins) == broken
+        assert (margins.min() < 0) == bool(broken)

@@ -14,13 +14,21 @@ from torch import Tensor, nn
 from repairopt.errors import ModelError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.network import Reading
-from repairopt.specify import Constraint, Statistical, anchor, labels_of, rows_left_out, sample_count, tolerance_of
+from repairopt.specify import (
+    ROUNDING,
+    Constraint,
+    Statistical,
+    anchor,
+    labels_of,
+    rows_left_out,
+    sample_count,
+    tolerance_of,
+)
 
 from .claim_rows import ClaimRow
 from .opened import OpenSpec
 
 BATCH = 4096
-CLOSE = 1e-6  # relative, by which limits on the change may be passed: rounding of float32 weights
 
 Weights = Mapping[str, Tensor]
 
@@ -112,12 +120,13 @@ def _claim(
     else:
         entry |= _of_change(item, changed, location)
     bounds = statement.bounds
-    close = CLOSE if not item.data else 0.0
+    counted = item.is_property or labels_of(item.item) is not None
+    close = 0.0 if item.data and counted else ROUNDING
     met = None
     if bounds and role in ("goal", "bound") and entry["value"] is not None:
         met = all(_holds(entry["value"], relation, limit, close) for relation, limit in bounds)
     elif not statement.measure.relations and not item.is_property and not item.wish and entry["value"] is not None:
-        met = entry["value"] <= CLOSE
+        met = entry["value"] <= ROUNDING
     for key, value in entry.items():
         entry[key] = None if isinstance(value, float) and not math.isfinite(value) else value
     shown = None

@@ -141,7 +141,7 @@ class RateGap:
         outputs = self._outputs(predict)
         if soft:
             return self._soft(outputs)[..., self.favorable]
-        return (outputs.argmax(-1) == self.favorable).to(torch.float32)
+        return (outputs.argmax(-1) == self.favorable).double()  # a limit may be next to a share
 
     def _differences(self, values: Tensor) -> Tensor:
         return torch.cat([pairwise_differences(rates) for rates in self._means(values)])
@@ -293,7 +293,7 @@ class GroupGap(RateGap):
     def rates(self, predict: Predict, soft: bool = False) -> Tensor:
         """Rate of each label in each group, ``(q, k)``."""
         outputs = self._outputs(predict)
-        hard = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).to(outputs.dtype)
+        hard = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1]).double()
         return self.samples.mean_by_group(self._soft(outputs) if soft else hard)
 
     def value(self, predict: Predict) -> Tensor:

@@ -205,7 +205,7 @@ class OddsGap(RateGap):
     def _means(self, values: Tensor) -> Tensor:
         member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
         rows = torch.stack([member * (self.labels == label)[None] for label in self.given])
-        return (rows / self._counts()[..., None]).to(values) @ values
+        return (rows.double() / self._counts()[..., None]).to(values) @ values
 
     def _counts(self) -> Tensor:
         member, q = self.samples.member, self.samples.q

@@ -67,7 +67,7 @@ class GroupSamples:
 
     @cached_property
     def _weights(self) -> Tensor:
-        return torch.nn.functional.one_hot(self.member, self.q).T.to(torch.float32) / self.counts[:, None]
+        return torch.nn.functional.one_hot(self.member, self.q).T.double() / self.counts[:, None]
 
     def mean_by_group(self, values: Tensor) -> Tensor:
         """Mean of ``values (M, c)`` over each group, ``(q, c)``; works inside ``vmap`` and under differentiation."""
