@@ -13,7 +13,8 @@ from repairopt.errors import ModelError
 
 from .changed_network import ForwardFunction
 
-MEANINGS = ("auto", "logits", "one logit", "probabilities", "one probability", "regression")
+UNORDERED = ("regression", "several logits", "several probabilities")  # where the largest output says nothing
+MEANINGS = ("auto", "logits", "one logit", "probabilities", "one probability", *UNORDERED)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Classifier:
         outputs: What the outputs ``(N, k)`` mean: ``"logits"``, also where they are log-probabilities; ``"one logit"``
             of the second of two classes, ``(N,)`` or ``(N, 1)``; ``"probabilities"``, which become logarithms; ``"one
             probability"`` of the second of two classes; ``"regression"``, numbers ``(N, k)`` or ``(N,)`` that stay as
-            they are; ``"auto"``: seen from the outputs, told in the report, refused where it is not clear.
+            they are; ``"several logits"`` or ``"several probabilities"`` of labels that may hold at once, for
+            :class:`repairopt.specify.LabelSetErrors`; ``"auto"``: seen from the outputs, told in the report, refused
+            where it is not clear.
 
     Raises:
         ModelError: ``outputs`` is another word, or the model is no module.
@@ -99,6 +102,8 @@ _CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "probabilities": _log,
     "one probability": lambda outputs: _log(torch.cat([1 - _one_column(outputs), _one_column(outputs)], dim=1)),
     "regression": _as_rows,
+    "several logits": _as_rows,
+    "several probabilities": lambda outputs: _log(_as_rows(outputs)) - _log(1 - _as_rows(outputs)),
 }
 
 

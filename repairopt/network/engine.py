@@ -19,7 +19,7 @@ from torch.func import vmap
 from repairopt.errors import SpecificationError
 
 from .changed_network import ChangedNetwork, ForwardFunction
-from .classifier import meaning_of
+from .classifier import UNORDERED, meaning_of
 from .deadline import check_time
 from .linear_tape import LinearTape
 from .remembered import ByTensor, LastPoints, T, identity
@@ -53,8 +53,8 @@ class Predictor:
 
     @property
     def regression(self) -> bool:
-        """Whether the outputs are numbers, and no scores of classes."""
-        return self._engine.classes == 1 or meaning_of(self._engine.forward_fn) == "regression"
+        """Whether the outputs are numbers, or labels of their own, and no scores of classes."""
+        return self._engine.classes == 1 or meaning_of(self._engine.forward_fn) in UNORDERED
 
     @property
     def network(self) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError
 from repairopt.localize import first_inputs
-from repairopt.network import Engine, ForwardFunction, Reading, meaning_of, telling_rows
+from repairopt.network import UNORDERED, Engine, ForwardFunction, Reading, meaning_of, telling_rows
 from repairopt.specify import Specification
 
 TOLERANCE = 1e-4  # by which the probabilities of a row may miss the sum 1, in single precision
@@ -32,11 +32,17 @@ def reading_of(
         ModelError: There is one output, or regression is stated, and a goal or bound speaks of classes.
     """
     of_classes = spec.of_classes
-    if meaning_of(forward_fn) == "regression" and of_classes:
+    stated = meaning_of(forward_fn)
+    if stated == "regression" and of_classes:
         raise ModelError(
             f"model {type(model).__name__}: its outputs are stated to be numbers (regression), and "
             f"'{of_classes[0]}' speaks of classes. Leave outputs='regression' out, or state what numbers must do: "
             f"OutputBounds, KeepOutputs, or a function of predict."
+        )
+    if stated in UNORDERED and of_classes:
+        raise ModelError(
+            f"model {type(model).__name__}: its outputs are stated to be {stated} of labels that may hold at once, and "
+            f"'{of_classes[0]}' speaks of one class for each row. State LabelSetErrors and KeepLabelSets."
         )
     inputs = first_inputs(spec.goal, spec.on_outputs)
     if meaning_of(forward_fn) != "auto" or inputs is None or not len(inputs):
@@ -71,10 +77,10 @@ def reading_of(
     if bool((outputs <= 0).all()) and bool((outputs.logsumexp(1).abs() < TOLERANCE).all()):
         return forward_fn, "The network gives log-probabilities, as after a log-softmax; these are logits."
     if chances and len(outputs.unique()) > 2:
-        way = "repairopt.Classifier(model, lambda model, x: model(x)[:, j], outputs='one probability')"
+        way = ADAPTER.format("'several probabilities'")
         return forward_fn, (
             f"The outputs lie between 0 and 1 and do not sum to 1, as after a sigmoid for each label. The largest "
-            f"counts as the one answer; {way} repairs label j of several that may hold at once."
+            f"counts as the one answer; {way} with LabelSetErrors and KeepLabelSets repairs labels that hold at once."
         )
     return forward_fn, ""
 

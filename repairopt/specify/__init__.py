@@ -54,6 +54,7 @@ from .groups.odds import OddsGap
 from .groups.worst import WorstGroup
 from .intervals import Interval, normal_quantile, rate_interval
 from .keep_lowest import KeepLowest
+from .label_sets import KeepLabelSets, LabelSetErrors
 from .margins import (
     ROUNDING,
     allowed_samples,

@@ -52,7 +52,7 @@ def _make_output_bounds(kind: Any, given: Given) -> Any:
     return kind(rows.inputs, matrix, bound, tolerance=given.options()["share"], name=given.name)
 
 
-class _BySample:
+class BySample:
     """Margins of the samples that a constraint speaks of."""
 
     inputs: Any
@@ -63,7 +63,8 @@ class _BySample:
         own: Any = self
         return own.margins_of(predict(self.inputs)[samples], samples).flatten()
 
-    def _check_allowance(self) -> None:
+    def check_allowance(self) -> None:
+        """Refuse a tolerance that is no share, and a price that is not above 0."""
         own: Any = self
         if not 0 <= own.tolerance <= 1:
             raise SpecificationError(
@@ -74,7 +75,7 @@ class _BySample:
 
 
 @dataclass(frozen=True, eq=False)
-class _Labels(_BySample, LabelLeads):
+class _Labels(BySample, LabelLeads):
     """What :class:`KeepLabels` and :class:`FixLabels` share; ``samples`` are set by ``anchor``."""
 
     answers_only: ClassVar[bool] = True
@@ -91,7 +92,7 @@ class _Labels(_BySample, LabelLeads):
         x, y = check_labelled(f"constraint '{self.name}'", self.inputs, self.labels, integers=True)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
-        self._check_allowance()
+        self.check_allowance()
         if self.allowed is not None:
             if self.allowed < 0 or self.allowed != int(self.allowed) or not isinstance(self.tolerance, Unstated):
                 raise SpecificationError(
@@ -211,7 +212,7 @@ class FixLabels(_Labels):
 
 
 @dataclass(frozen=True, eq=False)
-class ShareRows(_BySample):
+class ShareRows(BySample):
     """No counted sample of a :class:`SampleShare` may have less than a margin: a hard row for each, under its name."""
 
     share: Any
@@ -242,7 +243,7 @@ class ShareRows(_BySample):
 
 
 @dataclass(frozen=True, eq=False)
-class KeepOutputs(_BySample):
+class KeepOutputs(BySample):
     """Every output of every sample stays within a distance of what the original network gave.
 
     Attributes:
@@ -274,7 +275,7 @@ class KeepOutputs(_BySample):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
-        self._check_allowance()
+        self.check_allowance()
         if not self.distance >= 0:
             raise SpecificationError(f"constraint '{self.name}': distance {self.distance} must not be negative.")
 
@@ -304,7 +305,7 @@ class KeepOutputs(_BySample):
 
 
 @dataclass(frozen=True, eq=False)
-class OutputBounds(_BySample):
+class OutputBounds(BySample):
     """Linear inequalities on the outputs of each sample: ``matrix @ outputs <= bound``.
 
     Attributes:
@@ -339,7 +340,7 @@ class OutputBounds(_BySample):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
-        self._check_allowance()
+        self.check_allowance()
         matrix, bound = torch.as_tensor(self.matrix), torch.as_tensor(self.bound)
         if matrix.ndim != 2 or bound.shape != matrix.shape[:1]:
             raise SpecificationError(

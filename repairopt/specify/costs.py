@@ -83,11 +83,11 @@ class ExpectedCost(LabelledPoints):
         return (self._rows(outputs) * torch.softmax(outputs, dim=-1)).sum(-1).mean()
 
     def details(self, predict: Predict) -> dict[str, float]:
-        """Rows of each pair of classes that costs something and occurs."""
+        """Rows of each pair of classes that costs something."""
         answers = self._known(predict).argmax(-1).cpu()
         pairs = [(t, p) for t in range(len(self.costs)) for p in range(len(self.costs)) if self.costs[t, p] > 0]
-        counts = {(t, p): int(((self.labels == t) & (answers == p)).sum()) for t, p in pairs}
-        return {f"rows of class {t} given class {p}": float(n) for (t, p), n in counts.items() if n}
+        counts = [int(((self.labels == t) & (answers == p)).sum()) for t, p in pairs]
+        return {f"rows of class {t} given class {p}": float(n) for (t, p), n in zip(pairs, counts, strict=True)}
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the mean cost on new rows lies; valid for costs of any kind between the smallest and the largest."""

@@ -215,7 +215,8 @@ def _measure(
     details: dict[str, tuple[float, float]] = {}
     if isinstance(item, specify.Detailed):
         first, second = (item.details(predict) for predict in both)
-        details = {key: (float(first[key]), float(second[key])) for key in first}
+        keys = dict.fromkeys([*first, *second])  # a figure that one of the two lacks is not known
+        details = {key: (float(first.get(key, np.nan)), float(second.get(key, np.nan))) for key in keys}
     return Measure(item.name, held_out, before, after, target, details)
 
 

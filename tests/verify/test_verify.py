@@ -113,3 +113,19 @@ def test_small_memory_gives_the_same_counts():
     assert large.labels[0] is not small.labels[0]
     assert vars(large.labels[0]) == vars(small.labels[0])
     assert large.goal_after == small.goal_after
+
+
+def test_figures_that_one_of_the_two_networks_lacks_are_told_as_unknown():
+    class Named:
+        name, target = "wrong samples", 0.0
+
+        def value(self, predict):
+            return (predict(X).argmax(1) != LABELS).double().mean()
+
+        def details(self, predict):
+            return {f"{int((predict(X)[:, 1] > 0).sum())} positive": 1.0}
+
+    details = checked(goal=Named()).measures[0].details
+    assert list(details) == ["3 positive", "4 positive"]
+    assert np.isnan(details["3 positive"][1])
+    assert np.isnan(details["4 positive"][0])
