@@ -22,6 +22,7 @@ from repairopt.specify import (
     ROWS,
     Argument,
     Measure,
+    Region,
     change_limits,
     constraints,
     costs,
@@ -46,7 +47,8 @@ def data(tmp_path) -> Data:
     np.savez(tmp_path / "rows.npz", matrix=np.eye(2), lower=-np.ones(2), upper=np.ones(2))
     (tmp_path / "measures.py").write_text("def overconfidence(predict, data):\n    return float(len(data.inputs))\n")
     sets = {name: rows for name in ("repair", "guard", "reported")}
-    return Data(sets, ("<=50K", ">50K"), ("a", "b", "sex"), tmp_path)
+    region = Region.label(inputs[0], 0.1, 1, 2)
+    return Data(sets, ("<=50K", ">50K"), ("a", "b", "sex"), tmp_path, (region,))
 
 
 def error(text: str) -> tuple[str, str]:
