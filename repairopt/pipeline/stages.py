@@ -94,7 +94,7 @@ def solve_repair(
             prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
-    if isinstance(method, str) and method == "auto" and settings.start is None and _has_many_weights(prepared.task):
+    if is_open and isinstance(chosen, SQP) and settings.start is None and _has_many_weights(prepared.task):
         chosen = find_method(MANY)
     if prepared.stopped:
         outcome, stopped = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT), prepared.stopped

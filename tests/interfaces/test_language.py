@@ -18,7 +18,19 @@ from repairopt.interfaces.specfile.language.measures import BY_NAME, MEASURES, a
 from repairopt.interfaces.specfile.language.python_code import load_code
 from repairopt.interfaces.specfile.language.row_sets import Data, RowSet
 from repairopt.interfaces.specfile.language.statements import parse
-from repairopt.specify import ROWS, Argument, Measure, change_limits, constraints, costs, properties, robustness
+from repairopt.specify import (
+    ROWS,
+    Argument,
+    Measure,
+    Region,
+    change_limits,
+    constraints,
+    costs,
+    keep_lowest,
+    properties,
+    region_goals,
+    robustness,
+)
 from repairopt.specify.groups import calibration, gaps, odds, worst
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -35,7 +47,8 @@ def data(tmp_path) -> Data:
     np.savez(tmp_path / "rows.npz", matrix=np.eye(2), lower=-np.ones(2), upper=np.ones(2))
     (tmp_path / "measures.py").write_text("def overconfidence(predict, data):\n    return float(len(data.inputs))\n")
     sets = {name: rows for name in ("repair", "guard", "reported")}
-    return Data(sets, ("<=50K", ">50K"), ("a", "b", "sex"), tmp_path)
+    region = Region.label(inputs[0], 0.1, 1, 2)
+    return Data(sets, ("<=50K", ">50K"), ("a", "b", "sex"), tmp_path, (region,))
 
 
 def error(text: str) -> tuple[str, str]:
@@ -50,10 +63,11 @@ def error(text: str) -> tuple[str, str]:
 def made_by_the_library() -> set[str]:
     """Every class of a property or constraint that users can make."""
     found = {"CallableProperty"}  # which a function of the user becomes
-    for module in (properties, costs, gaps, odds, worst, calibration, constraints, change_limits, robustness):
+    modules = (properties, costs, gaps, odds, worst, calibration, constraints, change_limits, robustness, keep_lowest)
+    for module in (*modules, region_goals):
         own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         found |= {c.__name__ for c in own if dataclasses.is_dataclass(c) and not c.__name__.startswith("_")}
-    return found - {"Bound", "ShareRows"}  # which every bounded property becomes, and what methods make of a goal
+    return found - {"Bound", "ShareRows", "KeepRegions"}  # what bounded properties, regions and goals become
 
 
 def test_the_table_covers_every_property_and_constraint_of_the_library():

@@ -106,6 +106,7 @@ def test_other_numbers_of_outputs_are_refused() -> None:
         solve_repair(controller(), Region([0.0, 0.0], [1.0, 1.0], [[1.0, -1.0]]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="REPAIROPT_DATA names no folder with ACAS Xu networks")
 def test_acas_xu_property_2_is_proved_by_the_default_call() -> None:
     pytest.importorskip("onnxruntime")
@@ -120,3 +121,26 @@ def test_acas_xu_property_2_is_proved_by_the_default_call() -> None:
     with torch.no_grad():
         same = model(x).argmin(1) == repair.model(x).argmin(1)
     assert float(same.float().mean()) > 0.99
+
+
+@pytest.mark.slow
+def test_balls_in_many_dimensions_are_proved_by_all_layers() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(300, 40)
+    y = (x[:, :20].sum(1) > x[:, 20:].sum(1)).long()
+    model = nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    wrong = torch.nonzero(model(x).argmax(1) != y)[:2, 0]
+    goal = [Region.label(x[i], 0.01, int(y[i]), 2, name=f"row {int(i)}") for i in wrong]
+    repair = solve_repair(model.eval(), goal, data=(x, y))
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert "RegionRepair" in repair.report.method
+    assert repair.report.proof_verdict is not None
+    assert repair.report.proof_verdict.status == "proved"
+    assert any("all layers" in entry.step for entry in repair.report.rounds)
+    assert bool((repair.model(x[wrong]).argmax(1) == y[wrong]).all())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from repairopt.errors import UnsupportedError
-from repairopt.network import LastLayer, Leaves, NetworkSteps, RowGroups, own_last_layer, relax
+from repairopt.network import Certifier, LastLayer, Leaves, NetworkSteps, RowGroups, own_last_layer, relax
 
 
 def chain(seed: int, inputs: int = 3) -> nn.Sequential:
@@ -120,3 +120,38 @@ def test_bounds_have_derivatives_in_all_weights() -> None:
 def test_a_layer_without_relaxation_is_named() -> None:
     with pytest.raises(UnsupportedError, match=r"Softshrink.*Supported"):
         NetworkSteps(nn.Sequential(nn.Linear(3, 3), nn.Softshrink(), nn.Linear(3, 2)), (3,))
+
+
+ACTIVATIONS = {
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+    "gelu": nn.GELU(),
+    "gelu, tanh": nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU(),
+    "softplus": nn.Softplus(beta=2.0),
+    "elu": nn.ELU(),
+    "leaky": nn.LeakyReLU(0.1),
+    "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(-0.5, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("width", [1e-9, 0.3, 4.0, 40.0])
+def test_activations_stay_between_their_lines_and_in_zonotopes(name: str, width: float) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(2, 6), ACTIVATIONS[name], nn.Linear(6, 5), ACTIVATIONS[name], nn.Linear(5, 3))
+    network = NetworkSteps(model, (2,))
+    low = 3 * torch.randn(8, 2, dtype=torch.float64)
+    high = low + width
+    certifier = Certifier(model.double(), (low + high) / 2, torch.zeros(8).long(), lower=-1e9, upper=1e9)
+    with torch.no_grad():
+        x = low[:, None] + width * torch.rand(8, 2000, 2, dtype=torch.float64)
+        x[:, 0], x[:, 1] = low, high
+        outputs = network.forward(x.flatten(0, 1)).unflatten(0, (8, 2000))
+        bound = relax(network, low, high).below(torch.eye(3).double(), network.output)[0]
+        margins = certifier.margins(width / 2, {})
+    assert bool((bound <= outputs.amin(1) + 1e-12).all())
+    assert bool((margins <= (outputs[..., :1] - outputs[..., 1:]).amin(2).amin(1) + 1e-12).all())
+    if width < 1:
+        assert bool((outputs.amin(1) - bound < 3 * width).all())

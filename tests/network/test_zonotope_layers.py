@@ -95,7 +95,7 @@ def _hooked():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2)), r"layer '1' \(Sigmoid\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Softshrink(), nn.Linear(4, 2)), r"layer '1' \(Softshrink\)"),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), r"layer '1' \(BatchNorm1d\)"),
         (Calls(lambda last, x: last(torch.cat([x, x], 1)[:, :4])), "operation 'cat'"),
         (Calls(lambda last, x: last(1 / x)), "operation 'truediv'"),

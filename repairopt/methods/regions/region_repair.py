@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from repairopt.network import (
     attack_regions,
     digest_of,
     evidence_of,
+    limited,
     network_of,
     own_last_layer,
 )
@@ -41,6 +43,7 @@ LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
 LAYERS = ("auto", "last", "all")
 MANY, DEEPEST = 16, 40  # dimensions in which boxes are not split any more; splits of a box
 MOST = 10.0  # last margin, in first ones
+LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
 
@@ -136,6 +139,7 @@ class _Run:
             )
         self.original, self.matrix, self.offset = own_last_layer(self.network)
         self.lower, self.upper = self.regions.boxes
+        self.started = time.process_time()
         self.wide = int((self.upper > self.lower).any(0).sum()) > MANY
         self.base: dict[str, Tensor] = {}
         left = task.judge.time_left()
@@ -209,26 +213,34 @@ class _Run:
         return True
 
     def _checked(self, status: Status) -> Outcome:
-        """The last candidate whose proof is checked; of those that are not proved the last one, marked so."""
+        """The last candidate whose proof is checked; of those that are not proved the last one, marked so.
+
+        This is done whatever the time: a proof that nobody checked is worth less than some seconds.
+        """
+        if self.late():
+            self.task.log.note("The time limit ended the search; this is the best that was found until then.")
+        self.task.judge.deadline = None
         order = list(reversed(self.kept))
         tried = order[:1] if len(order) == 1 else [order[0], order[len(order) // 2], order[-1]]
         found: list[tuple[NewWeights, CheckedProof]] = []
-        for candidate, evidence in order[:1] if status is Status.NO_POINT else tried:
-            with self.task.timed("check the proof"):
-                model = candidate.apply(self.task.engine.model)
-                left = self.task.judge.time_left()
-                checked = check_repaired(
-                    model, self.regions.regions, evidence, self.network.shape, time_limit=left, seed=self.task.seed
-                )
-            self._remember(candidate, as_checked(evidence, checked, self.regions.regions))
-            self.task.record(f"checked: {checked.describe()}", self.task.judge(candidate), accepted=checked.proved)
-            found.append((candidate, checked))
-            if checked.proved or checked.verdict is None:
-                break
+        with limited(None), self.task.timed("check the proof"):
+            for candidate, evidence in order[:1] if status is Status.NO_POINT else tried:
+                found.append((candidate, self._check(candidate, evidence)))
+                if found[-1][1].proved or found[-1][1].verdict is None:
+                    break
         candidate, checked = found[-1] if found[-1][1].proved else found[0]
         if checked.verdict is None:
             self.task.log.note(f"The proof was made by the search's own bounds alone, {checked.describe()}")
         return Outcome(candidate, status, on_target=True, proof=checked.proof, proof_verdict=checked.verdict)
+
+    def _check(self, candidate: NewWeights, evidence: Evidence) -> CheckedProof:
+        """The proof of a candidate, checked; goal and constraints are told what was found."""
+        model, regions = candidate.apply(self.task.engine.model), self.regions.regions
+        seconds = max(LEAST_CHECK, time.process_time() - self.started)
+        checked = check_repaired(model, regions, evidence, self.network.shape, time_limit=seconds, seed=self.task.seed)
+        self._remember(candidate, as_checked(evidence, checked, regions))
+        self.task.record(f"checked: {checked.describe()}", self.task.judge(candidate), accepted=checked.proved)
+        return checked
 
     def _state(self) -> RegionSearchState:
         task, network = self.task, self.network
@@ -294,7 +306,8 @@ class _Run:
         evidence = evidence_of(leaves, last, least)
         self._remember(candidate, evidence)
         self.kept.append((candidate, evidence))
-        self.task.record(step, self.task.judge.keep(candidate))
+        if not self.late():
+            self.task.record(step, self.task.judge.keep(candidate))
 
     def _remember(self, candidate: NewWeights, evidence: Evidence) -> None:
         """Tell goal and constraints what is known of a candidate."""

@@ -21,14 +21,16 @@ from repairopt.network.model_checks import shadow
 from repairopt.network.split_graph import parameters_read
 from repairopt.network.tracing import Tracer
 
+from . import activation_bands  # noqa: F401  (registers)
 from .zonotope_layers import Call, Zonotope, relaxation_of, replaced
 
 Slope = float | Tensor | Mapping[str, Tensor] | None
 Environment = dict[fx.Node, Any]
 
 SUPPORTED = (
-    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average pooling, ReLU, Dropout, Flatten, view, reshape, the sum of "
-    "two branches, +, -, *, / with constants, and what @repairopt.network.relaxation adds."
+    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average pooling, ReLU, LeakyReLU, ReLU6, Hardtanh, Tanh, Sigmoid, "
+    "GELU, SiLU, Softplus, ELU, Dropout, Flatten, view, reshape, the sum of two branches, +, -, *, / with "
+    "constants, and what @repairopt.network.relaxation adds."
 )
 
 
