@@ -94,9 +94,7 @@ def hcas(seconds: float = 60.0) -> None:
     state = read_nnet(DATA / "hcas_pra1_tau05.nnet")
     model = mlp(state.sizes)
     layers = [(name.partition("."), value) for name, value in state.state().items()]
-    model.load_state_dict(
-        {f"{int(at) - 1}.{part}": value for (at, _, part), value in layers if at != "0"}
-    )
+    model.load_state_dict({f"{int(at) - 1}.{part}": value for (at, _, part), value in layers if at != "0"})
     raw = torch.as_tensor(points["counterexamples"]).double()
     options = {"lower": -torch.inf, "upper": torch.inf}
     goal = [Region.label(x, 0.5, 4, 5, name=f"counterexample {i}", **options) for i, x in enumerate(raw[:10])]
