@@ -55,10 +55,12 @@ def fog(quick: bool) -> list[Row]:
         ("3x100", "APRNN, l2", APRNN(norm="l2"), ["0.weight", "0.bias", "2.bias", "4.bias"]),
         ("3x100", "PRDNN, l2, keeps 2,000", PRDNN(norm="l2"), "last"),
         ("9x200", "PRDNN, l2", PRDNN(norm="l2"), "last"),
+        ("9x200", "PRDNN, l2", PRDNN(norm="l2"), ["0.weight", "0.bias"]),
         ("9x200", "PRDNN, l2", PRDNN(norm="l2"), ["4.weight", "4.bias"]),
         ("9x200", "PRDNN, l2", PRDNN(norm="l2"), deep),
         ("9x200", "PRDNN, l2, keeps 2,000", PRDNN(norm="l2"), deep),
         ("9x200", "APRNN, l2", APRNN(norm="l2"), [*deep, "16.bias"]),
+        ("9x200", "APRNN, l2, keeps 2,000", APRNN(norm="l2"), [*deep, "16.bias"]),
     ]
     for name, method, how, weights in cases[: 4 if quick else None]:
         model = network(DATA, f"mnist_relu_{name.replace('x', '_')}")

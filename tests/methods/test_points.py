@@ -12,6 +12,7 @@ from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.interfaces.specfile.nnet_file import load_nnet
 from repairopt.interfaces.testing import check_method
 from repairopt.methods import APRNN, MDNN, PRDNN, REASSURE, Polytope, find_method
+from repairopt.methods.points import least_norm
 from repairopt.methods.points.polytopes import linear_pieces
 from repairopt.methods.points.reassure import linear_region, patch_program
 from repairopt.patches import load_patch
@@ -250,6 +251,23 @@ def test_aprnn_repairs_the_ordinary_network_and_keeps_all_patterns(layer, norm):
         old, new = model.state_dict(), repair.model.state_dict()
         delta = np.concatenate([(new[name] - old[name]).numpy().ravel() for name in names])
         assert objective(delta) == pytest.approx(least_value(rows).fun, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [PRDNN(norm="l2"), APRNN(norm="l2")])
+def test_many_weights_are_changed_as_combinations_of_rows_with_the_same_optimum(method, monkeypatch):
+    model = network()
+    x, y = wrong_points(model, count=2)
+    deltas = []
+    for many in (5000, 10):
+        monkeypatch.setattr(least_norm, "MANY", many)
+        spec = Specification(ErrorRate(x, y, target=0.0))
+        task = prepare_repair(model, spec, weights=["2.weight", "2.bias"], method=method).task
+        found = method.run(task).candidate
+        if not isinstance(found, np.ndarray):
+            found = np.concatenate([found.tensors[name].numpy().ravel() for name in ("2.weight", "2.bias")])
+        deltas.append(found)
+        assert ("least squares" in task.log.rounds[-1].message) is (many == 10)
+    assert np.allclose(*deltas, atol=1e-5)
 
 
 def test_aprnn_repairs_a_polytope_whose_vertices_share_a_pattern():
