@@ -55,8 +55,12 @@ def fog(quick: bool) -> list[Row]:
         ("3x100", "APRNN, l2", APRNN(norm="l2"), ["0.weight", "0.bias", "2.bias", "4.bias"]),
         ("3x100", "PRDNN, l2, keeps 2,000", PRDNN(norm="l2"), "last"),
         ("9x200", "PRDNN, l2", PRDNN(norm="l2"), "last"),
+        ("9x200", "PRDNN, l2", PRDNN(norm="l2"), ["0.weight", "0.bias"]),
+        ("9x200", "PRDNN, l2", PRDNN(norm="l2"), ["4.weight", "4.bias"]),
         ("9x200", "PRDNN, l2", PRDNN(norm="l2"), deep),
+        ("9x200", "PRDNN, l2, keeps 2,000", PRDNN(norm="l2"), deep),
         ("9x200", "APRNN, l2", APRNN(norm="l2"), [*deep, "16.bias"]),
+        ("9x200", "APRNN, l2, keeps 2,000", APRNN(norm="l2"), [*deep, "16.bias"]),
     ]
     for name, method, how, weights in cases[: 4 if quick else None]:
         model = network(DATA, f"mnist_relu_{name.replace('x', '_')}")
@@ -71,8 +75,10 @@ def fog(quick: bool) -> list[Row]:
         loss = accuracy(model, clean[rest], labels[rest]) - accuracy(repair.model, clean[rest], labels[rest])
         gain = accuracy(repair.model, foggy[held], labels[held]) - accuracy(model, foggy[held], labels[held])
         figures = [f"{accuracy(repair.model, foggy[:100], labels[:100]):.0f}", f"{loss:.2f}", f"{gain:.1f}"]
+        if not repair.report.changed and not hasattr(repair.model, "network"):
+            figures = [f"none found ({repair.report.rounds[-1].status if repair.report.rounds else 'time'})", "", ""]
         published = PUBLISHED.get((name, method.split(",")[0]), "")
-        rows = f"{max(entry.rows for entry in repair.report.rounds):,}"
+        rows = f"{max((entry.rows for entry in repair.report.rounds), default=0):,}"
         named = weights if isinstance(weights, str) else ", ".join(weights)
         found.append([name, method, named, *figures, rows, f"{seconds:.1f}", published])
     return found

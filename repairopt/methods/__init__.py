@@ -11,6 +11,7 @@ from .points.aprnn import APRNN
 from .points.counterexample_guided import CounterexampleGuided, SpecRepair
 from .points.mdnn import MDNN
 from .points.nnrepair import NNRepair
+from .points.polytopes import Polytope
 from .points.prdnn import PRDNN
 from .points.reassure import REASSURE
 from .postprocess.best_by_group import Thresholds

@@ -25,5 +25,5 @@ from .program import Array, Hessian, Kind, Matrix, Program
 from .rows import Rows, Source, stack_rows
 from .solution import Solution, Solver, Status
 from .solve_program import solve
-from .working_sets.row_oracles import Index
+from .working_sets.row_oracles import DenseRows, Index
 from .working_sets.working_set import solve_working_set

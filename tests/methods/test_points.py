@@ -11,7 +11,9 @@ from repairopt import CallableProperty, ErrorRate, FixLabels, KeepLabels, Specif
 from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.interfaces.specfile.nnet_file import load_nnet
 from repairopt.interfaces.testing import check_method
-from repairopt.methods import APRNN, MDNN, PRDNN, REASSURE, find_method
+from repairopt.methods import APRNN, MDNN, PRDNN, REASSURE, Polytope, find_method
+from repairopt.methods.points import least_norm
+from repairopt.methods.points.polytopes import linear_pieces
 from repairopt.methods.points.reassure import linear_region, patch_program
 from repairopt.patches import load_patch
 from repairopt.pipeline import prepare_repair
@@ -154,6 +156,53 @@ def test_prdnn_keeps_points_and_gives_up_only_those_that_contradict():
     assert torch.equal(hard.model[4].weight, model[4].weight)
 
 
+@pytest.mark.parametrize("vertices", [2, 4])
+def test_pieces_of_a_polytope_are_its_linear_regions(vertices):
+    model = network()
+    draw = np.random.default_rng(0)
+    plane = draw.normal(size=(3, 3))
+    corners = np.array([[-2, 0], [2, 0]] if vertices == 2 else [[-2, -2], [2, -2], [2, 2], [-2, 2]])
+    polygon = plane[0] + corners @ plane[1:]
+    pieces = linear_pieces(layered_copy(model, (3,)), polygon)
+    assert len(pieces) > 5
+    patterns = []
+    for piece in pieces:
+        weights = draw.dirichlet(np.ones(len(piece)), 50)
+        own = pattern(model, torch.tensor(weights @ piece))
+        assert bool((own == own[0]).all())
+        patterns.append(tuple(own[0].tolist()))
+    assert len(set(patterns)) == len(pieces)
+    sample = draw.dirichlet(np.ones(vertices), 3000) @ polygon
+    assert {tuple(one.tolist()) for one in pattern(model, torch.tensor(sample))} <= set(patterns)
+
+
+@pytest.mark.parametrize("vertices", [2, 3])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_prdnn_repairs_whole_polytopes_across_linear_regions(layer, vertices):
+    model = network()
+    draw = np.random.default_rng(2)
+    corners = draw.normal(size=(vertices, 3))
+    assert len(linear_pieces(layered_copy(model, (3,)), corners)) > 3
+    label = int(labels_of(model, torch.tensor(corners.mean(0)[None])).item() + 1) % 3
+    x = torch.tensor(corners)
+    names = [f"{2 * layer}.weight", f"{2 * layer}.bias"]
+    goal, inside = ErrorRate(x, torch.full((vertices,), label), target=0.0), draw.dirichlet(np.ones(vertices), 20000)
+    method = PRDNN(norm="l2", limit=20.0, polytopes=[Polytope.label(corners, label, 3)])
+    repair = solve_repair(model, goal, weights=names, method=method)
+    assert repair.report.verdict is Verdict.REPAIRED
+    with torch.no_grad():
+        outputs = repair.model(torch.tensor(inside @ corners))
+        lead = outputs[:, label] - outputs[:, [k for k in range(3) if k != label]].amax(1)
+    assert float(lead.min()) >= 0.05 - 1e-5
+
+
+def test_polytopes_that_are_none_are_refused():
+    with pytest.raises(SpecificationError, match="one plane"):
+        Polytope.label(np.eye(4), 0, 3)
+    with pytest.raises(SpecificationError, match="2 or more"):
+        Polytope.label(np.ones((1, 3)), 0, 3)
+
+
 # ------------------------------------------------------------------------------------------------------------ APRNN
 
 
@@ -202,6 +251,23 @@ def test_aprnn_repairs_the_ordinary_network_and_keeps_all_patterns(layer, norm):
         old, new = model.state_dict(), repair.model.state_dict()
         delta = np.concatenate([(new[name] - old[name]).numpy().ravel() for name in names])
         assert objective(delta) == pytest.approx(least_value(rows).fun, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [PRDNN(norm="l2"), APRNN(norm="l2")])
+def test_many_weights_are_changed_as_combinations_of_rows_with_the_same_optimum(method, monkeypatch):
+    model = network()
+    x, y = wrong_points(model, count=2)
+    deltas, names = [], ["2.weight", "2.bias"] + ["4.bias"] * isinstance(method, APRNN)
+    for many in (5000, 10):
+        monkeypatch.setattr(least_norm, "MANY", many)
+        spec = Specification(ErrorRate(x, y, target=0.0))
+        task = prepare_repair(model, spec, weights=names, method=method).task
+        found = method.run(task).candidate
+        if not isinstance(found, np.ndarray):
+            found = np.concatenate([found.tensors[name].numpy().ravel() for name in names])
+        deltas.append(found)
+        assert ("least squares" in task.log.rounds[-1].message) is (many == 10)
+    assert np.allclose(*deltas, atol=1e-5)
 
 
 def test_aprnn_repairs_a_polytope_whose_vertices_share_a_pattern():

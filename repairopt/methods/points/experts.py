@@ -30,7 +30,8 @@ class Experts(nn.Module):
     def __init__(self, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network, self.training = network, network.training
-        own, names = dict(network.named_parameters()), {}
+        own = dict(network.named_parameters())
+        names: dict[int, dict[str, str]] = {}
         for key, value in weights.items():
             number, _, name = key.partition(":")
             if name not in own or own[name].shape != value.shape or not number.isdigit():
@@ -38,7 +39,7 @@ class Experts(nn.Module):
             buffer = f"{EXPERT}{number}__{name.replace('.', '__')}"
             self.register_buffer(buffer, value.to(own[name]))
             names.setdefault(int(number), {})[name] = buffer
-        self._names: dict[int, dict[str, str]] = dict(sorted(names.items()))
+        self._names = dict(sorted(names.items()))
 
     @property
     def classes(self) -> tuple[int, ...]:

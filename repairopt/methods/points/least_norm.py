@@ -12,11 +12,12 @@ from repairopt.errors import SpecificationError
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.network import Engine
-from repairopt.program import Array, LowRankHessian, Program, Solution, solve_working_set
+from repairopt.program import Array, LowRankHessian, Program, Solution, Status, solve_working_set
 from repairopt.specify import ChangeBox, SampleConstraint, SampleShare, ShareRows, margins_at, samples_in
 from repairopt.verify import Judge
 
 NORMS = ("l1+linf", "l1", "linf", "l2")
+MANY, BATCH = 5000, 200  # weights from which on changes are combinations of rows, and rows that are added at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,10 @@ def solve_least(task: Task, rows: Any, settings: LeastNorm, *, price: float | No
         The solution, its ``delta`` cut to the ``n`` weights; of soft rows the status is that of the soft program.
     """
     task.judge.check_time()
-    if price is not None:
+    found = least_squares(task, rows, settings) if _many(task, settings, price) else None
+    if found is not None:
+        solution = found
+    elif price is not None:
         solution = task.solve_program(norm_program(task, settings, rows, price))
     else:
         head = norm_program(task, settings)
@@ -129,6 +133,47 @@ def solve_least(task: Task, rows: Any, settings: LeastNorm, *, price: float | No
     task.log.last = (rows.m, task.engine.n, solution)
     task.log.rows_used = max(task.log.rows_used, rows.m)
     return solution if solution.delta is None else replace(solution, delta=solution.delta[: task.engine.n])
+
+
+def _many(task: Task, settings: LeastNorm, price: float | None) -> bool:
+    """Whether the least squared change is sought among many weights, without limits of the user."""
+    return settings.norm == "l2" and price is None and task.engine.n > MANY and not task.change and task.solver is None
+
+
+def least_squares(task: Task, rows: Any, settings: LeastNorm) -> Solution | None:
+    """The least squared change, as a combination of rows: for many more weights than rows.
+
+    The change is ``A' y`` for the rows ``A`` that it needs, with ``y`` from the dual program
+    ``min 1/2 y'AA'y - b'y, y >= 0``, whose size is their number. Rows that the change violates are added until none is.
+    None where the limit on a weight is in the way, or the dual program has no solution: then the program itself tells
+    why.
+    """
+    zero = np.zeros(task.engine.n)
+    matrix, lower, index = np.zeros((0, task.engine.n)), np.zeros(0), np.zeros(0, dtype=np.int64)
+    delta, rounds = zero, 0
+    while True:
+        with task.timed("solve"):
+            lacks = rows.violations(delta)
+            new = np.setdiff1d(np.flatnonzero(lacks > task.tolerance), index)
+            if not len(new):
+                break
+            new = new[np.argsort(-lacks[new], kind="stable")[:BATCH]]
+            more, least, _ = rows.rows(new)
+            length = np.maximum(np.linalg.norm(more, axis=1), 1e-30)
+            matrix, lower = np.concatenate([matrix, more / length[:, None]]), np.concatenate([lower, least / length])
+            index, rounds = np.concatenate([index, new]), rounds + 1
+        size = len(lower)
+        dual = Program(gradient=-lower, hessian=matrix @ matrix.T, delta_lower=np.zeros(size))
+        found = task.solve_program(dual)
+        if found.delta is None or found.status is not Status.OPTIMAL:
+            return None
+        delta = matrix.T @ np.maximum(found.delta, 0)
+    if np.abs(delta).max(initial=0.0) > settings.limit:
+        return None
+    text = f"least squares; {rounds} rounds, {len(index)} of {rows.m} rows"
+    value = float((delta**2).mean() / 2)
+    solver = task.log.last[2].solver if task.log.last[2] else ""
+    return Solution(Status.OPTIMAL, delta, value, message=text, solver=solver)
 
 
 def norm_program(task: Task, settings: LeastNorm, soft: Any = None, price: float = 0.0) -> Program:

@@ -17,7 +17,7 @@ from repairopt.methods.task import Task
 from repairopt.program import Array, Program, Status
 from repairopt.specify import labelled_data
 
-FIXED = 100.0  # price of a lack of one failing sample, over the mean change of a weight
+FIXED = 1e4  # price of a lack of one failing sample, over the mean change of a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class _Points:
     """Labelled points, what a layer reads and gives on them, and which are wrong."""
 
     def __init__(self, task: Task, layer: str) -> None:
-        model = task.engine.model
+        model: Any = task.engine.model
         pairs = labelled_data([*task.constraints, task.goal]) + [(x, y) for x, y in task.data]
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
         if not pairs or not linear:

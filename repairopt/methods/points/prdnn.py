@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from repairopt.program import Status
 from repairopt.surrogate import LinearizedRows, linearize
 
 from .least_norm import LeastNorm, leads_of, one_layer, points_of, solve_least
+from .output_rows import linear_copy
+from .patterns import JoinedRows
+from .polytopes import Polytope, rows_of_polytopes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,11 @@ class PRDNN(LeastNorm):
     decoupled network is the ordinary one, and the candidate a change of its weights; else it is a network around the
     original.
 
+    Segments and plane polygons are divided into the linear regions of the network, and rows at the vertices of each
+    make whole polytopes right, for networks that are piecewise linear.
+
     Attributes:
+        polytopes: Segments and polygons of inputs that must be right as a whole, beside the points.
         soft: Whether points may stay wrong where not all can be right: each lack of a lead then has a price.
         price: Of the mean lack, over the norm of the change.
 
@@ -47,6 +55,7 @@ class PRDNN(LeastNorm):
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
 
+    polytopes: Sequence[Polytope] = ()
     soft: bool = True
     price: float = 1000.0
 
@@ -65,7 +74,13 @@ class PRDNN(LeastNorm):
             )
         with task.timed("linearize"):
             linearization = linearize(task.engine, points.constraints, required=leads_of(points, self.buffer))
-        rows = LinearizedRows(linearization, tuple(range(len(points.constraints))))
+        rows: Any = LinearizedRows(linearization, tuple(range(len(points.constraints))))
+        if self.polytopes:
+            some: Any = points.constraints[0]
+            shape = tuple(some.inputs.shape[1:])
+            copy = linear_copy(task.engine.model, shape, self)
+            with task.timed("linearize"):
+                rows = JoinedRows(rows, rows_of_polytopes(task.engine, copy, self.polytopes, shape, self.buffer))
         solution = solve_least(task, rows, self)
         softened = solution.delta is None and solution.status is Status.INFEASIBLE and self.soft
         if softened:

@@ -22,7 +22,7 @@ from .running_bounds import RunningBounds
 
 DEPTH = 12  # splits of one leaf
 TRIED = 8  # dimensions whose halves are bounded for a split
-NUMBERS = 2**21  # coefficients of one batch of boxes
+NUMBERS = 2**22  # coefficients of one batch of boxes
 FIRST = 10_000  # points that are looked at before anything is bounded
 PART = 20_000  # points of one run
 
@@ -104,7 +104,8 @@ class _Checker:
             self.offset[number, : len(rows.offset)] = rows.offset
             self.member[number, rows.group, np.arange(len(rows.group))] = True
         width = max([network.inputs, *(layer.size for layer in network.layers)])
-        self.batch = int(np.clip(NUMBERS // (width * 2 * width), 1, 64))
+        deep = max(layer.size for layer in network.layers)  # at most so many entries are bounded at a time, twice
+        self.batch = int(np.clip(NUMBERS // (width * 2 * deep), 1, 64))
         self.point: Array | None = None
         self.outputs: Array | None = None
         self.open: list[tuple[Array, Array, Array]] = []
