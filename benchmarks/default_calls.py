@@ -97,6 +97,7 @@ JOBS = [
     Job("parity, recall kept", by_sex, 0.05, recall=True),
     Job("four crossed groups", crossed, 0.05),
     Job("500 rows", by_age, 0.05, rows=500),
+    Job("200 rows", by_sex, 0.05, rows=200),
     Job("six groups, mean gap", by_six, 0.05, score="difference"),
 ]
 

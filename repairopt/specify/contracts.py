@@ -334,7 +334,7 @@ def rows_left_out(item: Any) -> int:
 
 def of_real_rows(item: Any) -> bool:
     """Whether a property compares groups of real rows, not of inputs that were made."""
-    return isinstance(item, Grouped) and getattr(item.samples, "rows", None) is not None
+    return isinstance(item, Divided) and getattr(item.samples, "rows", None) is not None
 
 
 def stands_for_population(item: Any) -> bool:
