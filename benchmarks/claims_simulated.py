@@ -1,7 +1,8 @@
 """Whether claims about new data are true of the network delivered: synthetic tasks whose population is known.
 
-    python benchmarks/claims_simulated.py [--settings ...] [--tasks N] [--first N] [--seconds S]
+    python benchmarks/claims_simulated.py [--settings ...] [--tasks N] [--first N] [--seconds S] [--read]
 
+Writes ``claims_simulated.md`` and every claim to ``claims_simulated.csv``; what is there of other tasks stays.
 Each task draws a network that favors groups, and rows; the default call repairs it, and what its claims say is compared
 with the delivered network's value on the population: a grid of quantiles in place of drawn merits, so that next to no
 chance is left in it. A claim "met with 95 % confidence" is false where the population is above the limit. Power is the
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 from repairopt import Bound, ErrorRate, GroupGap, MissRate, OddsGap, solve_repair
 
 EACH = 8_192  # rows of a group of the population
+READING = """# Claims about new data on tasks whose population is known
+"""
 TEXT = ("setting", "bound", "said", "verdict")
 
 
@@ -222,21 +225,26 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000, help="of each setting")
     parser.add_argument("--first", type=int, default=0, help="the first task")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many, settings in turn")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "claims_simulated.csv")
-    parser.add_argument("--read", action="store_true", help="print what the file holds")
+    parser.add_argument("--read", action="store_true", help="run nothing")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.read:
-        print(table(read_csv(options.out, TEXT)))
-        return
+    path = options.out / "claims_simulated.csv"
     wanted = [s for k, s in enumerate(SETTINGS) if options.settings is None or k in options.settings]
-    begun, records = time.perf_counter(), []
-    for seed in range(options.first, options.first + options.tasks):
+    tasks = range(options.first, options.first + (0 if options.read else options.tasks))
+    anew = {(setting.name, seed) for setting in wanted for seed in tasks}
+    known = read_csv(path, TEXT) if path.is_file() else []
+    begun, records = time.perf_counter(), [one for one in known if (one["setting"], one["seed"]) not in anew]
+    for seed in tasks:
+        if time.perf_counter() - begun >= options.seconds:
+            break
         for setting in wanted:
-            if time.perf_counter() - begun < options.seconds:
-                records += list(run(setting, seed))
-        write_csv(records, options.out)
-    print(table(records))
+            records += list(run(setting, seed))
+        write_csv(records, path)
+    order = {setting.name: k for k, setting in enumerate(SETTINGS)}
+    text = f"### Claims against the truth\n\n{table(sorted(records, key=lambda one: order[one['setting']]))}\n"
+    (options.out / "claims_simulated.md").write_text(f"{READING}\n{text}", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -212,3 +212,14 @@ def test_thresholds_by_group_are_the_best_of_all():
     answer = score >= np.where(groups == 0, cuts[0], cuts[1])
     assert abs(answer[:20].mean() - answer[20:].mean()) <= 0.1
     assert (answer == right).mean() == pytest.approx(best)
+
+
+def test_default_calls(data_dir, tmp_path):
+    pytest.importorskip("fairlearn")
+    if not (data_dir / "tables").is_dir():
+        pytest.skip(f"no tables/ in {data_dir}")
+    head, *rows = printed("default_calls.py", data_dir, tmp_path)["Default calls, held-out"]
+    assert [row[1] for row in rows] == ["repairopt", "fairlearn ThresholdOptimizer", "thresholds by group"]
+    assert all(len(row) == len(head) for row in rows)
+    assert "false" in rows[0][head.index("claims")]
+    assert (tmp_path / "default_calls.md").is_file()

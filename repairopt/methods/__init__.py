@@ -27,7 +27,7 @@ from .sqp.expected_gain import GainModel, Positions, steepest_sides
 from .sqp.filter import MET
 from .sqp.method import SQP
 from .sqp.nonlinear_program import NonlinearProgram
-from .sqp.shortfall import cannot_be_shown
+from .sqp.shortfall import OutOfFold, cannot_be_shown, is_statistical, value_without_noise
 from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task
 from .training.fine_tune import FineTune

@@ -11,55 +11,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repairopt.errors import RepairError
-from repairopt.localize import LayerGraph, Location, first_inputs, input_columns
+from repairopt.localize import Location
 from repairopt.methods import (
     MET,
     SQP,
     GainModel,
-    GroupOffsets,
     NonlinearProgram,
+    OutOfFold,
     Positions,
     Task,
     cannot_be_shown,
+    is_statistical,
     root_rows,
     steepest_sides,
     task_on,
+    value_without_noise,
 )
-from repairopt.network import is_late
-from repairopt.specify import Divided, Folds, inputs_of, measured, of_real_rows
+from repairopt.network import Remembering, is_late
+from repairopt.specify import (
+    Divided,
+    Folds,
+    Statistical,
+    inputs_of,
+    measured,
+    stands_for_population,
+)
 from repairopt.verify import Claim, Stop
 
 from .prepare import Prepared
+from .weight_groups import WeightGroup, find_groups
 
-MOST_WEIGHTS = 6_000  # in the model of all weights; layers are left out from the first on until it fits
-MOST_COLUMNS = 64  # input features whose columns are groups of their own
 MOST_ROWS = 4_000  # samples in the curvature
-LEAST_SUPPORT, LEAST_SHARE = 30, 0.05  # rows, or a share of few, that differ in a column whose weights may change
-LEAST_ROWS = 300  # labelled rows below which nothing is tried
+LEAST_ROWS = 100  # rows of a part below which nothing is tried
 CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
 SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
+FEW = 300  # rows of the smallest group, below which few weights are tried alone
+FEW_COLUMNS = (1, 2, 3)  # numbers of columns that are tried then
+FEW_PARTS = 4  # of the rows then
 TRIAL_STEPS = 8  # of a repair that only judges a choice
 FAR = 2.0  # deviations of the labelled data, by which the mean of the goal's inputs in a column is off
 FINALISTS = 4  # choices that are tried on all parts of the rows
 PARTS = 2  # of the rows; each validates what was repaired on the others
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Some weights that go together."""
-
-    name: str
-    indices: dict[str, Tensor]
-    column: bool = False
-    unit: int | None = None  # input feature whose column it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,9 @@ class _Trial:
     violation: float
     objective: float
     price: float
+    delta: Any = None
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("failed", "violation", "objective", "price")
 
 
 def choose_weights(method: SQP, prepare: Callable[[Any], Prepared]) -> Prepared:
@@ -111,8 +114,9 @@ def said_of_original(task: Task, method: Any) -> tuple[tuple[Claim, ...], bool]:
 
 def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
     """The best choice, prepared; one at a time, because each keeps activations of all samples."""
-    division = Folds(PARTS, usual.task.seed)
-    groups = _groups(usual) if _can_be_judged(method, usual.task, division) else []
+    few = _smallest_group(usual.task) < FEW
+    division = Folds(FEW_PARTS if few else PARTS, usual.task.seed)
+    groups = find_groups(usual) if _can_be_judged(method, usual.task, division) else []
     if len(groups) < 2:
         return None
     try:
@@ -122,7 +126,10 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         return None
     if not ranked:
         return None
-    choices = [None, *_choices(groups, ranked, _far_columns(usual.task, groups))]
+    far = _far_columns(usual.task, groups)
+    few = few and not far and any(groups[k].column for k in ranked)
+    choices = _few_weights(groups, ranked) if few else [None, *_choices(groups, ranked, far)]
+    division = division if few else Folds(PARTS, usual.task.seed)
 
     def tried(k: int, part: int) -> _Trial | None:
         if is_late():
@@ -130,11 +137,19 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         choice = choices[k]
         return _tried(method, (usual if choice is None else prepare(choice)).task, division, part)
 
+    def cross_tried(k: int) -> _Trial | None:
+        choice = choices[k]
+        return _cross_tried(method, (usual if choice is None else prepare(choice)).task, division)
+
+    if few:
+        trials = {k: trial for k in range(len(choices)) if (trial := cross_tried(k))}
+        best = choices[min(trials, key=lambda k: _merit(trials[k], trials.values()))] if trials else None
+        return prepare(best) if best is not None else usual if trials else None
     trials = {k: trial for k in range(len(choices)) if (trial := tried(k, 0))}
     order = sorted(trials, key=lambda k: _merit(trials[k], trials.values()))[:FINALISTS]
     for part in range(1, PARTS):
         again = {k: trial for k in order if (trial := tried(k, part))}
-        trials = {k: _mean(trials[k], trial) for k, trial in again.items()}
+        trials = {k: _mean([trials[k], trial]) for k, trial in again.items()}
     if not trials:
         return None
     best = choices[min(trials, key=lambda k: _merit(trials[k], trials.values()))]
@@ -156,77 +171,7 @@ def _pass_on(error: Exception) -> None:
         raise KeyboardInterrupt from error
 
 
-def _groups(prepared: Prepared) -> list[_Group]:
-    """Columns of input features where they are few, then layers, the last ones first; never an overlap."""
-    spec = prepared.specification
-    graph = LayerGraph(prepared.model, prepared.task.engine.forward_fn, first_inputs(spec.goal, spec.on_outputs))
-    found: list[_Group] = []
-    total, seen = 0, set[str]()
-    layers = [layer for layer in graph.affine if layer.weights]
-    columns = _columns(graph, prepared) if len(layers) > 1 else []
-    for layer in reversed(layers[1:] if columns else layers):
-        names = [*layer.weights, *([layer.bias] if layer.bias else [])]
-        size = sum(graph.parameters[name].numel() for name in names)
-        if seen & set(names) or (found and total + size > MOST_WEIGHTS):
-            break
-        seen |= set(names)
-        total += size
-        found.append(_Group(layer.name or names[0], {n: torch.arange(graph.parameters[n].numel()) for n in names}))
-    columns = [*columns, *(group for group in _offsets(prepared.model) if not seen & set(group.indices))]
-    size = sum(len(p) for group in columns for p in group.indices.values())
-    return [*found, *(columns if total + size <= MOST_WEIGHTS else [])] if total <= MOST_WEIGHTS else []
-
-
-def _offsets(model: nn.Module) -> list[_Group]:
-    """The offsets of each :class:`GroupOffsets`: like a column, few weights that tell groups apart."""
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, GroupOffsets):
-            called = f"{name}.offsets" if name else "offsets"
-            found.append(_Group(called, {called: torch.arange(module.offsets.numel())}, column=True))
-    return found
-
-
-def _columns(graph: LayerGraph, prepared: Prepared) -> list[_Group]:
-    """The weights of each input feature in the first layer; none where features are many, or no linear layer reads.
-
-    Features that next to all rows share are left out, because what their weights do is seen on a few rows alone, and
-    those of protected attributes that nothing is asked of.
-    """
-    if graph.graph is None or not graph.affine or len(graph.affine[0].weights) != 1:
-        return []
-    weight = graph.parameters[graph.affine[0].weights[0]]
-    if weight.ndim != 2 or weight.shape[1] > MOST_COLUMNS:
-        return []
-    found, spec = [], prepared.specification
-    rare, names = _rare_columns(prepared, weight.shape[1]), spec.columns
-    for unit in range(weight.shape[1]):
-        try:
-            _, indices = input_columns(graph, [unit], None)
-        except RepairError:
-            return []
-        name = names[unit] if len(names) == weight.shape[1] else f"input {unit}"
-        if unit not in rare and unit not in spec.protected:
-            found.append(_Group(name, indices, column=True, unit=unit))
-    return found
-
-
-def _rare_columns(prepared: Prepared, width: int) -> set[int]:
-    """Features in which too few of the real rows differ from the most frequent value."""
-    items = (prepared.task.goal, *map(measured, prepared.task.constraints))
-    real = [inputs for inputs, _ in prepared.task.data]
-    real += [
-        x for one in items if (x := inputs_of(one)) is not None and (not isinstance(one, Divided) or of_real_rows(one))
-    ]
-    rows = max((x for x in real if x.ndim == 2 and x.shape[1] == width), key=len, default=None)
-    if rows is None:
-        return set()
-    least = min(LEAST_SUPPORT, LEAST_SHARE * len(rows))
-    usual = rows.mode(0).values
-    return set(((rows != usual).sum(0) < least).nonzero()[:, 0].tolist())
-
-
-def _ranked(method: SQP, prepared: Prepared, groups: Sequence[_Group]) -> list[int]:
+def _ranked(method: SQP, prepared: Prepared, groups: Sequence[WeightGroup]) -> list[int]:
     """Groups by the expected cost of the repair with each alone; empty where nothing can be said."""
     task = prepared.task
     problem = method.nonlinear_program(task, method.named_buffers())
@@ -255,7 +200,7 @@ def _curvature_rows(task: Task, problem: NonlinearProgram) -> Any:
     return rows.cpu().numpy() / np.sqrt(len(part))
 
 
-def _places(task: Task, groups: Sequence[_Group]) -> list[Positions]:
+def _places(task: Task, groups: Sequence[WeightGroup]) -> list[Positions]:
     """Positions of the groups' weights among all weights of the engine."""
     starts, total = {}, 0
     for name, indices in task.engine.indices.items():
@@ -270,7 +215,7 @@ def _places(task: Task, groups: Sequence[_Group]) -> list[Positions]:
     return found
 
 
-def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
+def _far_columns(task: Task, groups: Sequence[WeightGroup]) -> list[int]:
     """Columns in which the goal's inputs lie far from the labelled data: drawn ones may, real rows do not."""
     drawn = inputs_of(task.goal) if isinstance(task.goal, Divided) else None
     real = [inputs for inputs, _ in task.data]
@@ -281,7 +226,25 @@ def _far_columns(task: Task, groups: Sequence[_Group]) -> list[int]:
     return [k for k, group in enumerate(groups) if group.unit is not None and bool(off[group.unit])]
 
 
-def _choices(groups: Sequence[_Group], ranked: Sequence[int], far: Sequence[int]) -> list[Location]:
+def _smallest_group(task: Task) -> float:
+    """Rows of the smallest group or class that goal and bounds speak of; infinite where none stand for others."""
+    properties = [one for one in map(measured, (task.goal, *task.constraints)) if isinstance(one, Statistical)]
+    original = Remembering(task.engine)
+    return min((one.interval(original, 0.9).count for one in properties if stands_for_population(one)), default=np.inf)
+
+
+def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[Location | None]:
+    """Where rows are few: some single columns and the best few of them, each with the level of all answers."""
+    columns = [k for k in ranked if groups[k].column]
+    layers = [group for group in groups if not group.column]
+    chosen = [[k] for k in columns[: FEW_COLUMNS[-1]]] + [columns[:size] for size in FEW_COLUMNS if size > 1]
+    chosen = [one for k, one in enumerate(chosen) if one not in chosen[:k]]
+    level = [_bias_of(layers[0])] if layers else []
+    sets = [[*(groups[k] for k in choice), *level] for choice in chosen]
+    return [_union(one, _called(one)) for one in sets]
+
+
+def _choices(groups: Sequence[WeightGroup], ranked: Sequence[int], far: Sequence[int]) -> list[Location]:
     """The best groups at growing numbers, alone and together with the last two layers; nothing twice.
 
     The best with those that are far from the data and the last two layers is a choice too.
@@ -302,11 +265,17 @@ def _choices(groups: Sequence[_Group], ranked: Sequence[int], far: Sequence[int]
     return [_union([groups[k] for k in choice], _called([groups[k] for k in choice])) for choice in found]
 
 
-def _called(groups: Sequence[_Group]) -> str:
+def _bias_of(layer: WeightGroup) -> WeightGroup:
+    """The smallest of a layer's parameters, its bias where it has one: the level of all answers."""
+    name = min(layer.indices, key=lambda name: len(layer.indices[name]))
+    return WeightGroup(name, {name: layer.indices[name]})
+
+
+def _called(groups: Sequence[WeightGroup]) -> str:
     return f"expected gain: {', '.join(group.name for group in groups)}"
 
 
-def _union(groups: Sequence[_Group], method: str) -> Location:
+def _union(groups: Sequence[WeightGroup], method: str) -> Location:
     found: dict[str, Tensor] = {}
     for group in groups:
         for name, positions in group.indices.items():
@@ -337,12 +306,30 @@ def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None
     asked = method.confidence
     if asked is not None and cannot_be_shown(task, problem.limits, task.engine.predict(outcome.delta), asked):
         objective += method.narrow * abs(before.objective)  # what it may cost to change that
-    return _Trial(failed, new.violation, objective, price)
+    return _Trial(failed, new.violation, objective, price, outcome.delta)
 
 
-def _mean(first: _Trial, second: _Trial) -> _Trial:
-    pairs = zip(astuple(first), astuple(second), strict=True)
-    return _Trial(*((one + other) / 2 for one, other in pairs))
+def _cross_tried(method: SQP, task: Task, division: Folds) -> _Trial | None:
+    """Trials without each part, with what bounds miss in all parts together: few rows of one part are mostly noise."""
+    trials = []
+    for part in range(division.count):
+        trial = None if is_late() else _tried(method, task, division, part)
+        if trial is None:
+            return None
+        trials.append(trial)
+    limits = [
+        one for one in method.nonlinear_program(task, method.named_buffers()).limits if is_statistical(one.property)
+    ]
+    if not limits:
+        return _mean(trials)
+    unseen = OutOfFold(task.engine, division, [trial.delta for trial in trials])
+    missed = sum(max(0.0, value_without_noise(limit, unseen) - limit.aim) for limit in limits)
+    return replace(_mean(trials), violation=missed)
+
+
+def _mean(trials: Sequence[_Trial]) -> _Trial:
+    numbers = {name: float(np.mean([getattr(one, name) for one in trials])) for name in _Trial.NUMBERS}
+    return replace(trials[0], **numbers)
 
 
 def _merit(trial: _Trial, trials: Iterable[_Trial]) -> tuple[float, float]:

@@ -266,9 +266,8 @@ class Constraint(Protocol, metaclass=_Contract):
 class SampleConstraint(Constraint, Protocol):
     """A constraint whose margins belong to samples: ``p`` margins for each, a function of that sample's output alone.
 
-    The library evaluates these in batches, linearizes them without a matrix and builds rows for single samples. Row
-    ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p`` of the ``inputs (N, ...)``. A class may also
-    have ``samples``, the indices of the samples that it speaks of, ``describe(sample, index) -> str``, what a margin
+    Row ``r`` of the flattened margins is margin ``r % p`` of sample ``r // p`` of the ``inputs (N, ...)``. A class may
+    also have ``samples``, the indices of those that it speaks of, ``describe(sample, index) -> str``, what a margin
     says, and ``sides(samples)``, sizes ``(B, p)`` of what outputs are compared with, for the rounding of margins.
     """
 
@@ -334,7 +333,7 @@ def rows_left_out(item: Any) -> int:
 
 def of_real_rows(item: Any) -> bool:
     """Whether a property compares groups of real rows, not of inputs that were made."""
-    return isinstance(item, Grouped) and getattr(item.samples, "rows", None) is not None
+    return isinstance(item, Divided) and getattr(item.samples, "rows", None) is not None
 
 
 def stands_for_population(item: Any) -> bool:

@@ -20,9 +20,10 @@ from repairopt.network import Engine, Remembering
 from repairopt.program import Array
 from repairopt.specify import (
     Anchored,
+    Divided,
     Folds,
-    Grouped,
     GroupRates,
+    Interval,
     Restrictable,
     SampleShare,
     Statistical,
@@ -85,7 +86,7 @@ class Standard:
         """Names of the bounds that so few rows cannot show even at a value of 0, or next to 0 alone."""
         found = set()
         for limit in self.limits if self.confidence > 0.5 else ():
-            if self.narrow and isinstance(limit.property, Grouped) and not of_real_rows(limit.property):
+            if self.narrow and isinstance(limit.property, Divided) and not of_real_rows(limit.property):
                 continue
             if limit.limit > 0 and not limit.relative and self._least_width(limit) >= MOST * limit.limit:
                 found.add(limit.name)
@@ -123,8 +124,9 @@ class Standard:
 
     def shortfall(self, limit: Limit, claim: Claim) -> float:
         """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
-        width = 0.0 if limit.name in self.hopeless else self.upper_width(limit, claim)
-        return claim.interval.value + width - limit.limit
+        if limit.name in self.hopeless:
+            return value_without_noise(limit, self.task.engine.predict(), claim.interval) - limit.limit
+        return claim.interval.value + self.upper_width(limit, claim) - limit.limit
 
     def upper_width(self, limit: Limit, claim: Claim) -> float:
         """How far the upper end lies above the value, in a sample of the size on which the bound will be measured."""
@@ -141,6 +143,31 @@ class Standard:
         confidence = 0.5 if limit.name in self.hopeless else self.confidence
         size = normal_quantile(confidence) * error * _widening(self.task, limit)
         return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
+
+
+def value_without_noise(limit: Limit, predict: Any, interval: Interval | None = None) -> float:
+    """The value of a limit without what noise adds to the size of a difference, which is never below 0.
+
+    The mean square of a measured difference is that of the true one plus its variance; the largest of ``p`` differences
+    of nothing has a mean square of about ``1 + log p`` variances.
+
+    Args:
+        limit: A limit that is a statistic of a sample.
+        predict: The network.
+        interval: Of the value, where it is known.
+
+    Returns:
+        The value; of what is no gap as it is measured.
+    """
+    prop: Any = limit.property
+    with torch.no_grad():
+        known = prop.interval(predict, SIZED) if interval is None else interval
+        if not isinstance(prop, GroupRates):
+            return float(known.value)
+        labels, groups = prop.compared(predict)[0].shape
+    pairs = labels * groups * (groups - 1) / 2 if prop.combine == "max" else 1
+    error = (known.high - known.value) / max(1e-9, normal_quantile((1 + known.confidence) / 2))  # the other end is cut
+    return float(np.sqrt(max(0.0, known.value**2 - (1 + np.log(pairs)) * error**2)))
 
 
 def is_statistical(prop: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.specify.contracts import Grouped, Labelled, Property
+from repairopt.specify.contracts import Grouped, GroupRates, Labelled, Property
 
 from .gaps import GroupGap
 from .odds import OddsGap
@@ -29,7 +29,8 @@ def other_kinds(stated: Sequence[Any], labelled: Pairs) -> tuple[Property, ...]:
     Returns:
         Parity, odds, and the gap on inputs that differ in the protected column alone.
     """
-    gaps = [one for one in stated if isinstance(one, Grouped) and isinstance(one.samples, GroupSamples)]
+    gaps = [one for one in stated if isinstance(one, Grouped) and isinstance(one, GroupRates)]
+    gaps = [gap for gap in gaps if isinstance(gap.samples, GroupSamples)]
     if not gaps:
         return ()
     known, taken, found = {_kind(gap) for gap in gaps}, {one.name for one in stated}, []
