@@ -264,7 +264,7 @@ def test_cutting_planes_keep_to_their_limit_of_rows():
         (lambda: AtMostBroken(count=-1), "method AtMostBroken: count=-1; expected a whole number, 0 or more, or None"),
         (
             lambda: repair(task(), "newton"),
-            "method='newton'; choose auto, at_most_broken, bisection, few_weights",
+            "method='newton'; choose auto, aprnn, at_most_broken, bisection",
         ),
         (lambda: repair(task(), Incremental), "expected a name or an instance"),
         (lambda: repair(task(), OneShot(), program="milp"), "program='milp'; choose qp or lp"),
