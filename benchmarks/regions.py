@@ -18,6 +18,7 @@ import environment  # noqa: F401  (first, for one thread)
 import numpy as np
 import torch
 from benchmark_files import Record, read_csv, write_csv
+from region_tables import write_tables
 from torch import Tensor, nn
 
 from repairopt import Settings, solve_repair
@@ -38,7 +39,9 @@ def add(records: Sequence[Record]) -> None:
     """Put records into the file, in place of those of the same case and network."""
     old = read_csv(RESULTS, TEXT) if RESULTS.is_file() else []
     new = {(record["case"], record["network"]) for record in records}
-    write_csv([one for one in old if (one["case"], one["network"]) not in new] + list(records), RESULTS, 4)
+    kept = [one for one in old if (one["case"], one["network"]) not in new] + list(records)
+    write_csv(kept, RESULTS, 4)
+    write_tables(kept, RESULTS.with_suffix(".md"))
 
 
 def repaired(
@@ -160,7 +163,9 @@ def mnist(count: int, radius: float, seconds: float = 300.0) -> None:
 def main() -> None:
     """Run the case that the command line names."""
     name, *rest = sys.argv[1:]
-    if name == "acas":
+    if name == "tables":
+        add([])
+    elif name == "acas":
         acas(rest[0], rest[1:])
     elif name == "mnist":
         mnist(int(rest[0]), float(rest[1]))
