@@ -313,14 +313,15 @@ def test_a_checker_with_wrong_lines_refuses_to_prove(monkeypatch, mutation):
         check_proof(network, proof, samples=10)
 
 
-@pytest.mark.parametrize("execution", ["exact", "float64", "float32"])
-def test_numbers_that_overflow_prove_nothing(execution):
-    """Weights of 1e170 make bounds infinite or NaN; the output is below 0 on half of the box."""
-    huge = [(np.array([[1e-170], [-1e-170]]), np.zeros(2)), (np.full((2, 2), 1e170) * [[1, -1], [1, 1]], np.zeros(2))]
-    weights = [*huge, (np.full((2, 2), 1e170) * [[1, 1], [1, -1]], np.zeros(2))]
-    weights += [(np.array([[1e-170, -2e-170]]), np.zeros(1))]
-    proof = RegionProof.of_boxes([[-1.0]], [[1.0]], [ONE_ROW], execution=execution)
-    verdict = check_proof(dense_layers(weights), proof, samples=0, depth=3, run=lambda x: np.ones((len(x), 1)))
+def test_numbers_that_overflow_prove_nothing():
+    """Values are of usual size; the products of weights that bounds are passed back through are not."""
+    inner = np.array([[1.0, -1.0], [1.0, 1.0]])
+    weights = [(np.array([[1.0], [-1.0]]), np.zeros(2)), (1e200 * inner, np.zeros(2)), (1e150 * inner, np.zeros(2))]
+    weights += [(1e-150 * np.array([[1.0, -1.5]]), np.array([0.5]))]
+    network, lower, upper = dense_layers(weights), np.array([-1e-200]), np.array([1e-200])
+    assert network.run(lower + (upper - lower) * np.linspace(0, 1, 11)[:, None]).min() < 0
+    proof = RegionProof.of_boxes([lower], [upper], [ONE_ROW], execution="float64")
+    verdict = check_proof(network, proof, samples=0, depth=3, run=lambda x: np.ones((len(x), 1)))
     assert verdict.status is ProofStatus.UNDECIDED
 
 
