@@ -106,7 +106,7 @@ def test_bounds_of_the_copy_hold_for_runs_of_the_network(name, dtype):
         values = np.einsum("brk,nbk->nbr", rows, outputs)
         assert (values >= least).all()
         if not width:
-            assert np.abs(values - least).max() < (1e-3 if dtype is torch.float32 else 1e-12)
+            assert np.abs(values - least).max() < (1e-3 if dtype is torch.float32 else 1e-8)
     assert count == copy.inputs
 
 

@@ -35,11 +35,14 @@ LARGEST = {"exact": 2.0**900, "float64": 2.0**900, "float32": 2.0**120}  # value
 SMALLEST = {"exact": 0.0, "float64": 2.0**-1000, "float32": 2.0**-125}  # error where a product is flushed to 0
 INFLATED = 1 + 1e-9  # covers rounding in the error terms themselves: their sums have far fewer than 1e6 terms
 TINY = 1e-280  # covers underflow in the bounds themselves
+MOST_ROUNDED = 0.01  # relative error of one sum; beyond, nothing is bounded
 SLOPES = ("adaptive", "parallel", "zero")
 
 
 def gamma(terms: int, unit: float = U) -> float:
-    """Relative error of a sum of products, whatever its order."""
+    """Relative error of a sum of products, whatever its order; a ProofError where there are too many to bound it."""
+    if terms * unit > MOST_ROUNDED:
+        raise ProofError(f"check of a proof: a layer adds up {terms:,} terms, too many for runs in this precision.")
     return terms * unit / (1 - terms * unit) * (1 + 8 * U)
 
 
@@ -194,8 +197,8 @@ class RunningBounds:
             start[rows, np.arange(count), chosen] = 1.0
             start[rows, count + np.arange(count), chosen] = -1.0
             found, _ = self._pull(index, start, np.zeros((1, 2 * count)), slope)
-            low[rows, chosen] = np.maximum(low[rows, chosen], found[:, :count])
-            high[rows, chosen] = np.minimum(high[rows, chosen], -found[:, count:])
+            low[rows, chosen] = np.fmax(low[rows, chosen], found[:, :count])  # a bound that overflowed is NaN
+            high[rows, chosen] = np.fmin(high[rows, chosen], -found[:, count:])
             self.size[index] = np.maximum(np.abs(low), np.abs(high))
 
     def _pull(self, start: int, coefficients: Array, constant: Array, slope: str) -> tuple[Array, Array]:

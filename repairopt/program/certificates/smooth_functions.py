@@ -29,11 +29,13 @@ class SmoothFunction:
         value: The function, of arrays.
         slope: Its derivative; need not be exact, for it only chooses lines.
         curvature: Bound of its second derivative, where it has one: the derivative's Lipschitz constant.
+        apart: How far a run may be off beyond rounding: torch's softplus is the identity above 20.
     """
 
     value: Callable[[Array], Array]
     slope: Callable[[Array], Array]
     curvature: float
+    apart: float = 0.0
 
 
 def _sigmoid(x: Array) -> Array:
@@ -56,7 +58,7 @@ def _normal(x: Array) -> Array:
 FUNCTIONS = {
     "tanh": SmoothFunction(np.tanh, lambda x: 1 - np.tanh(x) ** 2, 0.7699),  # 4 / (3 sqrt 3), at atanh(1 / sqrt 3)
     "sigmoid": SmoothFunction(_sigmoid, lambda x: _sigmoid(x) * _sigmoid(-x), 0.0963),  # 1 / (6 sqrt 3)
-    "softplus": SmoothFunction(lambda x: np.logaddexp(0.0, x), _sigmoid, 0.25),
+    "softplus": SmoothFunction(lambda x: np.logaddexp(0.0, x), _sigmoid, 0.25, apart=2.1e-9),
     "silu": SmoothFunction(lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * _sigmoid(-x)), 0.5),
     "gelu": SmoothFunction(lambda x: x * _below(x), lambda x: _below(x) + x * _normal(x), 0.7979),  # 2 / sqrt(2 pi)
     "elu": SmoothFunction(_elu, lambda x: np.exp(np.minimum(x, 0)), 1.0),
@@ -74,7 +76,7 @@ def band(function: SmoothFunction, lower: Array, upper: Array, slope: Array, uni
     spacing = (upper - lower) / (GRID - 1) * (1 + 1e-9) + 1e-12 * np.maximum(np.abs(lower), np.abs(upper))
     between = function.curvature * (1 + 1e-6) * spacing * spacing / 8
     size = 1 + (1 + np.abs(slope)) * np.maximum(np.abs(lower), np.abs(upper))
-    error = between + ULPS * (unit + 2.0**-53) * size
+    error = between + ULPS * (unit + 2.0**-53) * size + function.apart
     return values.min(0) - error, values.max(0) + error
 
 
