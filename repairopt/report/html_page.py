@@ -12,7 +12,7 @@ from repairopt.report.pictures.evidence import AffectedInputs, Evidence, GroupTa
 from repairopt.report.pictures.gallery import draw_gallery
 from repairopt.report.pictures.plots import have_matplotlib
 
-from .plain_words import Plain, list_caveats, measured, number, percent, summarize
+from .plain_words import Plain, list_caveats, measured, number, percent, proof_in_words, summarize
 from .stated import BOUNDS, Row, better, missed, restate, restate_evidence, stated_names, stated_rows
 
 SPLITS = {False: "repair data", True: "held-out data"}
@@ -181,6 +181,7 @@ def render_page(
         caveats=list_caveats(plain, evidence.label),
         rows=claim_rows(plain, evidence, claims),
         certified=any("certified" in measure["name"] for measure in plain["measures"]),
+        proof=proof_in_words(plain),
         costs=cost_rows(plain),
         tables=[group_table(table, evidence) for table in evidence.tables],
         pictures=pictures,

@@ -65,6 +65,19 @@ def list_warnings(plain: Plain, claims: Sequence[Mapping[str, Any]] = ()) -> lis
     return [*_degenerate(plain), *_worse(plain)]
 
 
+def proof_in_words(plain: Plain) -> str:
+    """What the check of the proof of regions found; empty without one. Only PROVED is called so."""
+    found = plain.get("proof")
+    if not found:
+        return ""
+    runs = "in real numbers" if found["execution"] == "exact" else f"in every run in {found['execution']}"
+    share = "" if found["status"] == "proved" else f"; proved on {100 * found['share']:.6f} % of the volume"
+    return (
+        f"{found['status'].upper()}. {found['meaning']} {found['leaves']} boxes, {found['splits']} split "
+        f"further{share}; {runs}; {found['samples']:,} points were run. repairopt check-proof checks it again."
+    )
+
+
 def measured(plain: Plain, *, held_out: bool) -> Plain | None:
     """The goal's measure on repair data or held-out data."""
     name = plain["measures"][0]["name"]

@@ -330,7 +330,8 @@ def _proof_dict(verdict: ProofVerdict | None) -> dict[str, Any] | None:
         return None
     names = ("share", "leaves", "splits", "samples", "sampled_least", "execution", "seconds")
     point = None if verdict.point is None else verdict.point.tolist()
-    return {"status": str(verdict.status), **{name: getattr(verdict, name) for name in names}, "point": point}
+    status = {"status": str(verdict.status), "meaning": verdict.status.meaning}
+    return {**status, **{name: getattr(verdict, name) for name in names}, "point": point}
 
 
 def _surrogate_dict(surrogate: Surrogate | None) -> dict[str, Any] | None:

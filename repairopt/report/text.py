@@ -9,7 +9,7 @@ from typing import Any
 
 from repairopt.verify import Check, LabelCounts, Measure
 
-from .plain_words import list_caveats
+from .plain_words import list_caveats, proof_in_words
 
 WIDTH = 96
 NAME = 40
@@ -28,7 +28,8 @@ def report_text(report: Any) -> str:
     heads = 2 * f"{'before':>12}{'after':>12}    "
     lines += ["", f"{'':{NAME}}{'repair data':^24}{'held-out data':^28}", f"{'':{NAME}}{heads}"]
     lines += [*_measure_lines(v.measures), *_label_lines(v.labels), *_check_lines(v.checks), "", *_new_data(report)]
-    for text in (*_proof(report), _change(report), _how(report), *_trust(report)):
+    proof = proof_in_words(report.to_dict())
+    for text in (*([f"proof: {proof}"] if proof else []), _change(report), _how(report), *_trust(report)):
         lines += _wrapped(text)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -115,19 +116,6 @@ def _change(report: Any) -> str:
         f"change: {report.changed} of {report.location.size} chosen weights "
         f"({'; '.join(report.location.describe())}), by at most {_number(report.largest_change)}"
     )
-
-
-def _proof(report: Any) -> list[str]:
-    """What the check of the proof of regions found."""
-    found = report.proof_verdict
-    if found is None:
-        return []
-    runs = "in real numbers" if found.execution == "exact" else f"in every run in {found.execution}"
-    share = "" if found.status == "proved" else f"; proved on {100 * found.share:.6f} % of the volume"
-    return [
-        f"proof: {str(found.status).upper()}. {found.status.meaning} {found.leaves} boxes, {found.splits} split further"
-        f"{share}; {runs}; {found.samples:,} points were run. repairopt check-proof checks it again."
-    ]
 
 
 def _how(report: Any) -> str:

@@ -144,3 +144,27 @@ def test_balls_in_many_dimensions_are_proved_by_all_layers() -> None:
     assert repair.report.proof_verdict.status == "proved"
     assert any("all layers" in entry.step for entry in repair.report.rounds)
     assert bool((repair.model(x[wrong]).argmax(1) == y[wrong]).all())
+
+
+def test_a_planted_violation_of_no_volume_is_never_proved() -> None:
+    """A spike of width 2e-9 between random weights, in double precision; an attack does not see it."""
+    where, width = 0.3, 1e-9
+    model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.ones(3, 1))
+        model[0].bias.copy_(torch.tensor([-where + width, -where, -where - width], dtype=torch.float64))
+        model[2].weight.copy_(torch.tensor([[-2.0, 4.0, -2.0]]).double() / width)
+        model[2].bias.fill_(1.0)
+    region = Region([0.0], [1.0], [[1.0]], name="above 0")
+    assert float(model(torch.tensor([[where]], dtype=torch.float64)).detach()) < 0
+    found = UnprovedRegions(region, splits=2000)
+    assert float(found.value(model)) == 1.0
+    assert found.details(model)["share of the volume proved"] < 1.0
+
+
+def test_the_page_says_what_the_proof_is() -> None:
+    repair = solve_repair(controller(), limits(1.03))
+    page = repair.report.to_html()
+    assert "Proof of the regions" in page
+    assert "PROVED. The property holds for every input of every box." in page
+    assert "proof: PROVED" in str(repair.report)
