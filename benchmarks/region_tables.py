@@ -11,11 +11,11 @@ from benchmark_files import Record
 HEAD = """# Repair of whole input regions, with proof
 
 Made by `python benchmarks/regions.py`; every run in `regions.csv`. The default call, `solve_repair(model, regions)`; on
-ACAS Xu with one wish, `KeepLowest` on 20,000 random points of the input space. One thread; CPU seconds of the whole call,
-proof and its check included, on a machine that was busy with other work. "Proved": the independent check in NumPy says so
-of the deployed weights, for every run in single precision. Advisories changed and the change of the scores (root mean
-square over the mean deviation of the scores) are from 10,000 other points. "Gap": cost of the change over the cost that rows of true
-points ask for at least, in squares, less 1.
+ACAS Xu with one wish, `KeepLowest` on 20,000 random points of the input space. One thread; CPU seconds of the whole
+call, proof and its check included, on a machine that was busy with other work. "Proved": the independent check in NumPy
+says so of the deployed weights, for every run in single precision. Advisories changed and the change of the scores
+(root mean square over the mean deviation of the scores) are from 10,000 other points. "Gap": cost of the change over
+the cost that rows of true points ask for at least, in squares, less 1.
 """
 Rows = Sequence[Record]
 
