@@ -55,6 +55,17 @@ def test_autoric_tables(data_dir, tmp_path):
     assert len(lines) - 1 == len(methods) - 7  # 5 rows of the paper and 2 of its networks are quoted
 
 
+def test_points(data_dir, tmp_path):
+    tables = printed("points.py", data_dir, tmp_path)
+    assert list(tables) == ["Fog", "Counterexamples", "Watermarks"]
+    for _, *rows in tables.values():
+        assert rows
+    assert all(row[3] == "100" for row in tables["Fog"][1:])
+    assert all(row[1] == "100" for row in tables["Counterexamples"][1:])
+    assert all(float(row[1]) >= float(row[2]) - 1e-3 for row in tables["Watermarks"][1:])
+    assert (tmp_path / "points.md").read_text().startswith("# Given points")
+
+
 def test_speed(data_dir, tmp_path):
     tables = printed("speed.py", data_dir, tmp_path)
     assert len(tables) == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from repairopt.localize import Location
 from repairopt.patches import whole_file
 from repairopt.program import Conflict, Program, ProofVerdict, RegionProof, Source, Status, explain_conflict
 from repairopt.report.pictures import plots
-from repairopt.report.pictures.collect import ReportSources, collect_evidence, evidence_from_dict
+from repairopt.report.pictures.collect import ReportSources, collect_evidence, evidence_from_dict, map_regions
 from repairopt.report.pictures.evidence import Evidence
 from repairopt.surrogate import Surrogate
 from repairopt.verify import Check, Claim, LabelCounts, Measure, Round, Verification
@@ -146,7 +146,10 @@ class Report:
         """What the pictures show; the first call runs both networks over the data of goal and constraints."""
         if self.subjects is None:
             return evidence_from_dict(self.to_dict())
-        return collect_evidence(self.subjects, self.verification, self.to_dict())
+        found = collect_evidence(self.subjects, self.verification, self.to_dict())
+        if self.proof is None or self.proof_verdict is None:
+            return found
+        return replace(found, regions=map_regions(self.subjects, self.proof, self.proof_verdict))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "subjects": None}

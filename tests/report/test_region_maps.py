@@ -4,12 +4,16 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from repairopt import solve_repair
 from repairopt.errors import SpecificationError
 from repairopt.program import OutputRows, RegionProof, check_proof, dense_layers
 from repairopt.report import map_region, picture_bytes, plot_region_map
 from repairopt.report.pictures.evidence import Evidence, load_evidence, save_evidence
 from repairopt.report.pictures.gallery import draw_gallery
+from repairopt.specify import Region
 
 BEFORE = dense_layers([(np.array([[1.0, 0, 0], [0, 1, 0]]), np.array([0.0, 0.0]))])
 AFTER = dense_layers([(np.array([[1.0, 0, 0], [0, 1, 0]]), np.array([0.75, 0.0]))])
@@ -43,6 +47,16 @@ def test_slices_that_do_not_fit_are_refused():
     for options in ({"box": 1}, {"axes": (0, 0)}, {"axes": (0, 7)}, {"through": (2, 0, 0)}, {"through": (0, 0)}):
         with pytest.raises(SpecificationError, match="map of a region"):
             map_region(BEFORE.run, AFTER.run, proof, verdict, **options)
+
+
+def test_the_report_of_a_repaired_region_has_its_map():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    region = Region([-1.0, -1.0], [1.0, 1.0], [[1.0, -1.0]], [-0.1])
+    repair = solve_repair(model, region, method="counterexample_guided")
+    (found,) = repair.report.evidence.regions
+    assert (found.status, found.broken_after.any()) == ("proved", False)
+    assert len(found.leaves) == len(repair.report.proof.leaf_lower)
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="Matplotlib is not installed")

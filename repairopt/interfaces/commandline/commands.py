@@ -232,6 +232,7 @@ def verify(spec: Path, patch: Path, as_json: bool, quiet: bool, **options: Any) 
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds of processor time for bounds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the points.")
 @click.option("--picture", type=FILE, help="Draw a slice of the first box, or of one that fails, to this .svg or .png.")
+@click.option("--lowest", is_flag=True, help="In the picture the lowest output is the answer, not the highest.")
 @quiet_option
 @json_option
 def check_proof(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from repairopt import specify
 from repairopt.network import ForwardFunction, Remembering, identity
-from repairopt.verify import Verification, both_networks
+from repairopt.program import ProofVerdict, RegionProof
+from repairopt.verify import Verification, both_networks, runner_of
 
-from .evidence import RATE, AffectedInputs, Evidence, GroupTable, LayerChange, Margins, Progress, Rates
+from .evidence import RATE, AffectedInputs, Evidence, GroupTable, LayerChange, Margins, Progress, Rates, RegionMap
+from .region_maps import map_region
 
 CELLS = 64  # rows and columns of a heat map
 CLASSES = 20  # up to which the recall of each is shown
 AFFECTED, SETS = 12, 4  # inputs of a set, sets
+MAPS, FEW_INPUTS = 3, 20  # slices of regions, and inputs up to which one tells something
 DISPARITIES = ("demographic_parity_difference", "equalized_odds_difference", "equal_opportunity_difference")
 Items = Sequence[tuple[Any, bool]]  # anchored properties and constraints, and whether each is held out
 Both = tuple[Remembering, Remembering]  # the networks before and after
@@ -58,6 +61,16 @@ def collect_evidence(
         progress=known.progress,
         bounded=_bounded(items, both),
     )
+
+
+def map_regions(sources: ReportSources, proof: RegionProof, verdict: ProofVerdict) -> tuple[RegionMap, ...]:
+    """Slices of the first regions of a proof, where inputs are few and at least two of them vary."""
+    varied = [int((upper > lower).sum()) for lower, upper in zip(proof.lower, proof.upper, strict=True)]
+    shown = [box for box, count in enumerate(varied) if 2 <= count <= FEW_INPUTS][:MAPS]
+    if not shown or sources.forward_fn is not None:
+        return ()
+    before, after = (runner_of(one, proof.shape) for one in (sources.original, sources.repaired))
+    return tuple(map_region(before, after, proof, verdict, box=box) for box in shown)
 
 
 def evidence_from_dict(plain: dict[str, Any]) -> Evidence:

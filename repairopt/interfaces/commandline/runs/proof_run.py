@@ -31,6 +31,7 @@ def check_run_proof(
     time_limit: float | None = None,
     seed: int = 0,
     picture: str | Path | None = None,
+    lowest: bool = False,
     progress: Bars,
 ) -> ProofResult:
     """Check ``proof.safetensors`` in the folder of a run; nothing is written.
@@ -42,6 +43,7 @@ def check_run_proof(
         time_limit: Seconds of processor time for bounds.
         seed: Of the points.
         picture: A file to draw a slice to, .svg or .png.
+        lowest: Whether the lowest output is the answer, in the picture.
         progress: What is told while the check goes on.
 
     Raises:
@@ -97,7 +99,7 @@ def check_run_proof(
     except ProofError as error:
         return refused("proof", str(error))
     if picture is not None:
-        _draw(original, network, proof, found, Path(picture))
+        _draw((original, network), proof, found, Path(picture), lowest)
     return _result(run, proof, found, lines)
 
 
@@ -141,7 +143,9 @@ def _result(run: Path, proof: RegionProof, found: ProofVerdict, lines: list[Chec
     )
 
 
-def _draw(original: nn.Module, network: nn.Module, proof: RegionProof, found: ProofVerdict, path: Path) -> None:
+def _draw(
+    networks: tuple[nn.Module, nn.Module], proof: RegionProof, found: ProofVerdict, path: Path, lowest: bool
+) -> None:
     from repairopt.report import map_region, picture_bytes, plot_region_map
 
     failing = [
@@ -149,7 +153,7 @@ def _draw(original: nn.Module, network: nn.Module, proof: RegionProof, found: Pr
         for number, (lower, upper) in enumerate(zip(proof.lower, proof.upper, strict=True))
         if found.point is not None and ((found.point >= lower) & (found.point <= upper)).all()
     ]
-    before, after = (runner_of(one, proof.shape) for one in (original, network))
-    figure = plot_region_map(map_region(before, after, proof, found, box=(failing or [0])[0]))
+    before, after = (runner_of(one, proof.shape) for one in networks)
+    figure = plot_region_map(map_region(before, after, proof, found, box=(failing or [0])[0], lowest=lowest))
     with whole_file(path) as unfinished:
         unfinished.write_bytes(picture_bytes(figure, path.suffix[1:]))
