@@ -35,14 +35,12 @@ from repairopt.methods import (
     task_on,
     value_without_noise,
 )
-from repairopt.network import Remembering, is_late
+from repairopt.network import is_late
 from repairopt.specify import (
     Divided,
     Folds,
-    Statistical,
     inputs_of,
     measured,
-    stands_for_population,
 )
 from repairopt.verify import Claim, Stop
 
@@ -53,7 +51,7 @@ MOST_ROWS = 4_000  # samples in the curvature
 LEAST_ROWS = 100  # rows of a part below which nothing is tried
 CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
 SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
-FEW = 300  # rows of the smallest group, below which few weights are tried alone
+FEW = 300  # rows, below which few weights are tried alone
 FEW_COLUMNS = (1, 2, 3)  # numbers of columns that are tried then
 FEW_PARTS = 4  # of the rows then
 TRIAL_STEPS = 8  # of a repair that only judges a choice
@@ -114,7 +112,7 @@ def said_of_original(task: Task, method: Any) -> tuple[tuple[Claim, ...], bool]:
 
 def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) -> Prepared | None:
     """The best choice, prepared; one at a time, because each keeps activations of all samples."""
-    few = _smallest_group(usual.task) < FEW
+    few = _rows(usual.task) < FEW
     division = Folds(FEW_PARTS if few else PARTS, usual.task.seed)
     groups = find_groups(usual) if _can_be_judged(method, usual.task, division) else []
     if len(groups) < 2:
@@ -226,11 +224,10 @@ def _far_columns(task: Task, groups: Sequence[WeightGroup]) -> list[int]:
     return [k for k, group in enumerate(groups) if group.unit is not None and bool(off[group.unit])]
 
 
-def _smallest_group(task: Task) -> float:
-    """Rows of the smallest group or class that goal and bounds speak of; infinite where none stand for others."""
-    properties = [one for one in map(measured, (task.goal, *task.constraints)) if isinstance(one, Statistical)]
-    original = Remembering(task.engine)
-    return min((one.interval(original, 0.9).count for one in properties if stands_for_population(one)), default=np.inf)
+def _rows(task: Task) -> float:
+    """Rows of the largest set that goal, bounds or data hold; infinite where none do."""
+    items = [x for one in (task.goal, *task.constraints) if (x := inputs_of(measured(one))) is not None]
+    return max((len(x) for x in (*items, *(x for x, _ in task.data))), default=np.inf)
 
 
 def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[Location | None]:
