@@ -85,7 +85,7 @@ class _Regions:
         first = self.regions[0]
         steps = NetworkSteps(network, input_shape(network, first.shape, first.lower.numel()))
         if parameters:
-            steps.refresh({name: value.double() for name, value in parameters.items()})
+            steps.refresh({name: value.double().cpu() for name, value in parameters.items()})
         if steps.size(steps.output) != first.matrix.shape[1]:
             raise SpecificationError(
                 f"region '{first.name}': rows speak of {first.matrix.shape[1]} outputs; the network has "

@@ -169,7 +169,7 @@ class _Run:
 
     def _all_layers(self) -> None:
         """Move the weights of all layers; what follows starts from there."""
-        own = {f"model.{name}": value for name, value in self.allowed.items()}
+        own = {f"model.{name}": value.detach().cpu() for name, value in self.allowed.items()}
         regions = (self.lower, self.upper, self.regions.rows)
         inputs, _ = keep_inputs(self.task, self.lower, self.upper, self.network.size(0))
         features = self.network.forward(inputs, self.network.features_at)
@@ -185,7 +185,7 @@ class _Run:
         self.task.record(f"all layers, {found.steps} steps", note="bounds hold" if found.proved else "bounds open")
 
     def _refresh(self) -> None:
-        self.network.refresh({f"model.{name}": value.double() for name, value in self.base.items()})
+        self.network.refresh({f"model.{name}": value.double().cpu() for name, value in self.base.items()})
 
     def _last_layer(self) -> bool:
         """Algorithm of the last layer; whether it ends with a proof."""
@@ -297,7 +297,7 @@ class _Run:
         weights = {**self.base, f"{self.layer}.weight": last.weight}
         if getattr(module, "bias", None) is not None:
             weights[f"{self.layer}.bias"] = last.bias
-        new = {name: value.to(task.engine.dtype) for name, value in weights.items()}
+        new = {name: value.to(task.engine.dtype).to(task.engine.device) for name, value in weights.items()}
         own = dict(task.engine.model.named_parameters())
         candidate = NewWeights(new, sum(int((own[name] != value).sum()) for name, value in new.items()))
         least = attack_regions(

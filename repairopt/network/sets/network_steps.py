@@ -72,7 +72,7 @@ class NetworkSteps:
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self.shape = tuple(shape)
-        self.traced = TracedNetwork(copy.deepcopy(network).double())
+        self.traced = TracedNetwork(copy.deepcopy(network).double().cpu())
         self.probed = self._probe()
         self.steps: list[Step | None] = [None]  # the input
         self.shapes: list[tuple[int, ...]] = [self.shape]
