@@ -9,6 +9,7 @@ from .method import OPTIONAL, Method, check_uses, uses
 from .outcome import Outcome
 from .points.aprnn import APRNN
 from .points.counterexample_guided import CounterexampleGuided, SpecRepair
+from .points.local_repair import LocalRepair
 from .points.mdnn import MDNN
 from .points.nnrepair import NNRepair
 from .points.polytopes import Polytope

@@ -1,5 +1,7 @@
 """Methods for points: what each guarantees, against programs that are written out by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from repairopt import CallableProperty, ErrorRate, FixLabels, KeepLabels, Specif
 from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.interfaces.specfile.nnet_file import load_nnet
 from repairopt.interfaces.testing import check_method
-from repairopt.methods import APRNN, MDNN, PRDNN, REASSURE, Polytope, find_method
+from repairopt.methods import APRNN, MDNN, PRDNN, REASSURE, LocalRepair, Polytope, find_method
 from repairopt.methods.points import least_norm
 from repairopt.methods.points.polytopes import linear_pieces
 from repairopt.methods.points.reassure import linear_region, patch_program
@@ -370,6 +372,51 @@ def test_mdnn_reproduces_published_optima(data_dir):
             task = prepare_repair(head, spec, weights="all", method=MDNN(limit=10.0)).task
             delta = MDNN(limit=10.0).run(task).delta
             assert np.abs(delta).max() == pytest.approx(marks.optima[size][number], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ LocalRepair
+
+
+def test_local_repair_fixes_points_with_the_least_change_of_outputs_on_data():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2
+    x, data = torch.randn(1, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    y = 1 - labels_of(model, x)
+    options = {"weights": ["2.weight", "2.bias"], "data": (data, labels_of(model, data))}
+
+    def cost(changed):
+        with torch.no_grad():
+            pairs = zip(changed[2].parameters(), model[2].parameters(), strict=True)
+            size = max(float((new - old).abs().max()) for new, old in pairs)
+            return float((changed(data) - model(data)).square().mean()) + 0.01 * size
+
+    found = solve_repair(model, ErrorRate(x, y, target=0.0), method=LocalRepair(limit=2.0), **options)
+    assert bool((labels_of(found.model, x) == y).all())
+    assert found.report.rounds[-1].status == "optimal"
+    own = cost(found.model)
+    for other in (MDNN(limit=2.0), PRDNN(norm="l2", buffer=0.0)):
+        rival = solve_repair(model, ErrorRate(x, y, target=0.0), method=other, **{**options, "data": []})
+        if type(rival.model) is nn.Sequential and bool((labels_of(rival.model, x) == y).all()):
+            assert own <= cost(rival.model) + 1e-6
+    draw = np.random.default_rng(0)
+    for _ in range(500):  # no random change in the neighborhood is better
+        near = copy.deepcopy(found.model)
+        with torch.no_grad():
+            for parameter in (near[2].weight, near[2].bias):
+                parameter += torch.tensor(draw.normal(size=parameter.shape) * 10.0 ** draw.uniform(-4, -1))
+            outputs = near(x)[0]
+        if float(outputs[y[0]] - outputs[1 - y[0]]) >= 1e-3:
+            assert cost(near) >= own - 1e-6
+
+
+def test_local_repair_needs_data():
+    model = network()
+    x, y = wrong_points(model, count=1)
+    with pytest.raises(SpecificationError, match="labelled data"):
+        solve_repair(model, ErrorRate(x, y, target=0.0), weights=["2.weight"], method=LocalRepair(), data=[])
 
 
 # --------------------------------------------------------------------------------------------------------- REASSURE
