@@ -57,7 +57,7 @@ class TrainThenCorrect:
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights"})
 
-    epochs: int = 3
+    epochs: int = 4
     batch: int = 128
     rate: float = 2e-3
     keep: float = 1.5
