@@ -17,6 +17,7 @@ from repairopt.network import Predict
 from repairopt.specify import (
     Differentiable,
     PropertyBound,
+    SignedParts,
     answers_only,
     goal_value,
     labels_of,
@@ -77,7 +78,7 @@ class Sides:
 
 def _by_label(item: Any) -> bool:
     """Whether an item is about right answers to labelled rows, which cross-entropy speaks of."""
-    return labels_of(item) is not None and answers_only(item) and not hasattr(item, "signed_hard")
+    return labels_of(item) is not None and answers_only(item) and not isinstance(item, SignedParts)
 
 
 def _same(first: Pair, second: Pair) -> bool:
