@@ -15,7 +15,7 @@ from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.intervals import DRAWS, Interval
 from repairopt.specify.measures import GROUPS, Argument, Given, Measure
 
-from .gaps import FirstOfTwo
+from .gaps import FirstOfTwo, check_favorable
 from .samples import GroupSamples, observed_groups
 
 
@@ -147,16 +147,7 @@ class CalibrationError:
     def _cells(self, predict: Predict) -> tuple[Tensor, Tensor]:
         """Probability minus outcome of each row ``(M,)``, and the cell (group, bin) that it is in ``(M, q bins)``."""
         outputs = predict(self.samples.inputs)
-        if not 0 <= self.favorable < outputs.shape[-1]:
-            raise SpecificationError(
-                f"'{self.name}': favorable label {self.favorable!r} is out of range; expected 0 to "
-                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
-            )
-        if isinstance(self.favorable, FirstOfTwo) and outputs.shape[-1] > 2:
-            raise SpecificationError(
-                f"'{self.name}': no favorable class is stated, for a model with {outputs.shape[-1]} outputs. Pass "
-                f"favorable=, 0 to {outputs.shape[-1] - 1}."
-            )
+        check_favorable(self.name, self.favorable, outputs.shape[-1])
         chance = torch.softmax(outputs, dim=-1)[..., self.favorable]
         place = (chance.detach() * self.bins).long().clamp(0, self.bins - 1)
         cell = self.samples.member.to(place.device) * self.bins + place

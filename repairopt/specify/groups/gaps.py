@@ -63,6 +63,21 @@ class FirstOfTwo(int):
     """The favorable class where nobody stated one: 1, for networks with two outputs alone."""
 
 
+def check_favorable(name: str, favorable: Any, classes: int) -> None:
+    """A SpecificationError unless the favorable class is one of the model's, and stated where there are over two."""
+    whole = isinstance(favorable, int | np.integer) and not isinstance(favorable, bool)
+    if not whole or not 0 <= favorable < classes:
+        raise SpecificationError(
+            f"'{name}': favorable label {favorable!r} is out of range; expected one class, 0 to {classes - 1}, for a "
+            f"model with {classes} outputs."
+        )
+    if isinstance(favorable, FirstOfTwo) and classes > 2:
+        raise SpecificationError(
+            f"'{name}': no favorable class is stated, for a model with {classes} outputs. Pass favorable=, 0 to "
+            f"{classes - 1}."
+        )
+
+
 class RateGap:
     """What gaps between rates of groups share: the favorable answers of each group, and the size of differences."""
 
@@ -118,17 +133,8 @@ class RateGap:
         raise NotImplementedError
 
     def _outputs(self, predict: Predict) -> Tensor:
-        outputs, whole = predict(self.samples.inputs), isinstance(self.favorable, int | np.integer)
-        if not whole or isinstance(self.favorable, bool) or not 0 <= self.favorable < outputs.shape[-1]:
-            raise SpecificationError(
-                f"'{self.name}': favorable label {self.favorable!r} is out of range; expected one class, 0 to "
-                f"{outputs.shape[-1] - 1}, for a model with {outputs.shape[-1]} outputs."
-            )
-        if isinstance(self.favorable, FirstOfTwo) and outputs.shape[-1] > 2:
-            raise SpecificationError(
-                f"'{self.name}': no favorable class is stated, for a model with {outputs.shape[-1]} outputs. Pass "
-                f"favorable=, 0 to {outputs.shape[-1] - 1}."
-            )
+        outputs = predict(self.samples.inputs)
+        check_favorable(self.name, self.favorable, outputs.shape[-1])
         return outputs
 
     def _soft(self, outputs: Tensor) -> Tensor:
