@@ -22,6 +22,7 @@ POINTS = 150  # of the worst points that an attack finds, and as many random one
 HITS = 60  # points of one look at the leaves that become rows
 ENOUGH = 30  # new rows of points with half the margin after which the program is solved anew
 GROWTH, PATIENCE = 1.7, 1.6  # of the margin, and of the number of leaves at which it grows next
+TOO_MANY = 2.0  # times as many leaves, at which the margin grows however far the bounds are from it
 CUTS = 200
 POINT, CUT, KEEP = 0, 1, 2  # labels of rows
 PROVED = 1e-9  # bound above which a leaf counts as proved in the search
@@ -183,7 +184,8 @@ class RegionSearchState:
     def _grown(self, least: Tensor) -> bool:
         """Whether the margin grew, because leaves are many and what they lack is about the margin."""
         few = len(self.leaves) <= self.grow_at or self.margin >= self.largest
-        if few or float(-least.median()) >= 1.5 * self.margin:
+        far = float(-least.median()) >= 1.5 * self.margin and len(self.leaves) < TOO_MANY * self.grow_at
+        if few or far:
             return False
         self.program.margin *= min(GROWTH, self.largest / self.margin)
         self.grow_at *= PATIENCE
