@@ -7,8 +7,8 @@ and properties are those of the folder that ``REPAIROPT_DATA`` names.
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,15 +162,19 @@ def mnist(count: int, radius: float, seconds: float = 300.0) -> None:
 
 def main() -> None:
     """Run the case that the command line names."""
-    name, *rest = sys.argv[1:]
-    if name == "tables":
-        add([])
-    elif name == "acas":
-        acas(rest[0], rest[1:])
-    elif name == "mnist":
-        mnist(int(rest[0]), float(rest[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=["acas", "mnist", "hcas", "controller", "tables"], help="what to run")
+    parser.add_argument("numbers", nargs="*", help="of acas the property and the networks; of mnist balls and radius")
+    options = parser.parse_args()
+    least = {"acas": 1, "mnist": 2}.get(options.case, 0)
+    if len(options.numbers) < least:
+        parser.error(f"{options.case} needs {least} or more of: {parser.format_usage().strip()}")
+    if options.case == "acas":
+        acas(options.numbers[0], options.numbers[1:])
+    elif options.case == "mnist":
+        mnist(int(options.numbers[0]), float(options.numbers[1]))
     else:
-        {"hcas": hcas, "controller": controller}[name]()
+        {"hcas": hcas, "controller": controller, "tables": lambda: add([])}[options.case]()
 
 
 if __name__ == "__main__":

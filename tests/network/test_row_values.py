@@ -217,10 +217,11 @@ def test_missing_and_oddly_shaped_labels_are_explained(labels, said):
 @pytest.mark.parametrize(
     ("features", "said"),
     [
-        (torch.zeros(COUNT, 2), r"got shape \(40, 2\)"),
+        (torch.zeros(COUNT, 2, 2), r"got shape \(40, 2, 2\)"),
+        (torch.zeros(COUNT, 2), "only one group"),
         ({"a", "b"}, "got a set"),
-        ({"a": 1}, "got a dict"),
-        ([["a"], ["b"]] * 20, "row 0 has a list"),
+        ({"a": 1}, "got a int"),
+        ([["a"], ["b"]] * 20, "one list for each feature, not one for each row"),
         (7, "got a int"),
     ],
 )

@@ -225,7 +225,9 @@ def _told_by_features(owner: str, inputs: Any, features: Any, values: Any) -> tu
     x, _ = check_inputs(f"'{owner}'", inputs, integers=True)
     labels = crossed_values(owner, features)
     if len(labels) != len(x):
-        raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.")
+        crossed = isinstance(labels[0], tuple) if labels else False
+        hint = " Several features are crossed: pass one list for each feature, not one for each row." if crossed else ""
+        raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.{hint}")
     if values is None:
         refuse_missing(f"'{owner}'", "group", labels)
 
