@@ -41,7 +41,7 @@ def list_caveats(plain: Plain, label: Callable[[int], str] = str) -> list[str]:
         found.append(
             f"On held-out data the target is missed: {number(unseen['after'])} against {number(unseen['target'])}."
         )
-    if unseen is None:
+    if unseen is None and not _is_proved(plain):
         found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
     if plain["constant"]:
         found.append("The network gives every input the same answer; that is never counted as a repair.")
@@ -63,6 +63,11 @@ def list_warnings(plain: Plain, claims: Sequence[Mapping[str, Any]] = ()) -> lis
     """
     plain = restate(plain, stated_names(claims)) if claims else plain
     return [*_degenerate(plain), *_worse(plain)]
+
+
+def _is_proved(plain: Plain) -> bool:
+    """Whether a proof shows the goal for whole regions: then there are no inputs that were not looked at."""
+    return (plain.get("proof") or {}).get("status") == "proved"
 
 
 def proof_in_words(plain: Plain) -> str:
@@ -203,6 +208,8 @@ def _became(count: int, what: str) -> str:
 
 def _unseen(plain: Plain) -> str:
     unseen = measured(plain, held_out=True)
+    if unseen is None and _is_proved(plain):
+        return "It is proved for every input of the regions, those included that the repair did not see."
     if unseen is None:
         return "It was not tried on data that the repair did not see."
     text = f"On data that the repair never saw, {unseen['name']} {_moved(unseen['before'], unseen['after'])}"

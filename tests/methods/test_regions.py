@@ -168,3 +168,4 @@ def test_the_page_says_what_the_proof_is() -> None:
     assert "Proof of the regions" in page
     assert "PROVED. The property holds for every input of every box." in page
     assert "proof: PROVED" in str(repair.report)
+    assert "No held-out data were given" not in page + str(repair.report), "a proof leaves no input out"

@@ -52,7 +52,7 @@ def _regions(evidence: Evidence) -> Drawn:
         shares = f"fails on {before:.2%} before and {after:.2%} after"
         alt = f"Slice of {region.name}: {shares}; {len(region.leaves)} leaves."
         caption = (
-            "Colours are answers. Hatched: the property fails. Outlined boxes are leaves of the proof; filled ones "
+            "Colors are answers. Hatched: the property fails. Outlined boxes are leaves of the proof; filled ones "
             "are not proved."
         )
         yield plot_region_map(region, evidence.label), alt, caption
