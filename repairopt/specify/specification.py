@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_labelled, column_names, is_dataset, to_tensors, usable
+from repairopt.network import Predict, check_labelled, column_names, identity, is_dataset, to_tensors, usable
 
 from .broken_rows import BrokenRows
 from .contracts import (
@@ -249,7 +249,7 @@ def repeated_rows(spec: Specification, data: Any) -> str:
     """A warning where held-out rows stand in the repair data too; empty where none do."""
     own = [x for item in (spec.goal, *spec.on_outputs) for x in _inputs_of(item)] + [x for x, _ in labelled_pairs(data)]
     held_out = [x for item in spec.held_out for x in _inputs_of(item)]
-    counts = {x.data_ptr(): (overlap(own, [x]), len(x)) for x in held_out}  # statements may share rows: the most counts
+    counts = {identity(x): (overlap(own, [x]), len(x)) for x in held_out}  # statements may share rows: the most counts
     count, total = max(counts.values(), default=(0, 0))
     if not count:
         return ""

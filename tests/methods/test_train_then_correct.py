@@ -23,10 +23,11 @@ from repairopt import (
 )
 from repairopt.interfaces.testing import check_method
 from repairopt.methods import Task
-from repairopt.methods.training.exact_rows import correct_rows
+from repairopt.methods.training.exact_rows import correct_rows, known_inputs
+from repairopt.methods.training.way_back import Unseen
 from repairopt.pipeline.prepare import prepare_repair
 from repairopt.program import Program, solve
-from repairopt.specify import make_specification
+from repairopt.specify import Folds, make_specification
 
 
 def turned(x: torch.Tensor) -> torch.Tensor:
@@ -170,3 +171,25 @@ def test_a_start_is_for_methods_that_step(trained):
     goal, settings = ErrorRate(clean, labels_of(clean)), Settings(start=np.zeros(150 * 3))
     with pytest.raises(SpecificationError, match="does not use it"):
         solve_repair(model, goal, weights="4.weight", method=TrainThenCorrect(), settings=settings)
+
+
+def test_the_beginning_of_a_set_is_not_taken_for_the_whole(trained):
+    model, clean, _ = trained
+    y = labels_of(clean)
+    spec = make_specification(ErrorRate(clean, y), [KeepLabels(clean[:60], y[:60], tolerance=0.0)])
+    task = prepare_repair(model, spec, weights="last", method=TrainThenCorrect(), started=(0.0, 0.0)).task
+    unseen = Unseen(task, Folds(2), [np.zeros(task.engine.n)] * 2, 1.0)
+    assert torch.allclose(unseen(clean), model(clean), atol=1e-5)
+    assert torch.equal(unseen(clean[:60]), unseen(clean)[:60])
+    assert sorted(map(len, known_inputs(task))) == [60, 1600]
+
+
+@pytest.mark.parametrize(("confidence", "claimed"), [(None, []), (0.3, [0.95]), (0.5, [0.95]), (0.8, [0.8])])
+def test_claims_have_a_confidence_above_one_half(trained, confidence, claimed):
+    model, clean, _ = trained
+    clean, y = clean[:300], labels_of(clean[:300])
+    bound = Bound(ErrorRate(clean, y), slack=0.5, name="errors")
+    method = TrainThenCorrect(epochs=1, ways=(0.1,), folds=2, confidence=confidence)
+    claims = solve_repair(model, ErrorRate(turned(clean), y), [bound], weights="last", method=method).report.claims
+    assert [claim.confidence for claim in claims] == claimed
+    assert all(claim.interval.low <= claim.interval.value <= claim.interval.high for claim in claims)

@@ -14,6 +14,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, TrustRegion, check_settings
 from repairopt.methods.subtask import with_rows_of_goal
 from repairopt.methods.task import Task
+from repairopt.network import identity
 from repairopt.specify import (
     Anchored,
     SampleShare,
@@ -257,9 +258,9 @@ def _usual_closeness(task: Task) -> float:
 
 def _inputs(task: Task, data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Every set of inputs that the repair knows, each once."""
-    found: dict[int, Tensor] = {inputs.data_ptr(): inputs for inputs, _ in data}
+    found = {identity(inputs): inputs for inputs, _ in data}
     for item in (task.goal, *map(measured, task.constraints)):
         inputs = inputs_of(item)
         if inputs is not None:
-            found.setdefault(inputs.data_ptr(), inputs)
+            found.setdefault(identity(inputs), inputs)
     return list(found.values())

@@ -12,12 +12,12 @@ from torch import Tensor
 from repairopt.errors import RepairError
 from repairopt.localize import apply, localize
 from repairopt.methods.task import Array, Task
-from repairopt.network import Engine, Whitening, sample_rows, whitening
+from repairopt.network import Engine, Whitening, identity, sample_rows, whitening
 from repairopt.program import Program
 from repairopt.specify import answers_only, is_strict, labels_of, measured, samples_in
 
 ROUNDS = 15
-HAIR = 1e-3
+HAIR = 1e-3  # of the mean margin, by which rows without labels are met more than exactly
 MOST_ROWS = 4_000  # in one program: more are out of reach of a correction
 
 
@@ -56,7 +56,7 @@ def correct_rows(task: Task, change: Array, margin: float) -> Corrected:
     if places is None:
         return Corrected(change, note="Hard rows were not corrected: not all of the last layer may change.")
     engine = Engine(here, last.indices, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit)
-    white = whitening(engine, _inputs(task))
+    white = whitening(engine, known_inputs(task))
     asked = [_asked(task, c, margin) for c in constraints]
     matrix, sides = np.zeros((0, engine.n)), np.zeros(0)
     step, seen = np.zeros(engine.n), set[tuple[int, int]]()
@@ -90,12 +90,12 @@ def _example(constraints: list[Any]) -> Tensor:
     return inputs[:4]
 
 
-def _inputs(task: Task) -> list[Tensor]:
+def known_inputs(task: Task) -> list[Tensor]:
     """All rows that the repair knows, whose outputs are to stay."""
     items = [task.goal, *(measured(c) for c in task.constraints)]
     known = [pair[0] for pair in map(labels_of, items) if pair is not None]
     known += [c.inputs for c in hard_constraints(task)] + [x for x, _ in task.data]
-    return list({(x.data_ptr(), x.shape): x for x in known}.values())  # a slice may begin where the whole does
+    return list({identity(x): x for x in known}.values())
 
 
 def _places(task: Task, indices: dict[str, Tensor]) -> Any:

@@ -19,19 +19,20 @@ from .exact_rows import correct_rows, hard_constraints
 from .two_sides import Sides, train
 from .way_back import find_way
 
+CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainThenCorrect:
     """Repair of many weights: training proposes, unseen rows and a program decide.
 
     Two runs of Adam start at the original weights: one learns the labels of the rows that fail and of those to keep,
-    the other the labels of the first and the original's probabilities on the second. Their mean is the proposal; where
-    the two disagree it keeps less of either, so that fewer right answers turn wrong (measured against each alone).
-    Goals and bounds without labels enter with multipliers, as in :class:`FineTune`. Where bounds stand for new data,
-    the same is done without a part of the rows each, and the way from the original to the proposal is gone as far as
-    the bounds are shown to hold on rows that were not trained on. Last, every hard row is made to hold: the smallest
-    change of the last layer, in the second moment of its features, by a quadratic program in the violated rows alone.
-    The true network is counted.
+    the other the labels of the first and the original's probabilities on the second. Their mean is the proposal
+    (measured: as good as one run on labels of the length of both). Goals and bounds without labels enter with
+    multipliers, as in :class:`FineTune`. Where bounds stand for new data, the same is done without a part of the rows
+    each, and the way from the original to the proposal is gone as far as the bounds are shown to hold on rows that were
+    not trained on. Last, every hard row is made to hold: the smallest change of the last layer, in the second moment of
+    its features, by a quadratic program in the violated rows alone. The true network is counted.
 
     Batch normalization is frozen and dropout is off.
 
@@ -82,12 +83,12 @@ class TrainThenCorrect:
         change = self._proposed(task, sides)
         for share in sorted((share for share in self.ways if share <= way.share), reverse=True):
             judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
-            if judged.feasible or not _strict_alone(task, judged):
+            if judged.feasible or not _breaks_hard_rows(task, judged):
                 break  # where the correction cannot make all hard rows hold, go less far
         best = task.judge.best.candidate
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
-            claims = way.claims(task, best, self.confidence)
+            claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
         return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims)
 
     def _judged(self, task: Task, change: Array, step: str) -> Judgement:
@@ -114,7 +115,7 @@ class TrainThenCorrect:
         return mean
 
 
-def _strict_alone(task: Task, judged: Judgement) -> bool:
+def _breaks_hard_rows(task: Task, judged: Judgement) -> bool:
     """Whether a hard constraint by sample is what is broken."""
     hard = {id(c) for c in hard_constraints(task)}
     broken: Sequence[Any] = [

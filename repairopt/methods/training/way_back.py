@@ -13,11 +13,10 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.task import Array, Task
-from repairopt.network import Predict
+from repairopt.network import Predict, identity
 from repairopt.specify import (
     Folds,
     PropertyBound,
-    Statistical,
     goal_value,
     inputs_of,
     labels_of,
@@ -38,11 +37,12 @@ class Unseen:
     def __init__(self, task: Task, folds: Folds, changes: Sequence[Array], way: float) -> None:
         self.folds = folds
         self.networks = [task.engine.predict(way * change) for change in changes]
-        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+        self.known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)``."""
-        if inputs.data_ptr() not in self.known:
+        key = identity(inputs)
+        if key not in self.known:
             fold, outputs = self.folds.of(inputs).to(inputs.device), None
             for k, network in enumerate(self.networks):
                 mask = fold == k
@@ -52,8 +52,8 @@ class Unseen:
                 outputs = found.new_zeros(len(inputs), found.shape[1]) if outputs is None else outputs
                 outputs[mask] = found
             assert outputs is not None
-            self.known[inputs.data_ptr()] = (inputs, outputs)
-        return self.known[inputs.data_ptr()][1]
+            self.known[key] = (inputs, outputs)
+        return self.known[key][1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +79,8 @@ class Way:
         if self.unseen is None or self.folds is None:
             return ()
         found, delivered = [], task.engine.predict(change)
-        original = task.engine.predict()
         for bound in self.bounds:
-            known: Any = {"confidence": confidence, "source": "cross-validation"}
-            known["original"] = original if bound.relative else None
-            claim = make_claim(bound.name, bound.property, float(bound.limit), self.unseen, **known)
+            claim = _claimed(task, bound, self.unseen, confidence)
             if claim is not None:
                 networks = enumerate(self.unseen.networks)
                 seen = [goal_value(_outside(self.folds, k, bound.property), network) for k, network in networks]
@@ -127,12 +124,12 @@ def find_way(
         changes = tuple(propose(sides.where(partial(division.outside, k))) for k in range(folds))
     except SpecificationError:  # a part lacks a class or a group
         return Way(max(ways))
-    found = Way(min(ways), bounds, Unseen(task, division, changes, min(ways)), changes, division)
+    found = Way(min(ways), bounds, Unseen(task, division, changes, min(ways)), changes, division)  # also if not shown
     for way in sorted(ways):
         task.judge.check_time()
         unseen = Unseen(task, division, changes, way)
         with torch.no_grad():
-            if not all(_holds(bound, unseen, confidence) for bound in bounds):
+            if not all(_holds(task, bound, unseen, confidence) for bound in bounds):
                 break
         found = Way(way, bounds, unseen, changes, division)
     return found
@@ -154,7 +151,13 @@ def _stands(constraint: Any) -> bool:
     return known and stands_for_population(constraint.property) and inputs_of(constraint.property) is not None
 
 
-def _holds(bound: Any, unseen: Predict, confidence: float | None) -> bool:
-    if confidence is None or confidence <= 0.5 or not isinstance(bound.property, Statistical):
-        return bool(goal_value(bound.property, unseen) <= bound.limit)
-    return bool(bound.property.interval(unseen, 2.0 * confidence - 1.0).high <= bound.limit)
+def _claimed(task: Task, bound: Any, unseen: Predict, confidence: float) -> Claim | None:
+    """What the networks of the folds say of a bound; None where it has no interval."""
+    original = task.engine.predict() if bound.relative else None
+    known: Any = {"confidence": confidence, "source": "cross-validation", "original": original}
+    return make_claim(bound.name, bound.property, float(bound.limit), unseen, **known)
+
+
+def _holds(task: Task, bound: Any, unseen: Predict, confidence: float | None) -> bool:
+    shown = None if confidence is None or confidence <= 0.5 else _claimed(task, bound, unseen, confidence)
+    return bool(goal_value(bound.property, unseen) <= bound.limit) if shown is None else shown.met

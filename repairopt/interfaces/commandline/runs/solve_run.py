@@ -21,7 +21,7 @@ from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.localize import Gradient, Inputs, LayerGraph, localize
 from repairopt.methods import SQP, find_method, uses
-from repairopt.network import Classifier
+from repairopt.network import Classifier, identity
 from repairopt.patches import AuditLog, fingerprint, library_versions
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.program import load_solver
@@ -293,7 +293,7 @@ def _labelled(spec: OpenSpec) -> list[Any]:
         for item in (spec.goal, *spec.bounds)
         if item is not None and item.rows is not None and item.data not in ("repair", "held_out")
     ]
-    known = {rows.inputs.data_ptr(): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
+    known = {identity(rows.inputs): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
     return list(known.values())
 
 
