@@ -13,6 +13,7 @@ from torch import nn
 from repairopt.errors import SpecFileError
 from repairopt.interfaces.commandline.commands import main
 from repairopt.interfaces.specfile.opened import open_spec
+from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import save_weights
 from repairopt.specify import UnprovedRegions
 
@@ -138,3 +139,10 @@ def test_mistakes_are_told_with_their_line(tmp_path: Path, text, message):
     (tmp_path / "spec.yaml").write_text("\n\n" + spec.lstrip("\n").replace("regions", "\nregions"))
     with pytest.raises(SpecFileError, match=message):
         open_spec(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize(("key", "hint"), [("vnlib", "did you mean 'vnnlib'"), ("size", "known: vnnlib, label")])
+def test_an_unknown_key_of_a_region_is_told_with_those_that_are_known(tmp_path, key, hint):
+    (tmp_path / "spec.yaml").write_text(f"model: {{onnx: m.onnx}}\nregions: [{{{key}: 1}}]\n")
+    with pytest.raises(SpecFileError, match=hint):
+        read_spec(tmp_path / "spec.yaml")

@@ -245,7 +245,7 @@ def _within(loc: Sequence[Any], content: Any) -> tuple[Path_, Path_]:
 def _known_keys(where: Path_) -> list[str]:
     from . import models
 
-    parts = {"": "Spec", "data": "SetSpec", "inputs": "ColumnSpec"}
+    parts = {"": "Spec", "data": "SetSpec", "inputs": "ColumnSpec", "regions": "RegionSpec"}
     key = str(where[0]) if where else ""
     model: Any = getattr(models, parts.get(key, f"{key.capitalize()}Spec"), None)
     return list(model.model_fields) if model is not None else []
