@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def write_csv(records: Sequence[Record], path: Path, figures: int | None = 6) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Any
 import environment  # noqa: F401 (before numpy and torch)
 import numpy as np
 import torch
-from benchmark_files import read_csv, write_csv
+from benchmark_files import DATA, read_csv, write_csv
 from torch import Tensor, nn
 
 from repairopt import Bound, GroupGap, MissRate, OddsGap, solve_repair
@@ -127,9 +126,7 @@ JOBS = [
 @lru_cache
 def table() -> Rows:
     """All rows, numbers standardized and words as one column each."""
-    path = Path(os.environ["REPAIROPT_DATA"]) / "data" / "tables" / "adult.csv.gz"
-    path = path if path.is_file() else Path(os.environ["REPAIROPT_DATA"]) / "tables" / "adult.csv.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    with gzip.open(DATA / "tables" / "adult.csv.gz", "rt", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([row[name].strip() for row in rows]) for name in (*NUMBERS, *WORDS)}
     parts = []

@@ -8,12 +8,12 @@ and properties are those of the folder that ``REPAIROPT_DATA`` names.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmark_files
 import environment  # noqa: F401  (first, for one thread)
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from repairopt.patches import load_weights
 from repairopt.report import Repair
 from repairopt.specify import KeepLowest, Region, UnprovedRegions
 
-DATA = Path(os.environ.get("REPAIROPT_DATA", "data")) / "provable"
+DATA = benchmark_files.DATA / "provable"
 RESULTS = Path(__file__).parent / "results" / "regions.csv"
 TEXT = ("case", "network", "verdict", "proof")
 KEPT, FRESH = 20_000, 10_000  # points of the whole input space that the repair keeps, and others that figures are from

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 import environment  # noqa: F401  (one thread)
 import numpy as np
+from benchmark_files import DATA
 from large_programs import box, correlated, dense_case, wide_case
 
 from repairopt import FixLabels, Incremental, OneShot, Settings, solve_repair
@@ -23,7 +23,6 @@ from repairopt.surrogate import LinearizedRows
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent / "tests" / "support"))
-DATA = Path(os.environ.get("REPAIROPT_DATA", FOLDER.parents[1] / "shared" / "data"))
 SIZES = [(24, 200), (24, 2_000), (24, 20_000), (24, 500_000), (222, 2_000), (222, 50_000), (222, 500_000)]
 SIZES += [(1_000, 5_000), (4_000, 5_000)]
 LOW_RANK = [(60, 500), (222, 2_000), (1_000, 5_000), (4_000, 5_000), (20_000, 2_000)]

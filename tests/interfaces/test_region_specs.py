@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from clipped_law import controller
 
 from repairopt.errors import SpecFileError
 from repairopt.interfaces.commandline.commands import main
@@ -39,16 +38,7 @@ regions: [{vnnlib: range.vnnlib}]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regions")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(200):
-        x = 2 * torch.rand(256, 2) - 1
-        loss = (model(x) - (x @ torch.tensor([[1.0], [0.7]])).clamp(-1, 1)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    save_weights(model, folder / "controller.safetensors")
+    save_weights(controller(), folder / "controller.safetensors")
     (folder / "range.vnnlib").write_text(RANGE)
     (folder / "spec.yaml").write_text(SPEC)
     assert ran("solve", folder / "spec.yaml", "--out", folder / "run", "--quiet") == 0

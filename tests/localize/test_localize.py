@@ -1,9 +1,7 @@
 import hashlib
-import os
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +15,6 @@ from repairopt.localize import Gradient, Inputs, LayerGraph, Location, localize
 from repairopt.localize.attribution import care_scores
 from repairopt.localize.weight_selectors import CARE, Layers, Neurons
 from repairopt.network import Engine
-
-DATA = (
-    Path(os.environ.get("REPAIROPT_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data")) / "autoric"
-)
 
 
 class Functional(nn.Module):
@@ -640,10 +634,9 @@ def test_models_without_the_layers_asked_for():
 
 
 @pytest.mark.data
-def test_care_on_the_census_network():
-    if not (DATA / "census.npz").exists():
-        pytest.skip(f"no data in {DATA}; set REPAIROPT_DATA")
-    with np.load(DATA / "census.npz") as d, np.load(DATA / "census_m1.npz") as w:
+def test_care_on_the_census_network(data_dir):
+    folder = data_dir / "autoric"
+    with np.load(folder / "census.npz") as d, np.load(folder / "census_m1.npz") as w:
         goal = Gap(*(torch.from_numpy(d[f"sample_{sex}_x"][:1000]) for sex in ("male", "female")))
         weights = {name: torch.from_numpy(w[name]) for name in w.files}
     sizes = [14, 64, 32, 16, 8, 4, 2]

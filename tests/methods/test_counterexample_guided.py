@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clipped_law import controller
 from torch import nn
 
 from repairopt import ErrorRate, Settings, solve_repair
@@ -10,21 +11,6 @@ from repairopt.interfaces.specfile.given_model import load_given
 from repairopt.methods import CounterexampleGuided, SpecRepair
 from repairopt.report import Verdict
 from repairopt.specify import KeepOutputs, Region
-
-
-def controller():
-    """Commands that leave the range of -1.03 to 1.03 near the edge of the inputs."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(150):
-        x = 2 * torch.rand(256, 2) - 1
-        loss = (model(x) - (x @ torch.tensor([[1.0], [0.7]])).clamp(-1, 1)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
 
 RANGE = Region([-1.0, -1.0], [1.0, 1.0], [[1.0], [-1.0]], [-1.03, -1.03], name="range")
 
@@ -45,7 +31,7 @@ def least(model):
     ],
 )
 def test_a_region_is_repaired_and_proved(method, weights):
-    model = controller()
+    model = controller(150)
     assert least(model) < 0
     repair = solve_repair(model, RANGE, weights=weights, method=method)
     assert repair.report.verdict is Verdict.REPAIRED
@@ -55,7 +41,7 @@ def test_a_region_is_repaired_and_proved(method, weights):
 
 
 def test_rows_of_the_user_are_kept():
-    model = controller()
+    model = controller(150)
     x = torch.rand(300, 2) - 0.5
     keep = KeepOutputs(x, 0.12)
     repair = solve_repair(model, RANGE, [keep], weights="last", method=CounterexampleGuided())
@@ -65,7 +51,7 @@ def test_rows_of_the_user_are_kept():
 
 
 def test_the_limit_of_rounds_ends_with_a_report_that_claims_no_proof():
-    model = controller()
+    model = controller(150)
     repair = solve_repair(model, RANGE, weights="last", method=CounterexampleGuided(rounds=1))
     assert repair.report.verdict is not Verdict.REPAIRED
     assert [entry.step for entry in repair.report.rounds][0].startswith("round 1, ")
@@ -74,7 +60,7 @@ def test_the_limit_of_rounds_ends_with_a_report_that_claims_no_proof():
 @pytest.mark.parametrize("method", [CounterexampleGuided(), SpecRepair()])
 def test_what_cannot_be_is_not_claimed(method):
     never = Region([-1.0, -1.0], [1.0, 1.0], [[1.0], [-1.0]], [0.5, 0.5], name="above and below at once")
-    repair = solve_repair(controller(), never, weights="last", method=method)
+    repair = solve_repair(controller(150), never, weights="last", method=method)
     assert repair.report.verdict is not Verdict.REPAIRED
     assert any("No change of the chosen weights" in note for note in repair.report.notes)
 

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from clipped_law import controller
 from torch import nn
 
 from repairopt import Settings, solve_repair
 from repairopt.errors import SpecificationError
 from repairopt.report import Verdict
 from repairopt.specify import KeepLowest, KeepOutputs, KeepRegions, Region, UnprovedRegions
-
-DATA = Path(os.environ.get("REPAIROPT_DATA", "")) / "provable" / "acasxu"
-
-
-def controller() -> nn.Sequential:
-    """A small network that learned a clipped law, and leaves its bounds near the edge of the inputs."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(200):
-        x = 2 * torch.rand(256, 2) - 1
-        loss = (model(x) - (x @ torch.tensor([[1.0], [0.7]])).clamp(-1, 1)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
 
 
 def limits(bound: float) -> Region:
@@ -107,13 +89,14 @@ def test_other_numbers_of_outputs_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="REPAIROPT_DATA names no folder with ACAS Xu networks")
-def test_acas_xu_property_2_is_proved_by_the_default_call() -> None:
+@pytest.mark.data
+def test_acas_xu_property_2_is_proved_by_the_default_call(data_dir) -> None:
     pytest.importorskip("onnxruntime")
     from repairopt.interfaces.specfile.onnx_model import load_onnx
 
-    model = load_onnx(DATA / "acasxu_2_1.onnx")
-    goal = Region.from_vnnlib(DATA / "prop_2.vnnlib")
+    folder = data_dir / "provable" / "acasxu"
+    model = load_onnx(folder / "acasxu_2_1.onnx")
+    goal = Region.from_vnnlib(folder / "prop_2.vnnlib")
     low = torch.tensor([-0.328422877, -0.5, -0.5, -0.5, -0.5])
     x = (low + (torch.tensor([0.679857769, 0.5, 0.5, 0.5, 0.5]) - low) * torch.rand(4000, 5)).reshape(-1, 1, 1, 5)
     repair = solve_repair(model, goal, [KeepLowest(x)])

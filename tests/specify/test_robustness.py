@@ -1,8 +1,5 @@
 """Robustness properties on engines, the known radius of a published network, and a repair that widens the radius."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,8 +12,6 @@ from repairopt.network.engine import Predictor
 from repairopt.network.sets.zonotope import certified_margin, certified_radius, last_layer_zonotope
 from repairopt.program import Program, solve
 from repairopt.specify import AdversarialError, CertifiedRadius, Property
-
-DATA = Path(os.environ.get("REPAIROPT_DATA", Path(__file__).parents[2] / "../shared/data")) / "autoric"
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +220,9 @@ def test_repair_of_the_last_layer_widens_the_certified_radius(digits, robust):
 
 
 @pytest.mark.data
-def test_published_network_has_its_known_radius():
-    if not (DATA / "mnist_nets.npz").exists():
-        pytest.skip(f"no data at {DATA}; set REPAIROPT_DATA")
-    with np.load(DATA / "mnist_nets.npz") as nets, np.load(DATA / "mnist_deepz_cases.npz") as cases:
+def test_published_network_has_its_known_radius(data_dir):
+    folder = data_dir / "autoric"
+    with np.load(folder / "mnist_nets.npz") as nets, np.load(folder / "mnist_deepz_cases.npz") as cases:
         state = {
             key.split("/layers.")[1]: torch.from_numpy(nets[key]) for key in nets.files if key.startswith("conv4/")
         }
@@ -247,7 +241,7 @@ def test_published_network_has_its_known_radius():
     radius = certified_radius(network, inputs, labels, tol=4e-4)
     assert radius.tolist() == pytest.approx([0.1102, 0.1219], abs=4e-4)
 
-    with np.load(DATA / "mnist_reference.npz") as repaired:  # four columns of the published repair
+    with np.load(folder / "mnist_reference.npz") as repaired:  # four columns of the published repair
         weight = network[6].weight.detach().clone()
         weight[:, repaired["opt_columns"].astype(np.int64)] = torch.from_numpy(repaired["opt_values"]).float()
     engine = Engine(network, {"6.weight": torch.arange(weight.numel())})

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_beside, check_labelled, is_frame
+from repairopt.network import Predict, check_labelled
 from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.intervals import DRAWS, Interval
 from repairopt.specify.measures import GROUPS, Argument, Given, Measure
 
 from .gaps import FirstOfTwo, check_favorable
-from .samples import GroupSamples, observed_groups
+from .samples import GroupSamples, labelled_groups
 
 
 def _make_calibration(kind: Any, given: Given) -> Any:
@@ -84,13 +84,8 @@ class CalibrationError:
             **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
                 class.
         """
-        features, name = options.pop("sensitive_features", None), options.get("name", "calibration error")
-        least = options.pop("min_rows", 1)
-        check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
-        x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
-        rows = inputs if is_frame(inputs) else x
-        samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
-        return cls(samples, y[samples.known], **options)
+        name = options.get("name", "calibration error")
+        return cls(*labelled_groups(name, inputs, labels, column, values, options), **options)
 
     @property
     def inputs(self) -> Tensor:

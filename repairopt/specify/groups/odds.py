@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_beside, check_labelled, is_frame
+from repairopt.network import Predict, check_labelled
 from repairopt.specify.contracts import Unstated
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, MIN_ROWS, ROWS, VALUES, Argument, Given, Measure
 
 from .gaps import SCORES, FirstOfTwo, GroupGap, RateGap
-from .samples import GroupSamples, observed_groups
+from .samples import GroupSamples, labelled_groups
 
 RESTS = ("joint", "marginals", "conditional")
 GAP_ARGUMENTS = (
@@ -162,15 +162,9 @@ class OddsGap(RateGap):
         Returns:
             The property; compares within all labels that occur unless ``given`` says which.
         """
-        features, name = options.pop("sensitive_features", None), options.get("name", "odds gap")
-        least = options.pop("min_rows", 1)
-        check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
-        x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
-        rows = inputs if is_frame(inputs) else x
-        samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
-        known = samples.known
-        options.setdefault("given", tuple(sorted(int(label) for label in torch.unique(y[known]))))
-        return cls(samples, y[known], **{**options, "given": tuple(options["given"])})
+        samples, own = labelled_groups(options.get("name", "odds gap"), inputs, labels, column, values, options)
+        options.setdefault("given", tuple(sorted(int(label) for label in torch.unique(own))))
+        return cls(samples, own, **{**options, "given": tuple(options["given"])})
 
     @property
     def combine(self) -> str:

@@ -15,6 +15,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import (
     check_beside,
     check_inputs,
+    check_labelled,
     column_names,
     column_position,
     is_frame,
@@ -274,6 +275,27 @@ def _large_enough(
             f"two or more. Choose a smaller number."
         )
     return large, small
+
+
+def labelled_groups(
+    name: str, inputs: Any, labels: Any, column: Any, values: Any, options: dict[str, Any]
+) -> tuple[GroupSamples, Tensor]:
+    """Labelled rows by group, and the labels of those rows that are in one; takes its own from ``options``.
+
+    Args:
+        name: Who asks, for messages.
+        inputs: Rows ``(N, ...)``.
+        labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
+        column: As of :func:`observed_groups`.
+        values: As there.
+        options: Of ``observed`` of a property; ``sensitive_features`` and ``min_rows`` are taken out of it.
+    """
+    features, least = options.pop("sensitive_features", None), options.pop("min_rows", 1)
+    check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
+    x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
+    rows = inputs if is_frame(inputs) else x
+    samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
+    return samples, y[samples.known]
 
 
 def crossed_values(owner: str, features: Any) -> list[Any]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_beside, check_inputs, check_labelled, is_frame
+from repairopt.network import Predict, check_inputs, check_labelled
 from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.intervals import Interval, gap_interval, largest_mean_interval, largest_rate_interval
 from repairopt.specify.measures import BY_GROUP, DOWN, GROUPS, LABEL, Given, Measure
 
 from .gaps import kernel_temperature, pairwise_differences
-from .samples import GroupSamples, observed_groups
+from .samples import GroupSamples, labelled_groups, observed_groups
 
 HARMS = {
     "error": "wrong answers",
@@ -160,16 +160,12 @@ class WorstGroup:
             **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
                 class.
         """
-        features, name = options.pop("sensitive_features", None), options.get("name", "worst group")
-        least = options.pop("min_rows", 1)
-        check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
-        if labels is None and options.get("harm", "error") == "rejection":
-            x, y = check_inputs(f"'{name}'", inputs, integers=True)[0], None
-        else:
-            x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
-        rows = inputs if is_frame(inputs) else x
-        samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
-        return cls(samples, None if y is None else y[samples.known], **options)
+        name = options.get("name", "worst group")
+        if labels is not None or options.get("harm", "error") != "rejection":
+            samples, own = labelled_groups(name, inputs, labels, column, values, options)
+            return cls(samples, own, **options)
+        told = {"sensitive_features": options.pop("sensitive_features", None), "min_rows": options.pop("min_rows", 1)}
+        return cls(observed_groups(name, inputs, column, values, **told), **options)
 
     @property
     def answers_only(self) -> bool:
