@@ -1,4 +1,9 @@
-"""How a repair proceeds: one folder for each family of methods, one file for each method."""
+"""How a repair proceeds: one folder for each family of methods, one file for each method.
+
+The class of every registered method can be imported from here; what is not listed below is loaded at its first use.
+"""
+
+from typing import Any
 
 from .autoric.autoric import Bisection, Incremental, OneShot
 from .autoric.sequential import Sequential
@@ -21,7 +26,7 @@ from .postprocess.offsets_by_group import OffsetsByGroup
 from .postprocess.thresholds import ThresholdPoint, threshold_frontier
 from .postprocess.vote import Vote
 from .regions.region_repair import RegionRepair
-from .registry import available_methods, find_method
+from .registry import available_methods, find_method, method_class
 from .search.swarm import Swarm
 from .settings import TrustRegion
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
@@ -33,3 +38,7 @@ from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task
 from .training.fine_tune import FineTune
 from .training.train_then_correct import TrainThenCorrect
+
+
+def __getattr__(name: str) -> Any:
+    return method_class(name)

@@ -36,6 +36,14 @@ def available_methods() -> list[str]:
     return sorted(_registered())
 
 
+def method_class(name: str) -> Any:
+    """The class of that name among the methods of this package; an AttributeError where no entry point has it."""
+    for point in _registered().values():
+        if point.attr == name and point.module.startswith(__package__):
+            return point.load()
+    raise AttributeError(f"module {__package__!r} has no attribute {name!r}")
+
+
 @cache
 def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
