@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that keep the tests short
     "drop_column": {"epochs": 4},
     "debias": {"epochs": 4},
     "distill": {"epochs": 4},
+    "adversarial_training": {"epochs": 2, "attack": "fgsm"},
 }
 
 

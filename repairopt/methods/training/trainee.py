@@ -40,6 +40,7 @@ class Trainee:
     Attributes:
         task: The repair.
         graph: The copy as layers, for methods that look at hidden units.
+        network: The copy as a module from one tensor to logits.
         own: Parameters that hold chosen weights, by name.
         free: For each of these which of its entries may change, booleans of its shape.
     """
@@ -48,7 +49,7 @@ class Trainee:
         self.task = task
         model = copy.deepcopy(shadow(task.engine.model)).eval().requires_grad_(False)
         self.graph = LayerGraph(model, task.engine.forward_fn, example[:3])
-        self._network = _Caller(model, task.engine.forward_fn)  # the graph's own network shares memory, not gradients
+        self.network = _Caller(model, task.engine.forward_fn)  # the graph's own network shares memory, not gradients
         for module in model.modules():
             if getattr(module, "inplace", False) is True:  # values that are kept must not be overwritten
                 module.inplace = False  # type: ignore[assignment]
@@ -69,7 +70,7 @@ class Trainee:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)``, differentiable in weights and inputs."""
-        return self._network(self.convert(inputs))
+        return self.network(self.convert(inputs))
 
     def convert(self, inputs: Tensor) -> Tensor:
         """Inputs as the network takes them, with their history of gradients."""
@@ -107,7 +108,7 @@ class Trainee:
                 return value
 
         traced: Any = self.graph.graph
-        outputs = Keeper(self._network, graph=traced.graph).run(self.convert(inputs))
+        outputs = Keeper(self.network, graph=traced.graph).run(self.convert(inputs))
         return outputs, [kept[node] for node in wanted]
 
     def activations(self, inputs: Tensor, wanted: Sequence[fx.Node]) -> list[Tensor]:
