@@ -33,6 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that keep the tests short
     "debias": {"epochs": 4},
     "distill": {"epochs": 4},
     "adversarial_training": {"epochs": 2, "attack": "fgsm"},
+    "dare": {"epochs": 2, "rates": (1e-3,)},
+    "fmt": {"epochs": 2, "rates": (1e-3,)},
 }
 
 
@@ -97,7 +99,7 @@ class Patched:
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_every_training_method_refuses_what_makes_no_sense_and_ends_in_time(name):
     subject, goal = subject_of(name)
-    for wrong in ({"epochs": -1}, {"batch": 0}, {"rate": 0.0}, {"rate": "fast"}):
+    for wrong in ({"epochs": -1}, {"batch": 0}, {"rate": 0.0}, {"rate": "fast"}, {"validation": 3}):
         with pytest.raises(SpecificationError, match=next(iter(wrong))):
             replace(find_method(name), **wrong)
     method = replace(find_method(name), **{k: getattr(small(name, subject), k) for k in ("validation",)})

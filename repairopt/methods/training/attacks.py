@@ -262,7 +262,8 @@ def attacked(
     found = []
     for x, y in zip(inputs.split(rows), labels.split(rows), strict=True):
         check_time()
-        found.append(made(network, x, y, seed=seed, **box).detach())
+        with torch.enable_grad():
+            found.append(made(network, x, y, seed=seed, **box).detach())
     return torch.cat(found)
 
 

@@ -84,13 +84,33 @@ class Trainee:
         with torch.no_grad():
             return torch.cat([self(part) for part in inputs.split(ROWS)])
 
-    def run(self, inputs: Tensor, wanted: Sequence[fx.Node], edit: Edit | None = None) -> tuple[Tensor, list[Tensor]]:
+    def at(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """A further copy, from one tensor to logits, with a state dict of the model; for earlier epochs.
+
+        Raises:
+            SpecificationError: Names or shapes are not those of the model.
+        """
+        model = copy.deepcopy(self.network.model)
+        try:
+            model.load_state_dict(dict(state))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise SpecificationError(f"history: a state dict does not fit {self.graph.what}: {error}.") from error
+        return _Caller(model.requires_grad_(False), self.network.forward_fn)
+
+    def run(
+        self,
+        inputs: Tensor,
+        wanted: Sequence[fx.Node],
+        edit: Edit | None = None,
+        network: nn.Module | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
         """Outputs and the values of some nodes of the graph, differentiable.
 
         Args:
             inputs: Rows.
             wanted: Nodes of ``graph.graph``.
             edit: Replaces the value of a wanted node by another.
+            network: Another copy, of :meth:`at`.
 
         Raises:
             ModelError: The network cannot be traced.
@@ -108,19 +128,22 @@ class Trainee:
                 return value
 
         traced: Any = self.graph.graph
-        outputs = Keeper(self.network, graph=traced.graph).run(self.convert(inputs))
+        outputs = Keeper(network or self.network, graph=traced.graph).run(self.convert(inputs))
         return outputs, [kept[node] for node in wanted]
 
-    def activations(self, inputs: Tensor, wanted: Sequence[fx.Node]) -> list[Tensor]:
-        """Values of nodes without gradients, one row for each sample, some rows at a time."""
+    def activations(
+        self, inputs: Tensor, wanted: Sequence[fx.Node], network: nn.Module | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`run` without gradients, some rows at a time."""
         with torch.no_grad():
-            parts = [self.run(part, wanted)[1] for part in inputs.split(ROWS)]
-        return [torch.cat(own) for own in zip(*parts, strict=True)]
+            parts = [self.run(part, wanted, None, network) for part in inputs.split(ROWS)]
+        values = [torch.cat(own) for own in zip(*(found for _, found in parts), strict=True)]
+        return torch.cat([outputs for outputs, _ in parts]), values
 
     def hidden(self) -> list[Any]:
         """The affine layers before the last one, in execution order; a SpecificationError without any."""
         assert self.graph.values
-        found = self.graph.affine[:-1]
+        found = [layer for layer in self.graph.affine[:-1] if layer.node is not None]
         if not found:
             raise SpecificationError(
                 f"{self.graph.what}: has no hidden linear or convolutional layer; the method looks at hidden units."
@@ -202,9 +225,3 @@ class Trainee:
         """What a method returns: the weights as they are now."""
         self.record(step)
         return Outcome(self.candidate(), Status.FEASIBLE)
-
-
-def by_unit(value: Tensor, axis: int) -> Tensor:
-    """Mean activation ``(N, units)`` of each unit over its positions."""
-    moved = value.movedim(axis, 1)
-    return moved.flatten(2).mean(2) if moved.ndim > 2 else moved
