@@ -184,7 +184,8 @@ def _describe(method: Any) -> str:
     """Class and the settings that differ from their defaults."""
     if not is_dataclass(method):
         return type(method).__name__
-    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in fields(method) if getattr(method, f.name) != f.default]
+    told = [f for f in fields(method) if f.repr and getattr(method, f.name) != f.default]
+    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in told]
     return f"{type(method).__name__}({', '.join(changed)})"
 
 
