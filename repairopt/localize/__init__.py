@@ -2,7 +2,13 @@
 
 from .candidates import NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns
-from .location import Location, localize
+from .localizers import available_localizers
+from .location import Location, localize, locate
+from .probes import Probes
+from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer
+from .significance import Significance
+from .spectrum import AdversarialSpectrum, DeepFault, Spectrum, spectrum_of
+from .synapses import Bidirectional, ForwardImpact, GradientLoss, InfluenceRatio
 from .trace_layers import LayerGraph, first_inputs
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .write_change import apply, by_parameter, changed_parameters, gather_change, gather_moved
