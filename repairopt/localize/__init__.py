@@ -1,5 +1,6 @@
 """Which weights may change, and how a change is written into a copy of the model."""
 
+from .attribution import care_neurons
 from .candidates import NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns
 from .localizers import available_localizers
@@ -8,7 +9,15 @@ from .probes import Probes
 from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer
 from .significance import Significance
 from .spectrum import AdversarialSpectrum, DeepFault, Spectrum, spectrum_of
-from .synapses import Bidirectional, ForwardImpact, GradientLoss, InfluenceRatio
+from .synapses import (
+    Bidirectional,
+    ForwardImpact,
+    GradientLoss,
+    InfluenceRatio,
+    by_class,
+    forward_impact,
+    parameter_slopes,
+)
 from .trace_layers import LayerGraph, first_inputs
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .write_change import apply, by_parameter, changed_parameters, gather_change, gather_moved

@@ -15,7 +15,7 @@ from repairopt.network import Engine, check_time
 from repairopt.specify import labels_of
 
 from .follow_units import hidden_layers, incoming, outgoing
-from .trace_layers import Layer, LayerGraph
+from .trace_layers import Layer, LayerGraph, first_inputs
 
 Pair = tuple[Tensor, Tensor]
 Neuron = tuple[str, int, float]  # layer, unit, score
@@ -72,6 +72,13 @@ class Question:
         """The question of rows ``(N, ...)`` that fail and that are right, each with labels ``(N,)``."""
         graph = LayerGraph(engine.model, engine.forward_fn, failing[0] if len(failing[0]) else passing[0])
         return cls(graph, goal, (), seed, (failing, passing))
+
+    @classmethod
+    def about(cls, engine: Engine, goal: Any, constraints: Sequence[Any] = (), seed: int = 0) -> Question:
+        """The question of a goal and constraints; failing and passing rows are those of both."""
+        return cls(
+            LayerGraph(engine.model, engine.forward_fn, first_inputs(goal, constraints)), goal, constraints, seed
+        )
 
     @property
     def failing(self) -> Pair:
