@@ -6,7 +6,7 @@ from .follow_units import input_columns
 from .localizers import available_localizers
 from .location import Location, localize, locate
 from .probes import Probes
-from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer
+from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
 from .significance import Significance
 from .spectrum import AdversarialSpectrum, DeepFault, Spectrum, spectrum_of
 from .synapses import (
@@ -14,8 +14,10 @@ from .synapses import (
     ForwardImpact,
     GradientLoss,
     InfluenceRatio,
+    affine_layer,
     by_class,
     forward_impact,
+    gradient_loss,
     parameter_slopes,
 )
 from .trace_layers import LayerGraph, first_inputs

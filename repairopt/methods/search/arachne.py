@@ -31,9 +31,9 @@ class Arachne:
 
     Version 2 takes the Pareto front of gradient loss and forward impact on failing rows, each over one plus that on as
     many passing rows, and searches by differential evolution for values that make ``alpha`` times the score of failing
-    rows plus the score of passing rows large; a row scores 1 where it is right, else ``1 / (loss + 1)``. Version 1 takes
-    the front of the 20 weights for each failing row with the largest gradient loss, and searches with a particle swarm
-    for ``(patched + 1) / (loss + 1)`` on failing rows plus ``(intact + 1) / (loss + 1)`` on passing rows.
+    rows plus the score of passing rows large; a row scores 1 where it is right, else ``1 / (loss + 1)``. Version 1
+    takes the front of the 20 weights for each failing row with the largest gradient loss, and searches with a particle
+    swarm for ``(patched + 1) / (loss + 1)`` on failing rows plus ``(intact + 1) / (loss + 1)`` on passing rows.
 
     Attributes:
         version: 2 or 1.
@@ -44,9 +44,10 @@ class Arachne:
         positives: At most so many passing rows, drawn by class; None for all in version 2 and 200 in version 1.
 
     References:
-        Sohn, Kang and Yoo, Arachne: Search-Based Repair of Deep Neural Networks, TOSEM 2023 (version 2); the same, Search
-        Based Repair of Deep Neural Networks, 2019 (version 1). Constants are theirs. Deviation: values beyond twice the
-        range of the layer are drawn anew by SciPy's differential evolution; the published code cuts them to the range.
+        Sohn, Kang and Yoo, Arachne: Search-Based Repair of Deep Neural Networks, TOSEM 2023 (version 2); the same,
+        Search Based Repair of Deep Neural Networks, 2019 (version 1). Constants are theirs. Deviation: values beyond
+        twice the range of the layer are drawn anew by SciPy's differential evolution; the published code cuts them to
+        the range.
 
     Example:
         >>> Arachne(version=1).population
@@ -84,7 +85,7 @@ class Arachne:
         return Outcome(found[0].widen(found[1]), Status.FEASIBLE, on_target=True, indivisible=True)
 
     def search(self, task: Task, rows: Material, of: str) -> tuple[Part, Array]:
-        """The localized weights and the change ``(m,)`` of their values that was found; ``of`` is a word for the log."""
+        """The localized weights and the best change ``(m,)`` of their values; ``of`` is a word for the log."""
         with task.timed("localize"):
             how = Bidirectional(layer=self.layer, candidates=CANDIDATES if self.version == 1 else None)
             part = Part.of(task, locate(how, question_of(task, rows)).indices, "method Arachne")

@@ -23,13 +23,13 @@ from .particles import Particles
 
 @dataclass(frozen=True, kw_only=True)
 class CARERepair:
-    """Neurons are ranked by their causal effect on the undesired behavior; a swarm finds multipliers of the best of them.
+    """Neurons are ranked by their causal effect on the undesired behavior; a swarm finds multipliers of the best.
 
     The value of each chosen neuron is multiplied by ``1 + w``, ``w`` from -1 to 1, which is a change of its outgoing
-    weights. The cost is ``(1 - alpha)`` times the undesired behavior plus ``alpha`` times the error rate on the labelled
-    data. Undesired is, for a gap between groups that differ in the protected feature alone, that an individual's label
-    changes with it; for an error rate, that a row which the original network gets wrong stays wrong; else the value of
-    the goal.
+    weights. The cost is ``(1 - alpha)`` times the undesired behavior plus ``alpha`` times the error rate on the
+    labelled data. Undesired is, for a gap between groups that differ in the protected feature alone, that an
+    individual's label changes with it; for an error rate, that a row which the original network gets wrong stays wrong;
+    else the value of the goal.
 
     Attributes:
         neurons: At most so many.

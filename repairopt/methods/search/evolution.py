@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import differential_evolution
 
 from repairopt.network import Array
 
@@ -76,6 +75,8 @@ def evolve(
     Returns:
         The best values ``(m,)`` and their fitness.
     """
+    from scipy.optimize import differential_evolution
+
     most = max(STILL, generations / 10)
     state: dict[str, Any] = {"best": np.inf, "still": 0, "generation": 0}
 
@@ -128,8 +129,8 @@ def swarm_of_values(
 ) -> tuple[Array, float]:
     """The swarm of version 1 of Arachne: constriction for phi = 4.1, speeds between a fifth and five times the range.
 
-    The range is that of the weights of each weight's layer. Places begin as draws from the normal distribution of these,
-    speeds at 0. The search ends after 10 moves without a better value.
+    The range is that of the weights of each weight's layer. Places begin as draws from the normal distribution of
+    these, speeds at 0. The search ends after 10 moves without a better value.
     """
     draw, width = np.random.default_rng(seed), siblings.high - siblings.low
     rules = Particles(

@@ -202,8 +202,8 @@ class Undesirable:
 def misbehavior(task: Task, failing: Pair | None, columns: Sequence[int] = ()) -> Any:
     """What CARE lowers, a function of ``predict`` to a share.
 
-    Of a gap between groups the share of individuals whose label changes with the protected feature, where that is known;
-    of an error rate that of the failing rows; of any other goal its value.
+    Of a gap between groups the share of individuals whose label changes with the protected feature, where that is
+    known; of an error rate that of the failing rows; of any other goal its value.
     """
     goal: Any = measured(task.goal)
     individuals = Individuals.of(goal, columns)
