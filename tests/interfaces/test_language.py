@@ -63,7 +63,7 @@ def error(text: str) -> tuple[str, str]:
 def made_by_the_library() -> set[str]:
     """Every class of a property or constraint that users can make."""
     found = {"CallableProperty"}  # which a function of the user becomes
-    modules = (properties, costs, gaps, odds, worst, calibration, constraints, change_limits, robustness, keep_lowest)
+    modules = (properties, costs, gaps, odds, worst, calibration, constraints, change_limits, robustness, keep_lowest, fixing)
     for module in (*modules, region_goals):
         own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         found |= {c.__name__ for c in own if dataclasses.is_dataclass(c) and not c.__name__.startswith("_")}
