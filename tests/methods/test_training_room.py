@@ -35,6 +35,10 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that keep the tests short
     "adversarial_training": {"epochs": 2, "attack": "fgsm"},
     "dare": {"epochs": 2, "rates": (1e-3,)},
     "fmt": {"epochs": 2, "rates": (1e-3,)},
+    "apricot": {"submodels": 2, "subepochs": 1, "epochs": 2, "patience": 3},
+    "editable_training": {"epochs": 1},
+    "i_repair": {"epochs": 20},
+    "inner": {"epochs": 2},
 }
 
 

@@ -160,6 +160,15 @@ class Trainee:
             for name, parameter in self.own.items():
                 parameter.copy_(torch.where(self.free[name], state[name], parameter))
 
+    def vector(self) -> Tensor:
+        """The parameters that train as one vector."""
+        return torch.cat([parameter.detach().flatten() for parameter in self.own.values()])
+
+    def load_vector(self, vector: Tensor) -> None:
+        """Write parameters from one vector; entries that may not change stay."""
+        parts = vector.split([parameter.numel() for parameter in self.own.values()])
+        self.load({name: part.view(p.shape) for (name, p), part in zip(self.own.items(), parts, strict=True)})
+
     def reset(self) -> None:
         """Back to the weights of the original."""
         self.load(self._first)
