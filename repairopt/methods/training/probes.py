@@ -51,7 +51,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Probe:
         weight.grad, bias.grad = torch.autograd.grad(loss, [weight, bias])
         return loss.detach()
 
-    made.step(closure)  # type: ignore[no-untyped-call]
+    made.step(closure)
     plain = (weight / spread).detach()
     return Probe(plain, (bias - plain @ mean).detach())
 
