@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from digits import Digits, learned
 from hypothesis import settings
 from sample_networks import chain
 from torch import Tensor, nn
@@ -30,6 +31,14 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; set REPAIROPT_DATA to the folder that holds autoric/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """A network 64-32-10 that learned from the digits of scikit-learn; not to be modified."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return learned(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)))
 
 
 @pytest.fixture

@@ -1,9 +1,26 @@
 """Which weights may change, and how a change is written into a copy of the model."""
 
+from .attribution import care_neurons
 from .candidates import NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns
-from .location import Location, localize
+from .localizers import available_localizers
+from .location import Location, localize, locate
+from .probes import Probes
+from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
+from .significance import Significance
 from .slicing import Slice, Slicer, by_unit
+from .spectrum import AdversarialSpectrum, DeepFault, Spectrum, spectrum_of
+from .synapses import (
+    Bidirectional,
+    ForwardImpact,
+    GradientLoss,
+    InfluenceRatio,
+    affine_layer,
+    by_class,
+    forward_impact,
+    gradient_loss,
+    parameter_slopes,
+)
 from .trace_layers import LayerGraph, first_inputs
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 from .write_change import apply, by_parameter, changed_parameters, gather_change, gather_moved

@@ -17,6 +17,8 @@ from repairopt.specify import Specification
 
 from .attribution import care_neurons, gradient_weights
 from .follow_units import hidden_layers, incoming, input_columns, outgoing
+from .localizers import available_localizers, localizer_class
+from .question import NeuronLocalizer, Question, WeightLocalizer
 from .trace_layers import LayerGraph, first_inputs, unknown
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
 
@@ -88,6 +90,7 @@ def localize(
               layers; else last;
             * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
+            * another localizer, such as :class:`repairopt.localize.DeepFault`, or its name, such as ``"deepfault"``;
             * a mapping from parameter names to boolean masks or flat positions;
             * a sequence of these: their union.
         goal: The property to repair; CARE and Gradient need it. A whole specification brings its constraints.
@@ -120,6 +123,28 @@ def localize(
     return replace(found, method=found.method + search.sharing(found))
 
 
+def locate(how: Any, question: Question) -> Location:
+    """The weights that a localizer other than those of this file chooses, with their scores."""
+    graph = question.graph
+    if isinstance(how, NeuronLocalizer):
+        ranked = how.neurons(question)
+        parts = []
+        for layer, unit, score in ranked:
+            around = question.around(how.weights, layer, unit)
+            parts.append(Location(around, {name: torch.full(p.shape, score) for name, p in around.items()}))
+        neurons = ", ".join(f"{layer}[{unit}]" for layer, unit, _ in ranked[:8]) + (", ..." if ranked[8:] else "")
+        merged = _Search(graph, question.goal, question.constraints, seed=question.seed, limit=2**30).merge(parts)
+        return replace(merged, method=f"{type(how).__name__}: {how.weights} weights of {neurons or 'no neurons'}")
+    indices, scores = {}, {}
+    for name, score in how.scores(question).items():
+        kept = (score > 0).flatten().nonzero().flatten()
+        if len(kept):
+            indices[name], scores[name] = kept, score.flatten()[kept]
+    sizes = {name: graph.parameters[name].numel() for name in indices}
+    count = sum(len(kept) for kept in indices.values())
+    return Location(indices, scores, f"{type(how).__name__}: {count} weights", sizes)
+
+
 class _Search:
     """One call of :func:`localize`: turns selectors into locations."""
 
@@ -142,9 +167,12 @@ class _Search:
         for kind, locate in by_type.items():
             if isinstance(how, kind):
                 return locate(how)
+        if isinstance(how, NeuronLocalizer | WeightLocalizer) and not isinstance(how, type):
+            return self._by_localizer(how)
         raise SpecificationError(
             f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
-            f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, a Location, a mapping, or a list of these."
+            f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, another localizer, a Location, a mapping, or a "
+            f"list of these."
         )
 
     def auto(self, count: int | None) -> Location:
@@ -207,6 +235,8 @@ class _Search:
             return self.auto(None)
         if how in ("care", "gradient"):
             return self.select(CARE() if how == "care" else Gradient())
+        if how in available_localizers() and how not in names and how not in self.modules:
+            return self.select(localizer_class(how)())
         if how == "all":
             parameters = self.graph.parameters
             return self._whole([n for n in names if parameters[self.graph.names[n]].is_floating_point()], "all")
@@ -281,6 +311,10 @@ class _Search:
             parts.append(Location(around, {name: torch.full(p.shape, score) for name, p in around.items()}))
         neurons = ", ".join(f"{layer}[{unit}]" for layer, unit, _ in ranked)
         return replace(self.merge(parts), method=f"CARE: {how.weights} weights of {neurons}")
+
+    def _by_localizer(self, how: NeuronLocalizer | WeightLocalizer) -> Location:
+        found = locate(how, Question(self.graph, self.goal, self.constraints, self.seed))
+        return self.merge([replace(found, method=found.method)]) if found.size else found
 
     def _gradient(self, how: Gradient) -> Location:
         within = self.merge([self.select(how.within)])

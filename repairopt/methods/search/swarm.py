@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,8 @@ from repairopt.network import Array, Predict, identity
 from repairopt.program import Status
 from repairopt.specify import SampleConstraint, allowed_samples, labelled_data, margins_at, sample_count
 
-INERTIA, PULL = 0.7298, 1.49618  # Clerc and Kennedy: a swarm with these contracts for any pulls drawn from 0 to 1
+from .particles import Particles
+
 SMALLEST_START = 1e-2  # of the box: sizes of the first particles are drawn between this share of it and all of it
 
 
@@ -63,26 +65,15 @@ class Swarm:
         draw = np.random.default_rng(task.seed)
         lower, upper = task.box(np.zeros(task.engine.n), self.radius)
         places = self._begin(task, draw, lower, upper)
-        speeds = np.zeros_like(places)
-        own, scores = places.copy(), rate(places)
-        best, best_score, still = places[0], np.inf, 0
-        for step in range(self.iterations + 1):
-            task.judge.check_time()
-            found = _first_better(task, own, scores, best_score)
-            still = 0 if found is not None else still + 1
-            if found is not None:
-                best, best_score = own[found].copy(), scores[found]
-                task.log.last = (0, task.engine.n, None)
-                task.record(f"swarm, move {step}", task.judge.keep(best))
-            if still >= self.patience or step == self.iterations:
-                break
-            pulls = PULL * draw.random((2, *places.shape))
-            speeds = INERTIA * speeds + pulls[0] * (own - places) + pulls[1] * (best - places)
-            moved = np.clip(places + speeds, lower, upper)
-            speeds, places = np.where(moved == places + speeds, speeds, 0.0), moved  # the box stops a particle
-            now = rate(places)
-            better = now < scores
-            own[better], scores[better] = places[better], now[better]
+
+        def found(step: int, place: Array, score: float) -> None:
+            task.log.last = (0, task.engine.n, None)
+            task.record(f"swarm, move {step}", task.judge.keep(place))
+
+        rules = Particles(iterations=self.iterations, patience=self.patience)
+        first_better = partial(_first_better, task)
+        check = task.judge.check_time
+        best, _ = rules.move(rate, places, draw, (lower, upper), choose=first_better, found=found, check=check)
         return Outcome(best, Status.FEASIBLE, on_target=True)
 
     def _begin(self, task: Task, draw: np.random.Generator, lower: Array, upper: Array) -> Array:
