@@ -39,19 +39,24 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that keep the tests short
     "editable_training": {"epochs": 1},
     "i_repair": {"epochs": 20},
     "inner": {"epochs": 2},
+    "mode": {"epochs": 2},
+    "hudd": {"epochs": 2},
+    "fair_neuron": {"epochs": 2, "thetas": (0.1,), "gammas": (0.9,)},
+    "runner": {"epochs": 2},
+    "birdnn_rt": {"epochs": 2},
 }
 
 
 def small(name: str, subject: Subject) -> Any:
     """A method with few epochs and what it needs of the subject."""
     method = replace(find_method(name), validation=subject.validation, **SMALL[name])
-    fields = {"protected": (GROUP,), "history": subject.history, "pool": subject.test[0]}
+    fields = {"protected": (GROUP,), "history": subject.history, "pool": subject.repair}
     return replace(method, **{key: value for key, value in fields.items() if hasattr(method, key)})
 
 
 def subject_of(name: str) -> tuple[Subject, Any]:
     """A subject that the method takes, and its goal."""
-    if hasattr(find_method(name), "protected"):
+    if hasattr(find_method(name), "protected") or name == "fair_neuron":
         return loans(), GroupGap.observed(loans().repair[0], GROUP, favorable=1, target=0.01)
     return digits(), ErrorRate(*digits().repair, target=0.05)
 
