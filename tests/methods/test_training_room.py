@@ -44,6 +44,9 @@ SMALL: dict[str, dict[str, Any]] = {  # settings that keep the tests short
     "fair_neuron": {"epochs": 2, "thetas": (0.1,), "gammas": (0.9,)},
     "runner": {"epochs": 2},
     "birdnn_rt": {"epochs": 2},
+    "sensei": {"epochs": 2, "population": 2},
+    "hybrid_repair": {"epochs": 2, "encoder_epochs": 1, "budget": 0.02},
+    "rnn_repair": {"epochs": 2},
 }
 
 
@@ -58,6 +61,8 @@ def subject_of(name: str) -> tuple[Subject, Any]:
     """A subject that the method takes, and its goal."""
     if hasattr(find_method(name), "protected") or name == "fair_neuron":
         return loans(), GroupGap.observed(loans().repair[0], GROUP, favorable=1, target=0.01)
+    if name == "rnn_repair":
+        return texts(), ErrorRate(*texts().repair, target=0.0)
     return digits(), ErrorRate(*digits().repair, target=0.05)
 
 
