@@ -73,8 +73,8 @@ def test_hudd_retraining_on_selected_rows_raises_accuracy():
     network = product(HUDD(validation=subject.validation), subject)
     assert repaired(subject, network)[0] > 0.3
     assert subject.right(network) > subject.right(subject.model) + 0.05
-    with pytest.raises(SpecificationError, match="hidden"):
-        product(HUDD(validation=texts().validation), texts())
+    texts_too = product(HUDD(validation=texts().validation), texts())  # what the head reads, behind the LSTM
+    assert texts().right(texts_too) > texts().right(texts().model) - 0.01
 
 
 def test_birdnn_samples_that_violate_imitate_and_the_violation_rate_falls():
@@ -133,7 +133,7 @@ def test_runner_lowers_the_importance_gap_of_unfair_neurons_and_the_group_gap():
     network = product(method, loans())
     net, _ = started(method, loans())
     x = loans().test[0]
-    nodes = [(net.graph.activation(layer), layer.axis) for layer in net.hidden()]
+    nodes = [(layer.node, layer.axis) for layer in net.hidden()]
     before = importance_gaps(net, nodes, x, x[:, GROUP].long(), 2)
     worst = before.topk(2).indices
     net.load(dict(network.named_parameters()))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_subjects import Subject, digits, loans, texts
 
-from repairopt import ErrorRate, GroupGap, OddsGap, SpecificationError, solve_repair
+from repairopt import ErrorRate, GroupGap, ModelError, OddsGap, SpecificationError, solve_repair
 from repairopt.methods import (
     Debias,
     Distill,
@@ -213,6 +213,10 @@ def test_defensive_distillation_trains_a_student_at_temperature_10_on_soft_label
 def test_methods_of_training_repair_a_network_that_reads_texts():
     network = product(GradientRepair(level="network", epochs=6, rate=0.1), texts())
     assert texts().right(network, texts().repair) > texts().right(texts().model, texts().repair)
-    for method in (Reweigh(protected=(0,)), DropColumn(protected=(0,)), Debias(protected=(0,))):
-        with pytest.raises(SpecificationError, match="columns of a table of numbers"):
-            product(method, texts())
+    with pytest.raises(SpecificationError, match="two groups"):
+        product(Debias(protected=(0,)), texts())
+    with pytest.raises(ModelError, match="indices of an embedding"):
+        product(DropColumn(protected=(0,)), texts())
+    for shape in (digits(), texts()):
+        with pytest.raises(SpecificationError, match="columns of a table"):
+            product(Reweigh(protected=(99,)), shape)

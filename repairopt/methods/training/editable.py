@@ -75,7 +75,8 @@ class EditableTraining(Training):
                 task.judge.check_time()
                 here = chosen.to(task.engine.device)
                 batch = (rows.training[0][here], rows.training[1][here])
-                net.step(made, self._loss(net, batch, self._wanted(net, rows.failing, rows.training, draw)))
+                with net.twice():
+                    net.step(made, self._loss(net, batch, self._wanted(net, rows.failing, rows.training, draw)))
             net.record(f"epoch {epoch + 1}")
             now = score(net)
             if best is None or now < best[0]:

@@ -88,7 +88,7 @@ class FairNeuron(Training):
         return net.outcome()
 
     def _tune(self, net: Trainee, rows: tuple[Tensor, Tensor], rare: Tensor) -> None:
-        nodes = [net.graph.activation(layer) for layer in net.hidden()]
+        nodes = [layer.node for layer in net.hidden()]
         draw = torch.Generator().manual_seed(net.task.seed)
 
         def loss(chosen: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def paths(net: Trainee, inputs: Tensor, gamma: float) -> Tensor:
         SpecificationError: A layer is not dense, or does not read the one before it alone.
     """
     layers = net.graph.layers
-    dense = all(layer.kind == "linear" and layer.node is not None for layer in layers) and net.hidden()
+    dense = len(layers) > 1 and all(layer.kind == "linear" and layer.node is not None for layer in layers)
     reads = [layer.node.all_input_nodes[0] for layer in layers[1:] if layer.node is not None] if dense else []
     made = [net.graph.activation(layer) for layer in layers[:-1]] if dense else []
     if not dense or reads != made or any(net.graph.values[node].ndim != 2 for node in made):

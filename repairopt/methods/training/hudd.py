@@ -16,7 +16,7 @@ from repairopt.methods.task import Task
 
 from .fit import Pair, Training, by_error, cross_entropy, fit_weights, joined
 from .pool import labelled_pool
-from .trainee import ROWS, Trainee
+from .trainee import ROWS, Hidden, Trainee
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class RootCauses:
         radii: For each cluster the largest distance of a row of it to the medoid.
     """
 
-    layer: Any
+    layer: Hidden
     clusters: Tensor
     maps: Tensor
     medoids: Tensor
@@ -101,9 +101,9 @@ class HUDD(Training):
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=maps.device)
 
 
-def heat_maps(net: Trainee, inputs: Tensor, layers: list[Any]) -> list[Tensor]:
+def heat_maps(net: Trainee, inputs: Tensor, layers: list[Hidden]) -> list[Tensor]:
     """Relevance of the units of some layers for the answer of each row, ``(N, d)`` each."""
-    nodes = [net.graph.activation(layer) for layer in layers]
+    nodes = [layer.node for layer in layers]
     found: list[list[Tensor]] = []
     for part in inputs.split(ROWS):
         net.task.judge.check_time()

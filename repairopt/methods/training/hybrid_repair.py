@@ -113,7 +113,7 @@ class HybridRepair(Training):
         before = net.state()
         net.draw(net.task.seed)
         layer = net.hidden()[-1]
-        node = net.graph.activation(layer)
+        node = layer.node
 
         def loss(chosen: Tensor) -> Tensor:
             two = torch.cat([augmix(images[chosen], box, draw) for _ in range(2)])

@@ -18,7 +18,7 @@ from repairopt.methods.task import Task
 
 from .fit import Training
 from .probes import fit_probe, unit_activations
-from .trainee import Trainee
+from .trainee import Hidden, Trainee
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Faulty:
         normal: Mean activations of all units of the layer on right rows of each class, ``(classes, units)``.
     """
 
-    layer: Any
+    layer: Hidden
     units: Tensor
     normal: Tensor
 
@@ -82,12 +82,14 @@ class Inner(Training):
             raise self.wrong("needs rows that the network labels right; there are none.")
         net = Trainee(task, rows.failing[0])
         found = self.faulty(net, rows)
+        if not found.layer.parameters:
+            raise self.wrong("tunes the weights that make hidden units; no linear or convolutional layer makes any.")
         task.log.note(f"INNER aligns {len(found.units)} neurons of layer '{found.layer.name}'.")
         masks = {name: torch.zeros_like(free) for name, free in net.free.items()}
         for name in found.layer.parameters:
             if name in masks:
                 masks[name][found.units] = True
-        node = net.graph.activation(found.layer)
+        node = found.layer.node
         original = torch.softmax(net.predict(rows.passing[0]), dim=1)
         made = torch.optim.Adam(list(net.own.values()), lr=self.rate)
         draw = torch.Generator().manual_seed(task.seed)
@@ -110,7 +112,7 @@ class Inner(Training):
     def faulty(self, net: Trainee, rows: Material) -> Faulty:
         """The neurons with the largest contributions to wrong answers."""
         given = net.predict(rows.failing[0]).argmax(1)
-        best: tuple[float, Any, Tensor, Tensor] | None = None
+        best: tuple[float, Hidden, Tensor, Tensor] | None = None
         passing = unit_activations(net, rows.passing[0])
         for (layer, wrong), (_, right) in zip(unit_activations(net, rows.failing[0]), passing, strict=True):
             probe = fit_probe(right, rows.passing[1], net.classes)

@@ -105,7 +105,7 @@ class MODE(Training):
         for (layer, features), (_, test) in zip(learned, tested, strict=True):
             probe = fit_probe(features, rows.training[1], net.classes)
             right = float((probe(test).argmax(1) == rows.validation[1]).double().mean())
-            found.append((right, features, probe.weight, net.graph.activation(layer), layer.axis))
+            found.append((right, features, probe.weight, layer.node, layer.axis))
         best = next((i for i in range(len(found) - 1) if found[i][0] >= found[i + 1][0]), len(found) - 1)
         return found[best][1:]
 

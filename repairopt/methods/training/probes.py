@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from repairopt.localize import by_unit
 from repairopt.network import check_time
 
-from .trainee import Trainee
+from .trainee import Hidden, Trainee
 
 DECAY = 1e-3  # price of squared weights of a read-out, in units of its standardized features
 STEPS = 60  # of L-BFGS
@@ -56,8 +55,8 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Probe:
     return Probe(plain, (bias - plain @ mean).detach())
 
 
-def unit_activations(net: Trainee, inputs: Tensor) -> list[tuple[Any, Tensor]]:
-    """The hidden affine layers, each with the mean activations ``(N, units)`` of its units."""
+def unit_activations(net: Trainee, inputs: Tensor) -> list[tuple[Hidden, Tensor]]:
+    """The hidden layers, each with the mean activations ``(N, units)`` of its units."""
     layers = net.hidden()
-    values = net.activations(inputs, [net.graph.activation(layer) for layer in layers])[1]
+    values = net.activations(inputs, [layer.node for layer in layers])[1]
     return [(layer, by_unit(value, layer.axis)) for layer, value in zip(layers, values, strict=True)]

@@ -90,7 +90,7 @@ class ReferenceTuning(Training):
         rows = self.material(task, failing=False)
         net = Trainee(task, rows.training[0])
         layer = net.hidden()[-1]
-        node = net.graph.activation(layer)
+        node = layer.node
         with task.timed("references"):
             found = self.references(task, net, rows, node, layer.axis)
         slices: list[Slice] = []

@@ -63,8 +63,7 @@ class Runner(Training):
         inputs, labels = rows.training
         groups = protected_groups(self, inputs)
         net = Trainee(task, inputs)
-        layers = net.hidden()
-        nodes = [(net.graph.activation(layer), layer.axis) for layer in layers]
+        nodes = [(layer.node, layer.axis) for layer in net.hidden()]
         unfair: list[Tensor] = []
 
         def begin(_: int) -> None:
@@ -76,7 +75,8 @@ class Runner(Training):
             gaps = _gaps(each, groups.of[chosen], groups.count)
             return F.cross_entropy(outputs, labels[chosen]) + self.strength * gaps[unfair[0]].sum()
 
-        fit_weights(net, loss, len(inputs), self, begin=begin, score=by_error(rows.validation))
+        with net.twice():
+            fit_weights(net, loss, len(inputs), self, begin=begin, score=by_error(rows.validation))
         return net.outcome()
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.localize import LayerGraph, NewWeights
@@ -30,6 +33,23 @@ class _Caller(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """Hidden units.
+
+    Attributes:
+        name: Of their layer.
+        node: Where their activations are, after the activation function.
+        axis: Axis of the units in these.
+        parameters: Weights and biases that make the units, one row for each; none where they are made in another way.
+    """
+
+    name: str
+    node: fx.Node
+    axis: int
+    parameters: tuple[str, ...] = ()
 
 
 class Trainee:
@@ -140,15 +160,29 @@ class Trainee:
         values = [torch.cat(own) for own in zip(*(found for _, found in parts), strict=True)]
         return torch.cat([outputs for outputs, _ in parts]), values
 
-    def hidden(self) -> list[Any]:
-        """The affine layers before the last one, in execution order; a SpecificationError without any."""
+    def hidden(self) -> list[Hidden]:
+        """The affine layers before the last one, in execution order; without any, what the last one reads.
+
+        Raises:
+            SpecificationError: There is no hidden layer at all.
+        """
         assert self.graph.values
-        found = [layer for layer in self.graph.affine[:-1] if layer.node is not None]
+        layers = [layer for layer in self.graph.affine if layer.node is not None]
+        found = [
+            Hidden(layer.name, self.graph.activation(layer), layer.axis, layer.parameters) for layer in layers[:-1]
+        ]
+        if not found and layers and layers[-1].node is not None:
+            read = layers[-1].node.all_input_nodes[0]
+            if read.op != "placeholder" and isinstance(self.graph.values[read], Tensor):
+                return [Hidden(f"before {layers[-1].name}", read, layers[-1].axis)]
         if not found:
-            raise SpecificationError(
-                f"{self.graph.what}: has no hidden linear or convolutional layer; the method looks at hidden units."
-            )
+            raise SpecificationError(f"{self.graph.what}: has no hidden layer; the method looks at hidden units.")
         return found
+
+    @staticmethod
+    def twice() -> AbstractContextManager[None]:
+        """Where derivatives are differentiated again: fused attention has no second derivatives."""
+        return sdpa_kernel(SDPBackend.MATH)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the parameters that train."""
