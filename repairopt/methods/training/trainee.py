@@ -241,17 +241,18 @@ class Trainee:
         self, optimizer: torch.optim.Optimizer, grads: Mapping[str, Tensor | None], masks: Masks | None = None
     ) -> None:
         """One step of an optimizer on given gradients, as :meth:`step`."""
-        before = self.state()
+        held: list[tuple[Tensor, Tensor, Tensor]] = []
         for name, parameter in self.own.items():
             allowed = self.free[name] if masks is None else self.free[name] & masks[name]
             grad = grads[name]
-            parameter.grad = torch.zeros_like(parameter) if grad is None else torch.where(allowed, grad, 0.0)
+            parameter.grad = torch.zeros_like(parameter) if grad is None else grad
+            if not bool(allowed.all()):
+                parameter.grad = torch.where(allowed, parameter.grad, 0.0)
+                held.append((parameter, allowed, parameter.detach().clone()))
         optimizer.step()
         with torch.no_grad():
-            for name, parameter in self.own.items():
-                allowed = self.free[name] if masks is None else self.free[name] & masks[name]
-                if not bool(allowed.all()):  # momentum and weight decay move entries without a gradient
-                    parameter.copy_(torch.where(allowed, parameter, before[name]))
+            for parameter, allowed, before in held:  # momentum and weight decay move entries without a gradient
+                parameter.copy_(torch.where(allowed, parameter, before))
 
     def candidate(self) -> NewWeights:
         """The weights as they are now."""
@@ -259,8 +260,9 @@ class Trainee:
 
     def record(self, step: str) -> None:
         """Let the judge keep the weights as they are now, and log the round."""
-        task = self.task
-        judged = task.judge.keep(self.candidate())
+        task, candidate = self.task, self.candidate()
+        task.log.latest = candidate
+        judged = task.judge.keep(candidate)
         task.log.last = (0, task.engine.n, None)
         task.record(step, judged, accepted=task.judge.best is judged)
 
