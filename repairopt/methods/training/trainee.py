@@ -244,10 +244,11 @@ class Trainee:
         held: list[tuple[Tensor, Tensor, Tensor]] = []
         for name, parameter in self.own.items():
             allowed = self.free[name] if masks is None else self.free[name] & masks[name]
-            grad = grads[name]
-            parameter.grad = torch.zeros_like(parameter) if grad is None else grad
-            if not bool(allowed.all()):
-                parameter.grad = torch.where(allowed, parameter.grad, 0.0)
+            given = grads[name]
+            grad = torch.zeros_like(parameter) if given is None else given
+            whole = bool(allowed.all())
+            parameter.grad = grad if whole else torch.where(allowed, grad, 0.0)
+            if not whole:
                 held.append((parameter, allowed, parameter.detach().clone()))
         optimizer.step()
         with torch.no_grad():
