@@ -252,8 +252,8 @@ class Trainee:
                 held.append((parameter, allowed, parameter.detach().clone()))
         optimizer.step()
         with torch.no_grad():
-            for parameter, allowed, before in held:  # momentum and weight decay move entries without a gradient
-                parameter.copy_(torch.where(allowed, parameter, before))
+            for moved, allowed, before in held:  # momentum and weight decay move entries without a gradient
+                moved.copy_(torch.where(allowed, moved, before))
 
     def candidate(self) -> NewWeights:
         """The weights as they are now."""
