@@ -210,9 +210,25 @@ def test_defensive_distillation_trains_a_student_at_temperature_10_on_soft_label
     assert 5 < spread[0] / spread[1] < 20  # the same probabilities, at 10 times the outputs
 
 
+def untraced() -> Subject:
+    """The reader of texts with a forward that torch.fx cannot trace."""
+
+    class Reader(type(texts().model)):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            steps = self.lstm(self.embedding(tokens))[0]
+            return self.out(steps[torch.arange(len(tokens)), -1])
+
+    model = Reader()
+    model.load_state_dict(texts().model.state_dict())
+    return Subject(**{**vars(texts()), "model": model.eval()})
+
+
 def test_methods_of_training_repair_a_network_that_reads_texts():
     network = product(GradientRepair(level="network", epochs=6, rate=0.1), texts())
     assert texts().right(network, texts().repair) > texts().right(texts().model, texts().repair)
+    for name in ("hudd", "mode", "rnn_repair"):  # hidden units without a trace
+        subject = untraced()
+        assert subject.right(product(small(name, subject), subject)) > subject.right(subject.model) - 0.02
     with pytest.raises(SpecificationError, match="two groups"):
         product(Debias(protected=(0,)), texts())
     with pytest.raises(ModelError, match="indices of an embedding"):

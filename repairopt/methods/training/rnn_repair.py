@@ -18,7 +18,7 @@ from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
 
 from .fit import Training, by_error, cross_entropy, fit_weights, joined
-from .trainee import ROWS, Trainee
+from .trainee import ROWS, Seen, Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +108,17 @@ def hidden_states(net: Trainee, inputs: Tensor) -> Tensor:
     Raises:
         SpecificationError: The network has no recurrent layer.
     """
-    assert net.graph.values
-    layer = next((one for one in net.graph.layers if one.kind == "recurrent" and one.node is not None), None)
-    if layer is None or layer.node is None:
+    layer = next((one for one in net.graph.layers if one.kind == "recurrent"), None)
+    if layer is None:
         raise SpecificationError("method RnnRepair: the network has no recurrent layer whose states could be followed.")
-    module: Any = net.network.get_submodule(str(layer.node.target))
+    module: Any = net.network.get_submodule(f"model.{layer.name}".rstrip("."))
     assert isinstance(module, nn.RNNBase)
     found = []
     with torch.no_grad():
         for part in inputs.split(ROWS):
             net.task.judge.check_time()
-            values: Any = net.run(part, [layer.node])[1][0]
-            found.append(values[0] if module.batch_first else values[0].transpose(0, 1))
+            states = net.run(part, [Seen(layer.name, returned=True)])[1][0]
+            found.append(states if module.batch_first else states.transpose(0, 1))
     return torch.cat(found)
 
 

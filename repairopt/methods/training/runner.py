@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
 from repairopt.localize import by_unit
 from repairopt.methods.outcome import Outcome
@@ -17,7 +17,7 @@ from repairopt.methods.task import Task
 
 from .fit import Training, by_error, fit_weights
 from .protected import check_protected, protected_groups
-from .trainee import ROWS, Trainee
+from .trainee import ROWS, Place, Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,14 @@ class Runner(Training):
         return net.outcome()
 
 
-def importance_gaps(net: Trainee, nodes: list[tuple[fx.Node, int]], inputs: Tensor, of: Tensor, count: int) -> Tensor:
+def importance_gaps(net: Trainee, nodes: list[tuple[Place, int]], inputs: Tensor, of: Tensor, count: int) -> Tensor:
     """Largest difference of the importance of each hidden neuron between two groups, ``(units,)``."""
     each = torch.cat([_importance(net, nodes, part)[1].detach() for part in inputs.split(ROWS)])
     return _gaps(each, of, count)
 
 
 def _importance(
-    net: Trainee, nodes: list[tuple[fx.Node, int]], inputs: Tensor, follow: bool = False
+    net: Trainee, nodes: list[tuple[Place, int]], inputs: Tensor, follow: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and the importance of each neuron for each row, ``(N, units)``."""
     outputs, values = net.run(inputs, [node for node, _ in nodes])

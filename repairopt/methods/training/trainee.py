@@ -35,6 +35,17 @@ class _Caller(nn.Module):
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a module is given, or what it returns, in networks that cannot be traced too."""
+
+    module: str
+    returned: bool = False
+
+
+Place = fx.Node | Seen
+
+
 @dataclass(frozen=True, eq=False)
 class Hidden:
     """Hidden units.
@@ -47,7 +58,7 @@ class Hidden:
     """
 
     name: str
-    node: fx.Node
+    node: Place
     axis: int
     parameters: tuple[str, ...] = ()
 
@@ -120,7 +131,7 @@ class Trainee:
     def run(
         self,
         inputs: Tensor,
-        wanted: Sequence[fx.Node],
+        wanted: Sequence[Place],
         edit: Edit | None = None,
         network: nn.Module | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
@@ -128,13 +139,16 @@ class Trainee:
 
         Args:
             inputs: Rows.
-            wanted: Nodes of ``graph.graph``.
+            wanted: Nodes of ``graph.graph``, or all of them places at modules.
             edit: Replaces the value of a wanted node by another.
             network: Another copy, of :meth:`at`.
 
         Raises:
-            ModelError: The network cannot be traced.
+            ModelError: Nodes are wanted, and the network cannot be traced.
         """
+        places = [place for place in wanted if isinstance(place, Seen)]
+        if places:
+            return _watch(network or self.network, self.convert(inputs), places)
         assert self.graph.values  # raises where there is no trace
         kept: dict[fx.Node, Tensor] = {}
         chosen = set(wanted)
@@ -149,10 +163,10 @@ class Trainee:
 
         traced: Any = self.graph.graph
         outputs = Keeper(network or self.network, graph=traced.graph).run(self.convert(inputs))
-        return outputs, [kept[node] for node in wanted]
+        return outputs, [kept[node] for node in wanted if isinstance(node, fx.Node)]
 
     def activations(
-        self, inputs: Tensor, wanted: Sequence[fx.Node], network: nn.Module | None = None
+        self, inputs: Tensor, wanted: Sequence[Place], network: nn.Module | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """As :meth:`run` without gradients, some rows at a time."""
         with torch.no_grad():
@@ -166,6 +180,9 @@ class Trainee:
         Raises:
             SpecificationError: There is no hidden layer at all.
         """
+        if not self.graph.is_traceable and self.graph.affine:
+            last = self.graph.affine[-1]
+            return [Hidden(f"before {last.name}", Seen(last.name), last.axis)]
         assert self.graph.values
         layers = [layer for layer in self.graph.affine if layer.node is not None]
         found = [
@@ -271,3 +288,23 @@ class Trainee:
         """What a method returns: the weights as they are now."""
         self.record(step)
         return Outcome(self.candidate(), Status.FEASIBLE)
+
+
+def _watch(network: nn.Module, inputs: Tensor, places: Sequence[Seen]) -> tuple[Tensor, list[Tensor]]:
+    """Outputs, and what passes by at some modules; of a tuple that is returned the first part."""
+    kept: dict[Seen, Tensor] = {}
+    handles = []
+    for place in places:
+        module = network.get_submodule(f"model.{place.module}".rstrip("."))
+
+        def keep(_: nn.Module, given: Any, made: Any, place: Seen = place) -> None:
+            value = made if place.returned else given
+            kept[place] = value[0] if isinstance(value, tuple) else value
+
+        handles.append(module.register_forward_hook(keep))
+    try:
+        outputs: Tensor = network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, [kept[place] for place in places]
