@@ -39,6 +39,7 @@ class Log:
         rows_used: Most rows in one program.
         infeasible: The last program that was found to have no solution.
         last: The last solve: rows, variables, solution.
+        latest: What a method had in hand when it was recorded last; its product where it is stopped.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Log:
     rows_used: int = 0
     infeasible: Program | None = None
     last: tuple[int, int, Solution | None] = (0, 0, None)
+    latest: Any = None
 
     def note(self, text: str) -> None:
         """Keep a note, once."""

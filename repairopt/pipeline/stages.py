@@ -114,8 +114,12 @@ class Proposal:
     stopped: str
 
     def apply(self) -> nn.Module:
-        """A copy of the model with the candidate in it, whether or not a repair would end with it."""
-        found = self.outcome.candidate
+        """A copy of the model with the candidate in it, whether or not a repair would end with it.
+
+        Where the method was stopped, the candidate that it recorded last.
+        """
+        latest = self.prepared.task.log.latest if self.stopped else None
+        found = self.outcome.candidate if latest is None else latest
         candidate = WeightChange(self.prepared.task.location, found) if isinstance(found, np.ndarray) else found
         return candidate.apply(self.prepared.model)
 
