@@ -1,4 +1,15 @@
-from .compare import CalibratedMargin, Frontier, FrontierPoint, Unmet, calibrate_margin, explain_unmet, trace_frontier
+from .compare import (
+    CalibratedMargin,
+    Comparison,
+    Frontier,
+    FrontierPoint,
+    Subject,
+    Unmet,
+    calibrate_margin,
+    compare_repairs,
+    explain_unmet,
+    trace_frontier,
+)
 from .errors import (
     ModelError,
     ProgramError,
@@ -40,6 +51,7 @@ from .program import Kind, Program, Solution, Status, available_solvers
 from .report import Repair, Report, Verdict, write_html
 from .specify import (
     AccuracyDrop,
+    AttackSuccess,
     Bound,
     CalibrationError,
     CallableProperty,
@@ -63,6 +75,7 @@ from .specify import (
     Property,
     Region,
     Specification,
+    UnfixedRate,
     UnprovedRegions,
     WorstGroup,
 )
@@ -80,6 +93,11 @@ __all__ = [
     "available_methods",
     "AccuracyDrop",
     "AtMostBroken",
+    "AttackSuccess",
+    "Comparison",
+    "Subject",
+    "UnfixedRate",
+    "compare_repairs",
     "Bisection",
     "Bound",
     "BoundStatement",

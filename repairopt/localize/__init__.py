@@ -8,6 +8,7 @@ from .location import Location, localize, locate
 from .probes import Probes
 from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
 from .significance import Significance
+from .slicing import Slice, Slicer, by_unit
 from .spectrum import AdversarialSpectrum, DeepFault, Spectrum, spectrum_of
 from .synapses import (
     Bidirectional,

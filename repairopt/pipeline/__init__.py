@@ -4,4 +4,4 @@ from .former import without_former
 from .formulate import RepairProgram, formulate_repair
 from .prepare import prepare_repair
 from .settings import DEFAULTS, Settings
-from .stages import solve_repair
+from .stages import Proposal, propose_candidate, solve_repair

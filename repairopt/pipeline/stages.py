@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from repairopt.errors import SolverError, SpecificationError, public
+from repairopt.localize import WeightChange
 from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
 from repairopt.network import Classifier, limited
 from repairopt.program import Status
@@ -76,6 +78,57 @@ def solve_repair(
     """
     if former:
         model, goal, constraints, method, settings = take_former(model, goal, constraints, method, settings, former)
+    given: Any = {"data": data, "held_out": held_out, "weights": weights, "method": method, "settings": settings}
+    proposal = propose_candidate(model, goal, constraints, **given)
+    chosen = proposal.method
+    asked = getattr(chosen, "confidence", None) or 0.0
+    confidence = asked if asked > 0.5 else CONFIDENCE
+    shrink = bool(getattr(chosen, "shrink", True))
+    name = _describe(chosen)
+    told: Any = {"method": name, "shrink": shrink, "stopped": proposal.stopped, "confidence": confidence}
+    return conclude_repair(proposal.prepared, proposal.outcome, **told)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a method proposes, before anything is judged on it.
+
+    Attributes:
+        prepared: The repair.
+        method: The method that ran.
+        outcome: Its candidate, and what it says of it.
+        stopped: Why it ended early, or empty.
+    """
+
+    prepared: Prepared
+    method: Method
+    outcome: Outcome
+    stopped: str
+
+    def apply(self) -> nn.Module:
+        """A copy of the model with the candidate in it, whether or not a repair would end with it."""
+        found = self.outcome.candidate
+        candidate = WeightChange(self.prepared.task.location, found) if isinstance(found, np.ndarray) else found
+        return candidate.apply(self.prepared.model)
+
+
+@public
+def propose_candidate(
+    model: nn.Module | Classifier,
+    goal: Property | Constraint | Specification | Callable[..., Any],
+    constraints: Any = (),
+    *,
+    data: Any = (),
+    held_out: Any = (),
+    weights: Any = "auto",
+    method: str | Method = "auto",
+    settings: Settings = DEFAULTS,
+) -> Proposal:
+    """The stages of a repair up to what the method proposes; arguments and errors are those of :func:`solve_repair`.
+
+    For comparisons of methods: what a method of the literature ends with is measured as it is, good or bad, where a
+    repair would fall back to a better point that it met on its way.
+    """
     started = (time.perf_counter(), time.process_time())
     data = labelled_pairs(data)
     spec = make_specification(goal, constraints, held_out, data)
@@ -101,11 +154,7 @@ def solve_repair(
     else:
         with limited(deadline):
             outcome, stopped = _run(prepared.task, chosen)
-    asked = getattr(chosen, "confidence", None) or 0.0
-    confidence = asked if asked > 0.5 else CONFIDENCE
-    shrink = bool(getattr(chosen, "shrink", True))
-    name = _describe(chosen)
-    return conclude_repair(prepared, outcome, method=name, shrink=shrink, stopped=stopped, confidence=confidence)
+    return Proposal(prepared, chosen, outcome, stopped)
 
 
 def _has_many_weights(task: Task) -> bool:
@@ -135,7 +184,8 @@ def _describe(method: Any) -> str:
     """Class and the settings that differ from their defaults."""
     if not is_dataclass(method):
         return type(method).__name__
-    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in fields(method) if getattr(method, f.name) != f.default]
+    told = [f for f in fields(method) if f.repr and getattr(method, f.name) != f.default]
+    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in told]
     return f"{type(method).__name__}({', '.join(changed)})"
 
 

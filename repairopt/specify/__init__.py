@@ -46,6 +46,7 @@ from .contracts import (
     tolerance_of,
 )
 from .costs import ExpectedCost
+from .fixing import AttackSuccess, UnfixedRate
 from .folds import Folds, overlap, tied_sets
 from .groups.calibration import CalibrationError
 from .groups.gaps import GroupGap, spread_of

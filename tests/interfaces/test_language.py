@@ -26,6 +26,7 @@ from repairopt.specify import (
     change_limits,
     constraints,
     costs,
+    fixing,
     keep_lowest,
     properties,
     region_goals,
@@ -64,7 +65,7 @@ def made_by_the_library() -> set[str]:
     """Every class of a property or constraint that users can make."""
     found = {"CallableProperty"}  # which a function of the user becomes
     modules = (properties, costs, gaps, odds, worst, calibration, constraints, change_limits, robustness, keep_lowest)
-    for module in (*modules, region_goals):
+    for module in (*modules, region_goals, fixing):
         own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         found |= {c.__name__ for c in own if dataclasses.is_dataclass(c) and not c.__name__.startswith("_")}
     return found - {"Bound", "ShareRows", "KeepRegions"}  # what bounded properties, regions and goals become

@@ -27,6 +27,7 @@ BOUNDS = {
     "gap": 'gap(group, favorable="yes", kind=parity) <= 0.2',
     "equal_opportunity_difference": "equal_opportunity_difference(group) <= 0.5",
     "equalized_odds_difference": "equalized_odds_difference(group) <= 0.6",
+    "average_abs_odds_difference": "average_abs_odds_difference(group) <= 0.5",
     "demographic_parity_difference": "demographic_parity_difference(group) <= 0.25",
     "demographic_parity_ratio": "demographic_parity_ratio(group) >= 0.4",
     "ratio": "ratio(group) >= 0.4",
@@ -44,6 +45,7 @@ BOUNDS = {
     "cost": "cost([[0, 1], [2, 0]]) <= 0.6",
     "accuracy_drop": "accuracy_drop <= 0.08",
     "flip_rate": "flip_rate <= 0.15",
+    "repair_rate": "repair_rate(guard) >= 0.01",
     "flips": "flips(guard) <= 9",
     "unfixed": "unfixed(guard) <= 60",
     "fix": "fix(guard, price=1)",
@@ -51,6 +53,7 @@ BOUNDS = {
     "output": "output([1, -1], guard) <= 9",
     "certified_radius": "certified_radius(guard, first=3, lower=-9, upper=9) >= 0.001",
     "attack_error": "attack_error(guard, radius=0.01, lower=-9, upper=9) <= 0.6",
+    "attack_success": "attack_success(guard, radius=0.01, lower=-9, upper=9) <= 0.6",
     "keep_lowest": "keep_lowest(guard)",
     "custom": 'custom("measures:sureness") >= 0.1',
     "max_change": "max_change <= 3",
@@ -58,7 +61,11 @@ BOUNDS = {
     "linear_rows": 'linear_rows("rows.npz")',
 }
 ELSEWHERE = ("regions_proved",)  # speaks of the regions of a spec: tests/interfaces/test_region_specs.py
-SLOW = ("certified_radius", "attack_error")  # as bounds, which each step judges; as goals they are below
+SLOW = (
+    "certified_radius",
+    "attack_error",
+    "attack_success",
+)  # as bounds, which each step judges; as goals they are below
 OWN = "def sureness(predict, data):\n    return predict(data.inputs).softmax(1).amax(1).mean()\n"
 GOALS = {
     "accuracy": "accuracy >= 0.87",

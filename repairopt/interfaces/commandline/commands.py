@@ -13,6 +13,7 @@ import click
 from .show import (
     Bars,
     check_text,
+    compare_text,
     doctor_text,
     emit,
     emit_error,
@@ -22,6 +23,7 @@ from .show import (
     proof_text,
     solve_text,
     solvers_text,
+    systems_text,
     verify_text,
 )
 
@@ -158,6 +160,33 @@ def frontier(spec: Path, out: Path, as_json: bool, quiet: bool, **options: Any) 
     from repairopt.interfaces.commandline.runs.frontier_run import trace_spec
 
     emit(trace_spec(spec, out, progress=Bars(quiet=as_json or quiet), **options), as_json, frontier_text)
+
+
+@cli.command(epilog=example('repairopt compare study.yaml --out study --method sqp --method "Apricot (AP)"'))
+@click.argument("source", type=FILE, metavar="SPEC|STUDY", required=False)
+@click.option("--list", "listing", is_flag=True, help="List methods and systems of the literature, and end.")
+@click.option("--out", type=FILE, default="comparison", show_default=True, help="Folder to write to.")
+@click.option("--method", "methods", multiple=True, help="Method or system, repeatable; in place of those of the file.")
+@click.option("--repetitions", type=click.IntRange(min=1), help="How often each, with random seeds from 0.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds of a method on a network.")
+@click.option("--memory-limit", type=click.FloatRange(min=0.25), help="GiB of a process.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--need", "needs", multiple=True, help="What counts for the advice: accuracy, repair, compatibility, ...")
+@click.option("--resume", is_flag=True, help="Continue what is in the folder.")
+@quiet_option
+@json_option
+def compare(source: Path | None, out: Path, listing: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Compare methods on the network of a SPEC, or on those of a STUDY: which way of fixing is best here?
+
+    Every method runs several times in a process of its own, and is measured on held-out rows.
+    """
+    from repairopt.interfaces.commandline.runs.compare_run import compare_study, list_contestants
+
+    if listing:
+        emit(list_contestants(), as_json, systems_text)
+    if source is None:
+        raise click.UsageError("name a spec file or a study, or use --list.")
+    emit(compare_study(source, out, progress=Bars(quiet=as_json or quiet), **options), as_json, compare_text)
 
 
 def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:

@@ -85,6 +85,24 @@ def frontier_text(result: results.FrontierResult) -> str:
     return "\n".join([*lines, "", *(f"wrote {path}" for path in wrote)])
 
 
+def compare_text(result: results.CompareResult) -> str:
+    """The table with letters, and which methods to take."""
+    advice = [f"  {line}" for line in result.advice[:5]]
+    return "\n".join([result.table, "", "most advisable", *advice, "", f"wrote {result.out}"])
+
+
+def systems_text(result: results.SystemsResult) -> str:
+    """Names by family, what each needs, and where it was published."""
+    lines = []
+    for family in dict.fromkeys(one.family for one in result.systems):
+        lines.append(family)
+        for one in (one for one in result.systems if one.family == family):
+            needs = f"   needs {', '.join(one.needs)}" if one.needs else ""
+            lines.append(f"  {one.name:44} {one.method:24}{needs}".rstrip())
+            lines += [f"      {one.paper}"] if one.paper else []
+    return "\n".join(lines)
+
+
 def verify_text(result: results.VerifyResult) -> str:
     """What was looked at, and the claims as recomputed."""
     from repairopt.interfaces.specfile.claim_rows import claim_table

@@ -270,3 +270,21 @@ class Spec(Strict):
             if getattr(self.split, name) and name in self.data:
                 raise ValueError(f"'{name}' has a file in data and a share in split; choose one")
         return self
+
+
+class ContestantSpec(Strict):
+    """A method of a comparison with settings of its own."""
+
+    method: str = Field(description="a registered method or a system; `repairopt compare --list` names them")
+    label: str | None = Field(default=None, description="what tables call it; by default the method")
+    settings: dict[str, Any] = Field(default={}, description="of the method, by name")
+
+
+class StudySpec(Strict):
+    """A comparison: spec files, methods, how often, within which limits."""
+
+    subjects: list[str] = Field(min_length=1, description="spec files, relative to this file")
+    methods: list[str | ContestantSpec] = Field(min_length=1, description="names, or method, label and settings")
+    repetitions: int = Field(default=3, ge=1, le=1000)
+    time_limit: float = Field(default=600.0, gt=0, description="seconds of a method on a subject")
+    memory_limit: float = Field(default=4.0, ge=0.25, description="GiB of a process")

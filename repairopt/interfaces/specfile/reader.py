@@ -57,18 +57,23 @@ class SpecFile:
         return SpecFileError(f"{self.path}, line {line_of(self.lines, tuple(where))}: {reason}")
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a spec file; an error where it cannot be read, or is too large."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SpecFileError(
+            f"{path}: cannot be read ({error.strerror or error}). `repairopt demo` writes one."
+        ) from error
+    if len(raw) > LARGEST:
+        raise SpecFileError(f"{path}: has {len(raw):,} bytes; a spec file is a short YAML text. Is it another file?")
+    return raw
+
+
 def read_spec(path: str | Path) -> SpecFile:
     """Read and check a YAML file; no other file is opened, no code is run. An error has a line for each problem."""
     file = Path(path)
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise SpecFileError(
-            f"{file}: cannot be read ({error.strerror or error}). `repairopt demo` writes one."
-        ) from error
-    if len(raw) > LARGEST:
-        raise SpecFileError(f"{file}: has {len(raw):,} bytes; a spec file is a short YAML text. Is it another file?")
-    found, lines = _load_yaml(file, raw)
+    found, lines = load_yaml(file, read_bytes(file))
     return check_spec(file, found, lines)
 
 
@@ -84,7 +89,7 @@ def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = Non
     try:
         spec = Spec.model_validate(content)
     except ValidationError as error:
-        problems = sorted({_explain(item, content, places) for item in error.errors(include_url=False)})
+        problems = sorted({explain_error(item, content, places) for item in error.errors(include_url=False)})
         raise SpecFileError("\n".join(f"{path}, line {line}: {text}" for line, text in problems)) from None
     goal_text = spec.goal if spec.goal is not None or not spec.regions else PROVED
     texts: list[tuple[Path_, str]] = [(("goal",), goal_text)] if goal_text is not None else []
@@ -137,7 +142,8 @@ def _check_uses(file: SpecFile, texts: list[tuple[Path_, str]]) -> None:
         seen[statement.name] = where
 
 
-def _load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
+def load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
+    """The content of a YAML file, plain dicts and lists, with the line of each key."""
     import yaml
 
     try:
@@ -205,13 +211,13 @@ def _collect(path: Path, node: Any, where: Path_, lines: dict[Path_, int], seen:
             _collect(path, value, (*where, i), lines, seen)
 
 
-def _explain(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, str]:
+def explain_error(item: Any, content: Any, lines: Mapping[Path_, int]) -> tuple[int, str]:
     """Line and text of one of pydantic's errors."""
     where, missing = _within(item["loc"], content)
     line, kind = line_of(lines, where), item["type"]
     name = ".".join(str(part) for part in where) or "the file"
     if kind == "extra_forbidden":
-        known = _known_keys(where[:-1])
+        known = _known_keys(where[:-1], content)
         parent = ".".join(str(part) for part in where[:-1])
         inside = f" in {parent}" if parent else ""
         return line, f"unknown key '{where[-1]}'{inside}; {did_you_mean(str(where[-1]), known)}"
@@ -242,8 +248,11 @@ def _within(loc: Sequence[Any], content: Any) -> tuple[Path_, Path_]:
     return tuple(where), ()
 
 
-def _known_keys(where: Path_) -> list[str]:
+def _known_keys(where: Path_, content: Any) -> list[str]:
     from . import models
+
+    if isinstance(content, dict) and "subjects" in content:
+        return list((models.ContestantSpec if where else models.StudySpec).model_fields)
 
     parts = {"": "Spec", "data": "SetSpec", "inputs": "ColumnSpec", "regions": "RegionSpec"}
     key = str(where[0]) if where else ""

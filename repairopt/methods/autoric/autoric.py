@@ -5,7 +5,9 @@ Each is a frozen dataclass of settings with one method, ``run(task) -> Outcome``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +28,11 @@ class OneShot(SurrogateModel):
         selection: Shares and orders of the rows to keep; see Table 3 of the paper.
         use_constraints: Without, the surrogate alone is minimized in the box (the paper's Table 8).
     """
+
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "AutoRIC (QP, constraints)": {},
+        "AutoRIC-LP": {"program": "lp"},
+    }
 
     selection: Strictest = Strictest()
     use_constraints: bool = True
@@ -65,6 +72,8 @@ class Incremental(SurrogateModel):
         max_rounds: Solves at most.
         max_rows: Rows at most; above, the slackest are dropped. None for 10 for each weight, at least 1,000.
     """
+
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"AutoRIC incremental (cutting-plane) solving": {}}
 
     selection: Strictest = Strictest()
     batch: int = 100
@@ -138,6 +147,8 @@ class Bisection(SurrogateModel):
         start: ``"optimum"`` of the surrogate, or ``"random"``: a random corner of the trust box.
         tries: With ``"random"``, how many corners to try; the best feasible point is returned.
     """
+
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"AutoRIC UOBD (unconstrained optimum + bisection)": {}}
 
     halvings: int = 10
     start: str = "optimum"

@@ -6,7 +6,9 @@ provides one, and steps are accepted on the true network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +56,8 @@ class Sequential(SurrogateModel):
         batch: Rows to add where a step breaks more samples than allowed.
         smallest_step: Stop when the scaled step is smaller, in infinity norm.
     """
+
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"AutoRIC compositional use": {}}
 
     objective: str = "auto"
     max_steps: int = 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,6 +47,8 @@ class APRNN(LeastNorm):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    default_weights: ClassVar[str] = "last"
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"APRNN": {}}
 
     room: float = 1e-4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -56,6 +57,7 @@ class CounterexampleGuided(LeastNorm):
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
     default_weights: ClassVar[str] = "last"
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"Counterexample-guided repair": {}}
     proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
 
     norm: str = "l2"
@@ -104,6 +106,7 @@ class SpecRepair(CounterexampleGuided):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights"})
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"SpecRepair": {}}
 
     rate: float = 0.003
 

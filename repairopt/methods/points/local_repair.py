@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ class LocalRepair(LeastNorm):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    default_weights: ClassVar[str] = "last"
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"LocalRepair (LRNN)": {}}
 
     norm: str = "linf"
     limit: float = 1.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class MDNN(LeastNorm):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    default_weights: ClassVar[str] = "last"
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"MDNN (MVDNN)": {}}
 
     norm: str = "linf"
     buffer: float = 0.0

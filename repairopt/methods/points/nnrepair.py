@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,7 +34,8 @@ class NNRepair:
     network.
 
     Attributes:
-        layer: ``"last"``, or the name of a linear layer that a ReLU follows.
+        layer: ``"last"``, ``"intermediate"`` for the linear layer before it, or the name of a linear layer that a ReLU
+            follows.
         share: Share of the right points of a class that makes a sign typical.
         units: Units at most that an expert of an intermediate layer changes.
         margin: Lead, or distance of what a unit reads from 0, that failing points are to get.
@@ -50,6 +52,10 @@ class NNRepair:
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"solver"})
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "NNRepair last layer": {},
+        "NNRepair intermediate layer": {"layer": "intermediate"},
+    }
 
     layer: str = "last"
     share: float = 0.95
@@ -154,7 +160,8 @@ class _Points:
                 "method NNRepair: expects points with labels, such as a goal ErrorRate(inputs, labels, target=0), and "
                 "a network with linear layers."
             )
-        self.name = linear[-1] if layer == "last" else layer
+        known = {"last": linear[-1], "intermediate": linear[max(0, len(linear) - 2)]}
+        self.name = known.get(layer, layer)
         self.is_last = self.name == linear[-1]
         if self.name not in linear:
             raise SpecificationError(f"method NNRepair: layer={layer!r}; choose 'last' or one of {', '.join(linear)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +54,8 @@ class PRDNN(LeastNorm):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    default_weights: ClassVar[str] = "last"
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"PRDNN": {}}
 
     polytopes: Sequence[Polytope] = ()
     soft: bool = True

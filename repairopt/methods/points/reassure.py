@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +53,7 @@ class REASSURE:
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"solver"})
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"REASSURE (RA)": {}}
 
     lower: Any = None
     upper: Any = None

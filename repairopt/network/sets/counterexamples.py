@@ -24,19 +24,30 @@ Bound = float | Tensor
 
 @dataclass(frozen=True)
 class Search:
-    """How hard to look for counterexamples: gradient steps of each run, runs, seed of the random starts.
+    """How hard to look for counterexamples.
 
     The first run starts at the input and goes for the nearest class, the others start at random points of the ball and
     go for one class each, in the order of their logits.
+
+    Attributes:
+        steps: Gradient steps of each run.
+        restarts: Runs.
+        seed: Random seed of the starts.
+        step: Length of a step as a share of the radius; None for ``2.5 / steps``.
+        random_start: Whether the first run starts at a random point too.
     """
 
     steps: int = 20
     restarts: int = 3
     seed: int = 0
+    step: float | None = None
+    random_start: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise SpecificationError(f"search: steps {self.steps}, restarts {self.restarts}; expected at least 1 each.")
+        if self.step is not None and not self.step > 0:
+            raise SpecificationError(f"search: step {self.step}; expected a share of the radius above 0, or None.")
 
 
 def attack(network: nn.Module, inputs: Any, labels: Any, radius: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -133,12 +144,14 @@ class _Attacker:
         slope = grad(lambda points, rivals: margin(self.call(points), y, rivals).sum())
         best, smallest = x, self.margin(x, y)
         random = torch.Generator().manual_seed(self.search.seed)
+        length = 2.5 / self.search.steps if self.search.step is None else self.search.step
         for restart in range(self.search.restarts):
             rivals = None if restart == 0 else self.rivals(x, y, restart)
             noise = torch.rand(x.shape, generator=random, dtype=torch.float64).to(x)
-            points = x if restart == 0 else low + noise * (high - low)
+            at_input = restart == 0 and not self.search.random_start
+            points = x if at_input else low + noise * (high - low)
             for _ in range(self.search.steps):
-                points = points - 2.5 * radius / self.search.steps * slope(points, rivals).sign()
+                points = points - length * radius * slope(points, rivals).sign()
                 points = torch.minimum(torch.maximum(points, low), high)
                 value = self.margin(points, y)
                 better = value < smallest

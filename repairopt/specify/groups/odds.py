@@ -130,6 +130,15 @@ class OddsGap(RateGap):
         ),
         _as_in_fairlearn("equal_opportunity", "the true positive rate", "opportunity"),
         _as_in_fairlearn("equalized_odds", "true and false positive rates", "odds"),
+        Measure(
+            "average_abs_odds_difference",
+            "Mean of the absolute differences of true and false positive rates, over pairs of groups; defined as in "
+            "AIF360.",
+            "average_abs_odds_difference(sex) <= 0.05",
+            "difference of rates, 0 to 1",
+            arguments=GROUPS,
+            make=partial(_make_odds, score="difference"),
+        ),
     )
 
     def __post_init__(self) -> None:

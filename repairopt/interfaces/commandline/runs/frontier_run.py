@@ -17,13 +17,14 @@ from repairopt.interfaces.specfile.in_words import decode
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
+from repairopt.interfaces.specfile.stated_weights import chosen_weights
 from repairopt.methods import SQP
 from repairopt.network import Classifier
 from repairopt.patches import whole_file
 from repairopt.pipeline import Settings
 
 from .results import FrontierLine, FrontierResult
-from .solve_run import Progress, chosen_weights, twins
+from .solve_run import Progress, twins
 
 PAGE, RESULT = "frontier.html", "frontier.json"
 

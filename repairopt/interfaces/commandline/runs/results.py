@@ -169,6 +169,52 @@ class FrontierResult(Result):
     seconds: float
 
 
+class CellLine(Strict):
+    """One method on one subject, once."""
+
+    method: str
+    subject: str
+    repetition: int
+    outcome: Literal["measured", "corrupted", "failure", "unadaptable"]
+    reason: str
+    metrics: dict[str, float]
+    seconds: float | None = Field(description="wall time of the method; null where it did not end")
+    key: str = Field(description="hash of what the outcome depends on")
+
+
+class CompareResult(Result):
+    """What ``repairopt compare`` prints."""
+
+    command: Literal["compare"] = "compare"
+    source: str
+    out: str = Field(description="the page")
+    methods: list[str]
+    subjects: list[str]
+    cells: list[CellLine]
+    letters: dict[str, dict[str, str]] = Field(description="by metric the letters of each method; a is best")
+    advice: list[str] = Field(description="methods, the most advisable first")
+    table: str
+    seconds: float
+
+
+class SystemLine(Strict):
+    """A method or a system of the literature."""
+
+    name: str
+    method: str = Field(description="the registered method")
+    family: str
+    needs: list[str] = Field(description="beside the specification")
+    paper: str
+    what: str
+
+
+class SystemsResult(Result):
+    """What ``repairopt compare --list`` prints."""
+
+    command: Literal["systems"] = "systems"
+    systems: list[SystemLine]
+
+
 class MoveResult(Result):
     """What ``repairopt apply`` and ``repairopt revert`` print."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,11 +14,11 @@ from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.in_words import decode
-from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
-from repairopt.localize import Gradient, Inputs, LayerGraph, localize
+from repairopt.interfaces.specfile.stated_weights import chosen_weights
+from repairopt.localize import localize
 from repairopt.methods import SQP, find_method, uses
 from repairopt.network import Classifier, identity
 from repairopt.patches import AuditLog, fingerprint, library_versions
@@ -34,42 +33,6 @@ from .run_folder import AUDIT, PATCH, PROOF, REPORT, RESULT, RunFolder, read_res
 from .show_run import file_hashes, write_report
 
 STEPS = 40  # of the method, an upper bound for the progress bar
-
-
-def chosen_weights(spec: OpenSpec) -> Any:
-    """What to pass as ``weights`` of ``solve_repair``: the union of layers and columns, or ``"auto"``."""
-    change = spec.file.spec.change
-    layers = [change.layers] if isinstance(change.layers, str) else list(change.layers or [])
-    columns = [change.columns] if isinstance(change.columns, str) else list(change.columns or [])
-    parts: list[Any] = [part for name in layers for part in _named(spec, name)]
-    if columns:
-        parts.append(Inputs([i for name in columns for i in _places(spec, name)]))
-    if not parts:
-        return "auto" if change.count is None else Gradient(change.count)
-    chosen: Any = parts[0] if len(parts) == 1 else parts
-    return chosen if change.count is None else Gradient(change.count, within=chosen)
-
-
-def _named(spec: OpenSpec, name: str) -> list[str]:
-    """The name itself, or for ``last2`` the names of the parameters of the last two layers."""
-    numbered = re.fullmatch(r"last(\d+)", name)
-    if numbered is None:
-        return [name]
-    count, rows = int(numbered[1]), spec.data.sets["repair"].inputs
-    affine = LayerGraph(spec.model, None, rows[:2]).affine
-    if not 1 <= count <= len(affine):
-        reason = f"'{name}': the network has {len(affine)} linear and convolutional layers"
-        raise spec.file.fail(("change", "layers"), reason)
-    return [weight for layer in affine[-count:] for weight in (*layer.weights, *([layer.bias] if layer.bias else []))]
-
-
-def _places(spec: OpenSpec, name: str) -> list[int]:
-    known = list(spec.data.input_columns)
-    found = [i for i, column in enumerate(known) if column == name or column.startswith(f"{name}=")]
-    if not found:
-        reason = f"the network reads no column '{name}'; {did_you_mean(name, known)}"
-        raise spec.file.fail(("change", "columns"), reason)
-    return found
 
 
 def check_choices(spec: OpenSpec) -> None:

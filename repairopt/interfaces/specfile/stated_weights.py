@@ -1,0 +1,47 @@
+"""Which weights a spec lets change, as ``solve_repair`` takes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from repairopt.interfaces.specfile.language.statements import did_you_mean
+from repairopt.localize import Gradient, Inputs, LayerGraph
+
+from .opened import OpenSpec
+
+
+def chosen_weights(spec: OpenSpec) -> Any:
+    """What to pass as ``weights`` of ``solve_repair``: the union of layers and columns, or ``"auto"``."""
+    change = spec.file.spec.change
+    layers = [change.layers] if isinstance(change.layers, str) else list(change.layers or [])
+    columns = [change.columns] if isinstance(change.columns, str) else list(change.columns or [])
+    parts: list[Any] = [part for name in layers for part in _named(spec, name)]
+    if columns:
+        parts.append(Inputs([i for name in columns for i in _places(spec, name)]))
+    if not parts:
+        return "auto" if change.count is None else Gradient(change.count)
+    chosen: Any = parts[0] if len(parts) == 1 else parts
+    return chosen if change.count is None else Gradient(change.count, within=chosen)
+
+
+def _named(spec: OpenSpec, name: str) -> list[str]:
+    """The name itself, or for ``last2`` the names of the parameters of the last two layers."""
+    numbered = re.fullmatch(r"last(\d+)", name)
+    if numbered is None:
+        return [name]
+    count, rows = int(numbered[1]), spec.data.sets["repair"].inputs
+    affine = LayerGraph(spec.model, None, rows[:2]).affine
+    if not 1 <= count <= len(affine):
+        reason = f"'{name}': the network has {len(affine)} linear and convolutional layers"
+        raise spec.file.fail(("change", "layers"), reason)
+    return [weight for layer in affine[-count:] for weight in (*layer.weights, *([layer.bias] if layer.bias else []))]
+
+
+def _places(spec: OpenSpec, name: str) -> list[int]:
+    known = list(spec.data.input_columns)
+    found = [i for i, column in enumerate(known) if column == name or column.startswith(f"{name}=")]
+    if not found:
+        reason = f"the network reads no column '{name}'; {did_you_mean(name, known)}"
+        raise spec.file.fail(("change", "columns"), reason)
+    return found

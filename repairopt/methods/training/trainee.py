@@ -1,0 +1,227 @@
+"""Trainee: a copy of the network in which the chosen weights, and no others, can train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repairopt.errors import ModelError, SpecificationError
+from repairopt.localize import LayerGraph, NewWeights
+from repairopt.methods.outcome import Outcome
+from repairopt.methods.task import Task
+from repairopt.network import ForwardFunction, shadow
+from repairopt.program import Status
+
+ROWS = 1000  # of a run without gradients
+Edit = Callable[[fx.Node, Tensor], Tensor]
+Masks = Mapping[str, Tensor]
+
+
+class _Caller(nn.Module):
+    """One tensor in, logits out; names of parameters have ``model.`` in front, as in a :class:`LayerGraph`."""
+
+    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None) -> None:
+        super().__init__()
+        self.model, self.forward_fn = model, forward_fn
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
+
+
+class Trainee:
+    """A copy of a repair's network; its weights are those of the original until it is trained.
+
+    The copy runs in evaluation mode: running statistics of batch normalization are fixed, dropout is off.
+
+    Attributes:
+        task: The repair.
+        graph: The copy as layers, for methods that look at hidden units.
+        network: The copy as a module from one tensor to logits.
+        own: Parameters that hold chosen weights, by name.
+        free: For each of these which of its entries may change, booleans of its shape.
+    """
+
+    def __init__(self, task: Task, example: Tensor) -> None:
+        self.task = task
+        model = copy.deepcopy(shadow(task.engine.model)).eval().requires_grad_(False)
+        self.graph = LayerGraph(model, task.engine.forward_fn, example[:3])
+        self.network = _Caller(model, task.engine.forward_fn)  # the graph's own network shares memory, not gradients
+        for module in model.modules():
+            if getattr(module, "inplace", False) is True:  # values that are kept must not be overwritten
+                module.inplace = False  # type: ignore[assignment]
+            if isinstance(module, nn.RNNBase):  # cuDNN has no backward pass in evaluation mode
+                module.train(not module.dropout)
+        everything = dict(model.named_parameters())
+        self.own = {name: everything[name] for name in task.engine.indices}
+        self.free = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in self.own.items()}
+        for name, positions in task.engine.indices.items():
+            self.free[name].view(-1)[positions] = True
+            self.own[name].requires_grad_(True)
+        self._first = self.state()
+
+    @property
+    def classes(self) -> int:
+        """Number of outputs."""
+        return self.task.engine.classes
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)``, differentiable in weights and inputs."""
+        return self.network(self.convert(inputs))
+
+    def convert(self, inputs: Tensor) -> Tensor:
+        """Inputs as the network takes them, with their history of gradients."""
+        inputs = inputs.to(self.task.engine.device)
+        if inputs.is_floating_point():
+            return inputs.to(self.task.engine.dtype)
+        return self.graph.convert(inputs)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)`` without gradients, some rows at a time."""
+        with torch.no_grad():
+            return torch.cat([self(part) for part in inputs.split(ROWS)])
+
+    def at(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """A further copy, from one tensor to logits, with a state dict of the model; for earlier epochs.
+
+        Raises:
+            SpecificationError: Names or shapes are not those of the model.
+        """
+        model = copy.deepcopy(self.network.model)
+        try:
+            model.load_state_dict(dict(state))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise SpecificationError(f"history: a state dict does not fit {self.graph.what}: {error}.") from error
+        return _Caller(model.requires_grad_(False), self.network.forward_fn)
+
+    def run(
+        self,
+        inputs: Tensor,
+        wanted: Sequence[fx.Node],
+        edit: Edit | None = None,
+        network: nn.Module | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Outputs and the values of some nodes of the graph, differentiable.
+
+        Args:
+            inputs: Rows.
+            wanted: Nodes of ``graph.graph``.
+            edit: Replaces the value of a wanted node by another.
+            network: Another copy, of :meth:`at`.
+
+        Raises:
+            ModelError: The network cannot be traced.
+        """
+        assert self.graph.values  # raises where there is no trace
+        kept: dict[fx.Node, Tensor] = {}
+        chosen = set(wanted)
+
+        class Keeper(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                if n in chosen:
+                    value = value if edit is None else edit(n, value)
+                    kept[n] = value
+                return value
+
+        traced: Any = self.graph.graph
+        outputs = Keeper(network or self.network, graph=traced.graph).run(self.convert(inputs))
+        return outputs, [kept[node] for node in wanted]
+
+    def activations(
+        self, inputs: Tensor, wanted: Sequence[fx.Node], network: nn.Module | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`run` without gradients, some rows at a time."""
+        with torch.no_grad():
+            parts = [self.run(part, wanted, None, network) for part in inputs.split(ROWS)]
+        values = [torch.cat(own) for own in zip(*(found for _, found in parts), strict=True)]
+        return torch.cat([outputs for outputs, _ in parts]), values
+
+    def hidden(self) -> list[Any]:
+        """The affine layers before the last one, in execution order; a SpecificationError without any."""
+        assert self.graph.values
+        found = [layer for layer in self.graph.affine[:-1] if layer.node is not None]
+        if not found:
+            raise SpecificationError(
+                f"{self.graph.what}: has no hidden linear or convolutional layer; the method looks at hidden units."
+            )
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the parameters that train."""
+        return {name: parameter.detach().clone() for name, parameter in self.own.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Write parameters; entries that may not change stay."""
+        with torch.no_grad():
+            for name, parameter in self.own.items():
+                parameter.copy_(torch.where(self.free[name], state[name], parameter))
+
+    def reset(self) -> None:
+        """Back to the weights of the original."""
+        self.load(self._first)
+
+    def draw(self, seed: int) -> None:
+        """Initialize the weights anew, as the modules that hold them do.
+
+        Raises:
+            ModelError: A parameter is held by a module that cannot initialize itself.
+        """
+        fresh: nn.Module = copy.deepcopy(self.graph.model)
+        done: set[int] = set()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for module in fresh.modules():
+                reset: Any = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if reset is not None:
+                    reset()
+                    done |= {id(parameter) for parameter in module.parameters(recurse=True)}
+        drawn = dict(fresh.named_parameters())
+        for name in self.own:
+            if id(drawn[name]) not in done:
+                raise ModelError(
+                    f"parameter '{name}': its module has no reset_parameters(), so training cannot begin anew. Leave "
+                    f"it out of weights=, or choose a method that tunes."
+                )
+        self.load({name: drawn[name].detach() for name in self.own})
+
+    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, masks: Masks | None = None) -> None:
+        """One step on a loss; only entries that are free, and where masks are given only those of the masks, move."""
+        optimizer.zero_grad()
+        grads = torch.autograd.grad(loss, list(self.own.values()), allow_unused=True)
+        self.move(optimizer, dict(zip(self.own, grads, strict=True)), masks)
+
+    def move(
+        self, optimizer: torch.optim.Optimizer, grads: Mapping[str, Tensor | None], masks: Masks | None = None
+    ) -> None:
+        """One step of an optimizer on given gradients, as :meth:`step`."""
+        before = self.state()
+        for name, parameter in self.own.items():
+            allowed = self.free[name] if masks is None else self.free[name] & masks[name]
+            grad = grads[name]
+            parameter.grad = torch.zeros_like(parameter) if grad is None else torch.where(allowed, grad, 0.0)
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.own.items():
+                allowed = self.free[name] if masks is None else self.free[name] & masks[name]
+                if not bool(allowed.all()):  # momentum and weight decay move entries without a gradient
+                    parameter.copy_(torch.where(allowed, parameter, before[name]))
+
+    def candidate(self) -> NewWeights:
+        """The weights as they are now."""
+        return NewWeights(self.state(), self.task.engine.n)
+
+    def record(self, step: str) -> None:
+        """Let the judge keep the weights as they are now, and log the round."""
+        task = self.task
+        judged = task.judge.keep(self.candidate())
+        task.log.last = (0, task.engine.n, None)
+        task.record(step, judged, accepted=task.judge.best is judged)
+
+    def outcome(self, step: str = "result") -> Outcome:
+        """What a method returns: the weights as they are now."""
+        self.record(step)
+        return Outcome(self.candidate(), Status.FEASIBLE)

@@ -1,0 +1,357 @@
+"""compare_repairs(): subjects whose parts share no row, metrics, letters, processes, what is taken up again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from repairopt import GroupGap, SpecificationError, Subject, compare_repairs
+from repairopt.compare import (
+    Cell,
+    CellOutcome,
+    Comparison,
+    Limits,
+    fixing_rates,
+    group_rates,
+    letter_groups,
+    list_systems,
+    loan_decisions,
+    named_methods,
+    read_cells,
+    recommend_methods,
+)
+from repairopt.errors import ResultError
+from repairopt.localize import NewWeights
+from repairopt.methods import Outcome, available_methods
+from repairopt.program import Status
+
+
+@pytest.fixture(scope="module")
+def subject():
+    model, x, y = loan_decisions(1200)
+    return Subject.divide("loans", model, x, y, groups=x[:, 5].numpy(), favorable=1, radius=0.1)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Proposes the original network."""
+
+    def run(self, task):
+        return Outcome(task.judge.original.candidate, Status.OPTIMAL)
+
+
+@dataclass(frozen=True)
+class Sleeps(Nothing):
+    """Never ends."""
+
+    def run(self, task):
+        while True:
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Crashes(Nothing):
+    """Ends its process."""
+
+    def run(self, task):
+        os._exit(7)
+
+
+@dataclass(frozen=True)
+class Eats(Nothing):
+    """Takes more and more memory."""
+
+    def run(self, task):
+        eaten = []
+        while True:
+            eaten.append(np.ones(2**24))
+
+
+@dataclass(frozen=True)
+class Refuses(Nothing):
+    """Does not fit any network."""
+
+    def run(self, task):
+        raise SpecificationError("method Refuses: needs a network of another kind.")
+
+
+@dataclass(frozen=True)
+class Ruins(Nothing):
+    """A published method whose product is a ruin."""
+
+    systems = {"Ruins": {}}
+    uses = frozenset({"weights"})
+
+    def run(self, task):
+        state = {name: torch.zeros_like(value) for name, value in task.engine.model.state_dict().items()}
+        return Outcome(task.judge(NewWeights(state)).candidate, Status.FEASIBLE)
+
+
+def test_metrics_match_a_confusion_table_made_by_hand():
+    labels, before, after = (
+        np.array(v) for v in ([0, 0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0, 1], [0, 1, 0, 1, 1, 1, 0, 1])
+    )
+    found = fixing_rates(before, after, labels)
+    assert found == {"accuracy_before": 0.5, "accuracy": 0.625, "repair_rate": 0.5, "negative_flips": 0.125}
+    assert found["accuracy"] == pytest.approx(0.5 + found["repair_rate"] * 0.5 - found["negative_flips"])
+    groups = np.array([0, 0, 1, 1, 0, 1, 0, 1])
+    rates = group_rates(after, labels, groups, 1)
+    # group 0: answers 0 1 1 0 to labels 0 0 1 1; group 1: answers 0 1 1 1 to labels 0 1 1 0
+    assert rates == {"average_odds": pytest.approx((0.5 + 0.0) / 2), "parity": 0.25, "opportunity": 0.5}
+
+
+def test_average_odds_of_several_classes_is_the_mean_of_one_against_the_rest():
+    draw = np.random.default_rng(0)
+    labels, answers, groups = (draw.integers(0, k, 400) for k in (3, 3, 2))
+    single = [group_rates(answers, labels, groups, kind)["average_odds"] for kind in range(3)]
+    assert group_rates(answers, labels, groups, None)["average_odds"] == pytest.approx(np.mean(single))
+
+
+def test_letters_of_a_toy_example():
+    """Two clear levels and one method between them that differs from neither."""
+    draw = np.random.default_rng(1)
+    noise = draw.normal(size=12)
+    levels = {"high": 5 + 0.1 * noise, "low": 0.1 * draw.normal(size=12), "between": 2.5 + 6 * draw.normal(size=12)}
+    values = {name: dict(enumerate(own)) for name, own in levels.items()}
+    assert letter_groups(values, better=1) == {"high": "a", "between": "ab", "low": "b"}
+    assert list(letter_groups(values, better=-1)) == ["low", "between", "high"]
+
+
+def test_letters_of_methods_that_do_the_same_are_shared():
+    same = {(s, k): 0.5 for s in "xy" for k in range(3)}
+    assert letter_groups({"a": same, "b": dict(same), "c": {}}, better=1) == {"a": "a", "b": "a"}
+
+
+def test_letters_keep_the_order_of_the_means():
+    draw = np.random.default_rng(2)
+    values = {f"m{k}": dict(enumerate(k + 0.5 * draw.normal(size=6))) for k in range(9)}
+    found = letter_groups(values, better=1)
+    assert list(found) == [f"m{k}" for k in range(8, -1, -1)]
+    first = [min(letters) for letters in found.values()]
+    assert first == sorted(first)
+    assert found["m8"] == "a"
+    assert found["m0"] != "a"
+
+
+def test_parts_share_no_row_and_equal_rows_stay_together():
+    x = torch.arange(40.0).reshape(20, 2).repeat(3, 1)
+    y = torch.arange(60) % 2
+    found = Subject.divide("twins", nn.Linear(2, 2), x, y, seed=3)
+    sets = [
+        {tuple(row) for row in getattr(found, part)[0].tolist()} for part in ("train", "validation", "repair", "test")
+    ]
+    assert sum(map(len, sets)) == 20
+    assert sum(len(getattr(found, part)[1]) for part in ("train", "validation", "repair", "test")) == 60
+    with pytest.raises(SpecificationError, match="1 inputs of test occur in repair"):
+        Subject("shared", nn.Linear(2, 2), None, None, (x[:3], y[:3]), (x[2:4], y[2:4]))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shares": (0.5, 0.5, 0.0, 0.0)}, "four numbers above 0"),
+        ({"radius": -1.0}, "radius"),
+        ({"groups": [0]}, "one for each"),
+    ],
+)
+def test_malformed_subjects_are_refused(options, said):
+    model, x, y = loan_decisions(200)
+    if "groups" in options:
+        with pytest.raises(SpecificationError, match=said):
+            Subject("s", model, None, None, (x[:100], y[:100]), (x[100:], y[100:]), **options)
+    else:
+        with pytest.raises(SpecificationError, match=said):
+            Subject.divide("s", model, x, y, **options)
+
+
+@pytest.mark.slow
+def test_every_outcome_is_told_and_a_stopped_comparison_goes_on(subject, tmp_path):
+    methods = {"nothing": Nothing(), "ruin": Ruins(), "refuse": Refuses(), "crash": Crashes()}
+    told = []
+    found = compare_repairs(
+        subject,
+        methods,
+        repetitions=1,
+        limits=Limits(seconds=20),
+        folder=tmp_path,
+        processes=2,
+        progress=lambda done, count, left, cell: told.append((done, count, cell.method)),
+    )
+    ends = {cell.method: cell for cell in found.cells}
+    assert {name: str(cell.outcome) for name, cell in ends.items()} == {
+        "nothing": "measured",
+        "ruin": "corrupted",
+        "refuse": "unadaptable",
+        "crash": "failure",
+    }
+    assert "another kind" in ends["refuse"].reason
+    assert "code 7" in ends["crash"].reason
+    same = ends["nothing"].metrics
+    assert same["repair_rate"] == same["negative_flips"] == same["change"] == 0
+    for name in ("accuracy", "average_odds", "parity", "opportunity", "attack_success"):
+        assert same[name] == same[f"{name}_before"]
+    assert [one[:2] for one in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    lines = (tmp_path / "cells.jsonl").read_text().splitlines()
+    (tmp_path / "cells.jsonl").write_text("\n".join([*lines[:3], lines[3][:40]]))  # as a kill leaves it
+    told.clear()
+    again = compare_repairs(
+        subject,
+        methods,
+        repetitions=1,
+        limits=Limits(seconds=20),
+        folder=tmp_path,
+        progress=lambda *a: told.append(a[3].method),
+    )
+    assert len(told) == 1
+    assert {c.method: c.outcome for c in again.cells} == {c.method: c.outcome for c in found.cells}
+    assert len(read_cells(tmp_path)) == 4
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 4
+    assert "another kind" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.slow
+def test_a_method_beyond_a_limit_is_killed(subject, monkeypatch):
+    monkeypatch.setattr("repairopt.compare.cell.LOADING", 4.0)
+    found = compare_repairs(subject, {"sleep": Sleeps()}, repetitions=1, limits=Limits(1.0))
+    assert (str(found.cells[0].outcome), found.cells[0].reason) == ("failure", "no result within 1 s")
+    found = compare_repairs(subject, {"eat": Eats()}, repetitions=1, limits=Limits(60.0, 2**30))
+    assert (str(found.cells[0].outcome), found.cells[0].reason) == ("failure", "more than 1.0 GiB of memory")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_killed_comparison_leaves_no_process_and_is_taken_up(tmp_path):
+    code = f"""
+import time
+from dataclasses import dataclass
+from repairopt.compare import Subject, compare_repairs, loan_decisions
+from repairopt.methods import Outcome
+from repairopt.program import Status
+from pathlib import Path
+@dataclass(frozen=True)
+class Waits:
+    def run(self, task):
+        Path({str(tmp_path / "began")!r}).write_text("x")
+        time.sleep(60)
+@dataclass(frozen=True)
+class Quick:
+    def run(self, task):
+        return Outcome(task.judge.original.candidate, Status.OPTIMAL)
+model, x, y = loan_decisions(300)
+subject = Subject.divide("loans", model, x, y)
+compare_repairs(subject, {{"quick": Quick(), "waits": Waits()}}, repetitions=1, folder={str(tmp_path / "out")!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    end = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    import psutil
+
+    def left():
+        return [
+            p for p in psutil.process_iter(["cmdline"]) if "repairopt.compare.cell_process" in (p.info["cmdline"] or [])
+        ]
+
+    while left() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [p for p in left() if p.ppid() == 1], "the process of a cell ends with its parent"
+    assert [cell.method for cell in read_cells(tmp_path / "out").values()] == ["quick"]
+
+
+def test_a_folder_belongs_to_one_process(subject, tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(ResultError, match="another process"):
+        compare_repairs(subject, {"nothing": Nothing()}, repetitions=1, folder=tmp_path)
+
+
+def test_a_stated_goal_is_measured_on_the_test_rows(subject):
+    from repairopt.compare.cell import Job, run_here
+
+    (x, y), (_, members) = subject.repair, (None, None)
+    assert members is None
+    goal = GroupGap.observed(x, column=5, favorable=1, target=0.05)
+    own = Subject(
+        "gap", subject.model, subject.train, subject.validation, (x, y), subject.test, goal=goal, groups=subject.groups
+    )
+    cell = run_here(Job("nothing", Nothing(), own, 0, Limits()))
+    assert cell.metrics["goal"] == cell.metrics["goal_before"] > 0.05
+    assert cell.metrics["met"] == 0.0
+
+
+def test_wrong_arguments_name_what_is_meant(subject):
+    with pytest.raises(SpecificationError, match="--list"):
+        compare_repairs(subject, ["no such method"])
+    with pytest.raises(SpecificationError, match="Did you mean NNRepair"):
+        named_methods(["nnrepair last"])
+    with pytest.raises(SpecificationError, match="occurs twice"):
+        named_methods(["sqp", "sqp"])
+    with pytest.raises(SpecificationError, match="repetitions=0"):
+        compare_repairs(subject, repetitions=0)
+    with pytest.raises(SpecificationError, match="seconds above 0"):
+        Limits(seconds=0)
+    right = subject.model(subject.repair[0]).argmax(1)
+    faultless = Subject("right", subject.model, None, None, (subject.repair[0], right), subject.test)
+    with pytest.raises(SpecificationError, match="right, so nothing"):
+        faultless.specification()
+
+
+def test_every_registered_method_is_listed_once():
+    found = list_systems()
+    names = [one.name for one in found]
+    assert len(names) == len(set(names))
+    assert {one.method for one in found} == set(available_methods())
+    for one in found:
+        assert one.summary.endswith(".") or one.summary, one.name
+        made = one.make()
+        assert all(getattr(made, name) == value for name, value in one.settings)
+
+
+def _cells(method, rr, nfr, outcome=CellOutcome.MEASURED):
+    figures = [{"repair_rate": rr + 0.01 * k, "negative_flips": nfr + 0.001 * k, "cpu_seconds": 1.0} for k in range(4)]
+    return [Cell(method, "s", k, outcome, metrics=own) for k, own in enumerate(figures)]
+
+
+def test_advice_comes_from_the_cells():
+    bad = _cells("bad", 0.9, 0.0, CellOutcome.CORRUPTED)
+    found = Comparison((*_cells("much", 0.6, 0.05), *_cells("little", 0.1, 0.0), *_cells("both", 0.6, 0.0), *bad))
+    advice = recommend_methods(found, "repair", "compatibility")
+    assert [one.method for one in advice][0] == "both"
+    assert advice[0].best_in_all
+    assert recommend_methods(found, "repair")[0].method in ("much", "both")
+    assert "bad" not in [one.method for one in advice]
+    with pytest.raises(SpecificationError, match="no figures of ASR"):
+        recommend_methods(found, "robustness")
+    with pytest.raises(SpecificationError, match="choose among"):
+        recommend_methods(found, "beauty")
+
+
+def test_cells_are_lines_that_read_back():
+    for cell in (*_cells("m", 0.5, 0.1), Cell("m", "s", 0, CellOutcome.FAILURE, "x\ny")):
+        line = cell.to_json()
+        assert "\n" not in line
+        back = Cell.from_json(line)
+        assert back.to_json() == line
+        assert json.loads(line)["seconds"] is None
+
+
+def test_a_study_is_read_run_and_written(tmp_path):
+    from repairopt.interfaces.specfile.study import read_study
+
+    path = Path(tmp_path / "study.yaml")
+    path.write_text("subjects: [a.yaml]\nmethods: [sqp]\nrepetitons: 2\n")
+    with pytest.raises(SpecificationError, match="line 3: unknown key 'repetitons'.*repetitions"):
+        read_study(path)
