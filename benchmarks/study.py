@@ -1,0 +1,109 @@
+"""The comparative study on six networks: methods of the literature and our own by one protocol, with letter groups.
+
+    python benchmarks/study.py [--subjects ...] [--methods ...] [--repetitions N] [--seconds S] [--read] [--out FOLDER]
+
+Runs are kept in ``OUT/cells.jsonl`` and not done again. Writes ``study.md``; the page is ``OUT/comparison.html``.
+Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+from math import isfinite
+from pathlib import Path
+
+import environment  # noqa: F401 (before numpy and torch)
+import torch
+from study_subjects import SUBJECTS
+
+from repairopt.compare import Cell, Comparison, Limits, Metric, compare_repairs, list_systems, read_cells
+
+RESULTS = Path(__file__).parent / "results"
+OURS = ("sqp", "train_then_correct", "fine_tune")
+LEFT_OUT = (  # need a goal of their own, or are the same network as another
+    "regions",
+    "on_grid",
+    "at_most_broken",
+    "most_fixed",
+    "swarm",
+    "vote",
+    "offsets",
+    "thresholds",
+)
+
+
+def main() -> None:
+    """Run what is missing, write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--read", action="store_true", help="write the tables of what is in OUT")
+    parser.add_argument("--out", type=Path, default=Path("study"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.read:
+        cells = sorted(read_cells(given.out).values(), key=lambda one: (one.method, one.subject, one.repetition))
+        found = Comparison(tuple(cells))
+    else:
+        methods = given.methods or [one.name for one in list_systems() if one.name not in LEFT_OUT]
+        subjects = [SUBJECTS[name]() for name in given.subjects]
+        for repetition in range(1, given.repetitions + 1):  # all once before any twice
+            found = compare_repairs(
+                subjects,
+                methods,
+                repetitions=repetition,
+                limits=Limits(seconds=given.seconds),
+                folder=given.out,
+                processes=given.processes,
+                progress=tell,
+            )
+    (given.out / "study.md").write_text(written(found), encoding="utf-8")
+
+
+def tell(done: int, count: int, left: float, cell: Cell) -> None:
+    """A line for each run."""
+    said = f"{cell.subject} {cell.method} {cell.repetition} {cell.outcome} {cell.reason[:80]}"
+    print(f"{done}/{count} {said}", flush=True)
+
+
+def written(found: Comparison) -> str:
+    """Letters over all networks, then the figures of each network."""
+    metrics = [one for one in found.measured() if one.name not in ("goal", "met")]
+    letters = {one.name: found.letters(one.name) for one in metrics}
+    order = sorted(found.methods, key=lambda name: (name not in OURS, name.lower()))
+    lines = ["# Comparative study", "", "| method | " + " | ".join(one.title for one in metrics) + " | not measured |"]
+    lines += ["|---" * (len(metrics) + 2) + "|"]
+    for name in order:
+        cells = [_over_all(found, name, one, letters[one.name]) for one in metrics]
+        ends = [str(cell.outcome) for cell in found.cells if cell.method == name and str(cell.outcome) != "measured"]
+        told = ", ".join(f"{ends.count(one)} {one}" for one in dict.fromkeys(ends))
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {told} |")
+    for subject in found.subjects:
+        means = {(name, one.name): found.mean(name, subject, one.name) for name in order for one in metrics}
+        own = [one for one in metrics if any(isfinite(means[name, one.name][0]) for name in order)]
+        head = "| method | " + " | ".join(one.title for one in own) + " |"
+        lines += ["", f"## {subject}", "", head, "|---" * (len(own) + 1) + "|"]
+        for name in order:
+            texts = [_with_error(*means[name, one.name]) for one in own]
+            if any(text != "-" for text in texts):
+                lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _over_all(found: Comparison, name: str, metric: Metric, letters: dict[str, str]) -> str:
+    own = found.values(metric.name, relative=metric.relative)[name]
+    if not own:
+        return "-"
+    mean = sum(own.values()) / len(own)
+    return f"{mean:+.4f} {letters[name]}" if metric.relative else f"{mean:.4g} {letters[name]}"
+
+
+def _with_error(mean: float, error: float) -> str:
+    return ("-" if not isfinite(mean) else f"{mean:.4g}") + (f" ± {error:.2g}" if isfinite(error) and error else "")
+
+
+if __name__ == "__main__":
+    main()
