@@ -10,10 +10,10 @@ from torch import nn
 
 from repairopt import ErrorRate, ModelError, Settings, SpecificationError, methods, solve_repair
 from repairopt.localize import NewArchitecture
+from repairopt.methods.architecture.bilevel import Schedule, search_cell
 from repairopt.methods.architecture.cell import RelaxedCell, node_shapes, segments_of
 from repairopt.methods.architecture.operations import OPERATIONS, make_operation
 from repairopt.methods.architecture.rebuilt import replace_block
-from repairopt.methods.architecture.search_cell import Schedule, search_cell
 from repairopt.patches import export_onnx, load_patch
 
 

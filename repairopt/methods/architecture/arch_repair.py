@@ -18,9 +18,9 @@ from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.program import Status
 
+from .bilevel import Pair, Schedule, search_cell, train_block
 from .cell import FixedCell, RelaxedCell, node_shapes, segments_of
 from .rebuilt import BLOCK, REST, replace_block
-from .search_cell import Pair, Schedule, search_cell, train_block
 
 
 class _Caller(nn.Module):
