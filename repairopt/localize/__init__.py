@@ -1,7 +1,7 @@
 """Which weights may change, and how a change is written into a copy of the model."""
 
 from .attribution import care_neurons
-from .candidates import NewWeights, WeightChange, Wrapped
+from .candidates import NewArchitecture, NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns
 from .localizers import available_localizers
 from .location import LARGE, Location, localize, locate

@@ -1,4 +1,4 @@
-"""The kinds of candidates: a weight change, new weights, a wrapped network."""
+"""The kinds of candidates: a weight change, new weights, a wrapped network, a new architecture."""
 
 from __future__ import annotations
 
@@ -127,3 +127,17 @@ class Wrapped(ModuleCandidate):
     def as_patch(self, model: nn.Module, **info: Any) -> WrappedPatch:
         """The wrapper as a file for this model."""
         return WrappedPatch.around(model, self.kind, self.settings, self.tensors, **info)
+
+
+@dataclass(frozen=True, eq=False)
+class NewArchitecture(Wrapped):
+    """A network in which a block is replaced by one of another architecture.
+
+    It is saved like a wrapper: the original stays inside of the module, so that a patch of it can be reverted.
+    ``settings`` has the ``name`` of the block and its ``genotype``, a list of edges with their operations.
+    """
+
+    def describe(self) -> str:
+        """The block, its operations and how many numbers it has."""
+        words = ", ".join(str(edge["operation"]) for edge in self.settings["genotype"])
+        return f"new architecture of '{self.settings['name']}': {words}; {self.size()} numbers"

@@ -110,8 +110,8 @@ class AdversarialSpectrum:
     Attributes:
         level: ``"block"``, ``"layer"`` or ``"neuron"``.
         top: Vulnerable neurons.
-        blocks: Names of modules that are blocks, or patterns; empty for the network's own top modules with several
-            layers or, where those are no blocks, each hidden layer.
+        blocks: Names of modules that are blocks, no neurons of others count then; empty for the network's own top
+            modules with several layers or, where those are no blocks, each hidden layer.
         signed: Whether neurons whose gradient is below the mean get 0; the formula as printed raises them too.
         normalize: Whether the count of a block is divided by its neurons.
         weights: For neurons ``"outgoing"`` or ``"incoming"``.
@@ -151,22 +151,34 @@ class AdversarialSpectrum:
         scores = self.neuron_scores(question) if scores is None else scores
         groups = self._groups(question)
         of = {layer: name for name, layers in groups.items() for layer in layers}
+        return self._by_count(groups, of, scores)[0]
+
+    def ranked(self, question: Question) -> list[str]:
+        """Names of all blocks, or layers, with vulnerable neurons, the one with most of them first."""
+        scores, groups = self.neuron_scores(question), self._groups(question)
+        of = {layer: name for name, layers in groups.items() for layer in layers}
+        return self._by_count(groups, of, scores)
+
+    def _by_count(
+        self, groups: Mapping[str, list[str]], of: Mapping[str, str], scores: Mapping[str, Tensor]
+    ) -> list[str]:
         counts = Counter(of[layer] for layer, _, _ in best_neurons(scores, self.top))
         if not counts:
             raise SpecificationError("AdversarialSpectrum: no neuron is active on rows that fail.")
         width = {name: sum(len(scores[layer]) for layer in layers) for name, layers in groups.items()}
-        return max(groups, key=lambda name: counts[name] / (width[name] if self.normalize else 1))
+        share = {name: counts[name] / (width[name] if self.normalize else 1) for name in groups if counts[name]}
+        return sorted(share, key=lambda name: -share[name])
 
     def neuron_scores(self, question: Question) -> dict[str, Tensor]:
         """Formula 6 for the neurons of each layer."""
-        layers = question.hidden
+        groups = self._groups(question)
+        layers = {name: question.hidden[name] for inside in groups.values() for name in inside}
         passing = question.passing[0]
         draw = torch.Generator().manual_seed(question.seed)
         some = torch.randperm(len(passing), generator=draw)[:MOST_PASSING].to(passing.device)
         spectra = spectrum_of(question, question.failing[0], passing[some], layers)
         slopes = question.slopes(question.failing, layers, _cross_entropy)
         means = {name: slope.double().mean(0).cpu() for name, slope in slopes.items()}
-        groups = self._groups(question)
         over = torch.stack([torch.cat([means[layer] for layer in inside]).mean() for inside in groups.values()]).mean()
         return weighted({name: one.tarantula for name, one in spectra.items()}, means, over, self.signed)
 

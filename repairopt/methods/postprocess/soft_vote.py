@@ -49,13 +49,27 @@ class SoftVote(nn.Module):
         Raises:
             ValueError: A tensor does not fit.
         """
-        other = copy.deepcopy(network)
-        if settings.get("kind"):
-            return cls(network, wrap(settings["kind"], other, settings["settings"], tensors), settings["weight"])
-        own = other.state_dict()
-        for name, tensor in tensors.items():
-            if own[name].shape != tensor.shape:
-                raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, the network's {tuple(own[name].shape)}")
-            with torch.no_grad():
-                own[name].copy_(tensor)
-        return cls(network, other, settings["weight"])
+        return cls(network, other_network(network, settings, tensors), settings["weight"])
+
+
+def other_network(network: nn.Module, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The repaired network of a vote: a copy of the original with other tensors, or in a wrapper of its own.
+
+    Args:
+        network: The original.
+        settings: Where the other network is wrapped, its ``kind`` and ``settings``.
+        tensors: Its weights that differ, by name, or what its wrapper adds.
+
+    Raises:
+        ValueError: A tensor does not fit.
+    """
+    other = copy.deepcopy(network)
+    if settings.get("kind"):
+        return wrap(settings["kind"], other, settings["settings"], tensors)
+    own = other.state_dict()
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, the network's {tuple(own[name].shape)}")
+        with torch.no_grad():
+            own[name].copy_(tensor)
+    return other

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Vote:
         Kittler, Hatef, Duin and Matas, On Combining Classifiers, 1998 (the sum rule).
     """
 
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"Soft voting (SV)": {"shares": (0.5,)}}
+
     of: str | Method = "sqp"
     shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -48,15 +50,16 @@ class Vote:
         """What the method ``of`` uses."""
         return uses(find_method(self.of))
 
+    @property
+    def default_weights(self) -> Any:
+        """What ``weights="auto"`` means for the method ``of``."""
+        return getattr(find_method(self.of), "default_weights", "auto")
+
     def run(self, task: Task) -> Outcome:
         """Run the method, then try the shares."""
-        if task.engine.forward_fn is not None:
-            raise SpecificationError(
-                "method Vote: mixes the outputs (N, k) of the module itself, but the Classifier reads them in another "
-                "way. Put that into a module of your own, whose call takes the inputs and gives logits."
-            )
+        check_plain(task, self)
         outcome = run_with(task, find_method(self.of))
-        settings, tensors = _parts(task, outcome.candidate)
+        settings, tensors = other_parts(task, outcome.candidate)
         if not tensors:
             return outcome
         best = None
@@ -70,14 +73,31 @@ class Vote:
         return Outcome(best.candidate, Status.FEASIBLE, claims=(), buffers=outcome.buffers, margins=outcome.margins)
 
 
-def _parts(task: Task, candidate: Candidate | Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and tensors of the repaired network for :meth:`SoftVote.from_parts`; no tensors where it is the same."""
+def check_plain(task: Task, method: object) -> None:
+    """Refuse a network whose outputs are read in another way than its call gives them.
+
+    Args:
+        task: The repair.
+        method: Who asks, for the message.
+
+    Raises:
+        SpecificationError: The Classifier has a ``forward_fn``, or another meaning of outputs than logits.
+    """
+    if task.engine.forward_fn is not None:
+        raise SpecificationError(
+            f"method {type(method).__name__}: reads the outputs (N, k) of the module itself, but the Classifier reads "
+            f"them in another way. Put that into a module of your own, whose call takes the inputs and gives logits."
+        )
+
+
+def other_parts(task: Task, candidate: Candidate | Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and tensors of the repaired network for :func:`other_network`; no tensors where it is the same."""
     if isinstance(candidate, Wrapped):
         return {"kind": candidate.kind, "settings": dict(candidate.settings)}, dict(candidate.tensors)
     found = WeightChange(task.location, candidate) if isinstance(candidate, np.ndarray) else candidate
     old, new = task.engine.model.state_dict(), found.apply(task.engine.model).state_dict()
     if set(old) != set(new):
         raise SpecificationError(
-            f"method Vote: cannot vote with a {type(found).__name__}; expected new weights or a registered wrapper."
+            f"a vote cannot be held with a {type(found).__name__}; expected new weights or a registered wrapper."
         )
     return {}, {name: value.detach() for name, value in new.items() if not torch.equal(value, old[name])}

@@ -1,0 +1,1 @@
+"""Methods that change the architecture of a part of the network."""
