@@ -220,13 +220,13 @@ class Task:
 
     def solve_program(self, program: Program) -> Solution:
         """Solve a program within the time left; trouble is noted, Ctrl-C ends the repair."""
-        self.judge.check_time()
+        limit = self.judge.time_to_solve()
         with self.timed("solve"):
             solution = solve(
                 program,
                 self.solver,
                 feasibility_tol=self.tolerance,
-                time_limit=self.judge.time_left(),
+                time_limit=limit,
                 isolate=self.isolate,
             )
         self.log.last = (program.m, program.n, solution)

@@ -28,6 +28,7 @@ from repairopt.specify import (
     labelled_pairs,
     make_specification,
     stands_for_population,
+    weight_of,
 )
 from repairopt.verify import Stop
 
@@ -63,10 +64,11 @@ def solve_repair(
             these, a constraint on rows that does not hold yet (see :class:`repairopt.specify.BrokenRows`), or a whole
             :class:`Specification`, which may also name properties to watch.
         constraints: What must stay true (see ``repairopt.specify``).
-        data: Labelled samples ``(inputs, labels)``, a dataset or loader of pairs, or a list of these, whose loss is
-            kept small; by default those of the constraints and of the goal.
-        held_out: Data that only the report sees: a pair ``(inputs, labels)``, or a dataset or loader of pairs, for
-            which goal and constraints make their twins; or a list of properties and constraints.
+        data: Labelled samples ``(inputs, labels)`` or ``(inputs, labels, sample_weight)``, a dataset or loader of
+            pairs, or a list of these, whose loss is kept small; by default those of the constraints and of the goal.
+        held_out: Data that only the report sees: a pair ``(inputs, labels)``, with the weights of its rows where goal
+            and bounds have ``sample_weight``, or a dataset or loader of pairs, for which goal and constraints make
+            their twins; or a list of properties and constraints.
         weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
             promise much and validates them on a part of the rows.
         method: ``"auto"`` (what the goal names as its ``method``, else :class:`SQP`), the name of a registered method
@@ -146,7 +148,7 @@ def propose_candidate(
     spec = make_specification(goal, constraints, held_out, data)
     is_open = isinstance(method, str) and method == "auto"
     chosen = find_method(getattr(spec.goal, "method", "auto") if is_open else method)
-    _check_options(chosen, weights, settings)
+    _check_options(chosen, weights, settings, data)
 
     def prepare(weights: Any) -> Prepared:
         given: Any = {"data": data, "method": chosen, "settings": settings, "started": started}
@@ -162,7 +164,8 @@ def propose_candidate(
             prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
-    if is_open and isinstance(chosen, SQP) and settings.start is None and _has_many_weights(prepared.task):
+    plain = settings.start is None and all(weight_of(pair) is None for pair in data)
+    if is_open and isinstance(chosen, SQP) and plain and _has_many_weights(prepared.task):
         chosen = find_method(MANY)
     if prepared.stopped:
         outcome, stopped = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT), prepared.stopped
@@ -188,7 +191,7 @@ def _has_many_weights(task: Task) -> bool:
     return task.engine.n > MANY_WEIGHTS and not task.engine.exact  # the original was judged, so the split is known
 
 
-def _check_options(method: Method, weights: Any, settings: Settings) -> None:
+def _check_options(method: Method, weights: Any, settings: Settings, data: Any) -> None:
     """Refuse what the method would ignore, and settings of another kind."""
     if not isinstance(settings, Settings):
         raise SpecificationError(
@@ -196,6 +199,7 @@ def _check_options(method: Method, weights: Any, settings: Settings) -> None:
         )
     given = {name: _differs(getattr(settings, name, None), getattr(DEFAULTS, name, None)) for name in OPTIONAL}
     given["weights"] = not (isinstance(weights, str) and weights == "auto")
+    given["sample_weight"] = any(weight_of(pair) is not None for pair in data)
     if any(given[name] and name not in uses(method) for name in OPTIONAL):
         able = {name: [one for one in available_methods() if name in uses(find_method(one))] for name in OPTIONAL}
         check_uses(method, given, able)
