@@ -45,7 +45,7 @@ class BirdnnRT(Training):
         1000
     """
 
-    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"BIRDNN (RT, FT)": {}}
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"BIRDNN-RT": {}}
 
     samples: int = 1000
     rounds: int = 5
