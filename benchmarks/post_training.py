@@ -33,7 +33,7 @@ from repairopt.specify import ErrorRate
 
 FOLDER = Path(__file__).resolve().parent
 SEX = 0  # column, 1 for men
-ATTACKED, LEARNED = 300, 6_000  # test images that are attacked; rows of Adult, and images, to learn from
+LEARNED, IMAGES, ATTACKED = 6_000, 2_000, 300  # rows of Adult, and images, to learn from; test images attacked
 Pair = tuple[Tensor, Tensor]
 Row = list[str]
 
@@ -112,7 +112,7 @@ def robustness(seeds: int, name: str) -> list[Row]:
     attacks = {"C&W": CarliniWagner(searches=5, steps=60)}
     attacks |= {one.upper(): find_attack(one, subject.radius) for one in ("fgsm", "jsma", "pgd")}
     points = {name: attacked(made, model, x, y) for name, made in attacks.items()}
-    few = (train[0][:LEARNED], train[1][:LEARNED])
+    few = (train[0][:IMAGES], train[1][:IMAGES])
     shared: dict[str, Any] = {"validation": subject.validation}
     methods: dict[str, tuple[Any, Pair]] = {
         name: (DARE(history=subject.history, **shared, **settings), train) for name, settings in DARE.systems.items()
