@@ -14,8 +14,6 @@ ATTACKS, POST, TRAIN = "methods/test_attacks.py", "methods/test_post_training.py
 SEARCH, POINTS, VOTES = "methods/test_search_room.py", "methods/test_points.py", "methods/test_voting.py"
 SELECT, REPAIRERS = "methods/test_selecting_trainers.py", "methods/test_model_repairers.py"
 IMAGES = "methods/test_augmentation.py"
-    f"methods/test_{name}.py" for name in ("selecting_trainers", "model_repairers", "augmentation")
-)
 LOCAL, METHODS, COMPARE = "localize/test_localizers.py", "methods/test_methods.py", "compare/test_compare_repairs.py"
 TRAINERS, ARCHITECTURE = "methods/test_image_and_text_trainers.py", "methods/test_architecture_room.py"
 
