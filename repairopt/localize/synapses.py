@@ -205,9 +205,8 @@ def forward_impact(question: Question, layer: Layer, rows: Pair) -> Tensor:
         before = before.abs()
         under = before @ weight.T
         share += (_inverse(under).T @ before) * weight
-        each = after.flatten(1).abs()
-        units = each.view(len(after), *after.shape[1:]).flatten(2).sum(2) if after.ndim > 2 else each
-        slope += (units * _inverse(each.sum(1, keepdim=True))).sum(0)
+        units = after.abs().movedim(layer.axis, 1).flatten(2).sum(2) if after.ndim > 2 else after.abs()
+        slope += (units * _inverse(units.sum(1, keepdim=True))).sum(0)
         count += len(before)
     found = (share / max(1, count)) * (slope / max(1, len(rows[0])))[:, None]
     return found.view(question.graph.parameters[layer.weights[0]].shape)

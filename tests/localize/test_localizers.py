@@ -121,6 +121,15 @@ def test_a_convolution_has_the_forward_impact_of_its_matrix():
     torch.testing.assert_close(first.flatten(1), forward_impact(other, other.graph.affine[0], rows))
 
 
+def test_a_linear_layer_of_sequences_has_its_forward_impact():
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 2))
+    rows = (torch.rand(6, 4, 3), torch.zeros(6, dtype=torch.int64))
+    question = Question.of(Engine(model), rows, rows)
+    found = forward_impact(question, question.graph.affine[0], rows)
+    assert found.shape == (5, 3)
+    torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64), msg="both factors are shares")
+
+
 def test_the_front_is_that_of_all_pairs():
     points = torch.randint(0, 6, (60, 2), generator=torch.Generator().manual_seed(0)).double()
     first, second = points.T
