@@ -18,7 +18,15 @@ from repairopt.network import Classifier, Engine, check_inputs, is_dataset, spli
 from repairopt.patches import whole_file
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.report import Repair, Verdict, render_frontier
-from repairopt.specify import as_property, goal_value, make_specification
+from repairopt.specify import (
+    LabelledPair,
+    as_property,
+    goal_value,
+    make_specification,
+    row_weights,
+    sum_by_weight,
+    weight_of,
+)
 
 STEPS = 8  # bounds in a sweep, where the user does not say
 
@@ -200,7 +208,8 @@ def trace_frontier(
     if held_out_goal is not None:
         twins = tuple(held_out_goal) if isinstance(held_out_goal, list | tuple) else (held_out_goal,)
     elif held_out is not None:
-        twins = make_specification(goal, constraints, held_out).held_out
+        own = held_out if held_out.weight is None else (*held_out, held_out.weight)
+        twins = make_specification(goal, constraints, own).held_out
     other = twins[0] if twins and (held_out_goal is not None or twins[0].name == goal.name) else None
 
     def point(target: float, network: nn.Module, repair: Repair | None, met: bool) -> FrontierPoint:
@@ -235,14 +244,16 @@ def accuracy(predict: Any, data: tuple[Tensor, Tensor] | None) -> float:
         return float("nan")
     with torch.no_grad():
         right = predict(data[0]).argmax(-1).cpu() == torch.as_tensor(data[1]).cpu()
-    return float(right.double().mean())
+    return sum_by_weight(right, data) / len(right)
 
 
 def _labelled(owner: str, given: Any) -> Any:
-    """Inputs and labels, checked; None where nothing was given."""
+    """Inputs and labels, with the weight of each row, checked; None where nothing was given."""
     if given is None:
         return None
-    return check_inputs(owner, *((given, None) if is_dataset(given) else given), integers=True)
+    inputs, labels, weights = (given, None, None) if is_dataset(given) else (*given, weight_of(given))[:3]
+    x, y = check_inputs(owner, inputs, labels, integers=True)
+    return LabelledPair(x, y, row_weights(owner, weights, inputs, len(x)))
 
 
 def _bounds(targets: Sequence[float] | int, value: float) -> npt.NDArray[np.float64]:

@@ -5,6 +5,7 @@ scikit-learn is imported when ``RepairedClassifier`` is first asked for.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, public, require_extra
+from repairopt.methods import find_method, uses
 from repairopt.network import Classifier as Adapter, Engine, check_same_index
 from repairopt.pipeline import Settings, solve_repair
 from repairopt.report import Repair
-from repairopt.specify import ErrorRate, GroupGap, KeepLabels, OddsGap, Property
+from repairopt.specify import ErrorRate, GroupGap, KeepLabels, OddsGap, Property, row_weights, weighted
 
 Array = npt.NDArray[Any]
 GOALS = ("error_rate", "demographic_parity", "equalized_odds", "equal_opportunity")
@@ -70,13 +72,16 @@ class Classifier:
         self.random_state = random_state
 
     @public
-    def fit(self, X: Any, y: Any, sensitive_features: Any = None) -> Any:  # noqa: N803
+    def fit(self, X: Any, y: Any, sensitive_features: Any = None, sample_weight: Any = None) -> Any:  # noqa: N803
         """Train the model if there is something to train, and repair it.
 
         Args:
             X: Rows ``(N, d)``: array or frame of numbers.
             y: Their classes ``(N,)``, of any type.
             sensitive_features: The group of each row ``(N,)``, for the goals that compare groups.
+            sample_weight: How much each row counts ``(N,)`` in the goal and in the loss that is kept small; None for
+                all the same. Rows of weight 0 are left out; ``tolerance`` is a share of rows all the same. A function
+                that trains the model is given them as ``sample_weight=``; what functions make of rows is weighted.
 
         Returns:
             This classifier, with ``classes_``, ``n_features_in_``, ``model_`` (the repaired network), ``original_``
@@ -88,7 +93,8 @@ class Classifier:
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import validate_data
 
-        check_same_index("RepairedClassifier.fit", X=X, y=y, sensitive_features=sensitive_features)
+        beside = {"sensitive_features": sensitive_features, "sample_weight": sample_weight}
+        check_same_index("RepairedClassifier.fit", X=X, y=y, **beside)
         X, y = validate_data(self, X, y, dtype="numeric")
         check_classification_targets(y)
         self.classes_ = np.unique(y) if self.classes is None else np.asarray(self.classes)
@@ -99,11 +105,19 @@ class Classifier:
             )
         codes = _codes(y, self.classes_)
         inputs, labels = torch.as_tensor(np.asarray(X, dtype=np.float32)), torch.as_tensor(codes)
-        self.original_ = self._trained(inputs, labels)
-        goal = self._goal(inputs, labels, sensitive_features)
+        plain = None if sample_weight is None else np.asarray(sample_weight)
+        weights = row_weights("RepairedClassifier.fit", plain, None, len(inputs))
+        if weights is not None and not bool((weights > 0).all()):
+            rows = weights > 0
+            inputs, labels, weights = inputs[rows], labels[rows], weights[rows]
+            sensitive_features = _rows_of(sensitive_features, rows.numpy())
+        self.original_ = self._trained(inputs, labels, weights)
+        goal = weighted(self._goal(inputs, labels, sensitive_features), weights)
         kept: list[Any] = [KeepLabels(inputs, labels, tolerance=self.tolerance)]
-        kept = kept if self.constraints is None else self.constraints(inputs, labels)
+        kept = kept if self.constraints is None else [weighted(c, weights) for c in self.constraints(inputs, labels)]
         options: dict[str, Any] = {"settings": Settings(seed=self.random_state), **(self.options or {})}
+        if weights is not None and "sample_weight" in uses(find_method(options.get("method", "auto"))):
+            options.setdefault("data", (inputs, labels, weights))
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
         self._forward = None if found.report.subjects is None else found.report.subjects.forward_fn
@@ -124,7 +138,7 @@ class Classifier:
         best = self.predict_proba(X).argmax(axis=1)  # before classes_, so that an unfitted one says what it is
         return self.classes_[best]
 
-    def _trained(self, inputs: Tensor, labels: Tensor) -> nn.Module | Adapter:
+    def _trained(self, inputs: Tensor, labels: Tensor, weights: Tensor | None) -> nn.Module | Adapter:
         if isinstance(self.model, nn.Module | Adapter):
             return self.model
         if not callable(self.model):
@@ -133,7 +147,13 @@ class Classifier:
                 f"(inputs, labels) that trains one."
             )
         torch.manual_seed(self.random_state)
-        found = self.model(inputs, labels)
+        given: dict[str, Any] = {} if weights is None else {"sample_weight": weights}
+        if given and "sample_weight" not in inspect.signature(self.model).parameters:
+            raise SpecificationError(
+                "RepairedClassifier: model(inputs, labels) trains without weights, and fit was given sample_weight. "
+                "Give the function a parameter sample_weight, or pass a trained module."
+            )
+        found = self.model(inputs, labels, **given)
         if not isinstance(found, nn.Module | Adapter):
             raise SpecificationError(
                 f"RepairedClassifier: model(inputs, labels) returned a {type(found).__name__}; expected a torch module."
@@ -163,6 +183,15 @@ class Classifier:
             return GroupGap.observed(inputs, score="max_difference", **options)
         options |= {"given": (favorable,)} if self.goal == "equal_opportunity" else {}
         return OddsGap.observed(inputs, labels, **options)
+
+
+def _rows_of(features: Any, rows: Array) -> Any:
+    """Some rows of sensitive features, which are an array, a frame, a list, or several of these by name."""
+    if isinstance(features, Mapping):
+        return {name: _rows_of(part, rows) for name, part in features.items()}
+    if features is None or hasattr(features, "loc"):
+        return None if features is None else features.loc[rows]
+    return np.asarray(features)[rows]
 
 
 def _codes(y: Any, classes: Array) -> Array:

@@ -15,7 +15,7 @@ class Method(Protocol):
     """How a repair proceeds. Its settings are its fields; a frozen dataclass is the usual form.
 
     A class may have ``uses``, a set of names among :data:`OPTIONAL`: the settings of a repair that it makes use of.
-    Without it the method counts as using all but ``start``.
+    Without it the method counts as using all but ``start`` and ``sample_weight``, weights of the rows of ``data``.
     """
 
     def run(self, task: Task) -> Outcome:
@@ -23,7 +23,7 @@ class Method(Protocol):
         ...
 
 
-OPTIONAL = ("solver", "isolate", "tolerance", "start", "weights")  # what some methods cannot use
+OPTIONAL = ("solver", "isolate", "tolerance", "start", "weights", "sample_weight")  # what some methods cannot use
 SOLVING = frozenset({"solver", "isolate", "tolerance", "weights"})  # what methods that solve programs use
 
 

@@ -9,11 +9,13 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Remembering
 from repairopt.specify import (
     Keep,
+    LabelledPair,
     SampleShare,
     ShareRows,
     anchor,
     restricted,
     stands_for_population,
+    weight_of,
 )
 from repairopt.verify import Judge
 
@@ -50,7 +52,9 @@ def part_of(task: Task, keep: Keep) -> Task:
     constraints = (*(anchor(restricted(one, keep), predict) for one in task.constraints), *task.change)
     spec = replace(task.spec, goal=restricted(task.goal, keep), constraints=constraints)
     judge = Judge(task.engine, spec, task.judge.deadline)
-    data = tuple((x[mask], y[mask.cpu()]) for x, y in task.data if bool((mask := keep(x)).any()))
+    data = tuple(
+        LabelledPair(*pair, weight_of(pair)).where(mask) for pair in task.data if bool((mask := keep(pair[0])).any())
+    )
     return replace(
         task,
         spec=spec,

@@ -39,6 +39,7 @@ class Log:
         rows_used: Most rows in one program.
         infeasible: The last program that was found to have no solution.
         last: The last solve: rows, variables, solution.
+        latest: What a method had in hand when it was recorded last; its product where it is stopped.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Log:
     rows_used: int = 0
     infeasible: Program | None = None
     last: tuple[int, int, Solution | None] = (0, 0, None)
+    latest: Any = None
 
     def note(self, text: str) -> None:
         """Keep a note, once."""
@@ -218,13 +220,13 @@ class Task:
 
     def solve_program(self, program: Program) -> Solution:
         """Solve a program within the time left; trouble is noted, Ctrl-C ends the repair."""
-        self.judge.check_time()
+        limit = self.judge.time_to_solve()
         with self.timed("solve"):
             solution = solve(
                 program,
                 self.solver,
                 feasibility_tol=self.tolerance,
-                time_limit=self.judge.time_left(),
+                time_limit=limit,
                 isolate=self.isolate,
             )
         self.log.last = (program.m, program.n, solution)

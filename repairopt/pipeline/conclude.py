@@ -14,7 +14,7 @@ from repairopt.network import Array, Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, ReportSources, Trust, Verdict
-from repairopt.specify import margins_at
+from repairopt.specify import beyond, margins_at
 from repairopt.verify import Check, Judge, Judgement, Verification, both_networks, verify
 
 from .new_data import claims_on
@@ -200,7 +200,7 @@ def _verdict(verification: Verification, outcome: Outcome, changed: bool) -> Ver
         conflict = bool(outcome.gave_way) or (not changed and outcome.status is Status.INFEASIBLE)
         return Verdict.INFEASIBLE if conflict else Verdict.VIOLATED
     assert goal.target is not None
-    if goal.after <= goal.target and not verification.constant:
+    if not beyond(goal.after, goal.target) and not verification.constant:
         return Verdict.REPAIRED
     if changed and _is_better(verification):
         return Verdict.IMPROVED

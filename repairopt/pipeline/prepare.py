@@ -16,6 +16,7 @@ from repairopt.specify import (
     check_repeatable,
     labelled_pairs,
     repeated_rows,
+    said_of_weights,
 )
 from repairopt.verify import Judge
 
@@ -90,6 +91,7 @@ def prepare_repair(
     engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(note)
     log.note(repeated_rows(spec, data))
+    log.note(said_of_weights((spec.goal, *spec.on_outputs)))
     anchored = spec.anchored(Remembering(engine))
     checkpoint = settings.checkpoint
     task = Task(

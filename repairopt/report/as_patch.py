@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from repairopt.patches import AuditLog, LogEnd, digest_tensor, fingerprint, library_versions
+from repairopt.specify import beyond
 
 LOGGED = ("verdict", "status", "stopped", "measures", "checks", "trust", "gave_way", "seconds", "cpu_seconds", "notes")
 SPLITS = {False: "repair", True: "held-out"}
@@ -29,7 +30,7 @@ def claims_from_report(report: Any) -> list[dict[str, Any]]:
     """Claims that a report supports, one for each measure, constraint and labelled set; counted, not proved."""
     claims: list[dict[str, Any]] = []
     for measure in report.verification.measures:
-        met = None if measure.target is None else measure.after <= measure.target
+        met = None if measure.target is None else not beyond(measure.after, measure.target)
         figures = {"value": measure.after, "before": measure.before, "bound": measure.target, "met": met}
         basis = "counted on the true network"
         claims.append({"name": measure.name, **figures, "data": SPLITS[measure.held_out], "basis": basis})

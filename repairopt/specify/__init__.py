@@ -58,8 +58,10 @@ from .keep_lowest import KeepLowest
 from .label_sets import KeepLabelSets, LabelSetErrors
 from .margins import (
     ROUNDING,
+    SHARE_ROUNDING,
     allowed_samples,
     anchor,
+    beyond,
     broken_samples,
     fails_by_sample,
     goal_value,
@@ -76,6 +78,18 @@ from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRa
 from .region_goals import KeepRegions, UnprovedRegions, as_region_goal
 from .regions import Region
 from .robustness import AdversarialError, CertifiedRadius
+from .sample_weights import (
+    LabelledPair,
+    Weightable,
+    is_weighted,
+    loss_by_weight,
+    row_weights,
+    said_of_weights,
+    scaled_weights,
+    sum_by_weight,
+    weight_of,
+    weighted,
+)
 from .specification import (
     CallableProperty,
     LabelledRows,

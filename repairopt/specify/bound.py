@@ -13,7 +13,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict
 
 from .contracts import Keep, Property, Unstated, refuse_void, restricted, soft_value
-from .margins import anchor
+from .margins import SHARE_ROUNDING, anchor
 
 
 def _aimed(prop: Any, limit: float | None) -> Any:
@@ -81,9 +81,11 @@ class Bound:
         return replace(own, property=_aimed(own.property, own.limit))
 
     def margins(self, predict: Predict) -> Tensor:
-        """``limit - value``, shape ``(1,)``."""
+        """``limit - value``, shape ``(1,)``; 0 where it is negative by rounding alone."""
         assert self.limit is not None, "anchor() first"
-        return (self.limit - self.property.value(predict)).reshape(1)
+        margin = (self.limit - self.property.value(predict)).reshape(1)
+        small = SHARE_ROUNDING * max(1.0, abs(self.limit))
+        return torch.where((margin < 0) & (margin >= -small), torch.zeros_like(margin), margin)
 
     def soft_margins(self, predict: Predict) -> Tensor:
         """The same from the soft value, for derivatives."""

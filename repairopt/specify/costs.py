@@ -16,6 +16,7 @@ from .contracts import Unstated
 from .intervals import Interval, bounded_mean_interval
 from .measures import ROWS, Argument, Given, Measure
 from .properties import LabelledPoints
+from .sample_weights import effective_count, weighted_mean
 
 
 def _make_cost(kind: Any, given: Given) -> Any:
@@ -35,6 +36,7 @@ class ExpectedCost(LabelledPoints):
         costs: ``(k, k)``; entry ``[t][p]`` is the cost of answering ``p`` where ``t`` is true, 0 or more.
         target: Mean cost of a row to reach.
         name: What the report calls it.
+        sample_weight: How much each point counts ``(N,)``, None for all the same.
 
     References:
         Elkan, The Foundations of Cost-Sensitive Learning, IJCAI 2001.
@@ -75,12 +77,13 @@ class ExpectedCost(LabelledPoints):
     def value(self, predict: Predict) -> Tensor:
         """Mean cost of the answers."""
         outputs = self._known(predict)
-        return self._rows(outputs).gather(-1, outputs.argmax(-1, keepdim=True)).mean()
+        paid = self._rows(outputs).gather(-1, outputs.argmax(-1, keepdim=True))[:, 0]
+        return weighted_mean(paid, self.sample_weight)
 
     def soft_value(self, predict: Predict) -> Tensor:
         """Mean cost under the network's probabilities."""
         outputs = self._known(predict)
-        return (self._rows(outputs) * torch.softmax(outputs, dim=-1)).sum(-1).mean()
+        return weighted_mean((self._rows(outputs) * torch.softmax(outputs, dim=-1)).sum(-1), self.sample_weight)
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Rows of each pair of classes that costs something."""
@@ -94,6 +97,10 @@ class ExpectedCost(LabelledPoints):
         outputs = self._known(predict)
         paid = self._rows(outputs).gather(-1, outputs.argmax(-1, keepdim=True))[:, 0].detach().double().cpu().numpy()
         values, counts = np.unique(paid, return_counts=True)
+        if self.sample_weight is not None:
+            weights = self.sample_weight.numpy()
+            shares = np.array([weights[paid == value].sum() for value in values]) / weights.sum()
+            values, counts = values[shares > 0], shares[shares > 0] * effective_count(paid, weights)
         ends = float(self.costs.min()), float(self.costs.max())
         return bounded_mean_interval(values, counts.astype(np.float64), *ends, confidence)
 

@@ -21,6 +21,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from .sample_weights import effective_count
+
 Array = npt.NDArray[np.float64]
 DRAWS = 4000  # of a bootstrap
 
@@ -42,8 +44,11 @@ class Interval:
         return (self.high - self.low) / (2.0 * normal_quantile((1.0 + self.confidence) / 2.0))
 
 
-def rate_interval(hits: int, count: int, confidence: float) -> Interval:
-    """Exact two-sided interval of a rate: ``hits`` of ``count``, above 0 (Clopper and Pearson)."""
+def rate_interval(hits: float, count: int, confidence: float) -> Interval:
+    """Exact two-sided interval of a rate: ``hits`` of ``count``, above 0 (Clopper and Pearson).
+
+    Of weighted rows both are effective numbers, and the hits need not be whole (Korn and Graubard, 1998).
+    """
     from scipy.special import betaincinv
 
     tail = (1.0 - confidence) / 2.0
@@ -101,13 +106,24 @@ def ratio_interval(hits: Array, counts: Array, confidence: float) -> Interval:
     return Interval(value, *ends, confidence, int(counts.min()), "score (Donner-Zou)")
 
 
-def largest_mean_interval(parts: Sequence[Array], confidence: float, *, difference: bool = False) -> Interval:
-    """Interval of the largest mean of several samples, or the largest difference of two, from Student's t (Welch)."""
+def largest_mean_interval(
+    parts: Sequence[Array], confidence: float, *, difference: bool = False, weights: Sequence[Array] | None = None
+) -> Interval:
+    """Interval of the largest mean of several samples, or the largest difference of two, from Student's t (Welch).
+
+    ``weights`` are those of the samples' entries, above 0: means are weighted, and effective sizes stand for sizes.
+    """
     from scipy.special import stdtrit
 
-    means = np.array([part.mean() for part in parts])
-    errors = np.array([part.var(ddof=1) / len(part) if len(part) > 1 else np.inf for part in parts])
-    sizes = np.array([len(part) for part in parts], dtype=np.float64)
+    if weights is None:
+        means = np.array([part.mean() for part in parts])
+        errors = np.array([part.var(ddof=1) / len(part) if len(part) > 1 else np.inf for part in parts])
+        sizes = np.array([len(part) for part in parts], dtype=np.float64)
+    else:
+        means = np.array([np.average(part, weights=own) for part, own in zip(parts, weights, strict=True)])
+        sizes = np.array([effective_count(part, own) for part, own in zip(parts, weights, strict=True)], dtype=float)
+        spreads = [np.average((p - m) ** 2, weights=own) for p, m, own in zip(parts, means, weights, strict=True)]
+        errors = np.where(sizes > 1, np.array(spreads) / np.maximum(sizes - 1, 1), np.inf)
 
     def ends(sure: float) -> list[tuple[float, float]]:
         pairs: list[tuple[float, float, float]] = []  # estimate, variance, degrees of freedom
@@ -166,7 +182,7 @@ def bootstrap_rates(hits: Array, counts: Array, confidence: float, statistic: Ca
     return Interval(value, float(low), float(high), confidence, int(counts.min()), f"bootstrap, {DRAWS} draws")
 
 
-def matched_interval(worse: int, better: int, count: int, confidence: float) -> Interval:
+def matched_interval(worse: float, better: float, count: int, confidence: float) -> Interval:
     """Interval of ``(worse - better) / count`` on the same samples before and after (Agresti and Min)."""
     total, up, down = count + 2.0, worse + 0.5, better + 0.5
     middle = (up - down) / total

@@ -13,13 +13,15 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict, identity
 
-from .contracts import Anchored, Constraint, Property, SampleConstraint, labels_of, tolerance_of
+from .contracts import Anchored, Constraint, Property, SampleConstraint, labels_of, measured, tolerance_of
+from .sample_weights import LabelledPair
 
 Array = npt.NDArray[np.float64]
 
 # Relative to 1 + the size of a side: by so much a row may be passed in a program, and its sample in a verdict, so that
 # the exact solution of a program is not called a violation for the rounding of float32. Counts have no such room.
 ROUNDING = 1e-6
+SHARE_ROUNDING = 1e-12  # of a share, or a difference of shares, in float64: 13/20 - 12/20 is above 0.05 by 4e-17
 
 
 class LabelLeads:
@@ -40,13 +42,15 @@ class LabelLeads:
 
 
 def labelled_data(items: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and labels of the constraints and properties that have them, each data set once."""
-    found: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+    """Inputs and labels of the constraints and properties that have them, each data set once, with its weights."""
+    found: dict[tuple[object, ...], LabelledPair] = {}
     for item in items:
         known = labels_of(item)
         if known is not None:
-            found.setdefault(identity(known[0]), known)
-    return list(found.values())
+            pair = found.get(identity(known[0]), LabelledPair(*known))
+            weight = pair.weight if pair.weight is not None else getattr(measured(item), "sample_weight", None)
+            found[identity(known[0])] = LabelledPair(*pair, weight)
+    return [*found.values()]
 
 
 def goal_value(goal: Property, predict: Any) -> float:
@@ -61,6 +65,12 @@ def goal_value(goal: Property, predict: Any) -> float:
     if not np.isfinite(number):
         raise SpecificationError(f"goal '{goal.name}' is {number}; expected a finite number. Look for empty groups.")
     return number
+
+
+def beyond(value: float, limit: float) -> float:
+    """How far a value is above a limit; 0 where it is not, or by the rounding of float64 alone."""
+    excess = value - limit
+    return excess if not excess <= SHARE_ROUNDING * max(1.0, abs(limit)) else 0.0
 
 
 def broken_samples(constraint: Any, margins: Array) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from .contracts import Keep, Unstated
 from .intervals import Interval, matched_interval, rate_interval
 from .margins import LabelLeads
 from .measures import DOWN, LABEL, ROWS, Argument, Measure
+from .sample_weights import WeightedRows, effective_count, row_weights, weighted_mean
 
 RIGHT = "Share of the rows with the class of their label."
 RECALL = "Share of the rows of a class that are given it."
@@ -24,8 +25,11 @@ DROP = "Accuracy of the original network minus accuracy now, on the same rows."
 FLIPS = "Share of all rows that the original network gets right and this one does not."
 
 
-class LabelledPoints:
-    """What properties of labelled points share: both are checked, and can be restricted and replaced."""
+class LabelledPoints(WeightedRows):
+    """What properties of labelled points share: both are checked, and can be restricted and replaced.
+
+    ``sample_weight (N,)`` says how much each row counts, None for all the same.
+    """
 
     inputs: Any
     labels: Any
@@ -35,17 +39,40 @@ class LabelledPoints:
 
     def __post_init__(self) -> None:
         x, y = check_labelled(f"'{self.name}'", self.inputs, self.labels, integers=True)
+        weights = row_weights(f"'{self.name}'", self.sample_weight, self.inputs, len(x))
+        object.__setattr__(self, "sample_weight", weights)
         object.__setattr__(self, "inputs", x)
         object.__setattr__(self, "labels", y)
 
     def on(self, inputs: Any, labels: Any) -> Any:
-        """The same property on other points."""
-        return replace(self, inputs=inputs, labels=labels)  # type: ignore[type-var]
+        """The same property on other points, which all count the same."""
+        return replace(cast(Any, self), inputs=inputs, labels=labels, sample_weight=None)
+
+    def weighted(self, sample_weight: Any) -> Any:
+        """The same with a weight for each point ``(N,)``."""
+        return replace(self, sample_weight=sample_weight)
 
     def where(self, keep: Keep) -> Any:
         """The same property on the points that ``keep`` chooses, a mask ``(N,)`` from inputs ``(N, ...)``."""
         mask = keep(self.inputs)
-        return replace(self, inputs=self.inputs[mask], labels=self.labels[mask.cpu()])  # type: ignore[type-var]
+        weights = None if self.sample_weight is None else self.sample_weight[mask.cpu()]
+        return replace(cast(Any, self), inputs=self.inputs[mask], labels=self.labels[mask.cpu()], sample_weight=weights)
+
+    def _counting(self, among: Tensor | None = None) -> Tensor | None:
+        """Indices of the points of a mask ``(N,)`` whose weight is not 0; None for all points."""
+        if self.sample_weight is None or bool((self.sample_weight > 0).all()):
+            return None if among is None else among.nonzero()[:, 0]
+        heavy = self.sample_weight > 0
+        return (heavy if among is None else heavy.to(among.device) & among).nonzero()[:, 0]
+
+    def _rate_interval(self, hits: Tensor, own: Tensor | None, confidence: float) -> Interval:
+        """Interval of the share of hits ``(C,)`` among the points with indices ``own (C,)``; exact."""
+        hits = hits.cpu()
+        if self.sample_weight is None:
+            return rate_interval(int(hits.sum()), len(hits), confidence)
+        weights = self.sample_weight if own is None else self.sample_weight[own.cpu()]
+        count = effective_count(hits.double().numpy(), weights.numpy())
+        return rate_interval(float(weighted_mean(hits.double(), weights)) * count, count, confidence)
 
     def _outputs(self, predict: Predict) -> Tensor:
         outputs = predict(self.inputs)
@@ -73,6 +100,7 @@ class ErrorRate(LabelledPoints, LabelLeads):
         labels: Their classes ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         target: The share to reach; 0 asks for every point.
         name: What the report calls it.
+        sample_weight: How much each point counts ``(N,)``, None for all the same; as in scikit-learn.
     """
 
     inputs: Any
@@ -80,11 +108,15 @@ class ErrorRate(LabelledPoints, LabelLeads):
     target: float = Unstated(0.0)
     name: str = "error rate"
 
-    counted: ClassVar[Tensor | None] = None
     measures = (
         Measure("error_rate", "Share of the rows with another class than their label.", "error_rate(reported) <= 0"),
         Measure("accuracy", RIGHT, "accuracy >= 0.9", relations=DOWN, way="1 - "),
     )
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Indices of the points that count; None for all."""
+        return self._counting()
 
     @property
     def statistical(self) -> bool:
@@ -93,19 +125,20 @@ class ErrorRate(LabelledPoints, LabelLeads):
 
     def value(self, predict: Predict) -> Tensor:
         """Share of wrong points."""
-        return self._wrong(predict).double().mean()  # float32 is off by more than a limit may be near
+        wrong = self._wrong(predict).double()  # float32 is off by more than a limit may be near
+        return weighted_mean(wrong, self.sample_weight)
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label."""
-        return 1 - self._chance(self._outputs(predict)).mean()
+        return 1 - weighted_mean(self._chance(self._outputs(predict)), self.sample_weight)
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Number of wrong points."""
-        return {"wrong points": float(self.value(predict)) * len(self.labels)}
+        return {"wrong points": float(self._wrong(predict).sum())}
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the share on new points lies; exact."""
-        return rate_interval(int(self._wrong(predict).sum()), len(self.labels), confidence)
+        return self._rate_interval(self._wrong(predict), None, confidence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,19 +170,20 @@ class MissRate(LabelledPoints, LabelLeads):
             value = getattr(self, what, 0)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
                 raise SpecificationError(f"'{self.name}': {what} is {value!r}; expected the index of a class, from 0.")
-        if not bool((self.labels == self.label).any()):
+        if not len(self.counted):
             raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")
 
     @property
     def counted(self) -> Tensor:
         """Indices of the class's points."""
-        return (self.labels == self.label).nonzero()[:, 0]
+        found = self._counting(self.labels == self.label)
+        assert found is not None
+        return found
 
     def value(self, predict: Predict) -> Tensor:
         """Share of the class's points that get another label."""
         outputs = self._outputs(predict)
-        own = self.counted.to(outputs.device)
-        return (outputs.argmax(-1)[own] != self.label).double().mean()
+        return self._mean_of_own((outputs.argmax(-1) != self.label).double())
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the class over its points."""
@@ -160,10 +194,17 @@ class MissRate(LabelledPoints, LabelLeads):
         """Where the share on new points of the class lies; exact."""
         own = self.counted
         found = predict(self.inputs).argmax(-1).cpu()[own.cpu()]
-        return rate_interval(int((found != self.label).sum()), len(own), confidence)
+        return self._rate_interval(found != self.label, own, confidence)
+
+    def _mean_of_own(self, values: Tensor) -> Tensor:
+        """Mean over the class's points of ``values (N,)``."""
+        own = self.counted
+        weights = None if self.sample_weight is None else self.sample_weight[own.cpu()]
+        return weighted_mean(values[own.to(values.device)], weights)
 
     def _weight(self, outputs: Tensor) -> Tensor:
         own = (self.labels == self.label).to(outputs)
+        own = own if self.sample_weight is None else own * self.sample_weight.to(outputs)
         return own / own.sum()
 
 
@@ -209,7 +250,7 @@ class ConfusionRate(MissRate):
         """Where the share on new points of the class lies; exact."""
         own = self.counted.cpu()
         found = self._outputs(predict).argmax(-1).cpu()[own]
-        return rate_interval(int((found == self.answer).sum()), len(own), confidence)
+        return self._rate_interval(found == self.answer, own, confidence)
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """Lead of the best other class over the answer, ``(B, 1)``."""
@@ -227,7 +268,7 @@ class ConfusionRate(MissRate):
                 f"'{self.name}': answer {self.answer} is out of range; expected 0 to {outputs.shape[-1] - 1}, for a "
                 f"model with {outputs.shape[-1]} outputs."
             )
-        return of(outputs)[self.counted.to(outputs.device)].mean()
+        return self._mean_of_own(of(outputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,12 +297,14 @@ class AccuracyDrop(LabelledPoints):
 
     def value(self, predict: Predict) -> Tensor:
         """Accuracy before minus accuracy now."""
-        return self._before().double().mean() - self._right(predict).double().mean()
+        before, now = self._before().double(), self._right(predict).double()
+        return weighted_mean(before, self.sample_weight) - weighted_mean(now, self.sample_weight)
 
     def soft_value(self, predict: Predict) -> Tensor:
         """Accuracy before minus the mean probability of the true label."""
         outputs = predict(self.inputs)
-        return self._before().float().mean().to(outputs.device) - self._chance(outputs).mean()
+        before = weighted_mean(self._before().float(), self.sample_weight).to(outputs.device)
+        return before - weighted_mean(self._chance(outputs), self.sample_weight)
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Samples that became wrong, and right."""
@@ -271,11 +314,16 @@ class AccuracyDrop(LabelledPoints):
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the drop on new data lies, from the samples that changed."""
         before, now = self._before(), self._right(predict)
-        return matched_interval(int((before & ~now).sum()), int((~before & now).sum()), len(now), confidence)
+        worse, better = (before & ~now).double(), (~before & now).double()
+        if self.sample_weight is None:
+            return matched_interval(int(worse.sum()), int(better.sum()), len(now), confidence)
+        count = effective_count((worse - better).numpy(), self.sample_weight.numpy())
+        lost, gained = (float(weighted_mean(one, self.sample_weight)) * count for one in (worse, better))
+        return matched_interval(lost, gained, count, confidence)
 
     def on(self, inputs: Any, labels: Any) -> AccuracyDrop:
-        """The same property on other samples."""
-        return replace(self, inputs=inputs, labels=labels, right=None)
+        """The same property on other samples, which all count the same."""
+        return replace(self, inputs=inputs, labels=labels, right=None, sample_weight=None)
 
     def where(self, keep: Keep) -> AccuracyDrop:
         """The same property on the samples that ``keep`` chooses."""
@@ -312,18 +360,17 @@ class FlipRate(AccuracyDrop, LabelLeads):
     @property
     def counted(self) -> Tensor | None:
         """Indices of the samples that the original network gets right; None before ``anchor``."""
-        return None if self.right is None else self.right.nonzero()[:, 0]
+        return None if self.right is None else self._counting(self.right)
 
     def value(self, predict: Predict) -> Tensor:
         """Samples that became wrong, over all."""
-        return (self._before() & ~self._right(predict)).double().mean()
+        return weighted_mean((self._before() & ~self._right(predict)).double(), self.sample_weight)
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label, over the samples that were right, times their share."""
         outputs = predict(self.inputs)
-        return ((1 - self._chance(outputs)) * self._before().to(outputs)).mean()
+        return weighted_mean((1 - self._chance(outputs)) * self._before().to(outputs), self.sample_weight)
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the share on new data lies; exact."""
-        flipped = int((self._before() & ~self._right(predict)).sum())
-        return rate_interval(flipped, len(self.labels), confidence)
+        return self._rate_interval(self._before() & ~self._right(predict), None, confidence)

@@ -36,6 +36,7 @@ from .folds import overlap
 from .groups.kinds_of_gaps import other_kinds
 from .margins import anchor, goal_value
 from .region_goals import as_region_goal
+from .sample_weights import LabelledPair, is_weighted, row_weights, weighted
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,9 @@ def _inputs_of(item: Any) -> list[Tensor]:
 def make_specification(goal: Any, constraints: Any = (), held_out: Any = (), data: Any = ()) -> Specification:
     """The specification that the arguments of ``solve_repair`` stand for; held-out rows become twins of each item.
 
-    A goal may be a whole specification, and has its own constraints then; held-out data are a pair ``(inputs,
-    labels)``, a dataset or loader of pairs, or properties and constraints; ``data`` are labelled pairs.
+    A goal may be a whole specification, and has its own constraints then; held-out data are ``(inputs, labels)`` or
+    ``(inputs, labels, sample_weight)``, a dataset or loader of pairs, or properties and constraints; ``data`` are
+    labelled pairs.
     """
     goal, constraints, held_out = usable((goal, constraints, held_out))
     whole = isinstance(goal, Specification)
@@ -284,17 +286,19 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = (), dat
     known += [found for item in (spec.goal, *spec.on_outputs) if (found := labels_of(item)) is not None]
     others = other_kinds([spec.goal, *(measured(one) for one in (*spec.on_outputs, *spec.watch))], known)
     twins: list[Property] = []
-    pair = isinstance(held_out, tuple | list) and len(held_out) == 2
+    pair = isinstance(held_out, tuple | list) and len(held_out) in (2, 3)
     if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
-        given, labels = (held_out, None) if is_dataset(held_out) else held_out
+        given, labels, weights = (held_out, None, None) if is_dataset(held_out) else (*held_out, None)[:3]
         items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if isinstance(item, Transferable)]
         _check_columns(items, given)
         inputs, labels = to_tensors(given, labels, owner="held_out")
         if not inputs.ndim or not len(inputs):
             raise SpecificationError("held_out: no rows; expected one or more, or leave held_out out.")
-        held_out = tuple(item.on(inputs, labels) for item in items)
+        weights = row_weights("held_out", weights, given, len(inputs))
+        _check_weighted(items, weights)
+        held_out = tuple(_on(item, inputs, labels, weights) for item in items)
         rows += _labelled_rows("held-out data", inputs, labels)
-        twins = list(_twins(others, inputs, labels))
+        twins = list(_twins(others, inputs, labels, weights))
     more: Any = {"others": others, "others_held_out": tuple(twins), "labelled": (*spec.labelled, *rows)}
     return replace(spec, held_out=held_out, **more)
 
@@ -307,11 +311,28 @@ def _labelled_rows(name: str, inputs: Tensor, labels: Any) -> list[LabelledRows]
         return []
 
 
-def _twins(others: Sequence[Any], inputs: Tensor, labels: Any) -> Iterator[Property]:
+def _check_weighted(items: list[Any], weights: Any) -> None:
+    """Rows of the repair and held-out rows both have weights, or neither have."""
+    having = [item.name for item in items if is_weighted(item)]
+    if bool(having) != (weights is not None):
+        told = "held-out rows have weights, those of goal and bounds have none"
+        told = f"the rows of '{having[0]}' have weights, held-out rows have none" if having else told
+        raise SpecificationError(
+            f"held_out: {told}. Pass held_out=(inputs, labels, sample_weight) beside goals and bounds with "
+            f"sample_weight=, or weights nowhere."
+        )
+
+
+def _on(item: Any, inputs: Tensor, labels: Any, weights: Any) -> Any:
+    """The same on held-out rows, with their weights where its own rows have some."""
+    return weighted(item.on(inputs, labels), weights if is_weighted(item) else None)
+
+
+def _twins(others: Sequence[Any], inputs: Tensor, labels: Any, weights: Any) -> Iterator[Property]:
     """The same gaps on held-out rows, where groups can be told there."""
     for gap in others:
         try:
-            yield gap.on(inputs, labels)
+            yield _on(gap, inputs, labels, weights)
         except SpecificationError:
             continue
 
@@ -329,18 +350,28 @@ def _check_columns(items: list[Any], inputs: Any) -> None:
             )
 
 
-def labelled_pairs(data: Any) -> tuple[tuple[Tensor, Tensor], ...]:
-    """``(inputs, labels)``, a dataset or loader of pairs, or a list of these, checked."""
+def labelled_pairs(data: Any) -> tuple[LabelledPair, ...]:
+    """``(inputs, labels)`` or ``(inputs, labels, sample_weight)``, a dataset or loader of pairs, or a list, checked."""
     if is_dataset(data):
-        return (check_labelled("data", data, None, integers=True),)
+        return (LabelledPair(*check_labelled("data", data, None, integers=True)),)
     if isinstance(data, tuple | list) and not len(data):
         return ()
-    single = isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple)
+    single = isinstance(data, LabelledPair) or (
+        isinstance(data, tuple) and len(data) in (2, 3) and not isinstance(data[0], tuple)
+    )
     pairs = [data] if single else data
     if isinstance(pairs, list | tuple):
         pairs = [(one, None) if is_dataset(one) else one for one in pairs]
-    if not isinstance(pairs, list | tuple) or any(not isinstance(p, tuple | list) or len(p) != 2 for p in pairs):
+    if not isinstance(pairs, list | tuple) or any(
+        not isinstance(p, tuple | list) or len(p) not in (2, 3) for p in pairs
+    ):
         raise SpecificationError(
-            f"data: expected a pair (inputs, labels), or a list of such pairs; got {type(data).__name__}."
+            f"data: expected (inputs, labels), perhaps with sample_weight, or a list of these; got "
+            f"{type(data).__name__}."
         )
-    return tuple(check_labelled("data", *pair, integers=True) for pair in pairs)
+    found = []
+    for one in pairs:
+        inputs, labels, weights = (*one, None if not isinstance(one, LabelledPair) else one.weight)[:3]
+        x, y = check_labelled("data", inputs, labels, integers=True)
+        found.append(LabelledPair(x, y, row_weights("data", weights, inputs, len(x))))
+    return tuple(found)

@@ -16,6 +16,7 @@ from repairopt import specify
 from repairopt.network import Candidate, Engine, Remembering, Stop, identity, limited, network_of
 
 Array = npt.NDArray[np.float64]
+LEAST_SECONDS = 1e-3  # of a solve that begins in time
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ class Judge:
         judged = Judgement(
             candidate=candidate,
             goal=goal,
-            excess=max(0.0, goal - float(self.goal.target)),
+            excess=specify.beyond(goal, float(self.goal.target)),
             broken=tuple(specify.broken_samples(c, m) for c, m in pairs),
             allowed=tuple(specify.allowed_samples(c, m) for c, m in pairs),
             constant=is_constant(predict, self._labelled),
@@ -181,13 +182,14 @@ class Judge:
 
     def _label_losses(self, outputs: dict[tuple[object, ...], Tensor]) -> tuple[float, float]:
         """Error rate and mean cross-entropy over all labelled samples."""
-        wrong, loss, total = 0, 0.0, 0
-        for inputs, labels in self._labelled:
+        wrong, loss, total = 0.0, 0.0, 0
+        for pair in self._labelled:
+            inputs, labels = pair
             found = outputs.get(identity(inputs))
             if found is not None:
                 own = labels.to(found.device)
-                wrong += int((found.argmax(-1) != own).sum())
-                loss += float(torch.nn.functional.cross_entropy(found, own, reduction="sum"))
+                wrong += specify.sum_by_weight(found.argmax(-1) != own, pair)
+                loss += specify.loss_by_weight(found, own, pair)
                 total += len(labels)
         return (wrong / total, loss / total) if total else (0.0, 0.0)
 
@@ -199,6 +201,12 @@ class Judge:
     def time_left(self) -> float | None:
         """Seconds until the deadline, or None."""
         return None if self.deadline is None else max(0.0, self.deadline - time.perf_counter())
+
+    def time_to_solve(self) -> float | None:
+        """Seconds that a solve may take, above 0, or None; raises ``Stop`` once the deadline has passed."""
+        self.check_time()
+        left = self.time_left()
+        return None if left is None else max(LEAST_SECONDS, left)
 
     def bisect(self, start: Array, end: Array, holds: Callable[[Judgement], bool], halvings: int) -> Judgement | None:
         """Last of some halvings from ``start`` to ``end`` at which ``holds``, which it does at ``start``, or None."""

@@ -60,7 +60,7 @@ def references(method, subject):
     net = Trainee(task, subject.training[0])
     rows = method.material(task, failing=False)
     layer = net.hidden()[-1]
-    return method.references(task, net, rows, net.graph.activation(layer), layer.axis), rows
+    return method.references(task, net, rows, layer.node, layer.axis), rows
 
 
 def test_dare_references_come_from_later_networks_that_are_right_and_more_confident():

@@ -15,6 +15,7 @@ from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.language.syntax import read_filter
 from repairopt.network import is_missing_word, missing_values
+from repairopt.specify import row_weights
 
 from .read_table import read_columns
 from .reader import SpecFile
@@ -183,11 +184,34 @@ def _row_set(file: SpecFile, name: str, opened: dict[Any, dict[str, Any]]) -> Ro
         inputs = _inputs(file, path, chosen)
         labels = label_numbers(file, path, chosen)
         known = _group_columns(file, chosen, len(inputs))
-        return RowSet(torch.from_numpy(inputs), None if labels is None else torch.from_numpy(labels), known)
+        weights = _weights(file, path, chosen)
+        return RowSet(torch.from_numpy(inputs), None if labels is None else torch.from_numpy(labels), known, weights)
     except SpecFileError:
         raise
     except SpecificationError as error:
         raise file.fail(("data", name), f"'{path}': {error}") from error
+
+
+def _weights(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> torch.Tensor | None:
+    """How much each row counts ``(N,)``, or None where the spec names no weight."""
+    name = file.spec.weight
+    if name is None:
+        return None
+    if name not in columns:
+        raise file.fail(("weight",), f"'{path}' has no column '{name}'; {did_you_mean(name, list(columns))}")
+    values = columns[name]
+    missing = _missing(values, ())
+    if missing.any():
+        count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+        reason = f"weight '{name}' of '{path}' is missing in {count} of {len(missing)} rows, first in row {row}"
+        raise file.fail(("weight",), f"{reason}; leave these rows out, by where: or in the file")
+    odd = [value for value in values.tolist() if not _is_number(value)]
+    if odd:
+        raise file.fail(("weight",), f"weight '{name}' of '{path}' holds {odd[0]!r}; expected numbers")
+    try:
+        return row_weights(f"column '{name}' of '{path}'", values.astype(np.float64), None, len(values))
+    except SpecificationError as error:
+        raise file.fail(("weight",), str(error)) from error
 
 
 def _chosen(file: SpecFile, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.network import Reading
 from repairopt.specify import (
     ROUNDING,
+    SHARE_ROUNDING,
     Constraint,
     Statistical,
     anchor,
+    is_weighted,
     labels_of,
     rows_left_out,
     sample_count,
@@ -121,7 +123,7 @@ def _claim(
         entry |= _of_change(item, changed, location)
     bounds = statement.bounds
     counted = item.is_property or labels_of(item.item) is not None
-    close = 0.0 if item.data and counted else ROUNDING
+    close = SHARE_ROUNDING if item.data and counted else ROUNDING
     met = None
     if bounds and role in ("goal", "bound") and entry["value"] is not None:
         met = all(_holds(entry["value"], relation, limit, close) for relation, limit in bounds)
@@ -160,6 +162,8 @@ def _interval(item: BoundStatement, prop: Any, network: PlainNetwork, confidence
     found = prop.interval(network, 2.0 * confidence - 1.0)
     ends = sorted((item.shown(float(found.low)), item.shown(float(found.high))))
     basis = f"counted on the true network; interval: {found.method}"
+    if is_weighted(prop):
+        basis = f"counted by weight on the true network; interval: {found.method} of {found.count} effective rows"
     return {"low": ends[0], "high": ends[1], "confidence": confidence, "basis": basis}
 
 

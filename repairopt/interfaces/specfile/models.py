@@ -219,7 +219,7 @@ Lines = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=st
 class Spec(Strict):
     """A repair: model, data, goal, bounds."""
 
-    _later: ClassVar[tuple[str, ...]] = ("regions",)
+    _later: ClassVar[tuple[str, ...]] = ("regions", "weight")
     version: Literal[1] = Field(default=1, description="of the format of spec files")
     model: ModelSpec
     data: dict[str, Annotated[SetSpec, _short_for("file", str | SetSpec)]] = Field(
@@ -237,6 +237,9 @@ class Spec(Strict):
         default=None, description="for npz: the array that the network reads, in place of inputs"
     )
     label: Annotated[LabelSpec | None, _short_for("column", str | LabelSpec | None)] = None
+    weight: str | None = Field(
+        default=None, description="column that says how much each row counts in rates, gaps, costs and losses"
+    )
     sensitive_features: Lines = Field(default=[], description="columns by which reports tell groups apart")
     goal: str | None = Field(default=None, description="what must become true; see repairopt schema --language")
     bounds: Lines = Field(default=[], description="what must stay true")

@@ -49,21 +49,13 @@ def load_onnx(
         ModelError: The file is not valid, has several inputs, gives no scores ``(N, k)``, or ends in operators that are
             not covered.
     """
-    require_extra("onnx", f"reading '{path.name}'", "onnx", "onnxruntime")
-    import onnx
-
-    try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(model)
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"'{path}': is no valid ONNX file ({text}).") from error
+    model = read_model(path)
     graph, few, expected = _with_output(OnnxGraph(path, model, "", fixed or {}), rows, output)
     end, ending = _logits(graph, few, expected)
     problem: ModelError | None = None
-    for start in _starts(replace(graph, output=end)):
+    for start in starts_of(replace(graph, output=end)):
         try:
-            network = _Builder(replace(graph, output=end), start, ending).build()
+            network = Builder(replace(graph, output=end), start, ending).build()
             origin = {"path": path, "output": graph.output, "fixed": graph.fixed, "ending": ending}
             network.meta[SOURCE] = origin | network.meta[SOURCE]
             _compare(graph, network, few)
@@ -73,15 +65,29 @@ def load_onnx(
     raise problem or ModelError(f"'{path}': has no layer with weights that could be repaired.")
 
 
+def read_model(path: Path) -> Any:
+    """The model of a file, checked; a ModelError where it is no valid one."""
+    require_extra("onnx", f"reading '{path.name}'", "onnx", "onnxruntime")
+    import onnx
+
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"'{path}': is no valid ONNX file ({text}).") from error
+    return model
+
+
 def write_onnx(network: nn.Module, target: Path, rows: Tensor) -> float:
-    """Write a network from :func:`load_onnx`, repaired, as a copy of its file with the weights that changed.
+    """Write a repaired network as a copy of the ONNX file that it was read from, with the weights that changed.
 
     Names, operators, metadata and other outputs stay as they are.
 
     Args:
         network: With other weights than the file's.
         target: File to write; replaced where it exists.
-        rows: Rows on which the file is compared with the network.
+        rows: Rows on which the file is compared with the network, as the file reads them.
 
     Returns:
         The largest difference of an output between ONNX Runtime and the network.
@@ -104,8 +110,13 @@ def write_onnx(network: nn.Module, target: Path, rows: Tensor) -> float:
     with whole_file(target) as part:
         onnx.save(model, str(part))
         graph = OnnxGraph(part, onnx.load(str(part)), source["output"], source["fixed"])
+        at = source.get("positions")
         found = graph.session(source["output"])(rows)
-        expected = _as_outputs(_run(network, rows), source["ending"])
+        if at is None:
+            expected = as_outputs(run(network, rows), source["ending"])
+        else:
+            found, before = by_position(found, at[1]), graph.session(at[0])(rows)
+            expected = run(network, by_position(before, at[1]))
         apart = float((found.double() - expected.double()).abs().max())
         if not torch.allclose(found.double(), expected.double(), *CLOSE):
             raise ExportError(
@@ -142,8 +153,9 @@ def _with_output(graph: OnnxGraph, rows: Tensor | None, wanted: str | None) -> t
         if found.is_floating_point() and found.ndim == 2 and len(found) == len(few):
             return own, few, found
     raise ModelError(
-        f"'{graph.path}': has no output of scores, (N, k) for N rows; outputs: {'; '.join(seen)}. Detection, sequences "
-        f"and images need a network of your own around it: Classifier(model, forward_fn)."
+        f"'{graph.path}': has no output of scores, (N, k) for N rows; outputs: {'; '.join(seen)}. What scores the "
+        f"positions of a text or an image one by one is repaired in Python: load_positions(path, rows) of "
+        f"repairopt.interfaces.specfile.onnx_positions."
     )
 
 
@@ -163,13 +175,18 @@ def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
         for ending in ("softmax", "pair", "sigmoid"):
             own = found if found.shape[1] > 1 else nn.functional.pad(found, (1, 0))
             fits = (found.shape[1] > 1) == (ending == "softmax")
-            made = _as_outputs(own, ending) if fits else own[:, :0]
+            made = as_outputs(own, ending) if fits else own[:, :0]
             if made.shape == expected.shape and torch.allclose(made, expected, 1e-4, 1e-6):
                 return name, ending
     return graph.output, "same"
 
 
-def _as_outputs(logits: Tensor, ending: str) -> Tensor:
+def by_position(values: Tensor, channels_last: bool) -> Tensor:
+    """Values ``(N, ..., C)``, or ``(N, C, ...)``, as one row for each position of each input, ``(P, C)``."""
+    return values.movedim(-1 if channels_last else 1, -1).flatten(0, -2)
+
+
+def as_outputs(logits: Tensor, ending: str) -> Tensor:
     """What the file gives where the network gives logits."""
     if ending == "same":
         return logits
@@ -177,7 +194,7 @@ def _as_outputs(logits: Tensor, ending: str) -> Tensor:
     return shares[:, 1:] if ending == "sigmoid" else shares
 
 
-def _starts(graph: OnnxGraph) -> list[str]:
+def starts_of(graph: OnnxGraph) -> list[str]:
     """The input and the cuts from which all operators are covered, the earliest first."""
     found = []
     for name in [*graph.cuts()[1:], graph.input.name]:
@@ -195,23 +212,30 @@ def _starts(graph: OnnxGraph) -> list[str]:
     return found[::-1][:TRIES]
 
 
-class _Builder:
-    """The part of a graph from ``start`` on as torch nodes, and for each parameter its place in the file."""
+class Builder:
+    """The part of a graph from ``start`` on as torch nodes, and for each parameter its place in the file.
 
-    def __init__(self, graph: OnnxGraph, start: str, ending: str) -> None:
+    With ``spread`` the network reads what stands at the cut for single positions, ``(P, C)``, with an axis of size 1
+    for each of its entries.
+    """
+
+    def __init__(self, graph: OnnxGraph, start: str, ending: str, spread: tuple[int, ...] | None = None) -> None:
         self.graph, self.what, self.ending = graph, str(graph.path), ending
         self.constants = graph.constants
         self.module = fx.GraphModule(nn.Module(), fx.Graph())
         self.torch = fx.Graph()
         self.nodes: dict[str, fx.Node] = {}
-        self.start, self.steps = start, graph.after(start)
+        self.start, self.steps, self.spread = start, graph.after(start), spread
         nodes = [graph.model.graph.node[place] for place in self.steps]
         self.uses = Counter(name for node in nodes for name in node.input)
         self.weights: dict[str, tuple[int, int, str]] = {}
 
     def build(self) -> fx.GraphModule:
+        """The network."""
         inputs = self.torch.placeholder("inputs")
-        if self.start != self.graph.input.name:
+        for axis in self.spread or ():
+            inputs = self.torch.call_function(torch.unsqueeze, (inputs, axis))
+        if self.start != self.graph.input.name and self.spread is None:
             self.module.add_submodule("onnx_prefix", self.graph.session(self.start))
             inputs = self.torch.call_module("onnx_prefix", (inputs,))
         self.nodes[self.start] = inputs
@@ -332,7 +356,8 @@ def _attributes(node: Any) -> dict[str, Any]:
     return {key: numpy_helper.to_array(v) if isinstance(v, TensorProto) else v for key, v in found.items()}
 
 
-def _run(network: nn.Module, rows: Tensor) -> Tensor:
+def run(network: nn.Module, rows: Tensor) -> Tensor:
+    """Outputs for rows in the precision of the network."""
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
         return network(rows.to(dtype) if rows.is_floating_point() else rows)
@@ -344,7 +369,7 @@ def _compare(graph: OnnxGraph, network: nn.Module, few: Tensor) -> None:
     assert source is not None
     batches, plain = (few, few[:1], torch.cat([few, few])), graph.session(graph.output)
     try:
-        found = [_as_outputs(_run(network, rows), source["ending"]) for rows in batches]
+        found = [as_outputs(run(network, rows), source["ending"]) for rows in batches]
     except (RuntimeError, TypeError, IndexError) as error:
         raise ModelError(f"'{graph.path}': cannot be run as a torch network ({error}).") from error
     for part, wanted in zip(found, map(plain, batches), strict=True):

@@ -128,7 +128,7 @@ def solve_least(task: Task, rows: Any, settings: LeastNorm, *, price: float | No
     else:
         head = norm_program(task, settings)
         with task.timed("solve"):
-            options: Any = {"solver": task.solver, "time_limit": task.judge.time_left()}
+            options: Any = {"solver": task.solver, "time_limit": task.judge.time_to_solve()}
             solution = solve_working_set(head, rows, feasibility_tol=task.tolerance, **options)
     task.log.last = (rows.m, task.engine.n, solution)
     task.log.rows_used = max(task.log.rows_used, rows.m)

@@ -41,7 +41,7 @@ class BirdnnFT:
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights"})
     default_weights: ClassVar[str] = "all"
-    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"BIRDNN (RT, FT)": {}}
+    systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"BIRDNN-FT": {}}
 
     neurons: int = 13
     price: float = 0.7

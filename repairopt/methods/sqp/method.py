@@ -103,7 +103,7 @@ class SQP(TrustRegion):
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
     """
 
-    uses: ClassVar[frozenset[str]] = SOLVING | {"start"}
+    uses: ClassVar[frozenset[str]] = SOLVING | {"start", "sample_weight"}
 
     objective: str = "auto"
     closeness: float | None = None

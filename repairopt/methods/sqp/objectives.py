@@ -16,6 +16,7 @@ from torch import Tensor
 from repairopt.methods.cross_entropy import softmax_curvature
 from repairopt.network import Engine, Predict, pull_back
 from repairopt.program import Array
+from repairopt.specify import scaled_weights, sum_by_weight
 
 Data = tuple[Tensor, Tensor]
 
@@ -110,27 +111,30 @@ class SoftmaxLoss:
 
     def _value(self, delta: Array) -> float:
         predict, total = self.engine.predict(delta), 0.0
-        for (inputs, labels), wanted in zip(self.data, self.original, strict=True):
+        for pair, wanted in zip(self.data, self.original, strict=True):
+            inputs, labels = pair
             outputs = predict(inputs)
-            logs = torch.log_softmax(outputs, -1)
+            logs, weights = torch.log_softmax(outputs, -1), scaled_weights(pair, outputs)
             if wanted is not None:
-                total += self.share * float(torch.nn.functional.kl_div(logs, wanted, reduction="sum"))
+                total += self.share * float(_summed(_divergences(logs, wanted, weights), weights))
             if self.share < 1:
                 own = labels.to(outputs.device)
-                loss = -float(logs.gather(1, own[:, None]).sum()) + int((outputs.argmax(-1) != own).sum())
-                total += (1.0 - self.share) * loss / 2
+                loss = -float(_summed(logs.gather(1, own[:, None])[:, 0], weights))
+                total += (1.0 - self.share) * (loss + sum_by_weight(outputs.argmax(-1) != own, pair)) / 2
         return total / self.count + self.change(delta)[0]
 
     def soft(self, predict: Predict) -> Tensor:
         """Without the error rate, which has no slope."""
         total: Any = 0.0
-        for (inputs, labels), wanted in zip(self.data, self.original, strict=True):
+        for pair, wanted in zip(self.data, self.original, strict=True):
+            inputs, labels = pair
             logs = torch.log_softmax(predict(inputs), -1)
+            weights = scaled_weights(pair, logs)
             if wanted is not None:
-                total = total + self.share * torch.nn.functional.kl_div(logs, wanted, reduction="sum")
+                total = total + self.share * _summed(_divergences(logs, wanted, weights), weights)
             if self.share < 1:
-                own = labels.to(logs.device)
-                total = total + (1.0 - self.share) / 2 * torch.nn.functional.nll_loss(logs, own, reduction="sum")
+                losses = torch.nn.functional.nll_loss(logs, labels.to(logs.device), reduction=_reduction(weights))
+                total = total + (1.0 - self.share) / 2 * _summed(losses, weights)
         return torch.as_tensor(total / self.count)
 
     def change(self, delta: Array) -> tuple[float, Array]:
@@ -145,7 +149,8 @@ class SoftmaxLoss:
         gradient = np.zeros(engine.n)
         hessian = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
         own_share = (1.0 - self.share) / 2
-        for (inputs, labels), wanted in zip(self.data, self.original, strict=True):
+        for pair, wanted in zip(self.data, self.original, strict=True):
+            inputs, labels = pair
             if engine.layers(inputs) is not None and not engine.exact:
                 engine.tapes(inputs, engine.as_delta(delta))  # one pass for outputs, gradient and curvature
             chance = torch.softmax(predict(inputs), -1)
@@ -155,11 +160,27 @@ class SoftmaxLoss:
             if self.share < 1:
                 error += own_share * chance
                 error[torch.arange(len(chance), device=chance.device), labels.to(chance.device)] -= own_share
+            weights = scaled_weights(pair, error)
+            error = error if weights is None else error * weights[:, None]
             gradient += pull_back(engine, inputs, error / self.count, delta).cpu().numpy()
-            hessian += softmax_curvature(engine, inputs, chance, delta, self.seed) / self.count
+            hessian += softmax_curvature(engine, inputs, chance, delta, self.seed, weights) / self.count
         curvature = (self.share + own_share) * hessian.cpu().numpy()
         curvature[np.diag_indices(engine.n)] += self.ridge / max(1, engine.n) / self.scale**2
         return ObjectiveModel(gradient + self.change(delta)[1], curvature, self.value(delta))
+
+
+def _reduction(weights: Tensor | None) -> str:
+    return "sum" if weights is None else "none"
+
+
+def _divergences(logs: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
+    """Divergence of the network's answers from those wanted, ``(N,)``; their sum where all rows count the same."""
+    found = torch.nn.functional.kl_div(logs, wanted, reduction=_reduction(weights))
+    return found if weights is None else found.sum(-1)
+
+
+def _summed(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.sum() if weights is None else (values * weights).sum()
 
 
 class SmallestChange:

@@ -187,7 +187,7 @@ class Sequence:
         if rows is not None and rows.m:
             with task.timed("solve"):
                 tol = 1e-6 if lin.engine.dtype.itemsize <= 4 else 1e-9
-                options: Any = {"solver": task.solver, "feasibility_tol": tol, "time_limit": task.judge.time_left()}
+                options: Any = {"solver": task.solver, "feasibility_tol": tol, "time_limit": task.judge.time_to_solve()}
                 answer: Solution = solve_working_set(program, rows, **options)
             task.log.last = (program.m + rows.m, program.n, answer)
             if answer.delta is None and not answer.interrupted:  # its rows are held at a step of 0: one exists

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from repairopt.localize import Slice, Slicer, by_unit
 from repairopt.methods.material import Material
 from repairopt.methods.task import Task
 
 from .reference_tuning import References, ReferenceTuning
-from .trainee import Trainee
+from .trainee import Place, Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class DARE(ReferenceTuning):
         super().__post_init__()
         self.chosen("search", ("best", "random"))
 
-    def references(self, task: Task, net: Trainee, rows: Material, node: fx.Node, axis: int) -> References:
+    def references(self, task: Task, net: Trainee, rows: Material, node: Place, axis: int) -> References:
         """Algorithm 1 of the paper."""
         if not len(self.history):
             raise self.wrong("needs earlier epochs of the training; pass history=[state dicts, oldest first].")

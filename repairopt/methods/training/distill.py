@@ -29,6 +29,8 @@ class Distill(Training):
     Running statistics of batch normalization stay those of the original.
 
     Attributes:
+        epochs: Passes over the data of teacher and student each, at most.
+        patience: Epochs without a better score on the validation rows after which training stops.
         temperature: What outputs are divided by in training.
 
     References:
@@ -43,12 +45,13 @@ class Distill(Training):
 
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"Defensive (knowledge) distillation": {}}
 
-    epochs: int = 50
+    epochs: int = 200
+    patience: int = 10
     temperature: float = 10.0
 
     def expected(self) -> dict[str, Expected]:
         """What the settings may be."""
-        return {"temperature": Expected(above=True)}
+        return {"temperature": Expected(above=True), "patience": Expected(low=1, whole=True)}
 
     def run(self, task: Task) -> Outcome:
         """Train the teacher, then the student."""
@@ -73,4 +76,4 @@ class Distill(Training):
             wrong = float((outputs.argmax(1) != validation[1]).float().mean())
             return wrong, float(F.cross_entropy(outputs / self.temperature, validation[1]))
 
-        fit_weights(net, loss, len(rows[0]), self, score=score, step=step, seed=seed)
+        fit_weights(net, loss, len(rows[0]), self, score=score, patience=self.patience, step=step, seed=seed)

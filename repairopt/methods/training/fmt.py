@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from repairopt.localize import Slice, Slicer, by_unit
 from repairopt.methods.material import Material
@@ -15,7 +15,7 @@ from repairopt.methods.task import Task
 
 from .protected import check_protected, protected_groups
 from .reference_tuning import References, ReferenceTuning
-from .trainee import Trainee
+from .trainee import Place, Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class FMT(ReferenceTuning):
         self.chosen("pairs", ("single", "double"))
         self.chosen("draw", ("data", "joint", "random"))
 
-    def references(self, task: Task, net: Trainee, rows: Material, node: fx.Node, axis: int) -> References:
+    def references(self, task: Task, net: Trainee, rows: Material, node: Place, axis: int) -> References:
         """Algorithm 2 of the paper."""
         inputs = rows.training[0]
         groups = protected_groups(self, inputs)

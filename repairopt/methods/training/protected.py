@@ -47,10 +47,9 @@ def protected_groups(method: Any, inputs: Tensor) -> Groups:
             f"method {name}: needs the protected columns of the inputs; pass protected=(5,) for column 5, or all "
             f"columns of a one-hot code."
         )
-    if inputs.ndim != 2 or not inputs.is_floating_point() or max(columns) >= inputs.shape[1]:
+    if inputs.ndim != 2 or max(columns) >= inputs.shape[1]:
         raise SpecificationError(
-            f"method {name}: protected={columns} names columns of a table of numbers; inputs are {inputs.dtype} of "
-            f"shape {tuple(inputs.shape)}."
+            f"method {name}: protected={columns} names columns of a table; inputs have shape {tuple(inputs.shape)}."
         )
     values, of = torch.unique(inputs[:, list(columns)], dim=0, return_inverse=True)
     if not 2 <= len(values) <= MOST:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
 from repairopt.localize import Slice, Slicer, by_unit
 from repairopt.methods.material import Material
@@ -22,7 +22,7 @@ from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
 
 from .fit import Score, Training, accuracy, fit_weights
-from .trainee import Masks, Trainee
+from .trainee import Masks, Place, Trainee
 
 HELD = 0.2  # share of the references that choose among networks
 
@@ -77,7 +77,7 @@ class ReferenceTuning(Training):
         """What the settings may be."""
         return {"keep": Expected(high=1, above=True), "tolerance": Expected(high=1)}
 
-    def references(self, task: Task, net: Trainee, rows: Material, node: fx.Node, axis: int) -> References:
+    def references(self, task: Task, net: Trainee, rows: Material, node: Place, axis: int) -> References:
         """Rows and reference outputs, from the network as it is."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class ReferenceTuning(Training):
         rows = self.material(task, failing=False)
         net = Trainee(task, rows.training[0])
         layer = net.hidden()[-1]
-        node = net.graph.activation(layer)
+        node = layer.node
         with task.timed("references"):
             found = self.references(task, net, rows, node, layer.axis)
         slices: list[Slice] = []
@@ -133,7 +133,7 @@ class _Tuning:
         net: Trainee,
         found: References,
         slices: Sequence[Slice],
-        node: fx.Node,
+        node: Place,
         axis: int,
         layer: str,
     ) -> None:

@@ -25,6 +25,8 @@ class Retrain(Training):
     Running statistics of batch normalization stay those of the original.
 
     Attributes:
+        epochs: Passes over the data, at most.
+        patience: Epochs without a better score on the validation rows after which training stops.
         seeds: How many networks are trained.
         floor: Accuracy that may be lost on the validation rows.
 
@@ -34,18 +36,21 @@ class Retrain(Training):
         and no floor; those here are ours. Its second form, tuning with a penalty, is :class:`FineTune`.
 
     Example:
-        >>> Retrain(seeds=3).epochs
-        20
+        >>> Retrain(seeds=3).floor
+        0.02
     """
 
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"Retraining": {}}
 
+    epochs: int = 200
+    patience: int = 10
     seeds: int = 5
     floor: float = 0.02
 
     def expected(self) -> dict[str, Expected]:
         """What the settings may be."""
-        return {"seeds": Expected(low=1, whole=True), "floor": Expected(high=1)}
+        counts = dict.fromkeys(("seeds", "patience"), Expected(low=1, whole=True))
+        return {**counts, "floor": Expected(high=1)}
 
     def run(self, task: Task) -> Outcome:
         """Train; the judge says what the goal is."""
@@ -56,7 +61,8 @@ class Retrain(Training):
         for seed in range(self.seeds):
             net.draw(task.seed + seed)
             loss, score = cross_entropy(net, rows.training), by_error(rows.validation)
-            fit_weights(net, loss, len(rows.training[0]), self, score=score, seed=task.seed + seed, told=False)
+            ends: Any = {"score": score, "patience": self.patience, "told": False}
+            fit_weights(net, loss, len(rows.training[0]), self, seed=task.seed + seed, **ends)
             net.record(f"seed {seed}")
             right, goal = accuracy(net, rows.validation), task.judge(net.candidate()).goal
             found.append(((0.0, goal) if right >= needed else (1.0, -right), net.state()))

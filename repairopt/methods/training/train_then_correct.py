@@ -15,10 +15,11 @@ from repairopt.methods.task import Array, Task
 from repairopt.program import Status
 from repairopt.verify import Claim, Judgement
 
-from .exact_rows import correct_rows, hard_constraints
+from .exact_rows import correct_rows, hard_constraints, rows_of_goal
 from .two_sides import Sides, train
 from .way_back import find_way
 
+HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
 
@@ -85,6 +86,12 @@ class TrainThenCorrect:
             judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
             if judged.feasible or not _breaks_hard_rows(task, judged):
                 break  # where the correction cannot make all hard rows hold, go less far
+        if task.judge.best is task.judge.original:  # as far as what must stay true allows
+            fits = lambda judged: judged.feasible and not judged.constant  # noqa: E731
+            shorter = task.judge.bisect(np.zeros_like(change), min(self.ways) * change, fits, HALVINGS)
+            if shorter is not None:
+                task.judge.keep(shorter.candidate)
+                task.record("a shorter way", shorter, accepted=task.judge.best is not task.judge.original)
         best = task.judge.best.candidate
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
@@ -97,9 +104,12 @@ class TrainThenCorrect:
         task.log.last = (0, task.engine.n, None)
         task.record(step, before, accepted=task.judge.best is before)
         judged = before
-        if hard_constraints(task):
+        points = bool(rows_of_goal(task)) and not before.met
+        if hard_constraints(task) or points:
             with task.timed("linearize"):
-                found = correct_rows(task, change, self.margin)
+                found = correct_rows(task, change, self.margin, goal=bool(rows_of_goal(task)))
+                if found.note and rows_of_goal(task):
+                    found = correct_rows(task, change, self.margin)
             if found.note:
                 task.log.note(found.note)
             if found.rows:
@@ -116,7 +126,7 @@ class TrainThenCorrect:
 
 
 def _breaks_hard_rows(task: Task, judged: Judgement) -> bool:
-    """Whether a hard constraint by sample is what is broken."""
+    """Whether a constraint by sample is what is broken."""
     hard = {id(c) for c in hard_constraints(task)}
     broken: Sequence[Any] = [
         c for c, b, a in zip(task.constraints, judged.broken, judged.allowed, strict=True) if b > a

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.localize import LayerGraph, NewWeights
@@ -30,6 +33,34 @@ class _Caller(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a module is given, or what it returns, in networks that cannot be traced too."""
+
+    module: str
+    returned: bool = False
+
+
+Place = fx.Node | Seen
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """Hidden units.
+
+    Attributes:
+        name: Of their layer.
+        node: Where their activations are, after the activation function.
+        axis: Axis of the units in these.
+        parameters: Weights and biases that make the units, one row for each; none where they are made in another way.
+    """
+
+    name: str
+    node: Place
+    axis: int
+    parameters: tuple[str, ...] = ()
 
 
 class Trainee:
@@ -100,7 +131,7 @@ class Trainee:
     def run(
         self,
         inputs: Tensor,
-        wanted: Sequence[fx.Node],
+        wanted: Sequence[Place],
         edit: Edit | None = None,
         network: nn.Module | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
@@ -108,13 +139,16 @@ class Trainee:
 
         Args:
             inputs: Rows.
-            wanted: Nodes of ``graph.graph``.
+            wanted: Nodes of ``graph.graph``, or all of them places at modules.
             edit: Replaces the value of a wanted node by another.
             network: Another copy, of :meth:`at`.
 
         Raises:
-            ModelError: The network cannot be traced.
+            ModelError: Nodes are wanted, and the network cannot be traced.
         """
+        places = [place for place in wanted if isinstance(place, Seen)]
+        if places:
+            return _watch(network or self.network, self.convert(inputs), places)
         assert self.graph.values  # raises where there is no trace
         kept: dict[fx.Node, Tensor] = {}
         chosen = set(wanted)
@@ -129,10 +163,10 @@ class Trainee:
 
         traced: Any = self.graph.graph
         outputs = Keeper(network or self.network, graph=traced.graph).run(self.convert(inputs))
-        return outputs, [kept[node] for node in wanted]
+        return outputs, [kept[node] for node in wanted if isinstance(node, fx.Node)]
 
     def activations(
-        self, inputs: Tensor, wanted: Sequence[fx.Node], network: nn.Module | None = None
+        self, inputs: Tensor, wanted: Sequence[Place], network: nn.Module | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """As :meth:`run` without gradients, some rows at a time."""
         with torch.no_grad():
@@ -140,15 +174,32 @@ class Trainee:
         values = [torch.cat(own) for own in zip(*(found for _, found in parts), strict=True)]
         return torch.cat([outputs for outputs, _ in parts]), values
 
-    def hidden(self) -> list[Any]:
-        """The affine layers before the last one, in execution order; a SpecificationError without any."""
+    def hidden(self) -> list[Hidden]:
+        """The affine layers before the last one, in execution order; without any, what the last one reads.
+
+        Raises:
+            SpecificationError: There is no hidden layer at all.
+        """
+        if not self.graph.is_traceable and self.graph.affine:
+            last = self.graph.affine[-1]
+            return [Hidden(f"before {last.name}", Seen(last.name), last.axis)]
         assert self.graph.values
-        found = [layer for layer in self.graph.affine[:-1] if layer.node is not None]
+        layers = [layer for layer in self.graph.affine if layer.node is not None]
+        found = [
+            Hidden(layer.name, self.graph.activation(layer), layer.axis, layer.parameters) for layer in layers[:-1]
+        ]
+        if not found and layers and layers[-1].node is not None:
+            read = layers[-1].node.all_input_nodes[0]
+            if read.op != "placeholder" and isinstance(self.graph.values[read], Tensor):
+                return [Hidden(f"before {layers[-1].name}", read, layers[-1].axis)]
         if not found:
-            raise SpecificationError(
-                f"{self.graph.what}: has no hidden linear or convolutional layer; the method looks at hidden units."
-            )
+            raise SpecificationError(f"{self.graph.what}: has no hidden layer; the method looks at hidden units.")
         return found
+
+    @staticmethod
+    def twice() -> AbstractContextManager[None]:
+        """Where derivatives are differentiated again: fused attention has no second derivatives."""
+        return sdpa_kernel(SDPBackend.MATH)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the parameters that train."""
@@ -159,6 +210,15 @@ class Trainee:
         with torch.no_grad():
             for name, parameter in self.own.items():
                 parameter.copy_(torch.where(self.free[name], state[name], parameter))
+
+    def vector(self) -> Tensor:
+        """The parameters that train as one vector."""
+        return torch.cat([parameter.detach().flatten() for parameter in self.own.values()])
+
+    def load_vector(self, vector: Tensor) -> None:
+        """Write parameters from one vector; entries that may not change stay."""
+        parts = vector.split([parameter.numel() for parameter in self.own.values()])
+        self.load({name: part.view(p.shape) for (name, p), part in zip(self.own.items(), parts, strict=True)})
 
     def reset(self) -> None:
         """Back to the weights of the original."""
@@ -198,17 +258,19 @@ class Trainee:
         self, optimizer: torch.optim.Optimizer, grads: Mapping[str, Tensor | None], masks: Masks | None = None
     ) -> None:
         """One step of an optimizer on given gradients, as :meth:`step`."""
-        before = self.state()
+        held: list[tuple[Tensor, Tensor, Tensor]] = []
         for name, parameter in self.own.items():
             allowed = self.free[name] if masks is None else self.free[name] & masks[name]
-            grad = grads[name]
-            parameter.grad = torch.zeros_like(parameter) if grad is None else torch.where(allowed, grad, 0.0)
+            given = grads[name]
+            grad = torch.zeros_like(parameter) if given is None else given
+            whole = bool(allowed.all())
+            parameter.grad = grad if whole else torch.where(allowed, grad, 0.0)
+            if not whole:
+                held.append((parameter, allowed, parameter.detach().clone()))
         optimizer.step()
         with torch.no_grad():
-            for name, parameter in self.own.items():
-                allowed = self.free[name] if masks is None else self.free[name] & masks[name]
-                if not bool(allowed.all()):  # momentum and weight decay move entries without a gradient
-                    parameter.copy_(torch.where(allowed, parameter, before[name]))
+            for moved, allowed, before in held:  # momentum and weight decay move entries without a gradient
+                moved.copy_(torch.where(allowed, moved, before))
 
     def candidate(self) -> NewWeights:
         """The weights as they are now."""
@@ -216,8 +278,9 @@ class Trainee:
 
     def record(self, step: str) -> None:
         """Let the judge keep the weights as they are now, and log the round."""
-        task = self.task
-        judged = task.judge.keep(self.candidate())
+        task, candidate = self.task, self.candidate()
+        task.log.latest = candidate
+        judged = task.judge.keep(candidate)
         task.log.last = (0, task.engine.n, None)
         task.record(step, judged, accepted=task.judge.best is judged)
 
@@ -225,3 +288,23 @@ class Trainee:
         """What a method returns: the weights as they are now."""
         self.record(step)
         return Outcome(self.candidate(), Status.FEASIBLE)
+
+
+def _watch(network: nn.Module, inputs: Tensor, places: Sequence[Seen]) -> tuple[Tensor, list[Tensor]]:
+    """Outputs, and what passes by at some modules; of a tuple that is returned the first part."""
+    kept: dict[Seen, Tensor] = {}
+    handles = []
+    for place in places:
+        module = network.get_submodule(f"model.{place.module}".rstrip("."))
+
+        def keep(_: nn.Module, given: Any, made: Any, place: Seen = place) -> None:
+            value = made if place.returned else given
+            kept[place] = value[0] if isinstance(value, tuple) else value
+
+        handles.append(module.register_forward_hook(keep))
+    try:
+        outputs: Tensor = network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, [kept[place] for place in places]

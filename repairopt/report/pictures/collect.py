@@ -192,7 +192,8 @@ def _group_tables(items: Items, both: Both) -> tuple[GroupTable, ...]:
             continue
         member = samples.member.cpu().numpy()
         answers = [predict(samples.inputs).argmax(1).cpu().numpy() for predict in both]
-        sides = [specify.GroupMetrics(labels.cpu().numpy(), answer, member, pos_label=favorable) for answer in answers]
+        own: Any = {"pos_label": favorable, "sample_weight": getattr(gap, "sample_weight", None)}
+        sides = [specify.GroupMetrics(labels.cpu().numpy(), answer, member, **own) for answer in answers]
         before, after = (np.array([list(values.values()) for values in one.by_group.values()]).T for one in sides)
         disparities = [[float(getattr(one, name)()) for name in DISPARITIES] for one in sides]
         gaps = dict(zip((name.replace("_", " ") for name in DISPARITIES), zip(*disparities, strict=True), strict=True))

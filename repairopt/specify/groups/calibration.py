@@ -14,6 +14,7 @@ from repairopt.network import Predict, check_labelled
 from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.intervals import DRAWS, Interval
 from repairopt.specify.measures import GROUPS, Argument, Given, Measure
+from repairopt.specify.sample_weights import WeightedGroups
 
 from .gaps import FirstOfTwo, check_favorable
 from .samples import GroupSamples, labelled_groups
@@ -26,7 +27,7 @@ def _make_calibration(kind: Any, given: Given) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class CalibrationError:
+class CalibrationError(WeightedGroups):
     """Expected calibration error of the favorable class's probability, in the group where it is largest.
 
     Probabilities of a group's rows are divided into ``bins`` of equal width; the error is the mean over the rows of
@@ -81,8 +82,8 @@ class CalibrationError:
             column: Column that tells the group, by position or by a frame's name, or several whose values are crossed;
                 None with ``sensitive_features``.
             values: The groups' values in it; None for all values found.
-            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
-                class.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, ``sample_weight`` ``(N,)``,
+                and the attributes of the class.
         """
         name = options.get("name", "calibration error")
         return cls(*labelled_groups(name, inputs, labels, column, values, options), **options)
@@ -96,7 +97,7 @@ class CalibrationError:
         """Calibration error of each group ``(q,)``; differentiable, with the bins as they are."""
         off, cell = self._cells(predict)
         sums = cell.to(off).T @ off
-        return sums.reshape(self.samples.q, self.bins).abs().sum(1) / self.samples.counts.to(off)
+        return sums.reshape(self.samples.q, self.bins).abs().sum(1) / self.samples.cells.sum(1).to(off)
 
     def value(self, predict: Predict) -> Tensor:
         """The largest error of any group."""
@@ -120,13 +121,17 @@ class CalibrationError:
         sums = (cell.T @ off).cpu().numpy()
         counts = cell.sum(0).cpu().numpy()
         variance = (cell.T @ off**2).cpu().numpy() - sums**2 / np.maximum(counts, 1)
+        if self.samples.weights is not None:  # of a sum of weighted deviations from the mean of their bin
+            means = torch.as_tensor(sums / np.where(counts > 0, counts, 1.0), device=off.device)
+            variance = ((cell**2) * (off[:, None] - means) ** 2).sum(0).cpu().numpy()
         drawn = sums + np.sqrt(np.maximum(variance, 0.0)) * np.random.default_rng(0).normal(size=(DRAWS, len(sums)))
-        rows = self.samples.counts.double().cpu().numpy()
+        rows = self.samples.cells.sum(1).numpy()
         errors = np.abs(drawn).reshape(DRAWS, self.samples.q, self.bins).sum(2) / rows
         tail, value = (1.0 - confidence) / 2.0, float(self.value(predict))
         high = max(value, float(np.quantile(errors.max(1), 1.0 - tail)))
         low = max(0.0, 2.0 * value - high)
-        return Interval(value, low, high, confidence, int(rows.min()), f"bootstrap of bins, {DRAWS} draws")
+        count = int(self.samples.effective.min())
+        return Interval(value, low, high, confidence, count, f"bootstrap of bins, {DRAWS} draws")
 
     def on(self, inputs: Any, labels: Any) -> CalibrationError:
         """The same on other rows."""
@@ -140,11 +145,14 @@ class CalibrationError:
         return replace(self, samples=self.samples.where(mask), labels=self.labels[mask.cpu()])
 
     def _cells(self, predict: Predict) -> tuple[Tensor, Tensor]:
-        """Probability minus outcome of each row ``(M,)``, and the cell (group, bin) that it is in ``(M, q bins)``."""
+        """Probability minus outcome of each row ``(M,)``, and how much it counts in each group and bin (M, q bins)."""
         outputs = predict(self.samples.inputs)
         check_favorable(self.name, self.favorable, outputs.shape[-1])
         chance = torch.softmax(outputs, dim=-1)[..., self.favorable]
         place = (chance.detach() * self.bins).long().clamp(0, self.bins - 1)
         cell = self.samples.member.to(place.device) * self.bins + place
         numbers = torch.arange(self.samples.q * self.bins, device=place.device)
-        return chance - (self.labels == self.favorable).to(chance), cell[:, None] == numbers
+        own: Tensor = cell[:, None] == numbers
+        if self.samples.weights is not None:
+            own = own * self.samples.weights.to(place.device)[:, None]
+        return chance - (self.labels == self.favorable).to(chance), own

@@ -17,8 +17,9 @@ from repairopt.network import Predict, check_inputs
 from repairopt.specify.contracts import Unstated
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval, ratio_interval
 from repairopt.specify.measures import DOWN, GROUPS, Given, Measure
+from repairopt.specify.sample_weights import WeightedGroups
 
-from .samples import GroupSamples, observed_groups, sampled_groups
+from .samples import GroupSamples, observed_groups, rows_options, sampled_groups
 
 LOGISTIC = 3**0.5 / 3.141592653589793  # scale of the logistic kernel with standard deviation 1
 SCORES = ("max_difference", "difference", "ratio", "kl", "jensen_shannon")
@@ -78,7 +79,7 @@ def check_favorable(name: str, favorable: Any, classes: int) -> None:
         )
 
 
-class RateGap:
+class RateGap(WeightedGroups):
     """What gaps between rates of groups share: the favorable answers of each group, and the size of differences."""
 
     samples: GroupSamples
@@ -119,17 +120,21 @@ class RateGap:
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the gap on new data lies: score intervals of differences, a bootstrap for their mean."""
-        counts = self._counts().double().cpu().numpy()
-        hits = np.round(self._means(self._favored(predict).double()).cpu().numpy() * counts).flatten()
+        favored = self._favored(predict).double()
+        hits, counts = self.samples.hits(self._means(favored), self._counts(), self._cells, favored)
         rows = np.repeat(np.arange(len(counts), dtype=np.float64), self.samples.q)
-        return gap_interval(hits, counts.flatten(), confidence, combine=self.combine, labels=rows)
+        return gap_interval(hits.flatten(), counts.flatten(), confidence, combine=self.combine, labels=rows)
 
     def _means(self, values: Tensor) -> Tensor:
         """Means ``(c, q)`` of ``values (M,)`` over each group; compared within a row."""
         raise NotImplementedError
 
     def _counts(self) -> Tensor:
-        """Inputs behind each of the means, ``(c, q)``."""
+        """Inputs behind each of the means, ``(c, q)``; effective numbers of weighted rows."""
+        raise NotImplementedError
+
+    def _cells(self) -> Tensor:
+        """How much each input counts in each of the means, ``(c, q, M)``."""
         raise NotImplementedError
 
     def _outputs(self, predict: Predict) -> Tensor:
@@ -265,12 +270,10 @@ class GroupGap(RateGap):
                 None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
             **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows`` (smaller groups are left out
-                and named), and the attributes of the class.
+                and named), ``sample_weight`` ``(N,)`` (how much each row counts), and the attributes of the class.
         """
-        features, least = options.pop("sensitive_features", None), options.pop("min_rows", 1)
-        name = options.get("name", "group gap")
-        samples = observed_groups(name, inputs, column, values, sensitive_features=features, min_rows=least)
-        return cls(samples, **options)
+        own, name = rows_options(options), options.get("name", "group gap")
+        return cls(observed_groups(name, inputs, column, values, **own), **options)
 
     @classmethod
     @public
@@ -326,7 +329,7 @@ class GroupGap(RateGap):
         """Favorable rate of each group and the standard error of the largest pairwise difference."""
         rates = self.rates(predict)[:, self.favorable].double()
         out = {f"favorable rate, {group}": float(r) for group, r in zip(self.samples.names, rates, strict=True)}
-        variance = rates * (1 - rates) / self.samples.counts.to(rates.device)
+        variance = rates * (1 - rates) / self.samples.effective.to(rates.device)
         out["standard error"] = float(variance.topk(2).values.sum().sqrt())
         return out | self.samples.details()
 
@@ -342,8 +345,9 @@ class GroupGap(RateGap):
         """Where the gap on new data lies: score intervals of differences and ratios, a bootstrap of the others."""
         if self.combine:
             return super().interval(predict, confidence)
-        counts = self.samples.counts.double().cpu().numpy()
-        hits = np.round(self.rates(predict).double().cpu().numpy() * counts[:, None])
+        favored, rates = self._favored(predict), self.rates(predict).double()
+        hits, counts = self.samples.hits(rates.T, self._counts(), self._cells, favored)
+        hits, counts = hits.T, counts[0]
         if self.score == "ratio":
             return ratio_interval(hits[:, self.favorable], counts, confidence)
 
@@ -360,7 +364,10 @@ class GroupGap(RateGap):
         return self.samples.mean_by_group(values[:, None]).T
 
     def _counts(self) -> Tensor:
-        return self.samples.counts[None]
+        return self.samples.effective[None]
+
+    def _cells(self) -> Tensor:
+        return self.samples.cells[None]
 
     def _divergence(self, rates: Tensor) -> Tensor:
         if self.score == "ratio":

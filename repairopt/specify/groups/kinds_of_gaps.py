@@ -71,7 +71,7 @@ def _makers(goal: Grouped, labelled: Pairs) -> Iterator[tuple[str, Any]]:
             given = tuple(int(label) for label in torch.unique(labels))
             yield "odds gap", lambda name: OddsGap(samples, labels, given=given, name=name, **options)
     column = _own_column(samples)
-    if column is not None:
+    if column is not None and samples.weights is None:  # drawn inputs have no weights
         count = min(MOST_DRAWN, len(samples.inputs))
         values = [float(samples.inputs[samples.member == a][0, column]) for a in range(samples.q)]
         drawn: dict[str, Any] = {"count": count, **options}

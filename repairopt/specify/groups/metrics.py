@@ -24,33 +24,34 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError, require_extra
 from repairopt.network import check_same_index, listed_values, refuse_missing
+from repairopt.specify.sample_weights import row_weights
 
-Metric = Callable[[Any, Any], float]
+Metric = Callable[..., float]
 METHODS = ("between_groups", "to_overall")
 
 
-def selection_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
+def selection_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1, sample_weight: Any = None) -> float:
     """Share of the answers that are ``pos_label``; ``y_true`` is not used."""
-    return float(np.mean(_favorable(y_pred, pos_label)))
+    return float(np.average(_favorable(y_pred, pos_label), weights=sample_weight))
 
 
-def accuracy_score(y_true: Any, y_pred: Any) -> float:
+def accuracy_score(y_true: Any, y_pred: Any, *, sample_weight: Any = None) -> float:
     """Share of right answers, as scikit-learn's."""
-    return float(np.mean(np.asarray(y_true) == np.asarray(y_pred)))
+    return float(np.average(np.asarray(y_true) == np.asarray(y_pred), weights=sample_weight))
 
 
-def true_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
+def true_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1, sample_weight: Any = None) -> float:
     """Share of the answers ``pos_label`` where that is true; 0 where it never is, as in fairlearn."""
-    return _share(_favorable(y_pred, pos_label)[_favorable(y_true, pos_label)])
+    return _share(_favorable(y_pred, pos_label), _favorable(y_true, pos_label), sample_weight)
 
 
-def false_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1) -> float:
+def false_positive_rate(y_true: Any, y_pred: Any, *, pos_label: Any = 1, sample_weight: Any = None) -> float:
     """Share of the answers ``pos_label`` where that is false."""
-    return _share(_favorable(y_pred, pos_label)[~_favorable(y_true, pos_label)])
+    return _share(_favorable(y_pred, pos_label), ~_favorable(y_true, pos_label), sample_weight)
 
 
-def count(y_true: Any, y_pred: Any) -> float:
-    """Number of samples."""
+def count(y_true: Any, y_pred: Any, *, sample_weight: Any = None) -> float:
+    """Number of samples, whatever their weights."""
     return float(len(np.asarray(y_true)))
 
 
@@ -65,6 +66,8 @@ class GroupMetrics:
         pos_label: The favorable label.
         metrics: Functions of ``(y_true, y_pred)`` by name, fairlearn's among them; by default count, accuracy,
             selection rate, true and false positive rate.
+        sample_weight: How much each sample counts ``(N,)``; metrics are given it under this name. None for all the
+            same.
 
     Raises:
         SpecificationError: Sizes or indexes disagree, nothing is given, a value is missing, or no label is the
@@ -83,6 +86,7 @@ class GroupMetrics:
     sensitive_features: Any
     pos_label: Any = 1
     metrics: dict[str, Metric] = field(default_factory=dict)
+    sample_weight: Any = None
 
     def __post_init__(self) -> None:
         parts = {name: getattr(self, name) for name in ("y_true", "y_pred", "sensitive_features")}
@@ -95,6 +99,14 @@ class GroupMetrics:
                 f"GroupMetrics: y_true, y_pred and sensitive_features have shapes {', '.join(map(str, sizes))}; "
                 f"expected (N,) for each with the same N, at least 1."
             )
+        weights = row_weights("GroupMetrics", self.sample_weight, None, len(self.y_true))
+        check_same_index("GroupMetrics", **parts, sample_weight=self.sample_weight)
+        object.__setattr__(self, "sample_weight", None if weights is None else weights.numpy())
+        if weights is not None:
+            counts = np.bincount(self._member, weights=weights)
+            if not counts.all():
+                group = self.groups[int(counts.argmin())]
+                raise SpecificationError(f"GroupMetrics: every row of group {group!r} has weight 0. Leave it out.")
         if not self.metrics:
             self._check_favorable()
             rates = (selection_rate, true_positive_rate, false_positive_rate)
@@ -119,7 +131,9 @@ class GroupMetrics:
     @cached_property
     def overall(self) -> dict[str, float]:
         """Each metric over all samples."""
-        return {name: float(metric(self.y_true, self.y_pred)) for name, metric in self.metrics.items()}
+        return {
+            name: float(metric(self.y_true, self.y_pred, **self._beside())) for name, metric in self.metrics.items()
+        }
 
     @cached_property
     def by_group(self) -> dict[str, dict[Any, float]]:
@@ -174,11 +188,17 @@ class GroupMetrics:
         if groups.dtype.kind == "O":  # pandas sorts by them and takes tuples apart
             groups = np.array([str(group) for group in groups.tolist()])
         data = {"y_true": self.y_true, "y_pred": self.y_pred, "sensitive_features": groups}
+        if self.sample_weight is not None:
+            data["sample_params"] = {name: {"sample_weight": self.sample_weight} for name in self.metrics}
         return MetricFrame(metrics=dict(self.metrics), **data)
 
     def _in_groups(self, metric: Metric) -> dict[Any, float]:
         rows = ((group, self._member == k) for k, group in enumerate(self.groups))
-        return {group: float(metric(self.y_true[own], self.y_pred[own])) for group, own in rows}
+        return {group: float(metric(self.y_true[own], self.y_pred[own], **self._beside(own))) for group, own in rows}
+
+    def _beside(self, rows: Any = slice(None)) -> dict[str, Any]:
+        """The weights of some samples, for metrics, where there are any."""
+        return {} if self.sample_weight is None else {"sample_weight": self.sample_weight[rows]}
 
     def _check_favorable(self) -> None:
         """Whether ``pos_label`` is a label; 0 and 1, or -1 and 1, need not occur."""
@@ -203,7 +223,7 @@ class GroupMetrics:
         values = list(self._in_groups(metric).values())
         if _checked(method) == "between_groups":
             return max(values) - min(values)
-        overall = float(metric(self.y_true, self.y_pred))
+        overall = float(metric(self.y_true, self.y_pred, **self._beside()))
         return max(abs(value - overall) for value in values)
 
 
@@ -239,8 +259,10 @@ def _favorable(labels: Any, pos_label: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(array == pos_label)
 
 
-def _share(hits: npt.NDArray[np.bool_]) -> float:
-    return float(hits.mean()) if len(hits) else 0.0
+def _share(hits: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], weights: Any) -> float:
+    """Share of hits among some samples; 0 where none of these counts."""
+    own = np.ones(len(hits)) if weights is None else np.asarray(weights)
+    return float(np.average(hits[among], weights=own[among])) if own[among].sum() > 0 else 0.0
 
 
 def _ratio(values: list[float], overall: float | None) -> float:

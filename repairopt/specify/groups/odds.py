@@ -14,6 +14,7 @@ from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_labelled
 from repairopt.specify.contracts import Unstated
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, MIN_ROWS, ROWS, VALUES, Argument, Given, Measure
+from repairopt.specify.sample_weights import kish_counts
 
 from .gaps import SCORES, FirstOfTwo, GroupGap, RateGap
 from .samples import GroupSamples, labelled_groups
@@ -146,7 +147,7 @@ class OddsGap(RateGap):
             raise SpecificationError(f"'{self.name}': score {self.score!r}; choose max_difference or difference.")
         for label in self.given:
             for a, group in enumerate(self.samples.names):
-                if not bool(((self.labels == label) & (self.samples.member == a)).any()):
+                if not bool(((self.labels == label) & (self.samples.cells[a] > 0)).any()):
                     raise SpecificationError(
                         f"'{self.name}': no row of group {group} has true label {label}, so its rate is not defined. "
                         f"Leave the group out of values, or the label out of given."
@@ -165,8 +166,8 @@ class OddsGap(RateGap):
             column: Column that tells the group, by position or by a frame's name, or several whose values are crossed;
                 None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
-            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
-                class.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, ``sample_weight`` ``(N,)``,
+                and the attributes of the class.
 
         Returns:
             The property; compares within all labels that occur unless ``given`` says which.
@@ -206,10 +207,14 @@ class OddsGap(RateGap):
         return replace(self, samples=self.samples.where(mask), labels=self.labels[mask.cpu()])
 
     def _means(self, values: Tensor) -> Tensor:
-        member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
-        rows = torch.stack([member * (self.labels == label)[None] for label in self.given])
-        return (rows.double() / self._counts()[..., None]).to(values) @ values
+        rows = self._cells()
+        return (rows / rows.sum(-1, keepdim=True)).to(values) @ values
+
+    def _cells(self) -> Tensor:
+        return torch.stack([self.samples.cells * (self.labels == label)[None] for label in self.given])
 
     def _counts(self) -> Tensor:
         member, q = self.samples.member, self.samples.q
+        if self.samples.weights is not None:
+            return kish_counts(self.samples.weights, self._cells() > 0)
         return torch.stack([torch.bincount(member[self.labels == label], minlength=q) for label in self.given])

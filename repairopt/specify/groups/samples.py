@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from repairopt.network import (
     listed_values,
     refuse_missing,
 )
+from repairopt.specify.sample_weights import Array, effective_count, kish_counts, row_weights
 
 MANY = 10  # groups up to which there may be as many as rows
 
@@ -33,7 +35,8 @@ class GroupSamples:
     The groups of ``paired`` samples stand one after the other and differ in the protected feature alone, row by row;
     ``redraw`` makes the same kind of samples from other rows, where that is known. ``rows`` are the positions of real
     rows among those passed, None where inputs were made; ``left_out`` how many of those are in no group; ``columns``
-    the names of a frame's columns; ``small`` are groups with too few rows, each with its number of rows.
+    the names of a frame's columns; ``small`` are groups with too few rows, each with its number of rows; ``weights``
+    say how much each row counts ``(M,)``, None for all the same.
     """
 
     inputs: Tensor
@@ -45,11 +48,13 @@ class GroupSamples:
     columns: tuple[str, ...] = ()
     left_out: int = 0
     small: tuple[tuple[str, int], ...] = ()
+    weights: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        counts = torch.bincount(self.member, minlength=len(self.names))
-        if int(counts.min()) == 0:
-            raise SpecificationError(f"group '{self.names[int(counts.argmin())]}' has no rows; leave it out.")
+        counts = torch.bincount(self.member, self.weights, minlength=len(self.names))
+        if float(counts.min()) == 0:
+            what = "rows" if self.weights is None else "rows of a weight above 0"
+            raise SpecificationError(f"group '{self.names[int(counts.argmin())]}' has no {what}; leave it out.")
 
     @property
     def known(self) -> Tensor:
@@ -67,8 +72,30 @@ class GroupSamples:
         return torch.bincount(self.member, minlength=self.q)
 
     @cached_property
+    def cells(self) -> Tensor:
+        """How much each row counts in each group, ``(q, M)``, float64: 0 or 1, or 0 or its weight."""
+        member = torch.nn.functional.one_hot(self.member, self.q).T.double()
+        return member if self.weights is None else member * self.weights
+
+    @cached_property
+    def effective(self) -> Tensor:
+        """Rows of each group ``(q,)``; of weighted ones the number of unweighted rows that would be as certain."""
+        return self.counts if self.weights is None else kish_counts(self.weights, self.cells > 0)
+
+    @cached_property
     def _weights(self) -> Tensor:
-        return torch.nn.functional.one_hot(self.member, self.q).T.double() / self.counts[:, None]
+        return self.cells / self.cells.sum(1, keepdim=True)
+
+    def weighted(self, owner: str, sample_weight: Any) -> GroupSamples:
+        """The same with weights of the rows that were passed, ``(N,)``; ``owner`` is who asks, for messages.
+
+        Raises:
+            SpecificationError: The inputs were drawn, or the weights do not fit.
+        """
+        if self.rows is None and self.redraw is not None:
+            raise SpecificationError(f"'{owner}': its inputs are drawn, and have no weights. Compare observed rows.")
+        weights = row_weights(f"'{owner}'", sample_weight, None, len(self.member) + self.left_out)
+        return replace(self, weights=None if weights is None else weights[self.known])
 
     def mean_by_group(self, values: Tensor) -> Tensor:
         """Mean of ``values (M, c)`` over each group, ``(q, c)``; works inside ``vmap`` and under differentiation."""
@@ -76,6 +103,18 @@ class GroupSamples:
             return values.reshape(self.q, -1, values.shape[-1]).mean(1)
         with torch.autocast(values.device.type, enabled=False):  # which would round rates
             return self._weights.to(values) @ values
+
+    def hits(self, rates: Tensor, counts: Tensor, cells: Callable[[], Tensor], favored: Tensor) -> tuple[Array, Array]:
+        """Hits ``(c', q)`` and rows ``(c, q)`` behind rates ``(c', q)``, effective ones if weighted.
+
+        ``counts (c, q)`` are rows, ``cells (c, q, M)`` how much each input counts, ``favored (M,)`` which are hits.
+        """
+        rows, shares = counts.double().cpu().numpy(), rates.detach().double().cpu().numpy()
+        if self.weights is None:
+            return np.round(shares * rows), rows
+        values, mine = favored.detach().double().cpu().numpy(), cells().numpy().reshape(-1, len(self.member))
+        rows = np.reshape([float(effective_count(values[one > 0], one[one > 0])) for one in mine], rows.shape)
+        return shares * rows, rows
 
     def details(self) -> dict[str, float]:
         """How many rows are in no group that is compared, where there are any; small groups by name."""
@@ -93,15 +132,19 @@ class GroupSamples:
         else:
             groups = [(self.member == a).nonzero()[:, 0] for a in range(self.q)]
             pick = torch.cat([g[torch.randperm(len(g), generator=draw)[:count]].sort().values for g in groups])
-        own: Any = None if self.rows is None else self.rows[pick]
-        return replace(self, inputs=self.inputs[pick.to(self.inputs.device)], member=self.member[pick], rows=own)
+        own: Any = {name: None if part is None else part[pick] for name, part in self._by_row.items()}
+        return replace(self, inputs=self.inputs[pick.to(self.inputs.device)], member=self.member[pick], **own)
 
     def where(self, keep: Tensor) -> GroupSamples:
         """The inputs of a mask ``(M,)``; they no longer count as paired."""
         mask = keep.cpu()
-        rows: Any = None if self.rows is None else self.rows[mask]
+        own: Any = {name: None if part is None else part[mask] for name, part in self._by_row.items()}
         chosen = self.inputs[keep.to(self.inputs.device)]
-        return replace(self, inputs=chosen, member=self.member[mask], paired=False, rows=rows)
+        return replace(self, inputs=chosen, member=self.member[mask], paired=False, **own)
+
+    @property
+    def _by_row(self) -> dict[str, Tensor | None]:
+        return {"rows": self.rows, "weights": self.weights}
 
     def again(self, inputs: Any) -> GroupSamples:
         """The same kind of samples from other rows; a SpecificationError where the groups were given as arrays."""
@@ -172,6 +215,7 @@ def observed_groups(
     sensitive_features: Any = None,
     labels: Sequence[str] = (),
     min_rows: int = 1,
+    sample_weight: Any = None,
 ) -> GroupSamples:
     """Divide real rows ``(N, ...)`` into groups, by a column or by ``sensitive_features (N,)`` of any type.
 
@@ -180,7 +224,7 @@ def observed_groups(
 
     Rows with other than the ``values`` given, and then those without a group, are left out and counted; so are those of
     groups with fewer than ``min_rows`` rows, which are named. ``owner`` is who asks, ``labels`` are
-    names of the columns.
+    names of the columns, ``sample_weight (N,)`` says how much each row counts.
 
     Raises:
         SpecificationError: Neither or both ways to tell the group, sizes disagree, or a group without rows.
@@ -191,7 +235,7 @@ def observed_groups(
         raise SpecificationError(f"'{owner}': min_rows={min_rows!r}; expected a whole number, 1 or more.")
     if (column is None) == (sensitive_features is None):
         raise SpecificationError(f"'{owner}': pass either column or sensitive_features, to tell each row's group.")
-    check_beside(f"'{owner}'", inputs, sensitive_features=sensitive_features)
+    check_beside(f"'{owner}'", inputs, sensitive_features=sensitive_features, sample_weight=sample_weight)
     several = isinstance(column, list | tuple)
     places: list[int] = []
     heads: list[str] = []
@@ -218,7 +262,8 @@ def observed_groups(
 
     own: Any = {"rows": known.nonzero()[:, 0], "columns": column_names(inputs), "left_out": int((~known).sum())}
     own |= {"small": small, "redraw": None if column is None else redraw}
-    return GroupSamples(x[known], member[known], tuple(map(name, found)), **own)
+    samples = GroupSamples(x[known], member[known], tuple(map(name, found)), **own)
+    return samples if sample_weight is None else samples.weighted(owner, sample_weight)
 
 
 def _told_by_features(owner: str, inputs: Any, features: Any, values: Any) -> tuple[Tensor, list[Any], list[Any], Any]:
@@ -288,14 +333,21 @@ def labelled_groups(
         labels: True labels ``(N,)``; None where ``inputs`` is a dataset or loader of pairs.
         column: As of :func:`observed_groups`.
         values: As there.
-        options: Of ``observed`` of a property; ``sensitive_features`` and ``min_rows`` are taken out of it.
+        options: Of ``observed`` of a property; ``sensitive_features``, ``min_rows`` and ``sample_weight`` are taken
+            out of it.
     """
-    features, least = options.pop("sensitive_features", None), options.pop("min_rows", 1)
-    check_beside(f"'{name}'", inputs, labels=labels, sensitive_features=features)
+    own = rows_options(options)
+    check_beside(f"'{name}'", inputs, labels=labels, **{k: v for k, v in own.items() if k != "min_rows"})
     x, y = check_labelled(f"'{name}'", inputs, labels, integers=True)
     rows = inputs if is_frame(inputs) else x
-    samples = observed_groups(name, rows, column, values, sensitive_features=features, min_rows=least)
+    samples = observed_groups(name, rows, column, values, **own)
     return samples, y[samples.known]
+
+
+def rows_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``observed`` of a property was told of its rows, taken out of its options."""
+    defaults = {"sensitive_features": None, "min_rows": 1, "sample_weight": None}
+    return {name: options.pop(name, default) for name, default in defaults.items()}
 
 
 def crossed_values(owner: str, features: Any) -> list[Any]:

@@ -15,9 +15,10 @@ from repairopt.network import Predict, check_inputs, check_labelled
 from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.intervals import Interval, gap_interval, largest_mean_interval, largest_rate_interval
 from repairopt.specify.measures import BY_GROUP, DOWN, GROUPS, LABEL, Given, Measure
+from repairopt.specify.sample_weights import WeightedGroups
 
 from .gaps import kernel_temperature, pairwise_differences
-from .samples import GroupSamples, labelled_groups, observed_groups
+from .samples import GroupSamples, labelled_groups, observed_groups, rows_options
 
 HARMS = {
     "error": "wrong answers",
@@ -39,7 +40,7 @@ def _make(kind: Any, given: Given, harm: str, against: str = "zero") -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class WorstGroup:
+class WorstGroup(WeightedGroups):
     """How badly a network serves the group that it serves worst ("levelling up", minimax and bounded group loss).
 
     The harm of a group is a share of its rows, or their mean loss:
@@ -137,7 +138,7 @@ class WorstGroup:
         if self.harm in CLASS and (isinstance(self.label, bool) or not isinstance(self.label, int | np.integer)):
             raise SpecificationError(f"'{self.name}': label is {self.label!r}; expected the index of a class, from 0.")
         if self.harm == "miss":
-            for group, count in zip(self.samples.names, self._counts.tolist(), strict=True):
+            for group, count in zip(self.samples.names, self._cells.sum(1).tolist(), strict=True):
                 if not count:
                     raise SpecificationError(
                         f"'{self.name}': no row of group {group} has label {self.label}, so its recall is not defined. "
@@ -157,14 +158,14 @@ class WorstGroup:
             column: Column that tells the group, by position or by a frame's name, or several whose values are crossed;
                 None with ``sensitive_features``.
             values: The groups' values in it; rows with other values are left out. None for all values found.
-            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, and the attributes of the
-                class.
+            **options: ``sensitive_features`` ``(N,)`` in place of a column, ``min_rows``, ``sample_weight`` ``(N,)``,
+                and the attributes of the class.
         """
         name = options.get("name", "worst group")
         if labels is not None or options.get("harm", "error") != "rejection":
             samples, own = labelled_groups(name, inputs, labels, column, values, options)
             return cls(samples, own, **options)
-        told = {"sensitive_features": options.pop("sensitive_features", None), "min_rows": options.pop("min_rows", 1)}
+        told = rows_options(options)
         return cls(observed_groups(name, inputs, column, values, **told), **options)
 
     @property
@@ -185,9 +186,7 @@ class WorstGroup:
     def harms(self, predict: Predict, soft: bool = False) -> Tensor:
         """Harm of each group ``(q,)``, by count or by probabilities."""
         values = self._each(predict, soft)
-        member = torch.nn.functional.one_hot(self.samples.member, self.samples.q).T
-        weights = member if self.harm != "miss" else member * self._counted[None]
-        return (weights / self._counts[:, None]).to(values) @ values
+        return (self._cells / self._cells.sum(1, keepdim=True)).to(values) @ values
 
     def value(self, predict: Predict) -> Tensor:
         """The largest harm, or difference of harms, by count."""
@@ -214,12 +213,14 @@ class WorstGroup:
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the value on new data lies: exact for shares, score intervals of differences, Student's t of losses."""
-        counts = self._counts.double().cpu().numpy()
         if self.harm == "loss":
-            losses, member = self._each(predict).detach().double().cpu().numpy(), self.samples.member.cpu().numpy()
-            parts = [losses[member == group] for group in range(self.samples.q)]
-            return largest_mean_interval(parts, confidence, difference=self.against == "best")
-        hits = np.round(self.harms(predict).detach().double().cpu().numpy() * counts)
+            losses, cells = self._each(predict).detach().double().cpu().numpy(), self._cells.numpy()
+            parts, weights = zip(*((losses[own > 0], own[own > 0]) for own in cells), strict=True)
+            sizes = None if self.samples.weights is None else weights
+            return largest_mean_interval(parts, confidence, difference=self.against == "best", weights=sizes)
+        harms, counts = self.harms(predict)[None], (self._cells > 0).sum(1)
+        found = self.samples.hits(harms, counts[None], lambda: self._cells[None], self._each(predict))
+        hits, counts = found[0][0], found[1][0]
         if self.against == "best":
             return gap_interval(hits, counts, confidence, combine="max")
         return largest_rate_interval(hits, counts, confidence)
@@ -242,14 +243,9 @@ class WorstGroup:
         return harms if self.against == "zero" else pairwise_differences(harms)
 
     @property
-    def _counted(self) -> Tensor:
-        if self.harm != "miss":
-            return torch.ones_like(self.samples.member)
-        return torch.as_tensor(self.labels == self.label).long()
-
-    @property
-    def _counts(self) -> Tensor:
-        return torch.bincount(self.samples.member, weights=self._counted.double(), minlength=self.samples.q)
+    def _cells(self) -> Tensor:
+        """How much each row counts in the harm of each group, ``(q, M)``."""
+        return self.samples.cells if self.harm != "miss" else self.samples.cells * (self.labels == self.label)
 
     def _each(self, predict: Predict, soft: bool = False) -> Tensor:
         """Harm of each row ``(M,)``."""

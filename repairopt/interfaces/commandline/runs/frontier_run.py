@@ -117,13 +117,15 @@ def _trace(spec: OpenSpec, targets: Sequence[float], step: Callable[[str], None]
         raise spec.file.fail(("method",), f"a frontier is traced by method sqp; got {said.method}")
     held_out = spec.data.sets.get("held_out")
     others = twins(spec)
+    known = held_out is not None and held_out.labels is not None
+    unseen = (held_out.inputs, held_out.labels, held_out.weights) if held_out is not None and known else None
     return trace_frontier(
         Classifier(spec.model, outputs=said.model.outputs),
         goal.as_goal(),
         tuple(bound.as_constraint() for bound in spec.bounds),
         targets=targets,
-        data=None if rows.labels is None else (rows.inputs, rows.labels),
-        held_out=None if held_out is None or held_out.labels is None else (held_out.inputs, held_out.labels),
+        data=None if rows.labels is None else (rows.inputs, rows.labels, rows.weights),
+        held_out=unseen,
         held_out_goal=others or None,
         weights=chosen_weights(spec),
         method=SQP(objective=said.change.minimize, confidence=None),

@@ -256,8 +256,8 @@ def _labelled(spec: OpenSpec) -> list[Any]:
         for item in (spec.goal, *spec.bounds)
         if item is not None and item.rows is not None and item.data not in ("repair", "held_out")
     ]
-    known = {identity(rows.inputs): (rows.inputs, rows.labels) for rows in sets if rows.labels is not None}
-    return list(known.values())
+    known = {identity(rows.inputs): rows for rows in sets if rows.labels is not None}
+    return [(rows.inputs, rows.labels, rows.weights) for rows in known.values()]
 
 
 def _about_inputs(spec: OpenSpec) -> dict[str, Any]:

@@ -11,7 +11,17 @@ from typing import Any
 import torch
 
 from repairopt.errors import LanguageError, RepairError, SpecificationError
-from repairopt.specify import WAYS, Bound, BrokenRows, ChangeBox, Property, SampleConstraint, price_of, refuse_void
+from repairopt.specify import (
+    WAYS,
+    Bound,
+    BrokenRows,
+    ChangeBox,
+    Property,
+    SampleConstraint,
+    price_of,
+    refuse_void,
+    weighted,
+)
 
 from .row_sets import Data, RowSet, holds
 from .statements import Statement, did_you_mean, parse
@@ -107,6 +117,7 @@ def bind_statement(statement: Statement | str, data: Data, on: str | None = None
     try:
         item = statement.measure.make(statement.measure.kind, given)
         rows = given.rows(labels=False) if given.set else None
+        item = weighted(item, None if rows is None else rows.weights)
         if statement.bounds:
             refuse_void(f"'{statement.name}': the limit", item, given.limit())
     except LanguageError:

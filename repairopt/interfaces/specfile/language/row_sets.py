@@ -33,12 +33,14 @@ class RowSet:
     """Rows of data.
 
     ``inputs`` is what the network reads, ``(N, ...)``, ``labels`` class indices ``(N,)`` or None. ``columns`` has by
-    name the values of further columns as they stand in the data, ``(N,)`` each: for groups and conditions.
+    name the values of further columns as they stand in the data, ``(N,)`` each: for groups and conditions. ``weights``
+    say how much each row counts, ``(N,)``; None for all the same.
     """
 
     inputs: Tensor
     labels: Tensor | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", torch.as_tensor(self.inputs))
@@ -47,6 +49,7 @@ class RowSet:
         object.__setattr__(self, "columns", {name: np.asarray(values) for name, values in self.columns.items()})
         sizes = {name: len(values) for name, values in self.columns.items()}
         sizes |= {} if self.labels is None else {"labels": len(self.labels)}
+        sizes |= {} if self.weights is None else {"weights": len(self.weights)}
         wrong = [name for name, size in sizes.items() if size != len(self)]
         if wrong:
             raise SpecificationError(
@@ -61,7 +64,8 @@ class RowSet:
         picked = np.asarray(rows)
         at = torch.as_tensor(picked.nonzero()[0] if picked.dtype == bool else picked.astype(np.int64))
         labels = None if self.labels is None else self.labels[at]
-        return RowSet(self.inputs[at], labels, {name: v[at.numpy()] for name, v in self.columns.items()})
+        weights = None if self.weights is None else self.weights[at]
+        return RowSet(self.inputs[at], labels, {name: v[at.numpy()] for name, v in self.columns.items()}, weights)
 
 
 @dataclass(frozen=True, eq=False)

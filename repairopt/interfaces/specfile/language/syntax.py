@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import math
+import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -178,7 +178,7 @@ class _Reader:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             sign, inner = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
         found = inner.value if isinstance(inner, ast.Constant) else None
-        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) <= sys.float_info.max:
             self.fail(self.at(node), f"{self.text[self.at(node) : self._end(node)]!r} is not a number")
         return sign * found
 

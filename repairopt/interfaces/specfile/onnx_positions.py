@@ -1,0 +1,152 @@
+"""ONNX files that score positions: the letters of a line, the cells of an image. What scores them is repaired.
+
+The file is cut where everything that follows looks at each position alone. ONNX Runtime runs the first part; what it
+gives for a position is a row, on which the last layers are a network of logits ``(P, k)`` like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repairopt.errors import ModelError, public
+
+from .onnx_graph import OnnxGraph, OnnxPrefix
+from .onnx_model import CLOSE, LAST, SOURCE, Builder, by_position, read_model, run, starts_of
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxPositions:
+    """The last layers of a file as a network, and what they read.
+
+    Attributes:
+        network: From rows ``(P, C)``, one for each position, to logits ``(P, k)``.
+        count: Positions of an input of the size that was given; position ``t`` of input ``i`` is row ``i count + t``.
+        before: The part of the file before them.
+        channels_last: Whether the scores of a position stand on the last axis, ``(N, ..., k)``, else ``(N, k, ...)``.
+    """
+
+    network: nn.Module
+    count: int
+    before: OnnxPrefix
+    channels_last: bool
+
+    @public
+    def rows(self, inputs: Tensor) -> Tensor:
+        """What the last layers read at each position ``(P, C)`` of inputs ``(N, ...)``, all of one size."""
+        with torch.no_grad():
+            return by_position(self.before(inputs), self.channels_last)
+
+
+@public
+def load_positions(
+    path: Path | str, inputs: Tensor, *, output: str | None = None, fixed: Mapping[str, float] | None = None
+) -> OnnxPositions:
+    """Read the last layers of an ONNX file that gives scores for each position, such as ``(N, T, k)``.
+
+    ``write_onnx(repaired, target, inputs)`` of ``onnx_model`` writes them back into a copy of the file.
+
+    Args:
+        path: The file; not changed.
+        inputs: A few inputs ``(N, ...)`` as the file reads them, on which both are compared.
+        output: Name of the output with the scores, or of a tensor inside the file; by default the first output with
+            three or four axes. A softmax over the scores of a position is left out.
+        fixed: Numbers that fill other inputs, by name.
+
+    Returns:
+        The network, and what makes its rows. Positions of one input are not independent: intervals and claims about
+        new data, which take rows as drawn one by one, are too narrow for these.
+
+    Raises:
+        MissingExtraError: onnx or onnxruntime is not installed.
+        ModelError: The file is not valid, has no such scores, or no layer looks at each position alone.
+    """
+    path = Path(path)
+    graph, few, found = _scores(OnnxGraph(path, read_model(path), "", fixed or {}), inputs, output)
+    for name, values, channels_last in _before_softmax(graph, few, found):
+        own = replace(graph, output=name)
+        wanted = by_position(values, channels_last)
+        for start in _starts(own):
+            (value,) = own.values([start], few)
+            before = None if value is None else torch.tensor(value)
+            if before is None or not _same_positions(before, values, channels_last):
+                continue
+            rows = by_position(before, channels_last)
+            spread = (1,) * (before.ndim - 2) if channels_last else (2,) * (before.ndim - 2)
+            try:
+                network = Builder(own, start, "same", spread).build()
+                made = run(network, rows)
+            except (ModelError, RuntimeError, TypeError, IndexError):
+                continue
+            if made.shape == wanted.shape and torch.allclose(made.double(), wanted.double(), *CLOSE):
+                origin = {"path": path, "output": name, "fixed": own.fixed, "ending": "same"}
+                network.meta[SOURCE] |= origin | {"positions": (start, channels_last)}
+                return OnnxPositions(network, len(rows) // len(few), graph.session(start), channels_last)
+    ways = ", ".join(_candidates(graph)) or "there is none"
+    raise ModelError(
+        f"'{path}': no layer with weights before '{graph.output}' looks at each position alone, in operators that are "
+        f"covered. Name a tensor inside the file whose scores are to be repaired, output=: {ways}."
+    )
+
+
+def _scores(graph: OnnxGraph, rows: Tensor, wanted: str | None) -> tuple[OnnxGraph, Tensor, Tensor]:
+    """The graph with the output of scores, the inputs that were run, and their scores."""
+    made = [name for node in graph.model.graph.node for name in node.output]
+    names = [item.name for item in graph.model.graph.output]
+    if wanted is not None and wanted not in made:
+        raise ModelError(f"'{graph.path}': makes no tensor '{wanted}'; outputs: {', '.join(names)}.")
+    seen = []
+    for name in names if wanted is None else [wanted]:
+        own = replace(graph, output=name)
+        if not own.nodes:
+            continue
+        few = own.example(rows)
+        found = own.session(name)(few)
+        seen.append(f"{name} {tuple(found.shape)}")
+        if found.is_floating_point() and found.ndim in (3, 4) and len(found) == len(few):
+            return own, few, found
+    raise ModelError(
+        f"'{graph.path}': has no scores for positions, (N, T, k), (N, k, T) or (N, k, H, W) for N inputs: "
+        f"{'; '.join(seen)}. load_onnx reads files with one row of scores for each input."
+    )
+
+
+def _before_softmax(graph: OnnxGraph, few: Tensor, found: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
+    """Tensors of logits with their values and whether scores stand on the last axis; what is before a softmax first."""
+    axes = (-1,) if found.ndim == 3 else (1,)
+    for axis in dict.fromkeys((*axes, 1, -1)):
+        if bool((found >= 0).all()) and bool((found.sum(axis) - 1).abs().max() < 1e-3):
+            nodes = [graph.model.graph.node[place] for place in graph.nodes[-LAST:]]
+            names = [name for node in nodes for name in node.output if name and name != graph.output]
+            for name, value in zip(names, graph.values(names, few), strict=True):
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == tuple(found.shape):
+                    own = torch.tensor(value)
+                    if torch.allclose(own.softmax(axis), found, 1e-4, 1e-6):
+                        yield name, own, axis == -1
+    for axis in dict.fromkeys((*axes, 1, -1)):
+        yield graph.output, found, axis == -1
+
+
+def _starts(graph: OnnxGraph) -> list[str]:
+    """Cuts from which all operators are covered, the earliest first; none where the last one is not covered."""
+    try:
+        return starts_of(graph)
+    except ModelError:
+        return []
+
+
+def _same_positions(before: Tensor, after: Tensor, channels_last: bool) -> bool:
+    """Whether two tensors have the same axes but for their channels."""
+    axis = -1 if channels_last else 1
+    return before.ndim == after.ndim and before.movedim(axis, -1).shape[:-1] == after.movedim(axis, -1).shape[:-1]
+
+
+def _candidates(graph: OnnxGraph) -> list[str]:
+    """What the last dense and convolutional layers give, the last ones first."""
+    nodes = [graph.model.graph.node[place] for place in graph.nodes]
+    return [node.output[0] for node in reversed(nodes) if node.op_type in ("Conv", "MatMul", "Gemm")][:8]
