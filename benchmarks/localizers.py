@@ -25,10 +25,11 @@ from repairopt.methods import SQP, FineTune
 Pair = tuple[Tensor, Tensor]
 METHODS: dict[str, Any] = {"sqp": SQP(confidence=None, max_steps=20), "fine_tune": FineTune(epochs=15)}
 READING = """All weights and those of the last layer serve both methods best here. Of the localizers the two spectra
-(DeepFault, ArchRepair's) come closest, with a fourth and a half of the weights; under SQP DeepFault fixes as much as any
-choice and breaks more. The 8 weights of Arachne's front break fewest rows under SQP and fix 11 % of the errors. SQP fixes
-more than fine-tuning with every choice, and breaks more with most. I-REPAIR's influence ratio fixes least: it also takes
-weights that influence next to nothing. Two networks, two divisions of the rows: differences of few points are noise.
+(DeepFault, ArchRepair's) come closest, with a fourth and a half of the weights; under SQP DeepFault fixes as much as
+any choice and breaks more. The 8 weights of Arachne's front break fewest rows under SQP and fix 11 % of the errors. SQP
+fixes more than fine-tuning with every choice, and breaks more with most. I-REPAIR's influence ratio fixes least: it
+also takes weights that influence next to nothing. Two networks, two divisions of the rows: differences of few points are
+noise.
 """
 LIMIT = 30.0  # seconds for each repair
 TARGET = 0.25  # of the errors on the rows to repair, as a share of the original's
