@@ -28,8 +28,8 @@ READING = """All weights and those of the last layer serve both methods best her
 (DeepFault, ArchRepair's) come closest, with a fourth and a half of the weights; under SQP DeepFault fixes as much as
 any choice and breaks more. The 8 weights of Arachne's front break fewest rows under SQP and fix 11 % of the errors. SQP
 fixes more than fine-tuning with every choice, and breaks more with most. I-REPAIR's influence ratio fixes least: it
-also takes weights that influence next to nothing. Two networks, two divisions of the rows: differences of few points are
-noise.
+also takes weights that influence next to nothing. Two networks, two divisions of the rows: differences of a few
+points are noise.
 """
 LIMIT = 30.0  # seconds for each repair
 TARGET = 0.25  # of the errors on the rows to repair, as a share of the original's
