@@ -7,6 +7,7 @@ from .contestants import System, list_systems, named_methods
 from .fixing_metrics import METRICS, Metric, fixing_rates, group_rates
 from .frontier import Frontier, FrontierPoint, trace_frontier
 from .letters import letter_groups
+from .literature import TOOLS
 from .recommend import NEEDS, Advice, recommend_methods
 from .subject import Subject
 from .tasks import loan_decisions, train_network

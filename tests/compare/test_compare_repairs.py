@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import GroupGap, SpecificationError, Subject, compare_repairs
+from repairopt import AttackSuccess, GroupGap, SpecificationError, Subject, UnfixedRate, compare_repairs
 from repairopt.compare import (
     Cell,
     CellOutcome,
@@ -33,6 +33,7 @@ from repairopt.errors import ResultError
 from repairopt.localize import NewWeights
 from repairopt.methods import Outcome, available_methods
 from repairopt.program import Status
+from repairopt.specify import AdversarialError
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +239,7 @@ from dataclasses import dataclass
 from repairopt.compare import Subject, compare_repairs, loan_decisions
 from repairopt.methods import Outcome
 from repairopt.program import Status
+from repairopt.specify import AdversarialError
 from pathlib import Path
 @dataclass(frozen=True)
 class Waits:
@@ -355,3 +357,27 @@ def test_a_study_is_read_run_and_written(tmp_path):
     path.write_text("subjects: [a.yaml]\nmethods: [sqp]\nrepetitons: 2\n")
     with pytest.raises(SpecificationError, match="line 3: unknown key 'repetitons'.*repetitions"):
         read_study(path)
+
+
+def test_attack_success_counts_right_rows_alone():
+    """A linear network of one input: the sign of x - 0.5; radius 0.1 reaches over the threshold from 0.45 and 0.55."""
+    net = nn.Linear(1, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        net.bias.copy_(torch.tensor([0.5, -0.5]))
+    x, y = torch.tensor([[0.2], [0.45], [0.55], [0.9], [0.7]]), torch.tensor([0, 0, 1, 1, 0])
+    found = AttackSuccess(x, y, radius=0.1)
+    assert float(found.value(net)) == pytest.approx(0.5)  # two of four right rows; the fifth is wrong anyway
+    assert float(AdversarialError(x, y, radius=0.1).value(net)) == pytest.approx(0.6)
+    assert found.details(net) == {"right points": 4.0, "attacked points": pytest.approx(2.0)}
+
+
+def test_unfixed_rate_is_one_minus_the_repair_rate():
+    labels = torch.tensor([0, 0, 1, 1])
+    before, after = torch.eye(2)[[0, 1, 0, 1]], torch.eye(2)[[0, 0, 0, 0]]
+    x = torch.arange(4.0)[:, None]
+    goal = UnfixedRate(x, labels).anchor(lambda inputs: before)
+    assert float(goal.value(lambda inputs: after)) == 0.5
+    assert goal.counted.tolist() == [1, 2]
+    rates = fixing_rates(before.argmax(1).numpy(), after.argmax(1).numpy(), labels.numpy())
+    assert rates["repair_rate"] == 0.5

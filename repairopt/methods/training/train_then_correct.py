@@ -104,11 +104,11 @@ class TrainThenCorrect:
         task.log.last = (0, task.engine.n, None)
         task.record(step, before, accepted=task.judge.best is before)
         judged = before
-        points = bool(rows_of_goal(task)) and not before.met
-        if hard_constraints(task) or points:
+        points, hard = bool(rows_of_goal(task)), bool(hard_constraints(task))
+        if hard or (points and not before.met):
             with task.timed("linearize"):
-                found = correct_rows(task, change, self.margin, goal=bool(rows_of_goal(task)))
-                if found.note and rows_of_goal(task):
+                found = correct_rows(task, change, self.margin, goal=points)
+                if found.note and points and hard:  # the rows to keep alone
                     found = correct_rows(task, change, self.margin)
             if found.note:
                 task.log.note(found.note)

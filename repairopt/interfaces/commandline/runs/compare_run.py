@@ -6,7 +6,7 @@ import math
 import time
 from pathlib import Path
 
-from repairopt.compare import Limits, compare_repairs, list_systems, recommend_methods
+from repairopt.compare import TOOLS, Limits, compare_repairs, list_systems, recommend_methods
 from repairopt.errors import ResultError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.study import read_study
@@ -102,4 +102,7 @@ def list_contestants() -> SystemsResult:
         )
         for one in list_systems()
     ]
-    return SystemsResult(exit_code=0, systems=lines)
+    tools = [
+        SystemLine(name=name, method=where, family=family, needs=[], paper="", what="") for name, family, where in TOOLS
+    ]
+    return SystemsResult(exit_code=0, systems=[*lines, *tools])

@@ -201,7 +201,7 @@ class SystemLine(Strict):
     """A method or a system of the literature."""
 
     name: str
-    method: str = Field(description="the registered method")
+    method: str = Field(description="the registered method, or where a tool is in the library")
     family: str
     needs: list[str] = Field(description="beside the specification")
     paper: str
