@@ -102,6 +102,10 @@ class GroupSamples:
         if self.paired:
             return values.reshape(self.q, -1, values.shape[-1]).mean(1)
         with torch.autocast(values.device.type, enabled=False):  # which would round rates
+            if (
+                values.dtype == torch.float64 and not values.requires_grad
+            ):  # of counts: sums are exact, then one rounding
+                return self.cells.to(values) @ values / self.cells.sum(1, keepdim=True).to(values)
             return self._weights.to(values) @ values
 
     def hits(self, rates: Tensor, counts: Tensor, cells: Callable[[], Tensor], favored: Tensor) -> tuple[Array, Array]:
