@@ -87,7 +87,7 @@ class GroupSamples:
         return self.cells / self.cells.sum(1, keepdim=True)
 
     def weighted(self, owner: str, sample_weight: Any) -> GroupSamples:
-        """The same with weights ``(N,)`` of the rows that were passed, for ``owner``; those of drawn inputs are refused."""
+        """The same with weights ``(N,)`` of the rows that were passed; ``owner`` asks. Drawn inputs have none."""
         if self.rows is None and self.redraw is not None:
             raise SpecificationError(f"'{owner}': its inputs are drawn, and have no weights. Compare observed rows.")
         weights = row_weights(f"'{owner}'", sample_weight, None, len(self.member) + self.left_out)
