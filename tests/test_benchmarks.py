@@ -66,6 +66,25 @@ def test_points(data_dir, tmp_path):
     assert (tmp_path / "points.md").read_text().startswith("# Given points")
 
 
+def test_localizers(data_dir, tmp_path):
+    pytest.importorskip("sklearn", reason="the extra sklearn is not installed")
+    tables = printed("localizers.py", data_dir, tmp_path)
+    assert list(tables) == ["sqp", "fine_tune"]
+    for _, *rows in tables.values():
+        assert {row[0] for row in rows} == {"last", "all", "gradient"}
+        assert all(0 <= number <= 100 for row in rows for number in numbers(row[3:6]))
+
+
+def test_searches(data_dir, tmp_path):
+    pytest.importorskip("sklearn", reason="the extra sklearn is not installed")
+    tables = printed("searches.py", data_dir, tmp_path)
+    assert list(tables) == ["CARE", "Arachne"]
+    for row in tables["CARE"][1:]:
+        before, after = numbers([row[2]])
+        assert after < before
+    assert len(tables["Arachne"]) == 3
+
+
 def test_speed(data_dir, tmp_path):
     tables = printed("speed.py", data_dir, tmp_path)
     assert len(tables) == 4

@@ -28,6 +28,7 @@ NEEDS["tutorials/reported_failures"] = ("sklearn",)
 NEEDS["tutorials/text_classifier"] = ("transformers", "peft")
 PRINTS = {
     "add_a_layer": r"^True True$",
+    "add_a_localizer": r"^Loud: outgoing weights of .*\[\d+\]$",
     "add_a_measure": r"^unsure\(below=0.8\) repaired$",
     "add_a_property": r"^declaration\n.*lacks on: A held-out column.*\nrepaired 0\.1\d+ {'unsure answers': 0\.01\d+}$",
     "add_a_solver": r"^\['declaration', 'linear: answer',.*\]\noptimal$",

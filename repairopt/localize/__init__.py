@@ -20,6 +20,7 @@ from .synapses import (
     forward_impact,
     gradient_loss,
     parameter_slopes,
+    weight_spectrum,
 )
 from .trace_layers import LayerGraph, first_inputs
 from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons

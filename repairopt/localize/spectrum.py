@@ -154,7 +154,7 @@ class AdversarialSpectrum:
         return self._by_count(groups, of, scores)[0]
 
     def ranked(self, question: Question) -> list[str]:
-        """Names of all blocks, or layers, with vulnerable neurons, the one with most of them first."""
+        """Names of all blocks, or layers, that with most vulnerable neurons first; those without any by their best."""
         scores, groups = self.neuron_scores(question), self._groups(question)
         of = {layer: name for name, layers in groups.items() for layer in layers}
         return self._by_count(groups, of, scores)
@@ -166,8 +166,9 @@ class AdversarialSpectrum:
         if not counts:
             raise SpecificationError("AdversarialSpectrum: no neuron is active on rows that fail.")
         width = {name: sum(len(scores[layer]) for layer in layers) for name, layers in groups.items()}
-        share = {name: counts[name] / (width[name] if self.normalize else 1) for name in groups if counts[name]}
-        return sorted(share, key=lambda name: -share[name])
+        share = {name: counts[name] / (width[name] if self.normalize else 1) for name in groups}
+        best = {name: max(float(scores[layer].max()) for layer in layers) for name, layers in groups.items()}
+        return sorted(groups, key=lambda name: (-share[name], -best[name]))
 
     def neuron_scores(self, question: Question) -> dict[str, Tensor]:
         """Formula 6 for the neurons of each layer."""

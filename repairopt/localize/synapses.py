@@ -13,6 +13,7 @@ from repairopt.errors import ModelError
 from repairopt.network import check_time
 
 from .question import BATCH, Pair, Question, check_count, module_of
+from .spectrum import Spectrum
 from .trace_layers import Layer
 
 TINY = 1e-8  # of I-REPAIR's ratio
@@ -205,12 +206,30 @@ def forward_impact(question: Question, layer: Layer, rows: Pair) -> Tensor:
         before = before.abs()
         under = before @ weight.T
         share += (_inverse(under).T @ before) * weight
-        each = after.flatten(1).abs()
-        units = each.view(len(after), *after.shape[1:]).flatten(2).sum(2) if after.ndim > 2 else each
-        slope += (units * _inverse(each.sum(1, keepdim=True))).sum(0)
+        units = after.abs().movedim(layer.axis, 1).flatten(2).sum(2) if after.ndim > 2 else after.abs()
+        slope += (units * _inverse(units.sum(1, keepdim=True))).sum(0)
         count += len(before)
     found = (share / max(1, count)) * (slope / max(1, len(rows[0])))[:, None]
     return found.view(question.graph.parameters[layer.weights[0]].shape)
+
+
+def weight_spectrum(question: Question, layer: Layer) -> Spectrum:
+    """How often each weight of a layer is active, ``o_i w_ij > 0``, on rows that fail and that are right.
+
+    Of a convolution the share of the positions of a row counts.
+    """
+    weight = question.graph.parameters[layer.weights[0]].detach().double().cpu()
+    counts = []
+    for rows in (question.failing, question.passing):
+        above, below = (torch.zeros(weight[0].numel(), dtype=torch.float64) for _ in range(2))
+        for inputs, before, _ in _layer_values(question, layer, rows):
+            share = len(inputs) / len(before)
+            above += share * (before > 0).sum(0)
+            below += share * (before < 0).sum(0)
+        signs = weight.flatten(1)
+        counts.append(torch.where(signs > 0, above, torch.where(signs < 0, below, 0.0)).view(weight.shape))
+    failing, passing = (len(rows[0]) for rows in (question.failing, question.passing))
+    return Spectrum(counts[0], failing - counts[0], counts[1], passing - counts[1])
 
 
 def first_impact(question: Question, layer: Layer, rows: Pair) -> Tensor:

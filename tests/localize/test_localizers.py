@@ -21,7 +21,7 @@ from repairopt.localize import (
     available_localizers,
     localize,
 )
-from repairopt.localize.synapses import forward_impact, pareto_front
+from repairopt.localize.synapses import forward_impact, pareto_front, weight_spectrum
 from repairopt.network import Engine
 
 PLANTED = 7  # the unit of the first layer that fires where it must not
@@ -119,6 +119,28 @@ def test_a_convolution_has_the_forward_impact_of_its_matrix():
     one, other = (Question.of(Engine(net), rows, rows) for net in (model, linear))
     first = forward_impact(one, one.graph.affine[0], rows)
     torch.testing.assert_close(first.flatten(1), forward_impact(other, other.graph.affine[0], rows))
+
+
+def test_a_linear_layer_of_sequences_has_its_forward_impact():
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 2))
+    rows = (torch.rand(6, 4, 3), torch.zeros(6, dtype=torch.int64))
+    question = Question.of(Engine(model), rows, rows)
+    found = forward_impact(question, question.graph.affine[0], rows)
+    assert found.shape == (5, 3)
+    torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64), msg="both factors are shares")
+
+
+def test_the_spectrum_of_weights_counts_what_adds_to_a_unit():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 2.0]]))
+    failing = (torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([0, 0]))
+    passing = (torch.tensor([[-1.0, 1.0]]), torch.tensor([0]))
+    question = Question.of(Engine(model), failing, passing)
+    found = weight_spectrum(question, question.graph.affine[0])
+    assert found.active_failing.tolist() == [[2.0, 1.0], [0.0, 1.0]]
+    assert found.active_passing.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert found.tarantula[0].tolist() == [1.0, 1.0]
 
 
 def test_the_front_is_that_of_all_pairs():

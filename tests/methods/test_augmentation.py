@@ -197,6 +197,24 @@ def test_DeepRepair(images, clusters):
     assert all(one == other for one, other in seen)
 
 
+@pytest.mark.slow
+def test_DeepRepair_is_above_AugMix_for_half_of_the_patterns(images):
+    """Both learn the training and the failing images."""
+    patterns = [
+        lambda x: F.avg_pool2d(x, 3, stride=1, padding=1),
+        lambda x: (x + 0.5).clamp(0, 1),
+        _contrast,
+    ]
+    above = 0
+    for change in patterns:
+        found = []
+        for method in (methods.AugMix(epochs=10), methods.DeepRepair(epochs=10, include_failures=True)):
+            repaired = proposal(method, images.model, _failures(images, change), data=images.training)[2]
+            found.append(_residual(images, repaired, change))
+        above += found[1] > found[0]
+    assert above >= len(patterns) / 2
+
+
 @pytest.mark.parametrize("name", ["cutout", "mixup", "cutmix", "augmix", "fsgmix", "deep_repair"])
 def test_each_is_a_method_like_the_others(name, images, fingerprint, tmp_path):
     if name == "fsgmix":

@@ -133,6 +133,14 @@ def test_GenMuNN():
     assert [one.goal for one in task.log.rounds] == sorted((one.goal for one in task.log.rounds), reverse=True)
 
 
+def test_GenMuNN_ranks_many_weights_by_the_spectrum(digits):
+    task, _, repaired = proposal(
+        methods.GenMuNN(ranking="spectrum", degree=0.3), digits.model, _goal(digits), data=digits.training
+    )
+    assert task.log.rounds
+    assert _errors(repaired, *digits.repair) <= _errors(digits.model, *digits.repair)
+
+
 def test_GenMuNN_never_lowers_the_accuracy(digits):
     _, _, repaired = proposal(methods.GenMuNN(generations=10), digits.model, _goal(digits), data=digits.training)
     assert _errors(repaired, *digits.repair) <= _errors(digits.model, *digits.repair)
@@ -193,6 +201,7 @@ def test_every_search_is_a_method_like_the_others(name, digits, fingerprint, tmp
         ("DistrRep", {"risks": {}}),
         ("DistrRep", {"importance": {0: -1.0}}),
         ("GenMuNN", {"degree": 0.0}),
+        ("GenMuNN", {"ranking": "luck"}),
         ("BirdnnFT", {"price": -1.0}),
     ],
 )
