@@ -5,10 +5,10 @@ from .candidates import NewArchitecture, NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns
 from .localizers import available_localizers
 from .location import LARGE, Location, localize, locate
-from .probes import Probes
+from .probes import Probes, train_probe
 from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
 from .significance import Significance
-from .slicing import Slice, Slicer, by_unit
+from .slicing import NNSlicer, Slice, Slicer, by_unit
 from .spectrum import AdversarialSpectrum, DeepFault, Spectrum, spectrum_of
 from .synapses import (
     Bidirectional,

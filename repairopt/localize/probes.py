@@ -62,7 +62,7 @@ def contributions(right: Tensor, wrong: Tensor, question: Question, predicted: T
     right, wrong = right / spread, wrong / spread
     labels, true, taken = question.passing[1].cpu(), question.failing[1].cpu(), predicted.cpu()
     classes = int(torch.cat([labels, true, taken]).max()) + 1
-    probe = train_probe((right, labels), classes)
+    probe = train_probe((right, labels), classes)[0]
     total = torch.zeros(right.shape[1], dtype=torch.float64)
     for true_class, wrong_class in torch.stack([true, taken], 1).unique(dim=0).tolist():
         own = (true == true_class) & (taken == wrong_class)
@@ -73,8 +73,11 @@ def contributions(right: Tensor, wrong: Tensor, question: Question, predicted: T
     return total
 
 
-def train_probe(rows: Pair, classes: int) -> Tensor:
-    """Weights ``(classes, units)`` of a linear classifier of values ``(N, units)``: cross-entropy with weight decay."""
+def train_probe(rows: Pair, classes: int) -> tuple[Tensor, Tensor]:
+    """Weights ``(classes, units)`` and biases of a linear classifier of values ``(N, units)``, in float64.
+
+    The cross-entropy with weight decay is minimized.
+    """
     values, labels = rows
     weight = torch.zeros(classes, values.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
@@ -88,4 +91,4 @@ def train_probe(rows: Pair, classes: int) -> Tensor:
 
     with torch.enable_grad():
         made.step(loss)
-    return weight.detach()
+    return weight.detach(), bias.detach()

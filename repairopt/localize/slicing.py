@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from repairopt.network import check_time, run_and_keep
 
 from .follow_units import readers
 from .location import Location
+from .question import Question
 from .trace_layers import Layer, LayerGraph
 
 ROWS = 500  # of a run
@@ -35,6 +36,43 @@ class Slice:
     def location(self) -> Location:
         """The key weights and the biases of key neurons as a choice of weights."""
         return Location.from_masks(self.masks, "slice (NNSlicer)")
+
+
+@dataclass(frozen=True)
+class NNSlicer:
+    """The weights on the slices of the wrong answers: those that contribute most where the network fails (NNSlicer).
+
+    For each class that failing rows are wrongly given, the slice of these rows with that output as target, see
+    :class:`Slicer`; the scores of all classes are added up.
+
+    Attributes:
+        keep: Share of the weights of each layer that are chosen.
+        mode: As for :class:`Slicer`.
+        scope: As there.
+
+    References:
+        Zhang, Li, Guo, Chen and Liu, Dynamic slicing for deep neural networks, ESEC/FSE 2020. The share is ours.
+    """
+
+    keep: float = 0.1
+    mode: str = "sample"
+    scope: str = "layer"
+
+    def scores(self, question: Question) -> Mapping[str, Tensor]:
+        """Contributions, from 1 for the least one that is chosen; 0 for weights that are not."""
+        failing, passing = question.failing[0], question.passing[0]
+        data = torch.cat([failing, passing]) if len(passing) else failing
+        slicer = Slicer(question.graph, data, keep=self.keep, mode=self.mode, scope=self.scope)
+        given = question.graph.engine.predict()(failing).argmax(1).to(failing.device)
+        total: dict[str, tuple[Tensor, Tensor]] = {}
+        for label in given.unique().tolist():
+            for name, (score, tie) in slicer.contributions(failing[given == label], [label]).items():
+                known = total.get(name, (torch.zeros_like(score), torch.zeros_like(tie)))
+                total[name] = known[0] + score, known[1] + tie
+        scores, ties = ({name: pair[k] for name, pair in total.items()} for k in (0, 1))
+        kept = slicer.kept(scores, ties)
+        least = min(float(scores[name][mask].min()) for name, mask in kept.items() if bool(mask.any()))
+        return {name: torch.where(mask, scores[name] - least + 1, 0.0).double().cpu() for name, mask in kept.items()}
 
 
 class Slicer:
@@ -82,13 +120,9 @@ class Slicer:
 
     def slice(self, samples: Tensor, targets: Sequence[int] | None = None) -> Slice:
         """The slice for some samples ``(N, ...)``; ``targets`` are units of the last layer, None for all."""
-        scores: dict[str, Tensor] = {}
-        ties: dict[str, Tensor] = {}
-        for part in samples.split(ROWS):
-            for name, (score, tie) in self._contributions(part, targets).items():
-                scores[name] = scores[name] + score if name in scores else score
-                ties[name] = ties[name] + tie if name in ties else tie
-        kept = self._kept(scores, ties)
+        found = self.contributions(samples, targets)
+        scores, ties = ({name: pair[k] for name, pair in found.items()} for k in (0, 1))
+        kept = self.kept(scores, ties)
         sizes = {layer.name: _weight(self.graph, layer).shape[0] for layer in self.layers}
         neurons = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
         for layer in self.layers:
@@ -102,6 +136,15 @@ class Slicer:
             if layer.bias is not None:
                 masks[layer.bias] = neurons[layer.name].to(kept[layer.weights[0]].device)
         return Slice(masks, neurons, scores)
+
+    def contributions(self, samples: Tensor, targets: Sequence[int] | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each weight the scores of its entries over the samples, and the sums of contributions that break ties."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for part in samples.split(ROWS):
+            for name, (score, tie) in self._contributions(part, targets).items():
+                known = found.get(name)
+                found[name] = (score, tie) if known is None else (known[0] + score, known[1] + tie)
+        return found
 
     def _activations(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each layer the means over positions of what it reads ``(N, columns)`` and of its units ``(N, units)``."""
@@ -146,7 +189,8 @@ class Slicer:
                 at[other] = at[other] + passed @ columns.to(passed)
         return found
 
-    def _kept(self, scores: dict[str, Tensor], ties: dict[str, Tensor]) -> dict[str, Tensor]:
+    def kept(self, scores: dict[str, Tensor], ties: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Which entries have the largest scores, by layer or of all."""
         groups = [[name] for name in scores] if self.scope == "layer" else [list(scores)]
         kept: dict[str, Tensor] = {}
         for names in groups:

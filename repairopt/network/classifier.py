@@ -108,11 +108,29 @@ _CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def split_model(model: Any) -> tuple[nn.Module, ForwardFunction | None]:
-    """The module and the function that runs it, of a module or a :class:`Classifier`."""
+    """The module and the function that runs it, of a module or a :class:`Classifier`.
+
+    A ModelError where the module is compiled or scripted, so that its layers are not at hand.
+    """
     if isinstance(model, Classifier):
         plain = model.forward_fn is None and model.outputs == "auto"
-        return model.model, None if plain else model.run
-    return model, None
+        return _with_layers(model.model), None if plain else model.run
+    return _with_layers(model), None
+
+
+def _with_layers(model: Any) -> Any:
+    """The module itself, where its layers can be seen."""
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ModelError(
+            "model: is compiled by torch.compile, which hides its layers. Pass model._orig_mod, the module that was "
+            "compiled, and compile the repaired copy."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"model {type(model).__name__}: is scripted or traced by torch.jit, which hides its layers. Pass the "
+            f"module that it was made from, and script the repaired copy."
+        )
+    return model
 
 
 def meaning_of(forward_fn: ForwardFunction | None) -> str:

@@ -68,7 +68,7 @@ def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = 
         )
     outputs = [output for _, output in runs]
     first = torch.autograd.grad(value[0], outputs, create_graph=True, allow_unused=True)
-    slopes = [_output_jacobian(engine, inputs, output.shape[1], change) for inputs, output in runs]  # (N k, n) each
+    slopes = [_output_jacobian(engine, inputs, out.shape[1], change).to(out) for inputs, out in runs]  # (N k, n) each
     result = torch.zeros(engine.n, engine.n, dtype=torch.float64, device=engine.device)
     curved = [i for i, g in enumerate(first) if g is not None and g.requires_grad]
     for j in range(engine.n if curved else 0):

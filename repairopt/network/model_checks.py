@@ -128,6 +128,8 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
             got, way = _described(output)
             raise ModelError(f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). {way}.")
+        if output.layout is not torch.strided:
+            raise ModelError(f"{what}: its outputs are sparse; expected a plain tensor, as of outputs.to_dense().")
         if not output.is_floating_point():
             raise ModelError(f"{what}: its outputs are {output.dtype}, as classes are; expected floating-point scores.")
         if not bool(torch.isfinite(output).all()):

@@ -59,7 +59,7 @@ def conclude_repair(
         verification=ending.verification,
         location=task.location,
         candidate=candidate.describe(),
-        changed=candidate.size(),
+        changed=ending.count,
         largest_change=max((float(c.abs().max()) for c in delta.values() if c.numel()), default=0.0),
         status=outcome.status,
         method=method,
@@ -106,7 +106,13 @@ class _Ending:
     @property
     def changed(self) -> bool:
         """Whether anything differs from the original."""
-        return self.candidate.size() > 0
+        return self.count > 0
+
+    @property
+    def count(self) -> int:
+        """Weights that differ from the original's once they are written in its precision; or numbers that are added."""
+        differ = sum(int((change != 0).sum()) for change in self.delta.values())
+        return differ if self.delta or isinstance(self.candidate, WeightChange) else self.candidate.size()
 
 
 def _end_at(prepared: Prepared, final: Judgement) -> _Ending:

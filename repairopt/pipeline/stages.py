@@ -71,8 +71,10 @@ def solve_repair(
             their twins; or a list of properties and constraints.
         weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
             promise much and validates them on a part of the rows.
-        method: ``"auto"`` (what the goal names as its ``method``, else :class:`SQP`), the name of a registered method
-            (:func:`available_methods`), or an instance with its settings.
+        method: ``"auto"`` (what the goal names as its ``method``; :class:`TrainThenCorrect` where given points are to
+            become right and ``weights`` is ``"auto"``, in networks of several layers and up to 250,000 weights, or
+            where more than 20,000 weights in several layers may change; else :class:`SQP`), the name of a registered
+            method (:func:`available_methods`), or an instance with its settings.
         settings: Limits, seed, solver and what is told while the repair runs.
         **former: Keywords from before there were settings; they work with a warning.
 

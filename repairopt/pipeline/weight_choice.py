@@ -39,6 +39,7 @@ from repairopt.network import is_late
 from repairopt.specify import (
     Divided,
     Folds,
+    distinct_rows,
     inputs_of,
     measured,
 )
@@ -160,7 +161,9 @@ def _can_be_judged(method: SQP, task: Task, division: Folds) -> bool:
     if fit is None:
         return False
     problem = method.nonlinear_program(fit, method.named_buffers())
-    return not problem.objective.on_outputs or sum(len(inputs) for inputs in problem.inputs) >= LEAST_ROWS
+    if not problem.objective.on_outputs or max((len(x) for x in problem.inputs), default=0) >= LEAST_ROWS:
+        return True
+    return distinct_rows(problem.inputs) >= LEAST_ROWS  # goal and constraints often hold the same rows
 
 
 def _pass_on(error: Exception) -> None:

@@ -45,7 +45,8 @@ _MEANING = {
     Verdict.IMPROVED: (
         "Every constraint holds, and the goal is nearer or a constraint that failed holds now, but the target is "
         "missed. Likely: too few or the wrong weights, too small a trust radius, or a target in conflict with the "
-        "constraints. Try weights='auto' or more layers, a larger trust_radius, or a larger tolerance."
+        "constraints. Try more layers (weights='last2' or 'all'; in a spec file change: {layers: last2}), a larger "
+        "trust_radius, or a larger tolerance."
     ),
     Verdict.VIOLATED: (
         "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does "

@@ -47,7 +47,7 @@ from .contracts import (
 )
 from .costs import ExpectedCost
 from .fixing import AttackSuccess, UnfixedRate
-from .folds import Folds, overlap, tied_sets
+from .folds import Folds, distinct_rows, overlap, tied_sets
 from .groups.calibration import CalibrationError
 from .groups.gaps import GroupGap, spread_of
 from .groups.metrics import GroupMetrics

@@ -85,6 +85,14 @@ def tied_sets(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
     return [group for _, group in groups if len(group) > 1]
 
 
+def distinct_rows(sets: Sequence[Tensor]) -> int:
+    """How many rows stand in some sets, each counted once wherever it stands; rows of another shape are others."""
+    seen: dict[torch.Size, list[Hashes]] = {}
+    for inputs in sets:
+        seen.setdefault(inputs.shape[1:], []).append(row_hashes(inputs))
+    return sum(len(np.unique(np.concatenate(hashes))) for hashes in seen.values())
+
+
 def overlap(first: Sequence[Tensor], second: Sequence[Tensor]) -> int:
     """How many rows of the second sets stand in the first ones too; rows of another shape never do."""
     seen: dict[torch.Size, list[Hashes]] = {}

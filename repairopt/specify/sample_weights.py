@@ -128,7 +128,8 @@ def row_weights(owner: str, weights: Any, inputs: Any, count: int) -> Tensor | N
         row = int(bad.nonzero()[0]) if bool(bad.any()) else -1
         came = f"is {float(found[row]):g} in row {row}" if row >= 0 else "is a weight of zero in every row"
         raise SpecificationError(f"{owner}: sample_weight {came}; expected finite numbers, 0 or more, not all 0.")
-    return found
+    largest = float(found.max())
+    return found if 1e-100 < largest < 1e100 else found / largest  # their squares must be numbers too
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

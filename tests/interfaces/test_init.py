@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from small_spec import write_spec
+from torch import nn
 
 from repairopt.compare import train_network
 from repairopt.interfaces.commandline.commands import main
@@ -155,3 +157,24 @@ def test_what_cannot_be_guessed_is_a_message_and_nothing_is_written(tmp_path, ca
     assert code == 2
     assert text in said.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_rows_show_the_sizes_that_an_onnx_file_leaves_open(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    images = torch.rand(120, 1, 6, 9)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    options = {"input_names": ["x"], "output_names": ["z"], "dynamo": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (images,), tmp_path / "m.onnx", dynamic_axes={"x": [0, 2, 3], "z": [0]}, **options)
+    labels = network(images).argmax(1)
+    labels[:30] = 1 - labels[:30]
+    np.savez(tmp_path / "rows.npz", images=images.numpy(), label=labels.numpy())
+    out = tmp_path / "first.yaml"
+    code, _ = run(capsys, "init", tmp_path / "m.onnx", tmp_path / "rows.npz", "--out", out)
+    assert code == 0
+    assert "{name: images" in out.read_text()
+    code, said = run(capsys, "check", out)
+    assert code == 1
+    assert "NOT MET" in said.out

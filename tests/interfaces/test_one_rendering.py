@@ -125,9 +125,8 @@ def test_every_measure_of_the_language_is_here():
 
 @pytest.mark.slow
 def test_all_five_agree_for_every_measure(folder):
-    result = solve(
-        folder, goal='gap(group, favorable="yes", kind=parity) <= 0.1', watch=[], bounds=[*BOUNDS.values()][1:]
-    )
+    parity = 'gap(group, favorable="yes", kind=parity) <= 0.1'  # one program: what is told counts here, not the repair
+    result = solve(folder, goal=parity, watch=[], bounds=[*BOUNDS.values()][1:], method="one_shot")
     assert {claim.text for claim in result.claims} >= set([*BOUNDS.values()][1:])
     assert_all_agree(folder, result)
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--repairopt-spec", "spec.yaml"]

@@ -7,8 +7,8 @@ import torch
 from sample_networks import Convolutional, Residual
 from torch import nn
 
-from repairopt import SpecificationError
-from repairopt.localize import LayerGraph, Slicer
+from repairopt import ErrorRate, SpecificationError
+from repairopt.localize import LayerGraph, NNSlicer, Slicer, localize
 
 
 def path_network() -> nn.Module:
@@ -37,6 +37,19 @@ def test_the_planted_path_gets_the_top_scores_and_masks_keep_their_share(mode):
     assert bool(found.neurons["2"][1])
     assert torch.equal(found.masks["2.bias"], found.neurons["2"])
     assert found.location().size == sum(int(mask.sum()) for mask in found.masks.values())
+
+
+def test_as_a_localizer_it_chooses_the_path_of_the_wrong_answers():
+    torch.manual_seed(3)
+    model, data = path_network(), torch.rand(200, 4, dtype=torch.float64)
+    data[:100, 0] = 0.0
+    labels = model(data).argmax(1)
+    labels[data[:, 0] > 0.5] = 0  # the path leads to wrong answers
+    found = localize(model, NNSlicer(keep=0.2), goal=ErrorRate(data, labels))
+    assert "0.weight" in found.indices
+    assert 2 * 4 + 0 in found.indices["0.weight"].tolist()
+    assert 1 * 5 + 2 in found.indices["2.weight"].tolist()
+    assert localize(model, "nnslicer", goal=ErrorRate(data, labels)).size > 0
 
 
 def test_scores_by_hand():

@@ -1,4 +1,4 @@
-"""Methods for images and texts: operations and AugMix, SENSEI, HybridRepair, RNNRepair."""
+"""Methods for images and texts: warps and AugMix versions, SENSEI, HybridRepair, RNNRepair."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training_subjects import Subject, digits, texts, trained
 from repairopt import SpecificationError
 from repairopt.methods import HybridRepair, RnnRepair, Sensei
 from repairopt.methods.training.hybrid_repair import density_peaks, unsmoothness, versions
-from repairopt.methods.training.operations import OPERATIONS, Box, augmix, operate, warp
+from repairopt.methods.training.image_variants import Box, augmix, warp
 from repairopt.methods.training.sensei import RANGES, VariantSearch
 
 
@@ -33,24 +33,6 @@ def test_warps_are_turns_shifts_and_zooms():
     each = warp(x[:2], rotation=torch.tensor([0.0, 0.3]))
     assert torch.allclose(each[0], x[0], atol=1e-5)
     assert not torch.allclose(each[1], x[1], atol=1e-2)
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_stay_in_the_box_and_do_something(name):
-    x = 0.7 * images() + 0.25
-    done = operate(name, x, 3.0, 1.0)
-    assert done.shape == x.shape
-    assert float(done.min()) >= 0
-    assert float(done.max()) <= 1 + 1e-6
-    assert not torch.allclose(done, x, atol=1e-3)
-
-
-def test_posterize_and_equalize_by_hand():
-    levels = (torch.arange(256.0) / 255).view(1, 1, 16, 16)
-    assert len(operate("posterize", levels, 3.0, 1.0).unique()) == 8  # 4 - int(4 * 0.3) = 3 bits
-    assert torch.allclose(operate("equalize", levels, 3.0, 1.0), levels, atol=1e-6)
-    constant = torch.full((1, 1, 4, 4), 0.3)
-    assert torch.equal(operate("equalize", constant, 3.0, 1.0), constant)
 
 
 def test_augmix_mixes_within_the_box_by_seed():

@@ -12,7 +12,6 @@ from training_subjects import Subject, digits
 from repairopt.methods import Apricot, EditableTraining, Inner, IRepair
 from repairopt.methods.training.apricot import adapted
 from repairopt.methods.training.fit import accuracy
-from repairopt.methods.training.probes import fit_probe
 from repairopt.methods.training.trainee import Trainee
 from repairopt.pipeline import prepare_repair
 from repairopt.specify import ErrorRate, Specification
@@ -122,15 +121,3 @@ def test_inner_probe_finds_the_planted_neuron_and_alignment_fixes_part():
     assert rows_moved == sorted(found.units.tolist())
     assert repaired(subject, network)[0] > 0.5
     assert subject.right(network) > subject.right(subject.model) + 0.1
-
-
-def test_probes_are_the_logistic_regression_of_scikit_learn():
-    linear = pytest.importorskip("sklearn.linear_model")
-    subject = digits("mlp")
-    x, y = subject.training[0].double(), subject.training[1]
-    probe = fit_probe(x, y, 10)
-    mean, spread = x.mean(0), x.std(0, unbiased=False).clamp(min=1e-12)
-    theirs = linear.LogisticRegression(C=1 / (2e-3 * len(y)), max_iter=2000).fit((x - mean) / spread, y)
-    test = subject.test[0].double()
-    agree = probe(test).argmax(1).numpy() == theirs.predict((test - mean) / spread)
-    assert agree.mean() > 0.97

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from biased_task import task
 
-from repairopt import SpecificationError, Verdict, formulate_repair, solve_repair
+from repairopt import GroupGap, SpecificationError, Verdict, formulate_repair, solve_repair
 from repairopt.methods import OneShot
 from repairopt.program import Status, solve
 
@@ -60,3 +61,14 @@ def test_what_is_no_weight_change_is_named(toy):
         repair.finish(None)
     with pytest.raises(SpecificationError, match="one for each chosen weight"):
         repair.finish(np.zeros(3))
+
+
+def test_changes_that_the_precision_of_the_network_swallows_are_not_counted():
+    single = task(count=60, dtype=torch.float32)
+    gap = GroupGap.observed(single.inputs, column=1, target=0.1)
+    repair = formulate_repair(single.model, gap, weights="last")
+    delta = np.full(int(repair.program.n_delta), 1e-12)
+    delta[0] = 0.1
+    finished = repair.finish(delta)
+    differ = sum(int((change != 0).sum()) for change in finished.delta.values())
+    assert finished.report.changed == differ <= 1

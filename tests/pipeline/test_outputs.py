@@ -184,3 +184,33 @@ class Mixed(nn.Module):
 def test_mixed_precision_is_refused_or_right(weights):
     with pytest.raises(ModelError, match="float32 and float64"):
         solve_repair(Mixed(), ErrorRate(X, Y, target=0.1), weights=weights)
+
+
+class Cast(nn.Module):
+    """What is done to the outputs of a network."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
+@pytest.mark.parametrize("outside", [lambda z: z.double(), lambda z: z.half()])
+@pytest.mark.parametrize("method", ["one_shot", "sequential", "sqp"])
+def test_outputs_of_another_precision_than_the_weights_are_repaired(outside, method):
+    model = nn.Sequential(*NET, Cast(outside)).eval()
+    found = solve_repair(model, ErrorRate(X, 1 - Y, target=0.8), weights="last", method=method)
+    assert found.report.verification.goal_after <= found.report.verification.goal_before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_modules_that_hide_their_layers_say_what_to_pass():
+    goal = ErrorRate(X, Y, target=0.1)
+    with pytest.raises(ModelError, match="compiled by torch.compile, .* Pass model._orig_mod"):
+        solve_repair(torch.compile(NET, backend="eager"), goal)
+    with pytest.raises(ModelError, match="scripted or traced by torch.jit"):
+        solve_repair(torch.jit.trace(NET, X[:2]), goal)
+    with pytest.raises(ModelError, match="its outputs are sparse"):
+        solve_repair(nn.Sequential(NET, Cast(lambda z: z.to_sparse())), goal, weights="last")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repairopt.errors import RepairError, SpecFileError
 from repairopt.localize import LayerGraph
@@ -35,6 +35,7 @@ PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HELD_OUT = 0.3
 FILLER = {"bounds": ["max_change <= 1"]}  # makes a spec of content without a goal
 ROWS = 20_000  # on which ways to encode are tried
+SHOWN = 8  # rows that show an ONNX file sizes that it leaves open
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,21 @@ def guess_spec(
         raise SpecFileError(f"data '{data}': there is no such file; expected CSV, Parquet or npz.")
     rows |= _separator(Path(data))
     bare = bare_spec(entry, path, data={"repair": rows})
-    network, columns = load_model(bare), read_columns(bare, "repair", bare.folder / rows["file"])
+    columns = read_columns(bare, "repair", bare.folder / rows["file"])
+    network = load_model(bare, _shown_rows(columns, label))
     content = {"model": entry, "data": {"repair": rows}, "split": {"held_out": HELD_OUT}}
     made = _of_arrays if Path(data).suffix == ".npz" else _of_table
     guess = made(_Asked(content, network, columns, label, tuple(sensitive), path))
     return Guess(guess.content, guess.label, guess.inputs, guess.sensitive, _candidates(guess.content, path))
+
+
+def _shown_rows(columns: Mapping[str, Any], label: str | None) -> Tensor | None:
+    """A few rows of the first array that may be the inputs, for ONNX files that leave their sizes open."""
+    arrays = [v for name, v in columns.items() if name != label and v.ndim > 1 and v.dtype.kind in "fiub" and len(v)]
+    if not arrays:
+        return None
+    rows = torch.as_tensor(np.array(arrays[0][:SHOWN]))
+    return rows.float() if rows.is_floating_point() else rows.long()
 
 
 def _separator(data: Path) -> dict[str, str]:

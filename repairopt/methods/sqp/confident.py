@@ -29,7 +29,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.subtask import part_of
 from repairopt.methods.task import Task
 from repairopt.program import Array
-from repairopt.specify import Folds, labelled_data, measured, tied_sets
+from repairopt.specify import Folds, inputs_of, labelled_data, measured, tied_sets
 from repairopt.verify import Claim, Stop
 
 from .filter import MET
@@ -47,6 +47,7 @@ SHARES = 2  # of buffers that are tried where confidence costs too much, by bise
 DIVISIONS = 8  # into folds that are drawn where one takes all rows of a group out
 FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
+FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
 
 Sizes = dict[str, float]  # by name of a limit
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
@@ -158,6 +159,12 @@ def _divided(task: Task, folds: int) -> tuple[Folds, list[Task]] | None:
     return None
 
 
+def _rows_of(task: Task) -> int:
+    """Rows of the largest set that is stated."""
+    stated = (inputs_of(measured(item)) for item in (task.goal, *task.constraints))
+    return max((len(inputs) for inputs in stated if inputs is not None), default=0)
+
+
 def _shortest_way(problem: NonlinearProgram, start: Array, end: Array) -> Array:
     """About the first point on the way to an end at which the limits are met: a step may go far beyond them."""
     low, high = 0.0, 1.0
@@ -236,8 +243,10 @@ class _Search:
     def rounds(self, widths: dict[str, WidthLimit], starts: Sequence[Array | None]) -> Validated:
         """The best of the rounds from some points.
 
-        Buffers only grow: what was out of reach is not tried again from several starts with larger ones, and where all
-        rows together do not meet the typed bounds, parts of them say nothing that more effort or rounds would change.
+        Buffers only grow: what was out of reach is not tried again from several starts with larger ones, nor at all
+        where all rows and every part missed them, and where all rows together do not meet the typed bounds, parts of
+        them say nothing that more effort or rounds would change. Of few rows that holds of bounds with buffers too, and
+        parts of them are run several times only where one run misses what all rows meet.
 
         Raises:
             Stop: In the first of them.
@@ -247,15 +256,19 @@ class _Search:
         margins = {limit.name: lead for limit in self.standard.limits if (lead := self.leads.get(limit.name, 0.0))}
         most_leads = {name: MOST_LEAD * lead for name, lead in margins.items()}
         best: Validated | None = None
-        missed, failed = [False] * len(self.tasks), False
+        missed, failed, few = [False] * len(self.tasks), False, _rows_of(task) < FEW_ROWS
         for _ in range(ROUNDS):
             outcomes: list[Outcome] = []
             try:
                 for k, (part, start) in enumerate(zip(self.tasks, starts, strict=True)):
                     problem = self.make(part, buffers, margins, widths)
-                    run = self.attempt if missed[k] or failed else self.minimize
-                    outcomes.append(run(part, problem, start))
-                    missed[k] = missed[k] or problem.point(outcomes[k].delta).violation > MET
+                    less = missed[k] or failed or (few and (k > 0 or start is not None))
+                    outcomes.append((self.attempt if less else self.minimize)(part, problem, start))
+                    late = problem.point(outcomes[k].delta).violation > MET
+                    if late and less and not (missed[k] or failed or missed[0]):  # one run was too little
+                        outcomes[k] = self.minimize(part, problem, start)
+                        late = problem.point(outcomes[k].delta).violation > MET
+                    missed[k] = missed[k] or late
                     failed = failed or not _is_reached(task, outcomes[0].delta)
             except Stop:
                 if best is not None:
@@ -264,7 +277,7 @@ class _Search:
             found = self._validated(outcomes, buffers, margins)
             if best is None or found.shortfall(self.standard) <= best.shortfall(self.standard):
                 best = found
-            if failed or not self._enlarge(buffers, margins, most_leads, found.claims):
+            if failed or all(missed) or not self._enlarge(buffers, margins, most_leads, found.claims):
                 break
             starts = [outcome.delta for outcome in outcomes]
         assert best is not None

@@ -17,7 +17,7 @@ from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
 
 from .fit import Pair, Training, by_error, fit_weights, joined
-from .operations import Box, augmix
+from .image_variants import Box, augmix
 from .pool import labelled_pool
 from .trainee import Trainee
 

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repairopt.localize import by_unit
+from repairopt.localize import Probes, Question, by_unit
 from repairopt.methods.material import Material
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
 
 from .fit import Training
-from .probes import fit_probe, unit_activations
 from .trainee import Hidden, Trainee
 
 
@@ -40,10 +39,8 @@ class Faulty:
 class Inner(Training):
     """INNER: model probing finds faulty neurons; tuning aligns their features on failures with normal ones.
 
-    A linear probe of each hidden layer learns the labels of rows that are right. The contribution of a neuron to a
-    wrong answer is ``|(probe weight of the wrong class - of the true one) (its mean on the failing rows - on right rows
-    of the true class)|``, averaged over kinds of confusion by their number. In the layer with the largest sum the
-    neurons with the largest contributions are faulty. The weights and biases that make them are tuned on the
+    The localizer :class:`repairopt.localize.Probes` finds the faulty neurons: those with the largest contributions to
+    wrong answers by linear probes of the hidden layers. The weights and biases that make them are tuned on the
     cross-entropy of failing rows, plus ``align`` times the squared distance of the faulty neurons from their mean on
     right rows of the true class, plus ``keep`` times KL(original || now) on right rows.
 
@@ -82,8 +79,6 @@ class Inner(Training):
             raise self.wrong("needs rows that the network labels right; there are none.")
         net = Trainee(task, rows.failing[0])
         found = self.faulty(net, rows)
-        if not found.layer.parameters:
-            raise self.wrong("tunes the weights that make hidden units; no linear or convolutional layer makes any.")
         task.log.note(f"INNER aligns {len(found.units)} neurons of layer '{found.layer.name}'.")
         masks = {name: torch.zeros_like(free) for name, free in net.free.items()}
         for name in found.layer.parameters:
@@ -110,25 +105,12 @@ class Inner(Training):
         return net.outcome()
 
     def faulty(self, net: Trainee, rows: Material) -> Faulty:
-        """The neurons with the largest contributions to wrong answers."""
-        given = net.predict(rows.failing[0]).argmax(1)
-        best: tuple[float, Hidden, Tensor, Tensor] | None = None
-        passing = unit_activations(net, rows.passing[0])
-        for (layer, wrong), (_, right) in zip(unit_activations(net, rows.failing[0]), passing, strict=True):
-            probe = fit_probe(right, rows.passing[1], net.classes)
-            normal = torch.stack([_mean(right[rows.passing[1] == label], right) for label in range(net.classes)])
-            total = torch.zeros_like(right[0])
-            for true, answer in torch.unique(torch.stack([rows.failing[1], given], 1), dim=0).tolist():
-                own = (rows.failing[1] == true) & (given == answer)
-                weights = probe.weight[answer] - probe.weight[true]
-                total += own.sum() * (weights * (wrong[own].mean(0) - normal[true])).abs()
-            if best is None or float(total.sum()) > best[0]:
-                best = float(total.sum()), layer, total, normal
-        assert best is not None
-        count = max(1, round(self.share * len(best[2])))
-        return Faulty(best[1], best[2].topk(count).indices, best[3])
-
-
-def _mean(own: Tensor, every: Tensor) -> Tensor:
-    """Mean of the rows, of all where there are none."""
-    return own.mean(0) if len(own) else every.mean(0)
+        """The neurons with the largest contributions to wrong answers, by the localizer :class:`Probes`."""
+        question = Question(net.graph, rows=(rows.failing, rows.passing), seed=net.task.seed)
+        found = Probes(share=self.share).neurons(question)
+        layer = next(one for one in net.hidden() if one.name == found[0][0])
+        right = by_unit(net.activations(rows.passing[0], [layer.node])[1][0], layer.axis)
+        own = [right[rows.passing[1] == label] for label in range(net.classes)]
+        normal = torch.stack([one.mean(0) if len(one) else right.mean(0) for one in own])
+        units = torch.tensor([unit for _, unit, _ in found], device=right.device)
+        return Faulty(layer, units, normal)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repairopt.localize import by_unit
+from repairopt.localize import by_unit, train_probe
 from repairopt.methods.material import Material
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected
@@ -18,7 +18,6 @@ from repairopt.methods.task import Task
 
 from .fit import Pair, Training, by_error, cross_entropy, fit_weights, joined
 from .pool import labelled_pool
-from .probes import fit_probe, unit_activations
 from .trainee import Trainee
 
 
@@ -100,12 +99,16 @@ class MODE(Training):
 
     def _read_out(self, net: Trainee, rows: Material) -> tuple[Tensor, Tensor, Any, int]:
         """Features of the chosen layer on the training rows, weights of its read-out, its node and axis."""
-        learned, tested = unit_activations(net, rows.training[0]), unit_activations(net, rows.validation[0])
+        layers = net.hidden()
+        nodes = [layer.node for layer in layers]
+        learned, tested = (net.activations(x, nodes)[1] for x in (rows.training[0], rows.validation[0]))
         found = []
-        for (layer, features), (_, test) in zip(learned, tested, strict=True):
-            probe = fit_probe(features, rows.training[1], net.classes)
-            right = float((probe(test).argmax(1) == rows.validation[1]).double().mean())
-            found.append((right, features, probe.weight, layer.node, layer.axis))
+        for layer, one, other in zip(layers, learned, tested, strict=True):
+            features, test = by_unit(one, layer.axis), by_unit(other, layer.axis).double().cpu()
+            spread = features.std(0, correction=0).double().cpu().clamp(min=1e-9)
+            weight, bias = train_probe((features.double().cpu() / spread, rows.training[1].cpu()), net.classes)
+            right = float(((test / spread @ weight.T + bias).argmax(1) == rows.validation[1].cpu()).double().mean())
+            found.append((right, features, (weight / spread).to(features), layer.node, layer.axis))
         best = next((i for i in range(len(found) - 1) if found[i][0] >= found[i + 1][0]), len(found) - 1)
         return found[best][1:]
 

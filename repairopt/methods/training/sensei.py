@@ -16,7 +16,7 @@ from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
 
 from .fit import Pair, Training, by_error, cross_entropy, fit_weights
-from .operations import Box, warp
+from .image_variants import Box, warp
 from .trainee import ROWS, Trainee
 
 # Rotation (radians), shift x, shift y (shares of the image), shear x, shear y, zoom - 1, brightness, contrast - 1:

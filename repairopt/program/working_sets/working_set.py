@@ -152,7 +152,7 @@ class _Loop:
 
     def solve(self, time_limit: float | None) -> None:
         """One solve with the rows at hand; wider where unbounded, another back end where the default one fails."""
-        self.rounds, started = self.rounds + 1, time.process_time()
+        self.rounds, started = self.rounds + 1, time.perf_counter()
         self._solve(self.solver, time_limit)
         unbounded = self.solution.status is Status.UNBOUNDED and self.reach == np.inf
         if unbounded and self.oracle.m > len(self.working.index):
@@ -166,7 +166,7 @@ class _Loop:
                         self._solve(name, time_limit)
             self.notes.append(f"'{first.solver}' failed in round {self.rounds}, tried '{self.solution.solver}'")
         self.largest = max(self.largest, self.program.m)
-        self.solve_seconds += time.process_time() - started
+        self.solve_seconds += time.perf_counter() - started
 
     def usable(self) -> bool:
         """Whether the solve gave a relaxation's optimum, or nearly so by its multipliers."""
@@ -293,12 +293,12 @@ class _Loop:
         return self.solution.delta
 
     def _pass(self, delta: Array, look: Any = None) -> Array:
-        started = time.process_time()
+        started = time.perf_counter()
         found = np.asarray((look or self.oracle.violations)(delta[: self.head.n_delta]), dtype=np.float64)
         if np.isnan(found).any():
             raise ProgramError(f"working set: the violation of row {int(np.isnan(found).argmax())} is NaN.")
         self.passes += 1
-        self.pass_seconds += time.process_time() - started
+        self.pass_seconds += time.perf_counter() - started
         return found
 
     def _bad(self) -> Index:

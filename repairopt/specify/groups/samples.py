@@ -87,11 +87,7 @@ class GroupSamples:
         return self.cells / self.cells.sum(1, keepdim=True)
 
     def weighted(self, owner: str, sample_weight: Any) -> GroupSamples:
-        """The same with weights of the rows that were passed, ``(N,)``; ``owner`` is who asks, for messages.
-
-        Raises:
-            SpecificationError: The inputs were drawn, or the weights do not fit.
-        """
+        """The same with weights ``(N,)`` of the rows that were passed; ``owner`` asks. Drawn inputs have none."""
         if self.rows is None and self.redraw is not None:
             raise SpecificationError(f"'{owner}': its inputs are drawn, and have no weights. Compare observed rows.")
         weights = row_weights(f"'{owner}'", sample_weight, None, len(self.member) + self.left_out)
@@ -102,6 +98,10 @@ class GroupSamples:
         if self.paired:
             return values.reshape(self.q, -1, values.shape[-1]).mean(1)
         with torch.autocast(values.device.type, enabled=False):  # which would round rates
+            if (
+                values.dtype == torch.float64 and not values.requires_grad
+            ):  # of counts: sums are exact, then one rounding
+                return self.cells.to(values) @ values / self.cells.sum(1, keepdim=True).to(values)
             return self._weights.to(values) @ values
 
     def hits(self, rates: Tensor, counts: Tensor, cells: Callable[[], Tensor], favored: Tensor) -> tuple[Array, Array]:

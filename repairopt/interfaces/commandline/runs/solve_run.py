@@ -151,6 +151,7 @@ class _Run:
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
         method = _method(spec)
+        may_start = weights != "auto" and "start" in uses(find_method(method) if isinstance(method, str) else method)
         bounds, watched = tuple(bound.as_constraint() for bound in spec.bounds), tuple(item.item for item in spec.watch)
         return solve_repair(
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
@@ -164,7 +165,7 @@ class _Run:
                 time_limit=self.time_limit,
                 seed=self.seed,
                 progress=note,
-                start=start if "start" in uses(method) and weights != "auto" else None,
+                start=start if may_start else None,
                 checkpoint=lambda change: self.folder.save_checkpoint(change, self.state),
             ),
         )
@@ -293,8 +294,9 @@ def _method(spec: OpenSpec) -> Any:
     """SQP with the spec's objective and confidence, or what the spec names."""
     said = spec.file.spec
     objective = said.change.minimize
-    if said.method == "auto" and isinstance(getattr(spec.goal and spec.goal.item, "method", None), str):
-        return "auto"  # the goal names the method that brings it about
+    unset = objective == "auto" and said.confidence == type(said).model_fields["confidence"].default
+    if said.method == "auto" and (unset or isinstance(getattr(spec.goal and spec.goal.item, "method", None), str)):
+        return "auto"  # chosen as in Python
     if said.method in ("sqp", "auto"):
         return SQP(objective=objective, confidence=said.confidence)
     if objective != "auto":
