@@ -38,6 +38,7 @@ class CARERepair:
         iterations: At most so many moves of the swarm.
         values: Interventions for each neuron.
         samples: At most so many samples in the attribution.
+        individuals: At most so many in the undesired behavior that the swarm lowers.
         layer: The hidden layer to choose from; None for all.
         protected: Columns of the inputs that tell the group; where they are given, the individuals of a gap between
             groups are its rows with each value that these columns have.
@@ -62,11 +63,14 @@ class CARERepair:
     iterations: int = 100
     values: int = 16
     samples: int = 1000
+    individuals: int = 5000
     layer: str | None = None
     protected: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("neurons", "iterations", "values", "samples"), Expected(low=1, whole=True))
+        counts = dict.fromkeys(
+            ("neurons", "iterations", "values", "samples", "individuals"), Expected(low=1, whole=True)
+        )
         check_settings(self, {**counts, "particles": Expected(low=2, whole=True), "alpha": Expected(high=1)})
 
     def run(self, task: Task) -> Outcome:
@@ -76,7 +80,7 @@ class CARERepair:
             how = Attribution(count=self.neurons, samples=self.samples, values=self.values, layer=self.layer)
             question, found = blamed_by_care(task, how, self.protected)
         scaled = Multipliers.of(task, question, found, "method CARERepair")
-        undesired, data = misbehavior(task, rows.failing, self.protected), rows.training
+        undesired, data = misbehavior(task, rows.failing, self.protected, self.individuals), rows.training
 
         def cost(predict: Predict) -> Tensor:
             return (1 - self.alpha) * undesired(predict) + self.alpha * wrong_share(predict, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,6 +84,10 @@ class Chain:
     def difference(self) -> float:
         """The greatest of these probabilities minus the least."""
         return float(self.probabilities.amax() - self.probabilities.amin())
+
+    def first(self, count: int) -> Chain:
+        """The chain of the first traces."""
+        return replace(self, inputs=self.inputs[:count], member=self.member[:count], labels=self.labels[:count])
 
     def difference_of(self, predict: Predict) -> Tensor:
         """The same of another network, on these traces."""

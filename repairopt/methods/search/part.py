@@ -19,6 +19,7 @@ from repairopt.network import Array, Engine, Predict
 from repairopt.specify import ErrorRate, measured
 
 Pair = tuple[Tensor, Tensor]
+LEAST = 100  # individuals, however many values a protected feature has
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ class Individuals:
         Args:
             goal: What must become true.
             columns: Protected columns of the inputs; empty where the goal's inputs are paired.
-            most: At most so many individuals, drawn by the seed.
+            most: At most so many individuals, drawn by the seed, for two values; fewer for more values.
             seed: For that.
         """
         samples = getattr(goal, "samples", None)
@@ -178,7 +179,8 @@ class Individuals:
             made[:, :, chosen] = values[:, None].to(own)
         else:
             made = samples.inputs.unflatten(0, (samples.q, -1))
-        if most is not None and made.shape[1] > most:
+        most = made.shape[1] if most is None else max(LEAST, 2 * most // max(2, len(made)))
+        if made.shape[1] > most:
             rows = torch.randperm(made.shape[1], generator=torch.Generator().manual_seed(seed))[:most]
             made = made[:, rows.sort().values.to(made.device)]
         return cls(made.flatten(0, 1), len(made)) if len(made) > 1 else None
@@ -199,14 +201,15 @@ class Undesirable:
         return self.individuals.flips(predict)
 
 
-def misbehavior(task: Task, failing: Pair | None, columns: Sequence[int] = ()) -> Any:
+def misbehavior(task: Task, failing: Pair | None, columns: Sequence[int] = (), most: int | None = None) -> Any:
     """What CARE lowers, a function of ``predict`` to a share.
 
     Of a gap between groups the share of individuals whose label changes with the protected feature, where that is
-    known; of an error rate that of the failing rows; of any other goal its value.
+    known; of an error rate that of the failing rows; of any other goal its value. At most
+    ``most`` individuals count.
     """
     goal: Any = measured(task.goal)
-    individuals = Individuals.of(goal, columns)
+    individuals = Individuals.of(goal, columns, most, task.seed)
     if individuals is not None:
         return individuals.flips
     if isinstance(goal, ErrorRate) and failing is not None and len(failing[0]):

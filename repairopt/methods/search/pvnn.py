@@ -42,6 +42,7 @@ class PVNN:
         neurons: At most so many.
         particles: Size of the swarm.
         iterations: At most so many moves.
+        searched: At most so many traces, the first ones, in the cost of the swarm.
         most: Traces at which the estimate ends in any case, which the report says.
 
     References:
@@ -62,11 +63,12 @@ class PVNN:
     neurons: int = 13
     particles: int = 20
     iterations: int = 100
+    searched: int = 10_000
     most: int = 100_000
 
     def __post_init__(self) -> None:
         between = Expected(high=1, above=True, below=True)
-        counts = dict.fromkeys(("neurons", "iterations", "most"), Expected(low=1, whole=True))
+        counts = dict.fromkeys(("neurons", "iterations", "searched", "most"), Expected(low=1, whole=True))
         shares = {"error": between, "risk": between, "criterion": Expected(high=1)}
         check_settings(self, {**counts, **shares, "particles": Expected(low=2, whole=True)})
 
@@ -89,8 +91,10 @@ class PVNN:
         found = best_neurons(scores, self.neurons)
         scaled = Multipliers.of(task, question, found, "method PVNN")
 
+        some = chain.first(self.searched)
+
         def cost(predict: Predict) -> Tensor:
-            return chain.difference_of(predict) + ERRORS * wrong_share(predict, rows.training)
+            return some.difference_of(predict) + ERRORS * wrong_share(predict, rows.training)
 
         return swarm_of_multipliers(task, scaled, cost, (self.particles, self.iterations), "PVNN")
 
