@@ -357,7 +357,7 @@ def labelled_pairs(data: Any) -> tuple[LabelledPair, ...]:
     if isinstance(data, tuple | list) and not len(data):
         return ()
     single = isinstance(data, LabelledPair) or (
-        isinstance(data, tuple) and len(data) in (2, 3) and not isinstance(data[0], tuple)
+        isinstance(data, tuple) and len(data) in (2, 3) and not isinstance(data[0], tuple) and not is_dataset(data[0])
     )
     pairs = [data] if single else data
     if isinstance(pairs, list | tuple):
@@ -366,8 +366,8 @@ def labelled_pairs(data: Any) -> tuple[LabelledPair, ...]:
         not isinstance(p, tuple | list) or len(p) not in (2, 3) for p in pairs
     ):
         raise SpecificationError(
-            f"data: expected (inputs, labels), perhaps with sample_weight, or a list of these; got "
-            f"{type(data).__name__}."
+            f"data: expected a pair (inputs, labels), perhaps with sample_weight as a third, or a list of such pairs; "
+            f"got {type(data).__name__}."
         )
     found = []
     for one in pairs:

@@ -159,6 +159,7 @@ def test_weights_of_one_set_are_those_of_the_loss_and_of_its_folds():
     assert torch.equal(pair.weight, w)
     assert torch.equal(pair.where(Y == 1).weight, w[Y == 1])
     assert [one.weight for one in labelled_pairs([(X, Y), (X, Y, None)])] == [None, None]
+    assert [one.weight for one in labelled_pairs((TensorDataset(X, Y),) * 3)] == [None] * 3
     assert torch.equal(labelled_pairs(labelled_pairs((X, Y, w)))[0].weight, w), "checked twice, weights stay"
 
 
