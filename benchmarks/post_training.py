@@ -159,7 +159,11 @@ adversarial training does less. Trained on the points of any attack, mixed with 
 against all four, and more accurate.
 """,
     "robustness_lenet5": """\
-LENET
+DARE raises the mean from 0.651 to 0.865 at no loss of clean accuracy, without seeing an attack, and the search of the
+history matters (DARE_rand: 0.828). Not confirmed: slicing and the loss on hidden outputs matter little (the original
+loss on the same images, DARE_-sl, is slightly better), and adversarial training on 2,000 images, mixed with clean ones,
+is at least as robust (0.874 to 0.919). The points were made against the original network, as in the paper; attacks
+against the tuned networks themselves are not measured here.
 """,
 }
 HEADS = {
