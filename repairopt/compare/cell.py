@@ -102,14 +102,14 @@ class Job:
 
     Attributes:
         label: Of the method.
-        method: An instance.
+        method: An instance, or ``"auto"``.
         subject: The subject.
         repetition: Which time; also the random seed.
         limits: Of time and memory.
     """
 
     label: str
-    method: Method
+    method: Method | str
     subject: Subject
     repetition: int
     limits: Limits
@@ -117,7 +117,8 @@ class Job:
     def key(self, digest: str) -> str:
         """Hash of all that the outcome depends on; ``digest`` is that of the subject."""
         kind = type(self.method)
-        stated = repr(self.method) if is_dataclass(self.method) else repr(sorted(vars(self.method).items()))
+        plain = is_dataclass(self.method) or isinstance(self.method, str)
+        stated = repr(self.method) if plain else repr(sorted(vars(self.method).items()))
         version = library_versions().get("repairopt", "")
         parts = (self.label, kind.__module__, kind.__qualname__, stated, digest, self.repetition, self.limits, version)
         return hashlib.sha256(repr(parts).encode()).hexdigest()

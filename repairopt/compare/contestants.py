@@ -61,8 +61,8 @@ def list_systems() -> tuple[System, ...]:
     return tuple(sorted(found, key=lambda one: (one.family, one.name.lower())))
 
 
-def named_methods(methods: Any) -> dict[str, Method]:
-    """Methods by the label that tables give them.
+def named_methods(methods: Any) -> dict[str, Any]:
+    """Methods by the label that tables give them: instances, or ``"auto"`` for what a repair takes by default.
 
     Args:
         methods: A sequence of names (of registered methods or of systems) and instances, or a mapping from labels to
@@ -74,7 +74,7 @@ def named_methods(methods: Any) -> dict[str, Method]:
     if isinstance(methods, str) or not isinstance(methods, Mapping | Sequence):
         raise SpecificationError(f"methods={methods!r}; expected a list of names or instances, or a dict from labels.")
     given = list(methods.items()) if isinstance(methods, Mapping) else [(_label(one), one) for one in methods]
-    found: dict[str, Method] = {}
+    found: dict[str, Any] = {}
     for label, one in given:
         if str(label) in found:
             raise SpecificationError(f"methods: {label!r} occurs twice. Give a dict that labels each.")
@@ -88,8 +88,10 @@ def _label(method: Any) -> str:
     return method if isinstance(method, str) else type(method).__name__
 
 
-def _made(method: Any) -> Method:
-    if not isinstance(method, str) or method == "auto" or method in available_methods():
+def _made(method: Any) -> Any:
+    if isinstance(method, str) and method == "auto":
+        return method  # the default call chooses by what is asked
+    if not isinstance(method, str) or method in available_methods():
         return find_method(method)
     known = {one.name.lower(): one for one in list_systems()}
     if method.lower() not in known:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import AttackSuccess, GroupGap, SpecificationError, Subject, UnfixedRate, compare_repairs
+from repairopt import AttackSuccess, GroupGap, SpecificationError, Subject, UnfixedRate, compare_repairs, solve_repair
 from repairopt.compare import (
     Cell,
     CellOutcome,
@@ -381,3 +381,13 @@ def test_unfixed_rate_is_one_minus_the_repair_rate():
     assert goal.counted.tolist() == [1, 2]
     rates = fixing_rates(before.argmax(1).numpy(), after.argmax(1).numpy(), labels.numpy())
     assert rates["repair_rate"] == 0.5
+
+
+def test_auto_is_the_default_call(subject):
+    from repairopt.compare.cell import Job, run_here
+
+    assert named_methods(["auto"]) == {"auto": "auto"}
+    cell = run_here(Job("auto", "auto", subject, 0, Limits()))
+    again = solve_repair(subject.model, subject.specification(), data=subject.data)
+    answers = subject.outputs(again.model, subject.test[0]).argmax(1)
+    assert cell.metrics["accuracy"] == float((answers == subject.test[1]).double().mean())
