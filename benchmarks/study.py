@@ -17,8 +17,9 @@ import torch
 from study_subjects import SUBJECTS
 
 from repairopt.compare import Cell, Comparison, Limits, Metric, compare_repairs, list_systems, read_cells
+from repairopt.interfaces.specfile.study import read_published
 
-RESULTS = Path(__file__).parent / "results"
+PUBLISHED = read_published(Path(__file__).parent / "study_published.csv")  # tables 3 and 5 of the study, MNIST
 OURS = ("sqp", "train_then_correct", "fine_tune")
 LEFT_OUT = (  # need a goal of their own, or are the same network as another
     "regions",
@@ -46,7 +47,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.read:
         cells = sorted(read_cells(given.out).values(), key=lambda one: (one.method, one.subject, one.repetition))
-        found = Comparison(tuple(cells))
+        found = Comparison(tuple(cells), PUBLISHED)
+        found.save_html(given.out / "comparison.html", title="Comparative study")
     else:
         methods = given.methods or [one.name for one in list_systems() if one.name not in LEFT_OUT]
         subjects = [SUBJECTS[name]() for name in given.subjects]
@@ -58,6 +60,7 @@ def main() -> None:
                 limits=Limits(seconds=given.seconds),
                 folder=given.out,
                 processes=given.processes,
+                published=PUBLISHED,
                 progress=tell,
             )
     (given.out / "study.md").write_text(written(found), encoding="utf-8")

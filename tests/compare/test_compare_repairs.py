@@ -391,3 +391,17 @@ def test_auto_is_the_default_call(subject):
     again = solve_repair(subject.model, subject.specification(), data=subject.data)
     answers = subject.outputs(again.model, subject.test[0]).argmax(1)
     assert cell.metrics["accuracy"] == float((answers == subject.test[1]).double().mean())
+
+
+def test_published_figures_are_read_and_shown(tmp_path):
+    from repairopt.interfaces.specfile.study import read_published
+
+    path = tmp_path / "papers.csv"
+    path.write_text("subject,system,metric,value\nLeNet5,Apricot,RR,0.7397\n")
+    found = Comparison(tuple(_cells("m", 0.5, 0.1)), read_published(path))
+    page = found.to_html()
+    assert "Figures of the papers" in page
+    assert "0.7397" in page
+    path.write_text("subject,system,value\nLeNet5,Apricot,x\n")
+    with pytest.raises(SpecificationError, match="columns subject, system, metric and value"):
+        read_published(path)

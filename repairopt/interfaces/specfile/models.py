@@ -291,3 +291,6 @@ class StudySpec(Strict):
     repetitions: int = Field(default=3, ge=1, le=1000)
     time_limit: float = Field(default=600.0, gt=0, description="seconds of a method on a subject")
     memory_limit: float = Field(default=4.0, ge=0.25, description="GiB of a process")
+    published: str | None = Field(
+        default=None, description="CSV file of figures to show beside: subject, system, metric, value"
+    )

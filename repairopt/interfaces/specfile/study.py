@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,27 @@ class Study:
         methods: Names and instances by label.
         repetitions: How often.
         limits: Of each cell.
+        published: Figures of papers to show beside.
     """
 
     subjects: tuple[Subject, ...]
     methods: dict[str, Any]
     repetitions: int
     limits: Limits
+    published: tuple[tuple[str, str, str, float], ...] = ()
+
+
+def read_published(path: Path) -> tuple[tuple[str, str, str, float], ...]:
+    """Published figures from a CSV file with the columns subject, system, metric, value; else a SpecFileError."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return tuple((row["subject"], row["system"], row["metric"], float(row["value"])) for row in rows)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SpecFileError(
+            f"{path}: expected a CSV file with the columns subject, system, metric and value, a number ({reason})."
+        ) from error
 
 
 def read_study(path: str | Path, methods: Sequence[str] = ()) -> Study:
@@ -60,8 +76,9 @@ def read_study(path: str | Path, methods: Sequence[str] = ()) -> Study:
         raise SpecFileError("\n".join(f"{file}, line {line}: {text}" for line, text in problems)) from None
     given = list(methods) if methods else said.methods
     limits = Limits(said.time_limit, int(said.memory_limit * 2**30))
+    published = () if said.published is None else read_published(file.parent / said.published)
     subjects = tuple(subject_of(open_spec(file.parent / name)) for name in said.subjects)
-    return Study(subjects, dict(_contestant(file, one) for one in given), said.repetitions, limits)
+    return Study(subjects, dict(_contestant(file, one) for one in given), said.repetitions, limits, published)
 
 
 def _contestant(file: Path, one: str | ContestantSpec) -> tuple[str, Any]:

@@ -68,6 +68,7 @@ def compare_study(
             limits=Limits(seconds, memory),
             folder=folder,
             processes=processes,
+            published=study.published,
             progress=lambda done, of, left, cell: step(
                 f"{done}/{of}{'' if math.isnan(left) else f', {left:.0f} s left'}, {cell.method}"
             ),
