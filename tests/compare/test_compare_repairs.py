@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import AttackSuccess, GroupGap, SpecificationError, Subject, UnfixedRate, compare_repairs
+from repairopt import AttackSuccess, Classifier, GroupGap, SpecificationError, Subject, UnfixedRate, compare_repairs
 from repairopt.compare import (
     Cell,
     CellOutcome,
@@ -172,6 +172,34 @@ def test_malformed_subjects_are_refused(options, said):
     else:
         with pytest.raises(SpecificationError, match=said):
             Subject.divide("s", model, x, y, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repair": None}, "repair is a NoneType; expected a pair"),
+        ({"train": torch.zeros(3, 6)}, "train is a Tensor; expected a pair"),
+        ({"test": (torch.zeros(3, 4), [0, 1, 0])}, "inputs of test: model Sequential: cannot run"),
+        ({"test": (torch.zeros(3, 6), [0, 1, 2])}, "test: label 2 at row 2 is out of range"),
+        ({"favorable": "granted"}, "favorable='granted'"),
+        ({"radius": "wide"}, "radius='wide'"),
+        ({"name": 3}, "name=3"),
+        ({"model": "network.pt"}, "model is a str"),
+        ({"model": nn.Linear(6, 1)}, "one output.*outputs='one logit'"),
+        ({"model": Classifier(nn.Linear(6, 2), outputs="regression")}, "outputs='regression'"),
+    ],
+)
+def test_what_no_cell_could_measure_is_refused_before_anything_runs(options, said):
+    model, x, y = loan_decisions(30)
+    rows = {"train": None, "validation": None, "repair": (x[:10], y[:10]), "test": (x[10:], y[10:])}
+    with pytest.raises(SpecificationError, match=said):
+        Subject(**{"name": "s", "model": model, **rows, **options})
+
+
+def test_groups_of_another_length_are_refused_before_rows_are_divided():
+    model, x, y = loan_decisions(100)
+    with pytest.raises(SpecificationError, match=r"groups have shape \(2,\); expected one for each of the 100 rows"):
+        Subject.divide("s", model, x, y, groups=[0, 1])
 
 
 @pytest.mark.slow
