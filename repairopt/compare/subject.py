@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from repairopt.errors import RepairError, SpecificationError, public
 from repairopt.network import UNORDERED, Classifier, Engine, check_labelled, check_labels, split_model
 from repairopt.specify import ErrorRate, KeepLabels, Specification, make_specification
+
+from .stated import hash_stated
 
 Pair = tuple[Tensor, Tensor]
 PARTS = ("train", "validation", "repair", "test")
@@ -236,19 +238,8 @@ class Subject:
         return replace(method, **unset) if unset else method
 
     def digest(self) -> str:
-        """A hash of the weights, the rows and everything else that outcomes depend on."""
-        found = hashlib.sha256(repr((self.name, self.weights, self.favorable, self.protected, self.radius)).encode())
-        stated = [] if self.goal is None else [self.goal, *self.specification().constraints]
-        known = [(type(one).__name__, getattr(one, "name", ""), repr(getattr(one, "target", None))) for one in stated]
-        found.update(repr(known).encode())
-        tensors = [tensor for part in PARTS for tensor in getattr(self, part) or ()]
-        tensors += [tensor for _, tensor in sorted(self.network.state_dict().items())]
-        tensors += [tensor for state in self.history for _, tensor in sorted(state.items())]
-        for tensor in tensors:
-            found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-        if self.groups is not None:
-            found.update(repr(self.groups.tolist()).encode())
-        return found.hexdigest()
+        """A hash of the network, the rows, goal and constraints, and everything else that outcomes depend on."""
+        return hash_stated({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def _unset(value: Any) -> bool:
