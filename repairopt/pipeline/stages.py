@@ -165,8 +165,9 @@ def propose_candidate(
 
     deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     free = isinstance(weights, str) and weights == "auto" and settings.start is None
+    plain = settings.start is None and all(weight_of(pair) is None for pair in data)
     first = None
-    if is_open and free and isinstance(chosen, SQP) and _is_of_points(spec, model):
+    if is_open and free and plain and isinstance(chosen, SQP) and _is_of_points(spec, model):
         many = find_method(MANY)
         first = _proposed(prepare("all", many), many, deadline)
         if first.stopped or first.is_met or first.prepared.task.engine.n > MANY_WEIGHTS:
@@ -178,7 +179,6 @@ def propose_candidate(
         prepared = prepare(weights)
     if first is not None:
         return _better(first, prepared, chosen, deadline)
-    plain = settings.start is None and all(weight_of(pair) is None for pair in data)
     if is_open and isinstance(chosen, SQP) and plain and _has_many_weights(prepared.task):
         chosen = find_method(MANY)
     return _proposed(prepared, chosen, deadline)

@@ -231,3 +231,17 @@ def test_a_constraint_on_no_row_at_all_asks_for_nothing():
     found = solve_repair(model, wanted, KeepLabels(x[2:], (now[2:] + 2) % 3))  # none is right before
     assert found.report.verdict is Verdict.REPAIRED
     assert torch.equal(found.model(x[:2]).argmax(1), (now[:2] + 1) % 3)
+
+
+def test_data_with_weights_are_left_to_a_method_that_weighs_them():
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    now = model(x).argmax(1)
+    wanted = ErrorRate(x[:2], (now[:2] + 1) % 3, target=0.0)
+    rows = x[2:], now[2:]
+    assert solve_repair(model, wanted, data=rows).report.method == "TrainThenCorrect()"
+    weighed = solve_repair(model, wanted, data=(*rows, torch.linspace(0.5, 2.0, 38)))
+    assert weighed.report.method == "SQP()"
+    assert weighed.report.verdict is Verdict.REPAIRED
