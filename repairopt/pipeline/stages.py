@@ -169,8 +169,10 @@ def propose_candidate(
     first = None
     if is_open and free and plain and isinstance(chosen, SQP) and _is_of_points(spec, model):
         many = find_method(MANY)
-        first = _proposed(prepare("all", many), many, deadline)
-        if first.stopped or first.is_met or first.prepared.task.engine.n > MANY_WEIGHTS:
+        ready = prepare("all", many)
+        last = ready.task.engine.n > MANY_WEIGHTS  # else half of the time is left for what is tried next
+        first = _proposed(ready, many, deadline if last or deadline is None else (time.perf_counter() + deadline) / 2)
+        if last or first.is_met or first.stopped not in ("", "time limit"):
             return first
     if isinstance(chosen, SQP) and free:
         with limited(deadline):
@@ -202,7 +204,7 @@ def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float
         return first
     before, now = first.prepared.task.judge.best, second.prepared.task.judge.best
     if not now.better_than(before):
-        return replace(first, stopped=second.stopped)
+        return replace(first, stopped=second.stopped or first.stopped)
     second.prepared.task.log.note(f"{_describe(first.method)}, tried first, left the goal at {before.goal:.4g}.")
     return second
 

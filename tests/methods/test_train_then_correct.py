@@ -25,6 +25,7 @@ from repairopt.interfaces.testing import check_method
 from repairopt.methods import Task
 from repairopt.methods.training.exact_rows import correct_rows, known_inputs
 from repairopt.methods.training.way_back import Unseen
+from repairopt.network import check_time
 from repairopt.pipeline.prepare import prepare_repair
 from repairopt.program import Program, solve
 from repairopt.specify import Folds, make_specification
@@ -245,3 +246,19 @@ def test_data_with_weights_are_left_to_a_method_that_weighs_them():
     weighed = solve_repair(model, wanted, data=(*rows, torch.linspace(0.5, 2.0, 38)))
     assert weighed.report.method == "SQP()"
     assert weighed.report.verdict is Verdict.REPAIRED
+
+
+def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
+    def endless(method, task):
+        while True:
+            check_time()
+
+    monkeypatch.setattr(TrainThenCorrect, "run", endless)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    wanted = ErrorRate(x[:2], (model(x[:2]).argmax(1) + 1) % 3, target=0.0)
+    found = solve_repair(model, wanted, settings=Settings(time_limit=4.0))
+    assert found.report.method == "SQP()"
+    assert found.report.verdict is Verdict.REPAIRED
