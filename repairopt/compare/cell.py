@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from repairopt.pipeline import Settings, propose_candidate, solve_repair
 
 from .contestants import is_published
 from .fixing_metrics import measure_fixing
+from .stated import hash_stated
 from .subject import Subject
 
 CORRUPTING = 0.1  # share of the accuracy, above whose loss a network counts as corrupted
@@ -116,12 +117,8 @@ class Job:
 
     def key(self, digest: str) -> str:
         """Hash of all that the outcome depends on; ``digest`` is that of the subject."""
-        kind = type(self.method)
-        plain = is_dataclass(self.method) or isinstance(self.method, str)
-        stated = repr(self.method) if plain else repr(sorted(vars(self.method).items()))
         version = library_versions().get("repairopt", "")
-        parts = (self.label, kind.__module__, kind.__qualname__, stated, digest, self.repetition, self.limits, version)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return hash_stated(self.label, self.method, digest, self.repetition, self.limits, version)
 
 
 def run_here(job: Job) -> Cell:
@@ -157,8 +154,12 @@ def run_here(job: Job) -> Cell:
     return ended(CellOutcome.MEASURED, f"ended by: {stopped}" if stopped else "", metrics)
 
 
-def run_apart(job: Job) -> Cell:
-    """Run a cell in a process of its own, which is killed where it exceeds a limit; never raises for what it does."""
+def run_apart(job: Job, stop: threading.Event) -> Cell:
+    """Run a cell in a process of its own; never raises for what it does.
+
+    The process is killed where it exceeds a limit or ``stop`` is set. Ctrl-C at the terminal reaches the parent alone:
+    a method that it ended early would look like one that was done.
+    """
     import cloudpickle
 
     with tempfile.TemporaryDirectory(prefix="repairopt-cell-") as name:
@@ -169,10 +170,15 @@ def run_apart(job: Job) -> Cell:
         command = [sys.executable, "-m", "repairopt.compare.cell_process", str(folder)]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **surroundings}
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **surroundings},
+                start_new_session=True,
             )
             try:
-                killed = _watch(process, job.limits)
+                killed = _watch(process, job.limits, stop)
             finally:
                 _kill(process)
         empty = Cell(job.label, job.subject.name, job.repetition, CellOutcome.FAILURE)
@@ -185,13 +191,15 @@ def run_apart(job: Job) -> Cell:
             return replace(empty, reason=f"the process ended with code {process.returncode}: {told or 'no message'}")
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits) -> str:
+def _watch(process: subprocess.Popen[bytes], limits: Limits, stop: threading.Event) -> str:
     """Wait for the end of a process; why it is to be killed, or empty."""
     import psutil
 
     end = time.monotonic() + (1 + GRACE) * limits.seconds + LOADING
     watched = psutil.Process(process.pid)
     while process.poll() is None:
+        if stop.is_set():
+            return "interrupted"
         if time.monotonic() > end:
             return f"no result within {limits.seconds:g} s"
         try:

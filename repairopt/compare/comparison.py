@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .letters import letter_groups
 from .subject import Subject
 
 CELLS, LOCK, PAGE = "cells.jsonl", ".lock", "comparison.html"
+MOST_REASON = 220  # characters of a reason in a line
 Progress = Callable[[int, int, float, Cell], None]  # cells done, of all, seconds left, the last one
 
 
@@ -103,6 +105,11 @@ class Comparison:
         for method in self.methods:
             own = "".join(f"{letters[one.name].get(method, '-'):>16}" for one in self.measured())
             lines.append(f"  {method[:24]:24}{own}")
+        lines += dict.fromkeys(
+            f"not measured: {one.method} on {one.subject}, {one.outcome}: {' '.join(one.reason.split())[:MOST_REASON]}"
+            for one in self.cells
+            if one.outcome is not CellOutcome.MEASURED
+        )
         return "\n".join(lines)
 
     def _cell_text(self, method: str, subject: str, metric: Metric) -> str:
@@ -221,21 +228,20 @@ def compare_repairs(
 
 
 def _run_all(jobs: Sequence[tuple[str, Job]], processes: int) -> Iterator[tuple[str, Cell]]:
-    """Cells as they end; where the caller stops early, no further one begins."""
-    waiting = iter(jobs)
+    """Cells as they end; where the caller stops early, those that run are killed and no further one begins."""
+    waiting, stop = iter(jobs), Event()
     with ThreadPoolExecutor(max_workers=processes) as pool:
         running: dict[Future[Cell], str] = {}
         try:
             while True:
                 while len(running) < processes and (following := next(waiting, None)) is not None:
-                    running[pool.submit(run_apart, following[1])] = following[0]
+                    running[pool.submit(run_apart, following[1], stop)] = following[0]
                 if not running:
                     return
                 for one in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(one), one.result()
         finally:
-            for one in running:
-                one.cancel()
+            stop.set()  # what still runs is killed
 
 
 def _left(done: Mapping[str, Cell], known: Mapping[str, Cell], count: int, processes: int) -> float:

@@ -47,9 +47,13 @@ class Advice:
 
     def to_text(self) -> str:
         """One line."""
-        told = ", ".join(f"{need} {self.means[need]:.4g} (group {letters})" for need, letters in self.letters.items())
+        told = ", ".join(f"{self._said(need)} (group {letters})" for need, letters in self.letters.items())
         other = ", ".join(f"{count} {name}" for name, count in self.outcomes.items() if name != "measured")
         return f"{self.method}: {told}" + (f"; {other}" if other else "")
+
+    def _said(self, need: str) -> str:
+        value = self.means[need]
+        return f"{need} {100 * value:+.3g} % of before" if find_metric(NEEDS[need]).relative else f"{need} {value:.4g}"
 
 
 @public

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, public
-from repairopt.network import Classifier, Engine, check_labelled, split_model
+from repairopt.errors import RepairError, SpecificationError, public
+from repairopt.network import UNORDERED, Classifier, Engine, check_labelled, check_labels, split_model
 from repairopt.specify import ErrorRate, KeepLabels, Specification, make_specification
+
+from .stated import hash_stated
 
 Pair = tuple[Tensor, Tensor]
 PARTS = ("train", "validation", "repair", "test")
@@ -67,10 +69,17 @@ class Subject:
 
     def __post_init__(self) -> None:
         known: dict[bytes, str] = {}
+        self._check_network()
         for part in PARTS:
-            if getattr(self, part) is None and part in OPTIONAL:
+            given = getattr(self, part)
+            if given is None and part in OPTIONAL:
                 continue
-            x, y = check_labelled(f"subject '{self.name}': {part}", *getattr(self, part), integers=True)
+            if not isinstance(given, tuple | list) or len(given) != 2:
+                what = f"{len(given)} values" if isinstance(given, tuple | list) else f"a {type(given).__name__}"
+                raise SpecificationError(
+                    f"subject '{self.name}': {part} is {what}; expected a pair of inputs (N, ...) and labels (N,)."
+                )
+            x, y = check_labelled(f"subject '{self.name}': {part}", *given, integers=True)
             if not len(x):
                 raise SpecificationError(f"subject '{self.name}': {part} has no rows; expected at least one.")
             object.__setattr__(self, part, (x, y))
@@ -90,8 +99,45 @@ class Subject:
                     f"{len(self.test[1])} test rows."
                 )
             object.__setattr__(self, "groups", groups)
-        if self.radius is not None and not self.radius > 0:
-            raise SpecificationError(f"subject '{self.name}': radius={self.radius}; expected a number above 0.")
+        if self.radius is not None and not (isinstance(self.radius, int | float) and self.radius > 0):
+            raise SpecificationError(f"subject '{self.name}': radius={self.radius!r}; expected a number above 0.")
+        self._check_labels()
+
+    def _check_network(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise SpecificationError(f"subject: name={self.name!r}; expected a text, which tables call it.")
+        if not isinstance(self.model, nn.Module | Classifier):
+            raise SpecificationError(
+                f"subject '{self.name}': model is a {type(self.model).__name__}; expected a torch module or a "
+                "repairopt.Classifier."
+            )
+        if getattr(self.model, "outputs", "") in UNORDERED:
+            raise SpecificationError(
+                f"subject '{self.name}': the model has outputs='{self.model.outputs}'; methods are compared by right "
+                "and wrong classes, which such a network does not give."
+            )
+
+    def _check_labels(self) -> None:
+        """The network takes a row of each part, and all classes are outputs of it."""
+        classes = 0
+        for part in PARTS:
+            if (pair := getattr(self, part)) is None:
+                continue
+            try:
+                classes = self.outputs(self.network, pair[0][:1]).shape[1]
+            except RepairError as error:
+                raise SpecificationError(f"subject '{self.name}': inputs of {part}: {error}") from error
+            if classes == 1:
+                raise SpecificationError(
+                    f"subject '{self.name}': the network has one output; expected one for each class. Say what it "
+                    "means: Classifier(model, outputs='one logit'), or 'one probability'."
+                )
+            check_labels(f"subject '{self.name}': {part}", pair[1], classes)
+        favorable = self.favorable
+        if favorable is not None and (not isinstance(favorable, int | np.integer) or not 0 <= favorable < classes):
+            raise SpecificationError(
+                f"subject '{self.name}': favorable={favorable!r}; expected a class index, 0 to {classes - 1}, or None."
+            )
 
     @classmethod
     @public
@@ -126,6 +172,10 @@ class Subject:
         if len(shares) != len(PARTS) or min(shares) <= 0 or not np.isclose(sum(shares), 1):
             raise SpecificationError(
                 f"subject '{name}': shares={shares}; expected four numbers above 0 whose sum is 1."
+            )
+        if groups is not None and np.shape(groups) != (len(x),):
+            raise SpecificationError(
+                f"subject '{name}': groups have shape {np.shape(groups)}; expected one for each of the {len(x)} rows."
             )
         keys = row_keys(x)
         order = {key: k for k, key in enumerate(dict.fromkeys(keys))}
@@ -188,19 +238,8 @@ class Subject:
         return replace(method, **unset) if unset else method
 
     def digest(self) -> str:
-        """A hash of the weights, the rows and everything else that outcomes depend on."""
-        found = hashlib.sha256(repr((self.name, self.weights, self.favorable, self.protected, self.radius)).encode())
-        stated = [] if self.goal is None else [self.goal, *self.specification().constraints]
-        known = [(type(one).__name__, getattr(one, "name", ""), repr(getattr(one, "target", None))) for one in stated]
-        found.update(repr(known).encode())
-        tensors = [tensor for part in PARTS for tensor in getattr(self, part) or ()]
-        tensors += [tensor for _, tensor in sorted(self.network.state_dict().items())]
-        tensors += [tensor for state in self.history for _, tensor in sorted(state.items())]
-        for tensor in tensors:
-            found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-        if self.groups is not None:
-            found.update(repr(self.groups.tolist()).encode())
-        return found.hexdigest()
+        """A hash of the network, the rows, goal and constraints, and everything else that outcomes depend on."""
+        return hash_stated({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def _unset(value: Any) -> bool:

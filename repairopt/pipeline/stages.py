@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,12 @@ class Proposal:
     outcome: Outcome
     stopped: str
 
+    @property
+    def is_met(self) -> bool:
+        """Whether goal and constraints hold at the best point."""
+        best = self.prepared.task.judge.best
+        return best.met and best.feasible
+
     def apply(self) -> nn.Module:
         """A copy of the model with the candidate in it, whether or not a repair would end with it.
 
@@ -152,29 +158,55 @@ def propose_candidate(
     chosen = find_method(getattr(spec.goal, "method", "auto") if is_open else method)
     _check_options(chosen, weights, settings, data)
 
-    def prepare(weights: Any) -> Prepared:
-        given: Any = {"data": data, "method": chosen, "settings": settings, "started": started}
+    def prepare(weights: Any, method: Method = chosen) -> Prepared:
+        given: Any = {"data": data, "method": method, "settings": settings, "started": started}
         with limited(None):  # what a repair cannot do without is done whatever the time
             return prepare_repair(model, spec, weights=weights, **given)
 
     deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     free = isinstance(weights, str) and weights == "auto" and settings.start is None
-    if is_open and free and isinstance(chosen, SQP) and _is_of_points(spec, model):
-        chosen, weights = find_method(MANY), "all"
-    if isinstance(chosen, SQP) and isinstance(weights, str) and weights == "auto" and settings.start is None:
+    plain = settings.start is None and all(weight_of(pair) is None for pair in data)
+    first = None
+    if is_open and free and plain and isinstance(chosen, SQP) and _is_of_points(spec, model):
+        many = find_method(MANY)
+        ready = prepare("all", many)
+        last = ready.task.engine.n > MANY_WEIGHTS  # else half of the time is left for what is tried next
+        first = _proposed(ready, many, deadline if last or deadline is None else (time.perf_counter() + deadline) / 2)
+        if last or first.is_met or first.stopped not in ("", "time limit"):
+            return first
+    if isinstance(chosen, SQP) and free:
         with limited(deadline):
             prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
-    plain = settings.start is None and all(weight_of(pair) is None for pair in data)
+    if first is not None:
+        return _better(first, prepared, chosen, deadline)
     if is_open and isinstance(chosen, SQP) and plain and _has_many_weights(prepared.task):
         chosen = find_method(MANY)
+    return _proposed(prepared, chosen, deadline)
+
+
+def _proposed(prepared: Prepared, method: Method, deadline: float | None) -> Proposal:
+    """What a method proposes for a prepared repair."""
     if prepared.stopped:
-        outcome, stopped = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT), prepared.stopped
-    else:
-        with limited(deadline):
-            outcome, stopped = _run(prepared.task, chosen)
-    return Proposal(prepared, chosen, outcome, stopped)
+        outcome = Outcome(prepared.task.judge.best.candidate, Status.NO_POINT)
+        return Proposal(prepared, method, outcome, prepared.stopped)
+    with limited(deadline):
+        return Proposal(prepared, method, *_run(prepared.task, method))
+
+
+def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float | None) -> Proposal:
+    """The better one of a proposal that misses something and that of another method, which is tried for that reason."""
+    try:
+        second = _proposed(prepared, method, deadline)
+    except SolverError as error:
+        first.prepared.task.log.note(f"{_describe(method)}, tried next, failed: {error}")
+        return first
+    before, now = first.prepared.task.judge.best, second.prepared.task.judge.best
+    if not now.better_than(before):
+        return replace(first, stopped=second.stopped or first.stopped)
+    second.prepared.task.log.note(f"{_describe(first.method)}, tried first, left the goal at {before.goal:.4g}.")
+    return second
 
 
 def _is_of_points(spec: Specification, model: nn.Module | Classifier) -> bool:

@@ -1,5 +1,6 @@
 """compare_repairs(): subjects whose parts share no row, metrics, letters, processes, what is taken up again."""
 
+import copy
 import json
 import os
 import signal
@@ -12,9 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_spec import write_spec
 from torch import nn
 
-from repairopt import AttackSuccess, GroupGap, SpecificationError, Subject, UnfixedRate, compare_repairs, solve_repair
+from repairopt import (
+    AttackSuccess,
+    Classifier,
+    ErrorRate,
+    FineTune,
+    GroupGap,
+    KeepLabels,
+    SpecificationError,
+    Subject,
+    UnfixedRate,
+    compare_repairs,
+    solve_repair,
+)
 from repairopt.compare import (
     Cell,
     CellOutcome,
@@ -29,6 +43,7 @@ from repairopt.compare import (
     read_cells,
     recommend_methods,
 )
+from repairopt.compare.cell import Job
 from repairopt.errors import ResultError
 from repairopt.localize import NewWeights
 from repairopt.methods import Outcome, available_methods
@@ -174,6 +189,34 @@ def test_malformed_subjects_are_refused(options, said):
             Subject.divide("s", model, x, y, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repair": None}, "repair is a NoneType; expected a pair"),
+        ({"train": torch.zeros(3, 6)}, "train is a Tensor; expected a pair"),
+        ({"test": (torch.zeros(3, 4), [0, 1, 0])}, "inputs of test: model Sequential: cannot run"),
+        ({"test": (torch.zeros(3, 6), [0, 1, 2])}, "test: label 2 at row 2 is out of range"),
+        ({"favorable": "granted"}, "favorable='granted'"),
+        ({"radius": "wide"}, "radius='wide'"),
+        ({"name": 3}, "name=3"),
+        ({"model": "network.pt"}, "model is a str"),
+        ({"model": nn.Linear(6, 1)}, "one output.*outputs='one logit'"),
+        ({"model": Classifier(nn.Linear(6, 2), outputs="regression")}, "outputs='regression'"),
+    ],
+)
+def test_what_no_cell_could_measure_is_refused_before_anything_runs(options, said):
+    model, x, y = loan_decisions(30)
+    rows = {"train": None, "validation": None, "repair": (x[:10], y[:10]), "test": (x[10:], y[10:])}
+    with pytest.raises(SpecificationError, match=said):
+        Subject(**{"name": "s", "model": model, **rows, **options})
+
+
+def test_groups_of_another_length_are_refused_before_rows_are_divided():
+    model, x, y = loan_decisions(100)
+    with pytest.raises(SpecificationError, match=r"groups have shape \(2,\); expected one for each of the 100 rows"):
+        Subject.divide("s", model, x, y, groups=[0, 1])
+
+
 @pytest.mark.slow
 def test_every_outcome_is_told_and_a_stopped_comparison_goes_on(subject, tmp_path):
     methods = {"nothing": Nothing(), "ruin": Ruins(), "refuse": Refuses(), "crash": Crashes()}
@@ -232,7 +275,8 @@ def test_a_method_beyond_a_limit_is_killed(subject, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_killed_comparison_leaves_no_process_and_is_taken_up(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_comparison_leaves_no_process_and_is_taken_up(tmp_path, sent):
     code = f"""
 import time
 from dataclasses import dataclass
@@ -254,22 +298,24 @@ model, x, y = loan_decisions(300)
 subject = Subject.divide("loans", model, x, y)
 compare_repairs(subject, {{"quick": Quick(), "waits": Waits()}}, repetitions=1, folder={str(tmp_path / "out")!r})
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     end = time.monotonic() + 60
     while not (tmp_path / "began").exists() and time.monotonic() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert (tmp_path / "began").exists()
+    process.send_signal(sent)
+    process.wait(timeout=20)  # of 60 s that the method waits
     import psutil
 
-    def left():
-        return [
-            p for p in psutil.process_iter(["cmdline"]) if "repairopt.compare.cell_process" in (p.info["cmdline"] or [])
-        ]
+    def left():  # this test's own cells, whose folders are in its directory
+        lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+        return [one for one in lines if "repairopt.compare.cell_process" in one and one[-1].startswith(str(tmp_path))]
 
     while left() and time.monotonic() < end:
         time.sleep(0.1)
-    assert not [p for p in left() if p.ppid() == 1], "the process of a cell ends with its parent"
+    assert not left(), "the process of a cell ends with its parent"
     assert [cell.method for cell in read_cells(tmp_path / "out").values()] == ["quick"]
 
 
@@ -281,7 +327,7 @@ def test_a_folder_belongs_to_one_process(subject, tmp_path):
 
 
 def test_a_stated_goal_is_measured_on_the_test_rows(subject):
-    from repairopt.compare.cell import Job, run_here
+    from repairopt.compare.cell import run_here
 
     (x, y), (_, members) = subject.repair, (None, None)
     assert members is None
@@ -357,6 +403,61 @@ def test_a_study_is_read_run_and_written(tmp_path):
     path.write_text("subjects: [a.yaml]\nmethods: [sqp]\nrepetitons: 2\n")
     with pytest.raises(SpecificationError, match="line 3: unknown key 'repetitons'.*repetitions"):
         read_study(path)
+    write_spec(tmp_path)
+    path.write_text("subjects: [spec.yaml]\nmethods: [fine_tune, {method: fine_tune, settings: {epochs: 9}}]\n")
+    with pytest.raises(SpecificationError, match="'fine_tune' occurs twice.*label"):
+        read_study(path)
+    path.write_text("subjects: [spec.yaml]\nmethods: [{method: fine_tune, settings: {epoch: 9}}]\n")
+    with pytest.raises(SpecificationError, match="no setting 'epoch'; it has .*epochs"):
+        read_study(path)
+
+
+def test_cells_of_another_goal_network_or_method_are_not_taken_for_these():
+    model, x, y = loan_decisions(100)
+    rows = {"train": None, "validation": None, "repair": (x[:50], y[:50]), "test": (x[50:], y[50:])}
+
+    def key(net=model, epochs=1, **options):
+        subject = Subject("s", net, **rows, **options)
+        return Job("m", FineTune(epochs=epochs), subject, 0, Limits()).key(subject.digest())
+
+    smooth = nn.Sequential(model[0], nn.Tanh(), *model[2:])
+    keys = [
+        key(),
+        key(smooth),
+        key(Classifier(model, outputs="probabilities")),
+        key(epochs=3),
+        key(goal=ErrorRate(x[:5], y[:5])),
+        key(goal=ErrorRate(x[5:10], y[5:10])),
+        key(goal=ErrorRate(x[:5], y[:5]), constraints=KeepLabels(x[:5], y[:5])),
+        key(goal=ErrorRate(x[:5], y[:5]), constraints=KeepLabels(x[:5], y[:5], tolerance=0.5)),
+        key(goal=lambda predict: float(predict(x[:5]).mean())),
+        key(goal=lambda predict: float(predict(x[:5]).std())),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key(goal=ErrorRate(x[:5], y[:5])) == key(goal=ErrorRate(x[:5].clone(), y[:5].clone()))
+    assert key(copy.deepcopy(model)) == key()
+
+
+def test_where_nothing_was_measured_page_and_table_say_why():
+    found = Comparison((Cell("m", "s", 0, CellOutcome.UNADAPTABLE, "needs history"),))
+    assert "not measured: m on s, unadaptable: needs history" in str(found)
+    assert "needs history" in found.to_html()
+    assert "Nothing was measured" in found.to_html()
+    assert "Ranks" not in found.to_html()
+
+
+@pytest.mark.slow
+def test_a_study_in_which_nothing_was_measured_is_written_and_needs_are_checked_first(tmp_path):
+    from repairopt.interfaces.commandline.runs.compare_run import RESULT, compare_study
+
+    write_spec(tmp_path)
+    with pytest.raises(SpecificationError, match="need 'speed': choose among accuracy"):
+        compare_study(tmp_path / "spec.yaml", tmp_path / "out", methods=("NeuRecover (NR)",), needs=("speed",))
+    assert not (tmp_path / "out").exists()
+    found = compare_study(tmp_path / "spec.yaml", tmp_path / "out", methods=("NeuRecover (NR)",), repetitions=1)
+    assert "needs the states of earlier epochs" in found.table
+    assert found.advice == ["none, need 'repair': the comparison has no figures of RR (repair_rate)."]
+    assert json.loads((tmp_path / "out" / RESULT).read_text())["cells"][0]["outcome"] == "unadaptable"
 
 
 def test_attack_success_counts_right_rows_alone():

@@ -25,6 +25,7 @@ from repairopt.interfaces.testing import check_method
 from repairopt.methods import Task
 from repairopt.methods.training.exact_rows import correct_rows, known_inputs
 from repairopt.methods.training.way_back import Unseen
+from repairopt.network import check_time
 from repairopt.pipeline.prepare import prepare_repair
 from repairopt.program import Program, solve
 from repairopt.specify import Folds, make_specification
@@ -193,3 +194,71 @@ def test_claims_have_a_confidence_above_one_half(trained, confidence, claimed):
     claims = solve_repair(model, ErrorRate(turned(clean), y), [bound], weights="last", method=method).report.claims
     assert [claim.confidence for claim in claims] == claimed
     assert all(claim.interval.low <= claim.interval.value <= claim.interval.high for claim in claims)
+
+
+def test_points_that_training_leaves_wrong_are_tried_by_programs_too():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] + x[:, 1] > 0).long() + (x[:, 2] > 1).long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(80):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    right = model(x).argmax(1) == y
+    right[:2] = False  # the points, whose labels are to change
+    labels = torch.where(torch.arange(60) < 2, (model(x).argmax(1) + 1) % 3, y)
+    wanted = ErrorRate(x[:2], labels[:2], target=0.0), KeepLabels(x[right], y[right])
+    trained = solve_repair(model, *wanted, method="train_then_correct", weights="all")
+    found = solve_repair(model, *wanted)
+    assert trained.report.verdict is not Verdict.REPAIRED  # else this test shows nothing
+    assert found.report.verdict is Verdict.REPAIRED
+    assert found.report.method == "SQP()"
+    assert any(note.startswith("TrainThenCorrect(), tried first") for note in found.report.notes)
+    after = found.model(x).argmax(1)
+    assert torch.equal(after[:2], labels[:2])
+    assert torch.equal(after[right], y[right])
+
+
+def test_a_constraint_on_no_row_at_all_asks_for_nothing():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    now = model(x).argmax(1)
+    wanted = ErrorRate(x[:2], (now[:2] + 1) % 3, target=0.0)
+    found = solve_repair(model, wanted, KeepLabels(x[2:], (now[2:] + 2) % 3))  # none is right before
+    assert found.report.verdict is Verdict.REPAIRED
+    assert torch.equal(found.model(x[:2]).argmax(1), (now[:2] + 1) % 3)
+
+
+def test_data_with_weights_are_left_to_a_method_that_weighs_them():
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    now = model(x).argmax(1)
+    wanted = ErrorRate(x[:2], (now[:2] + 1) % 3, target=0.0)
+    rows = x[2:], now[2:]
+    assert solve_repair(model, wanted, data=rows).report.method == "TrainThenCorrect()"
+    weighed = solve_repair(model, wanted, data=(*rows, torch.linspace(0.5, 2.0, 38)))
+    assert weighed.report.method == "SQP()"
+    assert weighed.report.verdict is Verdict.REPAIRED
+
+
+def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
+    def endless(method, task):
+        while True:
+            check_time()
+
+    monkeypatch.setattr(TrainThenCorrect, "run", endless)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    wanted = ErrorRate(x[:2], (model(x[:2]).argmax(1) + 1) % 3, target=0.0)
+    found = solve_repair(model, wanted, settings=Settings(time_limit=4.0))
+    assert found.report.method == "SQP()"
+    assert found.report.verdict is Verdict.REPAIRED

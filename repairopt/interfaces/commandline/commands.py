@@ -362,7 +362,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(2) from None
         emit_error("UsageError", error.format_message(), as_json)
     except (click.Abort, KeyboardInterrupt):
-        emit_error("Interrupted", "interrupted. `repairopt solve ... --resume` continues a run.", as_json)
+        emit_error(
+            "Interrupted", "interrupted. The same command with --resume continues what has an --out folder.", as_json
+        )
     except Exception as error:
         from repairopt.errors import RepairError, as_foreign
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def read_study(path: str | Path, methods: Sequence[str] = ()) -> Study:
     content, lines = load_yaml(file, read_bytes(file))
     if not isinstance(content, dict) or "subjects" not in content:
         spec = open_spec(check_spec(file, content, lines))
-        named = {name: name for name in methods or BY_DEFAULT}
+        named = _labelled(file, [(name, name) for name in methods or BY_DEFAULT])
         return Study((subject_of(spec),), named, StudySpec.model_fields["repetitions"].default, Limits())
     from pydantic import ValidationError
 
@@ -78,7 +78,19 @@ def read_study(path: str | Path, methods: Sequence[str] = ()) -> Study:
     limits = Limits(said.time_limit, int(said.memory_limit * 2**30))
     published = () if said.published is None else read_published(file.parent / said.published)
     subjects = tuple(subject_of(open_spec(file.parent / name)) for name in said.subjects)
-    return Study(subjects, dict(_contestant(file, one) for one in given), said.repetitions, limits, published)
+    labelled = _labelled(file, [_contestant(file, one) for one in given])
+    return Study(subjects, labelled, said.repetitions, limits, published)
+
+
+def _labelled(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Methods by label; a SpecFileError where two have one."""
+    labels = [label for label, _ in pairs]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise SpecFileError(
+            f"{file}: methods: {twice[0]!r} occurs twice. Name it once, or give each a label of its own in a study, "
+            "as in {method: fine_tune, label: long, settings: {epochs: 60}}."
+        )
+    return dict(pairs)
 
 
 def _contestant(file: Path, one: str | ContestantSpec) -> tuple[str, Any]:
@@ -87,6 +99,9 @@ def _contestant(file: Path, one: str | ContestantSpec) -> tuple[str, Any]:
     label = one.label or one.method
     try:
         made = named_methods({label: one.method})[label]
+        known = [field.name for field in fields(made)] if is_dataclass(made) else list(one.settings)
+        if unknown := [name for name in one.settings if name not in known]:
+            raise SpecificationError(f"no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
         return label, type(made)(**{**_differing(made), **one.settings}) if one.settings else made
     except (SpecificationError, TypeError) as error:
         raise SpecFileError(f"{file}: method {label!r}: {error}") from error

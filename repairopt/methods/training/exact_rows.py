@@ -43,8 +43,9 @@ class Corrected:
 
 
 def hard_constraints(task: Task) -> list[Any]:
-    """Constraints by sample that must hold, but for the number of samples that they allow to fail."""
-    return [c for c in task.constraints if isinstance(c, SampleConstraint) and price_of(c) is None]
+    """Constraints on at least one sample that must hold, but for the number of samples that they allow to fail."""
+    known = [c for c in task.constraints if isinstance(c, SampleConstraint) and price_of(c) is None]
+    return [c for c in known if len(samples_in(c))]
 
 
 def rows_of_goal(task: Task) -> list[Any]:

@@ -6,8 +6,8 @@ import math
 import time
 from pathlib import Path
 
-from repairopt.compare import TOOLS, Limits, compare_repairs, list_systems, recommend_methods
-from repairopt.errors import ResultError
+from repairopt.compare import NEEDS, TOOLS, Comparison, Limits, compare_repairs, list_systems, recommend_methods
+from repairopt.errors import ResultError, SpecificationError
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.study import read_study
 from repairopt.patches import whole_file
@@ -54,6 +54,8 @@ def compare_study(
         raise ResultError(f"'{folder}' is a file; expected the name of a folder. Give another --out.")
     if (folder / CELLS).exists() and not resume:
         raise ResultError(f"'{folder}' holds a comparison. Use --resume to continue it, or another --out.")
+    if unknown := [need for need in needs if need not in NEEDS]:
+        raise SpecificationError(f"need {unknown[0]!r}: choose among {', '.join(NEEDS)}.")
     with tell.stage("reading models and data"):
         study = read_study(source, methods)
     seconds = study.limits.seconds if time_limit is None else time_limit
@@ -81,13 +83,21 @@ def compare_study(
         subjects=found.subjects,
         cells=[CellLine(**line) for line in found.to_dict()["cells"]],
         letters={one.name: found.letters(one.name) for one in found.measured()},
-        advice=[one.to_text() for one in recommend_methods(found, *needs)],
+        advice=_advice(found, needs),
         table=str(found),
         seconds=time.perf_counter() - started,
     )
     with whole_file(folder / RESULT) as part:
         part.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _advice(found: Comparison, needs: tuple[str, ...]) -> list[str]:
+    """The methods, the most advisable first; why there is no advice where nothing was measured for it."""
+    try:
+        return [one.to_text() for one in recommend_methods(found, *needs)]
+    except SpecificationError as error:
+        return [f"none, {error}"]
 
 
 def list_contestants() -> SystemsResult:
