@@ -76,7 +76,7 @@ def test_every_method_repairs_the_biased_network(method, weights):
     report = found.report
     if isinstance(method, Sequential):
         assert report.verdict is Verdict.REPAIRED
-        assert report.measure().after <= 0.05 < report.measure().before
+        assert report.measure().after <= 0.05 + 1e-9 < report.measure().before  # a share is met but for rounding
     assert report.verdict in (Verdict.REPAIRED, Verdict.IMPROVED)
     assert report.measure(held_out=True).after <= 0.5 * report.measure(held_out=True).before
     assert report.verification.checks[0].failed <= 12
@@ -264,7 +264,7 @@ def test_cutting_planes_keep_to_their_limit_of_rows():
         (lambda: AtMostBroken(count=-1), "method AtMostBroken: count=-1; expected a whole number, 0 or more, or None"),
         (
             lambda: repair(task(), "newton"),
-            "method='newton'; choose auto, aprnn, at_most_broken, bisection",
+            "method='newton'; choose auto, adversarial_training, apricot, aprnn, arachne",
         ),
         (lambda: repair(task(), Incremental), "expected a name or an instance"),
         (lambda: repair(task(), OneShot(), program="milp"), "program='milp'; choose qp or lp"),

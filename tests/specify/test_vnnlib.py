@@ -118,8 +118,9 @@ def test_what_is_no_text_or_no_file_is_refused(tmp_path):
         read_vnnlib(tmp_path / "none.vnnlib")
 
 
-@pytest.mark.parametrize(("inputs", "seconds"), [(784, 0.1), (3072, 0.5)])
-def test_many_inputs_are_read_fast(tmp_path, inputs, seconds):
+@pytest.mark.parametrize(("inputs", "seconds"), [(784, 1.0), (3072, 5.0)])
+def test_many_inputs_are_read_without_a_wait(tmp_path, inputs, seconds):
+    """Ten times what it takes on an idle machine: time that grows with the square of the inputs would show."""
     lines = [f"(declare-const X_{i} Real)" for i in range(inputs)] + [f"(declare-const Y_{j} Real)" for j in range(10)]
     lines += [f"(assert (<= X_{i} 0.{i + 1:08d}))\n(assert (>= X_{i} -0.{i:08d}))" for i in range(inputs)]
     lines += ["(assert (or " + " ".join(f"(and (>= Y_{j} Y_9))" for j in range(9)) + "))"]

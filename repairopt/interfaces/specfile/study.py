@@ -13,7 +13,7 @@ import numpy as np
 from repairopt.compare import Limits, Subject, named_methods
 from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.network import Classifier
-from repairopt.specify import Divided
+from repairopt.specify import Divided, Grouped
 
 from .models import ContestantSpec, StudySpec
 from .opened import OpenSpec, open_spec
@@ -154,5 +154,6 @@ def _groups(spec: OpenSpec, count: int) -> tuple[Any, int | None]:
     for one in spec.held_out:
         if isinstance(one.item, Divided) and len(one.item.samples.member) == count:
             names = np.asarray(one.item.samples.names)
-            return names[one.item.samples.member.numpy()], getattr(one.item, "favorable", None)
+            favorable = one.item.favorable if isinstance(one.item, Grouped) else None
+            return names[one.item.samples.member.numpy()], favorable
     return None, None

@@ -18,7 +18,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.program import Status
-from repairopt.specify import measured
+from repairopt.specify import Grouped, measured
 
 from .group_columns import with_offsets
 from .group_offsets import GroupOffsets
@@ -111,7 +111,8 @@ class RejectOption:
     def run(self, task: Task) -> Outcome:
         """Try the grid on the labelled data."""
         check_plain(task, self)
-        favorable = getattr(measured(task.goal), "favorable", None)
+        goal = measured(task.goal)
+        favorable = goal.favorable if isinstance(goal, Grouped) else None
         if favorable not in (0, 1):
             raise SpecificationError(
                 f"method RejectOption: the goal '{task.goal.name}' has no favorable one of two classes; expected a gap "

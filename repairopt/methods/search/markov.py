@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.network import Predict
-from repairopt.specify import measured
+from repairopt.specify import Grouped, measured
 
 TRACES = 50  # drawn at a time
 BLOCK = 20  # such draws in one run of the network
@@ -109,8 +109,8 @@ def traces_of(goal: Any, columns: Sequence[int], seed: int, owner: str) -> Trace
         SpecificationError: The goal has no groups of rows ``(N, d)``, or no protected column is found.
     """
     own: Any = measured(goal)
-    samples = getattr(own, "samples", None)
-    if samples is None or not hasattr(own, "favorable") or samples.inputs.ndim != 2:
+    samples = own.samples if isinstance(own, Grouped) else None
+    if samples is None or samples.inputs.ndim != 2:
         raise SpecificationError(
             f"{owner}: verifies a gap between groups of rows (N, d), but the goal '{goal.name}' is none. State it as "
             f"GroupGap.sampled(...), GroupGap.observed(...) or GroupGap.given(...)."

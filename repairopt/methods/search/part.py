@@ -16,7 +16,7 @@ from repairopt.localize import CARE, Neuron, Question, care_neurons
 from repairopt.methods.material import Material
 from repairopt.methods.task import Task
 from repairopt.network import Array, Engine, Predict
-from repairopt.specify import ErrorRate, measured
+from repairopt.specify import Divided, SampleShare, labels_of, measured
 
 Pair = tuple[Tensor, Tensor]
 LEAST = 100  # individuals, however many values a protected feature has
@@ -169,9 +169,9 @@ class Individuals:
             most: At most so many individuals, drawn by the seed, for two values; fewer for more values.
             seed: For that.
         """
-        samples = getattr(goal, "samples", None)
-        if samples is None or not (samples.paired or columns):
+        if not isinstance(goal, Divided) or not (goal.samples.paired or columns):
             return None
+        samples = goal.samples
         if columns:
             own, chosen = samples.inputs, list(columns)
             values = own[:, chosen].unique(dim=0)
@@ -212,7 +212,8 @@ def misbehavior(task: Task, failing: Pair | None, columns: Sequence[int] = (), m
     individuals = Individuals.of(goal, columns, most, task.seed)
     if individuals is not None:
         return individuals.flips
-    if isinstance(goal, ErrorRate) and failing is not None and len(failing[0]):
+    of_errors = isinstance(goal, SampleShare) and goal.counted is None and labels_of(goal) is not None
+    if of_errors and failing is not None and len(failing[0]):
         return lambda predict: wrong_share(predict, failing)
     return lambda predict: torch.as_tensor(task.goal.value(predict)).double()
 
