@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+SAME = 1e-9  # relative difference up to which values count as the same
 LEAST_PAIRS = 3  # common cells, for a paired test
 Cells = Mapping[Any, float]  # values by cell: subject and repetition
 
@@ -57,8 +58,8 @@ def _p_value(a: Cells, b: Cells) -> float:
     common = sorted(a.keys() & b.keys(), key=repr)
     if len(common) >= LEAST_PAIRS:
         differences = np.array([a[cell] - b[cell] for cell in common])
-        if np.ptp(differences) < 1e-12:
-            return 1.0 if abs(differences[0]) < 1e-12 else 0.0
+        if np.ptp(differences) <= SAME * max(1.0, float(np.abs(differences).max())):  # else the test loses all digits
+            return 1.0 if np.abs(differences).max() <= SAME else 0.0
         return float(stats.ttest_1samp(differences, 0.0).pvalue)
     if min(len(a), len(b)) < 2:
         return 1.0
