@@ -82,8 +82,15 @@ def moved(subject: Subject, network: torch.nn.Module) -> dict[str, int]:
     return {name: int((old[name] != new[name]).sum()) for name in old if not torch.equal(old[name], new[name])}
 
 
+def needs_its_library(name):
+    """Skip where a method's library is not installed."""
+    if name == "rnn_repair":
+        pytest.importorskip("sklearn", reason="RNNRepair models hidden states by scikit-learn's mixtures")
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_every_training_method_repairs_reports_and_leaves_the_rest_alone(name, fingerprint):
+    needs_its_library(name)
     subject, goal = subject_of(name)
     method, before = small(name, subject), fingerprint(subject.model)
     data = [part.clone() for part in subject.training]
@@ -112,6 +119,7 @@ class Patched:
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_every_training_method_refuses_what_makes_no_sense_and_ends_in_time(name):
+    needs_its_library(name)
     subject, goal = subject_of(name)
     for wrong in ({"epochs": -1}, {"batch": 0}, {"rate": 0.0}, {"rate": "fast"}, {"validation": 3}):
         with pytest.raises(SpecificationError, match=next(iter(wrong))):
@@ -122,7 +130,7 @@ def test_every_training_method_refuses_what_makes_no_sense_and_ends_in_time(name
             method = replace(method, **{key: getattr(small(name, subject), key)})
     started = time.perf_counter()
     solve_repair(subject.model, goal, data=subject.training, method=method, settings=Settings(time_limit=0.2))
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 20, "hundred times the limit: it was not looked at"
 
 
 def test_retraining_is_reproducible_and_takes_the_best_goal_among_the_accurate():
@@ -224,6 +232,7 @@ def untraced() -> Subject:
 
 
 def test_methods_of_training_repair_a_network_that_reads_texts():
+    needs_its_library("rnn_repair")
     network = product(GradientRepair(level="network", epochs=6, rate=0.1), texts())
     assert texts().right(network, texts().repair) > texts().right(texts().model, texts().repair)
     for name in ("hudd", "mode", "rnn_repair"):  # hidden units without a trace
