@@ -20,7 +20,23 @@ TINY = 1e-8  # of I-REPAIR's ratio
 
 
 @dataclass(frozen=True)
-class GradientLoss:
+class OneLayer:
+    """Fields of the localizers that rank the weights of one layer.
+
+    Attributes:
+        count: At most so many weights.
+        layer: The layer to choose from; None for the last.
+    """
+
+    count: int = 100
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self, count=self.count)
+
+
+@dataclass(frozen=True)
+class GradientLoss(OneLayer):
     """The weights whose gradient of the loss is large on rows that fail and small on rows that are right (Arachne).
 
     Attributes:
@@ -31,12 +47,6 @@ class GradientLoss:
         Sohn, Kang and Yoo, Arachne: Search-Based Repair of Deep Neural Networks, TOSEM 2023.
     """
 
-    count: int = 100
-    layer: str | None = None
-
-    def __post_init__(self) -> None:
-        check_count(self, count=self.count)
-
     def scores(self, question: Question) -> Mapping[str, Tensor]:
         """``GL- / (1 + GL+)`` of the best weights, 0 elsewhere."""
         layer = affine_layer(question, self.layer)
@@ -44,7 +54,7 @@ class GradientLoss:
 
 
 @dataclass(frozen=True)
-class ForwardImpact:
+class ForwardImpact(OneLayer):
     """The weights with a large share in the outputs for rows that fail and a small one for rows that are right.
 
     Attributes:
@@ -54,12 +64,6 @@ class ForwardImpact:
     References:
         Sohn, Kang and Yoo, Arachne: Search-Based Repair of Deep Neural Networks, TOSEM 2023.
     """
-
-    count: int = 100
-    layer: str | None = None
-
-    def __post_init__(self) -> None:
-        check_count(self, count=self.count)
 
     def scores(self, question: Question) -> Mapping[str, Tensor]:
         """``FI- / (1 + FI+)`` of the best weights, 0 elsewhere."""

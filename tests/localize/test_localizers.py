@@ -193,11 +193,18 @@ def test_VeRe_significance_is_the_gain_where_the_rest_is_linear(digits, goal):
 @pytest.mark.parametrize("name", available_localizers())
 def test_every_localizer_feeds_the_solver(name, digits, goal):
     location = localize(digits.model, name, goal=goal)
-    assert location.size
-    assert location.scores is not None
+    assert 0 < location.size <= sum(p.numel() for p in digits.model.parameters())
+    assert {name: len(own) for name, own in location.scores.items()} == {
+        name: len(places) for name, places in location.indices.items()
+    }
     aim = ErrorRate(*digits.repair, target=0.02)
     found = solve_repair(digits.model, aim, weights=name, settings=Settings(time_limit=3))
-    assert found.report.verdict in ("repaired", "improved", "unsolved", "infeasible")
+    old = dict(digits.model.named_parameters())
+    for name, new in found.model.named_parameters():
+        moved = (new != old[name]).flatten().nonzero()[:, 0].tolist()
+        assert set(moved) <= set(location.indices.get(name, torch.zeros(0)).tolist()), "only what was localized changes"
+    goal = found.report.measure()
+    assert goal.after <= goal.before
     assert found.report.location.size == location.size
 
 

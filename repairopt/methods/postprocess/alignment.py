@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,47 +14,26 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError
 from repairopt.localize import Wrapped
 from repairopt.methods.material import material_of
-from repairopt.methods.method import Method, uses
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.registry import find_method
 from repairopt.methods.settings import Expected, check_settings
-from repairopt.methods.subtask import run_with
 from repairopt.methods.task import Task
 from repairopt.network import network_of
 from repairopt.program import Status
 
 from .pair_votes import OWN, is_dropout
-from .vote import check_plain, other_parts
+from .two_networks import TwoNetworks
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
 Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoNetworks:
-    """Repair by another method, then decide between the original network and the repaired one row by row.
-
-    Attributes:
-        of: The method that repairs, by name or as an instance.
-    """
-
-    of: str | Method = "sqp"
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """What the method ``of`` uses."""
-        return uses(find_method(self.of))
-
-    @property
-    def default_weights(self) -> Any:
-        """What ``weights="auto"`` means for the method ``of``."""
-        return getattr(find_method(self.of), "default_weights", "auto")
+class DecidedByRow(TwoNetworks, ABC):
+    """Repair by another method, then decide between the original network and the repaired one row by row."""
 
     def run(self, task: Task) -> Outcome:
         """Run the method, then put the vote around both networks."""
-        check_plain(task, self)
-        outcome = run_with(task, find_method(self.of))
-        settings, tensors = other_parts(task, outcome.candidate)
+        outcome, settings, tensors = self.repaired(task)
         if not tensors:
             return outcome
         kind, own, added = self.parts(task, outcome)
@@ -63,13 +43,13 @@ class TwoNetworks:
         task.record(f"vote, {kind}", task.judge.keep(candidate))
         return Outcome(candidate, Status.FEASIBLE, on_target=True, indivisible=True)
 
+    @abstractmethod
     def parts(self, task: Task, outcome: Outcome) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         """Kind, settings and tensors of the vote."""
-        raise NotImplementedError(f"{type(self).__name__} has no parts(task, outcome)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardVoting(TwoNetworks):
+class HardVoting(DecidedByRow):
     """The majority label of the original network and a repaired one; where both differ, that of the more confident.
 
     Attributes:
@@ -87,7 +67,7 @@ class HardVoting(TwoNetworks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbationAlignment(TwoNetworks):
+class PerturbationAlignment(DecidedByRow):
     """Each network predicts noisy copies of an input; the one whose mean prediction has less entropy decides.
 
     Attributes:
@@ -126,7 +106,7 @@ class PerturbationAlignment(TwoNetworks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropoutAlignment(TwoNetworks):
+class DropoutAlignment(DecidedByRow):
     """Each network predicts with parts left out by dropout; the one whose mean prediction has less entropy decides.
 
     Attributes:
@@ -191,7 +171,7 @@ class DropoutAlignment(TwoNetworks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemperatureAlignment(TwoNetworks):
+class TemperatureAlignment(DecidedByRow):
     """Each network is calibrated by a temperature on validation rows; then their probabilities are averaged.
 
     Attributes:

@@ -22,7 +22,7 @@ from repairopt.specify import Grouped, measured
 
 from .group_columns import with_offsets
 from .group_offsets import GroupOffsets
-from .vote import check_plain
+from .two_networks import check_plain
 
 METRICS = ("statistical parity", "average odds", "equal opportunity")
 STEP = 1e-3  # logit by which a row near the threshold is on the side of its group, at least

@@ -14,8 +14,8 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
 
-from .fit import Training, shuffled
-from .protected import check_protected, protected_groups
+from .fit import shuffled
+from .protected import TrainedByGroup, protected_groups
 from .trainee import Trainee
 
 DECAY, DECAY_STEPS = 0.96, 1000  # of the learning rate
@@ -36,7 +36,7 @@ class Adversary(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Debias(Training):
+class Debias(TrainedByGroup):
     """Adversarial debiasing (ADV): training against an adversary that reads the group from answer and label.
 
     The network is trained from new random weights by the gradient ``g - (its projection on h) - strength * h``, for
@@ -66,14 +66,7 @@ class Debias(Training):
         "Ethical Adversaries": {},
     }
 
-    epochs: int = 50
-    protected: tuple[int, ...] = ()
     strength: float = 0.1
-    anew: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_protected(type(self).__name__, self.protected)
 
     def expected(self) -> dict[str, Expected]:
         """What the settings may be."""

@@ -12,13 +12,13 @@ from repairopt.localize import input_columns
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 
-from .fit import Training, by_error, cross_entropy, fit_weights
-from .protected import check_protected, protected_groups
+from .fit import by_error, cross_entropy, fit_weights
+from .protected import TrainedByGroup, protected_groups
 from .trainee import Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropColumn(Training):
+class DropColumn(TrainedByGroup):
     """Dropping the protected feature (SUPP): training without its columns, which the network then does not read.
 
     The weights of the first layer that read the columns are zero, before, during and after training; all others are
@@ -42,14 +42,6 @@ class DropColumn(Training):
     """
 
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"SUPP (drop protected feature)": {}}
-
-    epochs: int = 50
-    protected: tuple[int, ...] = ()
-    anew: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_protected(type(self).__name__, self.protected)
 
     def run(self, task: Task) -> Outcome:
         """Set the weights of the columns to zero, train the others."""

@@ -11,7 +11,27 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 
+from .fit import Training
+
 MOST = 50  # more values in the protected columns are no groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedByGroup(Training):
+    """Fields of the methods that train a network of a table by the groups of its rows.
+
+    Attributes:
+        protected: Columns of the protected attribute: one, or all of a one-hot code.
+        anew: Whether training begins from random weights; otherwise from those of the original.
+    """
+
+    epochs: int = 50
+    protected: tuple[int, ...] = ()
+    anew: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_protected(type(self).__name__, self.protected)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from torch import Tensor
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 
-from .fit import Training, by_error, fit_weights
-from .protected import check_protected, protected_groups
+from .fit import by_error, fit_weights
+from .protected import TrainedByGroup, protected_groups
 from .trainee import Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reweigh(Training):
+class Reweigh(TrainedByGroup):
     """Reweighing (REW): training on rows that are weighed so that group and label are independent.
 
     A row of group a and label y counts ``P(a) P(y) / P(a, y)`` times. The network is trained from new random weights on
@@ -43,14 +43,6 @@ class Reweigh(Training):
     """
 
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"REW reweighing": {}}
-
-    epochs: int = 50
-    protected: tuple[int, ...] = ()
-    anew: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_protected(type(self).__name__, self.protected)
 
     def run(self, task: Task) -> Outcome:
         """Weigh the rows, train."""
