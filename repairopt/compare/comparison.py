@@ -190,7 +190,7 @@ def compare_repairs(
 
     Example:
         >>> from repairopt.compare import compare_repairs, Subject  # doctest: +SKIP
-        >>> print(compare_repairs(subject, ["sqp", "FineTune", "Apricot (AP)"], folder="study"))  # doctest: +SKIP
+        >>> print(compare_repairs(subject, ["sqp", "fine_tune", "Apricot (AP)"], folder="study"))  # doctest: +SKIP
     """
     given = [subjects] if isinstance(subjects, Subject) else list(subjects)
     if not given or not all(isinstance(one, Subject) for one in given):
