@@ -63,10 +63,11 @@ def _p_value(a: Cells, b: Cells) -> float:
         return float(stats.ttest_1samp(differences, 0.0).pvalue)
     if min(len(a), len(b)) < 2:
         return 1.0
-    first, second = (np.array(list(own.values())) for own in (a, b))
-    if np.ptp(first) < 1e-12 and np.ptp(second) < 1e-12:
-        return 1.0 if abs(first[0] - second[0]) < 1e-12 else 0.0
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    told = [(float(np.mean(v)), float(np.std(v, ddof=1)), len(v)) for v in (list(a.values()), list(b.values()))]
+    (first, wide, _), (second, narrow, _) = told
+    if max(wide, narrow) <= SAME * max(1.0, abs(first), abs(second)):
+        return 1.0 if abs(first - second) <= SAME else 0.0
+    return float(stats.ttest_ind_from_stats(*told[0], *told[1], equal_var=False).pvalue)
 
 
 def _letter(k: int) -> str:

@@ -29,8 +29,8 @@ def render_comparison(comparison: Any, metrics: Sequence[Any], *, title: str = "
         title=title,
         counts={"methods": len(methods), "subjects": len(subjects), "cells": len(comparison.cells)},
         metrics=[{"title": one.title, "meaning": one.meaning, "relative": one.relative} for one in metrics],
-        head=["method", *(one.title for one in metrics), "mean rank"],
-        rows=[_group_row(name, numbers, metrics, means, letters, ranks) for name in order],
+        head=["method", "runs measured", *(one.title for one in metrics), "mean rank"],
+        rows=[_group_row(comparison, name, numbers, metrics, means, letters, ranks) for name in order],
         rank_rows=[[name, *(_shown_rank(ranks[one.name].get(name)) for one in metrics)] for name in order],
         subjects=[_subject(comparison, one, order, metrics) for one in subjects],
         charts=_charts(means, numbers, metrics),
@@ -61,14 +61,30 @@ def _mean_rank(name: str, ranks: Mapping[str, Mapping[str, float]]) -> float:
     return float(np.mean(own)) if own else math.inf
 
 
+def shown_letters(letters: str) -> str:
+    """Letters of a method with runs of three and more as their ends: ``a-d, g`` for ``abcdg``."""
+    runs: list[str] = []
+    for one in letters:
+        if runs and ord(one) == ord(runs[-1][-1]) + 1:
+            runs[-1] += one
+        else:
+            runs.append(one)
+    if all(len(run) < 3 for run in runs):
+        return letters
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else run for run in runs)
+
+
 def _group_row(
-    name: str, numbers: Mapping[str, int], metrics: Sequence[Any], means: Any, letters: Any, ranks: Any
+    comparison: Any, name: str, numbers: Mapping[str, int], metrics: Sequence[Any], means: Any, letters: Any, ranks: Any
 ) -> list[str]:
-    cells = [f"{numbers[name]} {name}"]
+    ends = [cell.outcome == "measured" for cell in comparison.cells if cell.method == name]
+    cells = [f"{numbers[name]} {name}", f"{sum(ends)} of {len(ends)}"]
     for one in metrics:
         value = means[one.name].get(name)
         sign = "+" if one.relative else ""
-        cells.append("-" if value is None else f"{_number(value, sign)} {letters[one.name].get(name, '')}")
+        cells.append(
+            "-" if value is None else f"{_number(value, sign)} {shown_letters(letters[one.name].get(name, ''))}"
+        )
     rank = _mean_rank(name, ranks)
     return [*cells, f"{rank:.1f}" if math.isfinite(rank) else "-"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from html_pages import Page
 from small_spec import write_spec
 from torch import nn
 
@@ -48,6 +49,7 @@ from repairopt.errors import ResultError
 from repairopt.localize import NewWeights
 from repairopt.methods import Outcome, available_methods
 from repairopt.program import Status
+from repairopt.report.comparison_page import shown_letters
 from repairopt.specify import AdversarialError
 
 
@@ -278,12 +280,14 @@ def test_a_method_beyond_a_limit_is_killed(subject, monkeypatch):
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_comparison_leaves_no_process_and_is_taken_up(tmp_path, sent):
     code = f"""
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 from dataclasses import dataclass
 from repairopt.compare import Subject, compare_repairs, loan_decisions
 from repairopt.methods import Outcome
 from repairopt.program import Status
-from repairopt.specify import AdversarialError
+from repairopt.report.comparison_page import shown_letters
 from pathlib import Path
 @dataclass(frozen=True)
 class Waits:
@@ -506,3 +510,31 @@ def test_published_figures_are_read_and_shown(tmp_path):
     path.write_text("subject,system,value\nLeNet5,Apricot,x\n")
     with pytest.raises(SpecificationError, match="columns subject, system, metric and value"):
         read_published(path)
+
+
+def test_the_page_says_on_how_many_runs_a_mean_rests_and_letters_are_short():
+    few = _cells("few", 0.9, 0.0)[:1]
+    page = Comparison((*_cells("many", 0.5, 0.1), *few)).to_html()
+    text = Page(page).text
+    assert "4 of 4" in text
+    assert "1 of 1" in text
+    assert [shown_letters(one) for one in ("a", "ab", "abc", "acd", "abcdg", "defghxyz")] == [
+        "a",
+        "ab",
+        "a-c",
+        "acd",
+        "a-d, g",
+        "d-h, x-z",
+    ]
+
+
+def test_values_that_are_nearly_the_same_are_compared_without_a_warning():
+    """One method repeats itself but for rounding; no two have a cell in common, so that Welch's test is used."""
+    steady = {("x", k): 0.1 + 1e-17 * k for k in range(3)}
+    spread = {("y", k): 0.5 + 0.01 * k for k in range(3)}
+    close = {("z", k): 0.1 for k in range(3)}
+    assert letter_groups({"steady": steady, "spread": spread, "close": close}, better=1) == {
+        "spread": "a",
+        "steady": "b",
+        "close": "b",
+    }
