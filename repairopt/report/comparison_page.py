@@ -10,6 +10,7 @@ import numpy as np
 
 from repairopt.patches import library_versions
 
+from .axes import decades, span, ticks
 from .html_page import open_template
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 360, 64, 18, 16, 52  # of a picture, and its margins
@@ -137,7 +138,7 @@ def _chart(across: Any, up: Any, means: Any, numbers: Mapping[str, int], logarit
     names = [name for name in numbers if name in means[across.name] and name in means[up.name]]
     points = [(means[across.name][name], means[up.name][name]) for name in names]
     scaled = [(math.log10(max(x, 1e-3)) if logarithmic else x, y) for x, y in points]
-    spans = [_span([pair[axis] for pair in scaled]) for axis in (0, 1)]
+    spans = [span([pair[axis] for pair in scaled]) for axis in (0, 1)]
 
     def place(pair: tuple[float, float]) -> tuple[float, float]:
         x, y = ((v - low) / (high - low) for v, (low, high) in zip(pair, spans, strict=True))
@@ -159,7 +160,7 @@ def _chart(across: Any, up: Any, means: Any, numbers: Mapping[str, int], logarit
         for at, of in together.items()
     ]
     line = sorted((dot["place"] for dot in dots if dot["best"]), key=lambda at: (at[0], -at[1]))
-    ticks = [(10.0**tick if logarithmic else tick, tick) for tick in (_decades if logarithmic else _ticks)(*spans[0])]
+    marks = [(10.0**tick if logarithmic else tick, tick) for tick in (decades if logarithmic else ticks)(*spans[0])]
     return {
         "title": f"{up.title} against {across.title}",
         "axes": (across.title, up.title),
@@ -168,8 +169,8 @@ def _chart(across: Any, up: Any, means: Any, numbers: Mapping[str, int], logarit
         "frame": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         "dots": dots,
         "line": line,
-        "across": [(place((at, spans[1][0]))[0], f"{value:.3g}") for value, at in ticks],
-        "up": [(place((spans[0][0], tick))[1], f"{tick:g}") for tick in _ticks(*spans[1])],
+        "across": [(place((at, spans[1][0]))[0], f"{value:.3g}") for value, at in marks],
+        "up": [(place((spans[0][0], tick))[1], f"{tick:g}") for tick in ticks(*spans[1])],
     }
 
 
@@ -181,24 +182,6 @@ def _pareto(points: Sequence[tuple[float, float]], *better: int) -> list[int]:
         return min(gains) >= 0 and max(gains) > 0
 
     return [k for k, own in enumerate(points) if not any(beats(other, own) for other in points)]
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """Logarithms of 1, 2 and 5 times powers of ten between the ends of an axis."""
-    found = [k + math.log10(m) for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-    return [one for one in found if low <= one <= high] or [(low + high) / 2]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    size = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(size * k for k in (1, 2, 5, 10) if size * k >= (high - low) / 6)
-    return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _radar(name: str, metrics: Sequence[Any], ranks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

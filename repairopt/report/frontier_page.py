@@ -10,6 +10,7 @@ from typing import Any
 
 from repairopt.patches import library_versions
 
+from .axes import span, ticks
 from .html_page import SPLITS, claim_rows, cost_rows, group_table, input_table, open_template, outcome_tone, read_part
 from .pictures.collect import collect_evidence
 from .pictures.evidence import Evidence, Rates
@@ -130,7 +131,7 @@ def _chart(
     known = [pair for side in pairs for pair in side if all(map(math.isfinite, pair))]
     if not known or len(known) < len(shown) + len(thresholds):
         return {}
-    spans = [_span([pair[axis] for pair in known]) for axis in (0, 1)]
+    spans = [span([pair[axis] for pair in known]) for axis in (0, 1)]
 
     def place(pair: tuple[float, float]) -> tuple[float, float]:
         x, y = ((v - low) / (high - low) for v, (low, high) in zip(pair, spans, strict=True))
@@ -144,21 +145,7 @@ def _chart(
         "original": start,
         "dots": dots,
         "thresholds": steps,
-        "across": [(place((tick, spans[1][0]))[0], f"{tick:g}") for tick in _ticks(*spans[0])],
-        "up": [(place((spans[0][0], tick))[1], f"{tick:g}") for tick in _ticks(*spans[1])],
+        "across": [(place((tick, spans[1][0]))[0], f"{tick:g}") for tick in ticks(*spans[0])],
+        "up": [(place((spans[0][0], tick))[1], f"{tick:g}") for tick in ticks(*spans[1])],
         "axes": (name, f"accuracy, %, {SPLITS[held_out]}"),
     }
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis, with some room around the values."""
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers between the ends of an axis."""
-    size = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(size * k for k in (1, 2, 5, 10) if size * k >= (high - low) / 6)
-    return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
