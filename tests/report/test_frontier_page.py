@@ -11,7 +11,6 @@ from biased_task import task
 from html_pages import CHROMIUM, Browser, Page, look_at
 
 from repairopt import Bound, Frontier, FrontierPoint, GroupGap, MissRate, SpecificationError, trace_frontier
-from repairopt.report.frontier_page import _ticks
 
 TARGETS = [0.25, 0.1, 0.02]
 HOSTILE = {
@@ -114,13 +113,6 @@ def test_points_without_repairs_have_no_page_and_few_points_have_one(traced, tmp
         Frontier("gap", bare, (bare,)).to_html()
     one = Frontier(traced.name, traced.original, traced.points[:1])
     assert one.save_html(tmp_path / "one.html").read_text(encoding="utf-8").count("<article") == 1
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.001, 0.0012), (87.1, 88.7), (1e-9, 3e-9), (-5, 900)])
-def test_ticks_are_round_and_few(low, high):
-    ticks = _ticks(low, high)
-    assert 2 <= len(ticks) <= 7
-    assert all(low <= tick <= high for tick in ticks)
 
 
 @pytest.mark.slow
