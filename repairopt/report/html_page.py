@@ -263,12 +263,13 @@ def input_table(
         cells = tuple(tuple(f"{value:.4g}" for value in row) for row in flat)
     if most is not None and (affected.are_images or len(names) > most):
         names, cells = [], ((),) * len(affected.rows)
-    rows = []
-    for k, row in enumerate(affected.rows):
+    rows, places = [], affected.places or [f"{int(row):,}" for row in affected.rows]
+    for k, place in enumerate(places):
         label, before, after = (int(of[k]) for of in (affected.labels, affected.before, affected.after))
         answer = ["-" if label < 0 else evidence.label(label), evidence.label(before), evidence.label(after)]
-        rows.append([f"{int(row):,}", *answer, f"{affected.shift[k]:.3f}", *cells[k]])
-    head = ["row", "true label", "before", "after", "probability moved", *names]
+        rows.append([place, *answer, f"{affected.shift[k]:.3f}", *cells[k]])
+    where = "row of the file" if affected.places else "row"
+    head = [where, "true label", "before", "after", "probability moved", *names]
     title = f"{affected.name}, {SPLITS[affected.held_out]}"
     return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}
 

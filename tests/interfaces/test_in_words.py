@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -65,6 +66,7 @@ def test_an_array_comes_back_unscaled(tmp_path):
         spec, Evidence(affected=(AffectedInputs("e", False, some, inputs, some, some, some, some),))
     ).affected
     assert (found.features, found.cells) == (("one", "two"), (("10", "250"), ("0", "125")))
+    assert found.places == ("0", "1")
 
 
 def test_the_page_of_a_run_and_the_page_made_again_speak_of_classes_and_units(tmp_path):
@@ -72,10 +74,31 @@ def test_the_page_of_a_run_and_the_page_made_again_speak_of_classes_and_units(tm
     write_spec(tmp_path, SPEC.replace("  merit:\n", "  merit: {mean: 0, std: 1}\n"))
     solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options())
     page = Page((tmp_path / "run" / REPORT).read_text(encoding="utf-8"))
-    head = page.row("row", "true label")
+    head = page.row("row of the file", "true label")
     assert head[-2:] == ["merit", "group"]
     rows = [cells for cells in page.cells if len(cells) == len(head) and cells != head]
     affected = [cells for cells in rows if cells[1] in ("no", "yes") and cells[-1] in ("women", "men")]
     assert affected
     assert {cell for cells in affected for cell in cells[1:4]} == {"no", "yes"}
     assert "favorable label yes" in page.text
+
+
+def test_affected_rows_are_those_of_the_file_whatever_part_of_it_a_set_takes(tmp_path):
+    torch.manual_seed(0)
+    text = SPEC.replace("  merit:\n", "  merit: {mean: 0, std: 1}\n")
+    content = yaml.safe_load(text)
+    write_spec(tmp_path, text)
+    name = content["data"]["repair"]["file"]
+    content["data"] = {"repair": {"file": name, "where": "merit > 0"}}
+    content |= {"split": {"held_out": 0.3, "guard": 0.2, "seed": 3}, "watch": []}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    spec = open_spec(tmp_path / "spec.yaml")
+    table = pd.read_csv(tmp_path / name)
+    for key, held_out in (("repair", False), ("held_out", True)):
+        some, zeros = spec.data.sets[key].inputs.numpy()[[5, 0]], np.zeros(2)
+        one = AffectedInputs(key, held_out, np.array([5, 0]), some, zeros, zeros, zeros, zeros)
+        (found,) = decode(spec, Evidence(affected=(one,))).affected
+        rows = [int(place.replace(",", "")) for place in found.places]
+        np.testing.assert_allclose(table["merit"][rows], some[:, 1], rtol=1e-6)
+    made = AffectedInputs("sampled", False, zeros, some + 0.123, zeros, zeros, zeros, zeros)
+    assert decode(spec, Evidence(affected=(made,))).affected[0].places == ()

@@ -200,6 +200,14 @@ def test_single_texts_in_a_column_of_numbers_are_named(tmp_path, name, cell):
     assert f"'v' of '{tmp_path / name}' holds numbers, and 1 texts, such as '{cell}' in row 8" in message
 
 
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e999"])
+def test_infinite_numbers_are_named_by_column_and_row_of_the_file(tmp_path, cell):
+    rows = "v,country,ok\n0.1,NA,yes\n0.2,ZA,no\n0.3,ZA,no\n" + f"{cell},ZA,yes\n"
+    message = refused(tmp_path, rows, where=", where: country == 'ZA'")
+    assert f"column 'v' of '{tmp_path / 'r.csv'}' holds NaN or infinite numbers in 1 rows, first in row 3" in message
+    assert inputs(tmp_path, rows, where=", where: country == 'NA'") == [[0.1, 0.0]]  # such rows may be left out
+
+
 @pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
 @pytest.mark.parametrize(("mark", "stated"), [("?", ""), ("-9", "missing: [-9]"), ("unknown", "missing: [x, unknown]")])
 def test_marks_of_missing_numbers_are_filled(tmp_path, name, mark, stated):

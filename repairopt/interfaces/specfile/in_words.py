@@ -25,10 +25,29 @@ def decode(spec: OpenSpec, evidence: Any) -> Any:
             flat = values.reshape(len(values), -1)
             names = names or tuple(f"column {j}" for j in range(flat.shape[1]))
             cells = tuple(tuple(f"{value:.5g}" for value in row) for row in flat)
-        shown.append(replace(one, features=names, cells=cells))
+        shown.append(replace(one, features=names, cells=cells, places=_places(spec, one)))
     classes = tuple(map(str, spec.data.classes))
     rates = [replace(one, groups=tuple(_group(group, classes) for group in one.groups)) for one in evidence.rates]
     return replace(evidence, affected=tuple(shown), rates=tuple(rates), classes=classes)
+
+
+def _places(spec: OpenSpec, one: Any) -> tuple[str, ...]:
+    """For each affected input the row of the file that it is; none where one of them is in no file, as sampled ones."""
+    sets = [rows for name, rows in spec.data.sets.items() if (name == "held_out") == one.held_out]
+    files = {str(rows.source) for rows in spec.data.sets.values()}
+    found = []
+    for row in one.inputs:
+        at: list[tuple[str, int]] = []
+        for rows in sets:
+            if rows.source is not None and rows.inputs.shape[1:] == row.shape:
+                same = (rows.inputs.numpy() == row).reshape(len(rows), -1).all(axis=1)
+                at += [(rows.source.path.name, int(number)) for number in rows.source.numbers[same]]
+        if not at:
+            return ()
+        at = list(dict.fromkeys(at))
+        told = f"{at[0][1]:,}" if len(files) == 1 else f"{at[0][0]}: {at[0][1]:,}"
+        found.append(told if len(at) == 1 else f"{told} and {len(at) - 1} like it")
+    return tuple(found)
 
 
 def _group(name: str, classes: tuple[str, ...]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from repairopt.errors import LanguageError, SpecFileError, SpecificationError
-from repairopt.interfaces.specfile.language.row_sets import Data, RowSet, holds
+from repairopt.interfaces.specfile.language.row_sets import Data, FileRows, RowSet, holds
 from repairopt.interfaces.specfile.language.statements import did_you_mean
 from repairopt.interfaces.specfile.language.syntax import read_filter
 from repairopt.network import is_missing_word, missing_values
@@ -34,7 +33,7 @@ def input_names(spec: Spec) -> tuple[str, ...]:
     return tuple(names)
 
 
-def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
+def encode(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) -> Any:
     """The inputs ``(N, d)``, float32: one column for each entry of ``inputs``, more for one_hot."""
     parts = []
     for name, how in (file.spec.inputs or {}).items():
@@ -47,13 +46,13 @@ def encode(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
     return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
 
 
-def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, values: Any) -> Any:
+def _encode_column(file: SpecFile, path: FileRows, name: str, how: ColumnSpec, values: Any) -> Any:
     where = ("inputs", name)
     wanted = how.categories if how.categories is not None else how.one_hot
     missing = _missing(values, wanted or (), how.missing)
     if missing.any():
         if how.fill is None:
-            count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+            count, row = int(missing.sum()), path.first(missing)
             reason = f"column '{name}' of '{path}' has {count} missing values, first in row {row}; give fill:"
             raise file.fail(where, reason)
         values = np.where(missing, np.array(how.fill, dtype=object), values.astype(object))
@@ -69,13 +68,22 @@ def _encode_column(file: SpecFile, path: Path, name: str, how: ColumnSpec, value
             reason = f"column '{name}' of '{path}' holds numbers with commas ({found[0]}); give its file decimal: \",\""
         elif len(odd := [row for row, value in enumerate(values) if not _is_number(value)]) < len(values) / 2:
             reason = f"column '{name}' of '{path}' holds numbers, and {len(odd)} texts, such as {values[odd[0]]!r} in "
-            reason += f"row {odd[0]}; write them as numbers, or leave these rows out"
+            reason += f"row {path.numbers[odd[0]]}; write them as numbers, or leave these rows out"
         raise file.fail(where, reason) from None
+    _check_finite(file, path, where, f"column '{name}'", numbers)
     if how.scale is not None:
         numbers = (numbers - how.scale[0]) / (how.scale[1] - how.scale[0])
     if how.mean is not None and how.std is not None:
         numbers = (numbers - how.mean) / how.std
     return numbers[:, None]
+
+
+def _check_finite(file: SpecFile, path: FileRows, where: tuple[str, ...], what: str, values: Any) -> None:
+    """Refuse numbers ``(N, ...)`` that are none."""
+    odd = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if odd.any():
+        reason = f"{what} of '{path}' holds NaN or infinite numbers in {int(odd.sum())} rows, first in row "
+        raise file.fail(where, f"{reason}{path.first(odd)}; correct them, or leave these rows out, by where: or rows:")
 
 
 def _missing(values: Any, listed: Any, marks: Any = ()) -> Any:
@@ -98,14 +106,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _positions(
-    file: SpecFile, path: Path, name: tuple[str, Any], wanted: list[Any], values: Any, other: Any = None
+    file: SpecFile, path: FileRows, name: tuple[str, Any], wanted: list[Any], values: Any, other: Any = None
 ) -> Any:
     """The place of each value among the categories; of others that of ``other``, behind the last to be ignored."""
     place = {_plain(value): i for i, value in enumerate(wanted)}
     rest = -1 if other is None else place.get(_plain(other), len(wanted))
     found = np.array([place.get(_plain(value), rest) for value in values])
     if (found < 0).any():
-        row = int((found < 0).nonzero()[0][0])
+        row = path.first(found < 0)
         unknown = sorted({str(value) for value in values[found < 0]})
         reason = f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in row {row}"
         hint = "" if name[1] == ("label",) else "; other: says what such values become"
@@ -120,7 +128,7 @@ def _plain(value: Any) -> str:
     return str(value).strip()
 
 
-def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
+def label_numbers(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) -> Any:
     """Class indices ``(N,)``, int64, or None where the spec names no label."""
     label = file.spec.label
     if label is None:
@@ -132,7 +140,7 @@ def label_numbers(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any
     values = columns[label.column]
     missing = _missing(values, label.classes or ())
     if missing.any():
-        count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+        count, row = int(missing.sum()), path.first(missing)
         reason = f"label '{label.column}' of '{path}' is missing in {count} of {len(missing)} rows, first in row {row}"
         raise file.fail(where, f"{reason}; leave these rows out, by where: or in the file")
     names = None if label.classes is None else {_plain(name) for name in label.classes}
@@ -180,19 +188,21 @@ def _row_set(file: SpecFile, name: str, opened: dict[Any, dict[str, Any]]) -> Ro
         opened[key] = read_columns(file, name, path)
     columns = opened[key]
     try:
-        chosen = _chosen(file, name, columns)
-        inputs = _inputs(file, path, chosen)
-        labels = label_numbers(file, path, chosen)
+        rows = FileRows(path, _chosen(file, name, columns))
+        count = _count(file, columns)
+        chosen = {key: v[rows.numbers] for key, v in columns.items() if v.ndim and len(v) == count}
+        inputs = _inputs(file, rows, chosen)
+        labels = label_numbers(file, rows, chosen)
         known = _group_columns(file, chosen, len(inputs))
-        weights = _weights(file, path, chosen)
-        return RowSet(torch.from_numpy(inputs), None if labels is None else torch.from_numpy(labels), known, weights)
+        targets = None if labels is None else torch.from_numpy(labels)
+        return RowSet(torch.from_numpy(inputs), targets, known, _weights(file, rows, chosen), rows)
     except SpecFileError:
         raise
     except SpecificationError as error:
         raise file.fail(("data", name), f"'{path}': {error}") from error
 
 
-def _weights(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> torch.Tensor | None:
+def _weights(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) -> torch.Tensor | None:
     """How much each row counts ``(N,)``, or None where the spec names no weight."""
     name = file.spec.weight
     if name is None:
@@ -202,7 +212,7 @@ def _weights(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> torch.Te
     values = columns[name]
     missing = _missing(values, ())
     if missing.any():
-        count, row = int(missing.sum()), int(missing.nonzero()[0][0])
+        count, row = int(missing.sum()), path.first(missing)
         reason = f"weight '{name}' of '{path}' is missing in {count} of {len(missing)} rows, first in row {row}"
         raise file.fail(("weight",), f"{reason}; leave these rows out, by where: or in the file")
     odd = [value for value in values.tolist() if not _is_number(value)]
@@ -214,8 +224,8 @@ def _weights(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> torch.Te
         raise file.fail(("weight",), str(error)) from error
 
 
-def _chosen(file: SpecFile, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns with the rows that ``rows`` and ``where`` choose."""
+def _chosen(file: SpecFile, name: str, columns: Mapping[str, Any]) -> Any:
+    """The numbers of the rows that ``rows`` and ``where`` choose, ``(N,)``."""
     entry, count = file.spec.data[name], _count(file, columns)
     rows = np.arange(count)
     if entry.rows is not None:
@@ -234,7 +244,7 @@ def _chosen(file: SpecFile, name: str, columns: Mapping[str, Any]) -> dict[str, 
             raise file.fail(("data", name, "where"), f"{entry.where}: {error}") from error
         if not len(rows):
             raise file.fail(("data", name, "where"), f"no row fulfils {entry.where}")
-    return {key: values[rows] for key, values in columns.items() if values.ndim and len(values) == count}
+    return rows
 
 
 def _count(file: SpecFile, columns: Mapping[str, Any]) -> int:
@@ -246,7 +256,7 @@ def _count(file: SpecFile, columns: Mapping[str, Any]) -> int:
     return len(columns[name])
 
 
-def _inputs(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
+def _inputs(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) -> Any:
     """What the network reads, ``(N, ...)``."""
     array = file.spec.array
     if array is None:
@@ -254,6 +264,7 @@ def _inputs(file: SpecFile, path: Path, columns: Mapping[str, Any]) -> Any:
     values = columns[array.name]
     if values.dtype.kind not in "fiub":
         raise file.fail(("array",), f"array '{array.name}' of '{path}' holds {values.dtype}; expected numbers.")
+    _check_finite(file, path, ("array",), f"array '{array.name}'", values)
     if not array.integers:
         values = values.astype(np.float32)
     if array.scale is not None:

@@ -71,7 +71,8 @@ class AffectedInputs:
     """The ``K`` inputs of a set whose answers changed most, most affected first; a label is -1 where it is not known.
 
     ``shift`` is half the sum of the changes of all probabilities: 0 none, 1 all. ``features`` are names of columns and
-    ``cells`` their values as texts, a tuple for each input, where they are known in the units of the data.
+    ``cells`` their values as texts, a tuple for each input, where they are known in the units of the data. ``places``
+    say where in their file they stand, where that is known; ``rows`` are positions in the set.
     """
 
     name: str
@@ -84,6 +85,7 @@ class AffectedInputs:
     shift: Array
     features: tuple[str, ...] = ()
     cells: tuple[tuple[str, ...], ...] = ()
+    places: tuple[str, ...] = ()
 
     @property
     def are_images(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,34 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
+class FileRows:
+    """Which rows of a file are meant: their numbers ``(N,)``, counted from 0 below the names of the columns."""
+
+    path: Path
+    numbers: Any
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def first(self, mask: Any) -> int:
+        """Number in the file of the first row for which a mask ``(N,)`` holds."""
+        return int(self.numbers[np.asarray(mask).nonzero()[0][0]])
+
+
+@dataclass(frozen=True, eq=False)
 class RowSet:
     """Rows of data.
 
     ``inputs`` is what the network reads, ``(N, ...)``, ``labels`` class indices ``(N,)`` or None. ``columns`` has by
     name the values of further columns as they stand in the data, ``(N,)`` each: for groups and conditions. ``weights``
-    say how much each row counts, ``(N,)``; None for all the same.
+    say how much each row counts, ``(N,)``; None for all the same. ``source`` says which rows of which file they are.
     """
 
     inputs: Tensor
     labels: Tensor | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     weights: Tensor | None = None
+    source: FileRows | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", torch.as_tensor(self.inputs))
@@ -65,7 +81,9 @@ class RowSet:
         at = torch.as_tensor(picked.nonzero()[0] if picked.dtype == bool else picked.astype(np.int64))
         labels = None if self.labels is None else self.labels[at]
         weights = None if self.weights is None else self.weights[at]
-        return RowSet(self.inputs[at], labels, {name: v[at.numpy()] for name, v in self.columns.items()}, weights)
+        columns = {name: v[at.numpy()] for name, v in self.columns.items()}
+        source = None if self.source is None else replace(self.source, numbers=self.source.numbers[at.numpy()])
+        return RowSet(self.inputs[at], labels, columns, weights, source)
 
 
 @dataclass(frozen=True, eq=False)
