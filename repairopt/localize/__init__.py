@@ -4,7 +4,7 @@ from .attribution import care_neurons
 from .candidates import NewArchitecture, NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns
 from .localizers import available_localizers
-from .location import LARGE, Location, localize, locate
+from .location import LARGE, Location, frozen_parameters, localize, locate
 from .probes import Probes, train_probe
 from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
 from .significance import Significance

@@ -101,6 +101,9 @@ def localize(
         seed: Chooses samples.
         memory_limit: Bytes that activations may take.
 
+    Where some parameters are frozen (``requires_grad=False``) and others are not, the frozen ones change only where
+    they are named: by a name, a pattern, ``Layers``, ``Neurons``, ``Inputs``, positions or a ``Location``.
+
     Raises:
         SpecificationError: The choice is malformed or empty, or needs a goal. An unknown layer or parameter, or a
             network that does not allow this choice, is a ``ModelError``.
@@ -145,6 +148,12 @@ def locate(how: Any, question: Question) -> Location:
     return Location(indices, scores, f"{type(how).__name__}: {count} weights", sizes)
 
 
+def frozen_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that training would leave as they are; none where that is true of all of them."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return frozenset(frozen) if len(frozen) < len(list(model.parameters())) else frozenset()
+
+
 class _Search:
     """One call of :func:`localize`: turns selectors into locations."""
 
@@ -166,9 +175,9 @@ class _Search:
         }
         for kind, locate in by_type.items():
             if isinstance(how, kind):
-                return locate(how)
+                return self._trainable(how, locate(how)) if kind is CARE else locate(how)
         if isinstance(how, NeuronLocalizer | WeightLocalizer) and not isinstance(how, type):
-            return self._by_localizer(how)
+            return self._trainable(how, self._by_localizer(how))
         raise SpecificationError(
             f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
             f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, another localizer, a Location, a mapping, or a "
@@ -192,6 +201,20 @@ class _Search:
             if counted:
                 raise
             return self.select("last")
+
+    def _trainable(self, how: Any, found: Location) -> Location:
+        """What a choice that names no parameters may change."""
+        left = [name for name in found.indices if name not in frozen_parameters(self.graph.model)]
+        if len(left) == len(found.indices):
+            return found
+        if not left:
+            raise SpecificationError(
+                f"localize: {how!r} means {', '.join(found.indices)}, which {self.graph.what} has frozen "
+                f"(requires_grad=False). Name these parameters to change them all the same, or others."
+            )
+        indices = {name: found.indices[name] for name in left}
+        scores = None if found.scores is None else {name: found.scores[name] for name in left}
+        return Location(indices, scores, f"{found.method}, without frozen parameters", found.sizes)
 
     def merge(self, parts: Sequence[Location]) -> Location:
         """The union, in the order of the model's parameters; of two scores of a position the larger."""
@@ -239,7 +262,8 @@ class _Search:
             return self.select(localizer_class(how)())
         if how == "all":
             parameters = self.graph.parameters
-            return self._whole([n for n in names if parameters[self.graph.names[n]].is_floating_point()], "all")
+            whole = self._whole([n for n in names if parameters[self.graph.names[n]].is_floating_point()], "all")
+            return self._trainable(how, whole)
         if how in names:
             return self._whole([how], how)
         found = [n for n in names if fnmatchcase(n, how) or n.startswith(how + ".")]
@@ -253,7 +277,7 @@ class _Search:
                 f"{self.graph.what}: has no linear or convolutional layer for 'last'. Name the weights instead."
             )
         last = self.graph.affine[-1]
-        return self._whole(last.parameters, f"last layer ({last.name or last.weights[0]})")
+        return self._trainable("last", self._whole(last.parameters, f"last layer ({last.name or last.weights[0]})"))
 
     def _layers(self, how: Layers, known: list[str] | None = None) -> Location:
         if not how.names:

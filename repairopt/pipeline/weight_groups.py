@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import RepairError
-from repairopt.localize import LayerGraph, first_inputs, input_columns
+from repairopt.localize import LayerGraph, first_inputs, frozen_parameters, input_columns
 from repairopt.methods import GroupOffsets
 from repairopt.specify import Divided, inputs_of, measured, of_real_rows
 
@@ -35,11 +35,14 @@ def find_groups(prepared: Prepared) -> list[WeightGroup]:
     graph = LayerGraph(prepared.model, prepared.task.engine.forward_fn, first_inputs(spec.goal, spec.on_outputs))
     found: list[WeightGroup] = []
     total, seen = 0, set[str]()
+    frozen = frozen_parameters(prepared.model)
     layers = [layer for layer in graph.affine if layer.weights]
     columns = _columns(graph, prepared) if len(layers) > 1 else []
     for layer in reversed(layers[1:] if columns else layers):
         names = [*layer.weights, *([layer.bias] if layer.bias else [])]
         size = sum(graph.parameters[name].numel() for name in names)
+        if frozen & set(names):
+            continue
         if seen & set(names) or (found and total + size > MOST_WEIGHTS):
             break
         seen |= set(names)
@@ -69,6 +72,8 @@ def _columns(graph: LayerGraph, prepared: Prepared) -> list[WeightGroup]:
     if graph.graph is None or not graph.affine or len(graph.affine[0].weights) != 1:
         return []
     weight = graph.parameters[graph.affine[0].weights[0]]
+    if graph.affine[0].weights[0] in frozen_parameters(prepared.model):
+        return []
     if weight.ndim != 2 or weight.shape[1] > MOST_COLUMNS:
         return []
     found, spec = [], prepared.specification
