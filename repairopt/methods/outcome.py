@@ -29,6 +29,8 @@ class Outcome:
         predicted: Improvement of the goal that the surrogates predicted, or NaN.
         on_target: Whether the method aimed at the target itself, so that going back towards the original gains nothing.
         prices: For each bound by how much the objective fell for each unit by which it were loosened, at the last step.
+        out_of_reach: Bounds that the last step missed; what they cost is at least their price, which is the most that a
+            step pays.
         claims: About new data.
         buffers: What was taken off goal and bounds, by name.
         margins: Logits by which their points had to lead, by name.
@@ -46,6 +48,7 @@ class Outcome:
     predicted: float = float("nan")
     on_target: bool = False
     prices: dict[str, float] = field(default_factory=dict)
+    out_of_reach: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)

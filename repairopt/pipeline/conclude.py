@@ -69,6 +69,7 @@ def conclude_repair(
         gave_way=outcome.gave_way,
         infeasible=task.log.infeasible,
         prices=outcome.prices,
+        out_of_reach=outcome.out_of_reach,
         claims=claims_on(prepared, outcome, final, ending.both, confidence),
         buffers=outcome.buffers,
         margins=outcome.margins,

@@ -231,7 +231,11 @@ def cost_rows(plain: Plain) -> list[list[str]]:
     names = dict.fromkeys([*buffers, *prices])
     lead = {name: f", and a lead of {number(size)} logits" for name, size in leads.items()}
     rounded = {name: 0.0 if abs(price) < FREE else price for name, price in prices.items()}
-    return [[name, number(buffers.get(name)) + lead.get(name, ""), number(rounded.get(name))] for name in names]
+    more = dict.fromkeys(plain.get("out_of_reach", ()), " or more: out of reach of the last step")
+    return [
+        [name, number(buffers.get(name)) + lead.get(name, ""), number(rounded.get(name)) + more.get(name, "")]
+        for name in names
+    ]
 
 
 def group_table(table: GroupTable, evidence: Evidence) -> Plain:

@@ -97,6 +97,7 @@ class Report:
         gave_way: Hard rows that the elastic program had to violate.
         infeasible: The last program that had no solution, for :meth:`explain_conflict`; None where there was none.
         prices: Shadow price of each bound at the last step: decrease of the objective per unit of relaxation.
+        out_of_reach: Bounds that the last step missed, which cost their price or more.
         claims: What is known of the bounds on new data, from cross-validation and from held-out data.
         buffers: What was taken off goal and bounds in the rows, by name.
         margins: Logits by which their points had to lead, by name of the goal and bounds that asked for it.
@@ -127,6 +128,7 @@ class Report:
     gave_way: tuple[Source, ...] = ()
     infeasible: Program | None = field(default=None, repr=False)
     prices: dict[str, float] = field(default_factory=dict)
+    out_of_reach: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
@@ -314,7 +316,7 @@ def _pick(what: str, found: Sequence[Any], name: str | None, held_out: bool | No
 
 
 AS_THEY_ARE = (
-    *("stopped", "method", "candidate", "rows_used", "prices", "buffers", "margins"),
+    *("stopped", "method", "candidate", "rows_used", "prices", "out_of_reach", "buffers", "margins"),
     *("seconds", "cpu_seconds", "notes", "seed", "versions"),
 )
 

@@ -56,6 +56,7 @@ def restate(plain: Plain, stated: Stated) -> Plain:
         "labels": [named(one) for one in plain["labels"]],
         "claims": [_claim(stated, one) for one in plain.get("claims", [])],
         "rounds": [{**one, "goal": _value(stated, goal, one["goal"])} for one in plain["rounds"]],
+        "out_of_reach": [_name(stated, name) for name in plain.get("out_of_reach", ())],
         **{key: {_name(stated, name): v for name, v in plain.get(key, {}).items()} for key in BY_NAME},
     }
 

@@ -40,7 +40,8 @@ def _new_data(report: Any) -> list[str]:
     buffers = [f"{_number(size)} off '{name}'" for name, size in report.buffers.items() if size > 0]
     buffers += [f"a lead of {_number(lead)} logits in '{name}'" for name, lead in report.margins.items() if lead > 0]
     texts += [f"buffers for new data: {', '.join(buffers)}"] if buffers else []
-    prices = [f"'{name}' {_number(0.01 * price)}" for name, price in report.prices.items() if price > 0]
+    more = dict.fromkeys(report.out_of_reach, " or more, being out of reach")
+    prices = [f"'{name}' {_number(0.01 * p)}{more.get(name, '')}" for name, p in report.prices.items() if p > 0]
     texts += [f"prices, in the objective (loss) for each 0.01 of a bound: {', '.join(prices)}"] if prices else []
     return [line for text in texts for line in _wrapped(text)] + ([""] if texts else [])
 

@@ -254,6 +254,17 @@ def test_a_price_is_what_loosening_the_bound_gains(fixing):
     assert gained > 0
 
 
+def test_a_price_that_is_the_most_that_a_step_pays_is_told_as_such(fixing):
+    value = float(MeanLead(fixing.x, 0.0).value(fixing.model).detach())
+    goal = MeanLead(fixing.x, value - 1e3)  # far beyond what the trust region allows
+    method = SQP(objective="closeness", confidence=None, max_steps=3, restarts=0)
+    found = solve_repair(fixing.model, goal, method=method, weights=["2.weight", "2.bias"])
+    assert found.report.out_of_reach == ("mean lead",)
+    assert "or more, being out of reach" in " ".join(str(found.report).split())
+    assert "or more: out of reach of the last step" in found.to_html()
+    assert lead_repair(fixing, value - 0.5).report.out_of_reach == ()
+
+
 def test_the_matrix_free_way_ends_at_the_same_objective(fixing):
     target = float(MeanLead(fixing.x, 0.0).value(fixing.model).detach()) - 0.5
     dense = lead_repair(fixing, target)

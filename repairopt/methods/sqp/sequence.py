@@ -315,7 +315,7 @@ class Sequence:
         lines, start = last.models.lines[0], last.models.linearization.delta
         slope = lines.slopes[int(np.abs(lines.values).argmax())]
         surrogate = Surrogate(slope, None, float(self.at.values[0]), self.scale, kind="linear")
-        names = [limit.name for limit in self.problem.limits]
+        prices = limit_prices(last.program, last.solution.row_duals, [limit.name for limit in self.problem.limits])
         return Outcome(
             self.best.delta,
             last.solution.status,
@@ -323,7 +323,8 @@ class Sequence:
             last.models.linearization,
             self.best.delta - start,
             on_target=True,
-            prices=limit_prices(last.program, last.solution.row_duals, names),
+            prices=prices,
+            out_of_reach=tuple(name for name, price in prices.items() if price >= PRICE * (1 - 1e-6)),
         )
 
 
