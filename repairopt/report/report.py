@@ -13,7 +13,16 @@ from typing import Any
 from repairopt.errors import RepairFailedError, SpecificationError, public
 from repairopt.localize import Location
 from repairopt.patches import whole_file
-from repairopt.program import Conflict, Program, ProofVerdict, RegionProof, Source, Status, explain_conflict
+from repairopt.program import (
+    Conflict,
+    Program,
+    ProofStatus,
+    ProofVerdict,
+    RegionProof,
+    Source,
+    Status,
+    explain_conflict,
+)
 from repairopt.report.pictures import plots
 from repairopt.report.pictures.collect import ReportSources, collect_evidence, evidence_from_dict, map_regions
 from repairopt.report.pictures.evidence import Evidence
@@ -40,13 +49,16 @@ class Verdict(StrEnum):
         return _MEANING[self]
 
 
+_MORE_LAYERS = "more layers (weights='last2' or 'all'; in a spec file change: {layers: last2}), "
+_PROVED = (
+    "The goal is met and every constraint holds: regions are proved, and points are checked with the true network."
+)
 _MEANING = {
     Verdict.REPAIRED: "The goal is met and every constraint holds, checked on the repair data with the true network.",
     Verdict.IMPROVED: (
         "Every constraint holds, and the goal is nearer or a constraint that failed holds now, but the target is "
         "missed. Likely: too few or the wrong weights, too small a trust radius, or a target in conflict with the "
-        "constraints. Try more layers (weights='last2' or 'all'; in a spec file change: {layers: last2}), a larger "
-        "trust_radius, or a larger tolerance."
+        f"constraints. Try {_MORE_LAYERS}a larger trust_radius, or a larger tolerance."
     ),
     Verdict.VIOLATED: (
         "A constraint fails on the true network, or it now gives all inputs one label. Likely: the linearization does "
@@ -157,6 +169,13 @@ class Report:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "subjects": None}
 
+    @property
+    def meaning(self) -> str:
+        """One or two sentences on the verdict of this repair: what happened, likely causes, what to try."""
+        if self.verdict is Verdict.REPAIRED and self.proof_verdict is not None:
+            return _PROVED if self.proof_verdict.status is ProofStatus.PROVED else self.verdict.meaning
+        return self.verdict.meaning.replace(_MORE_LAYERS, "") if self.location.method == "all" else self.verdict.meaning
+
     def raise_if_failed(self) -> Report:
         """This report, or an exception where the verdict is not REPAIRED.
 
@@ -164,7 +183,7 @@ class Report:
             RepairFailedError: Carries the report.
         """
         if self.verdict is not Verdict.REPAIRED:
-            raise RepairFailedError(f"repair ended '{self.verdict}'. {self.verdict.meaning}", self)
+            raise RepairFailedError(f"repair ended '{self.verdict}'. {self.meaning}", self)
         return self
 
     def explain_conflict(self, *, time_limit: float | None = None) -> Conflict | None:
@@ -202,7 +221,7 @@ class Report:
         claims = [{**vars(c), "interval": vars(c.interval), "met": c.met, "text": str(c)} for c in self.claims]
         plain = {
             "verdict": str(self.verdict),
-            "meaning": self.verdict.meaning,
+            "meaning": self.meaning,
             "status": str(self.status),
             "weights": weights,
             "measures": [vars(m) for m in verified.measures],

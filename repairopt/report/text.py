@@ -22,7 +22,7 @@ def report_text(report: Any) -> str:
     goal = v.measures[0]
     lines = [f"{str(report.verdict).upper()}   {goal.name}: {_number(goal.before)} -> {_number(goal.after)}"]
     lines[0] += "" if goal.target is None else f"   (target {_number(goal.target)})"
-    lines += textwrap.wrap(report.verdict.meaning, WIDTH)
+    lines += textwrap.wrap(report.meaning, WIDTH)
     for text in list_caveats(report.to_dict()):
         lines += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
     heads = 2 * f"{'before':>12}{'after':>12}    "

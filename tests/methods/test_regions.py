@@ -32,6 +32,7 @@ def test_default_call_proves_a_region() -> None:
     x = 2 * torch.rand(2000, 2) - 1
     repair = solve_repair(model, region, [KeepOutputs(x, 0.1, weight=1.0, tolerance=1.0)], settings=Settings(seed=1))
     assert repair.report.verdict is Verdict.REPAIRED
+    assert "regions are proved" in repair.report.meaning
     assert "RegionRepair" in repair.report.method
     assert worst(repair.model, region) > 0
     details = repair.report.verification.measures[0].details

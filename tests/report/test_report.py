@@ -70,7 +70,7 @@ def test_text_fits_a_terminal_and_starts_with_the_verdict(reports, kind):
     lines = str(report).splitlines()
     assert lines[0].startswith(str(report.verdict).upper())
     assert max(map(len, lines)) <= 100
-    assert " ".join(report.verdict.meaning.split()) in " ".join(str(report).split())
+    assert " ".join(report.meaning.split()) in " ".join(str(report).split())
     assert not any(line != line.rstrip() for line in lines)
     for word in ("repair data", "held-out data", "change:", "method:", "believe:", "seconds:", "versions:"):
         assert word in str(report)
@@ -88,6 +88,14 @@ def test_verdicts(reports):
 def test_every_verdict_says_what_it_means_and_all_but_success_what_to_try(verdict):
     assert verdict.meaning.endswith(".")
     assert verdict is Verdict.REPAIRED or "Try" in verdict.meaning or "Give" in verdict.meaning
+
+
+def test_more_layers_are_advised_only_where_there_are_some(reports):
+    report = reports["improved"]
+    everything = replace(report, location=replace(report.location, method="all"))
+    assert "more layers" in report.meaning
+    assert "more layers" not in everything.meaning
+    assert "Try a larger trust_radius" in str(everything).replace("\n", " ")
 
 
 def test_both_columns_stand_side_by_side(reports):

@@ -209,7 +209,7 @@ class _Run:
             spec=str(spec.file.path),
             spec_hash=spec.file.hash,
             verdict=str(report.verdict),
-            meaning=report.verdict.meaning,
+            meaning=report.meaning,
             met=met,
             stopped=report.stopped,
             claims=claims,
