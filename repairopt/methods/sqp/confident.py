@@ -316,7 +316,7 @@ class _Search:
                 return best
             share, outcome = self._dearest(best, plain, reference)
             buffers = {name: share * size for name, size in best.buffers.items()}
-            outcomes = [self.minimize(part, self.make(part, buffers, self.leads, {}), None) for part in self.tasks[1:]]
+            outcomes = [self.attempt(part, self.make(part, buffers, self.leads, {}), None) for part in self.tasks[1:]]
         except Stop:
             return best
         task.log.note(price.text(dear, reference, self.standard.confidence, best.buffers))
