@@ -3,22 +3,22 @@
     python benchmarks/default_calls.py [--quick] [--jobs ...] [--methods ...] [--seeds N] [--read]
 
 Writes ``default_calls.md`` and every run to ``default_calls.csv``.
-Each run trains a network on 8,000 rows of Adult, repairs it on other rows by ``solve_repair(model, goal, ...)`` with
-default arguments, and measures it on all rows that remain, at least 20,000. Beside it stand fairlearn's
-ThresholdOptimizer and the most accurate thresholds by group that meet the typed bound on the repair rows. The jobs are
-those that users have: a gap of two groups, odds, a recall that is kept beside it, crossed groups, few rows, six groups.
+Each run trains a network on some rows of a table, repairs it on others by ``solve_repair(model, goal, ...)`` with
+default arguments, and measures it on all rows that remain. Beside it stand fairlearn's ThresholdOptimizer, the most
+accurate thresholds by group that meet the typed bound on the repair rows, and the peers of ``default_peers.py``. The
+jobs are those that users have: a gap of two groups, odds, a recall that is kept beside it, crossed groups, few rows,
+six groups; two of them on other tables.
 Needs ``REPAIROPT_DATA`` and the ``bench`` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from typing import Any
 import environment  # noqa: F401 (before numpy and torch)
 import numpy as np
 import torch
-from benchmark_files import DATA, read_csv, write_csv
-from torch import Tensor, nn
+from benchmark_files import read_csv, write_csv
+from default_peers import PEERS
+from default_tables import Rows, adult, bank, recidivism
+from torch import nn
 
-from repairopt import Bound, GroupGap, MissRate, OddsGap, solve_repair
+from repairopt import SQP, Bound, GroupGap, MissRate, OddsGap, solve_repair
 
-NUMBERS = ("age", "education-num", "capital-gain", "capital-loss", "hours-per-week")
-WORDS = ("workclass", "marital-status", "occupation", "relationship", "race", "sex")
 TRAINING, STEPS, BATCH = 8_000, 600, 256
 YES = 1  # more than 50K
 TEXT = ("job", "method", "verdict", "claimed", "weights")
@@ -58,22 +58,9 @@ rows in all, and not for small groups among many rows. Processor seconds are fro
 """
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Encoded rows ``(N, d)``, their labels and the words that tell groups."""
-
-    x: Tensor
-    y: Tensor
-    words: dict[str, np.ndarray]
-
-    def at(self, index: np.ndarray) -> Rows:
-        """Some of the rows."""
-        return Rows(self.x[index], self.y[index], {name: values[index] for name, values in self.words.items()})
-
-
 @dataclass(frozen=True)
 class Job:
-    """A task: how rows are divided into groups, what is asked for, and how many rows there are to repair on."""
+    """A task: a table, its groups, what is asked for, and how many rows there are to repair on and to train on."""
 
     name: str
     groups: Callable[[Rows], np.ndarray]
@@ -82,6 +69,8 @@ class Job:
     kind: str = "parity"
     score: str = "max_difference"
     recall: bool = False
+    table: Callable[[], Rows] = adult
+    training: int = TRAINING
 
     def goal(self, rows: Rows) -> Any:
         """The goal on some rows."""
@@ -107,6 +96,16 @@ def crossed(rows: Rows) -> np.ndarray:
     return np.char.add(np.char.add(rows.words["sex"].astype(str), " "), white)
 
 
+def by_race(rows: Rows) -> np.ndarray:
+    """Two groups."""
+    return rows.words["race"]
+
+
+def by_education(rows: Rows) -> np.ndarray:
+    """Tertiary education, and other."""
+    return rows.words["tertiary"]
+
+
 def by_six(rows: Rows) -> np.ndarray:
     """Six ranges of age."""
     return np.digitize(rows.words["age"].astype(float), [24, 30, 37, 45, 53]).astype(str)
@@ -120,24 +119,10 @@ JOBS = [
     Job("500 rows", by_age, 0.05, rows=500),
     Job("200 rows", by_sex, 0.05, rows=200),
     Job("six groups, mean gap", by_six, 0.05, score="difference"),
+    Job("bank marketing, parity", by_education, 0.02, rows=5_000, table=bank),
+    Job("recidivism, parity", by_race, 0.05, rows=1_500, table=recidivism, training=2_500),
+    Job("recidivism, odds", by_race, 0.08, rows=1_500, kind="odds", table=recidivism, training=2_500),
 ]
-
-
-@lru_cache
-def table() -> Rows:
-    """All rows, numbers standardized and words as one column each."""
-    with gzip.open(DATA / "tables" / "adult.csv.gz", "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = {name: np.array([row[name].strip() for row in rows]) for name in (*NUMBERS, *WORDS)}
-    parts = []
-    for name in NUMBERS:
-        own = columns[name].astype(float)
-        own = np.log1p(own) if name.startswith("capital") else own
-        parts.append(((own - own.mean()) / own.std())[:, None])
-    parts += [(columns[name][:, None] == np.unique(columns[name])[None, :]).astype(float) for name in WORDS]
-    labels = np.array([row["income-per-year"].strip().startswith(">") for row in rows]).astype(np.int64)
-    words = {name: columns[name] for name in ("sex", "race", "age")}
-    return Rows(torch.tensor(np.concatenate(parts, 1), dtype=torch.float32), torch.tensor(labels), words)
 
 
 def trained(rows: Rows, seed: int) -> nn.Module:
@@ -155,12 +140,12 @@ def trained(rows: Rows, seed: int) -> nn.Module:
 
 def divided(job: Job, seed: int, half: int) -> tuple[Rows, Rows, Rows]:
     """Rows to train on, to repair on and to measure on; two repair sets of a seed share no row."""
-    everything = table()
+    everything = job.table()
     order = np.random.default_rng(seed).permutation(len(everything.x))
-    start = TRAINING + half * job.rows
+    start = job.training + half * job.rows
     own = order[start : start + job.rows]
-    rest = np.concatenate([order[TRAINING:start], order[start + job.rows :]])
-    return everything.at(order[:TRAINING]), everything.at(own), everything.at(rest)
+    rest = np.concatenate([order[job.training : start], order[start + job.rows :]])
+    return everything.at(order[: job.training]), everything.at(own), everything.at(rest)
 
 
 # ---------------------------------------------------------------- what is measured
@@ -192,11 +177,11 @@ def answers(network: nn.Module, rows: Rows) -> np.ndarray:
         return np.asarray(network(rows.x).argmax(1).numpy() == YES)
 
 
-def repaired(job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any]:
-    """The default call, and what is true of its claims."""
+def repaired(job: Job, network: nn.Module, own: Rows, rest: Rows, method: Any = "auto") -> dict[str, Any]:
+    """The default call, or that with another method, and what is true of its claims."""
     bounds = [Bound(MissRate(own.x, own.y, label=YES), slack=0.02, name="recall")] if job.recall else []
     started = time.process_time()
-    found = solve_repair(network, job.goal(own), bounds, data=(own.x, own.y))
+    found = solve_repair(network, job.goal(own), bounds, data=(own.x, own.y), method=method)
     seconds = time.process_time() - started
     record = measured(job, rest, answers(found.model, rest)) | {"cpu seconds": seconds}
     record |= {"verdict": str(found.report.verdict), "gap here": gap_of(job, own, answers(found.model, own))}
@@ -251,11 +236,24 @@ def by_thresholds(job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[s
     return measured(job, rest, yes) | {"cpu seconds": seconds}
 
 
+def by_peer(peer: Callable[..., Any], job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any] | None:
+    """A peer's answers to rows that it has not seen."""
+    started = time.process_time()
+    found = peer(job, network, own)
+    seconds = time.process_time() - started
+    return None if found is None else measured(job, rest, found(rest)) | {"cpu seconds": seconds}
+
+
 METHODS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "repairopt": repaired,
+    "repairopt, met on average": partial(repaired, method=SQP(confidence=0.5)),
     "fairlearn ThresholdOptimizer": by_fairlearn,
     "thresholds by group": by_thresholds,
+    **{name: partial(by_peer, peer) for name, peer in PEERS.items()},
 }
+
+LIBRARIES = {"fairlearn ThresholdOptimizer": "fairlearn", "OxonFair merged head": "oxonfair"}
+LIBRARIES |= {"AIF360 RejectOption": "aif360", "fairret, Adam": "fairret"}  # what is not installed is left out
 
 
 def run(jobs: Sequence[Job], seeds: range, halves: int, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -319,7 +317,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one run of the smallest job")
     parser.add_argument("--jobs", nargs="+", choices=[job.name for job in JOBS], help="these alone")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="these alone")
+    known = [name for name in METHODS if find_spec(LIBRARIES.get(name, "repairopt")) is not None]
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=known, help="these alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--halves", type=int, default=2, help="repair sets of each seed")
@@ -328,10 +327,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = options.out / "default_calls.csv"
+    absent = [name for name in METHODS if name not in known]
+    if absent:
+        print(f"Left out, not installed: {', '.join(absent)}.")
     wanted = [job for job in JOBS if options.jobs is None or job.name in options.jobs]
     seeds, halves = range(options.first, options.first + options.seeds), options.halves
     if options.quick:
         wanted, seeds, halves = [job for job in JOBS if job.rows == min(other.rows for other in JOBS)], range(1), 1
+        options.methods = [name for name in options.methods if LIBRARIES.get(name, "fairlearn") == "fairlearn"]
     records: list[dict[str, Any]] = []
     for record in () if options.read else run(wanted, seeds, halves, options.methods):
         records.append(record)

@@ -2,7 +2,7 @@
 
 from .attribution import care_neurons
 from .candidates import NewArchitecture, NewWeights, WeightChange, Wrapped
-from .follow_units import input_columns
+from .follow_units import input_columns, weights_reading
 from .localizers import available_localizers
 from .location import LARGE, Location, frozen_parameters, localize, locate
 from .probes import Probes, train_probe

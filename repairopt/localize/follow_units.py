@@ -70,8 +70,28 @@ def input_columns(graph: LayerGraph, units: Sequence[int], name: str | None) -> 
 
     Returns its name, and for each parameter the flat positions of the columns that read them.
     """
-    values = graph.values
     wanted = graph.layers if name is None else graph.named(name)
+    for reader, columns in _readers_of_inputs(graph, units):
+        if reader in wanted:
+            return reader.name, columns
+    raise ModelError(
+        f"{graph.what}: expected {'a layer' if name is None else repr(name)} to read input features {list(units)}, "
+        f"but nothing there reads them directly. Leave layer=None, or name the weights with a mask."
+    )
+
+
+def weights_reading(graph: LayerGraph, units: Sequence[int]) -> dict[str, Tensor]:
+    """Sorted flat positions, by parameter, of all weights that read these input features before any other weight."""
+    found: dict[str, Tensor] = {}
+    for _, columns in _readers_of_inputs(graph, units):
+        for key, positions in columns.items():
+            found[key] = torch.cat([found[key], positions]).unique() if key in found else positions
+    return found
+
+
+def _readers_of_inputs(graph: LayerGraph, units: Sequence[int]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+    """The layers that read these input features, or channels before a convolution, each with its columns."""
+    values = graph.values
     entry = next(node for node in values if node.op == "placeholder")
     axis = graph.layers[0].axis if graph.layers else -1
     if not values[entry].is_floating_point():
@@ -80,13 +100,7 @@ def input_columns(graph: LayerGraph, units: Sequence[int], name: str | None) -> 
             f"alone. Name the weights by layer, pattern or mask instead, or use 'gradient'."
         )
     check_units(f"inputs of {graph.what}", units, values[entry].shape[axis])
-    for reader, columns in readers(graph, entry, _poison(values[entry], units, axis)):
-        if reader in wanted:
-            return reader.name, columns
-    raise ModelError(
-        f"{graph.what}: expected {'a layer' if name is None else repr(name)} to read input features {list(units)}, "
-        f"but nothing there reads them directly. Leave layer=None, or name the weights with a mask."
-    )
+    yield from readers(graph, entry, _poison(values[entry], units, axis))
 
 
 def hidden_layers(graph: LayerGraph) -> dict[str, Layer]:

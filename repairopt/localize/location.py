@@ -16,7 +16,7 @@ from repairopt.network import Engine, ForwardFunction
 from repairopt.specify import Specification
 
 from .attribution import care_neurons, gradient_weights
-from .follow_units import hidden_layers, incoming, input_columns, outgoing
+from .follow_units import hidden_layers, incoming, input_columns, outgoing, weights_reading
 from .localizers import available_localizers, localizer_class
 from .question import NeuronLocalizer, Question, WeightLocalizer
 from .trace_layers import LayerGraph, first_inputs, unknown
@@ -93,7 +93,9 @@ def localize(
             * another localizer, such as :class:`repairopt.localize.DeepFault`, or its name, such as ``"deepfault"``;
             * a mapping from parameter names to boolean masks or flat positions;
             * a sequence of these: their union.
-        goal: The property to repair; CARE and Gradient need it. A whole specification brings its constraints.
+        goal: The property to repair; CARE and Gradient need it. A whole specification brings its constraints, and its
+            protected columns, whose weights are left out of all choices but those that name them: by
+            :class:`Inputs`, a mask, positions or a :class:`Location`.
         constraints: What must stay true; for ``Gradient(of="constraints")``.
         count: Overrides the count of CARE or Gradient; of any other choice keeps so many weights, by gradient.
         forward_fn: ``(model, inputs) -> logits`` for models with other inputs or outputs.
@@ -110,19 +112,24 @@ def localize(
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise SpecificationError(f"count={count!r}: expected a whole number, 1 or more.")
+    protected: tuple[Any, ...] = ()
     if isinstance(goal, Specification):
-        goal, constraints = goal.goal, goal.on_outputs
+        goal, constraints, protected = goal.goal, goal.on_outputs, goal.protected
     elif goal is not None:
         goal = Specification(goal).goal
     example = first_inputs(goal, constraints) if inputs is None else torch.as_tensor(inputs)
-    search = _Search(LayerGraph(model, forward_fn, example), goal, constraints, seed=seed, limit=memory_limit)
+    options: Any = {"seed": seed, "limit": memory_limit, "protected": protected}
+    search = _Search(LayerGraph(model, forward_fn, example), goal, constraints, **options)
     name = how if isinstance(how, str) else ""
     how = {"care": CARE(), "gradient": Gradient()}.get(name, how)
     if count is not None and name != "auto":
         how = replace(how, count=count) if isinstance(how, CARE | Gradient) else Gradient(count, within=how)
     found = search.auto(count) if name == "auto" else search.merge([search.select(how)])
     if not found.size:
-        raise SpecificationError(f"localize: {how!r} selects no weights; expected at least one. Widen the selection.")
+        left = " beside those of protected columns, which only Inputs(...) or a mask selects" if protected else ""
+        raise SpecificationError(
+            f"localize: {how!r} selects no weights{left}; expected at least one. Widen the selection."
+        )
     return replace(found, method=found.method + search.sharing(found))
 
 
@@ -157,8 +164,18 @@ def frozen_parameters(model: nn.Module) -> frozenset[str]:
 class _Search:
     """One call of :func:`localize`: turns selectors into locations."""
 
-    def __init__(self, graph: LayerGraph, goal: Any, constraints: Sequence[Any], *, seed: int, limit: int) -> None:
+    def __init__(
+        self,
+        graph: LayerGraph,
+        goal: Any,
+        constraints: Sequence[Any],
+        *,
+        seed: int,
+        limit: int,
+        protected: Sequence[Any] = (),
+    ) -> None:
         self.graph, self.goal, self.constraints, self.seed, self.limit = graph, goal, constraints, seed, limit
+        self.protected = protected
         self.modules = [name for name, module in graph.model.named_modules() if name and [*module.parameters()]]
 
     def select(self, how: Any) -> Location:
@@ -175,14 +192,34 @@ class _Search:
         }
         for kind, locate in by_type.items():
             if isinstance(how, kind):
-                return self._trainable(how, locate(how)) if kind is CARE else locate(how)
+                found = locate(how)
+                found = self._trainable(how, found) if kind is CARE else found
+                named = isinstance(how, Location | Inputs | Mapping | Gradient) or kind is Sequence
+                return found if named else self._unprotected(found)
         if isinstance(how, NeuronLocalizer | WeightLocalizer) and not isinstance(how, type):
-            return self._trainable(how, self._by_localizer(how))
+            return self._unprotected(self._trainable(how, self._by_localizer(how)))
         raise SpecificationError(
             f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
             f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, another localizer, a Location, a mapping, or a "
             f"list of these."
         )
+
+    def _unprotected(self, found: Location) -> Location:
+        """The same without weights of protected columns, which nobody asked to change."""
+        try:
+            taken = weights_reading(self.graph, self.protected) if self.protected else {}
+        except ModelError:  # not traceable, or no layer whose columns are features
+            return replace(found, method=f"{found.method}; weights of protected columns cannot be told from others")
+        keep = {name: ~torch.isin(own.cpu(), taken[name]) for name, own in found.indices.items() if name in taken}
+        if all(bool(kept.all()) for kept in keep.values()):
+            return found
+
+        def left(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+            own = {name: part[keep[name].to(part.device)] if name in keep else part for name, part in parts.items()}
+            return {name: part for name, part in own.items() if len(part)}
+
+        scores = None if found.scores is None else left(found.scores)
+        return replace(found, indices=left(found.indices), scores=scores)
 
     def auto(self, count: int | None) -> Location:
         """The last layer of large networks; else Gradient where the goal is differentiable, else CARE, else that."""

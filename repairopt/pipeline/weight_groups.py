@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repairopt.errors import RepairError
-from repairopt.localize import LayerGraph, first_inputs, frozen_parameters, input_columns
+from repairopt.localize import LayerGraph, first_inputs, frozen_parameters, input_columns, weights_reading
 from repairopt.methods import GroupOffsets
 from repairopt.specify import Divided, inputs_of, measured, of_real_rows
 
@@ -38,6 +40,7 @@ def find_groups(prepared: Prepared) -> list[WeightGroup]:
     frozen = frozen_parameters(prepared.model)
     layers = [layer for layer in graph.affine if layer.weights]
     columns = _columns(graph, prepared) if len(layers) > 1 else []
+    protected = _protected(graph, spec.protected)
     for layer in reversed(layers[1:] if columns else layers):
         names = [*layer.weights, *([layer.bias] if layer.bias else [])]
         size = sum(graph.parameters[name].numel() for name in names)
@@ -47,10 +50,20 @@ def find_groups(prepared: Prepared) -> list[WeightGroup]:
             break
         seen |= set(names)
         total += size
-        found.append(WeightGroup(layer.name or names[0], {n: torch.arange(graph.parameters[n].numel()) for n in names}))
+        own = {n: torch.arange(graph.parameters[n].numel()) for n in names}
+        own = {n: p[~torch.isin(p, protected[n])] if n in protected else p for n, p in own.items()}
+        found.append(WeightGroup(layer.name or names[0], {n: p for n, p in own.items() if len(p)}))
     columns = [*columns, *(group for group in _offsets(prepared.model) if not seen & set(group.indices))]
     size = sum(len(p) for group in columns for p in group.indices.values())
     return [*found, *(columns if total + size <= MOST_WEIGHTS else [])] if total <= MOST_WEIGHTS else []
+
+
+def _protected(graph: LayerGraph, units: Sequence[Any]) -> dict[str, Tensor]:
+    """Positions of the weights that read protected columns; none where they cannot be told."""
+    try:
+        return weights_reading(graph, units) if units else {}
+    except RepairError:
+        return {}
 
 
 def _offsets(model: nn.Module) -> list[WeightGroup]:

@@ -52,6 +52,7 @@ from .groups.calibration import CalibrationError
 from .groups.gaps import GroupGap, spread_of
 from .groups.metrics import GroupMetrics
 from .groups.odds import OddsGap
+from .groups.partial_pooling import LEAST_GROUPS, pooled_gap
 from .groups.worst import WorstGroup
 from .intervals import Interval, normal_quantile, rate_interval
 from .keep_lowest import KeepLowest

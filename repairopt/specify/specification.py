@@ -115,7 +115,7 @@ class Specification:
             constraint stands beside it in the report.
         watch: Further properties to report on repair data; neither goal nor constraint.
         protected: Input columns of protected attributes that nothing is asked of, by position or name;
-            ``weights="auto"`` leaves them alone.
+            every choice of weights leaves them alone but one that names them (``Inputs``, a mask, positions).
         columns: Names of the input columns, in order, where they have some.
         others: Gaps of the kinds that nobody stated, where one kind is; reported in short.
         others_held_out: The same on held-out rows.

@@ -7,8 +7,14 @@ from biased_task import repair as repair_with
 from torch import nn
 
 from repairopt import SQP, GroupGap, Inputs, OddsGap
-from repairopt.methods.sqp.confident import _shortest_way
-from repairopt.methods.sqp.interval_width import IntervalWidth, WidthLimit, below_half, bound_widths, spread
+from repairopt.methods.sqp.interval_width import (
+    IntervalWidth,
+    WidthLimit,
+    below_half,
+    bound_widths,
+    shortest_way,
+    spread,
+)
 from repairopt.methods.sqp.limits import Limit
 from repairopt.specify import spread_of
 from repairopt.specify.groups.gaps import pairwise_differences
@@ -142,9 +148,9 @@ def test_each_fold_finds_its_own_way(monkeypatch):
 
     def recorded(problem, start, end):
         ways.append((len(problem.objective.data[0][0]), start, end))
-        return _shortest_way(problem, start, end)
+        return shortest_way(problem, start, end)
 
-    monkeypatch.setattr("repairopt.methods.sqp.confident._shortest_way", recorded)
+    monkeypatch.setattr("repairopt.methods.sqp.confident.shortest_way", recorded)
     Drawn().repaired(0.1)
     assert [count for count, _, _ in ways][0] == 1500
     assert len(ways) == 4

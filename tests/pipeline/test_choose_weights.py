@@ -9,6 +9,7 @@ from scipy.optimize import LinearConstraint, minimize
 from torch import nn
 
 from repairopt import SQP, GroupGap, KeepLabels, Settings, Specification, SpecificationError, Verdict, solve_repair
+from repairopt.localize import Gradient, Inputs, localize
 from repairopt.methods import GainModel, cannot_be_shown, steepest_sides, value_without_noise
 from repairopt.methods.sqp.expected_gain import DAMPING
 from repairopt.methods.sqp.limits import Limit, Lines
@@ -198,6 +199,32 @@ def test_columns_of_few_rows_and_of_other_protected_attributes_are_left_alone():
     assert [g.name for g in find_groups(unnamed) if g.column] == [f"input {k}" for k in (0, 2, 3, 4)]
     with pytest.raises(SpecificationError, match="there is no input column 'colour'"):
         Specification(gap, protected=("colour",), columns=names)
+
+
+@pytest.mark.parametrize(
+    "how", ["auto", "all", "gradient", "care", "deepfault", ["last", "0"], Gradient(60), "0.weight"]
+)
+def test_no_choice_takes_weights_of_protected_columns_but_one_that_names_them(how):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 5, generator=draw)
+    x[:, 2], x[:, 3] = (torch.arange(400) % 2).float(), (torch.arange(400) % 3 == 0).float()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    gap = GroupGap.observed(x, 2, favorable=1, target=0.02)
+    kept = KeepLabels(x, (x[:, 0] > 0).long(), tolerance=1.0)
+    spec = Specification(gap, [kept], protected=(3,))
+    of_race = set(range(3, 30, 5))  # flat positions of column 3 in the first layer
+    found = localize(model, how, goal=spec).indices
+    assert found
+    assert not of_race & set(found.get("0.weight", torch.zeros(0)).tolist())
+    free = localize(model, how, goal=Specification(gap, [kept])).indices
+    assert how in ("care", "deepfault") or of_race & set(free["0.weight"].tolist()), "else this shows nothing"
+    asked = localize(model, [how, Inputs([3])], goal=spec).indices
+    assert of_race <= set(asked["0.weight"].tolist())
+    assert set(localize(model, Gradient(3, within=Inputs([3])), goal=spec).indices["0.weight"].tolist()) <= of_race
+    alone = Specification(GroupGap.observed(x[:, 2:3], 0, favorable=1), protected=(0,))
+    with pytest.raises(SpecificationError, match="beside those of protected columns"):
+        localize(nn.Linear(1, 2, bias=False), "all", goal=alone)
 
 
 def test_where_rows_are_few_so_are_the_weights():

@@ -131,6 +131,24 @@ def test_a_bound_that_so_few_rows_cannot_show_is_not_paid_for():
     assert shown.report.claims[0].met
 
 
+@pytest.mark.parametrize("fair", [True, False], ids=["labels are fair", "every gap closed costs"])
+def test_a_bound_that_rows_cannot_show_is_aimed_below_where_that_costs_next_to_nothing(fair):
+    given = Loan(300, apart=0.6 if fair else 1.0)
+    if fair:
+        given.y = (given.x[:, 0] - 0.6 * given.group > 0.0).long()
+    plain, found = given.repaired(0.08, confidence=0.5), given.repaired(0.08)
+    right = [float((one.model(given.x).argmax(1) == given.y).float().mean()) for one in (plain, found)]
+    assert found.report.claims[0].never
+    buffer = found.report.buffers["group gap"]
+    if fair:
+        assert 0.02 < buffer < 0.08, "half of the sampling errors of 80 % confidence, at least"
+        gap = GroupGap.observed(given.x, 1, favorable=1)
+        assert float(gap.value(found.model)) <= 0.08 - buffer + 0.005
+        assert right[1] >= right[0] - 0.005
+    else:
+        assert buffer <= plain.report.buffers["group gap"] + 1e-9, "it costs, so nothing more is taken off"
+
+
 def test_confidence_costs_no_more_than_it_may():
     given = Loan(1500)
     plain, dear = given.repaired(0.06, confidence=0.5), given.repaired(0.06, most_cost=1.0)

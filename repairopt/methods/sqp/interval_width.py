@@ -7,16 +7,21 @@ buffers or larger ones change nothing; rates nearer to 0 or 1 do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from repairopt.network import Predict
+from repairopt.program import Array
 from repairopt.specify import spread_of
 
+from .filter import MET
 from .limits import Limit
+from .nonlinear_program import NonlinearProgram
+
+HALVINGS = 5  # of a way that goes too far
 
 
 def spread(gap: Any, predict: Predict, *, soft: bool = False, below: Tensor | None = None) -> Tensor:
@@ -91,3 +96,19 @@ def bound_widths(limits: list[Limit], widths: Mapping[str, WidthLimit]) -> list[
             width = IntervalWidth(limit.property, asked.factor, asked.limit, name, asked.below)
             found.append(replace(limit, name=name, property=width, limit=asked.limit, buffer=0.0, margin=0.0))
     return found
+
+
+def shortest_way(problem: NonlinearProgram, start: Array, end: Array) -> Array:
+    """About the first point on the way to an end at which the limits are met: a step may go far beyond them."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS if problem.point(end).violation <= MET else 0):
+        middle = (low + high) / 2
+        met = problem.point(start + middle * (end - start)).violation <= MET
+        low, high = (low, middle) if met else (middle, high)
+    return start + high * (end - start)
+
+
+def on_one_side(widths: Mapping[str, WidthLimit], limits: Sequence[Limit], predict: Predict) -> dict[str, WidthLimit]:
+    """The same, with the rates on the side of one half on which a network has them."""
+    gaps = {limit.name: limit.property for limit in limits}
+    return {name: replace(width, below=below_half(gaps[name], predict)) for name, width in widths.items()}

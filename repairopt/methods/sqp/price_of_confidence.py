@@ -15,6 +15,8 @@ from repairopt.specify import GroupRates, labelled_data, of_real_rows
 
 from .limits import Limit
 
+CHEAP = 0.005  # share of accuracy, or of a rate
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -61,6 +63,11 @@ class PriceOfConfidence:
         """Whether a network costs no more than is allowed beyond a reference."""
         lost, moved = found.cost(reference)
         return lost <= self.most and moved <= self.most + max(buffers.values(), default=0.0)
+
+    def next_to_nothing(self, found: Answers, reference: Answers, buffers: dict[str, float]) -> bool:
+        """Whether a network costs less than anyone would notice: of accuracy, or of rates where there are no labels."""
+        lost, moved = found.cost(reference)
+        return lost <= CHEAP if self.labelled else moved <= CHEAP + max(buffers.values(), default=0.0)
 
     def text(self, dear: Answers, reference: Answers, confidence: float, buffers: dict[str, float]) -> str:
         """What more confidence would cost, for the report."""

@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from .step import StepProgram, limit_prices
 GAIN, LOSS = 3.0, 4.0  # factors of the damping after a good step and after a rejected one
 WIDER, NARROWER = 2.0, 0.35  # factors of the trust radius after a good step that reached it, and after a rejected one
 STAGES = 3  # on the way to the limits in the second run; each further run takes so many more
+SHORT = 2  # steps of a stage where the limits are within reach, and only the way to them is dear
 STUCK = 0.1  # share of what limits are missed by at first, missed still by a stage, after which the run is given up
 FLOOR = 0.1  # share of the first objective: below it the rows are fitted, and going on pays on no others
 COSTLY_RISE = (
@@ -63,6 +65,10 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Ar
     a higher accuracy). Where limits that are not even half of the way off stay out of reach, those farther off are not
     tried (of 24 runs by stages that met their limits, each had met those of all stages before).
 
+    A first run that meets the limits at a cost is left at that point for a run by short stages, and goes on only where
+    these do not arrive. (Measured on 24 repairs of Adult: the objective rises by 0.0180 in place of 0.0183 after both
+    runs to their ends, in half of their time.)
+
     Args:
         task: The repair in progress.
         problem: Judges points and makes models.
@@ -75,26 +81,38 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Ar
     first = problem.point(np.zeros(task.engine.n))
     floor = FLOOR * abs(first.objective)
     stuck = max(MET, STUCK * float(np.maximum(0.0, first.values - problem.accepted).sum()))
-    best: Point | None = None
-    outcome: Outcome | None = None
-    for run in range(settings.restarts + 1):
-        at, stages = (first if run or start is None else problem.point(start)), max(1, run * STAGES)
-        for stage in range(1, stages + 1):
-            whole = stage == stages
-            part = problem if whole else problem.part_of_the_way(first, stage / stages)
-            sequence = Sequence(task, part, settings, part.point(at.delta) if run else at, floor)
-            sequence.called = f" of stage {stage} of {stages}" if run else ""
-            status = sequence.run(settings.max_steps if whole else max(1, settings.max_steps // 2))
+
+    def is_dear(at: Point) -> bool:
+        return at.violation <= MET and at.objective - first.objective > COSTLY_RISE * abs(first.objective)
+
+    def stages(count: int, most: int, *, patient: bool = False) -> tuple[Point, Sequence, Status]:
+        at = first
+        for stage in range(1, count + 1):
+            whole = stage == count
+            part = problem if whole else problem.part_of_the_way(first, stage / count)
+            sequence = Sequence(task, part, settings, part.point(at.delta), floor)
+            sequence.called = f" of stage {stage} of {count}"
+            status = sequence.run(settings.max_steps if whole else most)
             at = sequence.best
-            if 2 * stage <= stages and at.violation > stuck:
+            if not patient and 2 * stage <= count and at.violation > stuck:
                 break
-        end = at if whole else problem.point(at.delta)
-        if best is None or end.pair < best.pair:
-            best, outcome = end, sequence.outcome(status)
-        costly = best.objective - first.objective > COSTLY_RISE * abs(first.objective)
-        if best.violation <= MET and (run > 0 or start is not None or not costly):
+        return at if whole else problem.point(at.delta), sequence, status
+
+    direct = Sequence(task, problem, settings, first if start is None else problem.point(start), floor)
+    again = settings.restarts > 0 and start is None
+    status = direct.run(settings.max_steps, until=is_dear if again else None)
+    if again and is_dear(direct.best):
+        end, by_stages, ended = stages(STAGES, SHORT, patient=True)
+        if end.violation <= MET and end.pair < direct.best.pair:
+            return by_stages.outcome(ended)
+        status = direct.run(settings.max_steps)
+    best, outcome = direct.best, direct.outcome(status)
+    for run in range(1, settings.restarts + 1):
+        if best.violation <= MET:
             break
-    assert outcome is not None
+        end, by_stages, ended = stages(run * STAGES, max(1, settings.max_steps // 2))
+        if end.pair < best.pair:
+            best, outcome = end, by_stages.outcome(ended)
     return outcome
 
 
@@ -119,8 +137,13 @@ class Sequence:
         self.last: Step | None = None
         self.damping, self.aims, self.radius = settings.damping, problem.aims.copy(), task.trust_radius
 
-    def run(self, most: int) -> Status:
-        """Step until nothing improves; the best point is kept whatever ends it; the status of the last solve."""
+    def run(self, most: int, until: Callable[[Point], bool] | None = None) -> Status:
+        """Step until nothing improves; the best point is kept whatever ends it; the status of the last solve.
+
+        Args:
+            most: Largest number of steps.
+            until: Whether to leave a point that was accepted.
+        """
         quiet, status = 0, Status.NO_POINT
         for index in range(most):
             if self.models is None:
@@ -142,7 +165,7 @@ class Sequence:
                 free = self.rejected <= 1  # a step held back by the damping of rejections tells little
                 quiet = quiet + 1 if still else 0
                 self._accept(trial, found, predicted)
-                if quiet > (0 if free else 1):
+                if quiet > (0 if free else 1) or (until is not None and until(self.at)):
                     break
             else:
                 self.rejected += 1

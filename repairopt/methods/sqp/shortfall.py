@@ -6,7 +6,7 @@ a confidence of 50 %, and its claim says how many rows it takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from repairopt.methods.task import Task
 from repairopt.network import Engine, Remembering
 from repairopt.program import Array
 from repairopt.specify import (
+    LEAST_GROUPS,
     Anchored,
     Divided,
     Folds,
@@ -30,6 +31,7 @@ from repairopt.specify import (
     goal_value,
     normal_quantile,
     of_real_rows,
+    pooled_gap,
     spread_of,
     stands_for_population,
 )
@@ -122,8 +124,15 @@ class Standard:
                 found.append(for_delivered(claim, limit.property, predict, out_of_fold, optimism))
         return tuple(found)
 
-    def shortfall(self, limit: Limit, claim: Claim) -> float:
+    def pooled(self, predict: Any) -> dict[str, float]:
+        """Size of the gaps between several groups that rows cannot show, by name, small groups partially pooled."""
+        found = [one for one in self.limits if one.name in self.hopeless and _is_pooled(one)]
+        return {limit.name: value_without_noise(limit, predict) for limit in found}
+
+    def shortfall(self, limit: Limit, claim: Claim, pooled: Mapping[str, float]) -> float:
         """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
+        if limit.name in pooled:
+            return pooled[limit.name] - limit.limit
         if limit.name in self.hopeless:
             return value_without_noise(limit, self.task.engine.predict(), claim.interval) - limit.limit
         return claim.interval.value + self.upper_width(limit, claim) - limit.limit
@@ -133,23 +142,34 @@ class Standard:
         return (claim.interval.high - claim.interval.value) * _widening(self.task, limit)
 
     def first_buffer(self, limit: Limit) -> float:
-        """As many sampling errors as the confidence asks for; of a rate those at the bound, not at the original's."""
+        """As many sampling errors as the confidence asks for; none of a bound that rows cannot show."""
+        return 0.0 if limit.name in self.hopeless else self.buffer_for(limit, self.confidence)
+
+    def buffer_for(self, limit: Limit, confidence: float) -> float:
+        """As many sampling errors as a confidence asks for; of a rate those at the bound, not at the original's."""
         prop: Any = limit.property
         with torch.no_grad():
             interval = prop.interval(self.task.engine.predict(), SIZED)
         error = interval.error
         if isinstance(limit.property, SampleShare) and 0 < limit.limit < 1:
             error = float(np.sqrt(limit.limit * (1 - limit.limit) / interval.count))
-        confidence = 0.5 if limit.name in self.hopeless else self.confidence
         size = normal_quantile(confidence) * error * _widening(self.task, limit)
         return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
+
+
+def _is_pooled(limit: Limit) -> bool:
+    """Whether a limit is a gap between so many groups that they say how far rates of groups lie apart."""
+    prop: Any = limit.property
+    if not isinstance(prop, GroupRates) or prop.combine not in ("max", "mean"):
+        return False
+    return len(getattr(getattr(prop, "samples", None), "names", ())) >= LEAST_GROUPS
 
 
 def value_without_noise(limit: Limit, predict: Any, interval: Interval | None = None) -> float:
     """The value of a limit without what noise adds to the size of a difference, which is never below 0.
 
-    The mean square of a measured difference is that of the true one plus its variance; the largest of ``p`` differences
-    of nothing has a mean square of about ``1 + log p`` variances.
+    Of several groups its size by partial pooling. Of two the mean square of a measured difference is that of the true
+    one plus its variance; the largest of ``p`` differences of nothing has a mean square of about ``1 + log p`` of them.
 
     Args:
         limit: A limit that is a statistic of a sample.
@@ -161,6 +181,9 @@ def value_without_noise(limit: Limit, predict: Any, interval: Interval | None = 
     """
     prop: Any = limit.property
     with torch.no_grad():
+        if interval is None and _is_pooled(limit):
+            rates, counts = prop.compared(predict)
+            return pooled_gap(rates, counts, prop.combine)
         known = prop.interval(predict, SIZED) if interval is None else interval
         if not isinstance(prop, GroupRates):
             return float(known.value)
