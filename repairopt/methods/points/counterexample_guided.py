@@ -235,7 +235,9 @@ class _Loop:
         steps = self.regions.steps(candidate.predict(self.task.engine).network)
         search = RegionSearch(seed=self.task.seed + index)
         with self.task.timed("attack"), torch.no_grad():
-            points, region, least = attack_regions(steps, self.lower, self.upper, self.rows, search)
+            points, region, least = attack_regions(
+                steps, self.lower, self.upper, self.rows, search, frame=self.regions.frame
+            )
             if not len(points):
                 return 0
             value = self.rows.least(self.rows.values(steps.forward(points), region), region)
@@ -259,7 +261,10 @@ class _Loop:
         model = candidate.apply(self.task.engine.model)
         rows = [OutputRows(*(part.numpy() for part in one.rows)) for one in self.regions.regions]
         boxes = self.lower.numpy(), self.upper.numpy()
+        frame = self.regions.frame
         facts: Any = {"fingerprint": fingerprint(model).total, "execution": execution_of(model), "shape": self.shape}
+        if frame is not None:
+            facts |= {"vertices": frame.vertices.numpy(), "hull": frame.hull.numpy()}
         proof = RegionProof.of_boxes(*boxes, rows, **facts)
         left = self.task.judge.time_left()
         seconds = self.method.verify_seconds if left is None else min(left, self.method.verify_seconds)
@@ -270,9 +275,8 @@ class _Loop:
             )
         if found.point is not None:
             point = torch.from_numpy(found.point)[None]
-            inside = ((self.lower <= point) & (point <= self.upper)).all(1)
             steps = self.regions.steps(candidate.predict(self.task.engine).network)
-            self._add(steps, point, torch.nonzero(inside)[:1, 0])
+            self._add(steps, point, torch.tensor([found.point_box]))
         else:
             self.found.margin *= GROWTH
         return found, proof

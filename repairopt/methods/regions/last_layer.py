@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repairopt.network import LastLayer, Leaves, NetworkSteps, RegionSearch, RowGroups, attack_regions
+from repairopt.network import Frame, LastLayer, Leaves, NetworkSteps, RegionSearch, RowGroups, attack_regions
 
 from .least_change import Change, LeastChange
 
@@ -36,6 +36,7 @@ class RegionSearchState:
         network: The network, as steps.
         lower: The regions, ``(Q, d)``.
         upper: ``(Q, d)``.
+        frame: What they stand for, where they are not the inputs themselves.
         search: How hard they are attacked.
         leaves: What the regions are divided into.
         original: The last layer before.
@@ -63,6 +64,7 @@ class RegionSearchState:
     largest: float
     rounded: Callable[[LastLayer], LastLayer]
     late: Callable[[], bool]
+    frame: Frame | None = None
     keep: Callable[[Tensor], int] | None = None
     most: int = 60_000
     deepest: int = 40
@@ -193,7 +195,9 @@ class RegionSearchState:
 
     def attack(self, last: LastLayer) -> tuple[Tensor, Tensor]:
         """Points at which a last layer breaks regions, at most some hundred, and their regions."""
-        points, region, worst = attack_regions(self.network, self.lower, self.upper, self.rows, self.search, last=last)
+        points, region, worst = attack_regions(
+            self.network, self.lower, self.upper, self.rows, self.search, last, self.frame
+        )
         self.worst = float(worst.min())
         if len(points) > 2 * POINTS:
             values = self.rows.least(self.rows.values(last(self.features(points)[:, :-1]), region), region)
