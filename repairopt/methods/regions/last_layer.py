@@ -48,6 +48,7 @@ class RegionSearchState:
         most: Leaves at most.
         deepest: Splits of a leaf at most.
         grow_at: Leaves at which the margin grows.
+        alpha_steps: Gradient steps on the lower lines of activations of leaves that are not proved; 0 for none.
         counts: What was done.
         worst: Least value that the last attack found.
         lowest: The last layer that true points alone ask for, where it was attacked.
@@ -69,6 +70,7 @@ class RegionSearchState:
     most: int = 60_000
     deepest: int = 40
     grow_at: float = 3000
+    alpha_steps: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("rounds", "points", "cuts", "splits"), 0))
     worst: float = 0.0
     lowest: LastLayer | None = None
@@ -150,6 +152,14 @@ class RegionSearchState:
             if not len(open_):
                 return bool((self.leaves.least(last) > PROVED).all())
             leaves = self.leaves[open_]
+            if self.alpha_steps:
+                leaves = leaves.sharpened(last, self.alpha_steps)
+                self.leaves = self.leaves.without(open_).join(leaves)
+                open_ = torch.arange(len(self.leaves) - len(leaves), len(self.leaves))
+                still = leaves.least(last) <= PROVED
+                open_, leaves = open_[still], leaves[still]
+                if not len(open_):
+                    return bool((self.leaves.least(last) > PROVED).all())
             cuts = leaves.cuts(last)
             values, best = self.rows.best(cuts.value, leaves.region)
             row = best.gather(1, values.argmin(1, keepdim=True))[:, 0]

@@ -65,6 +65,8 @@ class RegionRepair:
         leaves: Boxes at most that regions are divided into.
         refinements: Rounds in which the change is reduced.
         grow_at: Boxes at which a larger margin is tried.
+        alpha_steps: Gradient steps on the lower lines of activations (alpha-CROWN) of each box that is not proved,
+            before it is split; 0 for none. Fewer boxes, each of them dearer.
 
     References:
         Zhang, Weng, Chen, Hsieh, Daniel, Efficient Neural Network Robustness Certification with General Activation
@@ -83,13 +85,14 @@ class RegionRepair:
     leaves: int = 60_000
     refinements: int = 6
     grow_at: int = 1500
+    alpha_steps: int = 0
     descent: Descent = Descent()
 
     def __post_init__(self) -> None:
         check_settings(self, {"leaves": Expected(low=1, whole=True), "refinements": Expected(whole=True)})
         if self.layers not in LAYERS:
             raise SpecificationError(f"RegionRepair: layers={self.layers!r}; choose from {', '.join(LAYERS)}.")
-        check_settings(self, {"grow_at": Expected(low=1, whole=True)})
+        check_settings(self, {"grow_at": Expected(low=1, whole=True), "alpha_steps": Expected(whole=True)})
 
     def run(self, task: Task) -> Outcome:
         """Prove the regions with a changed last layer, then make the change small.
@@ -273,6 +276,7 @@ class _Run:
             most=self.settings.leaves,
             deepest=0 if self.wide else DEEPEST,
             grow_at=self.settings.grow_at,
+            alpha_steps=self.settings.alpha_steps,
         )
         return state
 

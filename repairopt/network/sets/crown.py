@@ -20,7 +20,7 @@ from torch import Tensor
 
 from repairopt.errors import UnsupportedError
 
-from .activation_lines import Lines, lines_of
+from .activation_lines import Lines, between, lines_of, usual_share
 from .frames import Frame
 from .network_steps import ActivationStep, AffineStep, NetworkSteps
 
@@ -38,6 +38,7 @@ class Boxes:
         upper: ``(B, d)``.
         intervals: For the index of each activation's step bounds of its argument, two of ``(B, size)``.
         frame: What the boxes stand for where they are of parameters, ``(B, p)``; None where they are the inputs.
+        shares: For each activation which mean of its lower lines is taken, ``(B, size)``; None for the usual lines.
     """
 
     network: NetworkSteps
@@ -45,6 +46,7 @@ class Boxes:
     upper: Tensor
     intervals: Intervals
     frame: Frame | None = None
+    shares: dict[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -53,7 +55,8 @@ class Boxes:
         """Some of the boxes."""
         own = {index: (low[rows], high[rows]) for index, (low, high) in self.intervals.items()}
         frame = None if self.frame is None else self.frame[rows]
-        return Boxes(self.network, self.lower[rows], self.upper[rows], own, frame)
+        shares = None if self.shares is None else {index: share[rows] for index, share in self.shares.items()}
+        return Boxes(self.network, self.lower[rows], self.upper[rows], own, frame, shares)
 
     def join(self, other: Boxes) -> Boxes:
         """These boxes, then the others."""
@@ -63,7 +66,19 @@ class Boxes:
         }
         lower, upper = torch.cat([self.lower, other.lower]), torch.cat([self.upper, other.upper])
         frame = self.frame.join([other.frame]) if self.frame is not None and other.frame is not None else None
-        return Boxes(self.network, lower, upper, pairs, frame)
+        shares = None
+        if self.shares is not None or other.shares is not None:
+            both = self.used_shares(), other.used_shares()
+            shares = {index: torch.cat([one[index] for one in both]) for index in both[0]}
+        return Boxes(self.network, lower, upper, pairs, frame, shares)
+
+    def used_shares(self) -> dict[int, Tensor]:
+        """Which mean of its lower lines is taken for each activation, ``(B, size)``."""
+        return self.shares or {index: usual_share(self.alternatives(index)) for index in self.intervals}
+
+    def alternatives(self, index: int) -> list[Lines]:
+        """The lines of an activation, ``(B, size)`` each, the usual ones first."""
+        return _lines(self.network, index, *self.intervals[index])
 
     def centers(self) -> Tensor:
         """Inputs in the middle of the boxes, ``(B, d)``."""
@@ -124,8 +139,10 @@ class Boxes:
         return low, slope, _pass_on(self.network, corner, index, lines, signs), corner
 
     def lines(self, kind: int = 0) -> dict[int, Lines]:
-        """The lines of each activation; of alternatives the one of a number, or the last."""
-        return {index: _lines(self.network, index, *pair)[kind] for index, pair in self.intervals.items()}
+        """The lines of each activation; of alternatives the one of a number."""
+        if self.shares is not None:
+            return {index: between(self.alternatives(index), share) for index, share in self.shares.items()}
+        return {index: self.alternatives(index)[kind] for index in self.intervals}
 
 
 def relax(
