@@ -23,6 +23,7 @@ from repairopt.surrogate import LinearizedRows, linearize
 from repairopt.verify import execution_of, layered_copy, runner_of
 
 from .least_norm import LeastNorm, solve_least
+from .region_vertices import new_weights
 
 STEPS = 8  # linearizations in which counterexamples are removed
 BATCH = 200  # counterexamples of one attack that become rows
@@ -207,7 +208,7 @@ class _Loop:
         """Until a proof, or the rounds are over."""
         delta, last = np.zeros(self.task.engine.n), self.method.rounds - 1
         for index in range(self.method.rounds):
-            candidate = self._candidate(delta)
+            candidate = new_weights(self.task, delta)
             new = self._attack(candidate, index)
             verdict = None
             if not new:
@@ -223,12 +224,6 @@ class _Loop:
                 break
             delta = moved
         return Outcome(self.task.judge.best.candidate, Status.NO_POINT, on_target=True)
-
-    def _candidate(self, delta: Array) -> NewWeights:
-        engine = self.task.engine
-        weights = {name: value.detach() for name, value in engine.weights(engine.as_delta(delta)).items()}
-        own = dict(engine.model.named_parameters(remove_duplicate=False))
-        return NewWeights(weights, sum(int((own[name] != value).sum()) for name, value in weights.items()))
 
     def _attack(self, candidate: NewWeights, index: int) -> int:
         """Counterexamples of an attack, the worst of which become rows; how many."""
