@@ -27,6 +27,7 @@ from .sets.certifier import Bound, Certifier
 from .sets.counterexamples import Search, attack, attacked_radius
 from .sets.crown import Boxes, relax, relax_in_parts
 from .sets.evidence import Evidence, digest_of, divided, evidence_of, examine_regions, input_shape
+from .sets.frames import Frame
 from .sets.leaves import LastLayer, Leaves, own_last_layer
 from .sets.network_steps import NetworkSteps
 from .sets.propagate_zonotope import Slope

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError
 from repairopt.network import (
     Evidence,
+    Frame,
     NetworkSteps,
     Predict,
     RegionSearch,
@@ -52,7 +53,7 @@ class _Regions:
             steps = self.steps(network, parameters)
             lower, upper = self.boxes
             with torch.no_grad():
-                found = examine_regions(steps, lower, upper, self.rows, own.search, own.splits)
+                found = examine_regions(steps, lower, upper, self.rows, own.search, own.splits, self.frame)
             self.remember(key, found)
         known: Evidence = own.known[key]
         return known
@@ -66,7 +67,7 @@ class _Regions:
 
     def learn(self, network: nn.Module, proof: RegionProof, verdict: ProofVerdict) -> None:
         """Keep what the check of a proof found for a network, if it is a proof of these regions."""
-        places = [_place(one, proof) for one in self.regions]
+        places = [place_in(proof, one) for one in self.regions]
         if any(place is None for place in places):
             return
         count = len(places)
@@ -95,8 +96,26 @@ class _Regions:
 
     @property
     def boxes(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper inputs of the regions, ``(Q, d)`` each."""
+        """Lower and upper inputs of the regions, or parameters where some are polytopes, ``(Q, d)`` each."""
+        if self.frame is None:
+            return torch.stack([one.lower for one in self.regions]), torch.stack([one.upper for one in self.regions])
+        size = max(one.parameters for one in self.regions)
+        both = [one.framed(size)[:2] for one in self.regions]
+        return torch.stack([low for low, _ in both]), torch.stack([high for _, high in both])
+
+    @property
+    def around(self) -> tuple[Tensor, Tensor]:
+        """The boxes of inputs around the regions, ``(Q, d)`` each."""
         return torch.stack([one.lower for one in self.regions]), torch.stack([one.upper for one in self.regions])
+
+    @property
+    def frame(self) -> Frame | None:
+        """What :attr:`boxes` stand for where some region is a polytope; else None."""
+        hull = torch.tensor([one.vertices is not None for one in self.regions])
+        if not bool(hull.any()):
+            return None
+        size = max(one.parameters for one in self.regions)
+        return Frame(torch.stack([one.framed(size)[2] for one in self.regions]), hull, torch.arange(len(hull)))
 
     @property
     def rows(self) -> RowGroups:
@@ -115,12 +134,19 @@ class _Regions:
         }
 
 
-def _place(region: Region, proof: RegionProof) -> int | None:
-    """The box of a proof that is a region, with the same rows; None where there is none."""
-    own = [part.numpy() for part in (region.lower, region.upper, *region.rows)]
+def place_in(proof: RegionProof, region: Region) -> int | None:
+    """The number of the box of a proof that is a region, with the same rows; None where there is none."""
+    size, framed = proof.lower.shape[1], proof.vertices is not None
+    if region.parameters > size or (not framed and region.vertices is not None):
+        return None
+    sides: list[Any] = [part.numpy() for part in region.framed(size)]
+    own = [*sides[: 3 if framed else 2], *(part.numpy() for part in region.rows)]
     for place, rows in enumerate(proof.rows):
-        other = (proof.lower[place], proof.upper[place], rows.matrix, rows.offset, rows.group)
-        if all(np.array_equal(a, b) for a, b in zip(own, other, strict=True)):
+        other = [proof.lower[place], proof.upper[place], rows.matrix, rows.offset, rows.group]
+        if framed:
+            other.insert(2, proof.vertices[place])
+        same_kind = not framed or bool(proof.hull[place]) == (region.vertices is not None)
+        if same_kind and all(np.array_equal(a, b) for a, b in zip(own, other, strict=True)):
             return place
     return None
 

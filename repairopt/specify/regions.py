@@ -1,4 +1,4 @@
-"""Input regions: boxes of inputs, and what must hold of the outputs for every one of them."""
+"""Input regions: boxes of inputs or convex hulls, and what must hold of the outputs for every one of them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .vnnlib import read_vnnlib
 class Region:
     """All inputs between ``lower`` and ``upper``, and rows that must hold of the outputs ``y`` for each of them.
 
+    With ``vertices`` it is their convex hull, and ``lower`` and ``upper`` are the box around.
+
     It holds at ``y`` exactly if for every group some row of the group has ``matrix @ y - offset > 0``.
 
     Attributes:
@@ -28,7 +30,7 @@ class Region:
             the rows, ``(R, k)``. offset: What rows must exceed, ``(R,)``; zeros by default. group: Group of each row,
             ``(R,)``, numbered from 0 on; each row its own group by default, so that all must hold. name: What reports
             call it. shape: Shape of one input; that of ``lower`` by default, found out from the network where that is
-            flat.
+            flat. vertices: Of a polytope, ``(V, d)``; see :meth:`polytope`.
 
     Raises:
         SpecificationError: Sizes disagree, bounds are not finite or in the wrong order, a group is skipped.
@@ -46,6 +48,7 @@ class Region:
     group: Any = None
     name: str = "region"
     shape: tuple[int, ...] | None = None
+    vertices: Any = None
 
     def __post_init__(self) -> None:
         lower, upper, matrix = (_numbers(self.name, what, getattr(self, what)) for what in ("lower", "upper", "matrix"))
@@ -75,6 +78,9 @@ class Region:
                 f"region '{self.name}': shape {shape} for {lower.numel()} inputs; expected as many numbers."
             )
         values = {"lower": lower.flatten(), "upper": upper.flatten(), "matrix": matrix, "offset": offset}
+        if self.vertices is not None:
+            values["vertices"] = _numbers(self.name, "vertices", self.vertices).flatten(1)
+            values["lower"], values["upper"] = values["vertices"].amin(0), values["vertices"].amax(0)
         for name, value in {**values, "group": group, "shape": None if shape is None else tuple(shape)}.items():
             object.__setattr__(self, name, value)
 
@@ -103,12 +109,53 @@ class Region:
                 f"region: inputs from {float(center.min()):.4g} to {float(center.max()):.4g} are not within {lower} to "
                 f"{upper}. Pass lower=... and upper=..., infinite where there is none."
             )
-        others = [k for k in range(classes) if k != y]
-        matrix = torch.zeros(classes - 1, classes, dtype=torch.float64)
-        matrix[:, y] = 1.0
-        matrix[torch.arange(classes - 1), others] = -1.0
         low, high = (center - eps).clamp(min=lower), (center + eps).clamp(max=upper)
-        return cls(low, high, matrix, name=name or f"class {y} within {eps:g}")
+        return cls(low, high, leads(y, classes), name=name or f"class {y} within {eps:g}")
+
+    @classmethod
+    def polytope(
+        cls,
+        vertices: Any,
+        matrix: Any = None,
+        offset: Any = None,
+        group: Any = None,
+        *,
+        y: int | None = None,
+        classes: int | None = None,
+        name: str = "polytope",
+    ) -> Region:
+        """The convex hull of points, of any dimension: a segment, a triangle in a plane, a simplex, a rotated box.
+
+        Bounds treat its inputs as what they are, weighted means of the vertices; what is proved holds on the hull and
+        needs to hold nowhere else. The work grows with the number of vertices.
+
+        Args:
+            vertices: ``(V, d)``, or ``V`` inputs of the network's shape; two or more.
+            matrix: Rows that must hold, ``(R, k)``, as in :class:`Region`; or a class that must win, by ``y``.
+            offset: ``(R,)``.
+            group: ``(R,)``.
+            y: The class that must win, in place of rows.
+            classes: Number of classes, beside ``y``.
+            name: What reports call it.
+
+        Example:
+            >>> triangle = Region.polytope([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], y=1, classes=2)
+            >>> triangle.upper.tolist(), triangle.matrix.tolist()
+            ([1.0, 1.0], [[-1.0, 1.0]])
+        """
+        points = _numbers(name, "vertices", vertices)
+        if points.ndim < 2 or len(points) < 2 or not points[0].numel():
+            raise SpecificationError(
+                f"region '{name}': vertices {tuple(points.shape)}; expected (V, d) with V of 2 or more. A single input "
+                f"is a Region whose lower and upper are equal."
+            )
+        if (matrix is None) == (y is None) or (y is None) != (classes is None):
+            raise SpecificationError(f"region '{name}': expected either rows as matrix=, or y= and classes=.")
+        if y is not None and classes is not None:
+            if not 0 <= y < classes:
+                raise SpecificationError(f"region '{name}': class {y} of {classes}; expected 0 to classes - 1.")
+            matrix = leads(y, classes)
+        return cls(points.amin(0), points.amax(0), matrix, offset, group, name, vertices=points)
 
     @classmethod
     def from_vnnlib(cls, path: str | os.PathLike[str], shape: tuple[int, ...] | None = None) -> list[Region]:
@@ -133,11 +180,44 @@ class Region:
         """``(matrix, offset, group)``."""
         return self.matrix, self.offset, self.group
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of which an input is made: weights of vertices, or its own numbers."""
+        return len(self.lower) if self.vertices is None else len(self.vertices)
+
+    def framed(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As a box of parameters, ``lower (p,)`` and ``upper (p,)``, and a matrix that makes them inputs, ``(p, d)``.
+
+        There are ``size`` of them, the last ones 0 where the region has fewer.
+        """
+        more = size - self.parameters
+        hull = self.vertices is not None
+        whole = (torch.zeros(self.parameters).double(), torch.ones(self.parameters).double())
+        low, high = whole if hull else (self.lower, self.upper)
+        matrix = self.vertices if hull else torch.eye(len(self.lower), dtype=torch.float64)
+        pad = torch.nn.functional.pad
+        return pad(low, (0, more)), pad(high, (0, more)), pad(matrix, (0, 0, 0, more))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Inputs ``(count, d)`` of the region, spread over it."""
+        noise = torch.rand(count, self.parameters, generator=generator, dtype=torch.float64)
+        if self.vertices is None:
+            return self.lower + noise * (self.upper - self.lower)
+        weights = -torch.log1p(-noise)
+        return weights / weights.sum(1, keepdim=True) @ self.vertices
+
     def holds(self, outputs: Any) -> Tensor:
         """Whether it holds at outputs ``(N, k)``: ``(N,)``."""
         values = torch.as_tensor(outputs).double() @ self.matrix.T - self.offset
         groups = [values[:, self.group == g].amax(1) > 0 for g in range(int(self.group.max()) + 1)]
         return torch.stack(groups).all(0)
+
+
+def leads(y: int, classes: int) -> Tensor:
+    """Rows that ask for one class to win, ``(classes - 1, classes)``."""
+    eye = torch.eye(classes, dtype=torch.float64)
+    others = [k for k in range(classes) if k != y]
+    return eye[y] - eye[others]
 
 
 def as_regions(what: str, given: Any) -> tuple[Region, ...]:

@@ -21,6 +21,7 @@ from repairopt.program import AffineLayer, Array, Layer, RectifierLayer, SmoothL
 
 AT_A_TIME = 512  # rows of an identity matrix
 USUAL = {"approximate": "none", "alpha": 1.0, "beta": 1, "threshold": 20}  # of smooth functions
+POOLED = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")  # settings of max pooling
 NORMALIZED = 12  # roundings of a normalization with stored statistics, in whichever form it is computed
 
 
@@ -212,20 +213,38 @@ def _smooth(call: Operation) -> int | None:
     return call.add(SmoothLayer((call.flow.index,), int(np.prod(call.shape)), target.lower().removeprefix("_")))
 
 
-@copies(nn.MaxPool1d, nn.MaxPool2d)
+@copies(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 def _max_pool(call: Operation) -> int | None:
     """``max(a, b) = a + relu(b - a)`` of pairs of entries of each window, an identity that the run does not compute."""
     layer: Any = call.module
-    pair = [one if isinstance(one, tuple) else (one,) for one in (layer.kernel_size, layer.stride, layer.padding)]
-    plain = layer.dilation in (1, (1, 1)) and not layer.ceil_mode and not layer.return_indices
-    if not plain or any(pair[2]) or len(call.flow.shape) not in (2, 3):
+    n = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}[type(layer)]
+    return _maximum(call, n, {name: getattr(layer, name) for name in POOLED})
+
+
+@copies(F.max_pool1d, F.max_pool2d, F.max_pool3d)
+def _functional_max_pool(call: Operation) -> int | None:
+    n = {F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3}[call.run]
+    said = {**dict(zip(POOLED, (None, None, 0, 1, False, False), strict=True)), **call.kwargs}
+    return _maximum(call, n, said | dict(zip(POOLED, call.args[1:], strict=False)))
+
+
+def _maximum(call: Operation, n: int, said: dict[str, Any]) -> int | None:
+    """Windows with padding are read at the nearest place inside, which belongs to them where they have no gaps."""
+    stride = said["kernel_size"] if said["stride"] in (None, []) else said["stride"]
+    sizes = [np.broadcast_to(one, n).tolist() for one in (said["kernel_size"], stride, said["padding"])]
+    gaps = np.broadcast_to(said["dilation"], n).tolist()
+    outside = any(sizes[2]) or said["ceil_mode"]
+    if said["return_indices"] or (outside and max(gaps) > 1) or len(call.flow.shape) != n + 1:
         return None
-    height = 1 if len(call.flow.shape) == 2 else pair[0][0]
-    kernel, stride = (height, pair[0][-1]), (1 if len(call.flow.shape) == 2 else pair[1][0], pair[1][-1])
-    shape = (call.flow.shape[0], *((1,) * (3 - len(call.flow.shape))), *call.flow.shape[1:])
-    places = torch.arange(int(np.prod(shape)), dtype=torch.float64).reshape(shape)[:, None]
-    windows = F.unfold(places, kernel, stride=stride).long().numpy()  # channels, places in a window, windows
-    waiting = [_selected(call, windows[:, k].ravel()) for k in range(windows.shape[1])]
+    places = np.arange(int(np.prod(call.flow.shape))).reshape(call.flow.shape)
+    waiting = []
+    for offsets in np.ndindex(*sizes[0]):
+        found = places
+        for axis, offset in enumerate(offsets, 1):
+            starts = sizes[1][axis - 1] * np.arange(call.shape[axis]) - sizes[2][axis - 1]
+            at = np.clip(starts + gaps[axis - 1] * offset, 0, call.flow.shape[axis] - 1)
+            found = np.take(found, at, axis=axis)
+        waiting.append(_selected(call, found.ravel()))
     while len(waiting) > 1:
         first, second, *rest = waiting
         waiting = [*rest, _larger(call, first, second)]

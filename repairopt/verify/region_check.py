@@ -20,8 +20,10 @@ from repairopt.program import Array, OutputRows, ProofVerdict, RegionProof, chec
 
 from .numpy_copy import execution_of, layered_copy
 
-HEADER, CONTENT, FORMAT = "repairopt_proof", "repairopt_proof_sha256", 1
+HEADER, CONTENT = "repairopt_proof", "repairopt_proof_sha256"
+FORMAT, WITH_VERTICES = 1, 2  # formats of proofs of boxes alone, and of proofs that speak of convex hulls
 PARTS = ("lower", "upper", "leaf_lower", "leaf_upper", "leaf_box", "matrix", "offset", "group", "rows")
+VERTICES = ("vertices", "hull")
 
 
 def check_deployed(
@@ -72,9 +74,12 @@ def save_proof(proof: RegionProof, path: str | os.PathLike[str]) -> str:
     arrays = {name: getattr(proof, name) for name in PARTS[:5]}
     arrays |= {name: np.concatenate([getattr(rows, name) for rows in proof.rows]) for name in PARTS[5:8]}
     arrays["rows"] = np.array(sizes, dtype=np.int64)
+    if proof.vertices is not None:
+        arrays |= {"vertices": proof.vertices, "hull": proof.hull.astype(np.int64)}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
     facts = {"fingerprint": proof.fingerprint, "execution": proof.execution, "shape": list(proof.shape)}
-    text = json.dumps({"format": FORMAT, **facts}, sort_keys=True)
+    number = FORMAT if proof.vertices is None else WITH_VERTICES
+    text = json.dumps({"format": number, **facts}, sort_keys=True)
     content = _digest(text, tensors)
     write_tensors(path, tensors, {HEADER: text, CONTENT: content})
     return content
@@ -102,9 +107,10 @@ def load_proof(path: str | os.PathLike[str], *, expected_hash: str | None = None
 
 
 def _proof_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> RegionProof:
-    if facts["format"] != FORMAT or set(tensors) != set(PARTS):
-        raise ProofError(f"is of format {facts['format']} with {sorted(tensors)}; this version reads {FORMAT}.")
-    arrays = {name: tensors[name].numpy() for name in PARTS}
+    parts = {FORMAT: PARTS, WITH_VERTICES: (*PARTS, *VERTICES)}
+    if set(tensors) != set(parts.get(facts["format"], ())):
+        raise ProofError(f"is of format {facts['format']} with {sorted(tensors)}; this version reads {list(parts)}.")
+    arrays = {name: tensors[name].numpy() for name in tensors}
     ends = np.cumsum(arrays["rows"])
     if ends[-1:] != len(arrays["offset"]) or (arrays["rows"] < 1).any():
         raise ProofError("has rows that do not belong to its boxes.")
@@ -112,7 +118,7 @@ def _proof_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> RegionProof:
     rows = tuple(OutputRows(*one) for one in zip(*pieces, strict=True))
     shape = tuple(int(size) for size in facts["shape"])
     said: dict[str, Any] = {"fingerprint": str(facts["fingerprint"]), "execution": str(facts["execution"])}
-    said |= {name: arrays[name] for name in PARTS[:5]}
+    said |= {name: arrays[name] for name in (*PARTS[:5], *VERTICES) if name in arrays}
     return RegionProof(rows=rows, shape=shape, **said)
 
 

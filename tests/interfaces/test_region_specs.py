@@ -11,6 +11,7 @@ from clipped_law import controller
 
 from repairopt.errors import SpecFileError
 from repairopt.interfaces.commandline.commands import main
+from repairopt.interfaces.specfile.networks import mlp
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import save_weights
@@ -113,9 +114,49 @@ def test_balls_around_rows(tmp_path):
     assert goal.regions[0].matrix.tolist() == [[-1.0, 1.0]]
 
 
+def test_polytopes_of_rows_and_of_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.random((20, 2)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
+    (tmp_path / "spec.yaml").write_text(
+        "model: {factory: 'repairopt.interfaces.specfile.networks:mlp', arguments: {sizes: [2, 8, 2]}}\n"
+        "data: {repair: rows.npz}\narray: x\nlabel: {column: y, classes: [low, high]}\n"
+        "regions: [{label: high, vertices: [3, 5, 9]}, {label: 0, vertices: [[0, 0], [1, 0.5]]}]\n"
+    )
+    first, second = open_spec(tmp_path / "spec.yaml").goal.as_goal().regions
+    assert (first.name, second.name) == ("class high between rows 3, 5, 9 of repair", "class 0 on polytope 2")
+    np.testing.assert_array_equal(first.vertices, x[[3, 5, 9]])
+    assert (first.matrix.tolist(), second.matrix.tolist()) == ([[-1.0, 1.0]], [[1.0, -1.0]])
+    assert second.vertices.tolist() == [[0, 0], [1, 0.5]]
+
+
+def test_a_polytope_is_solved_and_its_proof_checked(tmp_path, capsys):
+    save_weights(mlp([2, 8, 2]), tmp_path / "own.safetensors")
+    (tmp_path / "spec.yaml").write_text(
+        "model:\n  factory: repairopt.interfaces.specfile.networks:mlp\n  arguments: {sizes: [2, 8, 2]}\n"
+        "  weights: own.safetensors\n"
+        "regions: [{label: 0, vertices: [[0, 0], [1, 0], [0, 1]]}, {label: 1, vertices: [[-1, -1], [-0.8, -0.9]]}]\n"
+    )
+    assert ran("solve", tmp_path / "spec.yaml", "--out", tmp_path / "run", "--quiet") == 0
+    capsys.readouterr()
+    assert ran("check-proof", tmp_path / "run", "--samples", 2000, "--quiet") == 0
+    assert capsys.readouterr().out.startswith("PROVED")
+    assert ran("verify", tmp_path / "spec.yaml", "--patch", tmp_path / "run" / "patch.safetensors") == 0
+    text = (tmp_path / "spec.yaml").read_text()
+    (tmp_path / "spec.yaml").write_text(text.replace("[0, 1]]", "[0, 1.5]]"))
+    assert ran("check-proof", tmp_path / "run", "--samples", 2000, "--quiet") == 1
+    assert "does not speak of 'class 0 on polytope 1'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("regions: [{label: 1, vertices: [[0, 0], [1]]}]", "line 7.*as many numbers each"),
+        ("regions: [{label: 1, vertices: [[0, 0]]}]", "line 7.*2 or more vertices, here 1"),
+        ("regions: [{vertices: [[0, 0], [1, 1]]}]", "line 7.*a polytope needs label and vertices"),
+        ("regions: [{label: 1, vertices: [[0, 0], [1, 1]], eps: 0.1}]", "line 7.*expected either vnnlib, or label"),
+        ("regions: [{label: 1, vertices: [[0, 0, 0], [1, 1, 1]]}]", "line 7.*inputs of 3 numbers"),
+        ("regions: [{label: 1, vertices: [[0, 0], [1, 1]]}]", "line 7.*there is no class 1; expected 0 to 0"),
         ("regions: [{vnnlib: missing.vnnlib}]", "line 7.*there is no file"),
         ("regions: [{label: 1, around: 2}]", "line 7.*needs label, around and eps"),
         ("regions: [{vnnlib: range.vnnlib, eps: 0.1}]", "line 7.*either vnnlib, or label"),

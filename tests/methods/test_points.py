@@ -9,7 +9,7 @@ from real_programs import Watermarks, network as load_network
 from scipy.optimize import linprog
 from torch import nn
 
-from repairopt import CallableProperty, ErrorRate, FixLabels, KeepLabels, Specification, solve_repair
+from repairopt import CallableProperty, ErrorRate, FixLabels, KeepLabels, Region, Specification, solve_repair
 from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.interfaces.specfile.nnet_file import load_nnet
 from repairopt.interfaces.testing import check_method
@@ -189,13 +189,33 @@ def test_prdnn_repairs_whole_polytopes_across_linear_regions(layer, vertices):
     x = torch.tensor(corners)
     names = [f"{2 * layer}.weight", f"{2 * layer}.bias"]
     goal, inside = ErrorRate(x, torch.full((vertices,), label), target=0.0), draw.dirichlet(np.ones(vertices), 20000)
-    method = PRDNN(norm="l2", limit=20.0, polytopes=[Polytope.label(corners, label, 3)])
+    method = PRDNN(norm="l2", limit=20.0, polytopes=[Region.polytope(corners, y=label, classes=3)])
     repair = solve_repair(model, goal, weights=names, method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     with torch.no_grad():
         outputs = repair.model(torch.tensor(inside @ corners))
         lead = outputs[:, label] - outputs[:, [k for k in range(3) if k != label]].amax(1)
     assert float(lead.min()) >= 0.05 - 1e-5
+
+
+def test_prdnn_proves_polygons_and_segments_that_are_the_goal():
+    model = network()
+    corners = torch.tensor(np.random.default_rng(2).normal(size=(3, 3)))
+    square = torch.stack([corners[0], corners[1] + corners[2] - corners[0], corners[1], corners[2]])  # not in order
+    label = int(labels_of(model, corners.mean(0)[None]).item() + 1) % 3
+    regions = [Region.polytope(square, y=label, classes=3), Region.polytope(corners[:2] / 2, y=label, classes=3)]
+    assert len(linear_pieces(layered_copy(model, (3,)), square[[0, 2, 1, 3]].numpy())) > 3
+    repair = solve_repair(model, regions, weights=["4.weight", "4.bias"], method=PRDNN(norm="l2", limit=20.0))
+    assert repair.report.proof_verdict.status == "proved"
+    for region in regions:
+        with torch.no_grad():
+            outputs = repair.model(region.draw(20_000, torch.Generator().manual_seed(0)))
+        assert float((outputs[:, [label]] - outputs[:, [k for k in range(3) if k != label]]).min()) >= 0.05 - 1e-5
+    with pytest.raises(SpecificationError, match="a decoupled network, without bounds"):
+        solve_repair(model, regions, weights=["2.weight", "2.bias"], method=PRDNN())
+    solid = Region.polytope(torch.cat([corners, 9 * torch.eye(3).double()]), y=label, classes=3)
+    with pytest.raises(SpecificationError, match="3 dimensions, and linear regions are enumerated"):
+        solve_repair(model, solid, weights=["4.weight", "4.bias"], method=PRDNN())
 
 
 def test_polytopes_that_are_none_are_refused():
@@ -289,6 +309,51 @@ def test_aprnn_repairs_a_polytope_whose_vertices_share_a_pattern():
     assert repair.report.verdict is Verdict.REPAIRED
     with torch.no_grad():
         assert bool((repair.model(inside).argmax(1) == label).all())
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_aprnn_repairs_polytopes_across_linear_regions_and_proves_them(dimension):
+    model = network()
+    draw = torch.Generator().manual_seed(dimension)
+    vertices = torch.randn(1, 3, generator=draw).double() + 0.6 * torch.randn(dimension + 2, 3, generator=draw).double()
+    vertices = vertices[: dimension + 1]
+    assert not bool((pattern(model, vertices) == pattern(model, vertices.mean(0)[None])).all())
+    label = int(labels_of(model, vertices.mean(0)[None]) + 1) % 3
+    region = Region.polytope(vertices, y=label, classes=3)
+    names = ["0.weight", "0.bias", "2.bias", "4.bias"]
+    repair = solve_repair(model, region, weights=names, method=APRNN(norm="l2", limit=100.0))
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert repair.report.proof_verdict.status == "proved"
+    inside = torch.cat([region.draw(20_000, draw), region.vertices])
+    with torch.no_grad():
+        own = pattern(repair.model, inside)
+        outputs = repair.model(inside)
+    assert bool((own == own[0]).all()), "the network is affine on the polytope"
+    others = [k for k in range(3) if k != label]
+    assert float((outputs[:, [label]] - outputs[:, others]).min()) >= 0.05 - 1e-6
+
+
+def test_aprnn_repairs_boxes_and_keeps_points_beside():
+    model = network()
+    x, _ = wrong_points(model, count=3)
+    center = torch.tensor([0.1, -0.4, 0.3]).double()
+    region = Region.label(center, 0.02, int(labels_of(model, center[None]) + 1) % 3, 3, lower=-9.0, upper=9.0)
+    keep = KeepLabels(x, labels_of(model, x))
+    repair = solve_repair(model, region, [keep], weights=["2.weight", "2.bias", "4.bias"], method=APRNN(norm="l2"))
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert bool((labels_of(repair.model, x) == labels_of(model, x)).all())
+
+
+def test_aprnn_says_which_regions_it_cannot_take():
+    model = network()
+    corners = torch.eye(3).double() * 3
+    far = Region.polytope(torch.cat([corners, -corners]), y=0, classes=3)
+    repair = solve_repair(model, far, weights=["4.weight", "4.bias"], method=APRNN())
+    assert repair.report.verdict is not Verdict.REPAIRED
+    assert any("Regions take one pattern each" in note for note in repair.report.notes)
+    either = Region.polytope(corners, [[1.0, -1, 0], [1, 0, -1]], [90.0, 90.0], [0, 0])
+    with pytest.raises(SpecificationError, match="one row of several"):
+        solve_repair(model, either, weights=["4.weight", "4.bias"], method=APRNN())
 
 
 # ------------------------------------------------------------------------------------------------------------- MDNN

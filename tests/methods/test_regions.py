@@ -9,6 +9,7 @@ from torch import nn
 
 from repairopt import Settings, solve_repair
 from repairopt.errors import SpecificationError
+from repairopt.methods import RegionRepair
 from repairopt.report import Verdict
 from repairopt.specify import KeepLowest, KeepOutputs, KeepRegions, Region, UnprovedRegions
 
@@ -40,6 +41,18 @@ def test_default_call_proves_a_region() -> None:
     assert details["regions with a counterexample"] == (1.0, 0.0)
     with torch.no_grad():
         assert float((repair.model(x) - model(x)).abs().mean()) < 0.1
+
+
+def test_optimized_lines_need_fewer_boxes() -> None:
+    boxes = []
+    for steps in (0, 10):
+        method = RegionRepair(alpha_steps=steps, refinements=0)
+        report = solve_repair(controller(), limits(1.03), method=method).report
+        assert report.verdict is Verdict.REPAIRED
+        assert report.proof_verdict is not None
+        assert report.proof_verdict.status == "proved"
+        boxes.append(report.proof_verdict.leaves)
+    assert boxes[1] < boxes[0]
 
 
 def test_a_region_that_holds_is_proved_and_nothing_changes() -> None:

@@ -38,10 +38,38 @@ def convolutional() -> nn.Sequential:
     ).eval()
 
 
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 2), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.tanh(self.first(x)), (2, 3), stride=(2, 1), padding=1)
+        return self.last(nn.functional.max_pool1d(x.flatten(2), 3, stride=2, ceil_mode=False).flatten(1))
+
+
+def pooled() -> nn.Sequential:
+    """Max pooling with and without padding, of windows that overlap."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 2),
+        nn.MaxPool2d(2, stride=1),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(12, 6),
+        nn.ReLU(),
+        nn.Unflatten(1, (2, 3)),
+        nn.MaxPool1d(2, stride=2, ceil_mode=True),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+    )
+
+
 CASES = {
     "chain": (lambda: chain(0), (3,)),
     "residual": (Residual, (3,)),
     "convolutional": (convolutional, (1, 4, 4)),
+    "max pooling": (pooled, (1, 5, 5)),
+    "max pooling by functions": (Pooled, (1, 4, 4)),
     "activation last": (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (3,)),
     "affine": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), (3,)),
 }
@@ -155,3 +183,29 @@ def test_activations_stay_between_their_lines_and_in_zonotopes(name: str, width:
     assert bool((margins <= (outputs[..., :1] - outputs[..., 1:]).amin(2).amin(1) + 1e-12).all())
     if width < 1:
         assert bool((outputs.amin(1) - bound < 3 * width).all())
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "max pooling"])
+def test_optimized_lines_raise_bounds_and_stay_sound(name: str) -> None:
+    torch.manual_seed(5)
+    make, shape = CASES[name]
+    network = NetworkSteps(make(), shape)
+    low, high = some_boxes(network.size(0))
+    rows = RowGroups.of([([[1.0, -1, 0, 0], [0, 0, 1, 1]], [0.0, 0.1], [0, 1])] * len(low))
+    with torch.no_grad():
+        last, matrix, offset = own_last_layer(network)
+        leaves = Leaves.of(network, low, high, rows.through(matrix, offset), torch.arange(len(low)))
+        before, sharp = leaves.least(last), leaves.sharpened(last, 20)
+        after = sharp.least(last)
+        x = low[:, None] + (high - low)[:, None] * torch.rand(len(low), 2000, low.shape[1], dtype=torch.float64)
+        where = torch.arange(len(low)).repeat_interleave(2000)
+        values = rows.least(rows.values(network.forward(x.flatten(0, 1)), where), where).unflatten(0, (len(low), 2000))
+        other = LastLayer(last.weight + 0.3 * torch.randn_like(last.weight), last.bias)
+        cuts = sharp.cuts(last)
+        elsewhere = (rows.matrix @ other.weight * cuts.features).sum(-1) + rows.matrix @ other.bias - rows.offset
+    assert bool((after >= before).all())
+    assert bool((after > before + 1e-6).any())
+    assert bool((after <= values.amin(1) + 1e-12).all())
+    assert bool((sharp.bounds(other) <= elsewhere + 1e-12).all()), "cuts hold for all weights of the last layer"
+    both = sharp[:2].join(leaves[2:])
+    torch.testing.assert_close(both.least(last), torch.cat([after[:2], before[2:]]))

@@ -50,6 +50,11 @@ class End(nn.Module):
         return self.head(x.flatten(1))
 
 
+class Pooled(nn.Module):
+    def forward(self, x):
+        return nn.functional.max_pool2d(x, (1, 2), stride=2, ceil_mode=True)
+
+
 def residual():
     network = Residual()
     network.norm.running_mean.uniform_(-1, 1)
@@ -74,6 +79,10 @@ NETWORKS = {
     ),
     "max pooling": (
         lambda: chain(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(2), nn.MaxPool1d(2), End()),
+        (1, 6, 6),
+    ),
+    "max pooling with padding": (
+        lambda: chain(nn.Conv2d(1, 2, 2), nn.MaxPool2d(3, 2, 1), Pooled(), nn.Flatten(), nn.Linear(8, 2)),
         (1, 6, 6),
     ),
     "a matrix for each of several vectors": (

@@ -163,24 +163,44 @@ class ChangeSpec(Strict):
 
 
 class RegionSpec(Strict):
-    """Inputs on which something must hold for every one: those of a VNN-LIB file, or a ball around a row."""
+    """Inputs on all of which something must hold: those of a VNN-LIB file, a ball around a row, or a polytope."""
 
     vnnlib: str | None = Field(default=None, description="VNN-LIB file, relative to the spec file")
-    label: str | int | None = Field(default=None, description="class that must win on a ball")
+    label: str | int | None = Field(default=None, description="class that must win on a ball or a polytope")
     around: int | None = Field(default=None, ge=0, description="row in the middle of the ball, counted from 0")
-    data: str = Field(default="repair", description="set of rows that it is in")
+    vertices: list[int] | list[list[Number]] | None = Field(
+        default=None, description="rows whose convex hull is meant, counted from 0, or inputs as lists of numbers"
+    )
+    data: str = Field(default="repair", description="set of rows that the row or the vertices are in")
     eps: Annotated[float, Field(ge=0)] | None = Field(default=None, description="radius, in units of the inputs")
     lower: Number | None = Field(default=None, description="smallest allowed input")
     upper: Number | None = Field(default=None, description="largest allowed input")
 
     @model_validator(mode="after")
     def _one_kind(self) -> RegionSpec:
-        ball = (self.label, self.around, self.eps)
-        if (self.vnnlib is None) == all(part is None for part in ball):
-            raise ValueError("expected either vnnlib, or label, around and eps")
-        if self.vnnlib is None and any(part is None for part in ball):
+        ball, ends = (self.around, self.eps), (self.lower, self.upper)
+        given = [self.vnnlib is not None, any(part is not None for part in ball), self.vertices is not None]
+        if sum(given) > 1 or (self.vnnlib is not None and self.label is not None):
+            raise ValueError("expected either vnnlib, or label, around and eps, or label and vertices")
+        if self.vertices is not None:
+            if self.label is None or any(end is not None for end in ends):
+                raise ValueError("a polytope needs label and vertices, and has no lower and upper")
+            if len(self.vertices) < 2:
+                raise ValueError(f"a polytope has 2 or more vertices, here {len(self.vertices)}")
+            sizes = {len(one) for one in self.vertices if isinstance(one, list)}
+            if len(sizes) > 1:
+                raise ValueError(f"vertices of a polytope have as many numbers each, here {sorted(sizes)}")
+        elif self.vnnlib is None and any(part is None for part in (self.label, *ball)):
+            if self.label is None and not any(given):
+                raise ValueError("expected either vnnlib, or label, around and eps, or label and vertices")
             raise ValueError("a ball needs label, around and eps")
         return self
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it speaks of rows."""
+        points = self.vertices is not None and isinstance(self.vertices[0], list)
+        return self.vnnlib is None and not points
 
 
 def _short_for(key: str, allowed: Any) -> BeforeValidator:
@@ -257,7 +277,7 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Spec:
-        if self.regions and not self.data and all(one.vnnlib is not None for one in self.regions):
+        if self.regions and not self.data and not any(one.reads_data for one in self.regions):
             if self.inputs is not None or self.array is not None or self.label is not None:
                 raise ValueError("inputs, array and label say how data are read; there are no data")
             return self

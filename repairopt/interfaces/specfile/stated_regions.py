@@ -1,7 +1,8 @@
-"""The input regions of a spec: those of VNN-LIB files, and balls around rows of the data."""
+"""The input regions of a spec: those of VNN-LIB files, balls around rows of the data, and polytopes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +23,6 @@ POINTS = 2000  # drawn where the spec names no data
 WIDER = 1.0  # by how many of its widths the box that they are drawn from grows on each side
 
 
-def files_of(file: SpecFile) -> list[Region]:
-    """The regions of all VNN-LIB files of a spec."""
-    return [one for place, entry in enumerate(file.spec.regions) for one in _of_file(file, place, entry)]
-
-
 def load_regions(file: SpecFile, data: Data, model: nn.Module) -> tuple[Region, ...]:
     """All regions of a spec, in its order, with the shape of the network's inputs."""
     found: list[Region] = []
@@ -34,19 +30,20 @@ def load_regions(file: SpecFile, data: Data, model: nn.Module) -> tuple[Region, 
         if entry.vnnlib is not None:
             found += [_shaped(file, place, one, model) for one in _of_file(file, place, entry)]
         else:
-            found.append(_ball(file, place, entry, data, model))
+            found.append((_ball if entry.vertices is None else _polytope)(file, place, entry, data, model))
     return tuple(found)
 
 
 def points_around(file: SpecFile, model: nn.Module) -> RowSet:
-    """Points ``(N, ...)`` drawn from a box around the regions of the spec's files, for a spec without data."""
-    regions = files_of(file)
+    """Points ``(N, ...)`` drawn from a box around the regions of a spec without data."""
+    regions = list(load_regions(file, Data({}), model))
     low, high = (torch.stack([getattr(one, side) for one in regions]) for side in ("lower", "upper"))
     low, high = low.amin(0), high.amax(0)
     low, high = low - WIDER * (high - low), high + WIDER * (high - low)
     draw = torch.Generator().manual_seed(file.spec.seed)
     points = low + (high - low) * torch.rand(POINTS, len(low), generator=draw, dtype=torch.float64)
     shape = _shaped(file, 0, regions[0], model).shape
+    assert shape is not None
     return RowSet(points.float().unflatten(1, shape))
 
 
@@ -66,20 +63,60 @@ def _shaped(file: SpecFile, place: int, region: Region, model: nn.Module) -> Reg
         shape = input_shape(model, None, region.lower.numel())
     except RepairError as error:
         raise file.fail(("regions", place), str(error)) from error
-    return Region(region.lower, region.upper, *region.rows, region.name, shape)
+    return replace(region, shape=shape)
 
 
 def _ball(file: SpecFile, place: int, entry: RegionSpec, data: Data, model: nn.Module) -> Region:
     where = ("regions", place)
-    if entry.data not in data.sets:
-        reason = f"there is no set of rows '{entry.data}'; {did_you_mean(entry.data, list(data.sets))}"
-        raise file.fail((*where, "data"), reason)
-    rows = data.sets[entry.data]
     assert entry.around is not None
     assert entry.eps is not None
-    if entry.around >= len(rows):
-        raise file.fail((*where, "around"), f"row {entry.around} of '{entry.data}', which has {len(rows)} rows")
-    x = rows.inputs[entry.around]
+    (x,) = _rows(file, where, "around", entry.data, [entry.around], data)
+    label, classes = _label(file, where, entry, data, model, x)
+    name = f"class {entry.label} around row {entry.around} of {entry.data}"
+    ends = {side: -torch.inf if value is None else value for side, value in (("lower", entry.lower),)}
+    ends["upper"] = torch.inf if entry.upper is None else entry.upper
+    try:
+        return Region.label(x, entry.eps, label, classes, name=name, **ends)
+    except RepairError as error:
+        raise file.fail(where, str(error)) from error
+
+
+def _polytope(file: SpecFile, place: int, entry: RegionSpec, data: Data, model: nn.Module) -> Region:
+    where, given = ("regions", place), entry.vertices
+    assert given is not None
+    numbers = [one for one in given if isinstance(one, int)]
+    if numbers:
+        vertices = torch.stack(_rows(file, where, "vertices", entry.data, numbers, data)).double()
+        name = f"class {entry.label} between rows {', '.join(map(str, numbers))} of {entry.data}"
+    else:
+        vertices = torch.tensor(given, dtype=torch.float64)
+        name = f"class {entry.label} on polytope {place + 1}"
+        try:
+            vertices = vertices.unflatten(1, input_shape(model, None, vertices.shape[1]))
+        except RepairError as error:
+            raise file.fail((*where, "vertices"), str(error)) from error
+    own = next(model.parameters(), vertices)
+    label, classes = _label(file, where, entry, data, model, vertices[0].to(own))
+    try:
+        return Region.polytope(vertices, y=label, classes=classes, name=name)
+    except RepairError as error:
+        raise file.fail(where, str(error)) from error
+
+
+def _rows(file: SpecFile, where: Any, key: str, name: str, numbers: list[int], data: Data) -> list[Any]:
+    """Rows of a set by their numbers."""
+    if name not in data.sets:
+        reason = f"there is no set of rows '{name}'; {did_you_mean(name, list(data.sets))}"
+        raise file.fail((*where, "data"), reason)
+    rows = data.sets[name]
+    for number in numbers:
+        if not 0 <= number < len(rows):
+            raise file.fail((*where, key), f"row {number} of '{name}', which has {len(rows)} rows")
+    return [rows.inputs[number] for number in numbers]
+
+
+def _label(file: SpecFile, where: Any, entry: RegionSpec, data: Data, model: nn.Module, x: Any) -> tuple[int, int]:
+    """The class that an entry names, and how many there are."""
     with torch.no_grad():
         outputs: Any = model(x[None])
     names = [str(name) for name in data.classes]
@@ -87,10 +124,4 @@ def _ball(file: SpecFile, place: int, entry: RegionSpec, data: Data, model: nn.M
     if not isinstance(label, int) or not 0 <= label < outputs.shape[1]:
         known = did_you_mean(str(entry.label), names) if names else f"expected 0 to {outputs.shape[1] - 1}"
         raise file.fail((*where, "label"), f"there is no class {entry.label!r}; {known}")
-    name = f"class {entry.label} around row {entry.around} of {entry.data}"
-    ends = {side: -torch.inf if value is None else value for side, value in (("lower", entry.lower),)}
-    ends["upper"] = torch.inf if entry.upper is None else entry.upper
-    try:
-        return Region.label(x, entry.eps, label, outputs.shape[1], name=name, **ends)
-    except RepairError as error:
-        raise file.fail(where, str(error)) from error
+    return label, outputs.shape[1]

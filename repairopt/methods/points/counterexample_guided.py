@@ -23,6 +23,7 @@ from repairopt.surrogate import LinearizedRows, linearize
 from repairopt.verify import execution_of, layered_copy, runner_of
 
 from .least_norm import LeastNorm, solve_least
+from .region_vertices import new_weights
 
 STEPS = 8  # linearizations in which counterexamples are removed
 BATCH = 200  # counterexamples of one attack that become rows
@@ -207,7 +208,7 @@ class _Loop:
         """Until a proof, or the rounds are over."""
         delta, last = np.zeros(self.task.engine.n), self.method.rounds - 1
         for index in range(self.method.rounds):
-            candidate = self._candidate(delta)
+            candidate = new_weights(self.task, delta)
             new = self._attack(candidate, index)
             verdict = None
             if not new:
@@ -224,18 +225,14 @@ class _Loop:
             delta = moved
         return Outcome(self.task.judge.best.candidate, Status.NO_POINT, on_target=True)
 
-    def _candidate(self, delta: Array) -> NewWeights:
-        engine = self.task.engine
-        weights = {name: value.detach() for name, value in engine.weights(engine.as_delta(delta)).items()}
-        own = dict(engine.model.named_parameters(remove_duplicate=False))
-        return NewWeights(weights, sum(int((own[name] != value).sum()) for name, value in weights.items()))
-
     def _attack(self, candidate: NewWeights, index: int) -> int:
         """Counterexamples of an attack, the worst of which become rows; how many."""
         steps = self.regions.steps(candidate.predict(self.task.engine).network)
         search = RegionSearch(seed=self.task.seed + index)
         with self.task.timed("attack"), torch.no_grad():
-            points, region, least = attack_regions(steps, self.lower, self.upper, self.rows, search)
+            points, region, least = attack_regions(
+                steps, self.lower, self.upper, self.rows, search, frame=self.regions.frame
+            )
             if not len(points):
                 return 0
             value = self.rows.least(self.rows.values(steps.forward(points), region), region)
@@ -259,7 +256,10 @@ class _Loop:
         model = candidate.apply(self.task.engine.model)
         rows = [OutputRows(*(part.numpy() for part in one.rows)) for one in self.regions.regions]
         boxes = self.lower.numpy(), self.upper.numpy()
+        frame = self.regions.frame
         facts: Any = {"fingerprint": fingerprint(model).total, "execution": execution_of(model), "shape": self.shape}
+        if frame is not None:
+            facts |= {"vertices": frame.vertices.numpy(), "hull": frame.hull.numpy()}
         proof = RegionProof.of_boxes(*boxes, rows, **facts)
         left = self.task.judge.time_left()
         seconds = self.method.verify_seconds if left is None else min(left, self.method.verify_seconds)
@@ -270,9 +270,8 @@ class _Loop:
             )
         if found.point is not None:
             point = torch.from_numpy(found.point)[None]
-            inside = ((self.lower <= point) & (point <= self.upper)).all(1)
             steps = self.regions.steps(candidate.predict(self.task.engine).network)
-            self._add(steps, point, torch.nonzero(inside)[:1, 0])
+            self._add(steps, point, torch.tensor([found.point_box]))
         else:
             self.found.margin *= GROWTH
         return found, proof

@@ -62,12 +62,12 @@ def points_of(task: Task, method: object) -> Task:
             f"method {name}: neither the goal '{goal.name}' nor a constraint names points that are wrong. Give "
             f"ErrorRate(inputs, labels, target=0) as the goal, or FixLabels(inputs, labels) among the constraints."
         )
-    _check_linear(task, rows, name)
+    check_linear(task, rows, name)
     spec = replace(task.spec, constraints=(*rows, *task.change))
     return replace(task, spec=spec, judge=Judge(task.engine, spec, task.judge.deadline))
 
 
-def _check_linear(task: Task, rows: list[Any], name: str) -> None:
+def check_linear(task: Task, rows: list[Any], name: str) -> None:
     """Margins that are affine in the outputs of their sample, as leads of labels are; else a SpecificationError."""
     draw = torch.Generator().manual_seed(0)
     for constraint in rows:

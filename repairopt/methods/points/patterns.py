@@ -37,16 +37,21 @@ class ReluInputs(nn.Module):
             )
         self._nodes = set(nodes)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and inputs of ReLUs."""
+    def forward(self, inputs: Tensor, pattern: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs and inputs of ReLUs, which pass on what a pattern ``(N, h)`` says where one is given."""
         read: list[Tensor] = []
         relus = self._nodes
 
         class Reading(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
-                if n in relus:
-                    read.append(self.fetch_args_kwargs_from_env(n)[0][0].flatten(1))
-                return super().run_node(n)
+                if n not in relus:
+                    return super().run_node(n)
+                z = self.fetch_args_kwargs_from_env(n)[0][0]
+                start = sum(one.shape[1] for one in read)
+                read.append(z.flatten(1))
+                if pattern is None:
+                    return super().run_node(n)
+                return (read[-1] * pattern[:, start : start + read[-1].shape[1]]).unflatten(1, z.shape[1:])
 
         outputs = Reading(self.network).run(inputs)
         return outputs, torch.cat(read, 1) if read else outputs[:, :0]
@@ -58,25 +63,44 @@ class ReluInputs(nn.Module):
 
 
 class PatternRows:
-    """Every ReLU reads the sign that it reads at some inputs under the original weights: rows on the weight change.
+    """Every ReLU reads the sign that a pattern says at some inputs, and outputs hold there: rows on the weight change.
 
-    While all signs stay, what a ReLU reads is affine in a change of one layer and of later biases, so the rows are
-    exact; an oracle for :func:`repairopt.program.solve_working_set`.
+    With a fixed pattern what ReLUs read and the outputs are affine in a change of one layer and of later biases, so the
+    rows are exact; an oracle for :func:`repairopt.program.solve_working_set`.
 
     Args:
         engine: The network and the weights that may change.
         reads: Of its network.
         inputs: Points ``(N, ...)``.
-        room: How far from 0 what was read stays, where it was at least that far.
+        room: How far from 0 what is read stays; where it has the right sign already, no farther than it is.
+        pattern: Which ReLUs pass on what they read, ``(N, h)``; by default as under the original weights.
+        answers: Rows of the outputs ``(N, R, k)``, and how large they are at least, ``(N, R)``; None for none.
     """
 
-    def __init__(self, engine: Engine, reads: ReluInputs, inputs: Tensor, room: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        reads: ReluInputs,
+        inputs: Tensor,
+        room: float = 0.0,
+        pattern: Tensor | None = None,
+        answers: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.engine, self.reads, self.inputs = engine, reads, inputs.to(engine.device, engine.dtype)
         self.zero = engine.as_delta(None)
         with torch.no_grad():
-            self.read = self._read(self.zero, self.inputs)
-        self.sign = torch.where(self.read > 0, 1.0, -1.0).to(self.read)
-        self.least = self.read.abs().clamp(max=room)
+            outputs, own = reads(self.inputs)
+            self.pattern = own > 0 if pattern is None else pattern
+            matrix = answers[0] if answers is not None else outputs.new_zeros(len(outputs), 0, outputs.shape[1])
+            self.matrix = matrix.to(outputs)
+            self.read = self._read(self.zero, self.inputs, self.pattern, self.matrix)
+        width = self.pattern.shape[1]
+        self.sign = torch.ones_like(self.read)
+        self.sign[:, :width] = torch.where(self.pattern, 1.0, -1.0)
+        signed = (self.sign * self.read)[:, :width]
+        self.least = torch.where(signed > 0, signed.clamp(max=room), torch.full_like(signed, room))
+        if answers is not None:
+            self.least = torch.cat([self.least, answers[1].to(self.least)], 1)
         self.m = self.read.numel()
 
     def violations(self, delta: Array) -> Array:
@@ -89,27 +113,31 @@ class PatternRows:
         width = self.read.shape[1]
         sample, place = torch.as_tensor(index // width), torch.as_tensor(index % width)
 
-        def one(row: Tensor, which: Tensor) -> Tensor:
-            found: Tensor = grad(lambda delta: self._read(delta, row[None])[0][which])(self.zero)
+        def one(row: Tensor, pattern: Tensor, matrix: Tensor, which: Tensor) -> Tensor:
+            found: Tensor = grad(lambda delta: self._read(delta, row[None], pattern[None], matrix[None])[0][which])(
+                self.zero
+            )
             return found
 
         size = max(1, ENTRIES // max(1, self.engine.n))
-        parts = zip(self.inputs[sample].split(size), place.split(size), strict=True)
+        given = (self.inputs[sample], self.pattern[sample], self.matrix[sample], place)
+        parts = zip(*(part.split(size) for part in given), strict=True)
         slopes = torch.cat([vmap(one)(*part) for part in parts])
         sign, read, least = (part[sample, place] for part in (self.sign, self.read, self.least))
         lower = (least - sign * read).double().cpu().numpy()
         return (sign[:, None] * slopes.detach()).double().cpu().numpy(), lower, np.full(len(index), np.inf)
 
-    def _read(self, delta: Tensor, inputs: Tensor) -> Tensor:
+    def _read(self, delta: Tensor, inputs: Tensor, pattern: Tensor, matrix: Tensor) -> Tensor:
+        """What ReLUs read, then the rows of the outputs, ``(N, h + R)``."""
         weights = {f"network.{name}": value for name, value in self.engine.weights(delta).items()}
-        found: Tensor = functional_call(self.reads, weights, (inputs,))[1]
-        return found
+        outputs, read = functional_call(self.reads, weights, (inputs, pattern))
+        return torch.cat([read, torch.einsum("nrk,nk->nr", matrix, outputs)], 1)
 
     def _along(self, delta: Tensor) -> Tensor:
         """Derivative of what is read in the direction of a change, by reverse mode twice."""
         moving = self.zero.clone().requires_grad_()
         with torch.enable_grad():
-            read = self._read(moving, self.inputs)
+            read = self._read(moving, self.inputs, self.pattern, self.matrix)
             weight = torch.zeros_like(read, requires_grad=True)
             (pulled,) = torch.autograd.grad(read, moving, weight, create_graph=True, allow_unused=True)
             if pulled is None:  # nothing that is read comes after the weights

@@ -13,7 +13,10 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.network import Engine
 from repairopt.program import Array, DenseRows, LayeredNetwork, RectifierLayer
+from repairopt.specify import Region
 from repairopt.surrogate import linearize
+
+from .region_vertices import vertices_of
 
 MOST = 100_000  # linear regions of all polytopes
 THIN = 1e-12  # relative size of pieces that are left out: points of their neighbors
@@ -53,6 +56,27 @@ class Polytope:
         """One on which class ``y`` of so many must win."""
         rivals = np.delete(np.eye(classes), y, axis=0)
         return cls(vertices, np.eye(classes)[y] - rivals, np.zeros(classes - 1))
+
+
+def plane_polytope(region: Region, method: object) -> Polytope:
+    """A region as a segment or a plane polygon with its vertices in order."""
+    vertices = vertices_of(region, method).numpy()
+    center = vertices.mean(0)
+    _, sizes, axes = np.linalg.svd(vertices - center, full_matrices=False)
+    flat = [k for k, size in enumerate(sizes) if size > 1e-9 * max(sizes[0], 1e-300)]
+    if len(flat) > 2:
+        raise SpecificationError(
+            f"method {type(method).__name__}: '{region.name}' has {len(flat)} dimensions, and linear regions are "
+            f"enumerated in 1 or 2. Choose method='regions' or method='aprnn'."
+        )
+    if len(flat) == 1:
+        along = (vertices - center) @ axes[0]
+        vertices = vertices[[along.argmin(), along.argmax()]]
+    elif len(flat) == 2:
+        from scipy.spatial import ConvexHull
+
+        vertices = vertices[ConvexHull((vertices - center) @ axes[:2].T).vertices]
+    return Polytope(vertices, region.matrix, region.offset)
 
 
 def linear_pieces(copy: LayeredNetwork, vertices: Array) -> list[Array]:

@@ -16,12 +16,14 @@ from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.network import Array, Candidate
 from repairopt.program import Status
+from repairopt.specify import Region
 from repairopt.surrogate import LinearizedRows, linearize
 
-from .least_norm import LeastNorm, leads_of, one_layer, points_of, solve_least
+from .least_norm import LeastNorm, leads_of, one_layer, solve_least
 from .output_rows import linear_copy
 from .patterns import JoinedRows
-from .polytopes import Polytope, rows_of_polytopes
+from .polytopes import Polytope, plane_polytope, rows_of_polytopes
+from .region_vertices import last_layer, points_beside, proved_outcome, regions_of, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,12 @@ class PRDNN(LeastNorm):
     original.
 
     Segments and plane polygons are divided into the linear regions of the network, and rows at the vertices of each
-    make whole polytopes right, for networks that are piecewise linear.
+    make whole polytopes right, for networks that are piecewise linear. Such regions may be the goal where the last
+    layer changes; decoupled networks of other layers have no bounds, so there they are named as ``polytopes``.
 
     Attributes:
-        polytopes: Segments and polygons of inputs that must be right as a whole, beside the points.
+        polytopes: Segments and polygons of inputs that must be right as a whole, beside the points: regions such as
+            :meth:`Region.polytope` makes, or :class:`Polytope`.
         soft: Whether points may stay wrong where not all can be right: each lack of a lead then has a price.
         price: Of the mean lack, over the norm of the change.
 
@@ -57,7 +61,7 @@ class PRDNN(LeastNorm):
     default_weights: ClassVar[str] = "last"
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"PRDNN": {}}
 
-    polytopes: Sequence[Polytope] = ()
+    polytopes: Sequence[Polytope | Region] = ()
     soft: bool = True
     price: float = 1000.0
 
@@ -67,22 +71,31 @@ class PRDNN(LeastNorm):
 
     def run(self, task: Task) -> Outcome:
         """Solve one program, judge the decoupled network."""
-        points = points_of(task, self)
-        one_layer(task.engine, self)
+        regions = regions_of(task, self)
+        points = points_beside(task, self, regions)
+        layer = one_layer(task.engine, self)
+        if regions and layer != last_layer(task, regions):
+            raise SpecificationError(
+                f"method PRDNN: a change of '{layer}' makes a decoupled network, without bounds that could prove a "
+                f"region. Choose weights='last', or state points as the goal and the regions as polytopes=."
+            )
         if task.engine.forward_fn is not None:
             raise SpecificationError(
                 "method PRDNN: runs the module itself, but the Classifier reads its outputs in another way. Put that "
                 "into a module of your own, whose call takes the inputs and gives logits."
             )
+        polytopes = [one if isinstance(one, Polytope) else plane_polytope(one, self) for one in self.polytopes]
+        polytopes += [plane_polytope(one, self) for one in regions]
+        parts: list[Any] = []
         with task.timed("linearize"):
-            linearization = linearize(task.engine, points.constraints, required=leads_of(points, self.buffer))
-        rows: Any = LinearizedRows(linearization, tuple(range(len(points.constraints))))
-        if self.polytopes:
-            some: Any = points.constraints[0]
-            shape = tuple(some.inputs.shape[1:])
-            copy = linear_copy(task.engine.model, shape, self)
-            with task.timed("linearize"):
-                rows = JoinedRows(rows, rows_of_polytopes(task.engine, copy, self.polytopes, shape, self.buffer))
+            if points.constraints:
+                linearization = linearize(task.engine, points.constraints, required=leads_of(points, self.buffer))
+                parts.append(LinearizedRows(linearization, tuple(range(len(points.constraints)))))
+            if polytopes:
+                shape = shape_of(task, points, regions)
+                copy = linear_copy(task.engine.model, shape, self)
+                parts.append(rows_of_polytopes(task.engine, copy, polytopes, shape, self.buffer))
+        rows: Any = JoinedRows(*parts) if len(parts) > 1 else parts[0]
         solution = solve_least(task, rows, self)
         softened = solution.delta is None and solution.status is Status.INFEASIBLE and self.soft
         if softened:
@@ -91,6 +104,8 @@ class PRDNN(LeastNorm):
         if solution.delta is None:
             task.record("all points", accepted=False)
             return Outcome(np.zeros(task.engine.n), solution.status)
+        if regions and not softened:
+            return proved_outcome(task, solution.delta, solution.status, shape)
         candidate = decoupled_candidate(task, solution.delta)
         judged = task.judge.keep(candidate)
         task.record("most points" if softened else "all points", judged)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repairopt.network import NetworkSteps, RowGroups, relax
+from repairopt.network import Frame, NetworkSteps, RowGroups, relax
 
 ENOUGH = 0.4  # of the margin, at which bounds count as proved: what is above 0 alone may not survive rounding
 CHECKED = 2000  # keep points on which the change of a candidate is measured
@@ -50,7 +50,7 @@ class Trained:
 def descend(
     network: NetworkSteps,
     weights: Mapping[str, Tensor],
-    regions: tuple[Tensor, Tensor, RowGroups],
+    regions: tuple[Tensor, Tensor, RowGroups, Frame | None],
     keep: Tensor,
     spread: float,
     settings: Descent,
@@ -62,7 +62,8 @@ def descend(
     Args:
         network: The network; refreshed with the weights that are returned.
         weights: Those that may change, by name, as they are.
-        regions: Lower and upper sides ``(Q, d)``, and rows on the outputs.
+        regions: Lower and upper sides ``(Q, d)``, rows on the outputs, and what the boxes stand for where they are not
+            the inputs.
         keep: Inputs ``(N, d)``.
         spread: Mean deviation of the outputs.
         settings: Of the steps.
@@ -99,9 +100,10 @@ def descend(
     return Trained(best, cost < float("inf"), step)
 
 
-def bounds(network: NetworkSteps, regions: tuple[Tensor, Tensor, RowGroups]) -> Tensor:
+def bounds(network: NetworkSteps, regions: tuple[Tensor, Tensor, RowGroups, Frame | None]) -> Tensor:
     """Lower bound of each group of each region, ``(Q, G)``; large where a region has fewer groups."""
-    lower, upper, rows = regions
-    low = relax(network, lower, upper, alternatives=1).below(rows.matrix, network.output)[0] - rows.offset
+    lower, upper, rows, frame = regions
+    boxes = relax(network, lower, upper, alternatives=1, frame=frame)
+    low = boxes.below(rows.matrix, network.output)[0] - rows.offset
     found = rows.best(low, torch.arange(len(lower)))[0]
     return found.clamp_max(1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from repairopt.errors import ProofError, UnsupportedError
 from repairopt.network import Evidence
 from repairopt.patches import fingerprint
 from repairopt.program import OutputRows, ProofStatus, ProofVerdict, RegionProof
-from repairopt.specify import Region
+from repairopt.specify import Region, UnprovedRegions
 from repairopt.verify import check_deployed, execution_of
 
 SAMPLES = 100_000  # points at which the network is run
@@ -68,10 +69,12 @@ def check_repaired(
     """
     leaves = torch.cat(evidence.leaves).numpy()
     region = np.repeat(np.arange(len(regions)), [len(own) for own in evidence.leaves])
+    whole = UnprovedRegions(regions)
+    lower, upper = (side.numpy() for side in whole.boxes)
     try:
         proof = RegionProof(
-            np.stack([one.lower.numpy() for one in regions]),
-            np.stack([one.upper.numpy() for one in regions]),
+            lower,
+            upper,
             tuple(OutputRows(*(part.numpy() for part in one.rows)) for one in regions),
             leaves[:, 0],
             leaves[:, 1],
@@ -79,6 +82,7 @@ def check_repaired(
             fingerprint(model).total,
             execution_of(model),
             shape,
+            *vertices_of(whole),
         )
         found = check_deployed(model, proof, samples=SAMPLES, time_limit=time_limit, seed=seed)
     except (ProofError, UnsupportedError) as error:
@@ -86,17 +90,21 @@ def check_repaired(
     return CheckedProof(proof, found)
 
 
+def vertices_of(regions: UnprovedRegions) -> tuple[Any, Any]:
+    """Vertices and hulls of a proof of regions; None where all are boxes of inputs."""
+    frame = regions.frame
+    return (None, None) if frame is None else (frame.vertices.numpy(), frame.hull.numpy())
+
+
 def as_checked(evidence: Evidence, checked: CheckedProof, regions: Sequence[Region]) -> Evidence:
     """What is known after the check: regions in which it left boxes open are not proved."""
     if checked.verdict is None or checked.proved:
         return evidence
-    found, open_ = checked.verdict, []
-    for one in regions:
-        lower, upper = one.lower.numpy(), one.upper.numpy()
-        left = (found.open_lower >= lower).all(1) & (found.open_upper <= upper).all(1)
-        hit = found.point is not None and bool(((found.point >= lower) & (found.point <= upper)).all())
-        open_.append(bool(left.any()) or hit)
-    mask = torch.tensor(open_)
+    found = checked.verdict
+    mask = torch.zeros(len(regions), dtype=torch.bool)
+    mask[torch.as_tensor(found.open_box)] = True
+    if found.point is not None:
+        mask[found.point_box] = True
     bound = torch.where(mask, evidence.bound.clamp(max=0.0), evidence.bound)
     volume = torch.where(mask, torch.full_like(evidence.volume, found.share).minimum(evidence.volume), evidence.volume)
     return replace(evidence, bound=bound, volume=volume)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repairopt.network import LastLayer, Leaves, NetworkSteps, RegionSearch, RowGroups, attack_regions
+from repairopt.network import Frame, LastLayer, Leaves, NetworkSteps, RegionSearch, RowGroups, attack_regions
 
 from .least_change import Change, LeastChange
 
@@ -36,6 +36,7 @@ class RegionSearchState:
         network: The network, as steps.
         lower: The regions, ``(Q, d)``.
         upper: ``(Q, d)``.
+        frame: What they stand for, where they are not the inputs themselves.
         search: How hard they are attacked.
         leaves: What the regions are divided into.
         original: The last layer before.
@@ -47,6 +48,7 @@ class RegionSearchState:
         most: Leaves at most.
         deepest: Splits of a leaf at most.
         grow_at: Leaves at which the margin grows.
+        alpha_steps: Gradient steps on the lower lines of activations of leaves that are not proved; 0 for none.
         counts: What was done.
         worst: Least value that the last attack found.
         lowest: The last layer that true points alone ask for, where it was attacked.
@@ -63,10 +65,12 @@ class RegionSearchState:
     largest: float
     rounded: Callable[[LastLayer], LastLayer]
     late: Callable[[], bool]
+    frame: Frame | None = None
     keep: Callable[[Tensor], int] | None = None
     most: int = 60_000
     deepest: int = 40
     grow_at: float = 3000
+    alpha_steps: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("rounds", "points", "cuts", "splits"), 0))
     worst: float = 0.0
     lowest: LastLayer | None = None
@@ -148,6 +152,14 @@ class RegionSearchState:
             if not len(open_):
                 return bool((self.leaves.least(last) > PROVED).all())
             leaves = self.leaves[open_]
+            if self.alpha_steps:
+                leaves = leaves.sharpened(last, self.alpha_steps)
+                self.leaves = self.leaves.without(open_).join(leaves)
+                open_ = torch.arange(len(self.leaves) - len(leaves), len(self.leaves))
+                still = leaves.least(last) <= PROVED
+                open_, leaves = open_[still], leaves[still]
+                if not len(open_):
+                    return bool((self.leaves.least(last) > PROVED).all())
             cuts = leaves.cuts(last)
             values, best = self.rows.best(cuts.value, leaves.region)
             row = best.gather(1, values.argmin(1, keepdim=True))[:, 0]
@@ -193,7 +205,9 @@ class RegionSearchState:
 
     def attack(self, last: LastLayer) -> tuple[Tensor, Tensor]:
         """Points at which a last layer breaks regions, at most some hundred, and their regions."""
-        points, region, worst = attack_regions(self.network, self.lower, self.upper, self.rows, self.search, last=last)
+        points, region, worst = attack_regions(
+            self.network, self.lower, self.upper, self.rows, self.search, last, self.frame
+        )
         self.worst = float(worst.min())
         if len(points) > 2 * POINTS:
             values = self.rows.least(self.rows.values(last(self.features(points)[:, :-1]), region), region)

@@ -65,6 +65,8 @@ class RegionRepair:
         leaves: Boxes at most that regions are divided into.
         refinements: Rounds in which the change is reduced.
         grow_at: Boxes at which a larger margin is tried.
+        alpha_steps: Gradient steps on the lower lines of activations (alpha-CROWN) of each box that is not proved,
+            before it is split; 0 for none. Fewer boxes, each of them dearer.
 
     References:
         Zhang, Weng, Chen, Hsieh, Daniel, Efficient Neural Network Robustness Certification with General Activation
@@ -83,13 +85,14 @@ class RegionRepair:
     leaves: int = 60_000
     refinements: int = 6
     grow_at: int = 1500
+    alpha_steps: int = 0
     descent: Descent = Descent()
 
     def __post_init__(self) -> None:
         check_settings(self, {"leaves": Expected(low=1, whole=True), "refinements": Expected(whole=True)})
         if self.layers not in LAYERS:
             raise SpecificationError(f"RegionRepair: layers={self.layers!r}; choose from {', '.join(LAYERS)}.")
-        check_settings(self, {"grow_at": Expected(low=1, whole=True)})
+        check_settings(self, {"grow_at": Expected(low=1, whole=True), "alpha_steps": Expected(whole=True)})
 
     def run(self, task: Task) -> Outcome:
         """Prove the regions with a changed last layer, then make the change small.
@@ -139,6 +142,7 @@ class _Run:
             )
         self.original, self.matrix, self.offset = own_last_layer(self.network)
         self.lower, self.upper = self.regions.boxes
+        self.frame = self.regions.frame
         self.started = time.process_time()
         self.wide = int((self.upper > self.lower).any(0).sum()) > MANY
         self.base: dict[str, Tensor] = {}
@@ -170,10 +174,10 @@ class _Run:
     def _all_layers(self) -> None:
         """Move the weights of all layers; what follows starts from there."""
         own = {f"model.{name}": value.detach().cpu() for name, value in self.allowed.items()}
-        regions = (self.lower, self.upper, self.regions.rows)
-        inputs, _ = keep_inputs(self.task, self.lower, self.upper, self.network.size(0))
+        regions = (self.lower, self.upper, self.regions.rows, self.frame)
+        inputs, _ = keep_inputs(self.task, *self.regions.around, self.network.size(0))
         features = self.network.forward(inputs, self.network.features_at)
-        spread = float(self.original(features).std(0).mean())
+        spread = _spread(self.original(features))
         with self.task.timed("all layers"):
             found = descend(
                 self.network, own, regions, inputs, spread, self.settings.descent, self.late, self.task.seed
@@ -244,7 +248,7 @@ class _Run:
 
     def _state(self) -> RegionSearchState:
         task, network = self.task, self.network
-        inputs, given = keep_inputs(task, self.lower, self.upper, network.size(0))
+        inputs, given = keep_inputs(task, *self.regions.around, network.size(0))
         if not given:
             task.log.note(
                 f"No data were given: outputs are kept on {len(inputs):,} points drawn from a box around the "
@@ -252,7 +256,7 @@ class _Run:
             )
         features = network.forward(inputs, network.features_at)
         full = torch.cat([features, features.new_ones(len(features), 1)], 1)
-        self.spread = float(self.original(features).std(0).mean())
+        self.spread = _spread(self.original(features))
         rows = self.regions.rows.through(self.matrix, self.offset)
         which = torch.arange(len(self.lower))
         program = LeastChange.on(full, len(self.original.bias), task.solver)
@@ -261,7 +265,8 @@ class _Run:
             lower=self.lower,
             upper=self.upper,
             search=RegionSearch(seed=task.seed),
-            leaves=Leaves.of(network, self.lower, self.upper, rows, which),
+            frame=self.frame,
+            leaves=Leaves.of(network, self.lower, self.upper, rows, which, self.frame),
             original=self.original,
             program=program,
             largest=0.0,
@@ -271,6 +276,7 @@ class _Run:
             most=self.settings.leaves,
             deepest=0 if self.wide else DEEPEST,
             grow_at=self.settings.grow_at,
+            alpha_steps=self.settings.alpha_steps,
         )
         return state
 
@@ -301,7 +307,7 @@ class _Run:
         own = dict(task.engine.model.named_parameters())
         candidate = NewWeights(new, sum(int((own[name] != value).sum()) for name, value in new.items()))
         least = attack_regions(
-            self.network, self.lower, self.upper, leaves.rows, RegionSearch(seed=task.seed + 1), last=last
+            self.network, self.lower, self.upper, leaves.rows, RegionSearch(seed=task.seed + 1), last, self.frame
         )[2]
         evidence = evidence_of(leaves, last, least)
         self._remember(candidate, evidence)
@@ -316,6 +322,11 @@ class _Run:
             end = start + len(holder.regions)
             holder.remember(key, evidence.part(slice(start, end)))
             start = end
+
+
+def _spread(outputs: Tensor) -> float:
+    """Mean deviation of outputs, the unit of margins; 1 where they are constant."""
+    return float(outputs.std(0).mean()) or 1.0
 
 
 def _keeper(rows: list[KeepRows], program: LeastChange) -> Callable[[Tensor], int] | None:

@@ -112,8 +112,7 @@ def held(region: Region, outputs: Tensor) -> Tensor:
 
 
 def _points(task: Task, region: Region, count: int, draw: torch.Generator) -> Tensor:
-    noise = torch.rand(count, region.lower.numel(), generator=draw, dtype=torch.float64)
-    points = region.lower + noise * (region.upper - region.lower)
+    points = region.draw(count, draw)
     shape = (region.lower.numel(),) if region.shape is None else region.shape
     return points.view(count, *shape).to(task.engine.device, task.engine.dtype)
 

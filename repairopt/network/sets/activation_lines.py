@@ -73,7 +73,7 @@ def lines_of(call: Call, low: Tensor, high: Tensor) -> list[Lines] | None:
 
 @lines(nn.ReLU, F.relu, torch.relu, "relu")
 def _relu(call: Call, low: Tensor, high: Tensor) -> list[Lines]:
-    """The chord above; below the slope 1 or 0 that leaves less area, the slope of the chord, and 0."""
+    """The chord above; below the slope 1 or 0 that leaves less area, the slope of the chord, 0, and 1."""
     open_ = (low < 0) & (high > 0)
     zero = torch.zeros_like(low)
     chord = torch.where(open_, high / torch.where(open_, high - low, 1.0), (low >= 0).to(low))
@@ -83,4 +83,26 @@ def _relu(call: Call, low: Tensor, high: Tensor) -> list[Lines]:
         adaptive,
         replace(adaptive, lower_slope=chord),
         replace(adaptive, lower_slope=torch.where(open_, zero, chord)),
+        replace(adaptive, lower_slope=torch.where(open_, 1.0, chord)),
     ]
+
+
+def between(alternatives: list[Lines], share: Tensor) -> Lines:
+    """The usual lines, but below a mean of the flattest and the steepest lower line, ``share`` of it of the latter.
+
+    Lines below a function are so in every convex combination.
+    """
+    slopes = torch.stack([one.lower_slope for one in alternatives])
+    shifts = torch.stack([one.lower_shift for one in alternatives])
+    ends = [slopes.argmin(0)[None], slopes.argmax(0)[None]]
+    (flat, flat_shift), (steep, steep_shift) = ((slopes.gather(0, k)[0], shifts.gather(0, k)[0]) for k in ends)
+    slope, shift = flat + share * (steep - flat), flat_shift + share * (steep_shift - flat_shift)
+    return replace(alternatives[0], lower_slope=slope, lower_shift=shift)
+
+
+def usual_share(alternatives: list[Lines]) -> Tensor:
+    """The share at which :func:`between` gives the usual lower line, ``(B, n)``; 1/2 where all are one."""
+    slopes = torch.stack([one.lower_slope for one in alternatives])
+    low, high = slopes.amin(0), slopes.amax(0)
+    same = high <= low
+    return torch.where(same, 0.5, (slopes[0] - low) / torch.where(same, 1.0, high - low))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from repairopt.errors import UnsupportedError
 
-from .activation_lines import Lines, lines_of
+from .activation_lines import Lines, between, lines_of, usual_share
+from .frames import Frame
 from .network_steps import ActivationStep, AffineStep, NetworkSteps
 
 CHUNK = 128  # boxes at a time, so that intermediate results stay in the cache
@@ -36,12 +37,16 @@ class Boxes:
         lower: ``(B, d)``.
         upper: ``(B, d)``.
         intervals: For the index of each activation's step bounds of its argument, two of ``(B, size)``.
+        frame: What the boxes stand for where they are of parameters, ``(B, p)``; None where they are the inputs.
+        shares: For each activation which mean of its lower lines is taken, ``(B, size)``; None for the usual lines.
     """
 
     network: NetworkSteps
     lower: Tensor
     upper: Tensor
     intervals: Intervals
+    frame: Frame | None = None
+    shares: dict[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -49,7 +54,9 @@ class Boxes:
     def __getitem__(self, rows: Any) -> Boxes:
         """Some of the boxes."""
         own = {index: (low[rows], high[rows]) for index, (low, high) in self.intervals.items()}
-        return Boxes(self.network, self.lower[rows], self.upper[rows], own)
+        frame = None if self.frame is None else self.frame[rows]
+        shares = None if self.shares is None else {index: share[rows] for index, share in self.shares.items()}
+        return Boxes(self.network, self.lower[rows], self.upper[rows], own, frame, shares)
 
     def join(self, other: Boxes) -> Boxes:
         """These boxes, then the others."""
@@ -58,7 +65,34 @@ class Boxes:
             for index, (low, high) in self.intervals.items()
         }
         lower, upper = torch.cat([self.lower, other.lower]), torch.cat([self.upper, other.upper])
-        return Boxes(self.network, lower, upper, pairs)
+        frame = self.frame.join([other.frame]) if self.frame is not None and other.frame is not None else None
+        shares = None
+        if self.shares is not None or other.shares is not None:
+            both = self.used_shares(), other.used_shares()
+            shares = {index: torch.cat([one[index] for one in both]) for index in both[0]}
+        return Boxes(self.network, lower, upper, pairs, frame, shares)
+
+    def used_shares(self) -> dict[int, Tensor]:
+        """Which mean of its lower lines is taken for each activation, ``(B, size)``."""
+        return self.shares or {index: usual_share(self.alternatives(index)) for index in self.intervals}
+
+    def alternatives(self, index: int) -> list[Lines]:
+        """The lines of an activation, ``(B, size)`` each, the usual ones first."""
+        return _lines(self.network, index, *self.intervals[index])
+
+    def centers(self) -> Tensor:
+        """Inputs in the middle of the boxes, ``(B, d)``."""
+        return (self.lower + self.upper) / 2 if self.frame is None else self.frame.centers(self.lower, self.upper)
+
+    def widths(self) -> Tensor:
+        """How far each input, or parameter, varies on each box, ``(B, d)``."""
+        low, high = (self.lower, self.upper) if self.frame is None else self.frame.tight(self.lower, self.upper)
+        return high - low
+
+    def middles(self) -> Tensor:
+        """The middle of what each input, or parameter, takes on each box, ``(B, d)``: where boxes are split."""
+        low, high = (self.lower, self.upper) if self.frame is None else self.frame.tight(self.lower, self.upper)
+        return low / 2 + high / 2
 
     def lowest(self, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest values of linear functions of what the last linear layer reads, and the features where they are.
@@ -84,27 +118,40 @@ class Boxes:
         """Lower bounds of linear functions ``(B, m, size)`` of a step's result.
 
         Returns:
-            Bounds ``(B, m)``, coefficients of the inputs ``(B, m, d)``, and where ``points`` is set the result of the
-            step ``(B, m, size)`` and the corner of the box ``(B, m, d)`` at which the bound is taken; else empty ones.
+            Bounds ``(B, m)``, coefficients of the inputs, or parameters, ``(B, m, d)``, and where ``points`` is set the
+            result of the step ``(B, m, size)`` and the inputs ``(B, m, d)`` at which the bound is taken; else empty
+            ones.
         """
         if directions.ndim == 2:
             directions = directions.expand(len(self), *directions.shape)
         lines = self.lines() if lines is None else lines
         constant, slope, signs = _pass_back(self.network, directions, index, lines, points)
-        middle, half = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
-        low = constant + (slope @ middle[:, :, None])[..., 0] - (slope.abs() @ half[:, :, None])[..., 0]
+        if self.frame is not None:
+            slope = self.frame.pull(slope)
+            value, corner = self.frame.lowest(slope, self.lower, self.upper)
+            low, corner = constant + value, self.frame.inputs(corner) if points else corner
+        else:
+            middle, half = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
+            low = constant + (slope @ middle[:, :, None])[..., 0] - (slope.abs() @ half[:, :, None])[..., 0]
+            corner = middle[:, None] - slope.sign() * half[:, None] if points else low
         if not points:
             return low, slope, low.new_zeros(0), low.new_zeros(0)
-        corner = middle[:, None] - slope.sign() * half[:, None]
         return low, slope, _pass_on(self.network, corner, index, lines, signs), corner
 
     def lines(self, kind: int = 0) -> dict[int, Lines]:
-        """The lines of each activation; of alternatives the one of a number, or the last."""
-        return {index: _lines(self.network, index, *pair)[kind] for index, pair in self.intervals.items()}
+        """The lines of each activation; of alternatives the one of a number."""
+        if self.shares is not None:
+            return {index: between(self.alternatives(index), share) for index, share in self.shares.items()}
+        return {index: self.alternatives(index)[kind] for index in self.intervals}
 
 
 def relax(
-    network: NetworkSteps, lower: Tensor, upper: Tensor, parents: Intervals | None = None, alternatives: int = 3
+    network: NetworkSteps,
+    lower: Tensor,
+    upper: Tensor,
+    parents: Intervals | None = None,
+    alternatives: int = 3,
+    frame: Frame | None = None,
 ) -> Boxes:
     """Bounds of the argument of each activation on boxes.
 
@@ -117,8 +164,9 @@ def relax(
         upper: ``(B, d)``.
         parents: Bounds that hold already, as those of larger boxes around these.
         alternatives: Most alternatives of lines that are tried.
+        frame: What the boxes stand for, where they are not the inputs themselves.
     """
-    found = Boxes(network, lower, upper, {})
+    found = Boxes(network, lower, upper, {}, frame)
     for index, step in enumerate(network.steps):
         if not isinstance(step, ActivationStep):
             continue
@@ -129,18 +177,24 @@ def relax(
 
 
 def relax_in_parts(
-    network: NetworkSteps, lower: Tensor, upper: Tensor, parents: Intervals | None = None, alternatives: int = 3
+    network: NetworkSteps,
+    lower: Tensor,
+    upper: Tensor,
+    parents: Intervals | None = None,
+    alternatives: int = 3,
+    frame: Frame | None = None,
 ) -> Boxes:
     """As :func:`relax`, some boxes at a time."""
     parts = []
     for rows in torch.arange(len(lower)).split(CHUNK):
         own = None if parents is None else {index: (low[rows], high[rows]) for index, (low, high) in parents.items()}
-        parts.append(relax(network, lower[rows], upper[rows], own, alternatives))
+        framed = None if frame is None else frame[rows]
+        parts.append(relax(network, lower[rows], upper[rows], own, alternatives, framed))
     pairs = {
         index: tuple(torch.cat([part.intervals[index][side] for part in parts]) for side in (0, 1))
         for index in parts[0].intervals
     }
-    return Boxes(network, lower, upper, pairs)  # type: ignore[arg-type]
+    return Boxes(network, lower, upper, pairs, frame)  # type: ignore[arg-type]
 
 
 def _interval(
@@ -150,7 +204,8 @@ def _interval(
     network, size = boxes.network, boxes.network.size(index)
     first = not boxes.intervals
     step = network.steps[index]
-    if first and isinstance(step, AffineStep) and step.parents == (0,) and step.matrices[0] is not None:
+    plain = first and boxes.frame is None
+    if plain and isinstance(step, AffineStep) and step.parents == (0,) and step.matrices[0] is not None:
         matrix, middle, half = step.matrices[0], (boxes.lower + boxes.upper) / 2, (boxes.upper - boxes.lower) / 2
         center, radius = middle @ matrix.T + step.offset, half @ matrix.abs().T
         return center - radius, center + radius

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import UnsupportedError
 
+from .frames import Frame
 from .leaves import LastLayer, Leaves, own_last_layer
 from .network_steps import NetworkSteps
 from .region_attack import RegionSearch, attack_regions
@@ -25,7 +26,8 @@ class Evidence:
         least: Smallest value that an attack found, ``(Q,)``: the worst group's best row; at most 0 is a counterexample.
         bound: Lower bound of that value on the whole region, ``(Q,)``.
         volume: Share of each region's volume that is proved, ``(Q,)``.
-        leaves: The boxes that the regions are divided into, ``lower`` and ``upper`` of each region, ``(L, 2, d)``.
+        leaves: The boxes that the regions are divided into, ``lower`` and ``upper`` of each region, ``(L, 2, d)``; of
+            weights where a region is a hull (:class:`.frames.Frame`).
     """
 
     least: Tensor
@@ -52,7 +54,13 @@ class Evidence:
 
 
 def examine_regions(
-    network: NetworkSteps, lower: Tensor, upper: Tensor, rows: RowGroups, search: RegionSearch, splits: int
+    network: NetworkSteps,
+    lower: Tensor,
+    upper: Tensor,
+    rows: RowGroups,
+    search: RegionSearch,
+    splits: int,
+    frame: Frame | None = None,
 ) -> Evidence:
     """Attack the regions, then divide those without a counterexample until they are proved or splits are used up.
 
@@ -63,11 +71,12 @@ def examine_regions(
         rows: What must hold of the outputs on each.
         search: How hard the attack looks.
         splits: Splits of leaves at most.
+        frame: What the boxes stand for, where they are not the inputs themselves.
     """
     last, matrix, offset = own_last_layer(network)
-    _, _, least = attack_regions(network, lower, upper, rows, search)
+    _, _, least = attack_regions(network, lower, upper, rows, search, frame=frame)
     inner = rows.through(matrix, offset)
-    leaves = Leaves.of(network, lower, upper, inner, torch.arange(len(lower)))
+    leaves = Leaves.of(network, lower, upper, inner, torch.arange(len(lower)), frame)
     return evidence_of(divided(leaves, last, least > 0, splits), last, least)
 
 
@@ -95,7 +104,10 @@ def evidence_of(leaves: Leaves, last: LastLayer, least: Tensor) -> Evidence:
     """What leaves prove with a last layer."""
     found, count = leaves.least(last), len(least)
     bound = torch.full((count,), torch.inf, dtype=torch.float64).scatter_reduce(0, leaves.region, found, "amin")
-    volume = torch.zeros(count, dtype=torch.float64).index_add(0, leaves.region, leaves.volume() * (found > 0))
+    volume = torch.ones(count, dtype=torch.float64)
+    if bool((bound <= 0).any()):
+        share = torch.zeros(count, dtype=torch.float64).index_add(0, leaves.region, leaves.volume() * (found > 0))
+        volume = torch.where(bound > 0, volume, share)
     both = torch.stack([leaves.boxes.lower, leaves.boxes.upper], 1)
     return Evidence(least, bound, volume, tuple(both[leaves.region == q] for q in range(count)))
 

@@ -7,13 +7,14 @@ depends on most; halves inherit the bounds that hold on the whole. Measured on a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .crown import Boxes, Intervals, relax_in_parts
+from .frames import Frame
 from .network_steps import NetworkSteps
 from .row_groups import RowGroups
 
@@ -41,7 +42,7 @@ class Cuts:
         value: Lower bound of each row, ``(B, R)``.
         features: Points of the relaxed features, ``(B, R, h)``: the bound of a row is its value there.
         corner: Inputs at which the linear bound is smallest, ``(B, R, d)``.
-        slope: How the bound depends on the inputs, ``(B, R, d)``.
+        slope: How the bound depends on the inputs, or parameters, ``(B, R, d)``.
     """
 
     value: Tensor
@@ -67,9 +68,17 @@ class Leaves:
     depth: Tensor
 
     @classmethod
-    def of(cls, network: NetworkSteps, lower: Tensor, upper: Tensor, rows: RowGroups, region: Tensor) -> Leaves:
-        """One leaf for each box, ``(B, d)`` each; region ``(B,)``."""
-        boxes = relax_in_parts(network, lower, upper)
+    def of(
+        cls,
+        network: NetworkSteps,
+        lower: Tensor,
+        upper: Tensor,
+        rows: RowGroups,
+        region: Tensor,
+        frame: Frame | None = None,
+    ) -> Leaves:
+        """One leaf for each box, ``(B, d)`` each; region ``(B,)``; frame where boxes are of parameters."""
+        boxes = relax_in_parts(network, lower, upper, frame=frame)
         return cls(boxes, rows, region, torch.zeros(len(lower), dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -108,17 +117,48 @@ class Leaves:
         """Lower bound of the worst group of each leaf, ``(B,)``: positive where the leaf is proved."""
         return self.rows.least(self.bounds(last), self.region)
 
+    def sharpened(self, last: LastLayer, steps: int, rate: float = 0.2) -> Leaves:
+        """The same leaves with lower lines of activations that make the bound of the worst group as large as may be.
+
+        The lines are found by steps of Adam; the best ones on the way are kept for each leaf (alpha-CROWN: Xu et al.,
+        Fast and Complete, ICLR 2021, with the bounds of what activations read as they are).
+        """
+        parts = [self[rows]._sharpened(last, steps, rate) for rows in torch.arange(len(self)).split(CHUNK)]
+        shares = {index: torch.cat([part[index] for part in parts]) for index in parts[0]} if parts else None
+        return replace(self, boxes=replace(self.boxes, shares=shares))
+
+    def _sharpened(self, last: LastLayer, steps: int, rate: float) -> dict[int, Tensor]:
+        best, highest = self.boxes.used_shares(), self.least(last)
+        own = {index: share.clone().requires_grad_() for index, share in best.items()}
+        optimizer = torch.optim.Adam(own.values(), rate)
+        for _ in range(steps):
+            with torch.enable_grad():
+                moved = replace(self, boxes=replace(self.boxes, shares=own))
+                least = moved.least(last)
+                slopes = torch.autograd.grad(-least.sum(), list(own.values()), allow_unused=True)
+            better = least.detach() > highest
+            highest = torch.where(better, least.detach(), highest)
+            best = {i: torch.where(better[:, None], share.detach(), best[i]) for i, share in own.items()}
+            with torch.no_grad():
+                for share, slope in zip(own.values(), slopes, strict=True):
+                    share.grad = slope
+                optimizer.step()
+                for share in own.values():
+                    share.clamp_(0, 1)
+        return best
+
     def halves(self, dimension: Tensor, alternatives: int = 3) -> Leaves:
         """Both halves of each leaf, the lower ones first, split in the middle of the given dimension ``(B,)``."""
         boxes, at = self.boxes, torch.arange(len(self))
-        middle = (boxes.lower / 2 + boxes.upper / 2)[at, dimension]
+        middle = boxes.middles()[at, dimension]
         below, above = boxes.upper.clone(), boxes.lower.clone()
         below[at, dimension], above[at, dimension] = middle, middle
         lower, upper = torch.cat([boxes.lower, above]), torch.cat([below, boxes.upper])
         twice: Intervals = {i: (torch.cat([a, a]), torch.cat([b, b])) for i, (a, b) in boxes.intervals.items()}
         order = sum((((a < 0) & (b > 0)).sum(1) for a, b in twice.values()), torch.zeros(len(lower))).argsort()
         own = {i: (a[order], b[order]) for i, (a, b) in twice.items()}
-        made = relax_in_parts(boxes.network, lower[order], upper[order], own, alternatives)
+        frame = None if boxes.frame is None else boxes.frame.join([boxes.frame])[order]
+        made = relax_in_parts(boxes.network, lower[order], upper[order], own, alternatives, frame)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         region, depth = torch.cat([self.region, self.region]), torch.cat([self.depth, self.depth]) + 1
@@ -131,7 +171,10 @@ class Leaves:
             last: The last layer.
             slope: How the bound of the worst row depends on the inputs, ``(B, d)``.
         """
-        width = self.boxes.upper - self.boxes.lower
+        width = self.boxes.widths()
+        if self.boxes.frame is not None:  # the sum of weights is fixed, so that a common part of slopes does nothing
+            common = slope.mean(1, keepdim=True)
+            slope = torch.where(self.boxes.frame.hull[self.boxes.frame.region][:, None], slope - common, slope)
         score = slope.abs() * width + 1e-9 * width
         varies = int((width > 0).any(0).sum())
         tried = score.topk(max(1, min(TRIED, varies)), dim=1).indices
@@ -145,12 +188,15 @@ class Leaves:
         return tried[torch.arange(len(self)), best]
 
     def centers(self) -> Tensor:
-        """Middles of the boxes, ``(B, d)``."""
-        return (self.boxes.lower + self.boxes.upper) / 2
+        """Inputs in the middle of the boxes, ``(B, d)``."""
+        return self.boxes.centers()
 
     def volume(self) -> Tensor:
-        """Share of its region that each leaf takes, ``(B,)``: a half for each split."""
-        return 0.5 ** self.depth.double()
+        """Share of its region that each leaf takes, ``(B,)``: a half for each split; of hulls estimated by points."""
+        halved, boxes = 0.5 ** self.depth.double(), self.boxes
+        if boxes.frame is None:
+            return halved
+        return torch.where(boxes.frame.hull[self.region], boxes.frame.share(boxes.lower, boxes.upper), halved)
 
     def without(self, drop: Tensor) -> Leaves:
         """All leaves but those with the given numbers."""

@@ -22,14 +22,15 @@ from repairopt.network.split_graph import parameters_read
 from repairopt.network.tracing import Tracer
 
 from . import activation_bands  # noqa: F401  (registers)
+from .max_pooling import without_max_pooling
 from .zonotope_layers import Call, Zonotope, relaxation_of, replaced
 
 Slope = float | Tensor | Mapping[str, Tensor] | None
 Environment = dict[fx.Node, Any]
 
 SUPPORTED = (
-    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average pooling, ReLU, LeakyReLU, ReLU6, Hardtanh, Tanh, Sigmoid, "
-    "GELU, SiLU, Softplus, ELU, Dropout, Flatten, view, reshape, the sum of two branches, +, -, *, / with "
+    "Supported: Linear, Conv1d/2d/3d, BatchNorm, average and max pooling, ReLU, LeakyReLU, ReLU6, Hardtanh, Tanh, "
+    "Sigmoid, GELU, SiLU, Softplus, ELU, Dropout, Flatten, view, reshape, the sum of two branches, +, -, *, / with "
     "constants, and what @repairopt.network.relaxation adds."
 )
 
@@ -51,12 +52,14 @@ class TracedNetwork:
         self.what = f"network {type(network).__name__}"
         self.network = shadow(network)
         try:
-            self.nodes = list(_Tracer().trace(self.network).nodes)
+            graph = _Tracer().trace(self.network)
         except Exception as error:  # tracing runs the user's forward on proxies: whatever it raises means "cannot"
             raise UnsupportedError(
                 f"{self.what}: cannot be traced with torch.fx ({type(error).__name__}: {error}), as certified bounds "
                 f"need. Remove control flow that depends on data from forward. {SUPPORTED}"
             ) from error
+        without_max_pooling(self.network, graph)
+        self.nodes = list(graph.nodes)
         self.input, *others = [node for node in self.nodes if node.op == "placeholder"]
         self.defaults = {node: node.args[0] for node in others if node.args}
         if len(self.defaults) < len(others):

@@ -192,7 +192,7 @@ def _affine(call: Call) -> Zonotope | None:
     return Zonotope(functional_call(module, own, (z.center,)), generators)
 
 
-def _linear(call: Call, weighted: bool = False) -> Zonotope | None:
+def linear_function(call: Call, weighted: bool = False) -> Zonotope | None:
     """A linear function of its first argument; where ``weighted``, called as ``function(x, weight, bias, ...)``."""
     (z, *rest), kwargs, function = call.args, dict(call.kwargs), call.target
     if any(isinstance(value, Zonotope) for value in (*rest, *kwargs.values())):
@@ -204,10 +204,10 @@ def _linear(call: Call, weighted: bool = False) -> Zonotope | None:
     return Zonotope(center, _each(lambda rows: function(rows, *rest, **kwargs), z.generators))
 
 
-relaxation(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)(_linear)
-relaxation(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)(_linear)
+relaxation(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)(linear_function)
+relaxation(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)(linear_function)
 relaxation(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d)(
-    partial(_linear, weighted=True)
+    partial(linear_function, weighted=True)
 )
 
 

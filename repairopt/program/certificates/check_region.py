@@ -1,7 +1,8 @@
 """The check of a proof of regions, in NumPy alone, which shares no code with the search and trusts nothing of it.
 
-It sees exactly that the leaves tile the boxes, computes on each its own bounds of the rows with all rounding errors
-(:mod:`.running_bounds`), splits a leaf where its bound is too weak, and runs the network on many points.
+It sees exactly that the leaves tile the boxes (of convex hulls the boxes of weights), computes on each its own bounds
+of the rows with all rounding errors (:mod:`.running_bounds`), splits a leaf where its bound is too weak, and runs the
+network on many points.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TRIED = 8  # dimensions whose halves are bounded for a split
 NUMBERS = 2**22  # coefficients of one batch of boxes
 FIRST = 10_000  # points that are looked at before anything is bounded
 PART = 20_000  # points of one run
+VOLUME = 4000  # points by which shares of hulls are estimated
 
 Run = Callable[[Array], Array]
 Boxes = tuple[Array, Array, Any]  # lower sides, upper sides, and the box of the proof that they are in
@@ -76,9 +78,9 @@ def _check_belongs(network: LayeredNetwork, proof: RegionProof) -> None:
             f"{network.fingerprint or 'unknown'}. Expected the network that the proof was made for."
         )
     sizes, outputs = (network.inputs, network.outputs), proof.rows[0].matrix.shape[1]
-    if sizes != (proof.lower.shape[1], outputs):
+    if sizes != (proof.inputs, outputs):
         raise ProofError(
-            f"proof of a region: it is of {proof.lower.shape[1]} inputs and {outputs} outputs, the network has {sizes}."
+            f"proof of a region: it is of {proof.inputs} inputs and {outputs} outputs, the network has {sizes}."
         )
     for number, (lower, upper) in enumerate(zip(proof.lower, proof.upper, strict=True)):
         own = proof.leaf_box == number
@@ -107,6 +109,7 @@ class _Checker:
         deep = max(layer.size for layer in network.layers)  # at most so many entries are bounded at a time, twice
         self.batch = int(np.clip(NUMBERS // (width * 2 * deep), 1, 64))
         self.point: Array | None = None
+        self.point_box = -1
         self.outputs: Array | None = None
         self.open: list[tuple[Array, Array, Array]] = []
         self.least, self.sampled_least = np.inf, np.inf
@@ -119,13 +122,24 @@ class _Checker:
             left = -(-count // boxes)
             while left > 0 and self.point is None:
                 size = min(left, PART)
-                lower, upper = self.proof.lower[number], self.proof.upper[number]
-                self.look_at(lower + (upper - lower) * self.draw.random((size, len(lower))), number)
+                self.look_at(self.drawn(number, size), number)
                 left -= size
 
+    def drawn(self, number: int, count: int) -> Array:
+        """Points of a box, or of its parameters, spread evenly."""
+        lower, upper = self.proof.lower[number], self.proof.upper[number]
+        noise = self.draw.random((count, len(lower)))
+        if self.proof.hull is None or not self.proof.hull[number]:
+            return lower + (upper - lower) * noise
+        raw = -np.log1p(-noise) * (upper > 0)
+        return raw / raw.sum(1, keepdims=True)
+
     def look_at(self, points: Array, number: int) -> None:
-        """Run the network at points ``(N, d)`` of a box; keeps the first that violates its rows."""
+        """Run the network at points ``(N, d)`` of a box, or of parameters; keeps the first that violates its rows."""
+        own = np.array([number])
         points = np.clip(points, self.proof.lower[number], self.proof.upper[number])
+        hulls = self.proof.hulls(self.proof.lower[own], self.proof.upper[own], own)
+        points = points if hulls is None else hulls.inputs(points)
         if self.proof.execution == "float32":
             points = points.astype(np.float32)
         outputs = np.asarray(self.run(points))
@@ -138,6 +152,7 @@ class _Checker:
                 return
             if self.proof.rows[number].are_violated(outputs[place]):
                 self.point, self.outputs = points[place].astype(np.float64), outputs[place]
+                self.point_box = number
 
     def bound_leaves(self, depth: int, limit: float, progress: Callable[[int, int], None] | None) -> None:
         """Bound the rows on each leaf, and split those whose bound is too weak, until a violation is found."""
@@ -172,9 +187,12 @@ class _Checker:
 
     def bounds(self, lower: Array, upper: Array, box: Array) -> tuple[Array, Array]:
         """Lower bounds ``(B,)`` of how far the rows hold on boxes, and of the worst group the slopes ``(B, d)``."""
+        hulls = self.proof.hulls(lower, upper, box)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows proves nothing
-            found = RunningBounds(self.network, lower, upper, self.proof.execution)
+            found = RunningBounds(self.network, lower, upper, self.proof.execution, hulls)
             low, slopes = found.below(self.matrix[box], self.offset[box])
+        if hulls is not None:
+            low = np.where(hulls.are_empty()[:, None], np.inf, low)
         member = self.member[box]
         by_group = np.where(member, low[:, None], -np.inf)
         best = np.where(member.any(2), by_group.max(2), np.inf)
@@ -184,25 +202,34 @@ class _Checker:
 
     def look_near(self, lower: Array, upper: Array, box: Array, slopes: Array) -> None:
         """Run the network where the bounds are lowest, and in the middle."""
-        corner = np.where(slopes > 0, lower, upper)
+        hulls = self.proof.hulls(lower, upper, box)
+        if hulls is None:
+            corner, middle = np.where(slopes > 0, lower, upper), lower / 2 + upper / 2
+        else:
+            corner, middle = hulls.corners(slopes), hulls.middles()
         for number in np.unique(box):
             if self.point is None:
                 own = box == number
-                self.look_at(np.concatenate([corner[own], lower[own] / 2 + upper[own] / 2]), int(number))
+                self.look_at(np.concatenate([corner[own], middle[own]]), int(number))
 
     def halves(self, boxes: Boxes, slopes: Any) -> list[Boxes]:
         """Both halves of each box, split where the bounds of both are best (strong branching)."""
         lower, upper, box = boxes
         rows = np.arange(len(lower))
-        score = (np.abs(slopes) + 1e-9) * (upper - lower)
+        hulls = self.proof.hulls(lower, upper, box)
+        least, most = (lower, upper) if hulls is None else hulls.ranges()
+        middle = least / 2 + most / 2
+        if hulls is not None:  # the sum of weights is fixed, so that a common part of slopes does nothing
+            slopes = slopes - np.where(hulls.hull, slopes.mean(1), 0.0)[:, None]
+        score = (np.abs(slopes) + 1e-9) * (most - least)
         tried = np.argsort(-score, axis=1)[:, :TRIED]
         best, chosen = np.full(len(lower), -np.inf), tried[:, 0].copy()
         for dimension in tried.T if tried.shape[1] > 1 else ():
-            parts = _split(lower, upper, dimension)
+            parts = _split(lower, upper, dimension, middle)
             gains = [np.minimum(self.bounds(*part, box)[0], 0) for part in parts]
-            gain = np.where(upper[rows, dimension] > lower[rows, dimension], gains[0] + gains[1], -np.inf)
+            gain = np.where(most[rows, dimension] > least[rows, dimension], gains[0] + gains[1], -np.inf)
             chosen, best = np.where(gain > best, dimension, chosen), np.maximum(gain, best)
-        return [(*part, box) for part in _split(lower, upper, chosen)]
+        return [(*part, box) for part in _split(lower, upper, chosen, middle)]
 
     def verdict(self, seconds: float) -> ProofVerdict:
         """The conclusion."""
@@ -210,8 +237,9 @@ class _Checker:
         parts: list[Boxes] = self.open or [(np.zeros((0, width)), np.zeros((0, width)), np.zeros(0, dtype=np.int64))]
         lower, upper, box = (np.concatenate(part) for part in zip(*parts, strict=True))
         status = ProofStatus.PROVED if not len(lower) else ProofStatus.UNDECIDED
-        left = _volume(self.proof.lower[box], self.proof.upper[box], lower, upper).sum() / len(self.proof.lower)
-        share = 1.0 if status is ProofStatus.PROVED else float(np.clip(1 - left, 0, 1 - 2.0**-53))
+        share = 1.0
+        if status is not ProofStatus.PROVED:
+            share = float(np.clip(1 - self.left(lower, upper, box), 0, 1 - 2.0**-53))
         if self.point is not None:
             status, share = ProofStatus.REFUTED, 0.0
         return ProofVerdict(
@@ -228,14 +256,29 @@ class _Checker:
             self.sampled_least,
             self.proof.execution,
             seconds,
+            box,
+            self.point_box,
         )
 
+    def left(self, lower: Array, upper: Array, box: Any) -> float:
+        """Share of the volume that boxes take, the mean over the regions; of hulls by points."""
+        share = _volume(self.proof.lower[box], self.proof.upper[box], lower, upper)
+        hulls = [] if self.proof.hull is None else np.flatnonzero(self.proof.hull).tolist()
+        total = share[~np.isin(box, hulls)].sum()
+        for number in hulls:
+            points, taken = self.drawn(number, VOLUME), np.zeros(VOLUME, dtype=bool)
+            for low, high in zip(lower[box == number], upper[box == number], strict=True):
+                taken |= ((points >= low) & (points <= high)).all(1)
+            total += taken.mean()
+        return float(total / len(self.proof.lower))
 
-def _split(lower: Array, upper: Array, dimension: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+
+def _split(
+    lower: Array, upper: Array, dimension: Any, middle: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     rows = np.arange(len(lower))
-    middle = lower[rows, dimension] / 2 + upper[rows, dimension] / 2
     left, right = upper.copy(), lower.copy()
-    left[rows, dimension] = right[rows, dimension] = middle
+    left[rows, dimension] = right[rows, dimension] = middle[rows, dimension]
     return (lower, left), (right, upper)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from repairopt.errors import ProofError
 from repairopt.program.program import Array
 
+from .hulls import Hulls
 from .running_bounds import UNITS
 
 
@@ -88,8 +89,8 @@ class RegionProof:
     """Boxes, the rows that are to hold on each, and the leaves that tile the boxes.
 
     Attributes:
-        lower: Smallest inputs of each box, ``(K, d)``.
-        upper: Largest inputs, ``(K, d)``.
+        lower: Smallest inputs of each box, ``(K, d)``; where ``vertices`` are given, smallest parameters ``(K, p)``.
+        upper: Largest ones.
         rows: Of each box.
         leaf_lower: ``(L, d)``.
         leaf_upper: ``(L, d)``.
@@ -98,6 +99,9 @@ class RegionProof:
         execution: What it speaks of: ``"float32"`` or ``"float64"`` for the network as it is run in this precision, for
             every order of its sums, with inputs rounded to it; ``"exact"`` for real numbers.
         shape: Of one input of the network, whose numbers in row-major order are the ``d`` inputs; ``(d,)`` by default.
+        vertices: Where regions are not boxes of inputs, ``(K, p, d)``: the inputs are ``parameters @ vertices``, and
+            boxes and leaves are of parameters. None else. Such inputs may be rounded in runs of any precision.
+        hull: Of which regions only the parameters count whose sum is 1, ``(K,)``: the convex hulls of their vertices.
 
     Raises:
         ProofError: Shapes do not fit, or numbers are not finite.
@@ -112,6 +116,8 @@ class RegionProof:
     fingerprint: str = ""
     execution: str = "float32"
     shape: tuple[int, ...] = ()
+    vertices: Any = None
+    hull: Any = None
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "leaf_lower", "leaf_upper"):
@@ -130,9 +136,10 @@ class RegionProof:
                 f"{self.leaf_upper.shape}, of boxes {self.leaf_box.shape}, {len(self.rows)} sets of rows on "
                 f"{sorted(outputs)} outputs do not fit."
             )
-        object.__setattr__(self, "shape", tuple(self.shape) or (boxes[1],))
-        if int(np.prod(self.shape)) != boxes[1]:
-            raise ProofError(f"proof of a region: inputs of shape {self.shape} do not have {boxes[1]} numbers.")
+        self._check_vertices(boxes)
+        object.__setattr__(self, "shape", tuple(self.shape) or (self.inputs,))
+        if int(np.prod(self.shape)) != self.inputs:
+            raise ProofError(f"proof of a region: inputs of shape {self.shape} do not have {self.inputs} numbers.")
         inside = ((self.leaf_box >= 0) & (self.leaf_box < boxes[0])).all()
         ordered = (self.lower <= self.upper).all() and (self.leaf_lower <= self.leaf_upper).all()
         if not inside or not ordered or self.execution not in UNITS:
@@ -140,6 +147,28 @@ class RegionProof:
                 f"proof of a region: expected lower sides below upper ones, leaves of the boxes 0 to {boxes[0] - 1}, "
                 f"and execution as one of {', '.join(UNITS)}, got '{self.execution}'."
             )
+
+    def _check_vertices(self, boxes: tuple[int, ...]) -> None:
+        if self.vertices is None and self.hull is None:
+            return
+        vertices, hull = np.asarray(self.vertices, dtype=np.float64), np.asarray(self.hull, dtype=bool)
+        if vertices.ndim != 3 or vertices.shape[:2] != boxes or hull.shape != boxes[:1]:
+            raise ProofError(
+                f"proof of a region: vertices {vertices.shape} and hull {hull.shape} do not fit boxes {boxes}."
+            )
+        if not np.isfinite(vertices).all() or (self.lower[hull] < 0).any() or (self.upper[hull] > 1).any():
+            raise ProofError("proof of a region: vertices are not finite, or weights of a hull not within 0 to 1.")
+        object.__setattr__(self, "vertices", vertices)
+        object.__setattr__(self, "hull", hull)
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of one input."""
+        return int(self.lower.shape[1] if self.vertices is None else self.vertices.shape[2])
+
+    def hulls(self, lower: Array, upper: Array, box: Any) -> Hulls | None:
+        """What boxes ``(B, p)`` of regions ``(B,)`` stand for; None where they are the inputs themselves."""
+        return None if self.vertices is None else Hulls(lower, upper, self.vertices[box], self.hull[box])
 
     @classmethod
     def of_boxes(cls, lower: Any, upper: Any, rows: Sequence[OutputRows], **options: Any) -> RegionProof:
@@ -153,7 +182,8 @@ class ProofVerdict:
 
     Attributes:
         status: PROVED, REFUTED or UNDECIDED.
-        share: Share of the volume on which the property was proved, the mean over the boxes; 1 only for PROVED.
+        share: Share of the volume on which the property was proved, the mean over the boxes; 1 only for PROVED; of the
+            weights of hulls it is estimated by points.
         open_lower: Boxes on which it was not, ``(Q, d)``; some may be left out after a violation was found.
         open_upper: ``(Q, d)``.
         point: For REFUTED, an input ``(d,)`` whose output violates the rows of its box.
@@ -165,6 +195,8 @@ class ProofVerdict:
         sampled_least: Least value of the rows at them.
         execution: As in the proof.
         seconds: Processor time.
+        open_box: The box of the proof that each open one is in, ``(Q,)``.
+        point_box: The one that the point is in; -1 without a point.
     """
 
     status: ProofStatus
@@ -180,3 +212,5 @@ class ProofVerdict:
     sampled_least: float
     execution: str
     seconds: float
+    open_box: Any = ()
+    point_box: int = -1

@@ -26,6 +26,7 @@ import numpy as np
 from repairopt.errors import ProofError
 from repairopt.program.program import Array
 
+from .hulls import Hulls
 from .layered_network import AffineLayer, Layer, LayeredNetwork, RectifierLayer, SmoothLayer, SumLayer
 from .smooth_functions import FUNCTIONS, band, slopes_of
 
@@ -94,16 +95,23 @@ class RunningBounds:
         upper: Largest inputs ``(B, d)``.
         execution: The runs that are covered: ``"exact"`` for real numbers, ``"float64"``, or ``"float32"``, where
             inputs may also be rounded to it.
+        hulls: Where boxes are of parameters, what they stand for, whose inputs may be rounded in every run; ``lower``
+            and ``upper`` are then not used.
 
     Attributes:
         covered: Whether no value comes near overflow in the covered runs, ``(B,)``.
     """
 
-    def __init__(self, network: LayeredNetwork, lower: Array, upper: Array, execution: str) -> None:
-        self.network, self.unit, self.execution = network, UNITS[execution], execution
+    def __init__(
+        self, network: LayeredNetwork, lower: Array, upper: Array, execution: str, hulls: Hulls | None = None
+    ) -> None:
+        self.network, self.unit, self.execution, self.hulls = network, UNITS[execution], execution, hulls
+        if hulls is not None:
+            lower, upper = hulls.box()
         spread = np.zeros_like(lower)
-        if execution == "float32":
+        if execution == "float32" or (hulls is not None and self.unit):
             spread = self.unit * np.maximum(np.abs(lower), np.abs(upper)) * (1 + 2.0**-20) + SMALLEST[execution]
+        self.spread = spread
         self.input_lower, self.input_upper = lower - spread, upper + spread
         self.low: list[Array] = [self.input_lower]
         self.high: list[Array] = [self.input_upper]
@@ -115,17 +123,20 @@ class RunningBounds:
         for index, layer in enumerate(network.layers, 1):
             low, high = self._forward(index, layer)
             self._append(low, high)
-            if index in read and not _is_first(network, index):
+            if index in read and (hulls is not None or not _is_first(network, index)):
                 self._tighten(index, isinstance(read[index], SmoothLayer))
 
     def below(self, coefficients: Array, offset: Array) -> tuple[Array, Array]:
         """Lower bounds ``(B, R)`` of ``coefficients @ y - offset`` over each box, and their slopes ``(B, R, d)``.
 
+        Slopes are of the parameters where boxes are of these.
+
         Args:
             coefficients: Of the outputs ``y``, ``(B, R, k)``.
             offset: ``(B, R)``.
         """
-        best, slopes = np.full(offset.shape, -np.inf), np.zeros((*offset.shape, self.network.inputs))
+        width = self.network.inputs if self.hulls is None else self.hulls.lower.shape[1]
+        best, slopes = np.full(offset.shape, -np.inf), np.zeros((*offset.shape, width))
         for slope in SLOPES if self.lines else SLOPES[:1]:
             bound, at_input = self._pull(len(self.network.layers), coefficients, -offset, slope)
             better = bound > best
@@ -229,9 +240,14 @@ class RunningBounds:
                 else:
                     waiting[parent] = back
         at_input = np.broadcast_to(waiting[0], (len(self.covered), *waiting[0].shape[1:]))
-        lowest = np.where(at_input > 0, self.input_lower[:, None], self.input_upper[:, None])
-        value = np.einsum("bsd,bsd->bs", at_input, lowest)
-        error = error + gamma(at_input.shape[2] + 2) * _dot(np.abs(at_input), self.size[0])
+        if self.hulls is None:
+            lowest = np.where(at_input > 0, self.input_lower[:, None], self.input_upper[:, None])
+            value = np.einsum("bsd,bsd->bs", at_input, lowest)
+            error = error + gamma(at_input.shape[2] + 2) * _dot(np.abs(at_input), self.size[0])
+        else:
+            rounded = _dot(np.abs(at_input), self.spread) * (1 + gamma(at_input.shape[2] + 2))
+            value, lost, at_input = self.hulls.lowest(at_input)
+            error = error + lost + rounded
         total = value + constant
         return total - (error + U * np.abs(total)) * INFLATED - TINY, at_input
 

@@ -64,10 +64,10 @@ def collect_evidence(
 
 
 def map_regions(sources: ReportSources, proof: RegionProof, verdict: ProofVerdict) -> tuple[RegionMap, ...]:
-    """Slices of the first regions of a proof, where inputs are few and at least two of them vary."""
+    """Slices of the first regions of a proof of boxes, where inputs are few and at least two of them vary."""
     varied = [int((upper > lower).sum()) for lower, upper in zip(proof.lower, proof.upper, strict=True)]
     shown = [box for box, count in enumerate(varied) if 2 <= count <= FEW_INPUTS][:MAPS]
-    if not shown or sources.forward_fn is not None:
+    if not shown or sources.forward_fn is not None or proof.vertices is not None:
         return ()
     before, after = (runner_of(one, proof.shape) for one in (sources.original, sources.repaired))
     return tuple(map_region(before, after, proof, verdict, box=box) for box in shown)

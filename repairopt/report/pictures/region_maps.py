@@ -49,6 +49,8 @@ def map_region(
     """
     if not 0 <= box < len(proof.lower):
         raise SpecificationError(f"map of a region: box {box}; expected one of 0 to {len(proof.lower) - 1}.")
+    if proof.vertices is not None:
+        raise SpecificationError("map of a region: slices are drawn of boxes of inputs, and a region is a polytope.")
     lower, upper, own = proof.lower[box], proof.upper[box], proof.leaf_box == box
     wide = np.flatnonzero(upper > lower)
     if axes is None and len(wide) > 1:
@@ -79,7 +81,7 @@ def _point(proof: RegionProof, verdict: ProofVerdict, box: int) -> Any:
     inside = [one for one in (verdict.point,) if one is not None and ((one >= lower) & (one <= upper)).all()]
     if inside:
         return inside[0]
-    own = ((verdict.open_lower >= lower) & (verdict.open_upper <= upper)).all(1)
+    own = np.asarray(verdict.open_box) == box
     if own.any():
         lower, upper = verdict.open_lower[own][0], verdict.open_upper[own][0]
     return lower / 2 + upper / 2

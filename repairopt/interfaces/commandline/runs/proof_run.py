@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from repairopt.errors import PatchError, ProofError, ResultError, WrongBaseError
@@ -14,7 +13,7 @@ from repairopt.interfaces.specfile.opened import load_model, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import fingerprint, load_patch, whole_file
 from repairopt.program import ProofVerdict, RegionProof
-from repairopt.specify import Region
+from repairopt.specify import Region, place_in
 from repairopt.verify import check_deployed, load_proof, runner_of
 
 from .results import CheckLine, ProofResult
@@ -76,7 +75,7 @@ def check_run_proof(
             network = patch.apply(original)
     except (ProofError, PatchError, WrongBaseError) as error:
         return refused("files", str(error))
-    missing = [region.name for region in stated_regions if not _is_in(region, proof)]
+    missing = [region.name for region in stated_regions if place_in(proof, region) is None]
     if missing:
         return refused("regions", f"the proof does not speak of '{missing[0]}', as the spec has it")
     if stated_regions:
@@ -112,15 +111,6 @@ def _read(source: Path) -> tuple[nn.Module, tuple[Region, ...]]:
     return spec.model, tuple(spec.data.regions)
 
 
-def _is_in(region: Region, proof: RegionProof) -> bool:
-    """Whether a proof has a region as one of its boxes, with the same rows."""
-    sides = (region.lower.numpy(), region.upper.numpy())
-    parts = [part.numpy() for part in region.rows]
-    same = np.flatnonzero((proof.lower == sides[0]).all(1) & (proof.upper == sides[1]).all(1))
-    own = [(proof.rows[k].matrix, proof.rows[k].offset, proof.rows[k].group) for k in same]
-    return any(all(map(np.array_equal, one, parts)) for one in own)
-
-
 def _result(run: Path, proof: RegionProof, found: ProofVerdict, lines: list[CheckLine]) -> ProofResult:
     return ProofResult(
         exit_code=0 if found.status == "proved" else 1,
@@ -148,12 +138,7 @@ def _draw(
 ) -> None:
     from repairopt.report import map_region, picture_bytes, plot_region_map
 
-    failing = [
-        number
-        for number, (lower, upper) in enumerate(zip(proof.lower, proof.upper, strict=True))
-        if found.point is not None and ((found.point >= lower) & (found.point <= upper)).all()
-    ]
     before, after = (runner_of(one, proof.shape) for one in networks)
-    figure = plot_region_map(map_region(before, after, proof, found, box=(failing or [0])[0], lowest=lowest))
+    figure = plot_region_map(map_region(before, after, proof, found, box=max(found.point_box, 0), lowest=lowest))
     with whole_file(path) as unfinished:
         unfinished.write_bytes(picture_bytes(figure, path.suffix[1:]))
