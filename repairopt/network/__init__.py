@@ -19,6 +19,7 @@ from .inputs import (
     is_frame,
     to_tensors,
 )
+from .layer_rows import LayerRows, LayersOfRows
 from .model_checks import shadow, telling_rows
 from .remembered import identity
 from .row_values import check_same_index, is_missing_word, listed_values, missing_values, refuse_missing

@@ -140,7 +140,7 @@ class ChangedNetwork:
     def to_frontier(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Activations of a batch of inputs where the first changed weight enters; the inputs where that is unknown."""
         self._prepare(inputs)
-        inputs = self._convert(inputs)
+        inputs = self.converted(inputs)
         if self._split is None or self._split.prefix is None:
             return (inputs,)
         with torch.no_grad():
@@ -156,7 +156,8 @@ class ChangedNetwork:
         self._prepare(inputs)
         return self._split.floats if self._split else max(64, inputs[0].numel() * 32)
 
-    def _convert(self, inputs: Tensor) -> Tensor:
+    def converted(self, inputs: Tensor) -> Tensor:
+        """Inputs as the network takes them: its device, its precision unless they are whole numbers that it reads."""
         inputs = usable(inputs).detach().to(self.device)
         if inputs.is_floating_point() or not self._takes_integers:
             inputs = inputs.to(self.dtype)
@@ -174,16 +175,16 @@ class ChangedNetwork:
         few = usable(inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]]).detach()
         if not few.is_floating_point():  # integers too where nothing runs, so that the error speaks of them
             self._takes_integers = accepts(self.caller, few.to(self.device)) or not accepts(
-                self.caller, self._convert(few)
+                self.caller, self.converted(few)
             )
-        few = self._convert(few)
+        few = self.converted(few)
         self.classes = check_outputs(self.caller, few, inputs)
         self._shapes.add(inputs.shape[1:])
         if self._replaceable is not None:
             return
         names = {f"model.{name}" for name in self.indices}
         if names:
-            self._split = split_at(self.caller, names, torch.cat([few, self._convert(telling_rows(inputs))]))
+            self._split = split_at(self.caller, names, torch.cat([few, self.converted(telling_rows(inputs))]))
             self._writes = self._split.writes if self._split else (True, True)
         self._layers = changed_layers(self.suffix, self.indices)
         changed = {name: p for name, p in self.caller.model.named_parameters() if name in self.indices}

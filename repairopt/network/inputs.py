@@ -28,6 +28,7 @@ from torch.utils.data import (
 from repairopt.errors import SpecificationError, public
 
 from .inference_tensors import usable
+from .row_files import Spool, as_type
 from .row_values import check_same_index, refuse_missing
 
 INDICES = "Names of classes become indices by pandas.factorize(labels, sort=True)[0]."
@@ -206,25 +207,43 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
             f"{owner}: a {type(loader.dataset).__name__} without a length may never end. Collect what you want of it "
             f"in a TensorDataset."
         )
-    parts = _read(owner, loader)
-    if not parts:
-        raise SpecificationError(f"{owner}: the {type(data).__name__} holds no samples.")
-    if not all(isinstance(part, Tensor | list | tuple) for part in parts):
-        return _pair(owner, data, parts[0])
-    whole = [[part] if isinstance(part, Tensor) else list(part) for part in parts]
-    if other := {type(one).__name__ for part in whole for one in part if not isinstance(one, Tensor)}:
-        raise SpecificationError(
-            f"{owner}: the {type(data).__name__} gives parts that are {', '.join(sorted(other))}; expected batches of "
-            f"pairs (inputs, label) of numbers. {INDICES}"
-        )
-    _check_reading(owner, loader, whole)
-    return _pair(owner, data, [torch.cat(one) for one in zip(*whole, strict=True)])
+    columns, first, rows = _read(owner, loader)
+    if not columns:
+        if first is None:
+            raise SpecificationError(f"{owner}: the {type(data).__name__} holds no samples.")
+        return _pair(owner, data, first)
+    _check_reading(owner, loader, first, rows)
+    return _pair(owner, data, columns)
 
 
-def _read(owner: str, loader: DataLoader[Any]) -> list[Any]:
-    """All batches; a SpecificationError where samples cannot be put into one."""
+def _read(owner: str, loader: DataLoader[Any]) -> tuple[list[Tensor], Any, int]:
+    """All rows by column, where batches have columns; the first batch; and how many rows there are.
+
+    What is larger than memory goes to a file. A SpecificationError where samples cannot be put into one batch.
+    """
+    columns: list[Spool] = []
+    first: Any = None
+    rows = 0
     try:
-        return list(loader)
+        for part in loader:
+            if not isinstance(part, Tensor | list | tuple):
+                return [], part, 0
+            batch = [part] if isinstance(part, Tensor) else list(part)
+            if other := {type(one).__name__ for one in batch if not isinstance(one, Tensor)}:
+                raise SpecificationError(
+                    f"{owner}: the {type(loader.dataset).__name__} gives parts that are {', '.join(sorted(other))}; "
+                    f"expected batches of pairs (inputs, label) of numbers. {INDICES}"
+                )
+            if any(not one.ndim for one in batch):
+                raise SpecificationError(
+                    f"{owner}: the loader gives single samples, without a batch_size. Give it one."
+                )
+            first = batch if first is None else first
+            columns = columns or [Spool() for _ in batch]
+            rows += len(batch[0])
+            for column, one in zip(columns, batch, strict=True):
+                column.add(one)
+        return [column.tensor() for column in columns], first, rows
     except (TypeError, RuntimeError) as error:
         if "collate" not in str(error) + traceback.extract_tb(error.__traceback__)[-1].filename:
             raise  # of the user's dataset; that of a worker process is in the text
@@ -274,12 +293,9 @@ def _whole(loader: DataLoader[Any], workers: int = 0) -> DataLoader[Any]:
     return DataLoader(loader.dataset, num_workers=workers, worker_init_fn=loader.worker_init_fn, **options)
 
 
-def _check_reading(owner: str, loader: DataLoader[Any], parts: list[list[Tensor]]) -> None:
+def _check_reading(owner: str, loader: DataLoader[Any], before: list[Tensor], rows: int) -> None:
     """Every sample became one row, and is the same when it is read again."""
     dataset: Any = loader.dataset
-    if any(not one.ndim for part in parts for one in part):
-        raise SpecificationError(f"{owner}: the loader gives single samples, without a batch_size. Give it one.")
-    rows = sum(len(part[0]) for part in parts)
     if _sampling(loader)[1] is not None and rows != len(dataset):
         raise SpecificationError(
             f"{owner}: {len(dataset)} samples of the {type(dataset).__name__} became {rows} rows; expected one for "
@@ -287,7 +303,7 @@ def _check_reading(owner: str, loader: DataLoader[Any], parts: list[list[Tensor]
         )
     first = iter(_whole(loader) if type(loader).__iter__ is DataLoader.__iter__ else loader)
     again: Any = next(first, None)
-    pairs = [] if again is None else zip(parts[0], [again] if isinstance(again, Tensor) else again, strict=True)
+    pairs = [] if again is None else zip(before, [again] if isinstance(again, Tensor) else again, strict=True)
     if any(one.shape != two.shape or not torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in pairs):
         raise SpecificationError(
             f"{owner}: the {type(dataset).__name__} gives other samples, or another order, each time it is read. Turn "
@@ -322,7 +338,7 @@ def check_inputs(
     if x.ndim == 0 or x.shape[0] == 0:
         raise SpecificationError(f"{owner}: no inputs, shape {tuple(x.shape)}; expected (N, ...) with N at least 1.")
     if not x.is_floating_point() and not integers:
-        x = x.to(torch.float32)
+        x = as_type(x, torch.float32)
     if not bool(torch.isfinite(x.detach().sum())):  # one pass; the sum of large numbers may be infinite as well
         bad = ~torch.isfinite(x.detach()).reshape(len(x), -1).all(1)
         if bool(bad.any()):

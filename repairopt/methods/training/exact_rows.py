@@ -1,4 +1,4 @@
-"""Make every hard row hold by the smallest change of the last layer: a quadratic program in the violated rows alone."""
+"""Make every hard row hold by the smallest change of the last layer, or of all; a program in violated rows alone."""
 
 from __future__ import annotations
 
@@ -12,25 +12,16 @@ from torch import Tensor
 from repairopt.errors import RepairError
 from repairopt.localize import apply, localize
 from repairopt.methods.task import Array, Task
-from repairopt.network import Engine, Whitening, identity, sample_rows, whitening
+from repairopt.network import Engine, LayersOfRows, Whitening, sample_rows, whitening
 from repairopt.program import Program
-from repairopt.specify import (
-    SampleConstraint,
-    SampleShare,
-    ShareRows,
-    allowed_samples,
-    answers_only,
-    labels_of,
-    measured,
-    price_of,
-    samples_in,
-    stands_for_population,
-)
+from repairopt.specify import samples_in
+
+from .factored_rows import FactoredRows
+from .hard_rows import MOST_ROWS, asked_margins, hard_constraints, known_inputs, rows_of_goal, to_correct
 
 ROUNDS = 15
-HAIR = 1e-3  # of the mean margin, by which rows without labels are met more than exactly
 FEW = 500  # weights of a last layer whose program is solved as it is, not by its dual
-MOST_ROWS = 4_000  # in one program: more are out of reach of a correction
+BEYOND = "Hard rows are out of reach of the last layer alone."
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +33,11 @@ class Corrected:
     note: str = ""
 
 
-def hard_constraints(task: Task) -> list[Any]:
-    """Constraints on at least one sample that must hold, but for the number of samples that they allow to fail."""
-    known = [c for c in task.constraints if isinstance(c, SampleConstraint) and price_of(c) is None]
-    return [c for c in known if len(samples_in(c))]
-
-
-def rows_of_goal(task: Task) -> list[Any]:
-    """A row for each point of a goal that no given point is wrong; none of other goals."""
-    goal = task.goal
-    if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
-        return []
-    rows: Any = ShareRows(goal)
-    return [rows] if len(rows.samples) <= MOST_ROWS else []
-
-
 def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False) -> Corrected:
-    """Move the last layer as little as makes all hard rows hold; of a constraint as many may fail as it allows.
+    """Move weights as little as makes all hard rows hold; of a constraint as many may fail as it allows.
+
+    The last layer is tried first: outputs are linear in it. Where it cannot make the rows hold, all linear and
+    convolutional layers that may change as a whole are moved, by rows that are linearized anew in each round.
 
     Args:
         task: The repair.
@@ -67,30 +46,71 @@ def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False
         goal: Whether the points of a goal that none is wrong are hard rows too.
 
     Returns:
-        The new change; the old one, with a note, where the last layer may not change, or cannot make the rows hold.
+        The new change; the old one, with a note, where the rows cannot be made to hold.
     """
     constraints = hard_constraints(task) + (rows_of_goal(task) if goal else [])
+    asked = [asked_margins(task, c, margin) for c in constraints]
+    found = _by_last_layer(task, change, constraints, asked)
+    if not found.note or task.engine.exact:
+        return found
+    more = _by_factors(task, task.engine, change, constraints, asked)
+    if more is None or more.note:
+        return found
+    return more
+
+
+def _by_last_layer(task: Task, change: Array, constraints: list[Any], asked: list[Tensor]) -> Corrected:
     here = apply(task.engine.model, task.location, change)[0]
     try:
-        last = localize(here, "last", inputs=_example(constraints), forward_fn=task.engine.forward_fn)
+        last = localize(here, "last", inputs=constraints[0].inputs[:4], forward_fn=task.engine.forward_fn)
     except RepairError as error:
         return Corrected(change, note=f"Hard rows were not corrected: {error}")
     places = _places(task, last.indices)
     if places is None:
         return Corrected(change, note="Hard rows were not corrected: not all of the last layer may change.")
     engine = Engine(here, last.indices, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit)
+    found = None
+    if engine.n > FEW:
+        found = _by_factors(task, engine, np.zeros(engine.n), constraints, asked)
+    if found is None:
+        found = _by_rows(task, engine, constraints, asked)
+    moved = change.copy()
+    if not found.note:
+        moved[places] += found.change
+    return Corrected(moved, found.rows, found.note)
+
+
+def _by_factors(
+    task: Task, engine: Engine, change: Array, constraints: list[Any], asked: list[Tensor]
+) -> Corrected | None:
+    """The correction by products of rows, layer by layer; None where no layer changes as a whole."""
+    layers = LayersOfRows(engine)
+    if not layers.layers:
+        return None
+    rows = FactoredRows(task, layers, change, constraints, asked)
+    for _ in range(ROUNDS):
+        task.judge.check_time()
+        state = rows.add_broken()
+        if state == "none":
+            return Corrected(rows.change, rows.count)
+        if state == "stuck" or not rows.solve():
+            return Corrected(change, rows.count, BEYOND)
+    return Corrected(change, rows.count, "Hard rows were not all corrected.")
+
+
+def _by_rows(task: Task, engine: Engine, constraints: list[Any], asked: list[Tensor]) -> Corrected:
+    """The correction of a small last layer, its rows in one matrix, by a program that proves conflicts."""
     white = whitening(engine, known_inputs(task))
-    asked = [_asked(task, c, margin) for c in constraints]
     matrix, sides = np.zeros((0, engine.n)), np.zeros(0)
     step, seen = np.zeros(engine.n), set[tuple[int, int]]()
     for _ in range(ROUNDS):
         task.judge.check_time()
-        broken = [(k, i) for k, c in enumerate(constraints) for i in _to_correct(engine, c, step)]
+        broken = [(k, i) for k, c in enumerate(constraints) for i in to_correct(engine.predict(step), c)]
         if not broken:
-            break
+            return Corrected(step, len(matrix))
         new = [pair for pair in broken if pair not in seen]
         if not new or len(matrix) > MOST_ROWS:
-            return Corrected(change, len(matrix), "Hard rows are out of reach of the last layer alone.")
+            return Corrected(step, len(matrix), BEYOND)
         seen |= set(new)
         for k, constraint in enumerate(constraints):
             samples = torch.tensor([i for j, i in new if j == k], dtype=torch.int64)
@@ -99,26 +119,9 @@ def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False
                 matrix, sides = np.vstack([matrix, rows]), np.concatenate([sides, side])
         found = _smallest(task, matrix, sides, white) if len(matrix) <= engine.n else None
         if found is None:  # also of more rows than weights
-            return Corrected(change, len(matrix), "Hard rows are out of reach of the last layer alone.")
+            return Corrected(step, len(matrix), BEYOND)
         step = found
-    else:
-        return Corrected(change, len(matrix), "Hard rows were not all corrected.")
-    moved = change.copy()
-    moved[places] += step
-    return Corrected(moved, len(matrix))
-
-
-def _example(constraints: list[Any]) -> Tensor:
-    inputs: Tensor = constraints[0].inputs
-    return inputs[:4]
-
-
-def known_inputs(task: Task) -> list[Tensor]:
-    """All rows that the repair knows, whose outputs are to stay."""
-    items = [task.goal, *(measured(c) for c in task.constraints)]
-    known = [pair[0] for pair in map(labels_of, items) if pair is not None]
-    known += [c.inputs for c in hard_constraints(task)] + [x for x, _ in task.data]
-    return list({identity(x): x for x in known}.values())
+    return Corrected(step, len(matrix), "Hard rows were not all corrected.")
 
 
 def _places(task: Task, indices: dict[str, Tensor]) -> Any:
@@ -133,31 +136,6 @@ def _places(task: Task, indices: dict[str, Tensor]) -> Any:
             found[name] = start + where
         start += len(positions)
     return np.concatenate([found[name] for name in indices]) if set(found) == set(indices) else None
-
-
-def _asked(task: Task, constraint: Any, margin: float) -> Tensor:
-    """Smallest margins that the rows ask for, by sample of the constraint."""
-    samples = samples_in(constraint)
-    k = next((k for k, one in enumerate(task.constraints) if one is constraint), None)
-    if k is None:  # the points of the goal
-        return torch.tensor(margin)
-    required = torch.as_tensor(task.required[k]).reshape(len(samples), -1)
-    if answers_only(constraint):
-        return required.clamp(min=margin)
-    with torch.no_grad():
-        now = constraint.margins_of(task.engine.predict()(constraint.inputs)[samples], samples)
-    return required + HAIR * float(now.double().abs().mean())  # a row that is met exactly fails by rounding
-
-
-def _to_correct(engine: Engine, constraint: Any, step: Array) -> list[int]:
-    """Positions, among the constraint's samples, of those that fail, without the worst ones that it allows to."""
-    samples = samples_in(constraint)
-    with torch.no_grad():
-        outputs = engine.predict(step)(constraint.inputs)
-        margins = constraint.margins_of(outputs[samples.to(outputs.device)], samples)
-    least = margins.reshape(len(samples), -1).amin(1).cpu()
-    worst_first = least.argsort()[: int((least < 0).sum())].tolist()
-    return sorted(worst_first[allowed_samples(constraint, margins.cpu().numpy()) :])
 
 
 def _rows(engine: Engine, constraint: Any, places: Tensor, asked: Tensor) -> tuple[Array, Array]:

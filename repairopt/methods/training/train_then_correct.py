@@ -15,7 +15,8 @@ from repairopt.methods.task import Array, Task
 from repairopt.program import Status
 from repairopt.verify import Claim, Judgement
 
-from .exact_rows import correct_rows, hard_constraints, rows_of_goal
+from .exact_rows import correct_rows
+from .hard_rows import hard_constraints, rows_of_goal
 from .two_sides import Sides, train
 from .way_back import find_way
 
@@ -27,42 +28,46 @@ CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 class TrainThenCorrect:
     """Repair of many weights: training proposes, unseen rows and a program decide.
 
-    Two runs of Adam start at the original weights: one learns the labels of the rows that fail and of those to keep,
-    the other the labels of the first and the original's probabilities on the second. Their mean is the proposal
-    (measured: as good as one run on labels of the length of both). Goals and bounds without labels enter with
-    multipliers, as in :class:`FineTune`. Where bounds stand for new data, the same is done without a part of the rows
-    each, and the way from the original to the proposal is gone as far as the bounds are shown to hold on rows that were
-    not trained on. Last, every hard row is made to hold: the smallest change of the last layer, in the second moment of
-    its features, by a quadratic program in the violated rows alone. The true network is counted.
+    A run of Adam at a constant rate starts at the original weights and learns the labels, smoothed, of the rows that
+    fail and of those to keep; the mean of its weights over its last half is the proposal. Goals and bounds without
+    labels enter with multipliers, as in :class:`FineTune`. Where bounds stand for new data, the same is done without a
+    part of the rows each, and the way from the original to the proposal is gone as far as the bounds are shown to hold
+    on rows that were not trained on. Last, every hard row is made to hold: by the smallest change of the last layer, or
+    where that cannot, of all linear and convolutional layers, in the second moment of their features, by a quadratic
+    program in the violated rows alone. The true network is counted.
 
-    Batch normalization is frozen and dropout is off.
+    Batch normalization is frozen and dropout is off. Batches whose activations do not fit into memory are taken in
+    parts. Data of a loader that are larger than memory are read from a file as they are used.
 
     Attributes:
-        epochs: Passes over the rows that fail and those to keep, in the first stage of each run; while more than one
-            row in twenty is wrong and their share still falls, a stage of twice the length follows.
+        epochs: Passes over the rows that fail and those to keep, in the first stage of a run; of few rows more, and
+            while more than one row in twenty is wrong and their share still falls, a stage of twice the length follows.
         batch: Rows of each of the two in a step.
-        rate: Learning rate of Adam; it falls to 0 linearly.
+        rate: Learning rate of Adam, in units of the root mean square of each parameter; at most 0.01 in all.
         keep: Weight of the rows to keep.
+        smoothing: Share of a label that is given to all classes alike.
         margin: Logits by which corrected rows lead, where what is stated asks for less.
         ways: Shares of the way that are tested where bounds stand for new data.
         folds: Parts of the rows for that; each is left out once.
         confidence: Confidence with which such bounds are to hold on new data; None or up to one half for on average.
 
     References:
-        Wortsman and others, Model soups, ICML 2022 (means of runs). Wortsman and others, Robust fine-tuning of
-        zero-shot models, CVPR 2022 (the way back). Kingma and Ba, Adam, ICLR 2015.
+        Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018 (means of
+        weights). Wortsman and others, Robust fine-tuning of zero-shot models, CVPR 2022 (the way back). Kingma and Ba,
+        Adam, ICLR 2015.
 
     Example:
         >>> TrainThenCorrect(epochs=5).rate
-        0.002
+        0.04
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"weights"})
 
-    epochs: int = 4
+    epochs: int = 8
     batch: int = 128
-    rate: float = 2e-3
-    keep: float = 1.5
+    rate: float = 0.04
+    keep: float = 3.0
+    smoothing: float = 0.01
     margin: float = 0.5
     ways: tuple[float, ...] = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
     folds: int = 4
@@ -70,7 +75,12 @@ class TrainThenCorrect:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("epochs", "batch"), Expected(low=1, whole=True))
-        numbers = {"rate": Expected(above=True), "keep": Expected(), "margin": Expected()}
+        numbers = {
+            "rate": Expected(above=True),
+            "keep": Expected(),
+            "margin": Expected(),
+            "smoothing": Expected(high=1, below=True),
+        }
         share = {"confidence": Expected(high=1, below=True, none=True), "folds": Expected(low=2, whole=True)}
         check_settings(self, counts | numbers | share)
         if not self.ways or not all(isinstance(way, int | float) and 0 < way <= 1 for way in self.ways):
@@ -80,8 +90,8 @@ class TrainThenCorrect:
         """Train, go as far as the bounds allow, correct; the judge keeps the best."""
         sides = Sides.of(task)
         asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence}
-        way = find_way(task, sides, lambda part: self._proposed(task, part), **asked)
-        change = self._proposed(task, sides)
+        way = find_way(task, sides, lambda part: train(task, part, self), **asked)
+        change = train(task, sides, self)
         for share in sorted((share for share in self.ways if share <= way.share), reverse=True):
             judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
             if judged.feasible or not _breaks_hard_rows(task, judged):
@@ -117,12 +127,6 @@ class TrainThenCorrect:
                 task.log.rows_used = max(task.log.rows_used, found.rows)
                 task.record(f"correction of {found.rows} rows", judged, accepted=task.judge.best is judged)
         return judged
-
-    def _proposed(self, task: Task, sides: Sides) -> Array:
-        """Mean of the two runs, ``(n,)``."""
-        runs = [train(task, sides, self, closeness=closeness) for closeness in (False, True)]
-        mean: Array = np.mean(runs, axis=0)
-        return mean
 
 
 def _breaks_hard_rows(task: Task, judged: Judgement) -> bool:

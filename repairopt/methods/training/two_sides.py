@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from repairopt.methods.task import Array, Task
 from repairopt.network import Predict
 from repairopt.specify import (
+    ChangeBox,
     Differentiable,
     PropertyBound,
     SignedParts,
@@ -26,11 +28,15 @@ from repairopt.specify import (
     soft_value,
 )
 
-LEAST_STEPS = 100  # of a run: of few rows the batches are taken more often
+FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a step is
+WORK = 2e11  # floating-point operations that a run may take for the sake of these
 STAGES = 4  # of a run, each twice as long as the one before
 LEARNED = 0.05  # share of wrong rows at which a run ends
 STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
+AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
+MOST_RATE = 1e-2  # of Adam
+KEPT = 3  # numbers that a pass with its gradient keeps for each that the layers make
 Pair = tuple[Tensor, Tensor]
 
 
@@ -85,20 +91,23 @@ def _same(first: Pair, second: Pair) -> bool:
     return first[0].shape == second[0].shape and (first[0] is second[0] or torch.equal(first[0], second[0]))
 
 
-def train(task: Task, sides: Sides, settings: Any, *, closeness: bool) -> Array:
-    """Weight change ``(n,)`` of one run of Adam from the original weights.
+def train(task: Task, sides: Sides, settings: Any) -> Array:
+    """Weight change ``(n,)`` from the original weights to the mean of those in the last half of a run of Adam.
 
-    The run is taken up again with twice the steps while many of the rows are wrong and it still learns: few rows need
-    more passes than many.
+    The run goes on with twice the steps while many of the rows are wrong and it still learns: few rows need more passes
+    than many.
 
     Args:
         task: The repair; its engine says which weights may change.
         sides: Rows.
-        settings: Has ``epochs``, ``batch``, ``rate`` and ``keep``.
-        closeness: Whether rows to keep are held to the original's probabilities in place of their labels.
+        settings: Has ``epochs``, ``batch``, ``rate``, ``keep`` and ``smoothing``.
+
+    References:
+        Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018. Szegedy and
+        others, Rethinking the Inception architecture, CVPR 2016 (label smoothing).
     """
-    run = _Run(task, sides, settings, closeness)
-    steps, before = _steps(sides, settings), np.inf
+    run = _Run(task, sides, settings)
+    steps, before = run.steps(), np.inf
     for _ in range(STAGES):
         wrong = run.take(steps)
         if wrong <= LEARNED or wrong > STILL * before:
@@ -110,54 +119,107 @@ def train(task: Task, sides: Sides, settings: Any, *, closeness: bool) -> Array:
 class _Run:
     """The network in training, with what each row is to learn."""
 
-    def __init__(self, task: Task, sides: Sides, settings: Any, closeness: bool) -> None:
+    def __init__(self, task: Task, sides: Sides, settings: Any) -> None:
         self.task, self.sides, self.settings = task, sides, settings
         self.network, self.parameters, self.masks = _trainable(task)
-        self.draw = torch.Generator().manual_seed(task.seed + closeness)
-        self.aims = [_aims(task, x, y, closeness) for x, y in sides.kept]
+        groups = [{"params": [weight], "lr": _rate(weight, settings.rate)} for weight in self.parameters.values()]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.draw = torch.Generator().manual_seed(task.seed)
+        self.average: list[Tensor] = []
         before = task.engine.predict()
         self.limits = [_Multiplier(item, limit, goal_value(item, before)) for item, limit in sides.soft]
 
+    def steps(self) -> int:
+        """Steps of the first stage."""
+        rows = [sum(len(y) for _, y in pairs) for pairs in (self.sides.failing, self.sides.kept)]
+        known = [x for x, _ in (*self.sides.failing, *self.sides.kept)]
+        affordable: float = MANY_STEPS
+        if known:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                self.network(known[0][:1])
+            size = sum(min(count, self.settings.batch) for count in rows)
+            one = 3 * size * counter.get_total_flops()  # a backward pass is two forward passes
+            affordable = WORK / max(1, one * self.settings.epochs)
+        least = int(min(MANY_STEPS, max(FEW_STEPS, affordable)))
+        return int(self.settings.epochs * max(least, -(-max(rows) // self.settings.batch)))
+
     def take(self, steps: int) -> float:
         """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed."""
-        rate, every = self.settings.rate, max(1, steps // self.settings.epochs)
-        optimizer = torch.optim.Adam(self.parameters.values(), lr=rate)
-        tally = [0, 0]
+        every = max(1, steps // self.settings.epochs)
+        tally, weights, count = [0, 0], list(self.parameters.values()), 0
         for step, (failing, kept) in enumerate(_batches(self.sides, self.settings.batch, steps, self.draw)):
             self.task.judge.check_time()
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - step / steps)
-            counted = tally if 4 * step >= 3 * steps else None
-            loss = self._of_rows(failing, kept, counted)
-            for limit in self.limits:
-                loss = loss + limit.penalty(self.network, update=step % every == 0)
-            if not isinstance(loss, Tensor) or not loss.requires_grad:
+            self.optimizer.zero_grad()
+            penalties = [limit.penalty(self.network, update=step % every == 0) for limit in self.limits]
+            learned = False
+            for loss in self._losses(failing, kept, penalties, tally if 4 * step >= 3 * steps else None):
+                if isinstance(loss, Tensor) and loss.requires_grad:
+                    loss.backward()
+                    learned = True
+            if not learned:
                 return 0.0
-            optimizer.zero_grad()
-            loss.backward()
             for name, mask in self.masks.items():
                 gradient = self.parameters[name].grad
                 if gradient is not None:
                     gradient *= mask
-            optimizer.step()
+            self.optimizer.step()
+            if step >= (1 - AVERAGED) * steps:
+                count += 1
+                self._take_into_average(weights, count)
         missed = max((limit.missed(self.network) for limit in self.limits), default=0.0)
         return max(tally[0] / max(1, tally[1]), missed)
 
-    def change(self) -> Array:
-        """The weight change so far, ``(n,)``, within what the user allows."""
-        pieces = []
-        for name, positions in self.task.engine.indices.items():
-            new, old = self.parameters[name].detach(), self.task.engine.model.get_parameter(name).detach()
-            pieces.append((new - old).flatten()[positions].double())
-        found: Array = torch.cat(pieces).cpu().numpy()
-        return np.clip(found, *self.task.box(np.zeros(self.task.engine.n), np.inf))
+    @torch.no_grad()
+    def _take_into_average(self, weights: list[nn.Parameter], count: int) -> None:
+        if count == 1:
+            self.average = [weight.detach().clone() for weight in weights]
+        else:
+            torch._foreach_lerp_(self.average, [weight.detach() for weight in weights], 1 / count)
 
-    def _of_rows(self, failing: list[Tensor], kept: list[Tensor], tally: list[int] | None) -> Any:
-        """Cross-entropy of a batch of each side; adds to wrong rows and rows of the failing side."""
-        wrong = [(x[own], y[own]) for (x, y), own in zip(self.sides.failing, failing, strict=True)]
-        known = zip(self.sides.kept, self.aims, kept, strict=True)
-        right = [(x[own], aim[own]) for (x, _), aim, own in known]
-        return _mean_loss(self.network, wrong, tally) + self.settings.keep * _mean_loss(self.network, right)
+    def change(self) -> Array:
+        """The change from the original to the mean weights, ``(n,)``, within what the user allows."""
+        found: Array = np.empty(self.task.engine.n)
+        means = dict(zip(self.parameters, self.average or list(self.parameters.values()), strict=True))
+        start = 0
+        for name, positions in self.task.engine.indices.items():
+            moved = means[name].detach() - self.task.engine.model.get_parameter(name).detach()
+            found[start : start + len(positions)] = moved.flatten()[positions].cpu()
+            start += len(positions)
+        if any(isinstance(constraint, ChangeBox) for constraint in self.task.change):
+            return np.clip(found, *self.task.box(np.zeros(self.task.engine.n), np.inf))
+        return found
+
+    def _losses(
+        self, failing: list[Tensor], kept: list[Tensor], penalties: list[Tensor], tally: list[int] | None
+    ) -> Iterator[Any]:
+        """Cross-entropy of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
+        sides = [(self.sides.failing, failing, 1.0, tally), (self.sides.kept, kept, self.settings.keep, None)]
+        parts = []
+        for pairs, chosen, weight, counted in sides:
+            total = sum(map(len, chosen))
+            for (x, y), own in zip(pairs, chosen, strict=True):
+                parts += [(x, y, piece, weight / total, counted) for piece in own.split(self._rows_that_fit(x))]
+        fits = len(parts) == len(failing) + len(kept)
+        for group in [parts] if fits else [[part] for part in parts]:
+            if group:
+                yield sum(self._of_rows(*part) for part in group)
+        if penalties:
+            yield sum(penalties)
+
+    def _rows_that_fit(self, inputs: Tensor) -> int:
+        engine = self.task.engine
+        itemsize = torch.finfo(engine.dtype).bits // 8
+        return max(1, engine.memory_limit // 2 // (KEPT * engine.floats(inputs) * itemsize))
+
+    def _of_rows(self, inputs: Tensor, labels: Tensor, rows: Tensor, weight: float, tally: list[int] | None) -> Tensor:
+        """Sum of the cross-entropy of some rows, times a weight; adds wrong rows and rows to ``tally``."""
+        outputs = self.network(inputs[rows])
+        aim = labels[rows].to(outputs.device)
+        if tally is not None:
+            tally[0] += int((outputs.detach().argmax(1) != aim).sum())
+            tally[1] += len(rows)
+        smoothing = self.settings.smoothing
+        return weight * F.cross_entropy(outputs, aim, reduction="sum", label_smoothing=smoothing)
 
 
 def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str, Tensor]]:
@@ -176,17 +238,10 @@ def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str
     return network, parameters, masks
 
 
-def _aims(task: Task, inputs: Tensor, labels: Tensor, closeness: bool) -> Tensor:
-    """What rows to keep learn: their labels, or the original network's probabilities ``(N, k)``."""
-    if not closeness:
-        return labels
-    with torch.no_grad():
-        return torch.softmax(task.engine.predict()(inputs), 1)
-
-
-def _steps(sides: Sides, settings: Any) -> int:
-    longest = max((sum(len(y) for _, y in pairs) for pairs in (sides.failing, sides.kept)), default=0)
-    return max(LEAST_STEPS, settings.epochs * -(-longest // settings.batch))
+def _rate(weight: Tensor, rate: float) -> float:
+    """The learning rate of a parameter: a share of its natural size, at most ``MOST_RATE``."""
+    size = float(weight.detach().square().mean().sqrt())
+    return min(MOST_RATE, rate * size) if size else MOST_RATE
 
 
 def _batches(sides: Sides, size: int, steps: int, draw: torch.Generator) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -202,20 +257,6 @@ def _batches(sides: Sides, size: int, steps: int, draw: torch.Generator) -> Iter
 def _stream(count: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
     while True:
         yield from torch.randperm(count, generator=draw).split(min(size, count))
-
-
-def _mean_loss(network: nn.Module, parts: list[Pair], tally: list[int] | None = None) -> Any:
-    """Mean cross-entropy of some rows, to labels or to probabilities; 0 without any."""
-    if not parts:
-        return 0.0
-    losses = []
-    for x, aim in parts:
-        outputs = network(x)
-        losses.append(F.cross_entropy(outputs, aim.to(outputs.device), reduction="sum"))
-        if tally is not None:
-            tally[0] += int((outputs.detach().argmax(1) != aim.to(outputs.device)).sum())
-            tally[1] += len(x)
-    return torch.stack(losses).sum() / sum(len(x) for x, _ in parts)
 
 
 class _Multiplier:
