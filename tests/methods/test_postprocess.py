@@ -100,7 +100,7 @@ def test_each_runs_from_a_spec_file_and_is_verified_from_the_files_alone(method,
     assert stated["report"]["candidate"]
 
 
-@pytest.mark.parametrize("method", ["offsets", "vote"])
+@pytest.mark.parametrize("method", ["offsets", "vote", "reject_option"])
 def test_wrapped_networks_go_through_onnx(method, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
