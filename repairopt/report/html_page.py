@@ -272,7 +272,7 @@ def input_table(
         label, before, after = (int(of[k]) for of in (affected.labels, affected.before, affected.after))
         answer = ["-" if label < 0 else evidence.label(label), evidence.label(before), evidence.label(after)]
         rows.append([place, *answer, f"{affected.shift[k]:.3f}", *cells[k]])
-    where = "row of the file" if affected.places else "row"
+    where = "row of the file, from 0" if affected.places else "row"
     head = [where, "true label", "before", "after", "probability moved", *names]
     title = f"{affected.name}, {SPLITS[affected.held_out]}"
     return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}

@@ -74,7 +74,7 @@ def test_the_page_of_a_run_and_the_page_made_again_speak_of_classes_and_units(tm
     write_spec(tmp_path, SPEC.replace("  merit:\n", "  merit: {mean: 0, std: 1}\n"))
     solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options())
     page = Page((tmp_path / "run" / REPORT).read_text(encoding="utf-8"))
-    head = page.row("row of the file", "true label")
+    head = page.row("row of the file, from 0", "true label")
     assert head[-2:] == ["merit", "group"]
     rows = [cells for cells in page.cells if len(cells) == len(head) and cells != head]
     affected = [cells for cells in rows if cells[1] in ("no", "yes") and cells[-1] in ("women", "men")]
