@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -234,7 +235,8 @@ class _Search:
             return self.select(Gradient(**counted))
         except SpecificationError:  # the goal has no derivative
             if self.graph.is_traceable and hidden_layers(self.graph):
-                return self.select(CARE(**counted))
+                with contextlib.suppress(SpecificationError):  # it reads the network, not outputs
+                    return self.select(CARE(**counted))
             if counted:
                 raise
             return self.select("last")

@@ -23,12 +23,12 @@ class Method(Protocol):
         ...
 
 
-OPTIONAL = ("solver", "isolate", "tolerance", "start", "weights", "sample_weight")  # what some methods cannot use
+OPTIONAL = ("solver", "isolate", "tolerance", "start", "weights", "sample_weight", "regions")  # what some methods lack
 SOLVING = frozenset({"solver", "isolate", "tolerance", "weights"})  # what methods that solve programs use
 
 
 def uses(method: Any) -> frozenset[str]:
-    """The settings among :data:`OPTIONAL` that a method makes use of."""
+    """The settings among :data:`OPTIONAL` that a method makes use of; ``regions``: goals of whole input regions."""
     return frozenset(getattr(method, "uses", SOLVING))
 
 

@@ -25,6 +25,7 @@ from repairopt.specify import (
     Property,
     SampleShare,
     Specification,
+    is_of_regions,
     labelled_pairs,
     make_specification,
     stands_for_population,
@@ -157,6 +158,7 @@ def propose_candidate(
     is_open = isinstance(method, str) and method == "auto"
     chosen = find_method(getattr(spec.goal, "method", "auto") if is_open else method)
     _check_options(chosen, weights, settings, data)
+    _check_goal(chosen, spec.goal)
 
     def prepare(weights: Any, method: Method = chosen) -> Prepared:
         given: Any = {"data": data, "method": method, "settings": settings, "started": started}
@@ -238,6 +240,16 @@ def _check_options(method: Method, weights: Any, settings: Settings, data: Any) 
     if any(given[name] and name not in uses(method) for name in OPTIONAL):
         able = {name: [one for one in available_methods() if name in uses(find_method(one))] for name in OPTIONAL}
         check_uses(method, given, able)
+
+
+def _check_goal(method: Method, goal: Property) -> None:
+    """Refuse regions as the goal of a method that reads points alone."""
+    if is_of_regions(goal) and "regions" not in uses(method):
+        able = [one for one in available_methods() if "regions" in uses(find_method(one))]
+        raise SpecificationError(
+            f"goal '{goal.name}': speaks of every input in its regions, and method {type(method).__name__} reads "
+            f"points alone. Leave method= out, or choose one that takes regions: {', '.join(able)}."
+        )
 
 
 def _differs(value: Any, default: Any) -> bool:

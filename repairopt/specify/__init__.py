@@ -76,7 +76,7 @@ from .margins import (
 )
 from .measures import REQUIRED, ROWS, UP, WAYS, Argument, Given, Measure
 from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRate
-from .region_goals import KeepRegions, UnprovedRegions, as_region_goal, place_in
+from .region_goals import KeepRegions, UnprovedRegions, as_region_goal, is_of_regions, place_in
 from .regions import Region
 from .robustness import AdversarialError, CertifiedRadius
 from .sample_weights import (

@@ -151,6 +151,11 @@ def place_in(proof: RegionProof, region: Region) -> int | None:
     return None
 
 
+def is_of_regions(goal: Any) -> bool:
+    """Whether a goal is that regions are proved."""
+    return isinstance(goal, UnprovedRegions)
+
+
 @dataclass(frozen=True, eq=False)
 class UnprovedRegions(_Regions):
     """Share of regions that are not proved to hold for every input in them.

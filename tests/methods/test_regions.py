@@ -26,6 +26,12 @@ def worst(model: nn.Module, region: Region) -> float:
     return float(values.min())
 
 
+@pytest.mark.parametrize("method", ["sqp", "swarm", "fine_tune", "incremental", "hudd"])
+def test_methods_that_read_points_alone_refuse_regions(method: str) -> None:
+    with pytest.raises(SpecificationError, match=r"regions not proved.*points alone.* Leave method= out"):
+        solve_repair(controller(), limits(1.03), method=method)
+
+
 def test_default_call_proves_a_region() -> None:
     model = controller()
     region = limits(1.03)

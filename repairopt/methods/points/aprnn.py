@@ -49,7 +49,7 @@ class APRNN(LeastNorm):
         0.0001
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance", "regions"})
     default_weights: ClassVar[str] = "last"
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"APRNN": {}}
 

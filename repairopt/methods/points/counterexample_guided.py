@@ -56,7 +56,7 @@ class CounterexampleGuided(LeastNorm):
         'l2'
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance", "regions"})
     default_weights: ClassVar[str] = "last"
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"Counterexample-guided repair": {}}
     proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
@@ -106,7 +106,7 @@ class SpecRepair(CounterexampleGuided):
         Networks, SPIN 2022.
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset({"weights"})
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "regions"})
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"SpecRepair": {}}
 
     rate: float = 0.003

@@ -57,7 +57,7 @@ class PRDNN(LeastNorm):
         3.0
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance"})
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "tolerance", "regions"})
     default_weights: ClassVar[str] = "last"
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"PRDNN": {}}
 

@@ -77,7 +77,7 @@ class RegionRepair:
         60000
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver"})
+    uses: ClassVar[frozenset[str]] = frozenset({"weights", "solver", "regions"})
     default_weights: ClassVar[str] = "all"
     proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
 

@@ -46,6 +46,7 @@ class BirdnnRT(Training):
     """
 
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {"BIRDNN-RT": {}}
+    uses: ClassVar[frozenset[str]] = Training.uses | {"regions"}
 
     samples: int = 1000
     rounds: int = 5
