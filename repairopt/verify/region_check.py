@@ -21,9 +21,9 @@ from repairopt.program import Array, OutputRows, ProofVerdict, RegionProof, chec
 from .numpy_copy import execution_of, layered_copy
 
 HEADER, CONTENT = "repairopt_proof", "repairopt_proof_sha256"
-FORMAT, WITH_VERTICES = 1, 2  # formats of proofs of boxes alone, and of proofs that speak of convex hulls
+FORMAT, WITH_MORE = 1, 2  # formats of proofs of boxes alone, and of proofs with convex hulls or slopes
 PARTS = ("lower", "upper", "leaf_lower", "leaf_upper", "leaf_box", "matrix", "offset", "group", "rows")
-VERTICES = ("vertices", "hull")
+MORE = ("vertices", "hull", "leaf_slopes")
 
 
 def check_deployed(
@@ -74,11 +74,12 @@ def save_proof(proof: RegionProof, path: str | os.PathLike[str]) -> str:
     arrays = {name: getattr(proof, name) for name in PARTS[:5]}
     arrays |= {name: np.concatenate([getattr(rows, name) for rows in proof.rows]) for name in PARTS[5:8]}
     arrays["rows"] = np.array(sizes, dtype=np.int64)
-    if proof.vertices is not None:
-        arrays |= {"vertices": proof.vertices, "hull": proof.hull.astype(np.int64)}
+    arrays |= {name: getattr(proof, name) for name in MORE if getattr(proof, name) is not None}
+    if proof.hull is not None:
+        arrays["hull"] = proof.hull.astype(np.int64)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
     facts = {"fingerprint": proof.fingerprint, "execution": proof.execution, "shape": list(proof.shape)}
-    number = FORMAT if proof.vertices is None else WITH_VERTICES
+    number = FORMAT if set(arrays) == set(PARTS) else WITH_MORE
     text = json.dumps({"format": number, **facts}, sort_keys=True)
     content = _digest(text, tensors)
     write_tensors(path, tensors, {HEADER: text, CONTENT: content})
@@ -107,9 +108,12 @@ def load_proof(path: str | os.PathLike[str], *, expected_hash: str | None = None
 
 
 def _proof_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> RegionProof:
-    parts = {FORMAT: PARTS, WITH_VERTICES: (*PARTS, *VERTICES)}
-    if set(tensors) != set(parts.get(facts["format"], ())):
-        raise ProofError(f"is of format {facts['format']} with {sorted(tensors)}; this version reads {list(parts)}.")
+    more = set(tensors) - set(PARTS)
+    known: set[str] | None = {FORMAT: set(), WITH_MORE: set(MORE)}.get(facts["format"])
+    if known is None or not set(PARTS) <= set(tensors) or not more <= known:
+        raise ProofError(
+            f"is of format {facts['format']} with {sorted(tensors)}; this version reads {FORMAT} and {WITH_MORE}."
+        )
     arrays = {name: tensors[name].numpy() for name in tensors}
     ends = np.cumsum(arrays["rows"])
     if ends[-1:] != len(arrays["offset"]) or (arrays["rows"] < 1).any():
@@ -118,7 +122,7 @@ def _proof_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> RegionProof:
     rows = tuple(OutputRows(*one) for one in zip(*pieces, strict=True))
     shape = tuple(int(size) for size in facts["shape"])
     said: dict[str, Any] = {"fingerprint": str(facts["fingerprint"]), "execution": str(facts["execution"])}
-    said |= {name: arrays[name] for name in (*PARTS[:5], *VERTICES) if name in arrays}
+    said |= {name: arrays[name] for name in (*PARTS[:5], *MORE) if name in arrays}
     return RegionProof(rows=rows, shape=shape, **said)
 
 

@@ -12,6 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods import RegionRepair
 from repairopt.report import Verdict
 from repairopt.specify import KeepLowest, KeepOutputs, KeepRegions, Region, UnprovedRegions
+from repairopt.verify import load_proof, save_proof
 
 
 def limits(bound: float) -> Region:
@@ -59,6 +60,19 @@ def test_optimized_lines_need_fewer_boxes() -> None:
         assert report.proof_verdict.status == "proved"
         boxes.append(report.proof_verdict.leaves)
     assert boxes[1] < boxes[0]
+
+
+def test_the_reduced_change_is_near_its_lower_bound_and_its_slopes_are_checked(tmp_path) -> None:
+    x = 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) - 1
+    goal = UnprovedRegions(limits(1.03), keep=x)
+    report = solve_repair(controller(), goal).report
+    assert report.verdict is Verdict.REPAIRED
+    gaps = [float(one.step.rpartition("gap ")[2].rstrip("%")) for one in report.rounds if "gap" in one.step]
+    assert gaps[-1] < min(60.0, gaps[0] / 2)
+    assert report.proof.leaf_slopes is not None
+    save_proof(report.proof, tmp_path / "proof.safetensors")
+    found = load_proof(tmp_path / "proof.safetensors")
+    assert (found.leaf_slopes == report.proof.leaf_slopes).all()
 
 
 def test_a_region_that_holds_is_proved_and_nothing_changes() -> None:

@@ -333,3 +333,39 @@ def test_branches_and_leaks_are_bounded():
     gap = values.min(1) - least
     assert (gap >= 0).all()
     assert np.median(gap) < 1  # not vacuous
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slopes_of_a_proof_help_and_cannot_harm(seed):
+    draw = np.random.default_rng(seed)
+    sizes = [3, 8, 6, 2]
+    weights = [(draw.normal(size=(m, n)), draw.normal(size=m)) for n, m in pairwise(sizes)]
+    network, lower = dense_layers(weights), draw.normal(size=(6, 3))
+    upper = lower + 0.8
+    rows, offset = draw.normal(size=(6, 4, 2)), np.zeros((6, 4))
+    usual = RunningBounds(network, lower, upper, "float64").below(rows, offset)[0]
+    points = lower[:, None] + 0.8 * draw.random((6, 4000, 3))
+    values = np.einsum("brk,bnk->bnr", rows, network.run(points.reshape(-1, 3)).reshape(6, 4000, 2))
+    better = 0
+    for hints in (np.zeros((6, 14)), np.ones((6, 14)), *draw.random((20, 6, 14)), np.full((6, 14), 7.0)):
+        found = RunningBounds(network, lower, upper, "float64", hints=hints).below(rows, offset)[0]
+        assert (found >= usual).all()
+        assert (values.min(1) >= found).all()
+        better += (found > usual + 1e-9).sum()
+    assert better > 0
+
+
+def test_a_proof_may_need_its_slopes_and_slopes_that_do_not_fit_are_refused():
+    """``relu(x) - x / 2 + 0.01`` on [-1, 1.5]: a lower slope of 1/2 proves it; 0, 1 and that of the chord do not."""
+    first = (np.array([[1.0], [1.0]]), np.array([0.0, 10.0]))
+    network = dense_layers([first, (np.array([[1.0, -0.5]]), np.array([5.01]))])
+    proof = RegionProof.of_boxes([[-1.0]], [[1.5]], [ONE_ROW], execution="float64")
+    assert check_proof(network, proof, samples=100, depth=0).status is ProofStatus.UNDECIDED
+    hinted = replace(proof, leaf_slopes=np.array([[128, 0]], dtype=np.uint8))
+    found = check_proof(network, hinted, samples=100, depth=0)
+    assert (found.status, found.splits) == (ProofStatus.PROVED, 0)
+    with pytest.raises(ProofError, match="slopes of 3 rectifiers, the network 2"):
+        check_proof(network, replace(proof, leaf_slopes=np.zeros((1, 3), dtype=np.uint8)))
+    for slopes in (np.zeros((2, 2), dtype=np.uint8), np.zeros((1, 2))):
+        with pytest.raises(ProofError, match="do not fit its leaves"):
+            replace(proof, leaf_slopes=slopes)

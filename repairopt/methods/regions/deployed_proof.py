@@ -13,9 +13,9 @@ from torch import nn
 from repairopt.errors import ProofError, UnsupportedError
 from repairopt.network import Evidence
 from repairopt.patches import fingerprint
-from repairopt.program import OutputRows, ProofStatus, ProofVerdict, RegionProof
+from repairopt.program import OutputRows, ProofStatus, ProofVerdict, RectifierLayer, RegionProof
 from repairopt.specify import Region, UnprovedRegions
-from repairopt.verify import check_deployed, execution_of
+from repairopt.verify import check_deployed, execution_of, layered_copy
 
 SAMPLES = 100_000  # points at which the network is run
 
@@ -83,11 +83,21 @@ def check_repaired(
             execution_of(model),
             shape,
             *vertices_of(whole),
+            _slopes(model, evidence, shape),
         )
         found = check_deployed(model, proof, samples=SAMPLES, time_limit=time_limit, seed=seed)
     except (ProofError, UnsupportedError) as error:
         return CheckedProof(None, None, str(error))
     return CheckedProof(proof, found)
+
+
+def _slopes(model: nn.Module, evidence: Evidence, shape: tuple[int, ...]) -> Any:
+    """Lower slopes of activations where these are the rectifiers that the check sees; else None."""
+    if not evidence.slopes:
+        return None
+    found = torch.cat(evidence.slopes).numpy()
+    layers = layered_copy(model, shape).layers
+    return found if sum(one.size for one in layers if isinstance(one, RectifierLayer)) == found.shape[1] else None
 
 
 def vertices_of(regions: UnprovedRegions) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from .least_change import LeastChange
 POINTS = 5000  # in the metric
 WIDER = 1.0  # by how many of its widths the box around the regions grows on each side, where no data are given
 ROWS = 300  # of a constraint, added at a time
-SOFT = 100.0  # price of soft rows at the usual price
+SOFT = 1000.0  # price of soft rows at the usual price
+ROOM = 0.02  # lead that wishes for answers ask for, in deviations of the outputs, where it was as large
 KEEP = 2  # label of these rows
 
 
@@ -107,5 +108,10 @@ def keep_rows(task: Task, network: NetworkSteps, original: LastLayer, matrix: Te
             features = network.forward(inputs, network.features_at)
             full = torch.cat([features, features.new_ones(len(features), 1)], 1)
             least = torch.as_tensor(required).reshape(len(samples), -1)
-            found.append(KeepRows(constraint, least, full, original, matrix, offset))
+            rows = KeepRows(constraint, least, full, original, matrix, offset)
+            if np.isfinite(rows.price) and getattr(constraint, "answers_only", False):
+                outputs = original(features) @ matrix.T + offset
+                lead = constraint.margins_of(outputs, samples).clamp(max=ROOM * float(outputs.std(0).mean()))
+                rows = replace(rows, required=torch.maximum(least, lead))
+            found.append(rows)
     return found

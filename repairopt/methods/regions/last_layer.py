@@ -52,7 +52,6 @@ class RegionSearchState:
         counts: What was done.
         worst: Least value that the last attack found.
         lowest: The last layer that true points alone ask for, where it was attacked.
-        push: How far beyond what is proved the next splits aim, 0 to 1.
     """
 
     network: NetworkSteps
@@ -74,7 +73,6 @@ class RegionSearchState:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("rounds", "points", "cuts", "splits"), 0))
     worst: float = 0.0
     lowest: LastLayer | None = None
-    push: float = 0.0
 
     @property
     def margin(self) -> float:

@@ -61,6 +61,7 @@ class LeastChange:
         price: Price of half of a row's squared slack, infinite for hard rows, ``(m,)``.
         label: A number that the caller gave each row, ``(m,)``.
         active: Rows that the last solution needed.
+        missed: Soft rows that it missed.
     """
 
     root: Tensor
@@ -73,6 +74,7 @@ class LeastChange:
     price: Array = field(default_factory=lambda: np.zeros(0))
     label: Any = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     active: Any = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    missed: Any = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         self.rows = np.zeros((0, self.outputs * len(self.root)))
@@ -121,7 +123,7 @@ class LeastChange:
     def keep_only(self, keep: Any) -> None:
         """Forget rows, given a mask ``(m,)`` of those that stay."""
         places = np.cumsum(keep) - 1
-        self.active = places[self.active[keep[self.active]]]
+        self.active, self.missed = (places[own[keep[own]]] for own in (self.active, self.missed))
         for name in ROW_FIELDS:
             setattr(self, name, getattr(self, name)[keep])
 
@@ -149,7 +151,8 @@ class LeastChange:
         needs, hard = self.needs, np.flatnonzero(~np.isfinite(self.price))
         soft = np.flatnonzero(np.isfinite(self.price))
         x, multipliers = np.zeros(self.rows.shape[1]), np.zeros(len(needs))
-        feasible, missed = not bool((needs[hard] > 0).any()), soft[needs[soft] > 0]
+        feasible = not bool((needs[hard] > 0).any())
+        missed = self.missed if len(self.missed) else soft[needs[soft] > 0]
         for _ in range(NEWTON):
             full, multipliers, conflict = self._given(missed, hard, needs)
             step, start = 1.0, self._cost(x) if feasible else np.inf
@@ -160,7 +163,7 @@ class LeastChange:
             if step == 1.0 and np.array_equal(now, missed):
                 break
             missed = now
-        self.active = np.flatnonzero(multipliers)
+        self.active, self.missed = np.flatnonzero(multipliers), missed
         matrix = torch.as_tensor(x).reshape(self.outputs, -1)
         change = torch.linalg.solve_triangular(self.root.T, matrix.T, upper=True).T
         return Change(change, self._cost(x), multipliers, conflict)

@@ -83,7 +83,7 @@ class RegionRepair:
 
     layers: str = "auto"
     leaves: int = 60_000
-    refinements: int = 6
+    refinements: int = 8
     grow_at: int = 1500
     alpha_steps: int = 0
     descent: Descent = Descent()

@@ -92,12 +92,14 @@ def between(alternatives: list[Lines], share: Tensor) -> Lines:
 
     Lines below a function are so in every convex combination.
     """
-    slopes = torch.stack([one.lower_slope for one in alternatives])
-    shifts = torch.stack([one.lower_shift for one in alternatives])
-    ends = [slopes.argmin(0)[None], slopes.argmax(0)[None]]
-    (flat, flat_shift), (steep, steep_shift) = ((slopes.gather(0, k)[0], shifts.gather(0, k)[0]) for k in ends)
+    first, *others = alternatives
+    flat, flat_shift = steep, steep_shift = first.lower_slope, first.lower_shift
+    for one in others:
+        less, more = one.lower_slope < flat, one.lower_slope > steep
+        flat, flat_shift = torch.where(less, one.lower_slope, flat), torch.where(less, one.lower_shift, flat_shift)
+        steep, steep_shift = torch.where(more, one.lower_slope, steep), torch.where(more, one.lower_shift, steep_shift)
     slope, shift = flat + share * (steep - flat), flat_shift + share * (steep_shift - flat_shift)
-    return replace(alternatives[0], lower_slope=slope, lower_shift=shift)
+    return replace(first, lower_slope=slope, lower_shift=shift)
 
 
 def usual_share(alternatives: list[Lines]) -> Tensor:

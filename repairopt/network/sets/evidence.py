@@ -28,12 +28,15 @@ class Evidence:
         volume: Share of each region's volume that is proved, ``(Q,)``.
         leaves: The boxes that the regions are divided into, ``lower`` and ``upper`` of each region, ``(L, 2, d)``; of
             weights where a region is a hull (:class:`.frames.Frame`).
+        slopes: Lower slopes of all activations on the boxes of each region, ``(L, n)`` from 0 to 255; empty where the
+            usual ones prove it.
     """
 
     least: Tensor
     bound: Tensor
     volume: Tensor
     leaves: tuple[Tensor, ...]
+    slopes: tuple[Tensor, ...] = ()
 
     @property
     def proved(self) -> Tensor:
@@ -46,11 +49,13 @@ class Evidence:
         least, bound, volume = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("least", "bound", "volume")
         )
-        return cls(least, bound, volume, tuple(leaves for part in parts for leaves in part.leaves))
+        slopes = tuple(slope for part in parts for slope in part.slopes) if all(part.slopes for part in parts) else ()
+        return cls(least, bound, volume, tuple(leaves for part in parts for leaves in part.leaves), slopes)
 
     def part(self, regions: slice) -> Evidence:
         """What is known of some of the regions."""
-        return Evidence(self.least[regions], self.bound[regions], self.volume[regions], self.leaves[regions])
+        own = (self.least[regions], self.bound[regions], self.volume[regions], self.leaves[regions])
+        return Evidence(*own, self.slopes[regions])
 
 
 def examine_regions(
@@ -109,7 +114,11 @@ def evidence_of(leaves: Leaves, last: LastLayer, least: Tensor) -> Evidence:
         share = torch.zeros(count, dtype=torch.float64).index_add(0, leaves.region, leaves.volume() * (found > 0))
         volume = torch.where(bound > 0, volume, share)
     both = torch.stack([leaves.boxes.lower, leaves.boxes.upper], 1)
-    return Evidence(least, bound, volume, tuple(both[leaves.region == q] for q in range(count)))
+    own: tuple[Tensor, ...] = tuple(both[leaves.region == q] for q in range(count))
+    if leaves.boxes.shares is None:
+        return Evidence(least, bound, volume, own)
+    slopes = (torch.cat(list(leaves.boxes.shares.values()), 1) * 255).round().to(torch.uint8)
+    return Evidence(least, bound, volume, own, tuple(slopes[leaves.region == q] for q in range(count)))
 
 
 def digest_of(network: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> str:

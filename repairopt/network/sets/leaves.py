@@ -129,22 +129,27 @@ class Leaves:
 
     def _sharpened(self, last: LastLayer, steps: int, rate: float) -> dict[int, Tensor]:
         best, highest = self.boxes.used_shares(), self.least(last)
-        own = {index: share.clone().requires_grad_() for index, share in best.items()}
-        optimizer = torch.optim.Adam(own.values(), rate)
-        for _ in range(steps):
+        if self.boxes.shares is not None:
+            usual = replace(self.boxes, shares=None)
+            start = replace(self, boxes=usual).least(last)
+            better, highest = start > highest, torch.maximum(start, highest)
+            best = {i: torch.where(better[:, None], share, best[i]) for i, share in usual.used_shares().items()}
+        own = dict(best)
+        first, second = ({i: torch.zeros_like(share) for i, share in own.items()} for _ in range(2))
+        for step in range(1, steps + 1):
             with torch.enable_grad():
-                moved = replace(self, boxes=replace(self.boxes, shares=own))
-                least = moved.least(last)
-                slopes = torch.autograd.grad(-least.sum(), list(own.values()), allow_unused=True)
+                moving = {i: share.detach().requires_grad_() for i, share in own.items()}
+                least = replace(self, boxes=replace(self.boxes, shares=moving)).least(last)
+                slopes = torch.autograd.grad(least.sum(), list(moving.values()))
             better = least.detach() > highest
             highest = torch.where(better, least.detach(), highest)
-            best = {i: torch.where(better[:, None], share.detach(), best[i]) for i, share in own.items()}
-            with torch.no_grad():
-                for share, slope in zip(own.values(), slopes, strict=True):
-                    share.grad = slope
-                optimizer.step()
-                for share in own.values():
-                    share.clamp_(0, 1)
+            best = {i: torch.where(better[:, None], share, best[i]) for i, share in own.items()}
+            for (i, share), slope in zip(own.items(), slopes, strict=True):  # Adam, Kingma and Ba, ICLR 2015
+                first[i] = 0.9 * first[i] + 0.1 * slope
+                second[i] = 0.999 * second[i] + 0.001 * slope**2
+                size = (second[i] / (1 - 0.999**step)).sqrt() + 1e-12
+                moved = (share + rate * first[i] / (1 - 0.9**step) / size).clamp(0, 1)
+                own[i] = (moved * 255).round() / 255  # as a proof states them
         return best
 
     def halves(self, dimension: Tensor, alternatives: int = 3) -> Leaves:
@@ -162,7 +167,10 @@ class Leaves:
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         region, depth = torch.cat([self.region, self.region]), torch.cat([self.depth, self.depth]) + 1
-        return Leaves(made[back], self.rows, region, depth)
+        found = made[back]
+        if boxes.shares is not None:
+            found = replace(found, shares={i: torch.cat([share, share]) for i, share in boxes.shares.items()})
+        return Leaves(found, self.rows, region, depth)
 
     def best_split(self, last: LastLayer, slope: Tensor) -> Tensor:
         """The dimension ``(B,)`` in which to split each leaf: that whose halves have the best bounds.

@@ -17,7 +17,7 @@ from repairopt.errors import ProofError
 from repairopt.program.program import Array
 
 from .box_tiling import boxes_tile
-from .layered_network import LayeredNetwork
+from .layered_network import LayeredNetwork, RectifierLayer
 from .region_proof import ProofStatus, ProofVerdict, RegionProof
 from .running_bounds import RunningBounds
 
@@ -29,7 +29,7 @@ PART = 20_000  # points of one run
 VOLUME = 4000  # points by which shares of hulls are estimated
 
 Run = Callable[[Array], Array]
-Boxes = tuple[Array, Array, Any]  # lower sides, upper sides, and the box of the proof that they are in
+Boxes = tuple[Array, Array, Any, Any]  # lower sides, upper sides, the box of the proof that they are in, and the leaf
 
 
 def check_proof(
@@ -82,6 +82,11 @@ def _check_belongs(network: LayeredNetwork, proof: RegionProof) -> None:
         raise ProofError(
             f"proof of a region: it is of {proof.inputs} inputs and {outputs} outputs, the network has {sizes}."
         )
+    rectified = sum(layer.size for layer in network.layers if isinstance(layer, RectifierLayer))
+    if proof.leaf_slopes is not None and proof.leaf_slopes.shape[1] != rectified:
+        raise ProofError(
+            f"proof of a region: it has slopes of {proof.leaf_slopes.shape[1]} rectifiers, the network {rectified}."
+        )
     for number, (lower, upper) in enumerate(zip(proof.lower, proof.upper, strict=True)):
         own = proof.leaf_box == number
         if not boxes_tile(lower, upper, proof.leaf_lower[own], proof.leaf_upper[own]):
@@ -111,7 +116,7 @@ class _Checker:
         self.point: Array | None = None
         self.point_box = -1
         self.outputs: Array | None = None
-        self.open: list[tuple[Array, Array, Array]] = []
+        self.open: list[Boxes] = []
         self.least, self.sampled_least = np.inf, np.inf
         self.splits, self.samples = 0, 0
 
@@ -156,7 +161,8 @@ class _Checker:
 
     def bound_leaves(self, depth: int, limit: float, progress: Callable[[int, int], None] | None) -> None:
         """Bound the rows on each leaf, and split those whose bound is too weak, until a violation is found."""
-        level: Boxes = (self.proof.leaf_lower, self.proof.leaf_upper, self.proof.leaf_box)
+        numbers = np.arange(len(self.proof.leaf_box))
+        level: Boxes = (self.proof.leaf_lower, self.proof.leaf_upper, self.proof.leaf_box, numbers)
         for left in range(depth, -1, -1):
             halves: list[Boxes] = []
             for start in range(0, len(level[2]), self.batch):
@@ -176,20 +182,21 @@ class _Checker:
                 return
             level = tuple(np.concatenate(side) for side in zip(*halves, strict=True))  # type: ignore[assignment]
 
-    def weak(self, lower: Array, upper: Array, box: Array) -> tuple[Boxes, Array]:
+    def weak(self, lower: Array, upper: Array, box: Any, leaf: Any) -> tuple[Boxes, Array]:
         """The boxes on which the rows are not proved, and the slopes of their bounds; the network is run on them."""
-        values, slopes = self.bounds(lower, upper, box)
+        values, slopes = self.bounds(lower, upper, box, leaf)
         weak = ~(values > 0)
         self.least = min(self.least, float(values[~weak].min(initial=np.inf)))
-        found = (lower[weak], upper[weak], box[weak])
-        self.look_near(*found, slopes[weak])
+        found = (lower[weak], upper[weak], box[weak], leaf[weak])
+        self.look_near(*found[:3], slopes[weak])
         return found, slopes[weak]
 
-    def bounds(self, lower: Array, upper: Array, box: Array) -> tuple[Array, Array]:
+    def bounds(self, lower: Array, upper: Array, box: Any, leaf: Any) -> tuple[Array, Array]:
         """Lower bounds ``(B,)`` of how far the rows hold on boxes, and of the worst group the slopes ``(B, d)``."""
         hulls = self.proof.hulls(lower, upper, box)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows proves nothing
-            found = RunningBounds(self.network, lower, upper, self.proof.execution, hulls)
+            hints = None if self.proof.leaf_slopes is None else self.proof.leaf_slopes[leaf] / 255.0
+            found = RunningBounds(self.network, lower, upper, self.proof.execution, hulls, hints)
             low, slopes = found.below(self.matrix[box], self.offset[box])
         if hulls is not None:
             low = np.where(hulls.are_empty()[:, None], np.inf, low)
@@ -214,7 +221,7 @@ class _Checker:
 
     def halves(self, boxes: Boxes, slopes: Any) -> list[Boxes]:
         """Both halves of each box, split where the bounds of both are best (strong branching)."""
-        lower, upper, box = boxes
+        lower, upper, box, leaf = boxes
         rows = np.arange(len(lower))
         hulls = self.proof.hulls(lower, upper, box)
         least, most = (lower, upper) if hulls is None else hulls.ranges()
@@ -226,16 +233,17 @@ class _Checker:
         best, chosen = np.full(len(lower), -np.inf), tried[:, 0].copy()
         for dimension in tried.T if tried.shape[1] > 1 else ():
             parts = _split(lower, upper, dimension, middle)
-            gains = [np.minimum(self.bounds(*part, box)[0], 0) for part in parts]
+            gains = [np.minimum(self.bounds(*part, box, leaf)[0], 0) for part in parts]
             gain = np.where(most[rows, dimension] > least[rows, dimension], gains[0] + gains[1], -np.inf)
             chosen, best = np.where(gain > best, dimension, chosen), np.maximum(gain, best)
-        return [(*part, box) for part in _split(lower, upper, chosen, middle)]
+        return [(*part, box, leaf) for part in _split(lower, upper, chosen, middle)]
 
     def verdict(self, seconds: float) -> ProofVerdict:
         """The conclusion."""
         width = self.proof.lower.shape[1]
-        parts: list[Boxes] = self.open or [(np.zeros((0, width)), np.zeros((0, width)), np.zeros(0, dtype=np.int64))]
-        lower, upper, box = (np.concatenate(part) for part in zip(*parts, strict=True))
+        none = np.zeros(0, dtype=np.int64)
+        parts: list[Boxes] = self.open or [(np.zeros((0, width)), np.zeros((0, width)), none, none)]
+        lower, upper, box, _ = (np.concatenate(part) for part in zip(*parts, strict=True))
         status = ProofStatus.PROVED if not len(lower) else ProofStatus.UNDECIDED
         share = 1.0
         if status is not ProofStatus.PROVED:

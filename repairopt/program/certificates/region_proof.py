@@ -102,6 +102,8 @@ class RegionProof:
         vertices: Where regions are not boxes of inputs, ``(K, p, d)``: the inputs are ``parameters @ vertices``, and
             boxes and leaves are of parameters. None else. Such inputs may be rounded in runs of any precision.
         hull: Of which regions only the parameters count whose sum is 1, ``(K,)``: the convex hulls of their vertices.
+        leaf_slopes: Lower slopes of all rectifiers that the check tries on a leaf beside its own, in steps of 1/255
+            from 0 to 255, ``(L, n)``; whatever they are, they cannot make it wrong. None for none.
 
     Raises:
         ProofError: Shapes do not fit, or numbers are not finite.
@@ -118,6 +120,7 @@ class RegionProof:
     shape: tuple[int, ...] = ()
     vertices: Any = None
     hull: Any = None
+    leaf_slopes: Any = None
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "leaf_lower", "leaf_upper"):
@@ -137,6 +140,10 @@ class RegionProof:
                 f"{sorted(outputs)} outputs do not fit."
             )
         self._check_vertices(boxes)
+        if self.leaf_slopes is not None:
+            slopes = np.asarray(self.leaf_slopes)
+            if slopes.dtype != np.uint8 or slopes.ndim != 2 or len(slopes) != leaves[0]:
+                raise ProofError(f"proof of a region: slopes {slopes.shape} of {slopes.dtype} do not fit its leaves.")
         object.__setattr__(self, "shape", tuple(self.shape) or (self.inputs,))
         if int(np.prod(self.shape)) != self.inputs:
             raise ProofError(f"proof of a region: inputs of shape {self.shape} do not have {self.inputs} numbers.")

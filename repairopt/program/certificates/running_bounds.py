@@ -97,13 +97,21 @@ class RunningBounds:
             inputs may also be rounded to it.
         hulls: Where boxes are of parameters, what they stand for, whose inputs may be rounded in every run; ``lower``
             and ``upper`` are then not used.
+        hints: Lower slopes of rectifiers that are tried beside the usual ones, ``(B, n)`` of all in their order; what
+            is not between leak and 1 is moved there.
 
     Attributes:
         covered: Whether no value comes near overflow in the covered runs, ``(B,)``.
     """
 
     def __init__(
-        self, network: LayeredNetwork, lower: Array, upper: Array, execution: str, hulls: Hulls | None = None
+        self,
+        network: LayeredNetwork,
+        lower: Array,
+        upper: Array,
+        execution: str,
+        hulls: Hulls | None = None,
+        hints: Any = None,
     ) -> None:
         self.network, self.unit, self.execution, self.hulls = network, UNITS[execution], execution, hulls
         if hulls is not None:
@@ -125,6 +133,15 @@ class RunningBounds:
             self._append(low, high)
             if index in read and (hulls is not None or not _is_first(network, index)):
                 self._tighten(index, isinstance(read[index], SmoothLayer))
+        self.kinds = SLOPES if hints is None else (*SLOPES, "hinted")
+        start = 0
+        for index, layer in enumerate(network.layers, 1) if hints is not None else ():
+            if isinstance(layer, RectifierLayer):
+                own = hints[:, start : start + layer.size]
+                start += layer.size
+                self.lines[index]["hinted"] = self._hinted(self.lines[index]["adaptive"], layer, own)
+            elif isinstance(layer, SmoothLayer):
+                self.lines[index]["hinted"] = self.lines[index]["adaptive"]
 
     def below(self, coefficients: Array, offset: Array) -> tuple[Array, Array]:
         """Lower bounds ``(B, R)`` of ``coefficients @ y - offset`` over each box, and their slopes ``(B, R, d)``.
@@ -137,11 +154,20 @@ class RunningBounds:
         """
         width = self.network.inputs if self.hulls is None else self.hulls.lower.shape[1]
         best, slopes = np.full(offset.shape, -np.inf), np.zeros((*offset.shape, width))
-        for slope in SLOPES if self.lines else SLOPES[:1]:
+        for slope in self.kinds if self.lines else SLOPES[:1]:
             bound, at_input = self._pull(len(self.network.layers), coefficients, -offset, slope)
             better = bound > best
             best, slopes = np.where(better, bound, best), np.where(better[..., None], at_input, slopes)
         return np.where(self.covered[:, None], best, -np.inf), slopes
+
+    def _hinted(self, usual: Lines, layer: RectifierLayer, slopes: Array) -> Lines:
+        """The usual lines with other lower slopes where the sign is open, checked as all are."""
+        (parent,) = layer.inputs
+        low, high = self.low[parent], self.high[parent]
+        open_ = (low < 0) & (high > 0)
+        lines = Lines(np.where(open_, np.clip(slopes, layer.leak, 1.0), usual.low), usual.high, usual.shift)
+        check_lines(lines, low, high, layer.leak)
+        return lines
 
     def _append(self, low: Array, high: Array) -> None:
         size = np.maximum(np.abs(low), np.abs(high))
