@@ -101,6 +101,9 @@ def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
         assert claim.name == "flips"
         assert claim.met == (claim.interval.high <= limit)
     assert found[0.01][0] <= 0.01 < found[1.0][0]
+    prices = {limit: repair.report.prices["flips"] for limit, (_, repair) in found.items()}
+    assert prices[0.01] > 0.0 == prices[1.0]
+    assert "prices, in the objective" in str(found[0.01][1].report)
     steps = {limit: repair.report.rounds[0].step for limit, (_, repair) in found.items()}
     assert steps[1.0].startswith("100 %")
     assert not steps[0.01].startswith("100 %")
@@ -158,6 +161,7 @@ def test_a_goal_without_labels_is_reached_by_its_multiplier():
     keep = KeepLabels(given.inputs, given.labels, tolerance=0.1)
     report = repair_with(given.model, given.gap(0.05), [keep], method=TrainThenCorrect(rate=0.02), weights="all").report
     assert report.verdict is Verdict.REPAIRED
+    assert report.prices[report.verification.measures[0].name] > 0
 
 
 @pytest.mark.parametrize(
