@@ -1,8 +1,8 @@
 """The one place where a user's data become tensors: arrays, pandas frames, datasets, loaders.
 
 Whatever takes ``(inputs, labels)`` takes these as well, with no labels beside them: a ``TensorDataset`` or any dataset
-of pairs, a ``DataLoader``, whose dataset is read whole and in its own order. Inputs alone may be a frame, whose columns
-must be numbers.
+of pairs, a ``DataLoader``, whose dataset is read once and in its own order; what is larger than memory goes to a file.
+Inputs alone may be a frame, whose columns must be numbers.
 """
 
 from __future__ import annotations

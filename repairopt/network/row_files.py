@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,59 +17,52 @@ MOST_BYTES = 2**30  # of a set that is held in memory
 PIECE = 2**24  # bytes that are copied at a time
 
 
-@dataclass(eq=False)
 class Spool:
-    """Collects blocks of rows, in memory as long as they are small, then in a file.
+    """Collects blocks of rows in one piece of memory, and in a file from ``MOST_BYTES`` on."""
 
-    Attributes:
-        blocks: What is in memory, in order.
-        bytes: Of all blocks.
-        rows: Of all blocks.
-    """
-
-    blocks: list[Tensor] = field(default_factory=list)
-    bytes: int = 0
-    rows: int = 0
-    _path: str = ""
+    def __init__(self) -> None:
+        self._memory = (
+            bytearray()
+        )  # one piece: small blocks that stay between large ones that go would pin their memory
+        self._path = ""
+        self._first: Tensor | None = None
+        self._rows = 0
 
     def add(self, block: Tensor) -> None:
-        """Take up rows ``(B, ...)``."""
-        if self.blocks and self._path and (block.dtype, block.shape[1:]) != (self.blocks[0].dtype, self._shape):
-            raise RuntimeError(f"rows of shape {tuple(block.shape[1:])} after rows of shape {tuple(self._shape)}")
-        self.bytes += block.numel() * block.element_size()
-        self.rows += len(block)
-        if not self._path and self.bytes <= MOST_BYTES:
-            self.blocks.append(block)
-            return
+        """Take up rows ``(B, ...)``; a RuntimeError where they are of another kind than those before."""
+        block = block.detach().cpu().contiguous()
+        self._first = block[:0].clone() if self._first is None else self._first
+        if (block.dtype, block.shape[1:]) != (self._first.dtype, self._first.shape[1:]):
+            raise RuntimeError(
+                f"batches of {self._first.dtype} {tuple(self._first.shape[1:])} and of {block.dtype} "
+                f"{tuple(block.shape[1:])} cannot be put into one tensor"
+            )
+        self._rows += len(block)
+        self._memory += block.view(-1).view(torch.uint8).numpy().data
+        if self._path or len(self._memory) > MOST_BYTES:
+            self._write()
+
+    def _write(self) -> None:
         if not self._path:
             handle, self._path = tempfile.mkstemp(prefix="repairopt-rows-")
             os.close(handle)
-            first = [*self.blocks, block]
-            self.blocks = [block[:0].clone()]
-            self._write(first)
-            return
-        self._write([block])
-
-    @property
-    def _shape(self) -> torch.Size:
-        return self.blocks[0].shape[1:]
-
-    def _write(self, blocks: Sequence[Tensor]) -> None:
         with open(self._path, "ab") as file:
-            for block in blocks:
-                block.detach().cpu().contiguous().numpy().tofile(file)
+            file.write(self._memory)
+        self._memory = bytearray()
 
     def tensor(self) -> Tensor:
-        """All rows, ``(N, ...)``."""
+        """All rows, ``(N, ...)``; the spool is empty afterwards."""
+        assert self._first is not None
+        count, dtype = self._rows * self._first[:0].new_empty(self._first.shape[1:]).numel(), self._first.dtype
         if not self._path:
-            return torch.cat(self.blocks)
-        path, self._path = self._path, ""
-        try:
-            count = self.bytes // self.blocks[0].element_size()
-            found = torch.from_file(path, shared=True, size=count, dtype=self.blocks[0].dtype)
-        finally:
-            os.unlink(path)
-        return found.view(self.rows, *self._shape)
+            found = torch.frombuffer(self._memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        else:
+            path, self._path = self._path, ""
+            try:
+                found = torch.from_file(path, shared=True, size=count, dtype=dtype)
+            finally:
+                os.unlink(path)
+        return found.view(self._rows, *self._first.shape[1:])
 
     def __del__(self) -> None:
         if self._path and os.path.exists(self._path):

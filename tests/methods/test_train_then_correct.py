@@ -101,6 +101,9 @@ def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
         assert claim.name == "flips"
         assert claim.met == (claim.interval.high <= limit)
     assert found[0.01][0] <= 0.01 < found[1.0][0]
+    prices = {limit: repair.report.prices["flips"] for limit, (_, repair) in found.items()}
+    assert prices[0.01] > 0.0 == prices[1.0]
+    assert "prices, in the objective" in str(found[0.01][1].report)
     steps = {limit: repair.report.rounds[0].step for limit, (_, repair) in found.items()}
     assert steps[1.0].startswith("100 %")
     assert not steps[0.01].startswith("100 %")
@@ -131,6 +134,30 @@ def test_the_correction_is_the_smallest_that_makes_the_rows_hold(trained):
     assert np.abs(found.change[150:450]).max() < 1e-9
 
 
+def test_rows_out_of_reach_of_the_last_layer_move_all():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 4, generator=draw)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(4, 60), nn.ReLU(), nn.Linear(60, 3), nn.Linear(3, 3)).requires_grad_(False)
+    now = model(x)
+    order = model[:-1](x)[:, 0].argsort()  # all that the last layer sees
+    y = now.argmax(1)
+    y[order[40:80:10]] = (y[order[40:80:10]] + 1) % 3  # other labels in between
+    wrong = now.argmax(1) != y
+    goal, keep = ErrorRate(x[wrong], y[wrong], target=0.0), KeepLabels(x[~wrong], y[~wrong], tolerance=0.0)
+    reached = {}
+    for weights in ("last", "all"):
+        spec = make_specification(goal, [keep])
+        given = prepare_repair(model, spec, weights=weights, method=TrainThenCorrect(), started=(0.0, 0.0)).task
+        found = correct_rows(given, np.zeros(given.engine.n), 0.01, goal=True)
+        reached[weights] = found.note == ""
+        if not found.note:
+            after = given.engine.predict(found.change)(x).argmax(1)
+            assert torch.equal(after, y)
+    assert reached == {"last": False, "all": True}
+
+
 def test_only_chosen_weights_move_and_norms_are_frozen(fingerprint):
     torch.manual_seed(1)
     x = task(count=600).inputs.float()
@@ -158,6 +185,7 @@ def test_a_goal_without_labels_is_reached_by_its_multiplier():
     keep = KeepLabels(given.inputs, given.labels, tolerance=0.1)
     report = repair_with(given.model, given.gap(0.05), [keep], method=TrainThenCorrect(rate=0.02), weights="all").report
     assert report.verdict is Verdict.REPAIRED
+    assert report.prices[report.verification.measures[0].name] > 0
 
 
 @pytest.mark.parametrize(

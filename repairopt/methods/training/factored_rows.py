@@ -15,6 +15,7 @@ from repairopt.specify import samples_in
 
 from .hard_rows import MOST_ROWS, known_inputs, to_correct
 
+HALVINGS = 5
 RIDGE = 1e-10  # of the mean squared norm of the rows
 MOST_PRICE = 1e6  # of a row, in units of what it is short of, for each unit of its squared norm
 
@@ -76,8 +77,35 @@ class FactoredRows:
             return False
         prices = torch.as_tensor(found / size)
         combined = {name: own.combined(prices.to(own.signals)) for name, own in rows.items()}
-        self.change = self.start + self.layers.change(combined, self.metrics).numpy()
-        return bool(np.isfinite(self.change).all())
+        target = self.start + self.layers.change(combined, self.metrics).numpy()
+        if not np.isfinite(target).all():
+            return False
+        self.change = target if self.layers.engine.exact else self._damped(target)
+        return True
+
+    def _damped(self, target: Array) -> Array:
+        """The furthest point on the way to a target, by halving, at which the rows are short of less than now."""
+        now, point = self._shortage(self.change), target
+        for _ in range(HALVINGS):
+            if self._shortage(point) < now:
+                break
+            point = (self.change + point) / 2
+        return point
+
+    def _shortage(self, change: Array) -> float:
+        """By how much all samples that fail are short of not failing, and those taken up of what they ask for."""
+        predict, total = self.layers.engine.predict(change), 0.0
+        for k, constraint in enumerate(self.constraints):
+            samples = samples_in(constraint)
+            with torch.no_grad():
+                outputs = predict(constraint.inputs)
+                now = constraint.margins_of(outputs[samples.to(outputs.device)], samples).reshape(len(samples), -1)
+            short = (-now.cpu()).clamp(min=0)
+            order = sorted(self.seen[k])
+            asked = self.asked[k] if self.asked[k].ndim == 0 else self.asked[k][order]
+            short[order] = (asked - now.cpu()[order]).clamp(min=0).to(short)
+            total += float(short.sum())
+        return total
 
     def _rows(self) -> tuple[list[dict[str, LayerRows]], Array]:
         """The rows at the change so far, in parts, and by how much each is short of what it asks for, ``(R,)``."""

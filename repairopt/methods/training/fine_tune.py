@@ -18,16 +18,15 @@ from repairopt.network import jacobian
 from repairopt.program import Status
 from repairopt.specify import (
     Differentiable,
-    Folds,
     PropertyBound,
-    Restrictable,
     SampleConstraint,
     goal_value,
-    inputs_of,
     labelled_data,
     samples_in,
     soft_value,
 )
+
+from .property_parts import parts_of
 
 OPTIMIZERS = ("adam", "sgd")
 MOMENTUM = 0.9
@@ -160,7 +159,7 @@ class _Loss:
         self.limits = []
         for item, limit in items:
             excess = max(goal_value(item, engine.predict()) - limit, LEAST_EXCESS)
-            parts = _parts(item, RATES_NEED * settings.batch, task.seed)
+            parts = parts_of(item, RATES_NEED * settings.batch, task.seed)
             self.limits.append(_Limit(item, parts, limit, settings.price / excess))
         self.rows = [
             (c, samples_in(c), torch.as_tensor(required).reshape(len(samples_in(c)), -1))
@@ -230,16 +229,3 @@ class _Loss:
 
 def _tensor(task: Task, delta: Any) -> Tensor:
     return task.engine.as_delta(delta).clone()
-
-
-def _parts(item: Any, size: int, seed: int) -> list[Any]:
-    """A property on parts of about ``size`` inputs each; whole where it cannot be divided."""
-    inputs = inputs_of(item)
-    count = -(-len(inputs) // size) if inputs is not None and isinstance(item, Restrictable) else 1
-    while count > 1:
-        folds = Folds(count, seed)
-        try:
-            return [item.where(lambda x, k=k, folds=folds: folds.of(x) == k) for k in range(count)]
-        except SpecificationError:  # a part lacks a group or a class
-            count //= 2
-    return [item]

@@ -89,9 +89,10 @@ class TrainThenCorrect:
     def run(self, task: Task) -> Outcome:
         """Train, go as far as the bounds allow, correct; the judge keeps the best."""
         sides = Sides.of(task)
-        asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence}
-        way = find_way(task, sides, lambda part: train(task, part, self), **asked)
-        change = train(task, sides, self)
+        asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence, "keep": self.keep}
+        way = find_way(task, sides, lambda part: train(task, part, self).change, **asked)
+        trained = train(task, sides, self)
+        change = trained.change
         for share in sorted((share for share in self.ways if share <= way.share), reverse=True):
             judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
             if judged.feasible or not _breaks_hard_rows(task, judged):
@@ -106,7 +107,8 @@ class TrainThenCorrect:
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
             claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
-        return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims)
+        prices = {**trained.prices, **way.prices}
+        return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims, prices=prices)
 
     def _judged(self, task: Task, change: Array, step: str) -> Judgement:
         """The proposal with its hard rows corrected, as the true network is; both are kept."""

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from repairopt.methods.task import Array, Task
-from repairopt.network import Predict
 from repairopt.specify import (
     ChangeBox,
     Differentiable,
@@ -28,6 +27,8 @@ from repairopt.specify import (
     soft_value,
 )
 
+from .property_parts import parts_of
+
 FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a step is
 WORK = 2e11  # floating-point operations that a run may take for the sake of these
 STAGES = 4  # of a run, each twice as long as the one before
@@ -36,6 +37,7 @@ STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
 MOST_RATE = 1e-2  # of Adam
+PART = 16  # batches in a part of a property, where it has more rows than that
 KEPT = 3  # numbers that a pass with its gradient keeps for each that the layers make
 Pair = tuple[Tensor, Tensor]
 
@@ -47,19 +49,20 @@ class Sides:
     Attributes:
         failing: Labelled rows of the goal.
         kept: Labelled rows of the constraints, and of the data whose loss is kept small.
-        soft: Goal and bounds that have no labels of their own, each with its limit.
+        soft: Goal and bounds that have no labels of their own, each with its name and its limit.
     """
 
     failing: tuple[Pair, ...]
     kept: tuple[Pair, ...]
-    soft: tuple[tuple[Any, float], ...]
+    soft: tuple[tuple[str, Any, float], ...]
 
     @classmethod
     def of(cls, task: Task) -> Sides:
         """The sides of a repair."""
         bounds = [c for c in task.constraints if isinstance(c, PropertyBound) and c.limit is not None]
-        items = [(task.goal, float(task.goal.target)), *((c.property, float(c.limit or 0.0)) for c in bounds)]
-        soft = tuple(item for item in items if not _by_label(item[0]) and isinstance(item[0], Differentiable))
+        items = [(task.goal.name, task.goal, float(task.goal.target))]
+        items += [(c.name, c.property, float(c.limit or 0.0)) for c in bounds]
+        soft = tuple(item for item in items if not _by_label(item[1]) and isinstance(item[1], Differentiable))
         own = labels_of(task.goal) if _by_label(task.goal) else None
         failing = () if own is None else (own,)
         known = [labels_of(measured(c)) for c in task.constraints]
@@ -78,7 +81,7 @@ class Sides:
                 (x[m.to(x.device)], y[m.to(y.device)]) for (x, y), m in zip(pairs, masks, strict=True) if m.any()
             )
 
-        soft = tuple((restricted(item, keep), limit) for item, limit in self.soft)
+        soft = tuple((name, restricted(item, keep), limit) for name, item, limit in self.soft)
         return replace(self, failing=part(self.failing), kept=part(self.kept), soft=soft)
 
 
@@ -91,8 +94,21 @@ def _same(first: Pair, second: Pair) -> bool:
     return first[0].shape == second[0].shape and (first[0] is second[0] or torch.equal(first[0], second[0]))
 
 
-def train(task: Task, sides: Sides, settings: Any) -> Array:
-    """Weight change ``(n,)`` from the original weights to the mean of those in the last half of a run of Adam.
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run of training ends with.
+
+    Attributes:
+        change: Weight change ``(n,)``.
+        prices: Multiplier of each limit without labels, by name: decrease of the loss per unit of relaxation.
+    """
+
+    change: Array
+    prices: dict[str, float]
+
+
+def train(task: Task, sides: Sides, settings: Any) -> Trained:
+    """From the original weights to the mean of those in the last half of a run of Adam.
 
     The run goes on with twice the steps while many of the rows are wrong and it still learns: few rows need more passes
     than many.
@@ -113,7 +129,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Array:
         if wrong <= LEARNED or wrong > STILL * before:
             break
         steps, before = 2 * steps, wrong
-    return run.change()
+    return Trained(run.change(), {limit.name: limit.shadow_price() for limit in run.limits})
 
 
 class _Run:
@@ -127,7 +143,9 @@ class _Run:
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
         before = task.engine.predict()
-        self.limits = [_Multiplier(item, limit, goal_value(item, before)) for item, limit in sides.soft]
+        self.limits = [
+            _Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
+        ]
 
     def steps(self) -> int:
         """Steps of the first stage."""
@@ -150,7 +168,7 @@ class _Run:
         for step, (failing, kept) in enumerate(_batches(self.sides, self.settings.batch, steps, self.draw)):
             self.task.judge.check_time()
             self.optimizer.zero_grad()
-            penalties = [limit.penalty(self.network, update=step % every == 0) for limit in self.limits]
+            penalties = [limit.penalty(update=step % every == 0) for limit in self.limits]
             learned = False
             for loss in self._losses(failing, kept, penalties, tally if 4 * step >= 3 * steps else None):
                 if isinstance(loss, Tensor) and loss.requires_grad:
@@ -166,7 +184,7 @@ class _Run:
             if step >= (1 - AVERAGED) * steps:
                 count += 1
                 self._take_into_average(weights, count)
-        missed = max((limit.missed(self.network) for limit in self.limits), default=0.0)
+        missed = max((limit.missed() for limit in self.limits), default=0.0)
         return max(tally[0] / max(1, tally[1]), missed)
 
     @torch.no_grad()
@@ -205,6 +223,13 @@ class _Run:
                 yield sum(self._of_rows(*part) for part in group)
         if penalties:
             yield sum(penalties)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)`` of the network in training, in parts that fit into memory."""
+        most = self._rows_that_fit(inputs)
+        parts = [self.network(inputs)] if len(inputs) <= most else [self.network(part) for part in inputs.split(most)]
+        found: Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return found
 
     def _rows_that_fit(self, inputs: Tensor) -> int:
         engine = self.task.engine
@@ -262,23 +287,34 @@ def _stream(count: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
 class _Multiplier:
     """The augmented Lagrangian of one limit: a price that grows while the count exceeds it."""
 
-    def __init__(self, item: Any, limit: float, before: float) -> None:
-        self.item, self.limit = item, limit
+    def __init__(self, name: str, item: Any, limit: float, before: float, run: _Run) -> None:
+        self.name, self.item, self.limit, self.run = name, item, limit, run
+        self.parts = parts_of(item, PART * run.settings.batch, run.task.seed)
         self.slope = 1.0 / max(before - limit, LEAST_EXCESS)
-        self.price, self.shift = 0.0, 0.0
+        self.price, self.shift, self.paid = 0.0, 0.0, list[float]()
 
-    def penalty(self, network: Predict, *, update: bool) -> Tensor:
+    def penalty(self, *, update: bool) -> Tensor:
         """Price of the excess of the soft value, moved by what it differs from the count."""
-        soft = torch.as_tensor(soft_value(self.item)(network))
+        part = self.parts[len(self.paid) % len(self.parts)]
+        soft = torch.as_tensor(soft_value(part)(self.run.network))
         if update:
+            whole = soft
             with torch.no_grad():
-                count = goal_value(self.item, network)
-            self.shift = count - float(soft.detach())
+                count = goal_value(self.item, self.run.predict)
+                if len(self.parts) > 1:
+                    whole = torch.as_tensor(soft_value(self.item)(self.run.predict))
+            self.shift = count - float(whole.detach())
             self.price = max(0.0, self.price + self.slope * (count - self.limit))
         excess = soft + self.shift - self.limit
+        self.paid.append(self.price + self.slope * max(0.0, float(excess.detach())))
         return self.price * excess + 0.5 * self.slope * excess.clamp(min=0) ** 2
 
-    def missed(self, network: Predict) -> float:
+    def shadow_price(self) -> float:
+        """Mean price of a unit of excess in the last half of the steps."""
+        late = self.paid[len(self.paid) // 2 :]
+        return sum(late) / max(1, len(late))
+
+    def missed(self) -> float:
         """By how much the count exceeds the limit, of what it was at first."""
         with torch.no_grad():
-            return max(0.0, self.slope * (goal_value(self.item, network) - self.limit))
+            return max(0.0, self.slope * (goal_value(self.item, self.run.predict) - self.limit))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.task import Array, Task
@@ -66,6 +67,8 @@ class Way:
         unseen: Outputs of the networks that were trained without a part of the rows each, at that share.
         changes: Their proposals, ``(n,)`` each.
         folds: Which rows each had not seen.
+        prices: Shadow price of each bound: decrease of the loss per unit by which it is relaxed, from here on towards
+            the proposal, on unseen rows; 0 of bounds that allow to go on.
     """
 
     share: float
@@ -73,6 +76,7 @@ class Way:
     unseen: Unseen | None = None
     changes: tuple[Array, ...] = ()
     folds: Folds | None = None
+    prices: dict[str, float] = field(default_factory=dict)
 
     def claims(self, task: Task, change: Array, confidence: float) -> tuple[Claim, ...]:
         """Claims about the network at a change ``(n,)``, the one that is delivered."""
@@ -97,6 +101,7 @@ def find_way(
     ways: Sequence[float],
     folds: int,
     confidence: float | None,
+    keep: float,
 ) -> Way:
     """The largest share of the way at which all bounds hold on rows that were not trained on.
 
@@ -111,6 +116,7 @@ def find_way(
         ways: Shares to test.
         folds: Parts of the rows; each is left out once.
         confidence: Confidence that each bound holds on new rows; None or up to one half for its value alone.
+        keep: Weight of the rows to keep in the loss, for prices.
 
     References:
         Angelopoulos, Bates, Candès, Jordan and Lei, Learn then Test, 2021 (fixed-sequence testing).
@@ -125,14 +131,37 @@ def find_way(
     except SpecificationError:  # a part lacks a class or a group
         return Way(max(ways))
     found = Way(min(ways), bounds, Unseen(task, division, changes, min(ways)), changes, division)  # also if not shown
+    here: Predict = task.engine.predict()
     for way in sorted(ways):
         task.judge.check_time()
         unseen = Unseen(task, division, changes, way)
         with torch.no_grad():
-            if not all(_holds(task, bound, unseen, confidence) for bound in bounds):
-                break
-        found = Way(way, bounds, unseen, changes, division)
+            refused = [bound for bound in bounds if not _holds(task, bound, unseen, confidence)]
+            if refused:
+                return replace(found, prices=_prices(bounds, refused, sides, keep, here, unseen))
+        found, here = Way(way, bounds, unseen, changes, division, dict.fromkeys((b.name for b in bounds), 0.0)), unseen
     return found
+
+
+def _prices(
+    bounds: Sequence[Any], refused: Sequence[Any], sides: Sides, keep: float, here: Predict, there: Predict
+) -> dict[str, float]:
+    """What the loss falls by per unit of each bound, between the last share that is shown and the first that is not."""
+    prices = {bound.name: 0.0 for bound in bounds}
+    gain = _loss(sides, keep, here) - _loss(sides, keep, there)
+    for bound in refused:
+        rise = goal_value(bound.property, there) - goal_value(bound.property, here)
+        prices[bound.name] = max(0.0, gain / rise) if rise > 0 else 0.0
+    return prices
+
+
+def _loss(sides: Sides, keep: float, predict: Predict) -> float:
+    """Mean cross-entropy of the rows that fail, plus ``keep`` times that of those to keep."""
+    total = 0.0
+    for pairs, weight in ((sides.failing, 1.0), (sides.kept, keep)):
+        sums = [float(F.cross_entropy(predict(x), y.to(predict(x).device), reduction="sum")) for x, y in pairs]
+        total += weight * sum(sums) / max(1, sum(len(y) for _, y in pairs))
+    return total
 
 
 def _count(prop: Any) -> int:
