@@ -56,7 +56,9 @@ class Step:
     models: Models
 
 
-def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None) -> Outcome:
+def run_sequence(
+    task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None, *, warm: bool = False
+) -> Outcome:
     """Run the sequence, again by stages where it ends badly; the best end is kept.
 
     A run by stages goes a part of the way to the limits that the original misses, then from there a further part, and
@@ -74,6 +76,7 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Ar
         problem: Judges points and makes models.
         settings: The method, whose fields are read.
         start: Where to begin the first run; None for no change.
+        warm: Whether that met limits a little easier, so that one more run, by short stages, is all that can pay.
 
     Returns:
         What the best run proposes.
@@ -107,10 +110,10 @@ def run_sequence(task: Task, problem: NonlinearProgram, settings: Any, start: Ar
             return by_stages.outcome(ended)
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
-    for run in range(1, settings.restarts + 1):
+    for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
         if best.violation <= MET:
             break
-        end, by_stages, ended = stages(run * STAGES, max(1, settings.max_steps // 2))
+        end, by_stages, ended = stages(run * STAGES, SHORT if warm else max(1, settings.max_steps // 2))
         if end.pair < best.pair:
             best, outcome = end, by_stages.outcome(ended)
     return outcome
