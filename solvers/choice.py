@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,14 +37,14 @@ class Rule:
     few_rows: bool = False
     because: str = ""
 
-    def fits(self, program: Program) -> bool:
-        """Whether the line speaks of a program."""
+    def fits(self, kind: Kind, variables: int, rows: int, *, sparse: bool, low_rank: bool) -> bool:
+        """Whether the line speaks of programs of this kind and size."""
         return (
-            program.kind is self.kind
-            and program.n <= self.variables
-            and (not self.sparse or is_sparse(program))
-            and (not self.low_rank or not (program.hessian is None or isinstance(program.hessian, np.ndarray)))
-            and (not self.few_rows or program.m <= WIDE * program.n)
+            kind is self.kind
+            and variables <= self.variables
+            and (not self.sparse or sparse)
+            and (not self.low_rank or low_rank)
+            and (not self.few_rows or rows <= WIDE * variables)
         )
 
 
@@ -66,10 +67,16 @@ TABLE = (
 
 def rank(name: str, program: Program) -> float:
     """Place of a back end in the line that fits a program; infinite where it has none."""
-    for rule in TABLE:
-        if rule.fits(program):
-            return float(rule.order.index(name)) if name in rule.order else NEVER
-    return NEVER
+    low_rank = not (program.hessian is None or isinstance(program.hessian, np.ndarray))
+    order = _order(program.kind, program.n, program.m, is_sparse(program), low_rank)
+    return float(order.index(name)) if name in order else NEVER
+
+
+@lru_cache(maxsize=256)
+def _order(kind: Kind, variables: int, rows: int, sparse: bool, low_rank: bool) -> tuple[str, ...]:
+    """The back ends of the first line that fits; every back end asks for each program of a repair."""
+    fitting = (rule for rule in TABLE if rule.fits(kind, variables, rows, sparse=sparse, low_rank=low_rank))
+    return next((rule.order for rule in fitting), ())
 
 
 def is_sparse(program: Program) -> bool:

@@ -65,4 +65,6 @@ class ModuleCandidate:
 
 def network_of(engine: Engine, candidate: Candidate | Array) -> Remembering:
     """The network of a candidate of any kind, or of a weight change ``(n,)``; it runs each set of inputs once."""
+    if isinstance(candidate, np.ndarray):  # first: whether something is a Candidate takes as long as a small network
+        return Remembering(engine, candidate)
     return candidate.predict(engine) if isinstance(candidate, Candidate) else Remembering(engine, candidate)

@@ -87,8 +87,10 @@ class LinearTape:
         """
         found: Any = [None] * len(self.behind)
         if self.graph.requires_grad:
+            with torch.enable_grad():
+                summed = (self.graph * cotangent).sum()  # a scalar: grad_outputs would import a symbolic algebra system
             try:
-                found = torch.autograd.grad(self.graph, self.behind, cotangent, retain_graph=True, allow_unused=True)
+                found = torch.autograd.grad(summed, self.behind, retain_graph=True, allow_unused=True)
             except RuntimeError as error:
                 if "is not implemented" not in str(error):  # torch's words for an operation without a derivative
                     raise

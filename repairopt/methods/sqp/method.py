@@ -206,11 +206,11 @@ class SQP(TrustRegion):
         return {limit.name: standard.first_buffer(limit) for limit in limits}
 
     def minimize(self, task: Task, problem: NonlinearProgram, start: Any = None) -> Outcome:
-        """By quadratic programs where their Hessian is small, else matrix-free."""
-        start = task.start if start is None else start
+        """By quadratic programs where their Hessian is small, else matrix-free; from a point that met easier limits."""
+        warm, start = start is not None, task.start if start is None else start
         if task.engine.n > self.largest_dense:
             return run_augmented(task, problem, self, start)
-        return run_sequence(task, problem, self, start)
+        return run_sequence(task, problem, self, start, warm=warm)
 
     def named_buffers(self) -> dict[str, float]:
         """What the user wants taken off the limits, by name; ``""`` for all."""
