@@ -153,6 +153,6 @@ def input_shape(network: nn.Module, shape: tuple[int, ...] | None, size: int) ->
         if isinstance(found, Tensor) and found.ndim == 2 and len(found) == 3:
             return one
     raise UnsupportedError(
-        f"network {type(getattr(network, 'model', network)).__name__}: runs on no inputs of {size} numbers in the shapes "
-        f"{', '.join(map(str, usual if shape is None else [shape]))}. Pass shape= of one input to the region."
+        f"network {type(getattr(network, 'model', network)).__name__}: runs on no inputs of {size} numbers in the "
+        f"shapes {', '.join(map(str, usual if shape is None else [shape]))}. Pass shape= of one input to the region."
     )
