@@ -16,11 +16,13 @@ import pytest
 import torch
 from small_spec import SPEC, write_spec
 
+from repairopt import solve_repair
 from repairopt.errors import AuditError, ModelError, ResultError
 from repairopt.interfaces.commandline.runs.run_folder import AUDIT, CHECKPOINT, PATCH, RESULT, RunFolder, read_result
 from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
-from repairopt.patches import Patch, load_weights, save_weights, verify_log
+from repairopt.interfaces.specfile.opened import open_spec
+from repairopt.patches import Patch, load_patch, load_weights, save_weights, verify_log
 
 MOMENTS = 8
 
@@ -218,3 +220,20 @@ def test_a_spec_says_what_one_output_means(tmp_path):
     verified = verify_patch(tmp_path / "spec.yaml", tmp_path / "run" / PATCH)
     assert verified.sound
     assert verified.met
+
+
+def test_reported_rows_and_guards_are_weighed_as_in_python(tmp_path):
+    text = SPEC.replace('repair: {file: rows.csv, rows: "0:400"}', 'repair: {file: rows.csv, rows: "400:440"}')
+    text = text.replace('goal: gap(group, favorable="yes", kind=parity) <= 0.1', "goal: error_rate <= 0")
+    text = text.replace('  - recall("yes") >= 0.6\n', "").replace("  - max_change <= 2\n", "") + "method: sqp\n"
+    write_spec(tmp_path, text)
+    solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(report=False))
+    spec = open_spec(tmp_path / "spec.yaml")
+    assert spec.goal is not None
+    bounds = [bound.as_constraint() for bound in spec.bounds]
+    own = solve_repair(spec.model, spec.goal.as_goal(), bounds, weights="last", method="sqp")  # no data=
+    theirs = load_patch(tmp_path / "run" / PATCH).apply(spec.model).state_dict()
+    for name, value in own.model.state_dict().items():
+        torch.testing.assert_close(theirs[name], value)
+    guard = spec.data.sets["guard"]
+    assert not torch.equal(own.model(guard.inputs), spec.model(guard.inputs))
