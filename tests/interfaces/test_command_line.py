@@ -87,6 +87,18 @@ def test_check_says_what_does_not_hold(run, run_json, folder):
     code, found = run_json("check", folder / "spec.yaml", "--patch", folder / "run/patch.safetensors")
     assert (code, found["met"]) == (0, True)
     assert found["rows"]["repair"] == 400
+    assert set(found["accuracy"]) == set(found["rows"])
+    assert "Accuracy: repair " in out
+    assert "worse than one label" not in out
+
+
+def test_check_says_where_columns_or_classes_may_be_swapped(run, folder):
+    text = (folder / "spec.yaml").read_text(encoding="utf-8")
+    swapped = text.replace('classes: ["no", "yes"]', 'classes: ["yes", "no"]')
+    assert swapped != text
+    (folder / "swapped.yaml").write_text(swapped, encoding="utf-8")
+    _, out, _ = run("check", folder / "swapped.yaml")
+    assert "worse than one label for all rows" in " ".join(out.split())
 
 
 def test_solve_writes_patch_result_and_log(solved, run_json):

@@ -71,16 +71,20 @@ class PlainNetwork:
 
 @public
 def measure_claims(
-    spec: OpenSpec, model: nn.Module | None = None, *, location: Mapping[str, list[int]] | None = None
+    spec: OpenSpec,
+    model: nn.Module | None = None,
+    *,
+    location: Mapping[str, list[int]] | None = None,
+    network: PlainNetwork | None = None,
 ) -> list[ClaimRow]:
     """Every goal, bound and watched measure of a spec, on the rows of the repair and on held-out ones.
 
     ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
-    by parameter: for bounds by ``linear_rows``.
+    by parameter: for bounds by ``linear_rows``. ``network`` is that of ``model``, where it has run on rows already.
     """
     outputs = spec.file.spec.model.outputs
     before = PlainNetwork(spec.model, outputs)
-    after = before if model is None else PlainNetwork(model, outputs)
+    after = network or (before if model is None else PlainNetwork(model, outputs))
     changed = (spec.model, spec.model if model is None else _unwrapped(model, spec.model))
     found, bounds = [], [bound.statement for bound in spec.bounds]
     for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:
@@ -90,6 +94,20 @@ def measure_claims(
         role = "goal" if spec.goal is not None and item.statement is spec.goal.statement else role
         found.append(_claim(item, role, (before, after), changed, location, spec.file.spec.confidence))
     found.sort(key=lambda claim: claim.role == "watch")
+    return found
+
+
+def measure_accuracy(spec: OpenSpec, predict: PlainNetwork) -> dict[str, tuple[float, float]]:
+    """Of each set with labels the share that a network gets right, and that of the most frequent label alone."""
+    found = {}
+    for name, rows in spec.data.sets.items():
+        if rows.labels is None or not len(rows):
+            continue
+        outputs = predict(rows.inputs)
+        if outputs.shape[1] > 1 and int(rows.labels.max()) < outputs.shape[1]:
+            weight = torch.ones(len(rows), dtype=torch.float64) if rows.weights is None else rows.weights.double()
+            right = float((weight * (outputs.argmax(1) == rows.labels)).sum() / weight.sum())
+            found[name] = right, float(torch.bincount(rows.labels, weight).max() / weight.sum())
     return found
 
 

@@ -29,6 +29,8 @@ class CheckResult(Result):
     met: bool = Field(description="goal and bounds hold")
     claims: list[ClaimRow]
     rows: dict[str, int] = Field(description="of each set")
+    accuracy: dict[str, float] = Field(description="of each set with labels: share of its rows that are right")
+    most_frequent: dict[str, float] = Field(description="share that are right where all get the most frequent label")
     weights: str = Field(description="SHA-256 of the weights that were judged")
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
-from repairopt.interfaces.specfile.measure import measure_claims
+from repairopt.interfaces.specfile.measure import PlainNetwork, measure_accuracy, measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
@@ -298,7 +298,8 @@ def check_spec_file(
     if patch is not None:
         judged = Patch.load(patch).apply(judged)
         take_proof(spec, judged, Path(patch).parent)
-    claims = measure_claims(spec, judged)
+    network = PlainNetwork(judged, spec.file.spec.model.outputs)
+    claims, accuracy = measure_claims(spec, judged, network=network), measure_accuracy(spec, network)
     met = all_met(claims, strict)
     return CheckResult(
         exit_code=0 if met else 1,
@@ -307,5 +308,7 @@ def check_spec_file(
         met=met,
         claims=claims,
         rows={name: len(rows) for name, rows in spec.data.sets.items()},
+        accuracy={name: right for name, (right, _) in accuracy.items()},
+        most_frequent={name: usual for name, (_, usual) in accuracy.items()},
         weights=fingerprint(judged).total,
     )
