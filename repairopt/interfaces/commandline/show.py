@@ -47,16 +47,14 @@ def check_text(result: results.CheckResult) -> str:
     rows = ", ".join(f"{name} {count}" for name, count in result.rows.items())
     verdict = "Goal and bounds are met." if result.met else "Not everything is met."
     lines = [claim_table(result.claims), "", f"{verdict} Rows: {rows}."]
-    usual = result.most_frequent
-    shares = [
-        f"{name} {right:.4f} (the most frequent label: {usual[name]:.4f})" for name, right in result.accuracy.items()
-    ]
+    usual, own = result.most_frequent, result.accuracy
+    shares = [f"{name} {right:.4f} (the most frequent label: {usual[name]:.4f})" for name, right in own.items()]
     lines += textwrap.wrap(f"Accuracy: {', '.join(shares)}.", WIDTH) if shares else []
     if shares and all(right < usual[name] for name, right in own.items()):
         text = (
-            "On every set the network does worse than one label for all rows would. Look whether inputs stand in the "
+            "On every set the network does worse than one label for all rows. Look whether inputs stand in the order, "
         )
-        text += "order, and on the scale, in which the network was trained, and classes in the order of its outputs."
+        text += "and on the scale, in which the network was trained, and classes in the order of its outputs."
         lines += textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n".join(lines)
 
