@@ -92,8 +92,8 @@ class SQP(TrustRegion):
         max_steps: Accepted and rejected steps of a run together; half as many of each stage before its last.
         damping: First damping, relative to the mean curvature.
         restarts: Where a run ends with bounds missed, the sequence starts so often again from the original and goes to
-            the bounds by stages, 3 more each time; once, too, where they are met but the objective rose by more than a
-            fiftieth. The best end is kept.
+            the bounds by stages, 3 more each time; once, too, by short stages, where they are met but the objective
+            rose by more than a fiftieth. The best end is kept.
         batch: Rows to add where a step breaks more samples than allowed.
         largest_dense: Weights above which steps are no longer quadratic programs with a dense Hessian, but L-BFGS steps
             on an augmented Lagrangian, at most ``inner_steps`` for each of at most ``outer_steps`` multipliers.
