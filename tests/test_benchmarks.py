@@ -244,6 +244,14 @@ def test_thresholds_by_group_are_the_best_of_all():
     assert (answer == right).mean() == pytest.approx(best)
 
 
+def test_pooling(tmp_path):
+    head, *rows = printed("pooling.py", None, tmp_path)["Errors: mean, root mean square"]
+    assert len(rows) == 20
+    assert head[-1] == "pooled"
+    bound = [row for row in rows if row[1] == "0.05"]
+    assert all(abs(numbers([row[-1]])[0]) < abs(numbers([row[2]])[0]) for row in bound), "nearer than as measured"
+
+
 def test_default_calls(data_dir, tmp_path):
     pytest.importorskip("fairlearn")
     if not (data_dir / "tables").is_dir():
