@@ -29,8 +29,8 @@ READING = """# Sizes of gaps between several groups
 Made by `python benchmarks/pooling.py`: mean error and root mean square error of three estimates of the largest
 difference, over drawn tasks. "Less its noise" is the root of the square less `1 + log p` variances, as repairs were
 steered before, and as they are between two groups. Measured sizes are too large, those less their noise too small at
-usual bounds. From a true gap of 0.03 to 0.08 pooled ones have the smallest root mean square error, but for one row where
-two are equal; at 0 it is the ones less their noise, and at 0.15 there is little to tell them apart.
+usual bounds. From a true gap of 0.03 to 0.08 pooled ones have the smallest root mean square error, but for one row
+where two are 0.001 apart; at 0 it is the ones less their noise, and at 0.15 there is little to tell them apart.
 """
 
 
