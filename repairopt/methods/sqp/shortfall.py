@@ -126,8 +126,9 @@ class Standard:
 
     def pooled(self, predict: Any) -> dict[str, float]:
         """Size of the gaps between several groups that rows cannot show, by name, small groups partially pooled."""
-        found = [one for one in self.limits if one.name in self.hopeless and _is_pooled(one)]
-        return {limit.name: value_without_noise(limit, predict) for limit in found}
+        with torch.no_grad():
+            sizes = {one.name: _pooled(one.property, predict) for one in self.limits if one.name in self.hopeless}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     def shortfall(self, limit: Limit, claim: Claim, pooled: Mapping[str, float]) -> float:
         """By how much the upper end of an interval lies above the typed bound, as wide as it will be when measured."""
@@ -157,12 +158,12 @@ class Standard:
         return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
 
 
-def _is_pooled(limit: Limit) -> bool:
-    """Whether a limit is a gap between so many groups that they say how far rates of groups lie apart."""
-    prop: Any = limit.property
+def _pooled(prop: Any, predict: Any) -> float | None:
+    """Size of a gap between so many groups that they say how far their rates lie apart; None of anything else."""
     if not isinstance(prop, GroupRates) or prop.combine not in ("max", "mean"):
-        return False
-    return len(getattr(getattr(prop, "samples", None), "names", ())) >= LEAST_GROUPS
+        return None
+    rates, counts = prop.compared(predict)
+    return pooled_gap(rates, counts, prop.combine) if rates.shape[1] >= LEAST_GROUPS else None
 
 
 def value_without_noise(limit: Limit, predict: Any, interval: Interval | None = None) -> float:
@@ -181,9 +182,9 @@ def value_without_noise(limit: Limit, predict: Any, interval: Interval | None = 
     """
     prop: Any = limit.property
     with torch.no_grad():
-        if interval is None and _is_pooled(limit):
-            rates, counts = prop.compared(predict)
-            return pooled_gap(rates, counts, prop.combine)
+        pooled = _pooled(prop, predict) if interval is None else None
+        if pooled is not None:
+            return pooled
         known = prop.interval(predict, SIZED) if interval is None else interval
         if not isinstance(prop, GroupRates):
             return float(known.value)
