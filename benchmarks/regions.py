@@ -31,7 +31,8 @@ from repairopt.specify import KeepLowest, Region, UnprovedRegions
 
 DATA = benchmark_files.DATA / "provable"
 RESULTS = Path(__file__).parent / "results" / "regions.csv"
-TEXT = ("case", "network", "verdict", "proof")
+TEXT = ("case", "network", "version", "verdict", "proof")
+VERSION = "optimized lines"  # of the method, in the tables
 KEPT, FRESH = 20_000, 10_000  # points of the whole input space that the repair keeps, and others that figures are from
 
 
@@ -55,6 +56,7 @@ def repaired(
     return repair, {
         "case": case,
         "network": network,
+        "version": VERSION,
         "verdict": str(report.verdict),
         "proof": "none" if found is None else str(found.status),
         "cpu_s": time.process_time() - started,

@@ -128,7 +128,8 @@ def _on_leaves(state: RegionSearchState, best: Proved, leaves: Leaves, margin: f
         margin: As in :func:`reduce_change`.
     """
     start = leaves.bounds(best.last)
-    choice = leaves.rows.best(start, leaves.region)[1]
+    choice = _choice(state, best.last, leaves, start)
+    _forget_others(state, choice)
     known = _least_of(leaves, start, choice)
     near = torch.zeros(len(leaves), dtype=torch.bool)
     near[known.argsort()[: max(NEAR, int(NEAR_SHARE * len(leaves)))]] = True
@@ -181,6 +182,36 @@ def _on_part(state: RegionSearchState, best: Proved, part: _Part, margin: float)
         bad = bad[least[bad].argsort()[:NEW_CUTS]]
         _add(state, part, last, bad, margin)
     return best, change
+
+
+def _aim(state: RegionSearchState, last: LastLayer) -> LastLayer:
+    """A last layer on the way from what is proved to the one that true points ask for."""
+    new = state.lowest
+    assert new is not None
+    return LastLayer(last.weight + PUSH * (new.weight - last.weight), last.bias + PUSH * (new.bias - last.bias))
+
+
+def _choice(state: RegionSearchState, last: LastLayer, leaves: Leaves, bounds: Tensor) -> Tensor:
+    """For each leaf and group the row that is to be proved, ``(B, G)``.
+
+    It is the one that proves most at a last layer and on the way from it, of those that prove that last layer.
+    """
+    rows, region = leaves.rows, leaves.region
+    several = torch.nonzero(rows.member[region].sum(-1).amax(-1) > 1)[:, 0]
+    both = bounds.clone()
+    if len(several):
+        both[several] = torch.minimum(bounds[several], leaves[several].bounds(_aim(state, last)))
+    value, choice = rows.best(both.masked_fill(bounds <= PROVED, -torch.inf), region)
+    return torch.where(value == -torch.inf, rows.best(bounds, region)[1], choice)
+
+
+def _forget_others(state: RegionSearchState, choice: Tensor) -> None:
+    """Forget cuts of rows that are not to be proved any more."""
+    program, count = state.program, state.rows.offset.shape[1]
+    of_leaf = program.label < 0
+    leaf, row = np.divmod(np.where(of_leaf, -1 - program.label, 0), count)
+    wanted = (choice.numpy()[leaf] == row[:, None]).any(1)
+    program.keep_only(~of_leaf | wanted)
 
 
 def _least_of(leaves: Leaves, bounds: Tensor, choice: Tensor) -> Tensor:
@@ -245,7 +276,8 @@ def _add(state: RegionSearchState, part: _Part, last: LastLayer, bad: Tensor, ma
         low = used[:, group] & (cuts.value[at, row] <= margin / 2)
         point = cuts.features[at, row]
         full = torch.cat([point, point.new_ones(len(point), 1)], 1)
-        state.add_rows(full[low], own.region[low], row[low], 1.0, -1 - part.numbers[bad][low].numpy())
+        label = -1 - (part.numbers[bad] * own.rows.offset.shape[1] + row)[low].numpy()
+        state.add_rows(full[low], own.region[low], row[low], 1.0, label)
         true = features[at, row]
         value = own.rows.values(last(true[:, :-1]), own.region)[at, row]
         broken = low & (value < margin)
@@ -254,18 +286,16 @@ def _add(state: RegionSearchState, part: _Part, last: LastLayer, bad: Tensor, ma
 
 def _refined(state: RegionSearchState, leaves: Leaves, best: Proved, margin: float) -> Leaves:
     """The leaves with those sharpened, and split where that is not enough, that are in the way of a smaller change."""
-    assert state.lowest is not None
-    old, new = best.last, state.lowest
-    aim = LastLayer(old.weight + PUSH * (new.weight - old.weight), old.bias + PUSH * (new.bias - old.bias))
+    old, aim = best.last, _aim(state, best.last)
     least = leaves.least(aim)
-    chosen = torch.nonzero(least <= margin / 2)[:, 0]
+    chosen = torch.nonzero(least <= margin)[:, 0]  # what cuts ask for, at least
     chosen = chosen[least[chosen].argsort()[:SPLITS]]
     if not len(chosen):
         return leaves
     own = leaves[chosen]
     own = replace(own, boxes=replace(own.boxes, shares=own.boxes.used_shares()))
     sharp = _sharpened(own, aim, old)
-    weak = sharp.least(aim) <= margin / 2
+    weak = sharp.least(aim) <= margin
     if bool(weak.any()):
         cuts = sharp[weak].cuts(aim)
         values, rows = leaves.rows.best(cuts.value, sharp[weak].region)
@@ -291,11 +321,12 @@ def _sharpened(leaves: Leaves, aim: LastLayer, proved: LastLayer) -> Leaves:
 
 
 def _renumber(state: RegionSearchState, count: int, numbers: Any) -> None:
-    """Cuts of leaves that were split are forgotten, others bear their leaf's new number; ``numbers`` are the old."""
-    program = state.program
+    """Cuts of leaves that changed are forgotten, others bear their leaf's new number; ``numbers`` are the old."""
+    program, rows = state.program, state.rows.offset.shape[1]
     places = np.full(count, -1)
     places[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
     of_leaf = program.label < 0
-    moved = np.where(of_leaf, places[np.clip(-1 - program.label, 0, count - 1)], 0)
-    program.label = np.where(of_leaf, -1 - moved, program.label)
+    leaf, row = np.divmod(np.where(of_leaf, -1 - program.label, 0), rows)
+    moved = places[leaf]
+    program.label = np.where(of_leaf, -1 - (moved * rows + row), program.label)
     program.keep_only(~of_leaf | (moved >= 0))
