@@ -216,7 +216,7 @@ def _is_of_points(spec: Specification, model: nn.Module | Classifier) -> bool:
 
     Measured on a CNN of digits and LeNet5, whose failures share no cause: the weights of the steepest slopes fix fewer
     points at more cost than all layers do, whose last one is then corrected until every row holds. Where failures share
-    a cause, as rotated digits do, the last layer alone carries over to more of them (``docs/figures.md``).
+    a cause, as rotated digits do, all layers carry over to more of them than the last alone (``docs/figures.md``).
     """
     goal, weights = spec.goal, [parameter for parameter in split_model(model)[0].parameters() if parameter.ndim > 1]
     points = isinstance(goal, SampleShare) and goal.target <= 0 and not stands_for_population(goal)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from repairopt.methods.task import Array, Task
 from repairopt.specify import (
@@ -27,6 +26,7 @@ from repairopt.specify import (
     soft_value,
 )
 
+from .pass_cost import operations
 from .property_parts import parts_of
 
 FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a step is
@@ -153,10 +153,9 @@ class _Run:
         known = [x for x, _ in (*self.sides.failing, *self.sides.kept)]
         affordable: float = MANY_STEPS
         if known:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                self.network(known[0][:1])
-            size = sum(min(count, self.settings.batch) for count in rows)
-            one = 3 * size * counter.get_total_flops()  # a backward pass is two forward passes
+            rows_of_step = sum(min(count, self.settings.batch) for count in rows)
+            batch = known[0][: min(rows_of_step, self._rows_that_fit(known[0]))]
+            one = 3 * operations(self.network, batch) * rows_of_step / len(batch)  # backward: two forward passes
             affordable = WORK / max(1, one * self.settings.epochs)
         least = int(min(MANY_STEPS, max(FEW_STEPS, affordable)))
         return int(self.settings.epochs * max(least, -(-max(rows) // self.settings.batch)))
