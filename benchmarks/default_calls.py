@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from benchmark_files import read_csv, write_csv
 from default_peers import PEERS
-from default_tables import Rows, adult, bank, recidivism
+from default_tables import RECIDIVISM, Rows, adult, bank, recidivism
 from torch import nn
 
 from repairopt import SQP, Bound, GroupGap, MissRate, OddsGap, solve_repair
@@ -353,6 +353,9 @@ def main() -> None:
     if absent:
         print(f"Left out, not installed: {', '.join(absent)}.")
     wanted = [job for job in JOBS if options.jobs is None or job.name in options.jobs]
+    if not RECIDIVISM.exists() and not options.read:
+        print(f"Left out, there is no {RECIDIVISM.name} among the tables: recidivism.")
+        wanted = [job for job in wanted if job.table is not recidivism]
     seeds, halves = range(options.first, options.first + options.seeds), options.halves
     if options.quick:
         wanted, seeds, halves = [job for job in JOBS if job.rows == min(other.rows for other in JOBS)], range(1), 1

@@ -16,6 +16,7 @@ import torch
 from benchmark_files import DATA
 from torch import Tensor
 
+RECIDIVISM = DATA / "tables" / "compas-scores-two-years.csv"
 NUMBERS = ("age", "education-num", "capital-gain", "capital-loss", "hours-per-week")
 WORDS = ("workclass", "marital-status", "occupation", "relationship", "race", "sex")
 COUNTS = ("age", "priors_count", "juv_fel_count", "juv_misd_count", "juv_other_count")
@@ -71,8 +72,7 @@ def bank() -> Rows:
 @lru_cache
 def recidivism() -> Rows:
     """Two-year recidivism, 7,214 people: none is favorable."""
-    path = DATA / "tables" / "compas-scores-two-years.csv"
-    with path.open(encoding="utf-8", newline="") as file:
+    with RECIDIVISM.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([row[name] for row in rows]) for name in (*COUNTS, *STATES)}
     labels = np.array([row["two_year_recid"] == "0" for row in rows]).astype(np.int64)

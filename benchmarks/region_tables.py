@@ -19,8 +19,9 @@ the cost that rows of true points ask for at least, in squares, less 1: both at 
 of the deviation of the outputs. Property 2 is for the 37 networks on which an attack finds violations.
 
 Rows of the version "optimized lines" are of the code as it is: changes are reduced with optimized lower lines, and
-wishes ask for a small lead. Its settings (the lead, the push, the rounds) were chosen while looking at 2_1, 5_1, 3_6 and
-1_2. Rows of the version "before" are older, and of several states of the code; they stand here until they are run again.
+wishes ask for a small lead. Its settings (the lead, the push, the rounds) were chosen while looking at 2_1, 5_1, 3_6
+and 1_2. Rows of the version "before" are older, and of several states of the code; they stand here until they are run
+again.
 """
 Rows = Sequence[Record]
 
