@@ -38,12 +38,14 @@ class Change:
         objective: Mean squared change of the outputs on keep points, and what soft rows cost.
         multipliers: Of each row, ``(m,)``.
         conflict: Whether hard rows contradict each other; the change then misses them by least squares.
+        settled: Whether the set of missed soft rows settled, so that no change costs less.
     """
 
     matrix: Tensor
     objective: float
     multipliers: Array
     conflict: bool
+    settled: bool = True
 
 
 @dataclass(eq=False)
@@ -160,13 +162,14 @@ class LeastChange:
                 step /= 2
             x, feasible = x + step * (full - x), True
             now = soft[needs[soft] - self.rows[soft] @ x > 0]
-            if step == 1.0 and np.array_equal(now, missed):
+            settled = step == 1.0 and np.array_equal(now, missed)
+            if settled:
                 break
             missed = now
         self.active, self.missed = np.flatnonzero(multipliers), missed
         matrix = torch.as_tensor(x).reshape(self.outputs, -1)
         change = torch.linalg.solve_triangular(self.root.T, matrix.T, upper=True).T
-        return Change(change, self._cost(x), multipliers, conflict)
+        return Change(change, self._cost(x), multipliers, conflict, settled)
 
     def _cost(self, x: Array) -> float:
         soft = np.isfinite(self.price)
