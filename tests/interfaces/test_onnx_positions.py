@@ -124,3 +124,14 @@ def test_a_text_recognizer_from_a_wheel(tmp_path):
     found = load_positions(path, images)
     scores = torch.tensor(ort.InferenceSession(str(path)).run(None, {"x": images.numpy()})[0])
     assert torch.equal(found.network(found.rows(images)).argmax(1), scores.flatten(0, 1).argmax(1))
+
+
+@pytest.mark.parametrize("form", ["array", "list", "float64"])
+def test_files_are_named_by_texts_and_rows_come_as_arrays_too(tmp_path, form):
+    path = build(tmp_path / "m.onnx", LINE, LINE_IN)
+    given = {"array": LINES.numpy(), "list": LINES.tolist(), "float64": LINES.double()}[form]
+    found = load_positions(str(path), given)
+    torch.testing.assert_close(found.rows(given), load_positions(path, LINES).rows(LINES))
+    assert write_onnx(found.network, str(tmp_path / "new.onnx"), given) < 1e-4
+    flat = build(tmp_path / "f.onnx", [*LINE, ("Flatten", "z", "f")], LINE_IN, 2)
+    torch.testing.assert_close(load_onnx(str(flat), given)(LINES), load_onnx(flat, LINES)(LINES))

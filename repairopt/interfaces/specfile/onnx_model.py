@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repairopt.errors import ExportError, ModelError, require_extra
+from repairopt.network import as_tensor
 from repairopt.patches import TOLERANCES, whole_file
 
 from .onnx_graph import OnnxGraph
@@ -29,7 +30,7 @@ CLOSE = TOLERANCES[torch.float32]
 
 
 def load_onnx(
-    path: Path, rows: Tensor | None = None, *, output: str | None = None, fixed: Mapping[str, float] | None = None
+    path: Path | str, rows: Any = None, *, output: str | None = None, fixed: Mapping[str, float] | None = None
 ) -> nn.Module:
     """Read an ONNX file with one input, the batch first, as a network of logits ``(N, k)``.
 
@@ -49,7 +50,9 @@ def load_onnx(
         ModelError: The file is not valid, has several inputs, gives no scores ``(N, k)``, or ends in operators that are
             not covered.
     """
+    path = Path(path)
     model = read_model(path)
+    rows = None if rows is None else as_tensor("rows", rows)
     graph, few, expected = _with_output(OnnxGraph(path, model, "", fixed or {}), rows, output)
     end, ending = _logits(graph, few, expected)
     problem: ModelError | None = None
@@ -79,7 +82,7 @@ def read_model(path: Path) -> Any:
     return model
 
 
-def write_onnx(network: nn.Module, target: Path, rows: Tensor) -> float:
+def write_onnx(network: nn.Module, target: Path | str, rows: Any) -> float:
     """Write a repaired network as a copy of the ONNX file that it was read from, with the weights that changed.
 
     Names, operators, metadata and other outputs stay as they are.
@@ -103,6 +106,7 @@ def write_onnx(network: nn.Module, target: Path, rows: Tensor) -> float:
         raise ModelError(
             f"model {type(network).__name__}: was not read from an ONNX file; export_onnx writes any model."
         )
+    target, rows = Path(target), as_tensor("rows", rows)
     model = onnx.load(str(source["path"]))
     state = dict(network.named_parameters())
     for name, (place, position, form) in source["weights"].items():

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repairopt.errors import ModelError, public
+from repairopt.network import as_tensor
 
 from .onnx_graph import OnnxGraph, OnnxPrefix
 from .onnx_model import CLOSE, LAST, SOURCE, Builder, by_position, read_model, run, starts_of
@@ -37,15 +39,15 @@ class OnnxPositions:
     channels_last: bool
 
     @public
-    def rows(self, inputs: Tensor) -> Tensor:
+    def rows(self, inputs: Any) -> Tensor:
         """What the last layers read at each position ``(P, C)`` of inputs ``(N, ...)``, all of one size."""
         with torch.no_grad():
-            return by_position(self.before(inputs), self.channels_last)
+            return by_position(self.before(as_tensor("inputs", inputs)), self.channels_last)
 
 
 @public
 def load_positions(
-    path: Path | str, inputs: Tensor, *, output: str | None = None, fixed: Mapping[str, float] | None = None
+    path: Path | str, inputs: Any, *, output: str | None = None, fixed: Mapping[str, float] | None = None
 ) -> OnnxPositions:
     """Read the last layers of an ONNX file that gives scores for each position, such as ``(N, T, k)``.
 
@@ -66,7 +68,7 @@ def load_positions(
         MissingExtraError: onnx or onnxruntime is not installed.
         ModelError: The file is not valid, has no such scores, or no layer looks at each position alone.
     """
-    path = Path(path)
+    path, inputs = Path(path), as_tensor("inputs", inputs)
     graph, few, found = _scores(OnnxGraph(path, read_model(path), "", fixed or {}), inputs, output)
     for name, values, channels_last in _before_softmax(graph, few, found):
         own = replace(graph, output=name)
