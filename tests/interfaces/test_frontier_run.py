@@ -68,7 +68,7 @@ def test_the_page_shows_every_claim_and_the_words_of_the_data(traced):
     wanted = [row for line in result.repairs for row in line.claims if row.name == 'recall("yes")']
     assert [cells[3] for cells in rows] == [f"{row.value:.4f}" for row in wanted if row.data == "held_out"]
     assert "patch-3.safetensors" in page.text
-    head = page.row("row", "true label")
+    head = page.row("row of the file, from 0", "true label")
     affected = next(cells for cells in page.cells if len(cells) == len(head) and cells[1] in ("no", "yes"))
     assert head[-2:] == ["merit", "group"]
     assert affected[-1] in ("women", "men")

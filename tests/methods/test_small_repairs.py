@@ -77,7 +77,7 @@ UNREACHABLE = [noise, opposite_bounds, kept_gap, outputs_in_the_way, own_functio
 def test_what_is_out_of_reach_is_given_up_soon(make, monkeypatch):
     sequences, whole = [], "repairopt.methods.sqp.sequence.Sequence.run"
     run = __import__("repairopt.methods.sqp.sequence", fromlist=["Sequence"]).Sequence.run
-    monkeypatch.setattr(whole, lambda self, most: sequences.append(self.called) or run(self, most))
+    monkeypatch.setattr(whole, lambda self, *given, **how: sequences.append(self.called) or run(self, *given, **how))
     net, goal, constraints = make(40, 4)
     found = solve_repair(net, goal, constraints)
     assert found.report.verdict is not Verdict.REPAIRED

@@ -18,8 +18,10 @@ from repairopt.verify import Claim, Judgement
 from .exact_rows import correct_rows
 from .hard_rows import hard_constraints, rows_of_goal
 from .two_sides import Sides, train
+from .unseen_rows import said_of_unseen_rows
 from .way_back import find_way
 
+MOST_WORK = 2e12  # floating-point operations of training, up to which a second one says what unseen rows get
 HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
@@ -107,8 +109,13 @@ class TrainThenCorrect:
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
             claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
+        if best is not task.judge.original.candidate and trained.work <= MOST_WORK and not task.new_counts:
+            task.log.note(said_of_unseen_rows(task, self._repair_part))
         prices = {**trained.prices, **way.prices}
         return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims, prices=prices)
+
+    def _repair_part(self, part: Task) -> None:
+        self._judged(part, train(part, Sides.of(part), self).change, "a part of the rows")
 
     def _judged(self, task: Task, change: Array, step: str) -> Judgement:
         """The proposal with its hard rows corrected, as the true network is; both are kept."""

@@ -101,10 +101,12 @@ class Trained:
     Attributes:
         change: Weight change ``(n,)``.
         prices: Multiplier of each limit without labels, by name: decrease of the loss per unit of relaxation.
+        work: Floating-point operations that it took, about.
     """
 
     change: Array
     prices: dict[str, float]
+    work: float
 
 
 def train(task: Task, sides: Sides, settings: Any) -> Trained:
@@ -129,7 +131,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
         if wrong <= LEARNED or wrong > STILL * before:
             break
         steps, before = 2 * steps, wrong
-    return Trained(run.change(), {limit.name: limit.shadow_price() for limit in run.limits})
+    return Trained(run.change(), {limit.name: limit.shadow_price() for limit in run.limits}, run.work)
 
 
 class _Run:
@@ -142,6 +144,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
+        self.work = self.work_of_step = 0.0
         before = task.engine.predict()
         self.limits = [
             _Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
@@ -157,12 +160,14 @@ class _Run:
             batch = known[0][: min(rows_of_step, self._rows_that_fit(known[0]))]
             one = 3 * operations(self.network, batch) * rows_of_step / len(batch)  # backward: two forward passes
             affordable = WORK / max(1, one * self.settings.epochs)
+            self.work_of_step = float(one)
         least = int(min(MANY_STEPS, max(FEW_STEPS, affordable)))
         return int(self.settings.epochs * max(least, -(-max(rows) // self.settings.batch)))
 
     def take(self, steps: int) -> float:
         """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed."""
         every = max(1, steps // self.settings.epochs)
+        self.work += steps * self.work_of_step
         tally, weights, count = [0, 0], list(self.parameters.values()), 0
         for step, (failing, kept) in enumerate(_batches(self.sides, self.settings.batch, steps, self.draw)):
             self.task.judge.check_time()

@@ -1,0 +1,63 @@
+"""A repair of reported points says what it does to points and right answers that it has not seen."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from repairopt import ErrorRate, KeepLabels, solve_repair
+
+SAID = r"had (\d+) of its (\d+) points right, and lost (\d+) of its (\d+) right answers"
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A network that is as right as labels allow, a tenth of which were drawn, and the rows that it gets wrong."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 8, generator=draw)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    flipped = torch.rand(900, generator=draw) < 0.1
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    y = torch.where(flipped, 1 - y, y)
+    return model, x, y, model(x).argmax(1) != y
+
+
+def notes(model, x, y, wrong, **options) -> str:
+    found = solve_repair(model, ErrorRate(x[wrong], y[wrong]), [KeepLabels(x[~wrong], y[~wrong])], **options)
+    assert int((found.model(x[wrong]).argmax(1) == y[wrong]).sum()) > 0.9 * int(wrong.sum())
+    return " ".join(found.report.notes)
+
+
+def test_points_without_a_cause_in_common_are_dear(noisy):
+    said = notes(*noisy)
+    fixed, points, lost, kept = map(int, re.search(SAID, said).groups())
+    assert 10 <= points <= 40
+    assert 120 <= kept <= 200
+    assert fixed / points < 0.6
+    assert lost / kept > 0.03
+    assert "That is a high price" in said
+
+
+def test_points_of_one_cause_are_right_unseen_too(noisy):
+    model, x, _, _ = noisy
+    y = torch.where(x[:, 2] > 1, torch.ones(900, dtype=torch.int64), model(x).argmax(1))  # a rule that it never learned
+    said = notes(model, x, y, model(x).argmax(1) != y)
+    fixed, points, lost, kept = map(int, re.search(SAID, said).groups())
+    assert fixed / points > 0.6
+    assert lost / kept < 0.05
+    assert "high price" not in said
+
+
+def test_held_out_data_say_it_themselves(noisy):
+    model, x, y, wrong = noisy
+    said = notes(model, x[:600], y[:600], wrong[:600], held_out=(x[600:], y[600:]))
+    assert "without a fifth of the rows" not in said
