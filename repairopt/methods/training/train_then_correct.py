@@ -22,6 +22,7 @@ from .unseen_rows import said_of_unseen_rows
 from .way_back import find_way
 
 MOST_WORK = 2e12  # floating-point operations of training, up to which a second one says what unseen rows get
+MOST_MISSED = 0.2  # of the goal, up to which it does
 HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
@@ -109,7 +110,9 @@ class TrainThenCorrect:
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
             claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
-        if best is not task.judge.original.candidate and trained.work <= MOST_WORK and not task.new_counts:
+        ended = task.judge.best
+        done = ended.feasible and ended.goal <= task.goal.target + MOST_MISSED  # else another method may be tried next
+        if done and trained.work <= MOST_WORK and not task.new_counts:
             task.log.note(said_of_unseen_rows(task, self._repair_part))
         prices = {**trained.prices, **way.prices}
         return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims, prices=prices)
