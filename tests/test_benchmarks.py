@@ -71,7 +71,7 @@ def test_localizers(data_dir, tmp_path):
     tables = printed("localizers.py", data_dir, tmp_path)
     assert list(tables) == ["sqp", "fine_tune"]
     for _, *rows in tables.values():
-        assert {row[0] for row in rows} == {"last", "all", "gradient"}
+        assert {row[0] for row in rows} == {"last", "gradient"}
         assert all(0 <= number <= 100 for row in rows for number in numbers(row[3:6]))
 
 
