@@ -21,9 +21,8 @@ class Spool:
     """Collects blocks of rows in one piece of memory, and in a file from ``MOST_BYTES`` on."""
 
     def __init__(self) -> None:
-        self._memory = (
-            bytearray()
-        )  # one piece: small blocks that stay between large ones that go would pin their memory
+        # one piece of memory: small blocks that stay between large ones that go would pin it
+        self._memory = bytearray()
         self._path = ""
         self._first: Tensor | None = None
         self._rows = 0

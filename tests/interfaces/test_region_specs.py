@@ -94,17 +94,22 @@ def test_the_repaired_network_is_written_as_onnx(run, capsys):
     assert np.abs(outputs).max() < 1.03
 
 
-def test_balls_around_rows(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.random((20, 2)).astype(np.float32)
-    np.savez(tmp_path / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
-    (tmp_path / "spec.yaml").write_text(
+def beside_rows(folder: Path, regions: str) -> tuple[np.ndarray, Path]:
+    """The inputs of twenty rows, and a spec of a network of two classes with regions beside them."""
+    x = np.random.default_rng(0).random((20, 2)).astype(np.float32)
+    np.savez(folder / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
+    (folder / "spec.yaml").write_text(
         "model: {factory: 'repairopt.interfaces.specfile.networks:mlp', arguments: {sizes: [2, 8, 2]}}\n"
-        "data: {repair: rows.npz}\narray: x\nlabel: {column: y, classes: [low, high]}\n"
-        "regions: [{label: high, around: 3, eps: 0.02}, {label: low, around: 4, eps: 0.01, lower: 0, upper: 1}]\n"
+        f"data: {{repair: rows.npz}}\narray: x\nlabel: {{column: y, classes: [low, high]}}\nregions: {regions}\n"
     )
-    spec = open_spec(tmp_path / "spec.yaml")
-    goal = spec.goal.as_goal()
+    return x, folder / "spec.yaml"
+
+
+def test_balls_around_rows(tmp_path):
+    _, path = beside_rows(
+        tmp_path, "[{label: high, around: 3, eps: 0.02}, {label: low, around: 4, eps: 0.01, lower: 0, upper: 1}]"
+    )
+    goal = open_spec(path).goal.as_goal()
     assert isinstance(goal, UnprovedRegions)
     assert [one.name for one in goal.regions] == [
         "class high around row 3 of repair",
@@ -115,15 +120,8 @@ def test_balls_around_rows(tmp_path):
 
 
 def test_polytopes_of_rows_and_of_numbers(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.random((20, 2)).astype(np.float32)
-    np.savez(tmp_path / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
-    (tmp_path / "spec.yaml").write_text(
-        "model: {factory: 'repairopt.interfaces.specfile.networks:mlp', arguments: {sizes: [2, 8, 2]}}\n"
-        "data: {repair: rows.npz}\narray: x\nlabel: {column: y, classes: [low, high]}\n"
-        "regions: [{label: high, vertices: [3, 5, 9]}, {label: 0, vertices: [[0, 0], [1, 0.5]]}]\n"
-    )
-    first, second = open_spec(tmp_path / "spec.yaml").goal.as_goal().regions
+    x, path = beside_rows(tmp_path, "[{label: high, vertices: [3, 5, 9]}, {label: 0, vertices: [[0, 0], [1, 0.5]]}]")
+    first, second = open_spec(path).goal.as_goal().regions
     assert (first.name, second.name) == ("class high between rows 3, 5, 9 of repair", "class 0 on polytope 2")
     np.testing.assert_array_equal(first.vertices, x[[3, 5, 9]])
     assert (first.matrix.tolist(), second.matrix.tolist()) == ([[-1.0, 1.0]], [[1.0, -1.0]])

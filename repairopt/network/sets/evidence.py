@@ -152,7 +152,8 @@ def input_shape(network: nn.Module, shape: tuple[int, ...] | None, size: int) ->
             continue
         if isinstance(found, Tensor) and found.ndim == 2 and len(found) == 3:
             return one
+    tried = ", ".join(map(str, dict.fromkeys(usual if shape is None else [shape])))
     raise UnsupportedError(
         f"network {type(getattr(network, 'model', network)).__name__}: runs on no inputs of {size} numbers in the "
-        f"shapes {', '.join(map(str, usual if shape is None else [shape]))}. Pass shape= of one input to the region."
+        f"shapes {tried}. Regions need as many numbers as an input has; where it has another shape, pass shape= of one."
     )
