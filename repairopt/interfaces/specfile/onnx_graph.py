@@ -7,7 +7,7 @@ operators, and what follows becomes a torch network that can be repaired.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,12 +36,20 @@ DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class OnnxGraph:
-    """A file: its path, for messages, its model, the output that is looked at, and numbers that fill other inputs."""
+    """A file: its path, for messages, its model, the output that is looked at, and numbers that fill other inputs.
+
+    Where branches were taken out of the model, ``homes`` says for each node where it stands in the file, None for one
+    that does not, and ``sizes`` the sizes of the rows for which these branches are taken. With ``whole`` a tensor has
+    no axis of inputs, and all that one input gives counts, ``(N, ...)`` for ``N`` inputs.
+    """
 
     path: Path
     model: Any
     output: str
     fixed: Mapping[str, float] = field(default_factory=dict)
+    homes: Sequence[tuple[tuple[tuple[int, str], ...], int] | None] | None = None
+    sizes: tuple[int, ...] | None = None
+    whole: bool = False
 
     @cached_property
     def initializers(self) -> dict[str, Any]:
@@ -71,24 +79,32 @@ class OnnxGraph:
         for place, node in reversed([*enumerate(self.model.graph.node)]):
             if names & set(node.output):
                 needed.append(place)
-                names |= {name for name in _reads(node) if name}
+                names |= {name for name in reads(node) if name}
         moving = {self.input.name, *self.fixed}
         found = []
         for place in reversed(needed):
             node = self.model.graph.node[place]
-            if moving & set(_reads(node)):
+            if moving & set(reads(node)):
                 moving |= set(node.output)
                 found.append(place)
         if self.output not in moving:
             raise ModelError(f"'{self.path}': its output '{self.output}' does not depend on its input.")
         return found
 
+    @property
+    def hint(self) -> str:
+        """What a user of a quantized file can do; empty for others."""
+        kinds = {node.op_type for node in self.model.graph.node}
+        if not any(kind.startswith(("QLinear", "DynamicQuantize")) or kind.endswith("Integer") for kind in kinds):
+            return ""
+        return " Its weights are integers (quantized): repair the file before quantization, then quantize it anew."
+
     @cached_property
     def constants(self) -> dict[str, Any]:
         """Initializers, and what nodes compute from these alone, by name."""
         nodes = {place: self.model.graph.node[place] for place in self.nodes}
         made = {name for node in nodes.values() for name in node.output}
-        wanted = {name for node in nodes.values() for name in _reads(node) if name}
+        wanted = {name for node in nodes.values() for name in reads(node) if name}
         missing = sorted(wanted - made - {self.input.name, *self.fixed} - set(self.initializers))
         known = {**self.initializers}
         simple = {node.output[0]: node.attribute[0] for node in self.model.graph.node if node.op_type == "Constant"}
@@ -99,15 +115,15 @@ class OnnxGraph:
             else:
                 computed.append(name)
         if computed:
-            feed = _run(_part(self.model, [], computed), computed, {})
-            known |= dict(zip(computed, feed, strict=True))
+            made_once = run_part(part_of(self.model, [], computed), computed)
+            known |= dict(zip(computed, made_once, strict=True))
         return known
 
     def cuts(self) -> list[str]:
         """Tensors through which everything passes from the input to the output, the output first."""
         graph, last = self.model.graph, {}
         for step, place in enumerate(self.nodes):
-            for name in _reads(graph.node[place]):
+            for name in reads(graph.node[place]):
                 last[name] = step
         alive, found = {self.input.name, *self.fixed}, [self.input.name]
         for step, place in enumerate(self.nodes):
@@ -122,7 +138,7 @@ class OnnxGraph:
         moving, found = {start}, []
         for place in self.nodes:
             node = self.model.graph.node[place]
-            if moving & set(_reads(node)):
+            if moving & set(reads(node)):
                 moving |= set(node.output)
                 found.append(place)
         return found
@@ -130,12 +146,13 @@ class OnnxGraph:
     def session(self, output: str) -> OnnxPrefix:
         """ONNX Runtime from the input to a tensor of the graph, as a module."""
         inputs = [item for item in self.model.graph.input if item.name in (self.input.name, *self.fixed)]
-        return OnnxPrefix(_part(self.model, inputs, [output]), output, self.input.name, self.fixed)
+        content = part_of(self.model, inputs, [output])
+        return OnnxPrefix(content, output, self.input.name, self.fixed, self.sizes, self.whole)
 
     def values(self, names: Sequence[str], few: Tensor) -> list[Any]:
         """Tensors of the graph on a few rows, run one by one; None for one that has no row for each."""
         inputs = [item for item in self.model.graph.input if item.name in (self.input.name, *self.fixed)]
-        session, runner = _session(_part(self.model, inputs, names)), self.session(self.output)
+        session, runner = _session(part_of(self.model, inputs, names)), self.session(self.output)
         rows: Any = few.numpy().astype(DTYPES[runner.entry.type])
         size = runner.batch
         found = []
@@ -143,6 +160,8 @@ class OnnxGraph:
             feed = {item.name: runner.filled(item, size) for item in session.get_inputs()}
             feed |= {self.input.name: rows[i : i + 1].repeat(size, 0)} if self.input.name in feed else {}
             found.append(session.run(list(names), feed))
+        if self.whole:
+            return [_stacked([one[k] for one in found]) for k in range(len(names))]
         fits = [all(getattr(one[k], "shape", ())[:1] == (size,) for one in found) for k in range(len(names))]
         return [np.concatenate([one[k][:1] for one in found]) if ok else None for k, ok in enumerate(fits)]
 
@@ -178,9 +197,18 @@ class OnnxPrefix(nn.Module):
 
     opaque = True
 
-    def __init__(self, content: bytes, output: str, name: str, fixed: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        output: str,
+        name: str,
+        fixed: Mapping[str, float],
+        sizes: tuple[int, ...] | None = None,
+        whole: bool = False,
+    ) -> None:
         super().__init__()
         self.content, self.output, self.name, self.fixed = content, output, name, dict(fixed)
+        self.sizes, self.whole = sizes, whole
         digest = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8).copy()
         self.register_buffer("sha256", torch.from_numpy(digest))
         self._session: Any = None
@@ -207,16 +235,34 @@ class OnnxPrefix(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The tensor ``(N, ...)`` at the cut, from rows ``(N, ...)``, without a gradient."""
+        if self.sizes is not None and tuple(inputs.shape[1:]) != self.sizes:
+            raise ModelError(
+                f"rows of shape {tuple(inputs.shape[1:])}: the file takes other branches for other sizes and was read "
+                f"for {self.sizes}; read it anew for rows of this size."
+            )
         given: Any = inputs.detach().cpu().numpy().astype(DTYPES[self.entry.type])
         rows = [self._row(given[i : i + 1]) for i in range(len(given))]
-        found = np.concatenate(rows) if rows else self._run(np.zeros((1, *given.shape[1:]), given.dtype))[:0]
+        if len({row.shape for row in rows}) > 1:
+            raise ModelError(f"'{self.output}' has another shape for each input; expected inputs that give one.")
+        found = np.concatenate(rows) if rows else self._row(np.zeros((1, *given.shape[1:]), given.dtype))[:0]
         return torch.from_numpy(found).to(inputs.device)
+
+    def together(self, inputs: Tensor) -> Tensor | None:
+        """As ``forward``, but all rows in one batch; None where the file runs single rows only."""
+        given: Any = inputs.detach().cpu().numpy().astype(DTYPES[self.entry.type])
+        try:
+            return torch.from_numpy(self._run(given))
+        except ModelError:
+            return None
 
     def _row(self, row: Any) -> Any:
         key = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
         found = self._known.get(key)
         if found is None:
-            found = self._run(row.repeat(self.batch, 0))[:1]
+            found = self._run(row.repeat(self.batch, 0))
+            if not self.whole and len(found) != self.batch:
+                raise ModelError(f"'{self.output}' has {len(found)} rows for {self.batch}; expected a row for each.")
+            found = found[None] if self.whole else found[:1]
             if self._free >= found.nbytes:
                 self._free -= found.nbytes
                 self._known[key] = found
@@ -225,10 +271,13 @@ class OnnxPrefix(nn.Module):
     def _run(self, given: Any) -> Any:
         try:
             feed = {item.name: self.filled(item, len(given)) for item in self.session.get_inputs()}
-            return np.array(self.session.run([self.output], feed | {self.name: given})[0])
+            found = np.array(self.session.run([self.output], feed | {self.name: given})[0])
         except Exception as error:
             text = str(error).splitlines()[0]
             raise ModelError(f"ONNX Runtime cannot run rows of shape {given.shape[1:]} ({text}).") from error
+        if not found.ndim:
+            raise ModelError(f"'{self.output}' is one number for all rows; expected a row for each.")
+        return found
 
     def filled(self, item: Any, count: int) -> Any:
         """An input filled with its fixed number; sizes that the file leaves open are the batch."""
@@ -236,7 +285,7 @@ class OnnxPrefix(nn.Module):
         return np.full(shape, self.fixed.get(item.name, 0), dtype=DTYPES[item.type])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxPrefix:
-        copied = OnnxPrefix(self.content, self.output, self.name, self.fixed)
+        copied = OnnxPrefix(self.content, self.output, self.name, self.fixed, self.sizes, self.whole)
         copied._session, copied._known = self._session, self._known  # what a row gives never changes
         return copied.train(self.training)
 
@@ -244,13 +293,15 @@ class OnnxPrefix(nn.Module):
         return {**super().__getstate__(), "_session": None, "_known": {}}
 
 
-def _reads(node: Any) -> list[str]:
-    """What a node reads, inside its subgraphs too."""
+def reads(node: Any) -> list[str]:
+    """What a node reads, inside its branches too."""
     names = list(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
             own = {name for inner in graph.node for name in inner.output}
-            names += [name for inner in graph.node for name in _reads(inner) if name not in own]
+            own |= {item.name for item in (*graph.initializer, *graph.input)}
+            inside = [name for inner in graph.node for name in reads(inner)] + [item.name for item in graph.output]
+            names += [name for name in inside if name not in own]
     return names
 
 
@@ -260,7 +311,7 @@ def _array(tensor: Any) -> Any:
     return numpy_helper.to_array(tensor)
 
 
-def _part(model: Any, inputs: Sequence[Any], outputs: Sequence[str]) -> bytes:
+def part_of(model: Any, inputs: Sequence[Any], outputs: Sequence[str]) -> bytes:
     """The part of a model that makes some tensors from some inputs, as bytes."""
     import onnx
 
@@ -271,7 +322,7 @@ def _part(model: Any, inputs: Sequence[Any], outputs: Sequence[str]) -> bytes:
     for node in reversed([*graph.node]):
         if names & set(node.output):
             needed.append(node)
-            names |= set(_reads(node))
+            names |= set(reads(node))
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(needed)]
     arrays = [onnx.TensorProto.FromString(a.SerializeToString()) for a in graph.initializer if a.name in names]
     types = {item.name: item for item in [*model.graph.output, *model.graph.value_info]}
@@ -286,14 +337,23 @@ def _part(model: Any, inputs: Sequence[Any], outputs: Sequence[str]) -> bytes:
     return part.SerializeToString()
 
 
+def _stacked(values: list[Any]) -> Any:
+    """Arrays of one shape as one; None where their shapes differ or they are no arrays."""
+    shapes = {getattr(value, "shape", None) for value in values}
+    return np.stack(values) if len(shapes) == 1 and None not in shapes else None
+
+
 def _session(content: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; their text is not printed too
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _run(content: bytes, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
-    return list(_session(content).run(list(outputs), dict(feed)))
+def run_part(content: bytes, outputs: Sequence[str], filled: Callable[[Any], Any] | None = None) -> list[Any]:
+    """Outputs of a part of a model, its inputs filled one by one."""
+    session = _session(content)
+    feed = {} if filled is None else {item.name: filled(item) for item in session.get_inputs()}
+    return list(session.run(list(outputs), feed))

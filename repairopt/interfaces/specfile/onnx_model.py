@@ -21,11 +21,13 @@ from repairopt.errors import ExportError, ModelError, require_extra
 from repairopt.network import as_tensor
 from repairopt.patches import TOLERANCES, whole_file
 
+from .onnx_branches import graph_at, replace_array, without_branches
 from .onnx_graph import OnnxGraph
 from .onnx_operators import LAYERS, OPERATIONS, Call
 
 SOURCE = "repairopt_onnx"  # under this name a network knows its file
 TRIES, LAST = 12, 40  # cuts, from the earliest on; tensors at the end that may be the logits
+APART = 0.02  # of the largest score: what rows run together may differ from rows run one by one
 CLOSE = TOLERANCES[torch.float32]
 
 
@@ -53,12 +55,14 @@ def load_onnx(
     path = Path(path)
     model = read_model(path)
     rows = None if rows is None else as_tensor("rows", rows)
-    graph, few, expected = _with_output(OnnxGraph(path, model, "", fixed or {}), rows, output)
+    whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
+    graph, few, expected = _with_output(without_branches(whole, rows), rows, output)
     end, ending = _logits(graph, few, expected)
+    flat = graph.session(end)(few).ndim == 1
     problem: ModelError | None = None
     for start in starts_of(replace(graph, output=end)):
         try:
-            network = Builder(replace(graph, output=end), start, ending).build()
+            network = Builder(replace(graph, output=end), start, ending, flat=flat).build()
             origin = {"path": path, "output": graph.output, "fixed": graph.fixed, "ending": ending}
             network.meta[SOURCE] = origin | network.meta[SOURCE]
             _compare(graph, network, few)
@@ -109,15 +113,17 @@ def write_onnx(network: nn.Module, target: Path | str, rows: Any) -> float:
     target, rows = Path(target), as_tensor("rows", rows)
     model = onnx.load(str(source["path"]))
     state = dict(network.named_parameters())
-    for name, (place, position, form) in source["weights"].items():
-        _replace(model.graph, place, position, form, state[name].detach().cpu().numpy())
+    for name, (branches, place, position, form) in source["weights"].items():
+        replace_array(graph_at(model.graph, branches), place, position, form, state[name].detach().cpu().numpy())
     with whole_file(target) as part:
         onnx.save(model, str(part))
-        graph = OnnxGraph(part, onnx.load(str(part)), source["output"], source["fixed"])
+        graph = OnnxGraph(part, onnx.load(str(part)), model.graph.output[0].name, source["fixed"])
+        graph = replace(without_branches(graph, rows), output=source["output"])
         at = source.get("positions")
+        graph = graph if at is None else replace(graph, whole=at[2])
         found = graph.session(source["output"])(rows)
         if at is None:
-            expected = as_outputs(run(network, rows), source["ending"])
+            found, expected = as_rows(found), as_outputs(run(network, rows), source["ending"])
         else:
             found, before = by_position(found, at[1]), graph.session(at[0])(rows)
             expected = run(network, by_position(before, at[1]))
@@ -154,13 +160,31 @@ def _with_output(graph: OnnxGraph, rows: Tensor | None, wanted: str | None) -> t
             seen.append(f"{name}: {error}")
             continue
         seen.append(f"{name} {tuple(found.shape)}")
-        if found.is_floating_point() and found.ndim == 2 and len(found) == len(few):
-            return own, few, found
+        if found.is_floating_point() and found.ndim in (1, 2) and len(found) == len(few):
+            _check_rows_apart(own, few, found)
+            return own, few, as_rows(found)
     raise ModelError(
         f"'{graph.path}': has no output of scores, (N, k) for N rows; outputs: {'; '.join(seen)}. What scores the "
         f"positions of a text or an image one by one is repaired in Python: load_positions(path, rows) of "
         f"repairopt.interfaces.specfile.onnx_positions."
     )
+
+
+def _check_rows_apart(graph: OnnxGraph, few: Tensor, found: Tensor) -> None:
+    """A ModelError where rows that are run together give other scores than one by one, as steps of a sequence do."""
+    together = graph.session(graph.output).together(few)
+    if together is None or together.shape != found.shape:
+        return
+    if float((together - found).abs().max()) > APART * float(found.abs().max()):
+        raise ModelError(
+            f"'{graph.path}': '{graph.output}' of a row depends on the other rows: its first axis is a sequence, not a "
+            f"batch; expected a file that scores each row by itself."
+        )
+
+
+def as_rows(scores: Tensor) -> Tensor:
+    """Scores ``(N, k)``; one score a row may come as ``(N,)``."""
+    return scores[:, None] if scores.ndim == 1 else scores
 
 
 def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
@@ -173,9 +197,9 @@ def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
     if not names or not (sums or shares):
         return graph.output, "same"
     for name, value in zip(names, graph.values(names, few), strict=True):  # the earliest: softmax(x - c) = softmax(x)
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.ndim < 2 or len(value) != len(few):
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or len(value) != len(few):
             continue
-        found = torch.tensor(value).flatten(1)
+        found = as_rows(torch.tensor(value)).flatten(1)
         for ending in ("softmax", "pair", "sigmoid"):
             own = found if found.shape[1] > 1 else nn.functional.pad(found, (1, 0))
             fits = (found.shape[1] > 1) == (ending == "softmax")
@@ -211,7 +235,7 @@ def starts_of(graph: OnnxGraph) -> list[str]:
         known = ", ".join(sorted({*LAYERS, *OPERATIONS}))
         raise ModelError(
             f"'{graph.path}': operator {last} makes its scores and is not covered; covered: {known}. Give the network "
-            f"by factory: and weights: in place of onnx:."
+            f"by factory: and weights: in place of onnx:.{graph.hint}"
         )
     return found[::-1][:TRIES]
 
@@ -220,11 +244,13 @@ class Builder:
     """The part of a graph from ``start`` on as torch nodes, and for each parameter its place in the file.
 
     With ``spread`` the network reads what stands at the cut for single positions, ``(P, C)``, with an axis of size 1
-    for each of its entries.
+    for each of its entries. With ``flat`` the file gives one score a row, ``(N,)``.
     """
 
-    def __init__(self, graph: OnnxGraph, start: str, ending: str, spread: tuple[int, ...] | None = None) -> None:
-        self.graph, self.what, self.ending = graph, str(graph.path), ending
+    def __init__(
+        self, graph: OnnxGraph, start: str, ending: str, spread: tuple[int, ...] | None = None, flat: bool = False
+    ) -> None:
+        self.graph, self.what, self.ending, self.flat = graph, str(graph.path), ending, flat
         self.constants = graph.constants
         self.module = fx.GraphModule(nn.Module(), fx.Graph())
         self.torch = fx.Graph()
@@ -232,7 +258,7 @@ class Builder:
         self.start, self.steps, self.spread = start, graph.after(start), spread
         nodes = [graph.model.graph.node[place] for place in self.steps]
         self.uses = Counter(name for node in nodes for name in node.input)
-        self.weights: dict[str, tuple[int, int, str]] = {}
+        self.weights: dict[str, tuple[tuple[tuple[int, str], ...], int, int, str]] = {}
 
     def build(self) -> fx.GraphModule:
         """The network."""
@@ -245,7 +271,10 @@ class Builder:
         self.nodes[self.start] = inputs
         for place in self.steps:
             self._add(place, self.graph.model.graph.node[place])
-        made = self.torch.call_function(torch.flatten, (self.nodes[self.graph.output], 1))
+        made = self.nodes[self.graph.output]
+        if self.flat:
+            made = self.torch.call_function(torch.unsqueeze, (made, 1))
+        made = self.torch.call_function(torch.flatten, (made, 1))
         if self.ending in ("pair", "sigmoid"):
             made = self.torch.call_function(nn.functional.pad, (made, (1, 0)))
         self.torch.output(made)
@@ -268,7 +297,7 @@ class Builder:
             for position, own in ((1, "weight"), (2, "bias")):
                 if own in dict(layer.named_parameters(recurse=False)):
                     form = "plain" if own == "bias" or not isinstance(layer, nn.Linear) else _turned(call)
-                    self.weights[f"{target}.{own}"] = (place, position, form if own == "weight" else _scaled(call))
+                    self._remember(f"{target}.{own}", place, position, form if own == "weight" else _scaled(call))
         elif kind in OPERATIONS:
             function, arguments, options = OPERATIONS[kind](call)
             values = [self._value(item) if isinstance(item, str) else item for item in arguments]
@@ -276,6 +305,12 @@ class Builder:
             self.nodes[name] = self.torch.call_function(function, args, options)
         else:
             raise ModelError(f"'{self.what}': operator {kind} is not covered where it reads no constant.")
+
+    def _remember(self, weight: str, place: int, position: int, form: str) -> None:
+        """Note where the file has a weight: the branches that lead to a node, its place, and which of its inputs."""
+        home = ((), place) if self.graph.homes is None else self.graph.homes[place]
+        assert home is not None  # what has weights stands in the file
+        self.weights[weight] = (*home, position, form)
 
     def _place(self, call: Call, layer: nn.Module) -> str:
         """The name of a layer: that of its weight in the file, else by its kind and number."""
@@ -299,7 +334,7 @@ class Builder:
                         continue
                     layer.bias = nn.Parameter(torch.tensor(bias.reshape(-1)))
                     self.nodes[node.output[0]] = made
-                    self.weights[f"{made.target}.bias"] = (place, position, "plain")
+                    self._remember(f"{made.target}.bias", place, position, "plain")
                     return True
         return False
 
@@ -321,36 +356,6 @@ def _turned(call: Call) -> str:
 
 def _scaled(call: Call) -> str:
     return f"plain {float(call.get('beta', 1.0)) if call.node.op_type == 'Gemm' else 1.0}"
-
-
-def _replace(graph: Any, place: int, position: int, form: str, value: Any) -> None:
-    """Put an array where a node reads it; as a tensor of its own where other nodes read the old one too."""
-    from onnx import numpy_helper
-
-    node = graph.node[place]
-    name = node.input[position]
-    way, _, factor = form.partition(" ")
-    value = value / np.asarray(float(factor or 1.0), value.dtype)
-    value = value.T if way == "columns" else value
-    old = next((item for item in graph.initializer if item.name == name), None)
-    maker = next((item for item in graph.node if name in item.output), None)
-    if old is not None:
-        before = numpy_helper.to_array(old)
-        value = value.reshape(before.shape).astype(before.dtype)
-        if np.array_equal(before, value):
-            return
-    readers = sum(name in item.input for item in graph.node) + sum(item.name == name for item in graph.output)
-    if readers > 1:
-        taken = {item.name for item in graph.initializer}
-        name = next(own for i in range(len(taken) + 1) if (own := f"{name}_repaired{i or ''}") not in taken)
-        node.input[position] = name
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-    elif old is not None:
-        old.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
-    else:
-        if maker is not None and len(maker.output) == 1:
-            maker.output[0] = f"{name}_before"  # other nodes keep their places in the list
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 
 def _attributes(node: Any) -> dict[str, Any]:
@@ -376,7 +381,7 @@ def _compare(graph: OnnxGraph, network: nn.Module, few: Tensor) -> None:
         found = [as_outputs(run(network, rows), source["ending"]) for rows in batches]
     except (RuntimeError, TypeError, IndexError) as error:
         raise ModelError(f"'{graph.path}': cannot be run as a torch network ({error}).") from error
-    for part, wanted in zip(found, map(plain, batches), strict=True):
+    for part, wanted in zip(found, map(as_rows, map(plain, batches)), strict=True):
         if part.shape != wanted.shape:
             raise ModelError(f"'{graph.path}': gives outputs of shape {tuple(part.shape)}, not {tuple(wanted.shape)}.")
         if not torch.allclose(part.double(), wanted.double(), *CLOSE):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from repairopt.errors import ModelError, public
 from repairopt.network import as_tensor
 
+from .onnx_branches import without_branches
 from .onnx_graph import OnnxGraph, OnnxPrefix
 from .onnx_model import CLOSE, LAST, SOURCE, Builder, by_position, read_model, run, starts_of
 
@@ -69,17 +70,20 @@ def load_positions(
         ModelError: The file is not valid, has no such scores, or no layer looks at each position alone.
     """
     path, inputs = Path(path), as_tensor("inputs", inputs)
-    graph, few, found = _scores(OnnxGraph(path, read_model(path), "", fixed or {}), inputs, output)
+    model = read_model(path)
+    whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
+    graph, few, found = _scores(without_branches(whole, inputs), inputs, output)
     for name, values, channels_last in _before_softmax(graph, few, found):
         own = replace(graph, output=name)
         wanted = by_position(values, channels_last)
         for start in _starts(own):
             (value,) = own.values([start], few)
             before = None if value is None else torch.tensor(value)
-            if before is None or not _same_positions(before, values, channels_last):
+            if before is None or before.ndim < 2 + own.whole:
                 continue
             rows = by_position(before, channels_last)
-            spread = (1,) * (before.ndim - 2) if channels_last else (2,) * (before.ndim - 2)
+            axes = before.ndim - own.whole - 2
+            spread = (1,) * axes if channels_last else (2,) * axes
             try:
                 network = Builder(own, start, "same", spread).build()
                 made = run(network, rows)
@@ -87,12 +91,12 @@ def load_positions(
                 continue
             if made.shape == wanted.shape and torch.allclose(made.double(), wanted.double(), *CLOSE):
                 origin = {"path": path, "output": name, "fixed": own.fixed, "ending": "same"}
-                network.meta[SOURCE] |= origin | {"positions": (start, channels_last)}
+                network.meta[SOURCE] |= origin | {"positions": (start, channels_last, own.whole)}
                 return OnnxPositions(network, len(rows) // len(few), graph.session(start), channels_last)
     ways = ", ".join(_candidates(graph)) or "there is none"
     raise ModelError(
         f"'{path}': no layer with weights before '{graph.output}' looks at each position alone, in operators that are "
-        f"covered. Name a tensor inside the file whose scores are to be repaired, output=: {ways}."
+        f"covered. Name a tensor inside the file whose scores are to be repaired, output=: {ways}.{graph.hint}"
     )
 
 
@@ -108,10 +112,16 @@ def _scores(graph: OnnxGraph, rows: Tensor, wanted: str | None) -> tuple[OnnxGra
         if not own.nodes:
             continue
         few = own.example(rows)
-        found = own.session(name)(few)
-        seen.append(f"{name} {tuple(found.shape)}")
-        if found.is_floating_point() and found.ndim in (3, 4) and len(found) == len(few):
-            return own, few, found
+        for graph in (own, replace(own, whole=True)):  # (N, T, k), or all that an input gives, as (T, 1, k)
+            try:
+                found = graph.session(name)(few)
+            except (ModelError, TypeError) as error:
+                seen.append(f"{name}: {error}")
+                continue
+            seen.append(f"{name} {tuple(found.shape)}")
+            if found.is_floating_point() and found.ndim in (3, 4):
+                return graph, few, found
+            break
     raise ModelError(
         f"'{graph.path}': has no scores for positions, (N, T, k), (N, k, T) or (N, k, H, W) for N inputs: "
         f"{'; '.join(seen)}. load_onnx reads files with one row of scores for each input."
@@ -119,19 +129,30 @@ def _scores(graph: OnnxGraph, rows: Tensor, wanted: str | None) -> tuple[OnnxGra
 
 
 def _before_softmax(graph: OnnxGraph, few: Tensor, found: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
-    """Tensors of logits with their values and whether scores stand on the last axis; what is before a softmax first."""
-    axes = (-1,) if found.ndim == 3 else (1,)
-    for axis in dict.fromkeys((*axes, 1, -1)):
+    """Tensors of logits with their values and whether scores stand on the last axis.
+
+    What is before a softmax comes first, then the scores, then what only has another shape than these.
+    """
+    axes = [-1] if graph.whole else [*dict.fromkeys((*((-1,) if found.ndim == 3 else (1,)), 1, -1))]
+    nodes = [graph.model.graph.node[place] for place in graph.nodes[-LAST:]]
+    names = [name for node in nodes for name in node.output if name and name != graph.output]
+    values = dict(zip(names, graph.values(names, few), strict=True))
+    near = {
+        name: torch.tensor(value)
+        for name, value in values.items()
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim > 1 and value.size == found.numel()
+    }
+    for axis in axes:
         if bool((found >= 0).all()) and bool((found.sum(axis) - 1).abs().max() < 1e-3):
-            nodes = [graph.model.graph.node[place] for place in graph.nodes[-LAST:]]
-            names = [name for node in nodes for name in node.output if name and name != graph.output]
-            for name, value in zip(names, graph.values(names, few), strict=True):
-                if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == tuple(found.shape):
-                    own = torch.tensor(value)
-                    if torch.allclose(own.softmax(axis), found, 1e-4, 1e-6):
-                        yield name, own, axis == -1
-    for axis in dict.fromkeys((*axes, 1, -1)):
+            for name, own in near.items():
+                if own.shape == found.shape and torch.allclose(own.softmax(axis), found, 1e-4, 1e-6):
+                    yield name, own, axis == -1
+    for axis in axes:
         yield graph.output, found, axis == -1
+    for name, own in near.items():
+        rows = by_position(own, True)
+        if rows.shape[1] == found.shape[-1] and torch.equal(rows, by_position(found, True)):
+            yield name, own, True
 
 
 def _starts(graph: OnnxGraph) -> list[str]:
@@ -140,12 +161,6 @@ def _starts(graph: OnnxGraph) -> list[str]:
         return starts_of(graph)
     except ModelError:
         return []
-
-
-def _same_positions(before: Tensor, after: Tensor, channels_last: bool) -> bool:
-    """Whether two tensors have the same axes but for their channels."""
-    axis = -1 if channels_last else 1
-    return before.ndim == after.ndim and before.movedim(axis, -1).shape[:-1] == after.movedim(axis, -1).shape[:-1]
 
 
 def _candidates(graph: OnnxGraph) -> list[str]:
