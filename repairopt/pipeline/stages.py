@@ -169,7 +169,10 @@ def propose_candidate(
     free = isinstance(weights, str) and weights == "auto" and settings.start is None
     plain = settings.start is None and all(weight_of(pair) is None for pair in data)
     first = None
-    if is_open and free and plain and isinstance(chosen, SQP) and _is_of_points(spec, model):
+    layers = _layers_for_points(spec, model) if is_open and free and plain and isinstance(chosen, SQP) else 0
+    if layers == 1:
+        weights, free = "last", False
+    elif layers:
         many = find_method(MANY)
         ready = prepare("all", many)
         last = ready.task.engine.n > MANY_WEIGHTS  # else half of the time is left for what is tried next
@@ -211,16 +214,17 @@ def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float
     return second
 
 
-def _is_of_points(spec: Specification, model: nn.Module | Classifier) -> bool:
-    """Whether given points are to become right, of a network whose layers may all change.
+def _layers_for_points(spec: Specification, model: nn.Module | Classifier) -> int:
+    """How many layers there are to change where given points are to become right; 0 of other goals or large networks.
 
     Measured on a CNN of digits and LeNet5, whose failures share no cause: the weights of the steepest slopes fix fewer
     points at more cost than all layers do, whose last one is then corrected until every row holds. Where failures share
-    a cause, as rotated digits do, all layers carry over to more of them than the last alone (``docs/figures.md``).
+    a cause, as rotated digits do, all layers carry over to more of them than the last alone (``docs/figures.md``). Of a
+    single layer, such as what follows the cut of an ONNX file, all weights fix points that some of them cannot.
     """
     goal, weights = spec.goal, [parameter for parameter in split_model(model)[0].parameters() if parameter.ndim > 1]
     points = isinstance(goal, SampleShare) and goal.target <= 0 and not stands_for_population(goal)
-    return points and len(weights) > 1 and sum(weight.numel() for weight in weights) <= LARGE
+    return len(weights) if points and sum(weight.numel() for weight in weights) <= LARGE else 0
 
 
 def _has_many_weights(task: Task) -> bool:

@@ -23,8 +23,7 @@ from repairopt import (
 )
 from repairopt.interfaces.testing import check_method
 from repairopt.methods import Task
-from repairopt.methods.training.exact_rows import correct_rows
-from repairopt.methods.training.hard_rows import known_inputs
+from repairopt.methods.corrections import correct_rows, known_inputs
 from repairopt.methods.training.way_back import Unseen
 from repairopt.network import check_time
 from repairopt.pipeline.prepare import prepare_repair

@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
+from repairopt.methods.corrections import keep_corrected
 from repairopt.methods.method import SOLVING
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, TrustRegion, check_settings
 from repairopt.methods.subtask import with_rows_of_goal
 from repairopt.methods.task import Task
 from repairopt.network import identity
+from repairopt.program import Status
 from repairopt.specify import (
     Anchored,
     SampleShare,
@@ -55,6 +57,7 @@ NUMBERS = {
     "smallest_fall": Expected(),
 }
 MANY_WEIGHTS_RIDGE, MANY_WEIGHTS_LEAD = 1e-2, 1 / 8
+LEAD_OF_ROWS = 0.5  # logits by which rows that are corrected lead, where what is stated asks for less
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class SQP(TrustRegion):
         if inner is task:
             return self._run(task)
         try:
-            found = self._run(inner)
+            found = self._corrected(task, inner, self._run(inner))
             if self.confidence is not None and found.delta.any():
                 best = inner.judge.best  # what is out of reach is not tried again from several starts for each part
                 again = self if best.met and best.feasible else replace(self, restarts=0)
@@ -155,9 +158,25 @@ class SQP(TrustRegion):
 
     def _without_data(self, task: Task) -> Outcome:
         """A repair of some of the points, for what it does to the others."""
-        judge = Judge(task.engine, task.spec, task.judge.deadline)
-        inner = with_rows_of_goal(replace(task, judge=judge, start=None))
-        return self.minimize(inner, self.nonlinear_program(inner, self.named_buffers()))
+        task = replace(task, judge=Judge(task.engine, task.spec, task.judge.deadline), start=None)
+        inner = with_rows_of_goal(task)
+        found = self.minimize(inner, self.nonlinear_program(inner, self.named_buffers()))
+        return self._corrected(task, inner, found)
+
+    def _corrected(self, task: Task, inner: Task, found: Outcome) -> Outcome:
+        """Where many weights leave points or rows missed, what is proposed with all of them made to hold.
+
+        Penalties and multipliers come near to rows and stop there; a quadratic program in the rows alone ends it.
+        """
+        best = inner.judge.best
+        if (best.met and best.feasible) or task.engine.n <= self.largest_dense or task.change:
+            return found
+        task.judge.remember(best)
+        corrected = keep_corrected(task, found.delta, LEAD_OF_ROWS)
+        if corrected is None or task.judge.best is not corrected:
+            return found
+        inner.judge.keep(corrected.delta)
+        return replace(found, candidate=corrected.delta, status=Status.FEASIBLE)
 
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:

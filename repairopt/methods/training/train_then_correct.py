@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from repairopt.errors import SpecificationError
+from repairopt.methods.corrections import hard_constraints, keep_corrected, rows_of_goal
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Array, Task
 from repairopt.program import Status
 from repairopt.verify import Claim, Judgement
 
-from .exact_rows import correct_rows
-from .hard_rows import hard_constraints, rows_of_goal
 from .two_sides import Sides, train
 from .unseen_rows import said_of_unseen_rows
 from .way_back import find_way
@@ -125,20 +124,9 @@ class TrainThenCorrect:
         before = task.judge.keep(change)
         task.log.last = (0, task.engine.n, None)
         task.record(step, before, accepted=task.judge.best is before)
-        judged = before
         points, hard = bool(rows_of_goal(task)), bool(hard_constraints(task))
-        if hard or (points and not before.met):
-            with task.timed("linearize"):
-                found = correct_rows(task, change, self.margin, goal=points)
-                if found.note and points and hard:  # the rows to keep alone
-                    found = correct_rows(task, change, self.margin)
-            if found.note:
-                task.log.note(found.note)
-            if found.rows:
-                judged = task.judge.keep(found.change)
-                task.log.rows_used = max(task.log.rows_used, found.rows)
-                task.record(f"correction of {found.rows} rows", judged, accepted=task.judge.best is judged)
-        return judged
+        judged = keep_corrected(task, change, self.margin) if hard or (points and not before.met) else None
+        return judged or before
 
 
 def _breaks_hard_rows(task: Task, judged: Judgement) -> bool:

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from repairopt.errors import RepairError
+from repairopt.methods.corrections import rows_of_goal
 from repairopt.methods.subtask import task_on
 from repairopt.methods.task import Log, Task
 from repairopt.specify import Folds, labelled_data, labels_of, rate_interval
 from repairopt.verify import Stop
-
-from .hard_rows import rows_of_goal
 
 PARTS = 5  # of the rows; one is left out
 LEAST_POINTS, LEAST_KEPT = 10, 50  # given in all, below which nothing is said

@@ -15,6 +15,7 @@ from repairopt.methods.task import Array, Task
 from repairopt.network import Engine, LayersOfRows, Whitening, sample_rows, whitening
 from repairopt.program import Program
 from repairopt.specify import samples_in
+from repairopt.verify import Judgement
 
 from .factored_rows import FactoredRows
 from .hard_rows import MOST_ROWS, asked_margins, hard_constraints, known_inputs, rows_of_goal, to_correct
@@ -57,6 +58,37 @@ def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False
     if more is None or more.note:
         return found
     return more
+
+
+def keep_corrected(task: Task, change: Array, margin: float, *, goal: bool = True) -> Judgement | None:
+    """Judge what becomes of a proposal whose hard rows are corrected; the judge remembers it where it is the best.
+
+    Where all rows cannot be made to hold, the points of the goal are left as they are, and the rows to keep corrected.
+
+    Args:
+        task: The repair.
+        change: The proposal, ``(n,)``.
+        margin: As for :func:`correct_rows`.
+        goal: Whether the points of a goal that none is wrong are hard rows too.
+
+    Returns:
+        The judgement of the corrected change; None where there is nothing to correct, or no way to.
+    """
+    points, hard = goal and bool(rows_of_goal(task)), bool(hard_constraints(task))
+    if not points and not hard:
+        return None
+    with task.timed("linearize"):
+        found = correct_rows(task, change, margin, goal=points)
+        if found.note and points and hard:
+            found = correct_rows(task, change, margin)
+    if found.note:
+        task.log.note(found.note)
+    if not found.rows:
+        return None
+    judged = task.judge.keep(found.change)
+    task.log.rows_used = max(task.log.rows_used, found.rows)
+    task.record(f"correction of {found.rows} rows", judged, accepted=task.judge.best is judged)
+    return judged
 
 
 def _by_last_layer(task: Task, change: Array, constraints: list[Any], asked: list[Tensor]) -> Corrected:
