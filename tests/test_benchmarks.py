@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -15,14 +20,35 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 
 
-def printed(script: str, data_dir: Path, out: Path, how: str = "--quick") -> dict[str, list[list[str]]]:
-    """The rows of each table that a quick run prints, by the table's title."""
-    command = [sys.executable, str(BENCHMARKS / script), how, "--out", str(out)]
-    environment = {**os.environ, "REPAIROPT_DATA": str(data_dir)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+def printed(
+    script: str, data_dir: Path | None, out: Path, how: str = "--quick", *, alone: bool = False
+) -> dict[str, list[list[str]]]:
+    """The rows of each table that a quick run prints, by the table's title; run here, where the libraries are loaded.
+
+    ``alone`` is for scripts that limit their own process, which then gets one to itself.
+    """
+    command = [str(BENCHMARKS / script), how, "--out", str(out)]
+    environment = {} if data_dir is None else {"REPAIROPT_DATA": str(data_dir)}
+    if alone:
+        everything = {**os.environ, **environment}
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=everything, check=False)
+        assert done.returncode == 0, done.stderr
+        return tables_of(done.stdout)
+    path = [str(BENCHMARKS), *sys.path]
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.multiple(sys, argv=command, path=path),
+        contextlib.redirect_stdout(io.StringIO()) as found,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("default")  # those of the peers' libraries are no errors
+        runpy.run_path(command[0], run_name="__main__")
+    return tables_of(found.getvalue())
+
+
+def tables_of(text: str) -> dict[str, list[list[str]]]:
     tables: dict[str, list[list[str]]] = {}
-    for line in done.stdout.splitlines():
+    for line in text.splitlines():
         if line.startswith("### "):
             rows = tables[line[4:]] = []
         elif line.startswith("| ") and not set(line) <= set("| -"):  # the line under the head is none of them
@@ -100,7 +126,7 @@ def test_speed(data_dir, tmp_path):
 
 def test_solvers(data_dir, tmp_path):
     pytest.importorskip("matplotlib")
-    tables = printed("solvers.py", data_dir, tmp_path)
+    tables = printed("solvers.py", data_dir, tmp_path, alone=True)
     accuracy = {row[0]: row for row in tables["Accuracy"][1:]}
     for way in ("daqp", "piqp", "highs", "scip", "woodbury", "default", "rows + daqp"):
         tried, right, _, wrong = map(int, accuracy[way][1:5])
