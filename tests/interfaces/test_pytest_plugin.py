@@ -9,19 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_spec import SPEC, write_spec
+from small_spec import SPEC
 
-from repairopt.interfaces.commandline.runs.solve_run import solve_spec
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.testing import assert_bounds
 from repairopt.patches import Patch
-
-
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plugin")
-    solve_spec(write_spec(folder), folder / "run")
-    return folder
 
 
 def run_pytest(folder: Path, *options: str) -> tuple[int, str]:
