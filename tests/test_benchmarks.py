@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import os
 import re
-import runpy
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from unittest import mock
 
 import pytest
+from scripts import run_script
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = [pytest.mark.slow, pytest.mark.data]
@@ -27,23 +23,14 @@ def printed(
 
     ``alone`` is for scripts that limit their own process, which then gets one to itself.
     """
-    command = [str(BENCHMARKS / script), how, "--out", str(out)]
+    options = (how, "--out", str(out))
     environment = {} if data_dir is None else {"REPAIROPT_DATA": str(data_dir)}
-    if alone:
-        everything = {**os.environ, **environment}
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=everything, check=False)
-        assert done.returncode == 0, done.stderr
-        return tables_of(done.stdout)
-    path = [str(BENCHMARKS), *sys.path]
-    with (
-        mock.patch.dict(os.environ, environment),
-        mock.patch.multiple(sys, argv=command, path=path),
-        contextlib.redirect_stdout(io.StringIO()) as found,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("default")  # those of the peers' libraries are no errors
-        runpy.run_path(command[0], run_name="__main__")
-    return tables_of(found.getvalue())
+    if not alone:
+        return tables_of(run_script(BENCHMARKS / script, *options, environment=environment))
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    assert done.returncode == 0, done.stderr
+    return tables_of(done.stdout)
 
 
 def tables_of(text: str) -> dict[str, list[list[str]]]:
