@@ -29,6 +29,7 @@ from frontier_ours import NAN, Method, Run, in_sight, sqp
 from frontier_peers import Sweep, Tried, choose, tune
 from frontier_plot import draw
 from frontier_tables import report
+from protocol import Task
 
 CURVE = (0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10, 0.13)  # bounds for the curve of thresholds by group
 QUICK = ("gender, parity", "gender, parity and odds", "gender, sampled, 95 %")
@@ -40,35 +41,34 @@ def tuned(sweep: Sweep) -> Method:
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
         prices = sweep.prices(case)
-        tries = [tried for penalty in prices for tried in fitted(case.name, split, sweep, penalty, False)]
+        tries = [tried for penalty in prices for tried in fitted(case, split, sweep, penalty, False)]
         validation = case.divided(split, 1000 + split)[1]
         each = [tried.seconds for tried in tries if tried.stop == max(sweep.stops)]
         for typed in case.targets:
             started = time.process_time()
             best = choose(tries, validation, typed, confident=case.confident)
             choice = time.process_time() - started
-            again = fitted(case.name, split, sweep, best.penalty, True)
+            again = fitted(case, split, sweep, best.penalty, True)
             found = next(tried for tried in again if tried.setting == best.setting)
             extra = {"penalty": best.penalty, "stop": best.stop, "seconds of one run": sum(each) / len(each)}
             yield Run(typed, found.network, sum(each) + choice + found.seconds, extra=extra)
         if not case.confident and not case.odds:
             for penalty in prices:
-                for tried in fitted(case.name, split, sweep, penalty, True):
+                for tried in fitted(case, split, sweep, penalty, True):
                     yield Run(NAN, tried.network, tried.seconds, f"penalty {penalty:g}, {tried.stop} steps")
 
     return run
 
 
-def fitted(case: str, split: int, sweep: Sweep, penalty: float, whole: bool) -> list[Tried]:
+def fitted(case: Case, split: int, sweep: Sweep, penalty: float, whole: bool) -> list[Tried]:
     """One run of a sweep, on the whole repair half or on three quarters of it."""
-    asked = cases()[case]
-    return _fitted(asked.task.name, asked.kind, split, sweep, penalty, whole)
+    return _fitted(case.task, case.kind, split, sweep, penalty, whole)
 
 
 @lru_cache(maxsize=256)
-def _fitted(task: str, kind: str, split: int, sweep: Sweep, penalty: float, whole: bool) -> list[Tried]:
+def _fitted(task: Task, kind: str, split: int, sweep: Sweep, penalty: float, whole: bool) -> list[Tried]:
     """Cases that differ in their bounds alone share the runs."""
-    case = next(case for case in cases().values() if case.task.name == task and case.kind == kind)
+    case = Case("a sweep", task, kind, targets=())
     part = case.halves(split)[0] if whole else case.divided(split, 1000 + split)[0]
     return tune(case, part, penalty, sweep)
 
@@ -111,12 +111,16 @@ def reduced(learner: str, rounds: int = 50) -> Method:
     return run
 
 
-def reweighed(case: Case, split: int, part: Part) -> Iterator[Run]:
+def reweighed(steps: int = 300) -> Method:
     """AIF360's Reweighing and fine-tuning; it knows no bound."""
-    reweigh = libraries.reweighing()
-    started = time.process_time()
-    predict = reweigh(case, part)
-    yield Run(NAN, predict, time.process_time() - started)
+
+    def run(case: Case, split: int, part: Part) -> Iterator[Run]:
+        reweigh = libraries.reweighing(steps)
+        started = time.process_time()
+        predict = reweigh(case, part)
+        yield Run(NAN, predict, time.process_time() - started)
+
+    return run
 
 
 ADAM = Sweep()
@@ -146,7 +150,7 @@ METHODS: dict[str, Method] = {
     "fairlearn ThresholdOptimizer, odds": post_processed("equalized_odds"),
     "fairlearn ExponentiatedGradient, this network": reduced("network"),
     "fairlearn ExponentiatedGradient, boosting": reduced("boosting"),
-    "AIF360 Reweighing + fine-tuning": reweighed,
+    "AIF360 Reweighing + fine-tuning": reweighed(),
     "thresholds by group": thresholds,
     "SQP on both halves": in_sight(0.0),
     "SQP on both halves, half the bounds": in_sight(0.5),
@@ -224,7 +228,7 @@ def run_all(
 
 def run_further(wanted: list[Case], names: list[str], path: Path, *, first: int, splits: int) -> None:
     """Further divisions into a file of their own; what is not run anew stays in it."""
-    warm_up()
+    warm_up(cases()["gender, parity"], METHODS)
     anew = {(case.name, name) for case in wanted for name in names}
     known = read_csv(path, TEXT) if path.is_file() else []
     records = [r for r in known if (r["case"], r["method"]) not in anew or r["split"] < first]
@@ -252,22 +256,23 @@ def quick_methods() -> dict[str, Method]:
     found["SQP at 95 %, chosen weights"] = lambda case, *rest: slow(case, *rest) if case.confident else iter(())
     for name in list(found):
         if "Exponentiated" in name:
-            found[name] = reduced("network" if "network" in name else "boosting", 3)
+            found[name] = reduced("network" if "network" in name else "boosting", 1)
+        if "Reweighing" in name:
+            found[name] = reweighed(10)
         if "penalt" in name:
             sweep = next((sweeps[key] for key in sweeps if key in name), ADAM)
             found[name] = tuned(replace(sweep, **short))
     return found
 
 
-def warm_up() -> None:
+def warm_up(case: Case, settings: dict[str, Method]) -> None:
     """Everything is loaded before anything is timed."""
-    case = cases()["gender, parity"]
     part = case.part(*(index[:200] for index in case.task.indices(0)[0]))
     for weights in ("chosen", "auto"):
         next(sqp(weights)(replace(case, targets=(0.1,)), 0, part))
     for name in ("fairlearn ThresholdOptimizer, parity", "AIF360 Reweighing + fine-tuning"):
-        next(METHODS[name](case, 0, part))
-    libraries.exponentiated_gradient(case, part, 0.1, "boosting", 0, rounds=2)
+        next(settings[name](case, 0, part))
+    libraries.exponentiated_gradient(case, part, 0.1, "boosting", 0, rounds=1)
     for sweep in (ADAM, LBFGS):
         tune(case, part, 1.0, replace(sweep, stops=(1,)))
 
@@ -276,7 +281,7 @@ def main() -> None:
     """Run what is asked for, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="one split, some cases, one bound, short runs of the peers"
+        "--quick", action="store_true", help="one split of a fifth of the data, some cases, one bound, short runs"
     )
     parser.add_argument("--cases", nargs="+", help="run these, read the others")
     parser.add_argument("--methods", nargs="+", choices=[*SHORT, *METHODS], help="run these, read the others")
@@ -288,7 +293,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    known = cases()
+    known = cases(5 if options.quick else 1)
     unknown = [name for name in options.cases or [] if name not in known]
     if unknown:
         parser.error(f"--cases: there is no case {unknown[0]!r}; choose from {', '.join(map(repr, known))}")
@@ -313,7 +318,7 @@ def main() -> None:
         only = [name for name in FURTHER if options.methods is None or name in names]
         run_further(wanted, only, further, first=options.first, splits=options.splits or LAST_FURTHER)
     elif not options.read:
-        warm_up()
+        warm_up(known["gender, parity"], settings)
         anew = {(case.name, name) for case in wanted for name in names}
         records = [r for r in records if (r["case"], r["method"]) not in anew or r["split"] < options.first]
         count = 1 if options.quick else options.splits

@@ -197,10 +197,10 @@ class Part:
         return self.measured(self.case.task.network)
 
 
-@lru_cache(maxsize=1)
-def cases() -> dict[str, Case]:
-    """All cases, by name."""
-    known = tasks()
+@lru_cache(maxsize=2)
+def cases(every: int = 1) -> dict[str, Case]:
+    """All cases, by name; on each ``every``-th row and drawn input."""
+    known = {name: task.thinned(every) for name, task in tasks().items()}
     gender, bank = known["M1 gender"], known["M2 age"]
     found = [
         Case("gender, sampled", gender, "sampled", (0.07, 0.02, 0.01), timed=True),

@@ -195,7 +195,7 @@ def exponentiated_gradient(
     return predict
 
 
-def reweighing() -> Callable[[Case, Part], Predictor]:
+def reweighing(steps: int) -> Callable[[Case, Part], Predictor]:
     """AIF360's Reweighing, then Adam on the weighted rows; the import, which is slow, is not part of its time."""
     logging.disable(logging.WARNING)  # says of every optional library that it is missing
     from aif360.sklearn.preprocessing import Reweighing
@@ -209,6 +209,6 @@ def reweighing() -> Callable[[Case, Part], Predictor]:
         labels = pd.Series(part.labels.numpy(), index=index)
         _, weight = Reweighing("group").fit_transform(frame, labels)
         weights = torch.as_tensor(np.asarray(weight)).float()
-        return fine_tune(case.task.network, part.rows, part.labels, weights, steps=300, rate=1e-3)
+        return fine_tune(case.task.network, part.rows, part.labels, weights, steps=steps, rate=1e-3)
 
     return run

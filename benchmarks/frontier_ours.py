@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
-from frontier_cases import Case, Part, Predictor, cases
+from frontier_cases import Case, Part, Predictor
 
 from repairopt import SQP, Settings, solve_repair
 
@@ -100,15 +100,14 @@ def in_sight(share: float) -> Method:
 
     def run(case: Case, split: int, part: Part) -> Iterator[Run]:
         for typed in case.targets:
-            yield Run(typed, *informed(case.name, typed, share))
+            yield Run(typed, *informed(case, typed, share))
 
     return run
 
 
 @lru_cache(maxsize=64)
-def informed(name: str, typed: float, share: float) -> tuple[torch.nn.Module, float]:
+def informed(case: Case, typed: float, share: float) -> tuple[torch.nn.Module, float]:
     """The network that is fitted on everything, the same for all divisions, and the CPU seconds that it took."""
-    case = cases()[name]
     whole = case.everything
     goal = whole.goal(typed)
     buffer = {"gap": share * goal.target} | ({"odds": share * whole.before["odds"]} if case.odds else {})

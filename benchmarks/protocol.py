@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -92,6 +92,11 @@ class Task:
         """The gap to reach: the share ``left`` of the gap on all data."""
         everything = torch.arange(len(self.rows)), torch.arange(len(self.drawn[0]) if self.drawn else 0)
         return self.left * gap_of(self.network, self._goal(*everything, 1.0))
+
+    def thinned(self, every: int) -> Task:
+        """The same of each ``every``-th row and published input."""
+        drawn = tuple(group[::every] for group in self.drawn)
+        return replace(self, rows=self.rows[::every], labels=self.labels[::every], drawn=drawn)
 
     def part(self, rows: Tensor, drawn: Tensor) -> Half:
         """The data of some rows and some drawn inputs."""

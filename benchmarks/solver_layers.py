@@ -21,7 +21,7 @@ from repairopt.solvers import CVXPY, DAQP, PIQP, Clarabel, HiGHS, Pyomo, as_cvxp
 
 Record = dict[str, Any]
 SIZES = [(24, 200, 100), (222, 2_000, 7), (222, 50_000, 2)]  # weights, rows, rounds
-QUICK = [(12, 100, 5)]
+QUICK = [(12, 100, 1)]
 LAYERED = [(24, 200), (222, 2_000)]
 WITHIN_MS, WITHIN_PERCENT = 1.0, 5.0  # bars of the layer's cost: up to 24 weights, and above
 

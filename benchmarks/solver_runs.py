@@ -95,7 +95,7 @@ def runs(built: Built, way: str, most: int = 5) -> Iterator[Record]:
             return
         cpu, wall = (time.process_time() - started) / times, (time.perf_counter() - wall) / times
         allow(None)
-        if times == 1 and wall < SHORT and done == 0:  # the clock ticks every few milliseconds: time many at once
+        if most > 1 and times == 1 and wall < SHORT and done == 0:  # shorter than the clock's ticks: many at once
             times = math.ceil(2 * SHORT / max(wall, 1e-5))
             continue
         yield {"run": done, "cpu": cpu, "wall": wall} | described(built.program, found)

@@ -85,8 +85,8 @@ def fresh(*arguments: str) -> Any:
 
 def repair_table(splits: int, processes: int) -> str:
     """First calls in fresh processes, warmed calls in one process, quality over the splits."""
-    first = [fresh("--process", str(split))[0]["cpu"] for split in range(processes)]
-    rows = fresh("--process", *map(str, [0, *range(splits)]))[1:]
+    begun, *rows = fresh("--process", *map(str, [0, *range(splits)]))
+    first = [begun["cpu"], *(fresh("--process", str(split))[0]["cpu"] for split in range(1, processes))]
     seconds = [row["cpu"] for row in rows]
     total = sum(row["stages"]["total"] for row in rows)
     stages = {stage: sum(row["stages"].get(stage, 0.0) for row in rows) / total for stage in rows[0]["stages"]}

@@ -154,7 +154,7 @@ def repair(network: nn.Module, data: Data, method: str = "auto", seed: int = 0, 
 
 
 # %%
-def fine_tuned(network: nn.Module, data: Data, layers: tuple[str, ...], rate: float) -> nn.Module:
+def fine_tuned(network: nn.Module, data: Data, layers: tuple[str, ...], rate: float, steps: int) -> nn.Module:
     """The best of three prices."""
     given, kept = reported(network, data), guards(network, data)
     tuned = []
@@ -162,7 +162,7 @@ def fine_tuned(network: nn.Module, data: Data, layers: tuple[str, ...], rate: fl
         trial = copy.deepcopy(network)
         chosen = [p for name, p in trial.named_parameters() if name.split(".")[0] in layers]
         optimizer = torch.optim.Adam(chosen, lr=rate)
-        for _ in range(200):
+        for _ in range(steps):
             optimizer.zero_grad()
             loss = cross_entropy(trial(kept[0]), kept[1]) + price * cross_entropy(trial(given[0]), given[1])
             loss.backward()
@@ -203,7 +203,7 @@ def figures(before: nn.Module, after: nn.Module, data: Data, seconds: float) -> 
     }
 
 
-def compare(seed: int = 0, method: str = "auto") -> tuple[Repair, dict[str, dict[str, float]]]:
+def compare(seed: int = 0, method: str = "auto", steps: int = 200) -> tuple[Repair, dict[str, dict[str, float]]]:
     """Train, repair, fine-tune."""
     data = load(seed)
     network = train(data.train, seed)
@@ -216,7 +216,7 @@ def compare(seed: int = 0, method: str = "auto") -> tuple[Repair, dict[str, dict
     table["repair, by default"] = figures(network, free.model, data, time.perf_counter() - started)
     for name, layers, rate in (("fine-tuning, last layer", LAST, 1e-2), ("fine-tuning, all layers", ALL, 3e-3)):
         started = time.perf_counter()
-        tuned = fine_tuned(network, data, layers, rate)
+        tuned = fine_tuned(network, data, layers, rate, steps)
         table[name] = figures(network, tuned, data, time.perf_counter() - started)
     return result, table
 
@@ -233,9 +233,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Repair a digit classifier from reported failures.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="auto", help="auto, sequential, incremental, one_shot or bisection")
+    parser.add_argument("--steps", type=int, default=200, help="of fine-tuning")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    result, table = compare(options.seed, options.method)
+    result, table = compare(options.seed, options.method, options.steps)
     if options.json:
         print(json.dumps(as_json(result, table)))
         return

@@ -10,19 +10,32 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 
 
-def printed(script: str, data_dir: Path, out: Path, how: str = "--quick") -> dict[str, list[list[str]]]:
-    """The rows of each table that a quick run prints, by the table's title."""
-    command = [sys.executable, str(BENCHMARKS / script), how, "--out", str(out)]
-    environment = {**os.environ, "REPAIROPT_DATA": str(data_dir)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def printed(
+    script: str, data_dir: Path | None, out: Path, how: str = "--quick", *, alone: bool = False
+) -> dict[str, list[list[str]]]:
+    """The rows of each table that a quick run prints, by the table's title; run here, where the libraries are loaded.
+
+    ``alone`` is for scripts that limit their own process, which then gets one to itself.
+    """
+    options = (how, "--out", str(out))
+    environment = {} if data_dir is None else {"REPAIROPT_DATA": str(data_dir)}
+    if not alone:
+        return tables_of(run_script(BENCHMARKS / script, *options, environment=environment))
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert done.returncode == 0, done.stderr
+    return tables_of(done.stdout)
+
+
+def tables_of(text: str) -> dict[str, list[list[str]]]:
     tables: dict[str, list[list[str]]] = {}
-    for line in done.stdout.splitlines():
+    for line in text.splitlines():
         if line.startswith("### "):
             rows = tables[line[4:]] = []
         elif line.startswith("| ") and not set(line) <= set("| -"):  # the line under the head is none of them
@@ -100,7 +113,7 @@ def test_speed(data_dir, tmp_path):
 
 def test_solvers(data_dir, tmp_path):
     pytest.importorskip("matplotlib")
-    tables = printed("solvers.py", data_dir, tmp_path)
+    tables = printed("solvers.py", data_dir, tmp_path, alone=True)
     accuracy = {row[0]: row for row in tables["Accuracy"][1:]}
     for way in ("daqp", "piqp", "highs", "scip", "woodbury", "default", "rows + daqp"):
         tried, right, _, wrong = map(int, accuracy[way][1:5])

@@ -111,11 +111,11 @@ def run(capsys, *arguments):
 
 
 def test_the_command_takes_a_spec_a_file_of_weights_and_a_function(tmp_path, capsys):
-    code, said = run(capsys, write_spec(tmp_path), "--json", "--time-limit", 5)
+    code, said = run(capsys, write_spec(tmp_path), "--json", "--time-limit", 0.5)
     found = json.loads(said.out)
     assert (code, found["usable"], found["rows"]) == (0, True, 400)
     save_weights(small(4, 8, 3), tmp_path / "w.safetensors")
-    code, said = run(capsys, tmp_path / "w.safetensors", "--rows", 1000, "--time-limit", 5)
+    code, said = run(capsys, tmp_path / "w.safetensors", "--rows", 1000, "--time-limit", 0.5)
     assert code == 0
     assert "1,000 rows" in said.out
     assert "It can be repaired." in said.out

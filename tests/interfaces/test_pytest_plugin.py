@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_spec import SPEC, write_spec
+from nested_pytest import run_nested
+from small_spec import SPEC
 
-from repairopt.interfaces.commandline.runs.solve_run import solve_spec
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.testing import assert_bounds
 from repairopt.patches import Patch
-
-
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plugin")
-    solve_spec(write_spec(folder), folder / "run")
-    return folder
 
 
 def run_pytest(folder: Path, *options: str) -> tuple[int, str]:
@@ -75,16 +68,16 @@ def test_every_bound_is_a_test(solved):
     assert "NOT MET   gap(group" in text
     assert "Traceback" not in text
     patched = ("--repairopt-spec", "spec.yaml", "--repairopt-patch", "run/patch.safetensors", "--repairopt-strict")
-    code, text = run_pytest(solved, *patched)
+    code, text = run_nested(solved, *patched)
     assert (code, "6 passed" in text) == (0, True)
 
 
 @pytest.mark.slow
 def test_a_spec_that_cannot_be_read_is_an_error_of_usage(solved, tmp_path):
-    code, text = run_pytest(solved, "--repairopt-spec", "no.yaml")
+    code, text = run_nested(solved, "--repairopt-spec", "no.yaml")
     assert (code, "there is no such file" in text) == (4, True)
     (tmp_path / "spec.yaml").write_text("desing: 1\n")
-    code, text = run_pytest(tmp_path, "--repairopt-spec", "spec.yaml")
+    code, text = run_nested(tmp_path, "--repairopt-spec", "spec.yaml")
     assert (code, "line 1: unknown key 'desing'" in text) == (4, True)
 
 

@@ -12,7 +12,7 @@ from small_spec import SPEC, write_spec
 from repairopt import Verdict
 from repairopt.errors import SpecFileError, SpecificationError
 from repairopt.interfaces.commandline.runs.run_folder import PATCH
-from repairopt.interfaces.commandline.runs.solve_run import solve_spec
+from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import open_spec
@@ -52,7 +52,7 @@ def test_a_spec_measures_by_the_weight_of_each_row(tmp_path):
 
 def test_a_spec_with_weights_is_solved_and_verified(tmp_path):
     spec = write(tmp_path, lambda rows: 0.5 + rows.merit.abs())
-    solve_spec(spec, tmp_path / "run")
+    solve_spec(spec, tmp_path / "run", Options(report=False))
     assert verify_patch(spec, tmp_path / "run" / PATCH).exit_code == 0
 
 

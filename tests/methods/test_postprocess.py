@@ -85,7 +85,7 @@ def test_each_is_a_repair_like_any_other(method, given, tmp_path):
 def test_each_runs_from_a_spec_file_and_is_verified_from_the_files_alone(method, tmp_path):
     text = SPEC.replace("change: {layers: last}\n", "").replace("  - flips(guard) <= 3\n", "")
     spec = write_spec(tmp_path, f"{text}method: {method}\n")
-    result = solve_spec(spec, tmp_path / "out", Options())
+    result = solve_spec(spec, tmp_path / "out", Options(report=False))
     assert (result.verdict, result.met) == ("repaired", True), result.notes
     patch = result.files["patch"]
     checked = verify_patch(spec, patch)

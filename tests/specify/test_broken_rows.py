@@ -10,7 +10,7 @@ from torch import nn
 
 from repairopt import Bound, ErrorRate, FixLabels, KeepLabels, KeepOutputs, OutputBounds, Verdict, solve_repair
 from repairopt.errors import SpecificationError
-from repairopt.interfaces.commandline.runs.solve_run import solve_spec
+from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import check_spec_file
 from repairopt.interfaces.testing import check_property
 from repairopt.specify import BrokenRows
@@ -82,4 +82,4 @@ def test_a_spec_may_state_bounds_alone(tmp_path, text):
     assert roles[0] == "goal"
     assert roles.count("goal") == 1
     assert not before.met
-    assert solve_spec(tmp_path / "spec.yaml", tmp_path / "run").met
+    assert solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(report=False)).met

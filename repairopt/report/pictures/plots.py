@@ -48,9 +48,18 @@ def figure_class() -> Any:
     """Matplotlib's ``Figure``, which a notebook shows without ``pyplot``; else a MissingExtraError."""
     require_extra("report", "A picture", "matplotlib")
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     class NotebookFigure(Figure):
         """A figure of no window and no global state."""
+
+        def draw(self, renderer: Any) -> None:
+            """Of the two drawings of a file, the first is for the layout alone: nothing else is drawn in it."""
+            layout = self.get_layout_engine()
+            if self.canvas.is_saving() and isinstance(layout, ConstrainedLayoutEngine):
+                layout.execute(self)
+            else:
+                super().draw(renderer)
 
         def _repr_png_(self) -> bytes:
             return picture_bytes(self, "png")

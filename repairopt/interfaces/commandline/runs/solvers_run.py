@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
@@ -13,7 +14,7 @@ from .results import SolverLine, SolversResult
 
 def list_solvers(*, test: bool = False) -> SolversResult:
     """Every registered back end; only with ``test`` is a library imported, and a tiny program solved with it."""
-    lines = []
+    lines, owners = [], packages_distributions()
     for name in registered_solvers():
         try:
             backend: Any = load_solver(name)
@@ -29,15 +30,14 @@ def list_solvers(*, test: bool = False) -> SolversResult:
                 licensed=_licensed(backend) if test and installed else None,
                 kinds=sorted(kind.value for kind in backend.kinds),
                 needs=needs,
-                version=_version(needs) if installed else "",
+                version=_version(needs, owners) if installed else "",
             )
         )
     return SolversResult(exit_code=0, solvers=lines)
 
 
-def _version(needs: list[str]) -> str:
-    known = packages_distributions()
-    found = [name for module in needs for name in known.get(module.partition(".")[0], [])]
+def _version(needs: list[str], owners: Mapping[str, list[str]]) -> str:
+    found = [name for module in needs for name in owners.get(module.partition(".")[0], [])]
     try:
         return ", ".join(version(name) for name in dict.fromkeys(found))
     except PackageNotFoundError:
