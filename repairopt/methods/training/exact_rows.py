@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from .hard_rows import MOST_ROWS, asked_margins, hard_constraints, known_inputs,
 ROUNDS = 15
 FEW = 500  # weights of a last layer whose program is solved as it is, not by its dual
 BEYOND = "Hard rows are out of reach of the last layer alone."
+BEYOND_ALL = "Hard rows were not all corrected: they are out of reach of the layers that may change, near the proposal."
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +55,9 @@ def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False
     if not found.note or task.engine.exact:
         return found
     more = _by_factors(task, task.engine, change, constraints, asked)
-    if more is None or more.note:
+    if more is None:
         return found
-    return more
+    return replace(found, note=BEYOND_ALL) if more.note else more
 
 
 def _by_last_layer(task: Task, change: Array, constraints: list[Any], asked: list[Tensor]) -> Corrected:
