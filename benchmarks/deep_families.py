@@ -40,7 +40,7 @@ from repairopt import ErrorRate, KeepLabels, LowRank, Settings, solve_repair
 RANK = 4
 EPOCHS = 6  # of tuning
 KEEPS = (1.0, 3.0)
-RATES = {"Adam": (5e-4, 1e-3, 2e-3, 4e-3), "SGD": (0.01, 0.03, 0.1), "LoRA": (2e-3, 5e-3, 1e-2, 2e-2)}
+RATES = {"Adam": (1e-3, 2e-3, 4e-3, 8e-3), "SGD": (0.01, 0.03, 0.1), "LoRA": (5e-3, 1e-2, 2e-2, 4e-2)}
 PLAIN = "repairopt, plain"
 TEXT = ("network", "method")
 
