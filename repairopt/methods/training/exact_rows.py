@@ -70,6 +70,7 @@ def _by_last_layer(task: Task, change: Array, constraints: list[Any], asked: lis
     if places is None:
         return Corrected(change, note="Hard rows were not corrected: not all of the last layer may change.")
     engine = Engine(here, last.indices, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit)
+    engine.shards = task.engine.shards
     found = None
     if engine.n > FEW:
         found = _by_factors(task, engine, np.zeros(engine.n), constraints, asked)

@@ -12,6 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Array, Task
+from repairopt.network import Shards
 from repairopt.program import Status
 from repairopt.verify import Claim, Judgement
 
@@ -59,6 +60,8 @@ class TrainThenCorrect:
             lowers: quicker on recent GPUs. Weights, corrections and every count keep the network's own precision.
         channels_last: Whether images and weights of convolutions lie in memory pixel by pixel during training, which is
             quicker on GPUs.
+        sharded: Whether the processes of ``torchrun`` share the rows of each pass. All of them make the same call, on
+            the same data and on machines of one kind, and all get the repair; there is no time limit then.
 
     References:
         Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018 (means of
@@ -83,6 +86,7 @@ class TrainThenCorrect:
     confidence: float | None = 0.95
     precision: Literal["own", "bfloat16"] = "own"
     channels_last: bool = False
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("epochs", "batch"), Expected(low=1, whole=True))
@@ -100,13 +104,28 @@ class TrainThenCorrect:
             raise SpecificationError(
                 f"method TrainThenCorrect: precision={self.precision!r}; expected 'own' or 'bfloat16'."
             )
-        if not isinstance(self.channels_last, bool):
-            raise SpecificationError(
-                f"method TrainThenCorrect: channels_last={self.channels_last!r}; expected True or False."
-            )
+        for name in ("channels_last", "sharded"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecificationError(
+                    f"method TrainThenCorrect: {name}={getattr(self, name)!r}; expected True or False."
+                )
 
     def run(self, task: Task) -> Outcome:
         """Train, go as far as the bounds allow, correct; the judge keeps the best."""
+        if not self.sharded:
+            return self._run(task)
+        if task.judge.deadline is not None:
+            raise SpecificationError(
+                "method TrainThenCorrect: sharded=True does not go with a time limit, at which each process would end "
+                "at another point. Leave time_limit out, or sharded."
+            )
+        task.engine.shards = Shards.of_processes()
+        try:
+            return self._run(task)
+        finally:
+            task.engine.shards = None
+
+    def _run(self, task: Task) -> Outcome:
         sides = Sides.of(task)
         asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence, "keep": self.keep}
         way = find_way(task, sides, lambda part: train(task, part, self).change, **asked)

@@ -128,21 +128,22 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
         Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018. Szegedy and
         others, Rethinking the Inception architecture, CVPR 2016 (label smoothing).
     """
-    run = _Run(task, sides, settings)
+    run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.steps(), np.inf
     for _ in range(STAGES):
         wrong = run.take(steps)
         if wrong <= LEARNED or wrong > STILL * before:
             break
         steps, before = 2 * steps, wrong
-    return Trained(run.change(), {limit.name: limit.shadow_price() for limit in run.limits}, run.work)
+    change = run.change() if shards is None else shards.of_first(run.change)
+    return Trained(change, {limit.name: limit.shadow_price() for limit in run.limits}, run.work)
 
 
 class _Run:
     """The network in training, with what each row is to learn."""
 
     def __init__(self, task: Task, sides: Sides, settings: Any) -> None:
-        self.task, self.sides, self.settings = task, sides, settings
+        self.task, self.sides, self.settings, self.shards = task, sides, settings, task.engine.shards
         self.network, self.parameters, self.masks = _trainable(task)
         self.kept: dict[torch.Size, Kept] = {}
         self.run_again = False
@@ -199,7 +200,9 @@ class _Run:
                 if isinstance(loss, Tensor) and loss.requires_grad:
                     loss.backward()
                     learned = True
-            if not learned:
+            if self.shards is not None:
+                self._sum_gradients()
+            elif not learned:
                 return 0.0
             for name, mask in self.masks.items():
                 gradient = self.parameters[name].grad
@@ -210,7 +213,18 @@ class _Run:
                 count += 1
                 self._take_into_average(weights, count)
         missed = max((limit.missed() for limit in self.limits), default=0.0)
+        if self.shards is not None:
+            counts = torch.tensor(tally, device=self.task.engine.device)
+            self.shards.sum([counts])
+            tally = counts.tolist()
         return max(tally[0] / max(1, tally[1]), missed)
+
+    def _sum_gradients(self) -> None:
+        """The gradient of the whole batch, which the processes have in parts."""
+        assert self.shards is not None
+        for weight in self.parameters.values():
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self.shards.sum([weight.grad for weight in self.parameters.values() if weight.grad is not None])
 
     @torch.no_grad()
     def _take_into_average(self, weights: list[nn.Parameter], count: int) -> None:
@@ -237,17 +251,21 @@ class _Run:
     ) -> Iterator[Any]:
         """Cross-entropy of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
         sides = [(self.sides.failing, failing, 1.0, tally), (self.sides.kept, kept, self.settings.keep, None)]
-        parts = []
+        parts, most = [], 0  # rows that do not fit
         for pairs, chosen, weight, counted in sides:
             total = sum(map(len, chosen))
-            for (x, y), own in zip(pairs, chosen, strict=True):
-                parts += [(x, y, piece, weight / total, counted) for piece in own.split(self.rows_that_fit(x))]
-        fits = len(parts) == len(failing) + len(kept)
+            for (x, y), rows in zip(pairs, chosen, strict=True):
+                own = rows if self.shards is None else rows[self.shards.own(len(rows))]
+                most = max(most, len(own) - self.rows_that_fit(x))
+                parts += [
+                    (x, y, piece, weight / total, counted) for piece in own.split(self.rows_that_fit(x)) if len(piece)
+                ]
+        fits = most <= 0
         for group in [parts] if fits else [[part] for part in parts]:
             if group:
                 yield sum(self._of_rows(*part) for part in group)
         if penalties:
-            yield sum(penalties)
+            yield sum(penalties) / (1 if self.shards is None else self.shards.count)  # each process has the whole
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of the network in training, in parts that fit into memory."""
