@@ -24,7 +24,7 @@ from .interfaces.specfile.language.bind import BoundStatement, bind_statement
 from .interfaces.specfile.language.measures import add_measures
 from .interfaces.specfile.language.row_sets import Data, RowSet
 from .interfaces.specfile.language.statements import Statement, parse
-from .localize import CARE, Gradient, Inputs, Layers, Location, Neurons
+from .localize import CARE, Gradient, Inputs, Layers, Location, LowRank, Neurons
 from .methods import (
     SQP,
     AtMostBroken,
@@ -125,6 +125,7 @@ __all__ = [
     "Layers",
     "LinearRows",
     "Location",
+    "LowRank",
     "MissRate",
     "ModelError",
     "MostFixed",

@@ -26,6 +26,7 @@ EXTEND = [name for name in PAGES if name.startswith("add_")]
 NEEDS = {"howto/onnx": ("onnx", "onnxscript", "onnxruntime"), "howto/tools": ("sklearn",)}
 NEEDS["tutorials/reported_failures"] = ("sklearn",)
 NEEDS["tutorials/text_classifier"] = ("transformers", "peft")
+NEEDS["howto/methods"] = ("peft",)
 PRINTS = {
     "add_a_layer": r"^True True$",
     "add_a_localizer": r"^Loud: outgoing weights of .*\[\d+\]$",

@@ -5,6 +5,7 @@ from .candidates import NewArchitecture, NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns, weights_reading
 from .localizers import available_localizers
 from .location import LARGE, Location, frozen_parameters, localize, locate
+from .low_rank import Factored, LowRankChange, add_factors, is_factor, wants_factors
 from .probes import Probes, train_probe
 from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
 from .significance import Significance
@@ -23,5 +24,5 @@ from .synapses import (
     weight_spectrum,
 )
 from .trace_layers import LayerGraph, first_inputs
-from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
+from .weight_selectors import CARE, Gradient, Inputs, Layers, LowRank, Neurons
 from .write_change import apply, by_parameter, changed_parameters, gather_change, gather_moved

@@ -21,7 +21,7 @@ from .follow_units import hidden_layers, incoming, input_columns, outgoing, weig
 from .localizers import available_localizers, localizer_class
 from .question import NeuronLocalizer, Question, WeightLocalizer
 from .trace_layers import LayerGraph, first_inputs, unknown
-from .weight_selectors import CARE, Gradient, Inputs, Layers, Neurons
+from .weight_selectors import CARE, Gradient, Inputs, Layers, LowRank, Neurons
 
 LARGE = 250_000  # weights of a network above which "auto" starts and ends with the last layer
 
@@ -91,6 +91,7 @@ def localize(
               layers; else last;
             * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
+              in :func:`repairopt.solve_repair` also :class:`LowRank`, alone or in a sequence;
             * another localizer, such as :class:`repairopt.localize.DeepFault`, or its name, such as ``"deepfault"``;
             * a mapping from parameter names to boolean masks or flat positions;
             * a sequence of these: their union.
@@ -180,6 +181,11 @@ class _Search:
         self.modules = [name for name, module in graph.model.named_modules() if name and [*module.parameters()]]
 
     def select(self, how: Any) -> Location:
+        if isinstance(how, LowRank):
+            raise SpecificationError(
+                f"localize: {how!r} puts factors beside layers, which are no weights of the model; pass it to "
+                f"solve_repair(..., weights=...)."
+            )
         by_type: dict[Any, Callable[[Any], Location]] = {
             Location: self._checked,
             str: self._named,

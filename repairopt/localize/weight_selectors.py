@@ -28,6 +28,32 @@ class Layers:
         object.__setattr__(self, "bias", bias)
 
 
+@dataclass(frozen=True, init=False)
+class LowRank:
+    """Factors of low rank beside some layers, in place of their weights (LoRA; needs the library ``peft``).
+
+    The weights of a layer change by the product of two factors. What is repaired is the network with its change merged;
+    :func:`repairopt.patches.export_lora` writes it as an adapter for ``peft``. Other choices can stand beside it, as in
+    ``weights=[LowRank(rank=4, layers=["*.query", "*.value"]), "classifier"]``.
+
+    Attributes:
+        rank: Rank of the change of each layer, at most; a layer with fewer outputs or inputs has fewer.
+        layers: Names of linear layers and of convolutions without groups, or patterns; without any all of them.
+    """
+
+    rank: int
+    layers: tuple[str, ...]
+
+    def __init__(self, rank: int = 8, layers: str | Sequence[str] = ()) -> None:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise SpecificationError(f"LowRank: rank={rank!r}; expected a whole number, 1 or more.")
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        if other := [name for name in names if not isinstance(name, str)]:
+            raise SpecificationError(f"LowRank: {other[0]!r} is no name; expected texts, as in layers=['fc4', 'fc6'].")
+        object.__setattr__(self, "rank", rank)
+        object.__setattr__(self, "layers", names)
+
+
 @dataclass(frozen=True)
 class Neurons:
     """The weights that leave or enter some neurons.

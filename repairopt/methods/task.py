@@ -220,15 +220,13 @@ class Task:
 
     def solve_program(self, program: Program) -> Solution:
         """Solve a program within the time left; trouble is noted, Ctrl-C ends the repair."""
-        limit = self.judge.time_to_solve()
+        limit, shards = self.judge.time_to_solve(), self.engine.shards
+        options: Any = {"feasibility_tol": self.tolerance, "time_limit": limit, "isolate": self.isolate}
         with self.timed("solve"):
-            solution = solve(
-                program,
-                self.solver,
-                feasibility_tol=self.tolerance,
-                time_limit=limit,
-                isolate=self.isolate,
-            )
+            if shards is None:
+                solution = solve(program, self.solver, **options)
+            else:
+                solution = shards.of_first(lambda: solve(program, self.solver, **options))
         self.log.last = (program.m, program.n, solution)
         if len(solution.attempts) > 1:
             self.log.note(f"Trouble in a solve: {'; then '.join(map(str, solution.attempts))}.")

@@ -35,6 +35,7 @@ from .sets.propagate_zonotope import Slope
 from .sets.region_attack import RegionSearch, attack_regions
 from .sets.row_groups import RowGroups
 from .sets.zonotope_layers import Call, Zonotope, relaxation
+from .shards import Shards
 from .split_graph import run_and_keep
 from .tracing import ONE_AT_A_TIME, trace_network, writes_in_place
 from .whiten import Whitening, whitening

@@ -23,6 +23,7 @@ from .classifier import UNORDERED, meaning_of
 from .deadline import check_time
 from .linear_tape import LinearTape
 from .remembered import ByTensor, LastPoints, T, identity
+from .shards import Shards
 from .still_rows import StillRows, columns_read, moved_rows
 from .tracing import ONE_AT_A_TIME
 
@@ -96,7 +97,8 @@ def batched(function: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tenso
 class Engine(ChangedNetwork):
     """Runs one network at any weight change, see :class:`ChangedNetwork`.
 
-    ``memory_limit`` says how many bytes activations and intermediate results may take.
+    ``memory_limit`` says how many bytes activations and intermediate results may take; ``shards`` with which processes
+    the rows of outputs without gradients are shared, or None.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Engine(ChangedNetwork):
     ) -> None:
         super().__init__(model, indices, forward_fn)
         self.memory_limit = memory_limit
+        self.shards: Shards | None = None
         self._by_inputs = ByTensor()  # frontiers, and which samples no change moves
         self._points = LastPoints(POINTS)  # outputs, passes
         self._frontier_bytes = 0
@@ -128,8 +131,15 @@ class Engine(ChangedNetwork):
 
     def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
-        run = torch.no_grad()(self.outputs)
-        return self._points.at(delta).find("outputs", inputs, lambda: run(inputs, delta))
+        return self._points.at(delta).find("outputs", inputs, lambda: self._all_outputs(inputs, delta))
+
+    @torch.no_grad()
+    def _all_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
+        rows = len(inputs)
+        if self.shards is None or rows < self.shards.count:
+            return self.outputs(inputs, delta)
+        own = self.shards.own(rows)
+        return self.shards.joined(self.outputs(inputs, delta, torch.arange(own.start, own.stop)), rows)
 
     def remembered(self, kind: str, inputs: Tensor, delta: Tensor, compute: Callable[[], T]) -> T:
         """What ``compute`` gives for inputs and a weight change, kept for the last few weight changes."""

@@ -1,4 +1,4 @@
-"""Export a patch of linear layers as a LoRA adapter that ``peft`` loads.
+"""Export a patch of linear and convolutional layers as a LoRA adapter that ``peft`` loads.
 
 LoRA adds the product of two matrices to a layer's weight: outputs agree within floating-point tolerance, not to the
 bit, and nothing refuses a wrong base. A bias that changed becomes the bias of LoRA's second matrix
@@ -41,7 +41,8 @@ def export_lora(
     the number of singular values of the difference that are more than rounding of the weight itself.
 
     Args:
-        patch: Changes weights and biases of ``nn.Linear`` layers and nothing else.
+        patch: Changes weights and biases of ``nn.Linear`` and ``nn.Conv2d`` layers (without groups) and nothing else;
+            or, of a model that ``peft`` made, what belongs to its adapter, which is written with the patch applied.
         model: With the weights of the patch's base; not modified.
         folder: For the two files; made where it does not exist.
         max_rank: Largest rank of a layer. A difference of rank ``r`` takes ``r (in + out)`` numbers, which may be more
@@ -53,12 +54,14 @@ def export_lora(
 
     Raises:
         ExportError: The patch changes something else, a bias of one layer and a layer without a bias, a tied weight,
-            or a rank is larger than ``max_rank``.
+            or a rank is larger than ``max_rank``; or the model holds more than one adapter.
         WrongBaseError: The model has other weights than the base.
 
     References:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022.
     """
+    if hasattr(model, "peft_config"):
+        return _adapter_of(patch, model, folder, max_rank)
     old = state_of(model)
     new = patch.apply_to_state_dict(old)
     layers = _layers(patch, model)
@@ -71,6 +74,8 @@ def export_lora(
         left, right = _factors(layer, old[f"{layer}.weight"], new[f"{layer}.weight"], max_rank)
         ranks[layer] = len(right)
         start = f"base_model.model.{layer}.lora_"
+        shape = old[f"{layer}.weight"].shape[2:]  # of a convolution
+        right, left = right.view(*right.shape[:1], -1, *shape), left.view(*left.shape, *[1] * len(shape))
         tensors |= {f"{start}A.weight": right, f"{start}B.weight": left}
         if with_bias:
             change = _values(new[f"{layer}.bias"]) - _values(old[f"{layer}.bias"])
@@ -83,8 +88,36 @@ def export_lora(
     return ranks
 
 
+def _adapter_of(patch: Patch, model: nn.Module, folder: str | os.PathLike[str], max_rank: int | None) -> dict[str, int]:
+    """Write the adapter of a model that ``peft`` made, with the patch applied; the rank of each layer that changes."""
+    known: Any = model
+    if len(known.peft_config) != 1 or not hasattr(model, "save_pretrained"):
+        raise ExportError(
+            f"model {type(model).__name__}: holds {len(known.peft_config)} adapters of peft; expected a PeftModel with "
+            f"one. Keep one by model.delete_adapter(name), or ship the patch."
+        )
+    adapter = next(iter(known.peft_config))
+    own = (f".{adapter}.", f".modules_to_save.{adapter}.")
+    ranks: dict[str, int] = {}
+    for change in patch.changes:
+        name = change.names[0]
+        if own[1] not in name and not (".lora_" in name and own[0] in f"{name}."):
+            raise ExportError(
+                f"the patch changes '{name}', which is no part of the adapter '{adapter}'; its base would be another. "
+                f"Ship the patch, or repair the adapter's weights alone: weights='all' where the base is frozen."
+            )
+        layer = name.partition(".lora_")[0].removeprefix("base_model.model.")
+        if ".lora_A." in name or ".lora_B." in name:
+            ranks[layer] = len(model.get_parameter(name.replace(".lora_B.", ".lora_A.")))
+    if max_rank is not None and max(ranks.values(), default=0) > max_rank:
+        raise ExportError(f"the adapter has a rank above max_rank={max_rank}. Allow more, or wrap the model with less.")
+    changed: Any = patch.apply(model)
+    changed.save_pretrained(os.fspath(folder), save_embedding_layers=False)  # does not look for the base on a hub
+    return ranks
+
+
 def _layers(patch: Patch, model: nn.Module) -> list[str]:
-    """Names of the linear layers that the patch changes, each once; an ExportError where it changes something else."""
+    """Names of the layers that the patch changes, each once; an ExportError where it changes something else."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[str, None] = {}
     for change in patch.changes:
@@ -95,11 +128,14 @@ def _layers(patch: Patch, model: nn.Module) -> list[str]:
                 f"{listed(change.names)} are one tied weight; an adapter would change it under one name alone. Ship "
                 f"the patch or the merged weights."
             )
-        # Exactly nn.Linear: attention uses the weight of its subclass without calling it, and LoRA would be ignored.
-        if not layer or type(modules.get(layer)) is not nn.Linear or kind not in ("weight", "bias"):
+        # Exactly these: attention uses the weight of a subclass without calling it, and LoRA would be ignored.
+        module = modules.get(layer)
+        fits = type(module) in (nn.Linear, nn.Conv2d) and getattr(module, "groups", 1) == 1
+        if not layer or not fits or kind not in ("weight", "bias"):
             raise ExportError(
-                f"the patch changes '{name}', which is no weight or bias of an nn.Linear inside of the model; LoRA "
-                f"here covers linear layers alone. Ship the patch or the merged weights, or repair linear layers."
+                f"the patch changes '{name}', which is no weight or bias of an nn.Linear inside of the model, nor of "
+                f"an nn.Conv2d without groups; LoRA here covers these alone. Ship the patch or the merged weights, or "
+                f"repair such layers."
             )
         layers[layer] = None
     if not layers:
@@ -125,7 +161,7 @@ def _factors(layer: str, old: Tensor, new: Tensor, max_rank: int | None) -> tupl
     Singular values that rounding alone explains are dropped: the norm of a matrix of independent entries is about that
     of its largest row plus that of its largest column (Bandeira and van Handel, Annals of Probability 2016).
     """
-    before, after = _values(old), _values(new)
+    before, after = (_values(one).reshape(len(one), -1) for one in (old, new))
     difference = after - before
     if not np.isfinite(difference).all():
         raise ExportError(f"layer '{layer}': the difference is not finite. Ship the patch or the merged weights.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repairopt.localize import WeightChange, changed_parameters, gather_moved
 from repairopt.methods import Outcome, Task
-from repairopt.network import Array, Candidate, Remembering
+from repairopt.network import Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, ReportSources, Trust, Verdict
@@ -57,7 +57,7 @@ def conclude_repair(
     report = Report(
         verdict=verdict,
         verification=ending.verification,
-        location=task.location,
+        location=prepared.location,
         candidate=candidate.describe(),
         changed=ending.count,
         largest_change=max((float(c.abs().max()) for c in delta.values() if c.numel()), default=0.0),
@@ -118,21 +118,17 @@ class _Ending:
 
 def _end_at(prepared: Prepared, final: Judgement) -> _Ending:
     task = prepared.task
-    candidate = _as_candidate(task, final.candidate)
+    candidate = prepared.as_candidate(final.candidate)
     repaired = candidate.apply(prepared.model)
-    delta = changed_parameters(prepared.model, repaired, task.location)
+    delta = changed_parameters(prepared.model, repaired, prepared.location)
     both = both_networks(
         prepared.model, repaired, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit
     )
     with task.timed("verify"):
         initial = task.engine.initial.double().cpu().numpy()
-        moved = final.delta if isinstance(candidate, WeightChange) else gather_moved(task.location, delta)
+        moved = final.delta if isinstance(final.candidate, np.ndarray) else gather_moved(task.location, delta)
         verification = verify(prepared.model, repaired, prepared.specification, change=(initial, moved), both=both)
     return _Ending(candidate, repaired, delta, both, verification)
-
-
-def _as_candidate(task: Task, found: Candidate | Array) -> Candidate:
-    return WeightChange(task.location, found) if isinstance(found, np.ndarray) else found
 
 
 def _settle(task: Task, outcome: Outcome, shrink: bool, stopped: str) -> Judgement:

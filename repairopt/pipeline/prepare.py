@@ -6,11 +6,22 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from repairopt.localize import Location, by_parameter, gather_change, localize
+from repairopt.errors import SpecificationError
+from repairopt.localize import (
+    Factored,
+    Location,
+    WeightChange,
+    add_factors,
+    by_parameter,
+    gather_change,
+    localize,
+    wants_factors,
+)
 from repairopt.methods import Log, Method, Task, TrustRegion, uses
-from repairopt.network import Engine, Remembering, Stop, limited, split_model
+from repairopt.network import Array, Candidate, Engine, Remembering, Stop, limited, split_model
 from repairopt.specify import (
     Specification,
     check_repeatable,
@@ -34,6 +45,7 @@ class Prepared:
         task: The repair in progress.
         started: Wall clock and processor time at the start, seconds.
         stopped: Why it ended before a method ran, or empty.
+        factored: The network that the task is about, where factors of low rank change in place of weights.
     """
 
     model: nn.Module
@@ -41,6 +53,17 @@ class Prepared:
     task: Task
     started: tuple[float, float]
     stopped: str = ""
+    factored: Factored | None = None
+
+    @property
+    def location(self) -> Location:
+        """The weights of the user's network that may change."""
+        return self.task.location if self.factored is None else self.factored.own
+
+    def as_candidate(self, found: Candidate | Array) -> Candidate:
+        """What a method found, as a candidate for the user's network."""
+        candidate = WeightChange(self.task.location, found) if isinstance(found, np.ndarray) else found
+        return candidate if self.factored is None else self.factored.merged(candidate.apply(self.factored.model))
 
 
 def prepare_repair(
@@ -79,16 +102,23 @@ def prepare_repair(
     forward_fn, note = reading_of(network, forward_fn, spec, convertible="weights" in uses(method))
     deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     late, where = False, Location({}, None, "none; the method leaves the weights as they are")
+    factored: Factored | None = None
     if "weights" in uses(method):
         try:
             if isinstance(weights, str) and weights == "auto":
                 weights = getattr(method, "default_weights", weights)
             with limited(deadline):
-                where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
+                if wants_factors(weights):
+                    _check_no_limits(spec)
+                    factored = add_factors(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
+                    where = factored.location
+                else:
+                    where = localize(network, weights, goal=spec, forward_fn=forward_fn, seed=settings.seed)
         except Stop:
             late, where = True, Location({}, None, "none; the time limit passed before weights were chosen")
     log = Log(seconds={"localize": time.perf_counter() - begun})
-    engine = Engine(network, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
+    running = network if factored is None else factored.model
+    engine = Engine(running, where.indices, forward_fn=forward_fn, memory_limit=settings.memory_limit)
     log.note(note)
     log.note(repeated_rows(spec, data))
     log.note(said_of_weights((spec.goal, *spec.on_outputs)))
@@ -107,10 +137,19 @@ def prepare_repair(
         tolerance=settings.tolerance,
         seed=settings.seed,
         progress=settings.progress,
-        start=None if settings.start is None or late else gather_change(network, where, settings.start),
-        checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(network, where, delta)),
+        start=None if settings.start is None or late else gather_change(running, where, settings.start),
+        checkpoint=None if checkpoint is None else lambda delta: checkpoint(by_parameter(running, where, delta)),
         log=log,
     )
     if not late:
         check_repeatable(spec, engine.predict)
-    return Prepared(network, spec, task, started, "time limit" if late else "")
+    return Prepared(network, spec, task, started, "time limit" if late else "", factored)
+
+
+def _check_no_limits(spec: Specification) -> None:
+    """Refuse constraints on the change of weights, which factors are not."""
+    if spec.on_change:
+        raise SpecificationError(
+            f"constraint '{spec.on_change[0].name}': limits the change of weights, and LowRank changes factors. Leave "
+            f"it out, or choose weights as they are, such as weights='last'."
+        )

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from repairopt.errors import SolverError, SpecificationError, public
-from repairopt.localize import LARGE, WeightChange
+from repairopt.localize import LARGE, is_factor
 from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
 from repairopt.network import Classifier, limited, split_model
 from repairopt.program import Status
@@ -74,8 +73,8 @@ def solve_repair(
             promise much and validates them on a part of the rows.
         method: ``"auto"`` (what the goal names as its ``method``; :class:`TrainThenCorrect` where given points are to
             become right and ``weights`` is ``"auto"``, in networks of several layers and up to 250,000 weights, or
-            where more than 20,000 weights in several layers may change; else :class:`SQP`), the name of a registered
-            method (:func:`available_methods`), or an instance with its settings.
+            where factors of low rank, or more than 20,000 weights in several layers, may change; else :class:`SQP`),
+            the name of a registered method (:func:`available_methods`), or an instance with its settings.
         settings: Limits, seed, solver and what is told while the repair runs.
         **former: Keywords from before there were settings; they work with a warning.
 
@@ -131,8 +130,7 @@ class Proposal:
         """
         latest = self.prepared.task.log.latest if self.stopped else None
         found = self.outcome.candidate if latest is None else latest
-        candidate = WeightChange(self.prepared.task.location, found) if isinstance(found, np.ndarray) else found
-        return candidate.apply(self.prepared.model)
+        return self.prepared.as_candidate(found).apply(self.prepared.model)
 
 
 @public
@@ -228,7 +226,9 @@ def _layers_for_points(spec: Specification, model: nn.Module | Classifier) -> in
 
 
 def _has_many_weights(task: Task) -> bool:
-    """Whether more weights may change than second-order steps are quick for, in more than the last layer."""
+    """Whether factors of low rank may change, or many weights, in more than the last layer."""
+    if any(is_factor(name) for name in task.engine.indices):
+        return True  # products of factors: where one is 0, the other has no derivative
     return task.engine.n > MANY_WEIGHTS and not task.engine.exact  # the original was judged, so the split is known
 
 

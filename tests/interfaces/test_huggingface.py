@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from repairopt import Classifier, ErrorRate, KeepLabels, ModelError, Settings, SpecificationError, Verdict, solve_repair
+from repairopt import (
+    Classifier,
+    ErrorRate,
+    KeepLabels,
+    LowRank,
+    ModelError,
+    Settings,
+    SpecificationError,
+    Verdict,
+    solve_repair,
+)
 from repairopt.interfaces.huggingface import PackedInputs
+from repairopt.patches import export_lora
 
 
 def tokens(count: int = 120) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -67,6 +80,28 @@ def test_a_bert_is_repaired(bert, weights, fingerprint):
     assert int((after[~wrong] != labels[~wrong]).sum()) <= 12
     assert fingerprint(bert) == before
     assert "probability moved" in repair.to_html()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it of transformers
+def test_a_bert_is_repaired_by_factors_of_low_rank(bert, fingerprint, tmp_path):
+    peft = pytest.importorskip("peft")
+    batch, labels = tokens()
+    packed, before = PackedInputs(batch), fingerprint(bert)
+    wrong = bert(**batch).logits.argmax(1) != labels
+    goal = ErrorRate(packed.inputs[wrong], labels[wrong], target=0.0)
+    keep = KeepLabels(packed.inputs[~wrong], labels[~wrong], tolerance=0.0)
+    held_out = [ErrorRate(packed.inputs, labels, name="all rows")]
+    weights = LowRank(2, ["*.query", "*.value", "*.dense"])
+    repair = solve_repair(Classifier(bert, packed), goal, [keep], weights=weights, held_out=held_out)
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert repair.report.method == "TrainThenCorrect()"
+    assert all("query" in name or "value" in name or "dense" in name for name in repair.delta)
+    assert fingerprint(bert) == before
+    ranks = export_lora(repair.as_patch(bert), bert, tmp_path, max_rank=2)
+    assert set(ranks.values()) == {2}
+    served = peft.PeftModel.from_pretrained(copy.deepcopy(bert), tmp_path).eval()
+    torch.testing.assert_close(served(**batch).logits, repair.model(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_named_inputs_are_stacked_and_named_again():

@@ -240,6 +240,19 @@ def test_a_layer_without_bias_gets_an_adapter_too(peft, tmp_path):
     torch.testing.assert_close(loaded.merge_and_unload()(inputs), repaired(inputs))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_gets_an_adapter_too(peft, stride, tmp_path):
+    layers = nn.Conv2d(2, 6, 3, stride=stride, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten()
+    model = nn.Sequential(*layers).eval()
+    repaired = noisy(model, "0.weight", "0.bias", "2.weight")
+    assert export_lora(Patch.between(model, repaired), model, tmp_path) == {"0": 6, "2": 4}
+    inputs = torch.randn(5, 2, 6, 6)
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(loaded(inputs), repaired(inputs), **near)
+    torch.testing.assert_close(loaded.merge_and_unload()(inputs), repaired(inputs), **near)
+
+
 def test_an_adapter_names_its_patch_and_its_base(tmp_path):
     from safetensors import safe_open
 
@@ -269,7 +282,11 @@ def test_the_rank_is_that_of_the_difference_but_for_rounding(tmp_path):
     [
         (Branches, ("scale",), r"the patch changes 'scale', which is no weight or bias of an nn.Linear"),
         (Functional, ("weight",), r"the patch changes 'weight', which is no weight"),
-        (BY_NAME["convolutional"].build, ("conv1.weight",), r"changes 'conv1.weight', .*Ship the patch"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Flatten()),
+            ("0.weight",),
+            r"changes '0.weight', .*Ship the patch",
+        ),
         (BY_NAME["words"].build, ("embed.weight",), r"changes 'embed.weight'"),
         (lambda: nn.Linear(4, 3), ("weight",), r"changes 'weight', which is no weight .* inside of the model"),
         (lambda: nn.MultiheadAttention(4, 1), ("out_proj.weight",), r"changes 'out_proj.weight'"),

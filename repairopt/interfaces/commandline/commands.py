@@ -198,7 +198,10 @@ def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, 
 
 patch_argument = click.argument("patch", type=FILE)
 out_option = click.option(
-    "--out", type=FILE, required=True, help="File to write: .safetensors, .pt (state dict), .onnx."
+    "--out",
+    type=FILE,
+    required=True,
+    help="File to write: .safetensors, .pt (state dict), .onnx; for apply also a folder, an adapter for peft.",
 )
 weights_option = click.option("--weights", type=FILE, help="File of weights to use instead of the spec's.")
 

@@ -159,6 +159,11 @@ class ChangeSpec(Strict):
         default=None, description="weights of the first layer that read these inputs"
     )
     count: int | None = Field(default=None, ge=1, description="at most so many weights, by derivative times size")
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="factors of this rank beside the layers change, in place of their weights (LoRA)",
+    )
     minimize: OBJECTIVES = "auto"
 
 

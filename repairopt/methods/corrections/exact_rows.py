@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .hard_rows import MOST_ROWS, asked_margins, hard_constraints, known_inputs,
 ROUNDS = 15
 FEW = 500  # weights of a last layer whose program is solved as it is, not by its dual
 BEYOND = "Hard rows are out of reach of the last layer alone."
+BEYOND_ALL = "Hard rows were not all corrected: they are out of reach of the layers that may change, near the proposal."
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +56,9 @@ def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False
     if not found.note or task.engine.exact:
         return found
     more = _by_factors(task, task.engine, change, constraints, asked)
-    if more is None or more.note:
+    if more is None:
         return found
-    return more
+    return replace(found, note=BEYOND_ALL) if more.note else more
 
 
 def keep_corrected(task: Task, change: Array, margin: float, *, goal: bool = True) -> Judgement | None:
@@ -101,6 +102,7 @@ def _by_last_layer(task: Task, change: Array, constraints: list[Any], asked: lis
     if places is None:
         return Corrected(change, note="Hard rows were not corrected: not all of the last layer may change.")
     engine = Engine(here, last.indices, forward_fn=task.engine.forward_fn, memory_limit=task.engine.memory_limit)
+    engine.shards = task.engine.shards
     found = None
     if engine.n > FEW:
         found = _by_factors(task, engine, np.zeros(engine.n), constraints, asked)

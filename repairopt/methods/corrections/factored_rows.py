@@ -78,6 +78,8 @@ class FactoredRows:
         prices = torch.as_tensor(found / size)
         combined = {name: own.combined(prices.to(own.signals)) for name, own in rows.items()}
         target = self.start + self.layers.change(combined, self.metrics).numpy()
+        if self.task.engine.shards is not None:
+            target = self.task.engine.shards.of_first(lambda: target)
         if not np.isfinite(target).all():
             return False
         self.change = target if self.layers.engine.exact else self._damped(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from repairopt.methods.corrections import hard_constraints, keep_corrected, rows
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Array, Task
+from repairopt.network import Shards
 from repairopt.program import Status
 from repairopt.verify import Claim, Judgement
 
@@ -39,7 +40,9 @@ class TrainThenCorrect:
     program in the violated rows alone. The true network is counted.
 
     Batch normalization is frozen and dropout is off. Batches whose activations do not fit into memory are taken in
-    parts. Data of a loader that are larger than memory are read from a file as they are used.
+    parts, and where few rows fit, blocks in a row (of a ResNet, a Transformer) keep what they are given alone and are
+    run again in the backward pass (gradient checkpointing). Data of a loader that are larger than memory are read from
+    a file as they are used.
 
     Attributes:
         epochs: Passes over the rows that fail and those to keep, in the first stage of a run; of few rows more, and
@@ -52,11 +55,17 @@ class TrainThenCorrect:
         ways: Shares of the way that are tested where bounds stand for new data.
         folds: Parts of the rows for that; each is left out once.
         confidence: Confidence with which such bounds are to hold on new data; None or up to one half for on average.
+        precision: ``"own"``, or ``"bfloat16"`` for the passes of training in the operations that ``torch.autocast``
+            lowers: quicker on recent GPUs. Weights, corrections and every count keep the network's own precision.
+        channels_last: Whether images and weights of convolutions lie in memory pixel by pixel during training, which is
+            quicker on GPUs.
+        sharded: Whether the processes of ``torchrun`` share the rows of each pass. All of them make the same call, on
+            the same data and on machines of one kind, and all get the repair; there is no time limit then.
 
     References:
         Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018 (means of
         weights). Wortsman and others, Robust fine-tuning of zero-shot models, CVPR 2022 (the way back). Kingma and Ba,
-        Adam, ICLR 2015.
+        Adam, ICLR 2015. Chen, Xu, Zhang and Guestrin, Training deep nets with sublinear memory cost, 2016.
 
     Example:
         >>> TrainThenCorrect(epochs=5).rate
@@ -74,6 +83,9 @@ class TrainThenCorrect:
     ways: tuple[float, ...] = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
     folds: int = 4
     confidence: float | None = 0.95
+    precision: Literal["own", "bfloat16"] = "own"
+    channels_last: bool = False
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("epochs", "batch"), Expected(low=1, whole=True))
@@ -87,9 +99,32 @@ class TrainThenCorrect:
         check_settings(self, counts | numbers | share)
         if not self.ways or not all(isinstance(way, int | float) and 0 < way <= 1 for way in self.ways):
             raise SpecificationError(f"method TrainThenCorrect: ways={self.ways!r}; expected shares, 0 to 1.")
+        if self.precision not in ("own", "bfloat16"):
+            raise SpecificationError(
+                f"method TrainThenCorrect: precision={self.precision!r}; expected 'own' or 'bfloat16'."
+            )
+        for name in ("channels_last", "sharded"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecificationError(
+                    f"method TrainThenCorrect: {name}={getattr(self, name)!r}; expected True or False."
+                )
 
     def run(self, task: Task) -> Outcome:
         """Train, go as far as the bounds allow, correct; the judge keeps the best."""
+        if not self.sharded:
+            return self._run(task)
+        if task.judge.deadline is not None:
+            raise SpecificationError(
+                "method TrainThenCorrect: sharded=True does not go with a time limit, at which each process would end "
+                "at another point. Leave time_limit out, or sharded."
+            )
+        task.engine.shards = Shards.of_processes()
+        try:
+            return self._run(task)
+        finally:
+            task.engine.shards = None
+
+    def _run(self, task: Task) -> Outcome:
         sides = Sides.of(task)
         asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence, "keep": self.keep}
         way = find_way(task, sides, lambda part: train(task, part, self).change, **asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +20,14 @@ from repairopt.specify import (
     SignedParts,
     answers_only,
     goal_value,
+    inputs_of,
     labels_of,
     measured,
     restricted,
     soft_value,
 )
 
+from .activations import Kept, blocks_of, kept_by, quick_forward, run_blocks_again
 from .pass_cost import operations
 from .property_parts import parts_of
 
@@ -33,12 +35,14 @@ FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a s
 WORK = 2e11  # floating-point operations that a run may take for the sake of these
 STAGES = 4  # of a run, each twice as long as the one before
 LEARNED = 0.05  # share of wrong rows at which a run ends
+TRIED = 2  # rows of a pass whose memory is measured
 STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
 MOST_RATE = 1e-2  # of Adam
 PART = 16  # batches in a part of a property, where it has more rows than that
-KEPT = 3  # numbers that a pass with its gradient keeps for each that the layers make
+FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
+LEAST_PART = 64  # rows of a property in a step, whatever the memory
 Pair = tuple[Tensor, Tensor]
 
 
@@ -124,22 +128,30 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
         Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018. Szegedy and
         others, Rethinking the Inception architecture, CVPR 2016 (label smoothing).
     """
-    run = _Run(task, sides, settings)
+    run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.steps(), np.inf
     for _ in range(STAGES):
         wrong = run.take(steps)
         if wrong <= LEARNED or wrong > STILL * before:
             break
         steps, before = 2 * steps, wrong
-    return Trained(run.change(), {limit.name: limit.shadow_price() for limit in run.limits}, run.work)
+    change = run.change() if shards is None else shards.of_first(run.change)
+    return Trained(change, {limit.name: limit.shadow_price() for limit in run.limits}, run.work)
 
 
 class _Run:
     """The network in training, with what each row is to learn."""
 
     def __init__(self, task: Task, sides: Sides, settings: Any) -> None:
-        self.task, self.sides, self.settings = task, sides, settings
+        self.task, self.sides, self.settings, self.shards = task, sides, settings, task.engine.shards
         self.network, self.parameters, self.masks = _trainable(task)
+        self.kept: dict[torch.Size, Kept] = {}
+        self.run_again = False
+        known = [x for x, _ in (*sides.failing, *sides.kept)]
+        known += [x for _, item, _ in sides.soft if (x := inputs_of(item)) is not None]
+        if any([self.rows_that_fit(x) < FEW_ROWS for x in known]):
+            self._save_memory(known)
+        self.quick = quick_forward(self.network, settings.precision, settings.channels_last)
         groups = [{"params": [weight], "lr": _rate(weight, settings.rate)} for weight in self.parameters.values()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
@@ -150,6 +162,14 @@ class _Run:
             _Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
         ]
 
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)`` of the network in training, as quickly as is asked for."""
+        return self.quick(self._converted(inputs))
+
+    def _converted(self, inputs: Tensor) -> Tensor:
+        """Inputs as the network takes them; those of an attack, which have gradients, are so already."""
+        return inputs if inputs.requires_grad else self.task.engine.converted(inputs)
+
     def steps(self) -> int:
         """Steps of the first stage."""
         rows = [sum(len(y) for _, y in pairs) for pairs in (self.sides.failing, self.sides.kept)]
@@ -157,8 +177,10 @@ class _Run:
         affordable: float = MANY_STEPS
         if known:
             rows_of_step = sum(min(count, self.settings.batch) for count in rows)
-            batch = known[0][: min(rows_of_step, self._rows_that_fit(known[0]))]
-            one = 3 * operations(self.network, batch) * rows_of_step / len(batch)  # backward: two forward passes
+            batch = known[0][: min(rows_of_step, self.rows_that_fit(known[0]))]
+            one = (
+                3 * operations(self.network, self._converted(batch)) * rows_of_step / len(batch)
+            )  # backward: two forward passes
             affordable = WORK / max(1, one * self.settings.epochs)
             self.work_of_step = float(one)
         least = int(min(MANY_STEPS, max(FEW_STEPS, affordable)))
@@ -178,7 +200,9 @@ class _Run:
                 if isinstance(loss, Tensor) and loss.requires_grad:
                     loss.backward()
                     learned = True
-            if not learned:
+            if self.shards is not None:
+                self._sum_gradients()
+            elif not learned:
                 return 0.0
             for name, mask in self.masks.items():
                 gradient = self.parameters[name].grad
@@ -189,7 +213,18 @@ class _Run:
                 count += 1
                 self._take_into_average(weights, count)
         missed = max((limit.missed() for limit in self.limits), default=0.0)
+        if self.shards is not None:
+            counts = torch.tensor(tally, device=self.task.engine.device)
+            self.shards.sum([counts])
+            tally = counts.tolist()
         return max(tally[0] / max(1, tally[1]), missed)
+
+    def _sum_gradients(self) -> None:
+        """The gradient of the whole batch, which the processes have in parts."""
+        assert self.shards is not None
+        for weight in self.parameters.values():
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self.shards.sum([weight.grad for weight in self.parameters.values() if weight.grad is not None])
 
     @torch.no_grad()
     def _take_into_average(self, weights: list[nn.Parameter], count: int) -> None:
@@ -216,33 +251,50 @@ class _Run:
     ) -> Iterator[Any]:
         """Cross-entropy of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
         sides = [(self.sides.failing, failing, 1.0, tally), (self.sides.kept, kept, self.settings.keep, None)]
-        parts = []
+        parts, most = [], 0  # rows that do not fit
         for pairs, chosen, weight, counted in sides:
             total = sum(map(len, chosen))
-            for (x, y), own in zip(pairs, chosen, strict=True):
-                parts += [(x, y, piece, weight / total, counted) for piece in own.split(self._rows_that_fit(x))]
-        fits = len(parts) == len(failing) + len(kept)
+            for (x, y), rows in zip(pairs, chosen, strict=True):
+                own = rows if self.shards is None else rows[self.shards.own(len(rows))]
+                most = max(most, len(own) - self.rows_that_fit(x))
+                parts += [
+                    (x, y, piece, weight / total, counted) for piece in own.split(self.rows_that_fit(x)) if len(piece)
+                ]
+        fits = most <= 0
         for group in [parts] if fits else [[part] for part in parts]:
             if group:
                 yield sum(self._of_rows(*part) for part in group)
         if penalties:
-            yield sum(penalties)
+            yield sum(penalties) / (1 if self.shards is None else self.shards.count)  # each process has the whole
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of the network in training, in parts that fit into memory."""
-        most = self._rows_that_fit(inputs)
-        parts = [self.network(inputs)] if len(inputs) <= most else [self.network(part) for part in inputs.split(most)]
+        most = self.rows_that_fit(inputs)
+        taken = inputs.split(most) if len(inputs) > most else [inputs]
+        parts = [self.network(self._converted(part)) for part in taken]
         found: Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         return found
 
-    def _rows_that_fit(self, inputs: Tensor) -> int:
-        engine = self.task.engine
-        itemsize = torch.finfo(engine.dtype).bits // 8
-        return max(1, engine.memory_limit // 2 // (KEPT * engine.floats(inputs) * itemsize))
+    def rows_that_fit(self, inputs: Tensor) -> int:
+        """Rows of a batch whose activations stay within half of the memory limit."""
+        shape = inputs.shape[1:]
+        if shape not in self.kept and not self.run_again:
+            self.kept[shape] = kept_by(self.network, self._converted(inputs[:TRIED]).clone())
+        found = self.kept.get(shape) or max(self.kept.values(), key=lambda kept: kept.again)
+        size = found.again if self.run_again else found.plain
+        return max(1, int(self.task.engine.memory_limit // 2 / max(1.0, size)))
+
+    def _save_memory(self, inputs: Sequence[Tensor]) -> None:
+        """Keep nothing of blocks but what they are given, where more rows fit then."""
+        before = [self.rows_that_fit(x) for x in inputs]
+        self.run_again = True
+        self.run_again = any(self.rows_that_fit(x) > fit for x, fit in zip(inputs, before, strict=True))
+        if self.run_again:
+            run_blocks_again(blocks_of(self.network))
 
     def _of_rows(self, inputs: Tensor, labels: Tensor, rows: Tensor, weight: float, tally: list[int] | None) -> Tensor:
         """Sum of the cross-entropy of some rows, times a weight; adds wrong rows and rows to ``tally``."""
-        outputs = self.network(inputs[rows])
+        outputs = self.forward(inputs[rows])
         aim = labels[rows].to(outputs.device)
         if tally is not None:
             tally[0] += int((outputs.detach().argmax(1) != aim).sum())
@@ -293,14 +345,17 @@ class _Multiplier:
 
     def __init__(self, name: str, item: Any, limit: float, before: float, run: _Run) -> None:
         self.name, self.item, self.limit, self.run = name, item, limit, run
-        self.parts = parts_of(item, PART * run.settings.batch, run.task.seed)
+        inputs, size = inputs_of(item), PART * run.settings.batch
+        if inputs is not None:
+            size = min(size, max(LEAST_PART, run.rows_that_fit(inputs)))
+        self.parts = parts_of(item, size, run.task.seed)
         self.slope = 1.0 / max(before - limit, LEAST_EXCESS)
         self.price, self.shift, self.paid = 0.0, 0.0, list[float]()
 
     def penalty(self, *, update: bool) -> Tensor:
         """Price of the excess of the soft value, moved by what it differs from the count."""
         part = self.parts[len(self.paid) % len(self.parts)]
-        soft = torch.as_tensor(soft_value(part)(self.run.network))
+        soft = torch.as_tensor(soft_value(part)(self.run.forward))
         if update:
             whole = soft
             with torch.no_grad():

@@ -14,11 +14,12 @@ from repairopt.interfaces.specfile.onnx_model import source_of, write_onnx
 from repairopt.interfaces.specfile.opened import fill_weights, load_model
 from repairopt.interfaces.specfile.reader import SpecFile, read_spec
 from repairopt.interfaces.specfile.stated_regions import points_around
-from repairopt.patches import WrappedPatch, export_onnx, fingerprint, load_patch, save_weights, whole_file
+from repairopt.patches import WrappedPatch, export_lora, export_onnx, fingerprint, load_patch, save_weights, whole_file
 
 from .results import MoveResult
 
 ENDINGS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt": "state dict", ".pth": "state dict"}
+ADAPTER = "adapter"  # of a folder
 EXAMPLES = 64  # rows on which an ONNX file is compared with torch
 
 
@@ -33,11 +34,15 @@ def move_patch(
 ) -> MoveResult:
     """Write the repaired network, or the one from before, as ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
 
+    A repair of layers is written as an adapter for ``peft`` where ``out`` is a folder, a name without an ending.
     ``weights`` are used in place of the spec's; for reverting, they are the repaired ones.
     """
     target = Path(out)
-    if target.suffix not in ENDINGS:
-        raise ResultError(f"'{target}': unknown kind of file '{target.suffix}'; expected {', '.join(ENDINGS)}.")
+    if target.suffix not in ENDINGS and (target.suffix or back):
+        expected = ", ".join(ENDINGS) + (
+            "" if back else ", or a folder for an adapter of peft, a name without an ending"
+        )
+        raise ResultError(f"'{target}': unknown kind of file '{target.suffix}'; expected {expected}.")
     if target.exists() and not overwrite:
         raise ResultError(f"'{target}' exists. Use --overwrite, or another --out.")
     if not target.parent.is_dir():
@@ -53,11 +58,19 @@ def move_patch(
     except WrongBaseError as error:
         hint = " Give the repaired weights by --weights." if back and weights is None else ""
         raise type(error)(f"{error}{hint}") from error
-    kind: Any = ENDINGS[target.suffix]
+    kind: Any = ENDINGS.get(target.suffix, ADAPTER)
     written: Any = {"out": str(target), "weights": fingerprint(moved).total}
-    difference = _write(file, moved, target, kind)
+    if kind == ADAPTER:
+        _write_adapter(found, model, target)
+    difference = None if kind == ADAPTER else _write(file, moved, target, kind)
     command: Literal["apply", "revert"] = "revert" if back else "apply"
     return MoveResult(exit_code=0, command=command, kind=kind, largest_difference=difference, **written)
+
+
+def _write_adapter(patch: Any, model: nn.Module, target: Path) -> None:
+    if isinstance(patch, WrappedPatch):
+        raise ResultError(f"'{target}': the patch wraps the network, which an adapter of peft cannot; name a file.")
+    export_lora(patch, model, target)
 
 
 def _write(file: SpecFile, model: nn.Module, target: Path, kind: str) -> float | None:

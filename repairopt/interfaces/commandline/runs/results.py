@@ -222,7 +222,7 @@ class MoveResult(Result):
 
     command: Literal["apply", "revert"]
     out: str
-    kind: Literal["safetensors", "onnx", "state dict"]
+    kind: Literal["safetensors", "onnx", "state dict", "adapter"]
     weights: str = Field(description="SHA-256 of the weights written")
     largest_difference: float | None = Field(default=None, description="between ONNX Runtime and torch, for ONNX files")
 

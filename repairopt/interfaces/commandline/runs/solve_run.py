@@ -18,7 +18,7 @@ from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.interfaces.specfile.stated_weights import chosen_weights
-from repairopt.localize import localize
+from repairopt.localize import LowRank, localize
 from repairopt.methods import SQP, find_method, uses
 from repairopt.network import Classifier, identity
 from repairopt.patches import AuditLog, fingerprint, library_versions
@@ -151,7 +151,8 @@ class _Run:
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
         method = _method(spec)
-        may_start = weights != "auto" and "start" in uses(find_method(method) if isinstance(method, str) else method)
+        fixed = weights != "auto" and not isinstance(weights, LowRank)  # what a start can be a change of
+        may_start = fixed and "start" in uses(find_method(method) if isinstance(method, str) else method)
         bounds, watched = tuple(bound.as_constraint() for bound in spec.bounds), tuple(item.item for item in spec.watch)
         return solve_repair(
             Classifier(spec.model, outputs=spec.file.spec.model.outputs),
