@@ -106,8 +106,9 @@ class Engine(ChangedNetwork):
         *,
         forward_fn: ForwardFunction | None = None,
         memory_limit: int = 2**30,
+        traced: ChangedNetwork | None = None,
     ) -> None:
-        super().__init__(model, indices, forward_fn)
+        super().__init__(model, indices, forward_fn, traced)
         self.memory_limit = memory_limit
         self._by_inputs = ByTensor()  # frontiers, and which samples no change moves
         self._points = LastPoints(POINTS)  # outputs, passes
@@ -128,8 +129,12 @@ class Engine(ChangedNetwork):
 
     def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
-        run = torch.no_grad()(self.outputs)
-        return self._points.at(delta).find("outputs", inputs, lambda: run(inputs, delta))
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return self.outputs(inputs, delta)
+
+        return self._points.at(delta).find("outputs", inputs, run)
 
     def remembered(self, kind: str, inputs: Tensor, delta: Tensor, compute: Callable[[], T]) -> T:
         """What ``compute`` gives for inputs and a weight change, kept for the last few weight changes."""

@@ -45,7 +45,7 @@ from repairopt.specify import (
 )
 from repairopt.verify import Claim, Stop
 
-from .prepare import Prepared
+from .prepare import Prepared, with_weights
 from .weight_groups import WeightGroup, find_groups
 
 MOST_ROWS = 4_000  # samples in the curvature
@@ -119,7 +119,7 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
     if len(groups) < 2:
         return None
     try:
-        ranked = _ranked(method, prepare(_union(groups, "all groups")), groups)
+        ranked = _ranked(method, with_weights(usual, _union(groups, "all groups")), groups)
     except (Stop, RepairError) as error:
         _pass_on(error)
         return None
@@ -134,11 +134,11 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         if is_late():
             return None
         choice = choices[k]
-        return _tried(method, (usual if choice is None else prepare(choice)).task, division, part)
+        return _tried(method, (usual if choice is None else with_weights(usual, choice)).task, division, part)
 
     def cross_tried(k: int) -> _Trial | None:
         choice = choices[k]
-        return _cross_tried(method, (usual if choice is None else prepare(choice)).task, division)
+        return _cross_tried(method, (usual if choice is None else with_weights(usual, choice)).task, division)
 
     if few:
         trials = {k: trial for k in range(len(choices)) if (trial := cross_tried(k))}
