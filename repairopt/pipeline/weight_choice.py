@@ -42,6 +42,7 @@ from repairopt.specify import (
     distinct_rows,
     inputs_of,
     measured,
+    of_real_rows,
 )
 from repairopt.verify import Claim, Stop
 
@@ -127,7 +128,10 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         return None
     far = _far_columns(usual.task, groups)
     few = few and not far and any(groups[k].column for k in ranked)
-    choices = _few_weights(groups, ranked) if few else [None, *_choices(groups, ranked, far)]
+    real = of_real_rows(usual.task.goal)
+    choices = _few_weights(groups, ranked) if few else _tries(groups, ranked, far, real)
+    if few and real:
+        return prepare(choices[-1])
     division = division if few else Folds(PARTS, usual.task.seed)
 
     def tried(k: int, part: int) -> _Trial | None:
@@ -242,6 +246,23 @@ def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[L
     level = [_bias_of(layers[0])] if layers else []
     sets = [[*(groups[k] for k in choice), *level] for choice in chosen]
     return [_union(one, _called(one)) for one in sets]
+
+
+def _tries(
+    groups: Sequence[WeightGroup], ranked: Sequence[int], far: Sequence[int], real: bool
+) -> list[Location | None]:
+    """What is tried: the usual choice and all others; of gaps of real rows in columns those that led on new rows.
+
+    (Measured on Adult beside the usual closeness: the last layers, two columns with them, three, five, and the weights
+    of the steepest slopes are within 0.15 points of each other at the same gap; single columns cost up to twice as
+    much. A choice among many is one by chance, and takes its time.)
+    """
+    columns = [k for k in ranked if groups[k].column]
+    if not real or far or not columns:
+        return [None, *_choices(groups, ranked, far)]
+    last = [k for k, group in enumerate(groups) if not group.column][:2]
+    sets = [last, [*columns[: SIZES[1]], *last], columns[: SIZES[-1]]]
+    return [_union([groups[k] for k in one], _called([groups[k] for k in one])) for one in sets if one]
 
 
 def _choices(groups: Sequence[WeightGroup], ranked: Sequence[int], far: Sequence[int]) -> list[Location]:

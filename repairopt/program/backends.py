@@ -29,7 +29,8 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
             raise SolverNotFoundError(f"No installed solver takes a {program.kind}. Try: pip install repairopt[all].")
         return load_solver(names[0])()
     backend: Any = load_solver(solver)() if isinstance(solver, str) else solver
-    if isinstance(backend, type) or not (_is_solver(type(backend)) or isinstance(backend, Solver)):
+    kind: Any = type(backend)
+    if isinstance(backend, type) or not (_is_solver(kind) or isinstance(backend, Solver)):
         raise SolverNotFoundError(
             f"solver {solver!r}: expected a name, an instance with name, kinds, requires and solve(program), or None. "
             f"Installed: {', '.join(available_solvers())}."
