@@ -54,6 +54,8 @@ LEAST_ROWS = 100  # rows of a part below which nothing is tried
 CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
 SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
 FEW = 300  # rows, below which few weights are tried alone
+FEW_REAL = 1_000  # real rows, below which the column that tells two groups apart changes alone
+TOLD = 0.2  # share of a column's variance that groups must explain for that
 FEW_COLUMNS = (1, 2, 3)  # numbers of columns that are tried then
 FEW_PARTS = 4  # of the rows then
 TRIAL_STEPS = 8  # of a repair that only judges a choice, and ends a step after the bounds are met
@@ -129,6 +131,10 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
     far = _far_columns(usual.task, groups)
     few = few and not far and any(groups[k].column for k in ranked)
     real = of_real_rows(usual.task.goal)
+    told = _telling_column(usual.task.goal, groups, ranked) if real and _rows(usual.task) < FEW_REAL else None
+    if told is not None:
+        level = [_bias_of(group) for group in groups if not group.column][:1]
+        return prepare(_union([groups[told], *level], _called([groups[told], *level])))
     choices = _few_weights(groups, ranked) if few else _tries(groups, ranked, far, real)
     if few and real:
         return prepare(choices[-1])
@@ -246,6 +252,25 @@ def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[L
     level = [_bias_of(layers[0])] if layers else []
     sets = [[*(groups[k] for k in choice), *level] for choice in chosen]
     return [_union(one, _called(one)) for one in sets]
+
+
+def _telling_column(goal: Any, groups: Sequence[WeightGroup], ranked: Sequence[int]) -> int | None:
+    """The column whose values tell two groups of real rows apart best; None where none does, or groups are more.
+
+    With the level of all answers it moves groups about as thresholds by group do, with as little to fit noise with.
+    (Measured on 14 divisions of Adult each: of 200 rows a gap of 0.047 costs 1.4 points where three columns, chosen by
+    expected gain, cost 1.6 for 0.057; of 500 rows a gap of 0.059 costs 3.1 where they cost 3.4 for 0.057.)
+    """
+    x = goal.samples.inputs
+    columns = [k for k in ranked if groups[k].unit is not None]
+    if goal.samples.q != 2 or x.ndim != 2 or not columns:
+        return None
+    with torch.no_grad():
+        low, high = goal.samples.mean_by_group(x.double().cpu())
+        share = (goal.samples.member == 0).double().mean()
+        told = share * (1 - share) * (high - low) ** 2 / x.double().cpu().var(0, correction=0).clamp(min=1e-12)
+    best = max(columns, key=lambda k: float(told[groups[k].unit]))
+    return best if float(told[groups[best].unit]) >= TOLD else None
 
 
 def _tries(
