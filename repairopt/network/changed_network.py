@@ -50,14 +50,19 @@ class ChangedNetwork:
     ``(model, inputs)`` to logits ``(N, k)``. ``caller`` is the module from one tensor to logits, its parameters named
     with ``model.`` in front; ``n_changed`` counts the numbers of the parameters that change, ``classes`` the outputs (0
     before the first run), ``evaluations`` the samples run from the frontier on; ``writes_into_outputs`` says whether an
-    operation behind a changed layer works in place, as a pass has found out.
+    operation behind a changed layer works in place, as a pass has found out. ``traced`` is the same network with other
+    weights to change, whose trace is used again.
 
     Raises:
         ModelError: Unknown parameter, position out of range, half precision, or no floating parameters at all.
     """
 
     def __init__(
-        self, model: nn.Module, indices: Mapping[str, Tensor] | None = None, forward_fn: ForwardFunction | None = None
+        self,
+        model: nn.Module,
+        indices: Mapping[str, Tensor] | None = None,
+        forward_fn: ForwardFunction | None = None,
+        traced: ChangedNetwork | None = None,
     ) -> None:
         self.model, self.forward_fn = model, forward_fn
         self.caller = _Caller(shadow(model), forward_fn).eval()
@@ -72,6 +77,7 @@ class ChangedNetwork:
         self.classes = self.evaluations = 0
         self.writes_into_outputs = False
         self._split: Split | None = None
+        self._traced = traced
         self._writes = (True, True)  # whether prefix and suffix may write into what they are given
         self._replaceable: Replaceable | None = None  # made at the first run, as is the split
         self._takes_integers = False
@@ -184,7 +190,9 @@ class ChangedNetwork:
             return
         names = {f"model.{name}" for name in self.indices}
         if names:
-            self._split = split_at(self.caller, names, torch.cat([few, self.converted(telling_rows(inputs))]))
+            known = None if self._traced is None or self._traced._split is None else self._traced._split.graph
+            self._split = split_at(self.caller, names, torch.cat([few, self.converted(telling_rows(inputs))]), known)
+            self._traced = None
             self._writes = self._split.writes if self._split else (True, True)
         self._layers = changed_layers(self.suffix, self.indices)
         changed = {name: p for name, p in self.caller.model.named_parameters() if name in self.indices}

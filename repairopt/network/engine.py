@@ -108,8 +108,9 @@ class Engine(ChangedNetwork):
         *,
         forward_fn: ForwardFunction | None = None,
         memory_limit: int = 2**30,
+        traced: ChangedNetwork | None = None,
     ) -> None:
-        super().__init__(model, indices, forward_fn)
+        super().__init__(model, indices, forward_fn, traced)
         self.memory_limit = memory_limit
         self.shards: Shards | None = None
         self._by_inputs = ByTensor()  # frontiers, and which samples no change moves

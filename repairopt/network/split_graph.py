@@ -31,6 +31,7 @@ class Split:
         widest: The most numbers that one of them makes.
         last_linear: Name of the linear module that is the whole suffix, or None.
         writes: Whether prefix and suffix write into what they are given, which must be copies then.
+        graph: The trace of the whole network, which another split of a network of the same structure may start from.
     """
 
     prefix: nn.Module | None
@@ -39,16 +40,19 @@ class Split:
     widest: int
     last_linear: str | None = None
     writes: tuple[bool, bool] = (False, False)
+    graph: fx.Graph | None = None
 
 
-def split_at(network: nn.Module, changed: set[str], rows: Tensor) -> Split | None:
+def split_at(network: nn.Module, changed: set[str], rows: Tensor, graph: fx.Graph | None = None) -> Split | None:
     """Split a network in evaluation mode at the parameters of these names; ``rows`` are at least 5 inputs.
+
+    ``graph`` is its trace where there is one already.
 
     None where the network cannot be traced, or the trace or the two parts disagree with a plain run on the rows, as
     where forward writes into a value that the other part reads.
     """
     try:
-        traced = trace_network(network)
+        traced = trace_network(network) if graph is None else as_module(network, graph)
         three, five = (run_and_keep(traced, rows[:size].clone())[1] for size in (3, 5))
         with torch.no_grad():
             output = traced(rows.clone())
@@ -69,7 +73,7 @@ def split_at(network: nn.Module, changed: set[str], rows: Tensor) -> Split | Non
     if not torch.allclose(again, whole, rtol=1e-5, atol=1e-6):
         return None
     writes = (_is_written(given, (0, rows)), any(map(_is_written, frontier, before)))
-    return replace(split, writes=writes)
+    return replace(split, writes=writes, graph=traced.graph)
 
 
 def _at_last_module(network: nn.Module, changed: set[str], rows: Tensor) -> Split | None:

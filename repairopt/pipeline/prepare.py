@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,3 +153,22 @@ def _check_no_limits(spec: Specification) -> None:
             f"constraint '{spec.on_change[0].name}': limits the change of weights, and LowRank changes factors. Leave "
             f"it out, or choose weights as they are, such as weights='last'."
         )
+
+
+def with_weights(prepared: Prepared, where: Location) -> Prepared:
+    """The same repair with other weights, for a trial: what does not depend on them is shared, and nothing is checked.
+
+    Args:
+        prepared: The repair.
+        where: Which weights may change; of a choice that is made from the network's own parameters.
+
+    Returns:
+        The repair with these weights.
+    """
+    task, names = prepared.task, [name for name, _ in prepared.model.named_parameters()]
+    indices = {name: where.indices[name] for name in names if name in where.indices}
+    shared: Any = {"forward_fn": task.engine.forward_fn, "memory_limit": task.engine.memory_limit}
+    engine = Engine(prepared.model, indices, traced=task.engine, **shared)
+    judge = Judge(engine, task.spec, task.judge.deadline, task.judge)
+    log = Log(seconds=task.log.seconds, notes=[])
+    return replace(prepared, task=replace(task, engine=engine, judge=judge, location=where, log=log))

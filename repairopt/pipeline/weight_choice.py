@@ -42,10 +42,11 @@ from repairopt.specify import (
     distinct_rows,
     inputs_of,
     measured,
+    of_real_rows,
 )
 from repairopt.verify import Claim, Stop
 
-from .prepare import Prepared
+from .prepare import Prepared, with_weights
 from .weight_groups import WeightGroup, find_groups
 
 MOST_ROWS = 4_000  # samples in the curvature
@@ -53,6 +54,8 @@ LEAST_ROWS = 100  # rows of a part below which nothing is tried
 CHANCE_PRICE = 0.1  # of a weight, times 1 / rows: what it fits by chance
 SIZES = (1, 2, 3, 5)  # numbers of groups that are tried, the first two with the last layers too
 FEW = 300  # rows, below which few weights are tried alone
+FEW_REAL = 1_000  # real rows, below which the column that tells two groups apart changes alone
+TOLD = 0.2  # share of a column's variance that groups must explain for that
 FEW_COLUMNS = (1, 2, 3)  # numbers of columns that are tried then
 FEW_PARTS = 4  # of the rows then
 TRIAL_STEPS = 8  # of a repair that only judges a choice, and ends a step after the bounds are met
@@ -119,7 +122,7 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
     if len(groups) < 2:
         return None
     try:
-        ranked = _ranked(method, prepare(_union(groups, "all groups")), groups)
+        ranked = _ranked(method, with_weights(usual, _union(groups, "all groups")), groups)
     except (Stop, RepairError) as error:
         _pass_on(error)
         return None
@@ -127,18 +130,25 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         return None
     far = _far_columns(usual.task, groups)
     few = few and not far and any(groups[k].column for k in ranked)
-    choices = _few_weights(groups, ranked) if few else [None, *_choices(groups, ranked, far)]
+    real = of_real_rows(usual.task.goal)
+    told = _telling_column(usual.task.goal, groups, ranked) if real and _rows(usual.task) < FEW_REAL else None
+    if told is not None:
+        level = [_bias_of(group) for group in groups if not group.column][:1]
+        return prepare(_union([groups[told], *level], _called([groups[told], *level])))
+    choices = _few_weights(groups, ranked) if few else _tries(groups, ranked, far, real)
+    if few and real:
+        return prepare(choices[-1])
     division = division if few else Folds(PARTS, usual.task.seed)
 
     def tried(k: int, part: int) -> _Trial | None:
         if is_late():
             return None
         choice = choices[k]
-        return _tried(method, (usual if choice is None else prepare(choice)).task, division, part)
+        return _tried(method, (usual if choice is None else with_weights(usual, choice)).task, division, part)
 
     def cross_tried(k: int) -> _Trial | None:
         choice = choices[k]
-        return _cross_tried(method, (usual if choice is None else prepare(choice)).task, division)
+        return _cross_tried(method, (usual if choice is None else with_weights(usual, choice)).task, division)
 
     if few:
         trials = {k: trial for k in range(len(choices)) if (trial := cross_tried(k))}
@@ -242,6 +252,42 @@ def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[L
     level = [_bias_of(layers[0])] if layers else []
     sets = [[*(groups[k] for k in choice), *level] for choice in chosen]
     return [_union(one, _called(one)) for one in sets]
+
+
+def _telling_column(goal: Any, groups: Sequence[WeightGroup], ranked: Sequence[int]) -> int | None:
+    """The column whose values tell two groups of real rows apart best; None where none does, or groups are more.
+
+    With the level of all answers it moves groups about as thresholds by group do, with as little to fit noise with.
+    (Measured on 14 divisions of Adult each: of 200 rows a gap of 0.047 costs 1.4 points where three columns, chosen by
+    expected gain, cost 1.6 for 0.057; of 500 rows a gap of 0.059 costs 3.1 where they cost 3.4 for 0.057.)
+    """
+    x = goal.samples.inputs
+    columns = [k for k in ranked if groups[k].unit is not None]
+    if goal.samples.q != 2 or x.ndim != 2 or not columns:
+        return None
+    with torch.no_grad():
+        low, high = goal.samples.mean_by_group(x.double().cpu())
+        share = (goal.samples.member == 0).double().mean()
+        told = share * (1 - share) * (high - low) ** 2 / x.double().cpu().var(0, correction=0).clamp(min=1e-12)
+    best = max(columns, key=lambda k: float(told[groups[k].unit]))
+    return best if float(told[groups[best].unit]) >= TOLD else None
+
+
+def _tries(
+    groups: Sequence[WeightGroup], ranked: Sequence[int], far: Sequence[int], real: bool
+) -> list[Location | None]:
+    """What is tried: the usual choice and all others; of gaps of real rows in columns those that led on new rows.
+
+    (Measured on Adult beside the usual closeness: the last layers, two columns with them, three, five, and the weights
+    of the steepest slopes are within 0.15 points of each other at the same gap; single columns cost up to twice as
+    much. A choice among many is one by chance, and takes its time.)
+    """
+    columns = [k for k in ranked if groups[k].column]
+    if not real or far or not columns:
+        return [None, *_choices(groups, ranked, far)]
+    last = [k for k, group in enumerate(groups) if not group.column][:2]
+    sets = [last, [*columns[: SIZES[1]], *last], columns[: SIZES[-1]]]
+    return [_union([groups[k] for k in one], _called([groups[k] for k in one])) for one in sets if one]
 
 
 def _choices(groups: Sequence[WeightGroup], ranked: Sequence[int], far: Sequence[int]) -> list[Location]:

@@ -29,7 +29,8 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
             raise SolverNotFoundError(f"No installed solver takes a {program.kind}. Try: pip install repairopt[all].")
         return load_solver(names[0])()
     backend: Any = load_solver(solver)() if isinstance(solver, str) else solver
-    if not isinstance(backend, Solver) or isinstance(backend, type):
+    kind: Any = type(backend)
+    if isinstance(backend, type) or not (_is_solver(kind) or isinstance(backend, Solver)):
         raise SolverNotFoundError(
             f"solver {solver!r}: expected a name, an instance with name, kinds, requires and solve(program), or None. "
             f"Installed: {', '.join(available_solvers())}."
@@ -55,7 +56,11 @@ def available_solvers(kind: Kind | str | None = None) -> list[str]:
 
     None of the libraries is imported and no licence is taken.
     """
-    wanted = None if kind is None else Kind(kind)
+    return list(_available(None if kind is None else Kind(kind)))
+
+
+@cache
+def _available(wanted: Kind | None) -> tuple[str, ...]:
     found = []
     for name in sorted(_registered()):
         try:
@@ -64,7 +69,7 @@ def available_solvers(kind: Kind | str | None = None) -> list[str]:
             continue
         if not missing_libraries(backend) and (wanted is None or wanted in backend.kinds):
             found.append(name)
-    return found
+    return tuple(found)
 
 
 def preferred_solvers(program: Program) -> list[str]:
@@ -76,6 +81,12 @@ def preferred_solvers(program: Program) -> list[str]:
     rules = {name: getattr(load_solver(name), "preference", None) for name in available_solvers(program.kind)}
     rated = [(1000.0 if rule is None else float(rule(program)), name) for name, rule in rules.items()]
     return [name for rate, name in sorted(rated) if np.isfinite(rate)]
+
+
+@cache
+def _is_solver(kind: type) -> bool:
+    """Whether a class itself has every member; instances may have more, and asking each of them takes its time."""
+    return all(hasattr(kind, name) for name in ("name", "kinds", "requires", "solve"))
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,8 @@ class Judge:
     Judging alone changes nothing, so a method may explore without an effect on what is applied. ``original`` is the
     judgement of no change, ``best`` the best that was kept; after ``deadline``, a ``time.perf_counter()`` value,
     judging raises :class:`Stop`. The specification is anchored; ``required`` holds the smallest margin that the rows
-    of each of its constraints on outputs ask for.
+    of each of its constraints on outputs ask for. ``same`` judges the same specification where other weights of the
+    network may change; what it knows of the original holds here too.
     """
 
     def __init__(
@@ -126,15 +127,19 @@ class Judge:
         engine: Engine,
         spec: specify.Specification,
         deadline: float | None = None,
+        same: Judge | None = None,
     ) -> None:
         self.engine, self.goal, self.constraints = engine, spec.goal, spec.on_outputs
         self.deadline: float | None = None  # the original is judged whatever the time
         self.change = [c.rows(engine.initial.double().cpu().numpy()) for c in spec.on_change]
         self._labelled = specify.labelled_data([*self.constraints, self.goal])
-        with limited(None):
-            self.original, margins = self._judged(np.zeros(engine.n))
-        pairs = zip(self.constraints, margins, strict=True)
-        self.required = tuple(specify.required_margins(c, m) for c, m in pairs)
+        if same is None:
+            with limited(None):
+                self.original, margins = self._judged(np.zeros(engine.n))
+            pairs = zip(self.constraints, margins, strict=True)
+            self.required = tuple(specify.required_margins(c, m) for c, m in pairs)
+        else:
+            self.original, self.required = replace(same.original, candidate=np.zeros(engine.n)), same.required
         self.best = self.original
         self.deadline = deadline
 

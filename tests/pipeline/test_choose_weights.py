@@ -94,8 +94,9 @@ def test_the_column_that_carries_the_gap_is_found():
     assert found.report.verdict is Verdict.REPAIRED
     assert found.report.measure().before > 0.1
     assert location.method.startswith("expected gain: input 7")
-    assert {int(position) % 8 for position in location.indices["0.weight"]} == {7}
-    assert len(location.indices["0.weight"]) == 12
+    columns = [int(position) % 8 for position in location.indices["0.weight"]]
+    assert columns.count(7) == 12
+    assert len(columns) in (24, 60), "two columns with the last layer, or five"
 
 
 def test_for_next_to_no_rows_the_choice_is_the_usual_one():

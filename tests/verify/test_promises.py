@@ -126,7 +126,7 @@ def test_a_bound_that_so_few_rows_cannot_show_is_not_paid_for():
     assert claim.never
     assert not claim.met
     assert "too few rows to show it even were it 0: that takes about" in str(found.report)
-    shown = Loan(4000).repaired(0.05)
+    shown = Loan(4000).repaired(0.05, most_cost=0.02)
     assert shown.report.buffers["group gap"] > 0.02
     assert shown.report.claims[0].met
 

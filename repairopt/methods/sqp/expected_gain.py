@@ -39,19 +39,20 @@ class GainModel:
 
     def cost(self, chosen: Positions) -> float:
         """The least rise of the objective with these weights; infinite where they cannot move a missed limit."""
-        from scipy.linalg import cho_factor, cho_solve
-        from scipy.optimize import nnls
-
         check_time()
         if not np.any(self.needs > 0):
             return 0.0
         part, slopes = self.rows[:, chosen], self.slopes[:, chosen]
         curvature = (part.T @ part).astype(np.float64) if len(part) else np.eye(len(chosen)) / len(chosen)
         curvature[np.diag_indices(len(chosen))] += max(TINY, DAMPING * float(np.trace(curvature)) / len(chosen))
-        moved = slopes @ cho_solve(cho_factor(curvature), slopes.T)
+        moved = slopes @ np.linalg.solve(curvature, slopes.T)
         width = np.maximum(np.diag(moved), 0.0)
         if np.any((width < TINY) & (self.needs > 0)):
             return float("inf")
+        if len(self.needs) == 1:
+            return float(0.5 * self.needs[0] ** 2 / width[0])
+        from scipy.optimize import nnls  # a third of a second of a first call, which one limit does without
+
         moved = (moved + moved.T) / 2 + np.diag(1e-9 * np.maximum(width, TINY))
         root = np.linalg.cholesky(moved)
         prices, _ = nnls(root.T, np.linalg.solve(root, self.needs), maxiter=100 * len(self.needs))

@@ -1,7 +1,7 @@
 """What bounds miss on new data: claims from the networks of folds, confirmed on the network that is delivered.
 
-Rows too few to show a bound even at a value of 0 show it at no price: such a bound is aimed at its typed value, as with
-a confidence of 50 %, and its claim says how many rows it takes.
+Rows too few to show a bound even at a value of 0 show it at no price: such a bound is aimed at a little below its typed
+value, so that it is met more often than not, and its claim says how many rows it takes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from .limits import Limit, collect_limits
 
 MOST = 0.9  # share of a bound that its buffer may take
 WIDEST = 0.75  # share of a bound that the interval of a gap may take
+CAUTIOUS = 0.8  # confidence of aims below bounds that are not to be shown
+LITTLE = 0.5  # share of the buffer for that confidence, below bounds that rows cannot show
 SIZED = 0.9  # confidence of the interval whose width tells a sampling error
 
 
@@ -76,12 +78,16 @@ class Standard:
         limits: Those that are statistics of a sample.
         confidence: One-sided.
         narrow: Whether rates on drawn inputs, which stand for nobody, may be moved to where chance moves them less.
+        aimed: Confidence that repairs aim at; None for the same.
+        whole: Whether they keep the whole buffer of a cautious aim from bounds that rows cannot show.
     """
 
     task: Task
     limits: list[Limit]
     confidence: float
     narrow: bool = False
+    aimed: float | None = None
+    whole: bool = False
 
     @cached_property
     def hopeless(self) -> frozenset[str]:
@@ -140,11 +146,22 @@ class Standard:
 
     def upper_width(self, limit: Limit, claim: Claim) -> float:
         """How far the upper end lies above the value, in a sample of the size on which the bound will be measured."""
-        return (claim.interval.high - claim.interval.value) * _widening(self.task, limit)
+        share = 1.0
+        if self.aimed is not None and self.aimed != self.confidence:
+            share = normal_quantile(self.aimed) / normal_quantile(self.confidence)
+        return share * (claim.interval.high - claim.interval.value) * _widening(self.task, limit)
 
     def first_buffer(self, limit: Limit) -> float:
-        """As many sampling errors as the confidence asks for; none of a bound that rows cannot show."""
-        return 0.0 if limit.name in self.hopeless else self.buffer_for(limit, self.confidence)
+        """As many sampling errors as the aim asks for; fewer of a bound that rows cannot show."""
+        if limit.name not in self.hopeless:
+            return self.buffer_for(limit, self.confidence if self.aimed is None else self.aimed)
+        reach = self._least_width(limit) * normal_quantile(CAUTIOUS) / normal_quantile(self.confidence)
+        return (1.0 if self.whole else LITTLE) * min(reach * _widening(self.task, limit), MOST * limit.limit)
+
+    @property
+    def first_buffers(self) -> dict[str, float]:
+        """The same of all limits, by name."""
+        return {limit.name: self.first_buffer(limit) for limit in self.limits}
 
     def buffer_for(self, limit: Limit, confidence: float) -> float:
         """As many sampling errors as a confidence asks for; of a rate those at the bound, not at the original's."""
@@ -214,18 +231,25 @@ def claims_of_original(task: Task, limits: Sequence[Limit], confidence: float) -
     """What the repair rows say of the original network, and whether there is a bound that it meets there, unshown.
 
     Bounds that compare with the original network hold of it without chance, and those that so few rows cannot show are
-    left as they are.
+    left as they are where the original is not near them.
     """
     free = [one for one in limits if is_statistical(one.property)]
     free = [one for one in free if not one.relative and not isinstance(one.property, Anchored)]
-    hopeless = Standard(task, free, confidence).hopeless
+    standard = Standard(task, free, confidence)
     claims = [claim_at(task, limit, confidence) for limit in free]
-    return claims, any(not claim.met and claim.name not in hopeless for claim in claims)
+    pairs = zip(free, claims, strict=True)
+    near = {one.name for one, claim in pairs if claim.interval.value + standard.first_buffer(one) > one.limit}
+    return claims, any(
+        not claim.met and (claim.name in near or claim.name not in standard.hopeless) for claim in claims
+    )
 
 
 def cannot_be_shown(task: Task, limits: Sequence[Limit], predict: Any, confidence: float) -> bool:
-    """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network."""
-    open_limits = [limit for limit in limits if is_statistical(limit.property)]
+    """Whether chance alone may move a gap by more than a bound on it leaves, at the rates of this network.
+
+    Gaps of real rows are left out: rates of people are not to be moved for the width of an interval.
+    """
+    open_limits = [one for one in limits if is_statistical(one.property) and not of_real_rows(one.property)]
     return any(own_width(task, limit, predict, confidence) > WIDEST * max(0.0, limit.limit) for limit in open_limits)
 
 
