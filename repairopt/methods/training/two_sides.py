@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repairopt.methods.task import Array, Task
+from repairopt.network import identity
 from repairopt.specify import (
     ChangeBox,
     Differentiable,
@@ -146,6 +147,7 @@ class _Run:
         self.task, self.sides, self.settings, self.shards = task, sides, settings, task.engine.shards
         self.network, self.parameters, self.masks = _trainable(task)
         self.kept: dict[torch.Size, Kept] = {}
+        self.late: dict[Any, bool] = {}
         self.run_again = False
         known = [x for x, _ in (*sides.failing, *sides.kept)]
         known += [x for _, item, _ in sides.soft if (x := inputs_of(item)) is not None]
@@ -169,6 +171,23 @@ class _Run:
     def _converted(self, inputs: Tensor) -> Tensor:
         """Inputs as the network takes them; those of an attack, which have gradients, are so already."""
         return inputs if inputs.requires_grad else self.task.engine.converted(inputs)
+
+    def _starts_late(self, inputs: Tensor) -> bool:
+        """Whether weights that do not change come first, whose outputs the engine knows."""
+        key = identity(inputs)
+        if key not in self.late:
+            plain = self.settings.precision == "own" and not self.settings.channels_last and not self.run_again
+            probe = self.task.engine.frontier(inputs[:1]) if plain and not inputs.requires_grad else ()
+            given = self._converted(inputs[:1]) if len(probe) == 1 else None
+            same = given is not None and given.shape == probe[0].shape and torch.equal(given, probe[0])
+            self.late[key] = bool(probe) and not same
+        return self.late[key]
+
+    def _late_outputs(self, inputs: Tensor, rows: Tensor) -> Tensor:
+        """Outputs ``(len(rows), k)`` of the network in training, from what the first changed layers read."""
+        engine = self.task.engine
+        parts = [engine.run(self.parameters, part) for _, part in engine.batches(inputs, rows, 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def steps(self) -> int:
         """Steps of the first stage."""
@@ -294,7 +313,7 @@ class _Run:
 
     def _of_rows(self, inputs: Tensor, labels: Tensor, rows: Tensor, weight: float, tally: list[int] | None) -> Tensor:
         """Sum of the cross-entropy of some rows, times a weight; adds wrong rows and rows to ``tally``."""
-        outputs = self.forward(inputs[rows])
+        outputs = self._late_outputs(inputs, rows) if self._starts_late(inputs) else self.forward(inputs[rows])
         aim = labels[rows].to(outputs.device)
         if tally is not None:
             tally[0] += int((outputs.detach().argmax(1) != aim).sum())
