@@ -10,6 +10,7 @@ import torch
 
 from repairopt import ErrorRate, KeepLabels, Verdict, solve_repair
 from repairopt.errors import ModelError
+from repairopt.interfaces.commandline.commands import main
 from repairopt.interfaces.specfile.onnx_model import load_onnx, write_onnx
 from repairopt.interfaces.specfile.onnx_positions import load_positions
 
@@ -149,6 +150,31 @@ def test_the_branch_that_is_not_taken_and_other_outputs_stay(tmp_path):
         next(network.parameters()).add_(1)
     write_onnx(network, tmp_path / "new.onnx", X)
     assert torch.equal(run(tmp_path / "new.onnx", X, 1), run(path, X, 1))
+
+
+def test_a_first_spec_fills_the_other_inputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    by_rate(tmp_path / "m.onnx")
+    np.savez(tmp_path / "rows.npz", sound=X.numpy(), label=run(tmp_path / "m.onnx", X, rate=16).argmax(1).numpy())
+
+    def init(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(["init", "m.onnx", "rows.npz", "--quiet", *words])
+        return ended.value.code, capsys.readouterr().err
+
+    assert init("--fixed", "rate=16")[0] == 0
+    text = (tmp_path / "spec.yaml").read_text(encoding="utf-8")
+    assert "fixed: {rate: 16}" in text
+    assert "right on 100" in text
+    for words, said in (
+        ([], r"has 2 inputs (x, rate)"),
+        (["--fixed", "rate"], "--fixed rate: expected NAME=NUMBER"),
+        (["--fixed", "rate=fast"], "--fixed rate=fast: expected NAME=NUMBER"),
+        (["--fixed", "speed=1"], "has no input 'speed'; inputs: x, rate"),
+    ):
+        code, error = init("--overwrite", *words)
+        assert code == 2
+        assert said in error
 
 
 def test_a_condition_on_values_stays_with_onnx_runtime(tmp_path):

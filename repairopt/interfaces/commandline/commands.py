@@ -85,6 +85,9 @@ def demo(out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
 @click.option("--weights", type=FILE, help="File of weights, where MODEL is package.module:function.")
 @click.option("--label", help="Column of the true class; guessed where it is left out.")
 @click.option("--sensitive", multiple=True, help="Column that tells groups apart; may be given several times.")
+@click.option(
+    "--fixed", multiple=True, metavar="NAME=NUMBER", help="Number that fills another input of an ONNX file; as often."
+)
 @click.option("--out", type=FILE, default="spec.yaml", show_default=True, help="File to write.")
 @overwrite_option
 @quiet_option

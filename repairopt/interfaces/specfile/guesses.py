@@ -77,6 +77,7 @@ def guess_spec(
     weights: str | Path | None = None,
     label: str | None = None,
     sensitive: Sequence[str] = (),
+    fixed: Mapping[str, float] | None = None,
 ) -> Guess:
     """Guess what a spec file at ``path`` would say of a model and a file of rows.
 
@@ -87,11 +88,15 @@ def guess_spec(
         weights: Weights for ``package.module:function``.
         label: The column of the true class; guessed by its name, else the last one.
         sensitive: Columns that tell groups apart; guessed by their names.
+        fixed: Numbers that fill other inputs of an ONNX file, by name.
 
     Raises:
         SpecFileError: The model or the data cannot be read, or no columns fit the inputs of the network.
     """
     entry = model_entry(model, weights, path.parent)
+    if fixed and "onnx" not in entry:
+        raise SpecFileError(f"model '{model}': --fixed fills inputs of an ONNX file, and this is none; leave it out.")
+    entry |= {"fixed": dict(fixed)} if fixed else {}
     rows: dict[str, Any] = {"file": relative(data, path.parent)}
     if not Path(data).is_file():
         raise SpecFileError(f"data '{data}': there is no such file; expected CSV, Parquet or npz.")

@@ -68,7 +68,7 @@ class OnnxGraph:
         if len(inputs) != 1:
             raise ModelError(
                 f"'{self.path}': has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); expected one tensor "
-                f"with the batch first. Fill others with a number each, fixed: {{name: 0}}."
+                f"with the batch first. Fill others with a number each, fixed: {{name: 0}} (init: --fixed name=0)."
             )
         return inputs[0]
 
@@ -159,7 +159,7 @@ class OnnxGraph:
         for i in range(len(rows)):
             feed = {item.name: runner.filled(item, size) for item in session.get_inputs()}
             feed |= {self.input.name: rows[i : i + 1].repeat(size, 0)} if self.input.name in feed else {}
-            found.append(session.run(list(names), feed))
+            found.append(_answers(session, names, feed))
         if self.whole:
             return [_stacked([one[k] for one in found]) for k in range(len(names))]
         fits = [all(getattr(one[k], "shape", ())[:1] == (size,) for one in found) for k in range(len(names))]
@@ -269,12 +269,8 @@ class OnnxPrefix(nn.Module):
         return found
 
     def _run(self, given: Any) -> Any:
-        try:
-            feed = {item.name: self.filled(item, len(given)) for item in self.session.get_inputs()}
-            found = np.array(self.session.run([self.output], feed | {self.name: given})[0])
-        except Exception as error:
-            text = str(error).splitlines()[0]
-            raise ModelError(f"ONNX Runtime cannot run rows of shape {given.shape[1:]} ({text}).") from error
+        feed = {item.name: self.filled(item, len(given)) for item in self.session.get_inputs()}
+        found = np.array(_answers(self.session, [self.output], feed | {self.name: given})[0])
         if not found.ndim:
             raise ModelError(f"'{self.output}' is one number for all rows; expected a row for each.")
         return found
@@ -356,4 +352,14 @@ def run_part(content: bytes, outputs: Sequence[str], filled: Callable[[Any], Any
     """Outputs of a part of a model, its inputs filled one by one."""
     session = _session(content)
     feed = {} if filled is None else {item.name: filled(item) for item in session.get_inputs()}
-    return list(session.run(list(outputs), feed))
+    return _answers(session, outputs, feed)
+
+
+def _answers(session: Any, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+    """What ONNX Runtime gives; a ModelError with the shapes that it was given where it cannot."""
+    try:
+        return list(session.run(list(names), dict(feed)))
+    except Exception as error:
+        given = ", ".join(f"{name} {np.shape(value)}" for name, value in feed.items()) or "its constants"
+        text = str(error).splitlines()[0]
+        raise ModelError(f"ONNX Runtime cannot run the file on {given} ({text}).") from error

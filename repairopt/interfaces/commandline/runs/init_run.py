@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from repairopt.errors import ResultError
+from repairopt.errors import ResultError, SpecFileError
 from repairopt.interfaces.specfile.guesses import Guess, guess_spec, target
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import whole_file
@@ -31,6 +32,7 @@ def write_first_spec(
     weights: str | Path | None = None,
     label: str | None = None,
     sensitive: Sequence[str] = (),
+    fixed: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress,
 ) -> InitResult:
@@ -41,7 +43,8 @@ def write_first_spec(
     if not path.parent.is_dir():
         raise ResultError(f"'{path}': there is no folder '{path.parent}'. Make it before.")
     with progress.stage("looking at model and data"):
-        guess = guess_spec(model, data, path, weights=weights, label=label, sensitive=sensitive)
+        filled = dict(map(_filled, fixed))
+        guess = guess_spec(model, data, path, weights=weights, label=label, sensitive=sensitive, fixed=filled)
     text = spec_text(guess, path.name)
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
@@ -54,6 +57,18 @@ def write_first_spec(
         sensitive_features=", ".join(guess.content.get("sensitive_features", [])) or guess.sensitive,
         candidates=[{"measure": measure, "value": value} for measure, value in guess.candidates],
     )
+
+
+def _filled(text: str) -> tuple[str, float]:
+    """Name and number of ``--fixed NAME=NUMBER``."""
+    name, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not name or not math.isfinite(value):
+        raise SpecFileError(f"--fixed {text}: expected NAME=NUMBER, such as --fixed state=0.")
+    return name, int(value) if value.is_integer() else value
 
 
 def spec_text(guess: Guess, name: str) -> str:
