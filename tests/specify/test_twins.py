@@ -22,6 +22,7 @@ from torch import Tensor
 import repairopt.specify
 from repairopt import SQP
 from repairopt.interfaces.testing import check_property
+from repairopt.network import Search
 from repairopt.specify import contracts
 
 MODULES = (
@@ -76,8 +77,8 @@ ORIGINALS = SimpleNamespace(**BUILT_IN)
 
 TASK = task(count=240)
 X, Y, HELD_OUT = TASK.inputs, TASK.labels, TASK.held_out
-FEW = X[:24], Y[:24]
-INSIDE: dict[str, Any] = {"lower": -9.0, "upper": 9.0}
+FEW = X[:8], Y[:8]
+INSIDE: dict[str, Any] = {"lower": -9.0, "upper": 9.0, "search": Search(steps=5, restarts=2)}
 FAST: dict[str, Any] = {"max_steps": 6, "restarts": 0}
 
 
