@@ -57,6 +57,7 @@ def test_wrong_labels_are_fixed_and_right_ones_kept(outputs):
     assert after < before + 0.05, "25 rows of noise are no pattern, but little is lost"
 
 
+@pytest.mark.slow
 def test_a_share_of_the_rows_is_reached_on_new_ones_too():
     goal = LabelSetErrors(X, Y, label=2, target=0.06)
     keep = KeepLabelSets(X, Y, tolerance=0.05)
