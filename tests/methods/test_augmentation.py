@@ -208,7 +208,7 @@ def test_DeepRepair_is_above_AugMix_for_half_of_the_patterns(images):
     above = 0
     for change in patterns:
         found = []
-        for method in (methods.AugMix(epochs=6), methods.DeepRepair(epochs=6, include_failures=True)):
+        for method in (methods.AugMix(epochs=3), methods.DeepRepair(epochs=3, include_failures=True)):
             repaired = proposal(method, images.model, _failures(images, change), data=images.training)[2]
             found.append(_residual(images, repaired, change))
         above += found[1] > found[0]
