@@ -47,19 +47,19 @@ def test_plain_arrays_are_not_copied():
 
 
 @pytest.mark.parametrize(
-    ("odd", "said"),
+    ("make", "said"),
     [
-        (torch.zeros(12, 3, device="meta"), "meta"),
-        (torch.zeros(12, 3, dtype=torch.complex64), "complex"),
-        (PLAIN.astype(np.complex128), "complex"),
-        (torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)], layout=torch.jagged), "nested"),
-        (np.ma.array(PLAIN, mask=PLAIN > 1), "NaN"),
-        (PLAIN.astype(str), "numbers"),
+        (lambda: torch.zeros(12, 3, device="meta"), "meta"),
+        (lambda: torch.zeros(12, 3, dtype=torch.complex64), "complex"),
+        (lambda: PLAIN.astype(np.complex128), "complex"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)], layout=torch.jagged), "nested"),
+        (lambda: np.ma.array(PLAIN, mask=PLAIN > 1), "NaN"),
+        (lambda: PLAIN.astype(str), "numbers"),
     ],
 )
-def test_what_holds_no_real_numbers_is_refused(odd, said):
+def test_what_holds_no_real_numbers_is_refused(make, said):
     with pytest.raises(SpecificationError, match=said):
-        ErrorRate(odd, np.zeros(12, int))
+        ErrorRate(make(), np.zeros(12, int))
 
 
 @pytest.mark.parametrize(
