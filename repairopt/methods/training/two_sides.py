@@ -41,6 +41,7 @@ STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
 MOST_RATE = 1e-2  # of Adam
+SECOND, FACTORS = ".lora_B.", ("lora_B", "lora_A")  # in the names that peft gives
 PART = 16  # batches in a part of a property, where it has more rows than that
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
 LEAST_PART = 64  # rows of a property in a step, whatever the memory
@@ -154,7 +155,8 @@ class _Run:
         if any([self.rows_that_fit(x) < FEW_ROWS for x in known]):
             self._save_memory(known)
         self.quick = quick_forward(self.network, settings.precision, settings.channels_last)
-        groups = [{"params": [weight], "lr": _rate(weight, settings.rate)} for weight in self.parameters.values()]
+        rates = {name: _rate(name, self.network.model, settings.rate) for name in self.parameters}
+        groups = [{"params": [weight], "lr": rates[name]} for name, weight in self.parameters.items()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
@@ -338,10 +340,20 @@ def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str
     return network, parameters, masks
 
 
-def _rate(weight: Tensor, rate: float) -> float:
-    """The learning rate of a parameter: a share of its natural size, at most ``MOST_RATE``."""
-    size = float(weight.detach().square().mean().sqrt())
-    return min(MOST_RATE, rate * size) if size else MOST_RATE
+def _rate(name: str, model: Any, rate: float) -> float:
+    """The learning rate of a parameter: a share of its natural size, at most ``MOST_RATE``.
+
+    The second factor of a change of low rank, which is 0 at first, has a rate at which the product of both moves as the
+    layer's weight would.
+    """
+    weight, first = model.get_parameter(name).detach(), 1.0
+    if SECOND in f".{name}" and not weight.any():
+        layer: Any = model.get_submodule(name.partition(SECOND)[0])
+        beside, adapter = model.get_parameter(name.replace(*FACTORS)).detach(), name.partition(SECOND)[2].split(".")[0]
+        first = layer.scaling[adapter] * float(beside.square().mean().sqrt()) * len(beside) ** 0.5
+        weight = layer.base_layer.weight.detach()
+    size = float(weight.square().mean().sqrt())
+    return (min(MOST_RATE, rate * size) if size else MOST_RATE) / (first or 1.0)
 
 
 def _batches(sides: Sides, size: int, steps: int, draw: torch.Generator) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
