@@ -31,6 +31,7 @@ from repairopt.specify import (
 from .activations import Kept, blocks_of, kept_by, quick_forward, run_blocks_again
 from .pass_cost import operations
 from .property_parts import parts_of
+from .rates import natural_rate
 
 FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a step is
 WORK = 2e11  # floating-point operations that a run may take for the sake of these
@@ -40,8 +41,6 @@ TRIED = 2  # rows of a pass whose memory is measured
 STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
-MOST_RATE = 1e-2  # of Adam
-SECOND, FACTORS = ".lora_B.", ("lora_B", "lora_A")  # in the names that peft gives
 PART = 16  # batches in a part of a property, where it has more rows than that
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
 LEAST_PART = 64  # rows of a property in a step, whatever the memory
@@ -155,7 +154,7 @@ class _Run:
         if any([self.rows_that_fit(x) < FEW_ROWS for x in known]):
             self._save_memory(known)
         self.quick = quick_forward(self.network, settings.precision, settings.channels_last)
-        rates = {name: _rate(name, self.network.model, settings.rate) for name in self.parameters}
+        rates = {name: natural_rate(name, self.network.model, settings.rate) for name in self.parameters}
         groups = [{"params": [weight], "lr": rates[name]} for name, weight in self.parameters.items()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
@@ -338,22 +337,6 @@ def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str
             mask[positions.to(parameter.device)] = 1.0
             masks[name] = mask.view_as(parameter)
     return network, parameters, masks
-
-
-def _rate(name: str, model: Any, rate: float) -> float:
-    """The learning rate of a parameter: a share of its natural size, at most ``MOST_RATE``.
-
-    The second factor of a change of low rank, which is 0 at first, has a rate at which the product of both moves as the
-    layer's weight would.
-    """
-    weight, first = model.get_parameter(name).detach(), 1.0
-    if SECOND in f".{name}" and not weight.any():
-        layer: Any = model.get_submodule(name.partition(SECOND)[0])
-        beside, adapter = model.get_parameter(name.replace(*FACTORS)).detach(), name.partition(SECOND)[2].split(".")[0]
-        first = layer.scaling[adapter] * float(beside.square().mean().sqrt()) * len(beside) ** 0.5
-        weight = layer.base_layer.weight.detach()
-    size = float(weight.square().mean().sqrt())
-    return (min(MOST_RATE, rate * size) if size else MOST_RATE) / (first or 1.0)
 
 
 def _batches(sides: Sides, size: int, steps: int, draw: torch.Generator) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
