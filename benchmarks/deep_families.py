@@ -170,10 +170,12 @@ def run_network(name: str, splits: range, share: float, ours: list[str]) -> Iter
 
 
 def cell(values: list[float], sign: str = "") -> str:
-    """Mean and standard error."""
+    """Mean and standard error; a single value alone."""
     found = np.asarray(values)
-    error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
     digits = 1 if abs(found.mean()) > 2 else 4
+    if len(found) == 1:
+        return f"{found[0]:{sign}.{digits}f}"
+    error = found.std(ddof=1) / len(found) ** 0.5
     return f"{found.mean():{sign}.{digits}f} ± {error:.{digits}f}"
 
 
@@ -203,6 +205,22 @@ def tables(name: str, records: list[Record]) -> list[str]:
 
 
 READING = """## Reading
+
+* Transformer: at equal time the plain repair is ahead of tuned Adam and SGD over all layers in clean accuracy
+  and negative flips by more than three standard errors of the paired difference, of Adam in shifted accuracy
+  by two, and level in repair rate; ahead of the mean of two runs and of WiSE-FT at 0.8 in repair rate and
+  shifted accuracy.
+* ResNet-20, one division with half of the rows (1,000 of the repair, 2,500 held out), so without an error of
+  the mean: tuned Adam is ahead of the repair in every column, by .016 of shifted accuracy and .004 of clean
+  accuracy. The repair is not ahead on convolutions with frozen batch normalization here; why is open. SGD
+  diverged at the rate that was best in the short runs of tuning.
+* Low rank: LoRA fine-tuning with a tuned rate is ahead of the repair of the same rank, by .015 (Transformer)
+  and .010 (ResNet-20) of shifted accuracy, in less time; the repair's rates are not tuned. What the repair adds
+  is the promise on hard rows and the claims.
+* Hard: no guard flips in any division, at most .002 behind plain in the other columns. The last layer alone, by SQP, is
+  behind everywhere, breaks guards that it was not told of, and took 203 seconds on ResNet-20.
+* The machine was shared, so that processor seconds vary by a fifth. Rank 4 was run for the Transformer after
+  the rest, with the rates of factors as they are now; rank 4 with hard rows was not run again there.
 """
 
 
