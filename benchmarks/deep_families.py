@@ -1,6 +1,7 @@
 """Repair of all layers of a ResNet-20 and of a Transformer, and by factors of low rank, next to tuned fine-tuning.
 
-    python benchmarks/deep_families.py [--quick] [--networks ...] [--first N] [--splits N] [--read] [--out FOLDER]
+    python benchmarks/deep_families.py [--quick] [--networks ...] [--first N] [--splits N] [--share S] [--ours ...]
+                                        [--read] [--out FOLDER]
 
 MNIST test digits at half the resolution. Both networks are trained by the script on 3,000 of them; a division gives
 2,000 of the others, clean and rotated with noise, to the repair and judges on 5,000. Rivals are tuned on a quarter of
@@ -111,21 +112,32 @@ def tuned(kind: str, model: nn.Module, share: float) -> Tuned:
     return Tuned(*best[1], seconds)
 
 
+OURS: dict[str, tuple[Any, bool]] = {
+    PLAIN: ("all", False),
+    "repairopt, hard": ("all", True),
+    f"repairopt, rank {RANK}": (LowRank(RANK), False),
+    f"repairopt, rank {RANK}, hard": (LowRank(RANK), True),
+    "repairopt, last layer": ("last", False),
+}
+
+
+def timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
+    """A network, and the processor seconds that it took."""
+    started = time.process_time()
+    return make(), time.process_time() - started
+
+
 def runs(
-    model: nn.Module, here: Digits, split: int, settings: dict[str, Tuned]
+    model: nn.Module, here: Digits, split: int, settings: dict[str, Tuned], ours: list[str]
 ) -> Iterator[tuple[str, nn.Module, float]]:
-    """Name, network and processor seconds of each method on a division."""
-
-    def timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-        started = time.process_time()
-        return make(), time.process_time() - started
-
-    plain, seconds = timed(lambda: repaired(model, here, split, "all", False))
-    yield PLAIN, plain, seconds
-    yield "repairopt, hard", *timed(lambda: repaired(model, here, split, "all", True))
-    yield f"repairopt, rank {RANK}", *timed(lambda: repaired(model, here, split, LowRank(RANK), False))
-    yield f"repairopt, rank {RANK}, hard", *timed(lambda: repaired(model, here, split, LowRank(RANK), True))
-    yield "repairopt, last layer", *timed(lambda: repaired(model, here, split, "last", False))
+    """Name, network and processor seconds of each method on a division; without settings there are no rivals."""
+    seconds = 0.0
+    for name in ours:
+        after, spent = timed(lambda asked=OURS[name]: repaired(model, here, split, *asked))  # type: ignore[misc]
+        seconds = spent if name == PLAIN else seconds
+        yield name, after, spent
+    if not settings:
+        return
 
     def rival(kind: str, time_share: float, seed: int) -> tuple[nn.Module, float]:
         chosen = settings[kind]
@@ -143,14 +155,14 @@ def runs(
     yield f"LoRA, rank {RANK}", *rival("LoRA", 1.0, split)
 
 
-def run_network(name: str, splits: range, share: float) -> Iterator[Record]:
+def run_network(name: str, splits: range, share: float, ours: list[str]) -> Iterator[Record]:
     """All methods on some divisions."""
     model = trained(name)
     with_factors(model)  # imports peft, which is in nobody's time
-    settings = {kind: tuned(kind, model, share) for kind in RATES}
+    settings = {kind: tuned(kind, model, share) for kind in RATES} if ours == list(OURS) else {}
     for split in splits:
         here, there = division(split, share)
-        for method, after, seconds in runs(model, here, split, settings):
+        for method, after, seconds in runs(model, here, split, settings, ours):
             record: Record = {"network": name, "split": split, "method": method, "cpu seconds": seconds}
             record["guard flips"] = round(figures(model, after, here)["negative flips"] * len(here.labels))
             yield record | figures(model, after, there)
@@ -158,10 +170,12 @@ def run_network(name: str, splits: range, share: float) -> Iterator[Record]:
 
 
 def cell(values: list[float], sign: str = "") -> str:
-    """Mean and standard error."""
+    """Mean and standard error; a single value alone."""
     found = np.asarray(values)
-    error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else float("nan")
     digits = 1 if abs(found.mean()) > 2 else 4
+    if len(found) == 1:
+        return f"{found[0]:{sign}.{digits}f}"
+    error = found.std(ddof=1) / len(found) ** 0.5
     return f"{found.mean():{sign}.{digits}f} ± {error:.{digits}f}"
 
 
@@ -191,6 +205,22 @@ def tables(name: str, records: list[Record]) -> list[str]:
 
 
 READING = """## Reading
+
+* Transformer: at equal time the plain repair is ahead of tuned Adam and SGD over all layers in clean accuracy
+  and negative flips by more than three standard errors of the paired difference, of Adam in shifted accuracy
+  by two, and level in repair rate; ahead of the mean of two runs and of WiSE-FT at 0.8 in repair rate and
+  shifted accuracy.
+* ResNet-20, one division with half of the rows (1,000 of the repair, 2,500 held out), so without an error of
+  the mean: tuned Adam is ahead of the repair in every column, by .016 of shifted accuracy and .004 of clean
+  accuracy. The repair is not ahead on convolutions with frozen batch normalization here; why is open. SGD
+  diverged at the rate that was best in the short runs of tuning.
+* Low rank: LoRA fine-tuning with a tuned rate is ahead of the repair of the same rank, by .015 (Transformer)
+  and .010 (ResNet-20) of shifted accuracy, in less time; the repair's rates are not tuned. What the repair adds
+  is the promise on hard rows and the claims.
+* Hard: no guard flips in any division, at most .002 behind plain in the other columns. The last layer alone, by SQP, is
+  behind everywhere, breaks guards that it was not told of, and took 203 seconds on ResNet-20.
+* The machine was shared, so that processor seconds vary by a fifth. Rank 4 was run for the Transformer after
+  the rest, with the rates of factors as they are now; rank 4 with hard rows was not run again there.
 """
 
 
@@ -213,6 +243,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--first", type=int, default=1, help="first division, not 0")
     parser.add_argument("--splits", type=int, default=3, help="number of divisions")
+    parser.add_argument("--share", type=float, default=1.0, help="of the rows of a division")
+    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS), help="fewer: without the rivals")
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
@@ -222,7 +254,7 @@ def main() -> None:
     records: list[Record] = read_csv(path, TEXT) if path.is_file() and not options.quick else []
     splits = range(options.first, options.first + (1 if options.quick else options.splits))
     for name in () if options.read else options.networks:
-        for record in run_network(name, splits, 0.1 if options.quick else 1.0):
+        for record in run_network(name, splits, 0.1 if options.quick else options.share, options.ours):
             same = tuple(record[key] for key in ("network", "split", "method"))
             records = [r for r in records if (r["network"], int(r["split"]), r["method"]) != same] + [record]
             write_csv(records, path)

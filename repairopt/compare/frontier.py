@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, public, require_extra
+from repairopt.localize import wants_factors
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
 from repairopt.patches import whole_file
@@ -226,7 +227,7 @@ def trace_frontier(
     points: list[FrontierPoint] = []
     before: Repair | None = None
     for bound in bounds:
-        begun = replace(settings, start=None if before is None else before.delta)
+        begun = replace(settings, start=None if before is None or wants_factors(weights) else before.delta)
         unseen = [replace(twin, target=bound) if twin.name == goal.name else twin for twin in twins]
         found = solve_repair(
             model, replace(goal, target=bound), constraints, held_out=unseen, settings=begun, **options

@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from repairopt.errors import ProgramError, SpecificationError, public
+from repairopt.localize import wants_factors
 from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
 from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
@@ -115,7 +116,8 @@ def explain_unmet(
     first = solve_repair(model, goal, items, **options)
     if _met(first):
         return Unmet((), _value(first), limit, None, first)
-    options["weights"] = first.report.location
+    if not wants_factors(options.get("weights")):
+        options["weights"] = first.report.location
     left = list(range(len(items)))
     idle = _met_by_any(goal, first)
     among_themselves = bool(items) and not _held(solve_repair(model, idle, items, **options))

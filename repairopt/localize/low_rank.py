@@ -39,22 +39,22 @@ INSTALL = "weights=LowRank(...) needs the library peft; install it with pip inst
 
 @dataclass(frozen=True, eq=False)
 class LowRankChange(ModuleCandidate):
-    """Changes of the user's weights of low rank, merged: new minus old values by parameter.
+    """A change of low rank of the user's weights: products of factors, which are merged into the weights.
 
     Attributes:
-        changes: By parameter, of its shape.
-        numbers: Numbers of the factors, and of weights that changed beside them.
-        ranks: Rank of the factors of each layer.
+        factors: For each layer ``B (o, r)`` and ``A (r, f)``, float64; of a convolution with its kernel in ``f``.
+        beside: What else changes: new minus old values by parameter, of its shape.
+        numbers: Numbers of the factors, and of the weights that may change beside them.
     """
 
-    changes: Mapping[str, Tensor]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    beside: Mapping[str, Tensor]
     numbers: int
-    ranks: Mapping[str, int]
 
     def describe(self) -> str:
         """Ranks, layers and how many numbers make them."""
-        most = max(self.ranks.values())
-        return f"change of rank {most} at most in {len(self.ranks)} layers, of {self.numbers} numbers"
+        most = max(len(first) for _, first in self.factors.values())
+        return f"change of rank {most} at most in {len(self.factors)} layers, of {self.numbers} numbers"
 
     def size(self) -> int:
         """Numbers of the factors."""
@@ -65,9 +65,11 @@ class LowRankChange(ModuleCandidate):
         changed = copy.deepcopy(model)
         parameters = dict(changed.named_parameters())
         with torch.no_grad():
-            for name, change in self.changes.items():
-                weight = parameters[name]
-                weight.copy_(weight.double() + change.to(weight.device, torch.float64))  # rounded once
+            for layer, (second, first) in self.factors.items():
+                weight = parameters[f"{layer}.weight"]
+                weight.copy_(weight.double() + (second @ first).view(weight.shape))  # rounded once
+            for name, change in self.beside.items():
+                parameters[name].add_(change)
         return changed
 
     def as_patch(self, model: nn.Module, **info: Any) -> Patch:
@@ -83,30 +85,30 @@ class Factored:
         model: The network with factors, which computes what the original does; it shares the original's parameters.
         location: The factors, and what else may change, in that network.
         own: The same as weights of the original network, for reports.
-        ranks: Rank of the factors of each layer.
+        layers: Names of the layers that have factors.
     """
 
     model: nn.Module
     location: Location
     own: Location
-    ranks: Mapping[str, int]
+    layers: tuple[str, ...]
 
     def merged(self, changed: nn.Module) -> LowRankChange:
         """What a network with other numbers in its factors makes of the original's weights."""
         before, after = dict(self.model.named_parameters()), dict(changed.named_parameters())
-        changes = {f"{layer}.weight": _product(changed, layer) for layer in self.ranks}
-        for name in self.location.indices:
-            if not is_factor(name):
-                changes[_without_base(name)] = (after[name] - before[name]).detach()
-        return LowRankChange(changes, self.location.size, self.ranks)
+        beside = {
+            _without_base(name): (after[name] - before[name]).detach()
+            for name in self.location.indices
+            if not is_factor(name)
+        }
+        return LowRankChange({layer: _factors(changed, layer) for layer in self.layers}, beside, self.location.size)
 
 
-def _product(network: nn.Module, layer: str) -> Tensor:
-    """``B A`` of a layer with factors, of its weight's shape, float64."""
+def _factors(network: nn.Module, layer: str) -> tuple[Tensor, Tensor]:
+    """``B`` and ``A`` of a layer, as matrices, float64."""
     own: Any = network.get_submodule(layer)
-    first, second = (part[ADAPTER].weight.detach().double().flatten(1) for part in (own.lora_A, own.lora_B))
-    found: Tensor = (second @ first).view(own.base_layer.weight.shape)
-    return found
+    second, first = (part[ADAPTER].weight.detach().double().flatten(1) for part in (own.lora_B, own.lora_A))
+    return second, first
 
 
 def is_factor(name: str) -> bool:
@@ -243,8 +245,8 @@ def _ignored(
 
     def differs(some: Sequence[str]) -> bool:
         tried = _drawn(made, some)
-        changes = {f"{layer}.weight": _product(tried, layer) for layer in some}
-        plain, merged = run(model), run(LowRankChange(changes, 0, {}).apply(model))
+        change = LowRankChange({layer: _factors(tried, layer) for layer in some}, {}, 0)
+        plain, merged = run(model), run(change.apply(model))
         most = float((merged - plain).abs().max())
         return float((run(tried) - merged).abs().max()) > CLOSE * most
 
@@ -275,8 +277,7 @@ def _located(model: nn.Module, made: nn.Module, layers: Sequence[str], rank: int
     own = {f"{layer}.weight": torch.arange(parameters[f"{layer}.weight"]) for layer in layers} | beside.indices
     ordered = {name: own[name] for name in parameters if name in own}
     whole = Location(ordered, None, method, {name: parameters[name] for name in ordered})
-    ranks = {layer: _rank(made.get_submodule(layer), rank) for layer in layers}
-    return Factored(made, Location(indices, None, method, sizes), whole, ranks)
+    return Factored(made, Location(indices, None, method, sizes), whole, tuple(layers))
 
 
 def _with_base(name: str, layers: Sequence[str]) -> str:

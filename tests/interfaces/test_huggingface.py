@@ -92,14 +92,16 @@ def test_a_bert_is_repaired_by_factors_of_low_rank(bert, fingerprint, tmp_path):
     goal = ErrorRate(packed.inputs[wrong], labels[wrong], target=0.0)
     keep = KeepLabels(packed.inputs[~wrong], labels[~wrong], tolerance=0.0)
     held_out = [ErrorRate(packed.inputs, labels, name="all rows")]
-    weights = LowRank(2, ["*.query", "*.value", "*.dense"])
-    repair = solve_repair(Classifier(bert, packed), goal, [keep], weights=weights, held_out=held_out)
+    repair = solve_repair(Classifier(bert, packed), goal, [keep], weights=LowRank(2), held_out=held_out)
     assert repair.report.verdict is Verdict.REPAIRED
     assert repair.report.method == "TrainThenCorrect()"
-    assert all("query" in name or "value" in name or "dense" in name for name in repair.delta)
+    assert {name for name in repair.delta if "layer.0" not in name and "layer.1" not in name} == {
+        "bert.pooler.dense.weight",
+        "classifier.weight",
+    }
     assert fingerprint(bert) == before
     ranks = export_lora(repair.as_patch(bert), bert, tmp_path, max_rank=2)
-    assert set(ranks.values()) == {2}
+    assert max(ranks.values()) == 2
     served = peft.PeftModel.from_pretrained(copy.deepcopy(bert), tmp_path).eval()
     torch.testing.assert_close(served(**batch).logits, repair.model(**batch).logits, rtol=1e-4, atol=1e-4)
 

@@ -22,6 +22,7 @@ from repairopt import (
     TrainThenCorrect,
     Verdict,
     solve_repair,
+    trace_frontier,
 )
 from repairopt.localize import localize
 from repairopt.patches import ExportError, Patch, export_lora
@@ -101,6 +102,15 @@ def test_other_methods_change_factors_too(peft, trained, method):
     found = solve_repair(model, goal, data=[(turned, y)], weights=LowRank(1, "2"), method=method)
     assert found.report.verification.goal_after < found.report.verification.goal_before
     assert {name: rank_of(change) for name, change in found.delta.items()} == {"2.weight": 1}
+
+
+def test_a_frontier_of_factors_is_of_low_rank(peft, trained):
+    model, _, turned = trained
+    goal, quick = ErrorRate(turned, labels_of(turned)), SQP(max_steps=2, confidence=None)
+    traced = trace_frontier(model, goal, targets=[0.5, 0.3], weights=LowRank(1, "2"), method=quick)
+    changes = [point.repair.delta for point in traced.points if point.repair is not None]
+    assert changes
+    assert all(set(change) == {"2.weight"} and rank_of(change["2.weight"]) <= 1 for change in changes)
 
 
 def test_weights_may_change_beside_factors(peft, trained):

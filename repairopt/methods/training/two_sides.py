@@ -31,6 +31,7 @@ from repairopt.specify import (
 from .activations import Kept, blocks_of, kept_by, quick_forward, run_blocks_again
 from .pass_cost import operations
 from .property_parts import parts_of
+from .rates import natural_rate
 
 FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a step is
 WORK = 2e11  # floating-point operations that a run may take for the sake of these
@@ -40,7 +41,6 @@ TRIED = 2  # rows of a pass whose memory is measured
 STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
-MOST_RATE = 1e-2  # of Adam
 PART = 16  # batches in a part of a property, where it has more rows than that
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
 LEAST_PART = 64  # rows of a property in a step, whatever the memory
@@ -154,7 +154,8 @@ class _Run:
         if any([self.rows_that_fit(x) < FEW_ROWS for x in known]):
             self._save_memory(known)
         self.quick = quick_forward(self.network, settings.precision, settings.channels_last)
-        groups = [{"params": [weight], "lr": _rate(weight, settings.rate)} for weight in self.parameters.values()]
+        rates = {name: natural_rate(name, self.network.model, settings.rate) for name in self.parameters}
+        groups = [{"params": [weight], "lr": rates[name]} for name, weight in self.parameters.items()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
@@ -336,12 +337,6 @@ def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str
             mask[positions.to(parameter.device)] = 1.0
             masks[name] = mask.view_as(parameter)
     return network, parameters, masks
-
-
-def _rate(weight: Tensor, rate: float) -> float:
-    """The learning rate of a parameter: a share of its natural size, at most ``MOST_RATE``."""
-    size = float(weight.detach().square().mean().sqrt())
-    return min(MOST_RATE, rate * size) if size else MOST_RATE
 
 
 def _batches(sides: Sides, size: int, steps: int, draw: torch.Generator) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
