@@ -41,10 +41,9 @@ READING = """# Default calls on public tables
 Made by `python benchmarks/default_calls.py`; every run in `default_calls.csv`. Networks of one hidden layer, trained
 on 8,000 rows (recidivism: 2,500), repaired on others, measured on all that remain (over 19,000; recidivism: 3,214;
 bank: 32,211), 5 seeds with 2 repair sets each. Held-out rows had no part in a repair. Short stages, trials that end
-where bounds are met, caution where it is cheap, and partial pooling were settled on other divisions of Adult, seeds
-10 to 29, so rows recur in other roles; bank and recidivism had no part in anything. "Met on average" is
-`method=SQP(confidence=0.5)`. Two rules are older and were settled on these jobs: few weights alone below 300 rows in
-all, and not for small groups among many rows.
+where bounds are met, aims, the weight of the original's answers, which weights are tried, and partial pooling were
+settled on other divisions of Adult, seeds 10 to 29, so rows recur in other roles; bank and recidivism had no part in
+anything. "Met on average" is `method=SQP(confidence=0.5)`.
 
 fairlearn and thresholds by group need the group at run time, and AIF360's reject option too (20 x 20 of its 100 x 50
 settings, of two groups alone); OxonFair's merged head (of two groups; of four its search takes a minute), fairret and
@@ -53,29 +52,30 @@ parity. Processor seconds are from a machine with 2 cores and a load of 6 to 9.
 
 ## Before
 
-The same runs with the version before, on the same day at the same load (gap, points, met of 10, CPU s): parity 0.016,
--1.74, 10, 2.20; odds 0.069, -0.01, 8, 1.79; recall kept 0.023, -2.91, 9, 4.96; crossed 0.059, -1.53, 4, 3.67; 500
-rows 0.053, -4.04, 5, 2.96; 200 rows 0.032, -2.29, 9, 1.86; six groups 0.046, -3.75, 7, 8.92.
+The same seeds with the version before, at about the same load (gap, points, met of 10, CPU s): parity 0.016, -1.60, 10,
+1.50; odds 0.058, -0.06, 8, 1.46; recall kept 0.021, -2.74, 10, 3.38; crossed 0.045, -1.82, 6, 2.40; 500 rows 0.043,
+-4.35, 6, 1.84; 200 rows 0.036, -2.53, 6, 1.70; six groups 0.042, -4.06, 7, 4.50. Peers other than thresholds are from
+that day; they did not change.
 
 ## Reading
 
-* **Price of a call.** Median of the seven jobs on Adult 1.9 CPU-s where it was 3.0. That is above the 1.0 that we
-  want.
-* **Parity** costs 1.60 points, 0.14 less than before, with every run met and seven claimed; aimed at on average it
-  costs 1.13, as thresholds by group do, and is met less often. Among what needs no group at run time, OxonFair's head
-  costs as much for a gap of 0.039, and tuned Adam 0.1 points less for 0.031, met 9 times.
-* **A recall that is kept** beside parity costs 2.7 points, 0.2 less than before.
-* **Odds** cost nothing, with a smaller gap than before, met 8 of 10. fairlearn meets all for 1.6 points.
-* **Crossed groups** come under the bound on average now, for 0.3 points more. fairlearn's gap is smaller and costs
-  0.4 points more.
-* **500 rows**: met once more often, for 0.3 points more; thresholds by group read the age from the row, and stay
-  better.
-* **200 rows** are worse than before here (6 of 10 where it was 9); on ten other divisions they are 8 where it was 7.
-* **Six groups** take half of the time; fairlearn's gap is half as large, for 0.8 points more.
-* **Bank marketing** loses nothing, all peers but Adam do. **Recidivism** is like fairlearn, which needs the group, in
-  parity, and cheaper in odds; tuned Adam is cheaper than both in parity and meets odds less often.
-* **Claims**: 21 of 100, of which 2 are false as measured, both of recidivism's odds, with gaps of 0.082 and 0.087 on
-  3,214 rows, whose standard error is about 0.02. Of 79 bounds that are not claimed 58 are met.
+* **Price of a call.** Median of the seven jobs on Adult 1.15 CPU-s where it was 1.84. That is still above the 1.0 that
+  we want.
+* **Parity** costs 1.32 points where it cost 1.60, met 8 times as thresholds by group are, which cost 1.02; aimed
+  at on average it costs 0.98 and is met 7 times. We want 1.1 at 8. Four runs show the bound, and cost 1.7 on average:
+  the price of showing it is told by a count of labels, which chance makes look fair now and then.
+* **A recall that is kept** beside parity costs 1.97 points, 0.8 less than before, met 8 times.
+* **Odds** cost nothing, met 8 of 10 as before; networks that meet the bound on the repair rows by more than half a
+  cautious buffer are left as they are. fairlearn meets all for 1.6 points.
+* **Crossed groups** are met once less often than before, at the same gap.
+* **500 rows**: gap and met are those of thresholds by group now, for 0.8 points more: these read the age from the row,
+  and a repaired network has no step at an age of 30. **200 rows**: a smaller gap, met 8 times and not 7, for 0.3 points
+  more than thresholds.
+* **Six groups** take most of the time; fairlearn's gap is half as large, for 1.0 points more.
+* **Bank marketing** loses nothing, all peers but Adam do. **Recidivism** costs about what peers without the group do,
+  and is met 8 of 10 in both jobs, where it was 7.
+* **Claims**: 15 of 100 where it was 21, of which one is false as measured, that of recidivism's parity. Of 85 bounds that
+  are not claimed 64 are met: what is aimed at with 80 % confidence is met without being shown.
 """
 
 

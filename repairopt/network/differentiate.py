@@ -25,6 +25,9 @@ from .recurrent import in_steps
 from .remembered import identity
 from .tracing import ONE_AT_A_TIME
 
+MANY_ROWS = 4  # of a function's values, from which on what spans their derivatives is looked for
+MOST_NUMBERS = 10_000_000  # in all of those derivatives, up to which they are held at once
+SPANNED = 1e-12  # share of the largest squared size, up to which a direction counts as none
 FEW = 100_000  # derivatives of all outputs by all weights, up to which one matrix of them serves a whole point
 
 
@@ -38,18 +41,36 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
     change = engine.as_delta(delta)
     value, recorder = _recorded(engine, function, change)
     leaves = [output for _, output in recorder.runs] + [recorder.moving]
-    rows = []
-    for i in range(value.numel()):
+    rows = torch.zeros(value.numel(), engine.n, dtype=torch.float64, device=engine.device)
+    size = value.numel() * sum(output.numel() for _, output in recorder.runs)
+    step = value.numel() if value.numel() >= MANY_ROWS and size <= MOST_NUMBERS else 1
+    for start in range(0, value.numel(), step):
         check_time()
-        *grads, direct = torch.autograd.grad(value[i], leaves, retain_graph=True, allow_unused=True)
-        pulled = torch.zeros(engine.n, dtype=torch.float64, device=engine.device)
-        if direct is not None:
-            pulled += direct.double()
-        for (inputs, _), cotangent in zip(recorder.runs, grads, strict=True):
-            if cotangent is not None:
-                pulled += pull_back(engine, inputs, cotangent, change)
-        rows.append(pulled)
-    return value.detach().to(torch.float64), torch.stack(rows)
+        block = rows[start : start + step]
+        cotangents = []
+        for i in range(len(block)):
+            *grads, direct = torch.autograd.grad(value[start + i], leaves, retain_graph=True, allow_unused=True)
+            if direct is not None:
+                block[i] += direct.double()
+            cotangents.append(grads)
+        for (inputs, _), own in zip(recorder.runs, zip(*cotangents, strict=True), strict=True):
+            known = [i for i, one in enumerate(own) if one is not None]
+            if known:
+                weights, basis = _few_that_span(torch.stack([own[i] for i in known]))
+                block[known] += weights @ torch.stack([pull_back(engine, inputs, one, change) for one in basis])
+    return value.detach().to(torch.float64), rows
+
+
+def _few_that_span(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``(q, r)``, float64, and ``r`` tensors whose sums with them are ``q``: differences of few rates."""
+    flat = rows.flatten(1).double()
+    if len(rows) >= MANY_ROWS:
+        sizes, vectors = torch.linalg.eigh((flat @ flat.T).cpu())
+        kept = sizes > SPANNED * sizes[-1].clamp(min=1e-300)
+        if int(kept.sum()) < len(rows):
+            weights = vectors[:, kept].to(rows.device)
+            return weights, (weights.T @ flat).to(rows).reshape(-1, *rows.shape[1:])
+    return torch.eye(len(rows), dtype=torch.float64, device=rows.device), rows
 
 
 def hessian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any = None) -> Tensor:

@@ -14,7 +14,7 @@ from repairopt.methods import GainModel, cannot_be_shown, steepest_sides, value_
 from repairopt.methods.sqp.expected_gain import DAMPING
 from repairopt.methods.sqp.limits import Limit, Lines
 from repairopt.pipeline import weight_choice as choose_weights
-from repairopt.pipeline.prepare import prepare_repair
+from repairopt.pipeline.prepare import prepare_repair, with_weights
 from repairopt.pipeline.weight_groups import find_groups
 from repairopt.program import Kind, Solution, Status
 from repairopt.specify import make_specification
@@ -179,6 +179,52 @@ def test_a_choice_whose_bound_cannot_be_shown_counts_as_dearer():
         task = SimpleNamespace(new_counts={})
         assert cannot_be_shown(task, limits, model, 0.95) is expected
         assert not cannot_be_shown(task, limits, model, 0.5), "on average chance does not matter"
+
+
+@pytest.mark.parametrize(("rows", "told"), [(400, True), (1_200, False)])
+def test_below_a_thousand_real_rows_the_column_that_tells_two_groups_apart_changes_alone(rows, told):
+    model, x, y = biased_network(rows)
+    gap = GroupGap.observed(x, 7, favorable=1, target=0.05)
+    found = solve_repair(model, gap, data=(x, y), method=SQP(confidence=None)).report.location
+    columns = {int(position) % 8 for position in found.indices.get("0.weight", ())}
+    assert (columns == {7} and list(found.indices)[1:] == ["2.bias"]) is told
+    assert (found.size == 14) is told, "with the level of all answers"
+
+
+def test_groups_that_no_column_tells_apart_leave_the_choice_to_trials():
+    model, x, y = biased_network(400)
+    unseen = torch.arange(400) % 2
+    groups = [SimpleNamespace(unit=k) for k in range(8)]
+    none = GroupGap.observed(x, sensitive_features=unseen.tolist(), favorable=1, target=0.05)
+    told = GroupGap.observed(x, sensitive_features=(x[:, 2] > 0.3).tolist(), favorable=1, target=0.05)
+    three = GroupGap.observed(x, sensitive_features=(torch.arange(400) % 3).tolist(), favorable=1, target=0.05)
+    assert choose_weights._telling_column(none, groups, range(8)) is None
+    assert choose_weights._telling_column(told, groups, range(8)) == 2
+    assert choose_weights._telling_column(three, groups, range(8)) is None, "more than two groups"
+
+
+def test_a_trial_shares_what_does_not_depend_on_the_weights():
+    model, x, y = biased_network(600)
+    spec = make_specification(GroupGap.observed(x, 7, favorable=1, target=0.05), [KeepLabels(x, y, tolerance=0.1)])
+    options = {"data": (x, y), "method": SQP()}
+    usual = prepare_repair(model, spec, weights="auto", **options)
+    where = localize(model, "last")
+    short, whole = with_weights(usual, where), prepare_repair(model, spec, weights=where, **options)
+    assert short.task.engine.n == whole.task.engine.n == 26
+    assert short.task.judge.original.goal == whole.task.judge.original.goal
+    assert short.task.judge.required[0] == pytest.approx(whole.task.judge.required[0])
+    delta = 0.3 * np.random.default_rng(0).normal(size=26)
+    mine, other = short.task.judge(delta), whole.task.judge(delta)
+    assert (mine.goal, mine.broken, mine.error) == (other.goal, other.broken, other.error)
+    assert usual.task.judge.best is usual.task.judge.original, "the repair itself knows nothing of it"
+
+
+@pytest.mark.parametrize("chosen", [[0, 3], [2, 5, 7, 8]])
+def test_one_limit_costs_what_its_closed_form_says(chosen):
+    model = random_model(4, limits=1)
+    model = GainModel(model.rows, model.slopes, np.abs(model.needs) + 0.1)
+    two = GainModel(model.rows, np.vstack([model.slopes, -model.slopes]), np.append(model.needs, -9.0))
+    assert model.cost(np.array(chosen)) == pytest.approx(two.cost(np.array(chosen)), rel=1e-5), "the other is slack"
 
 
 def test_columns_of_few_rows_and_of_other_protected_attributes_are_left_alone():

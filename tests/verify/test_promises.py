@@ -11,6 +11,8 @@ from torch import nn
 
 from repairopt import SQP, Bound, ErrorRate, GroupGap, MissRate, Verdict, solve_repair
 from repairopt.pipeline.new_data import _confirmed
+from repairopt.pipeline.prepare import prepare_repair
+from repairopt.specify import make_specification
 from repairopt.verify import for_delivered, make_claim
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -147,6 +149,34 @@ def test_a_bound_that_rows_cannot_show_is_aimed_below_where_that_costs_next_to_n
         assert right[1] >= right[0] - 0.005
     else:
         assert buffer <= plain.report.buffers["group gap"] + 1e-9, "it costs, so nothing more is taken off"
+
+
+def test_bounds_are_shown_by_default_where_that_has_a_fair_price_and_else_met_probably():
+    given = Loan(3000)
+    usual, shown = given.repaired(0.06), given.repaired(0.06, most_cost=1.0)
+    assert usual.report.buffers["group gap"] < shown.report.buffers["group gap"] - 0.005
+    assert usual.report.buffers["group gap"] > 0.0, "that of 80 % confidence"
+    assert shown.report.claims[0].met
+    assert not usual.report.claims[0].met
+    right = [float((one.model(given.x).argmax(1) == given.y).float().mean()) for one in (usual, shown)]
+    assert right[0] > right[1] + 0.001
+    (note,) = (note for note in usual.report.notes if "pays up to" in note)
+    assert "aims to meet the bounds with 80 % confidence" in note
+    assert float(note.split("cost about ")[1].split()[0]) > 0.1
+    given.y = (given.x[:, 0] - 0.6 * given.group > 0.0).long()  # fair labels: to close the gap costs nothing
+    free = given.repaired(0.06)
+    assert free.report.claims[0].met
+    assert not any("pays up to" in note for note in free.report.notes)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(200, 0.8), (2_500, 0.4), (20_000, 0.15)])
+def test_the_fewer_labels_the_more_the_original_counts(rows, share):
+    given = Loan(rows)
+    gap = GroupGap.observed(given.x, 1, target=0.05, favorable=1)
+    spec = make_specification(gap, [])
+    task = prepare_repair(given.model, spec, data=(given.x, given.y), weights="all", method=SQP()).task
+    assert SQP().nonlinear_program(task, {}).objective.share == pytest.approx(share)
+    assert SQP(closeness=0.3).nonlinear_program(task, {}).objective.share == 0.3
 
 
 def test_confidence_costs_no_more_than_it_may():

@@ -21,26 +21,15 @@ MOST_COST = 0.02  # share of accuracy, or of a rate, that confidence may cost in
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Accuracy on the labelled rows, NaN where there are none, and rates: of each class there, and of each group.
-
-    ``expected`` is the accuracy there by the original network's probabilities in place of labels.
-    """
+    """Accuracy on the labelled rows, NaN where there are none, and rates: of each class there, and of each group."""
 
     accuracy: float
     rates: Array
-    expected: float = float("nan")
 
     def cost(self, reference: Answers) -> tuple[float, float]:
         """By how much accuracy is lower than a reference's, and the most by which a rate differs."""
         lost = 0.0 if np.isnan(self.accuracy) else reference.accuracy - self.accuracy
         return lost, float(np.abs(self.rates - reference.rates).max(initial=0.0))
-
-    def likely_cost(self, reference: Answers) -> float:
-        """By how much accuracy is lower, half of it by labels and half by what the original network expects.
-
-        A count of labels leaves much to chance where networks differ on few rows, and the original may be wrong.
-        """
-        return (self.cost(reference)[0] + reference.expected - self.expected) / 2
 
 
 class PriceOfConfidence:
@@ -61,19 +50,16 @@ class PriceOfConfidence:
 
     def answers(self, delta: Array) -> Answers:
         """What the network with a weight change answers."""
-        predict, original = self.task.engine.predict(delta), self.task.engine.predict()
-        right, total, expected, rates = 0, 0, 0.0, []
+        predict, right, total, rates = self.task.engine.predict(delta), 0, 0, []
         with torch.no_grad():
             for inputs, labels in self.labelled:
                 outputs = predict(inputs)
                 found = outputs.argmax(-1).cpu()
                 right, total = right + int((found == labels.cpu()).sum()), total + len(labels)
-                chances = torch.softmax(original(inputs).double().cpu(), -1)
-                expected += float(chances.gather(1, found[:, None]).sum())
                 rates.append(torch.bincount(found, minlength=outputs.shape[-1]).double() / max(1, len(found)))
             rates += [gap.compared(predict)[0].double().cpu().flatten() for gap in self.gaps]
         every: Array = torch.cat(rates).numpy() if rates else np.zeros(0)
-        return Answers(*((right / total, every, expected / total) if total else (float("nan"), every)))
+        return Answers(right / total if total else float("nan"), every)
 
     def affordable(self, found: Answers, reference: Answers, buffers: dict[str, float], share: float = 1.0) -> bool:
         """Whether a network costs no more than is allowed beyond a reference, or a share of it."""
@@ -82,17 +68,17 @@ class PriceOfConfidence:
 
     def is_fair(self, found: Answers, reference: Answers, buffers: dict[str, float]) -> bool:
         """Whether a network that shows bounds costs little more than one that meets them probably."""
-        lost, moved = found.likely_cost(reference), found.cost(reference)[1]
+        lost, moved = found.cost(reference)
         return lost <= FAIR if self.labelled else moved <= FAIR + max(buffers.values(), default=0.0)
 
     def text_of_unfair(self, found: Answers, reference: Answers, share: float, confidence: float) -> str:
         """What it would cost to show the bounds, for the report."""
-        lost, moved = found.likely_cost(reference), found.cost(reference)[1]
+        lost, moved = found.cost(reference)
         what = f"{100 * lost:.1f} points of accuracy" if self.labelled else f"up to {100 * moved:.1f} points of a rate"
-        needed = max(lost if self.labelled else moved, 0.0) + 1e-3
         return (
-            f"The bounds are met with {100 * share:.4g} % confidence or what fewer rows allow. To show them with "
-            f"{100 * confidence:.4g} % would cost about {what} more; SQP(most_cost={needed:.3f}) pays it."
+            f"The repair aims to meet the bounds with {100 * share:.4g} % confidence. To show them with "
+            f"{100 * confidence:.4g} % would cost about {what} more; SQP(most_cost={MOST_COST}) pays up to "
+            f"{100 * MOST_COST:.4g} points."
         )
 
     def text(self, dear: Answers, reference: Answers, confidence: float, buffers: dict[str, float]) -> str:
