@@ -74,8 +74,9 @@ that day; they did not change.
 * **Six groups** take most of the time; fairlearn's gap is half as large, for 1.0 points more.
 * **Bank marketing** loses nothing, all peers but Adam do. **Recidivism** costs about what peers without the group do,
   and is met 8 of 10 in both jobs, where it was 7.
-* **Claims**: 15 of 100 where it was 21, of which one is false as measured, that of recidivism's parity. Of 85 bounds
-  that are not claimed 64 are met: what is aimed at with 80 % confidence is met without being shown.
+* **Claims**: 15 of 100 where it was 21, of which one is false as measured, that of recidivism's parity (a gap of 0.060
+  on 3,214 rows, whose standard error is about 0.02). Of 85 bounds that are not claimed 64 are met: what is aimed at
+  with 80 % confidence is met without being shown.
 """
 
 
