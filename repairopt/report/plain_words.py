@@ -11,6 +11,7 @@ from .stated import better, missed, restate, stated_names
 
 Plain = dict[str, Any]
 LOST_RECALL = 0.05  # of a class, above which there is a warning
+LOST_ACCURACY = 0.05  # on a set of labelled rows, above which there is one
 EXTREME, MOVED = 0.02, 0.05  # a rate so near to 0 or 1, after moving by more, is warned of
 CHANCE = 0.05  # above chance, up to which a balanced accuracy that fell is warned of
 BOUNDS = {  # what would keep gaps that are watched though nobody stated them
@@ -62,7 +63,7 @@ def list_warnings(plain: Plain, claims: Sequence[Mapping[str, Any]] = ()) -> lis
     ``claims`` are those of a spec file, in whose names and units the texts are.
     """
     plain = restate(plain, stated_names(claims)) if claims else plain
-    return [*_degenerate(plain), *_worse(plain)]
+    return [*_degenerate(plain), *_lost_answers(plain), *_worse(plain)]
 
 
 def _is_proved(plain: Plain) -> bool:
@@ -138,6 +139,27 @@ def _worse(plain: Plain) -> list[str]:
             bound = f"{name} {one.get('relation', '<=')} {number(one['before'])}"
         found.append(f"{text}. To keep it, add a bound: {bound}.")
     return found
+
+
+def _lost_answers(plain: Plain) -> list[str]:
+    """A warning where many right answers of rows that no bound speaks of were given up, where most were."""
+    bounded = {check["constraint"] for check in plain["checks"]}
+    lost = [
+        one
+        for one in plain["labels"]
+        if one["name"] not in bounded
+        and one["accuracy"][0] - one["accuracy"][1] > LOST_ACCURACY
+        and one["newly_wrong"] - one["newly_right"] > 2 * (one["newly_wrong"] + one["newly_right"]) ** 0.5  # by chance
+    ]
+    if not lost:
+        return []
+    worst = max(lost, key=lambda one: one["accuracy"][0] - one["accuracy"][1])
+    before, after = (number(share) for share in worst["accuracy"])
+    return [
+        f"The repair is dear: accuracy on the labels of '{worst['name']}' fell from {before} to {after} {_where(worst)} "
+        f"({worst['newly_wrong']} newly wrong, {worst['newly_right']} newly right). To keep these answers, add "
+        f"KeepLabels(inputs, labels, tolerance=0.02), in a spec file accuracy_drop <= 0.02."
+    ]
 
 
 def _lost_classes(labels: list[Plain], label: Callable[[int], str]) -> list[str]:

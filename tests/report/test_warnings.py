@@ -8,7 +8,7 @@ import torch
 from biased_task import task
 from torch import nn
 
-from repairopt import SQP, Bound, ErrorRate, GroupGap, OddsGap, Specification, solve_repair
+from repairopt import SQP, Bound, ErrorRate, GroupGap, KeepLabels, OddsGap, Specification, solve_repair
 from repairopt.report import list_warnings
 from repairopt.report.text import WIDTH
 from repairopt.specify import make_specification
@@ -34,6 +34,21 @@ def two_groups(count=2000, seed=0):
 def first_lines(repair):
     """The warnings, which stand before the table."""
     return " ".join(str(repair.report).split("\n\n")[0].split())
+
+
+# ---------------------------------------------------------------- right answers given up
+
+
+def test_a_goal_that_costs_many_right_answers_is_said_to_be_dear():
+    model, x, y = two_groups(400)
+    goal = ErrorRate(x[:30], 1 - y[:30], target=0.2)  # labels against what the others say
+    repair = solve_repair(model, goal, data=(x[30:], y[30:]), weights="last", method=PLAIN)
+    counts = next(one for one in repair.report.verification.labels if one.name == "data")
+    assert counts.accuracy[0] - counts.accuracy[1] > 0.05
+    assert "The repair is dear: accuracy on the labels of 'data' fell from" in first_lines(repair)
+    assert f"({counts.newly_wrong} newly wrong, {counts.newly_right} newly right)" in first_lines(repair)
+    kept = solve_repair(model, goal, [KeepLabels(x[30:], y[30:], tolerance=0.5)], weights="last", method=PLAIN)
+    assert "dear" not in first_lines(kept)  # the user said how many may go
 
 
 # ---------------------------------------------------------------- watched measures
@@ -120,7 +135,8 @@ def test_what_turns_round_is_said_even_where_it_shrinks():
 def plain_of(details=(), balanced=(0.9, 0.9), held_out=False):
     measure = {"name": "gap", "held_out": held_out, "before": 0.2, "after": 0.0, "details": dict(details)}
     counts = {"held_out": held_out, "balanced_accuracy": balanced, "recall": {"0": [0.9, 0.1], "1": [0.9, 0.9]}}
-    return {"measures": [measure], "labels": [counts]}
+    counts |= {"name": "data", "accuracy": (0.9, 0.9), "newly_wrong": 0, "newly_right": 0}
+    return {"measures": [measure], "labels": [counts], "checks": []}
 
 
 def test_rates_near_0_or_1_and_answers_like_guesses_are_warned_of():
