@@ -157,8 +157,8 @@ def _lost_answers(plain: Plain) -> list[str]:
     before, after = (number(share) for share in worst["accuracy"])
     return [
         f"The repair is dear: accuracy on the labels of '{worst['name']}' fell from {before} to {after} "
-        f"{_where(worst)} ({worst['newly_wrong']} newly wrong, {worst['newly_right']} newly right). To keep these answers, add "
-        f"KeepLabels(inputs, labels, tolerance=0.02), in a spec file accuracy_drop <= 0.02."
+        f"{_where(worst)} ({worst['newly_wrong']} newly wrong, {worst['newly_right']} newly right). To keep these "
+        f"answers, add KeepLabels(inputs, labels, tolerance=0.02), in a spec file accuracy_drop <= 0.02."
     ]
 
 
