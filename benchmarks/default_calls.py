@@ -68,9 +68,9 @@ that day; they did not change.
 * **Odds** cost nothing, met 8 of 10 as before; networks that meet the bound on the repair rows by more than half a
   cautious buffer are left as they are. fairlearn meets all for 1.6 points.
 * **Crossed groups** are met once less often than before, at the same gap.
-* **500 rows**: gap and met are those of thresholds by group now, for 0.8 points more: these read the age from the row,
-  and a repaired network has no step at an age of 30. **200 rows**: a smaller gap, met 8 times and not 7, for 0.3 points
-  more than thresholds.
+* **500 rows**: met as often as by thresholds by group, for 0.9 points more: these read the age from the row, and a
+  repaired network has no step at an age of 30. **200 rows**: a smaller gap, met 8 times and not 7, for 0.3 points more
+  than thresholds. Both were run again after the weight of the original's answers had been limited to one half.
 * **Six groups** take most of the time; fairlearn's gap is half as large, for 1.0 points more.
 * **Bank marketing** loses nothing, all peers but Adam do. **Recidivism** costs about what peers without the group do,
   and is met 8 of 10 in both jobs, where it was 7.

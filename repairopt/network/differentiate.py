@@ -45,10 +45,10 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
     size = value.numel() * sum(output.numel() for _, output in recorder.runs)
     step = value.numel() if value.numel() >= MANY_ROWS and size <= MOST_NUMBERS else 1
     for start in range(0, value.numel(), step):
-        check_time()
         block = rows[start : start + step]
         cotangents = []
         for i in range(len(block)):
+            check_time()
             *grads, direct = torch.autograd.grad(value[start + i], leaves, retain_graph=True, allow_unused=True)
             if direct is not None:
                 block[i] += direct.double()
@@ -57,7 +57,11 @@ def jacobian(engine: Engine, function: Callable[[Predict], Tensor], delta: Any =
             known = [i for i, one in enumerate(own) if one is not None]
             if known:
                 weights, basis = _few_that_span(torch.stack([own[i] for i in known]))
-                block[known] += weights @ torch.stack([pull_back(engine, inputs, one, change) for one in basis])
+                pulled = []
+                for one in basis:
+                    check_time()
+                    pulled.append(pull_back(engine, inputs, one, change))
+                block[known] += weights @ torch.stack(pulled)
     return value.detach().to(torch.float64), rows
 
 

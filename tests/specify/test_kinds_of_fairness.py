@@ -30,7 +30,7 @@ with torch.no_grad():
     MODEL[2].bias.copy_(torch.tensor([0.5, -0.5]))
 MODEL.requires_grad_(False)
 ANSWERS, OWN, MEMBER = MODEL(X).argmax(1).numpy(), Y.numpy(), SEX.numpy()
-FAST = SQP(max_steps=8, restarts=0)
+FAST = SQP(max_steps=8, restarts=2)
 
 
 @pytest.mark.parametrize(

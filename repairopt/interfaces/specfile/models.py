@@ -152,6 +152,7 @@ class SplitSpec(Strict):
 class ChangeSpec(Strict):
     """Which weights may change, and what is kept small."""
 
+    _later: ClassVar[tuple[str, ...]] = ("rank",)
     layers: str | list[str] | None = Field(
         default=None, description="auto, last, last2 (the last two), all, care, gradient, or names or patterns"
     )

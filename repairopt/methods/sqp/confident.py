@@ -128,9 +128,10 @@ def run_confidently(
     best = search.rounds({}, [None] * (1 + len(parts)), first)
     best = search.agreeing(best)
     afforded = search.affordable(best, near) if confidence > 0.5 else best
-    narrowed = search.narrowed(best, narrow) if narrow and afforded is best else None
+    shown = replace(search, standard=standard)  # narrower intervals are for showing bounds
+    narrowed = shown.narrowed(best, narrow) if narrow and afforded is best else None
     if narrowed is not None and narrowed.shortfall(standard) < best.shortfall(standard):
-        names = ", ".join(f"'{name}'" for name in search.widths(best))
+        names = ", ".join(f"'{name}'" for name in shown.widths(best))
         task.log.notes.append(
             f"{names}: chance alone could have moved it by more than {100 * WIDEST:.0f} % of its bound; rates were "
             f"moved away from one half, where chance moves them less. SQP(narrow=0) leaves that out."

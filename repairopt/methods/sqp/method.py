@@ -38,7 +38,7 @@ from .objectives import OBJECTIVES, make_objective
 from .sequence import run_sequence
 from .shortfall import CAUTIOUS, Standard, claims_of_original, is_statistical
 
-CLOSENESS, FLIPS_CLOSENESS, MOST_CLOSENESS = 0.15, 0.4, 0.8
+CLOSENESS, FLIPS_CLOSENESS, MOST_CLOSENESS = 0.15, 0.4, 0.5
 FEW_LABELS = 1_000  # labelled rows, of which fewer say less than what the original network has learned
 NUMBERS = {
     "closeness": Expected(high=1.0, none=True),
@@ -76,7 +76,7 @@ class SQP(TrustRegion):
             ``"linf"`` size of the change, each weight over its natural size; or ``"auto"``: cross-entropy where there
             are labels, else closeness.
         closeness: With cross-entropy, the share of the distance from the original network's probabilities in it. None
-            for 0.15, beside gaps of real rows more the fewer labels there are (1,000 over their number, up to 0.8);
+            for 0.15, beside gaps of real rows more the fewer labels there are (1,000 over their number, up to 0.5);
             where the goal is an error rate for 0, because the original's answers are what is wrong then, or
             for 0.4 beside a bound on flips, which asks for them.
         ridge: With cross-entropy and closeness, the weight of half the mean squared change, each weight over its size;
