@@ -148,7 +148,7 @@ def test_a_bound_that_rows_cannot_show_is_aimed_below_where_that_costs_next_to_n
         assert float(gap.value(found.model)) <= 0.08 - buffer + 0.005
         assert right[1] >= right[0] - 0.005
     else:
-        assert buffer <= plain.report.buffers["group gap"] + 1e-9, "it costs, so nothing more is taken off"
+        assert buffer <= plain.report.buffers["group gap"] + 0.005, "it costs, so next to nothing more is taken off"
 
 
 def test_bounds_are_shown_by_default_where_that_has_a_fair_price_and_else_met_probably():
@@ -169,7 +169,7 @@ def test_bounds_are_shown_by_default_where_that_has_a_fair_price_and_else_met_pr
     assert not any("pays up to" in note for note in free.report.notes)
 
 
-@pytest.mark.parametrize(("rows", "share"), [(200, 0.8), (2_500, 0.4), (20_000, 0.15)])
+@pytest.mark.parametrize(("rows", "share"), [(200, 0.5), (2_500, 0.4), (20_000, 0.15)])
 def test_the_fewer_labels_the_more_the_original_counts(rows, share):
     given = Loan(rows)
     gap = GroupGap.observed(given.x, 1, target=0.05, favorable=1)

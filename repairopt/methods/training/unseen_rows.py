@@ -34,6 +34,8 @@ def said_of_unseen_rows(task: Task, repair: Callable[[Task], None]) -> str:
     known = labels_of(task.goal)
     if known is None or not rows_of_goal(task) or len(known[1]) < LEAST_POINTS:
         return ""
+    if sum(len(labels) for _, labels in labelled_data(task.constraints)) < LEAST_KEPT:
+        return ""
     division = Folds(PARTS, task.seed)
     part = task_on(task, lambda x: division.outside(0, x))
     if part is None:
