@@ -183,6 +183,28 @@ READ = {
 }
 
 
+def normalized(reads="h s b", shape=(), scale=(H,), **attributes):
+    """A normalization between two layers, of rows or of what they are reshaped to."""
+    there = [node("Reshape", "h to", "g"), node("Flatten", "n", "f")] if shape else [node("Identity", "n", "f")]
+    last = W2 if not shape else DRAW.normal(size=(int(np.prod(shape)), K)).astype(np.float32)
+    first = W1 if not shape else DRAW.normal(size=(D, int(np.prod(shape)))).astype(np.float32)
+    norm = node("LayerNormalization", reads.replace("h", "g") if shape else reads, "n", **attributes)
+    arrays = {name: 1 + 0.3 * DRAW.normal(size=scale).astype(np.float32) for name in reads.split()[1:]}
+    arrays |= {"w1": first, "w2": last} | ({"to": np.int64([-1, *shape])} if shape else {})
+    steps = [node("MatMul", "x w1", "h"), *there[:-1], norm, there[-1], node("MatMul", "f w2", "out")]
+    return model(steps, arrays=arrays, opset=17)
+
+
+READ |= {
+    "a normalization of rows": normalized(),
+    "a normalization without bias": normalized("h s"),
+    "a normalization with its own epsilon": normalized(epsilon=0.1),
+    "a normalization from axis 1": normalized(axis=1),
+    "a normalization of steps": normalized(shape=(3, 4), scale=(4,), axis=-1),
+    "a normalization of planes": normalized(shape=(2, 3, 4), scale=(4,), axis=3),
+}
+
+
 def answers(path):
     return torch.tensor(ort.InferenceSession(str(path)).run(["out"], {"x": X.numpy()})[0])
 

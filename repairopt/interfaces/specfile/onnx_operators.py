@@ -129,10 +129,12 @@ def _layer_norm(call: Call) -> nn.Module:
     scale, bias = call.array(1), call.array(2)
     if call.get("axis", -1) != -1 and scale.ndim != 1:
         raise call.refuse(f"normalizes from axis {call.get('axis')}")
-    layer = nn.LayerNorm(scale.shape, float(call.get("epsilon", 1e-5)), dtype=torch.tensor(scale).dtype)
+    options: Any = {"bias": bias is not None, "dtype": torch.tensor(scale).dtype}
+    layer = nn.LayerNorm(scale.shape, float(call.get("epsilon", 1e-5)), **options)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(scale))
-        layer.bias.copy_(torch.tensor(np.zeros_like(scale) if bias is None else bias))
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(bias))
     return layer
 
 
