@@ -25,7 +25,7 @@ from repairopt.errors import ModelError, SpecificationError
 from repairopt.network import Engine, ForwardFunction, ModuleCandidate, shadow, telling_rows
 from repairopt.patches import Patch
 
-from .location import Location, localize
+from .location import Location, frozen_parameters, localize
 from .trace_layers import first_inputs, unknown
 from .weight_selectors import LowRank
 
@@ -179,9 +179,11 @@ def _layers(model: nn.Module, chosen: LowRank, whole: set[str]) -> list[str]:
     able = [name for name, module in modules.items() if _fits(module) and uses[id(module.weight)] == 1]
     what = f"model {type(model).__name__}"
     if not chosen.layers:
-        found = [name for name in able if name not in whole]
+        frozen = frozen_parameters(model)
+        found = [name for name in able if name not in whole and f"{name}.weight" not in frozen]
         if not found:
-            raise ModelError(f"{what}: has no linear or convolutional layer for factors. Name weights instead.")
+            free = " that is not frozen" if frozen else ""
+            raise ModelError(f"{what}: has no linear or convolutional layer for factors{free}. Name weights instead.")
         return found
     found = []
     for pattern in chosen.layers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from repairopt.errors import SpecificationError
@@ -38,19 +39,20 @@ class LowRank:
 
     Attributes:
         rank: Rank of the change of each layer, at most; a layer with fewer outputs or inputs has fewer.
-        layers: Names of linear layers and of convolutions without groups, or patterns; without any all of them.
+        layers: Names of linear layers and of convolutions without groups, or patterns; without any all of them, but for
+            frozen ones where others are not.
     """
 
     rank: int
     layers: tuple[str, ...]
 
     def __init__(self, rank: int = 8, layers: str | Sequence[str] = ()) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
             raise SpecificationError(f"LowRank: rank={rank!r}; expected a whole number, 1 or more.")
-        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        names = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else (layers,)
         if other := [name for name in names if not isinstance(name, str)]:
             raise SpecificationError(f"LowRank: {other[0]!r} is no name; expected texts, as in layers=['fc4', 'fc6'].")
-        object.__setattr__(self, "rank", rank)
+        object.__setattr__(self, "rank", int(rank))
         object.__setattr__(self, "layers", names)
 
 

@@ -88,7 +88,9 @@ def _one_column(outputs: Tensor) -> Tensor:
 
 
 def _log(chances: Tensor) -> Tensor:
-    return chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
+    """Logarithms; what is no longer above 0, as of a network without a softmax, goes on in its own order."""
+    least = torch.finfo(chances.dtype).tiny
+    return chances.clamp(min=least).log() + (chances - least).clamp(max=0)
 
 
 def _as_rows(outputs: Tensor) -> Tensor:

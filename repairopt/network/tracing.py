@@ -27,10 +27,15 @@ class Tracer(fx.Tracer):
     """A tracer of ``torch.fx`` that leaves other threads alone."""
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        """The graph of a module; waits until no other thread traces."""
+        """The graph of a module; waits until no other thread traces. What forward keeps in the module is put back."""
         with ONE_AT_A_TIME:
             self._thread = threading.get_ident()
-            return super().trace(root, concrete_args)
+            held = [(part, dict(part)) for module in root.modules() for part in (vars(module), module._buffers)]
+            try:
+                return super().trace(root, concrete_args)
+            finally:
+                for part, before in held:
+                    _without_proxies(part, before)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is run as a whole: torch's own, and those that say ``opaque = True``."""
@@ -47,6 +52,14 @@ class Tracer(fx.Tracer):
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _without_proxies(part: dict[str, Any], before: dict[str, Any]) -> None:
+    """Put back what stood in place of the proxies that a trace left among attributes."""
+    for name in [name for name, value in part.items() if isinstance(value, fx.Proxy)]:
+        del part[name]
+        if name in before:
+            part[name] = before[name]
 
 
 def trace_network(network: nn.Module) -> fx.GraphModule:

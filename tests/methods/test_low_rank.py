@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -209,7 +210,10 @@ def test_the_factors_of_a_model_of_peft_are_weights_like_others(peft, trained, f
     ("make", "error", "message"),
     [
         (lambda: LowRank(0), SpecificationError, "rank=0; expected a whole number"),
+        (lambda: LowRank(1.5), SpecificationError, "rank=1.5; expected a whole number"),
         (lambda: LowRank(2, [3]), SpecificationError, "3 is no name"),
+        (lambda: LowRank(2, 3), SpecificationError, "3 is no name"),
+        (lambda: LowRank(2, None), SpecificationError, "None is no name"),
         (lambda: LowRank(2, "fc"), ModelError, "no layer is called 'fc'"),
         (lambda: LowRank(2, "1"), ModelError, "'1' is a ReLU; factors go beside"),
         (lambda: [LowRank(2, "0"), LowRank(1, "2")], SpecificationError, "more than one LowRank"),
@@ -220,6 +224,20 @@ def test_wrong_choices_are_explained(trained, make, error, message):
     model, clean, _ = trained
     with pytest.raises(error, match=message):
         solve_repair(model, ErrorRate(clean, labels_of(clean)), weights=make())
+
+
+def test_frozen_layers_get_factors_only_by_name(peft, trained):
+    model, clean, _ = trained
+    partly = copy.deepcopy(model)
+    partly[0].requires_grad_(False)
+    goal, quick = ErrorRate(clean, 1 - labels_of(clean).clamp(max=1)), TrainThenCorrect(epochs=1)
+    rank = np.int64(2)  # as it comes out of a search
+    for network, weights, changed in (
+        (partly, LowRank(rank), {"2.weight", "4.weight"}),
+        (partly, LowRank(rank, "0"), {"0.weight"}),
+        (copy.deepcopy(model).requires_grad_(False), LowRank(rank), {"0.weight", "2.weight", "4.weight"}),
+    ):
+        assert set(solve_repair(network, goal, weights=weights, method=quick).delta) == changed
 
 
 def test_what_factors_cannot_do_is_said(trained, monkeypatch):

@@ -1,6 +1,7 @@
 """Networks whose forward writes: into its input, into values on the way, into buffers, into parameters."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -108,13 +109,97 @@ class Counts(Two):
         return self.b(h)
 
 
-def test_buffers_of_the_original_stay():
-    model, x = Counts().eval(), torch.randn(50, 3)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+class Remembers(Two):
+    """Its forward writes into a buffer, in one of the ways that modules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4))
+
+    def write(self, h):
+        raise NotImplementedError
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        self.write(h.detach())
+        return self.b(h)
+
+
+class Assigns(Remembers):
+    def write(self, h):
+        self.seen = self.seen + h.mean(0)
+
+
+class WritesAtAPlace(Remembers):
+    def write(self, h):
+        self.seen[0] += 1
+
+
+class WritesIntoData(Remembers):
+    def write(self, h):
+        self.seen.data.add_(h[0])
+
+
+class Averages(Remembers):
+    def write(self, h):
+        self.seen.lerp_(h.mean(0), 0.1)
+
+
+class WritesUnsaved(Remembers):
+    """A buffer that ``state_dict`` leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def write(self, h):
+        self.steps += 1
+
+
+class WritesThroughAView(Remembers):
+    def write(self, h):
+        self.seen.view(2, 2)[0].copy_(h[0, :2])
+
+
+class KeepsWhatItSaw(Remembers):
+    """An attribute, which is no buffer, as of modules whose activations are looked at later."""
+
+    def write(self, h):
+        self.activations = h
+
+
+class TakesAnother(Remembers):
+    """A new tensor stands in the old one's place."""
+
+    def write(self, h):
+        self._buffers["seen"] = h[-1].clone()
+
+
+FILLERS = [
+    Counts,
+    Assigns,
+    WritesAtAPlace,
+    WritesIntoData,
+    Averages,
+    WritesUnsaved,
+    WritesThroughAView,
+    KeepsWhatItSaw,
+    TakesAnother,
+]
+
+
+@pytest.mark.parametrize("kind", FILLERS)
+def test_buffers_of_the_original_stay(kind):
+    model, x = kind().eval(), torch.randn(50, 3)
+    held = dict(model.named_buffers())
+    before = {name: tensor.clone() for name, tensor in held.items()}
     goal = ErrorRate(x, (x[:, 0] > 0).long(), target=0.1)
     found = solve_repair(model, goal, weights="last", settings=Settings(time_limit=3))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert found.model.calls == 0
+    for network in (model, found.model):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.named_buffers())
+    assert all(tensor is held[name] for name, tensor in model.named_buffers())
+    assert not hasattr(model, "activations")
+    torch.save(found.model, io.BytesIO())
 
 
 class ClampsItsWeights(Two):

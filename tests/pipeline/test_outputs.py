@@ -77,6 +77,35 @@ def test_probabilities_are_repaired_like_their_logits(name):
     )
 
 
+class Halves(nn.Module):
+    """Two outputs of a linear layer that sum to 1 until the layer changes."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.out.weight.copy_(torch.stack([-size * torch.ones(4), size * torch.ones(4)]))
+            self.out.bias.copy_(torch.tensor([0.5, 0.5]) if size else torch.tensor([0.0, 1.0]))
+
+    def forward(self, x):
+        return self.out(x)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("method", ["sqp", "one_shot"])
+def test_outputs_that_sum_to_1_without_a_softmax_keep_their_order(size, method):
+    """A change takes them below 0, where a logarithm has no value."""
+    model = Halves(size)
+    goal, gap = ErrorRate(X, Y, target=0.1), GroupGap.observed(torch.cat([X[:, :3], Y[:, None].float()], 1), 3)
+    found = solve_repair(model, goal, **SMALL, method=method)
+    wrong = float((found.model(X).argmax(1) != Y).double().mean())
+    assert found.report.measure().after == pytest.approx(wrong, abs=1e-6)
+    found = solve_repair(model, gap, **SMALL, data=[(gap.samples.inputs, Y)], method=method)
+    answers = found.model(gap.samples.inputs).argmax(1)
+    apart = abs(float(answers[Y == 1].double().mean() - answers[Y == 0].double().mean()))
+    assert found.report.measure().after == pytest.approx(apart, abs=1e-6)
+
+
 @pytest.mark.parametrize("reads", ["own goal", "own watch", "outputs"])
 def test_what_reads_the_size_of_probabilities_gets_probabilities(reads):
     model = Functional(lambda z: z.softmax(1))

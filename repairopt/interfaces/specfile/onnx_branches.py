@@ -16,13 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .onnx_graph import DTYPES, OnnxGraph, part_of, reads, run_part
+from repairopt.errors import ModelError
+
+from .onnx_graph import DTYPES, OnnxGraph, run_part
+from .onnx_parts import part_of, reads
 
 Home = tuple[tuple[tuple[int, str], ...], int]  # the branches that lead to a node, and its place in the last one
 
 
 def without_branches(graph: OnnxGraph, rows: Tensor | None) -> OnnxGraph:
     """The graph with the branch that is taken in place of each ``If`` whose condition depends on no value of a row.
+
+    A condition on the number of rows in a batch stays: both of its branches are in use.
 
     Args:
         graph: With any output; its model is not changed.
@@ -37,11 +42,14 @@ def without_branches(graph: OnnxGraph, rows: Tensor | None) -> OnnxGraph:
     model = type(graph.model)()
     model.CopyFrom(graph.model)
     homes: list[Home | None] = [((), place) for place in range(len(model.graph.node))]
-    while conditions := _fixed_conditions(graph, model):
+    by_batch: set[str] = set()
+    while conditions := _fixed_conditions(graph, model, by_batch):
         names = sorted({model.graph.node[place].input[0] for place in conditions})
-        taken = dict(zip(names, _values(graph, model, names, few), strict=True))
+        taken = _taken(graph, model, names, few)
+        by_batch |= set(names) - set(taken)
         for place in reversed(conditions):
-            _take(model.graph, homes, place, bool(np.asarray(taken[model.graph.node[place].input[0]]).reshape(-1)[0]))
+            if (name := model.graph.node[place].input[0]) in taken:
+                _take(model.graph, homes, place, taken[name])
     return replace(graph, model=model, homes=homes, sizes=tuple(few.shape[1:]))
 
 
@@ -76,21 +84,26 @@ def replace_array(graphs: list[Any], place: int, position: int, form: str, value
     maker = next((item for item in home.node if name in item.output), None)
     if old is not None:
         before = numpy_helper.to_array(old)
-        value = value.reshape(before.shape).astype(before.dtype)
-        if np.array_equal(before, value):
+        value = (value.reshape(before.shape) if value.size == before.size else value).astype(before.dtype)
+        if before.shape == value.shape and np.array_equal(before, value):
             return
     readers = sum(reads(item).count(name) for item in home.node) + sum(item.name == name for item in home.output)
     if readers > 1:
-        taken = {own for graph in graphs for own in _made(graph)}
-        name = next(own for i in range(len(taken) + 1) if (own := f"{name}_repaired{i or ''}") not in taken)
+        name = _free(f"{name}_repaired", graphs)
         node.input[position] = name
         inner.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
     elif old is not None:
         old.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
     else:
-        if maker is not None and len(maker.output) == 1:
-            maker.output[0] = f"{name}_before"  # other nodes keep their places in the list
+        if maker is not None:  # other nodes keep their places in the list
+            maker.output[[*maker.output].index(name)] = _free(f"{name}_before", graphs)
         home.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+
+
+def _free(name: str, graphs: list[Any]) -> str:
+    """The name, or the first with a number, that no graph has."""
+    taken = {own for graph in graphs for own in (*_made(graph), *(item.name for item in graph.input))}
+    return next(own for own in _names(name) if own not in taken)
 
 
 def _made(graph: Any) -> set[str]:
@@ -98,22 +111,34 @@ def _made(graph: Any) -> set[str]:
     return {item.name for item in graph.initializer} | {name for node in graph.node for name in node.output}
 
 
-def _fixed_conditions(graph: OnnxGraph, model: Any) -> list[int]:
-    """Places of the ``If`` nodes whose condition depends on a row by its sizes at most."""
+def _fixed_conditions(graph: OnnxGraph, model: Any, but: set[str]) -> list[int]:
+    """Places of the ``If`` nodes whose condition depends on a row by its sizes at most, ``but`` for some conditions."""
     moving, found = {graph.input.name}, []
     for place, node in enumerate(model.graph.node):
-        if node.op_type == "If" and node.input[0] not in moving:
+        if node.op_type == "If" and node.input[0] not in moving | but:
             found.append(place)
         if node.op_type not in ("Shape", "Size") and moving & set(reads(node)):
             moving |= set(node.output)
     return found
 
 
+def _taken(graph: OnnxGraph, model: Any, names: list[str], few: Tensor) -> dict[str, bool]:
+    """Conditions by name, without those that are others for several rows than for one."""
+    batch = graph.session(graph.output).batch
+    one = _values(graph, model, names, few[torch.zeros(batch, dtype=torch.long)])
+    try:
+        several = one if batch > 1 else _values(graph, model, names, few)
+    except ModelError:  # the file takes one row at a time
+        several = one
+    found = [tuple(bool(np.asarray(value).reshape(-1)[0]) for value in pair) for pair in zip(one, several, strict=True)]
+    return {name: first for name, (first, second) in zip(names, found, strict=True) if first == second}
+
+
 def _values(graph: OnnxGraph, model: Any, names: list[str], few: Tensor) -> list[Any]:
-    """Tensors of a model for one row, or for the batch that the file fixes."""
+    """Tensors of a model for some rows."""
     inputs = [item for item in model.graph.input if item.name in (graph.input.name, *graph.fixed)]
     runner = graph.session(graph.output)
-    row: Any = few[torch.zeros(runner.batch, dtype=torch.long)].numpy().astype(DTYPES[runner.entry.type])
+    row: Any = few.numpy().astype(DTYPES[runner.entry.type])
     content = part_of(model, inputs, names)
     return run_part(
         content, names, lambda item: row if item.name == graph.input.name else runner.filled(item, len(row))

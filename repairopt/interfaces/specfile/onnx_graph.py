@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError
 
+from .onnx_parts import array_of, check_number, kinds, part_of, reads
+
 ROWS = 3  # on which a file is compared with ONNX Runtime
 REMEMBERED = 2**28  # bytes of what rows gave
+DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -64,6 +67,10 @@ class OnnxGraph:
         every = {item.name: item for item in self.model.graph.input if item.name not in self.initializers}
         if unknown := [name for name in self.fixed if name not in every]:
             raise ModelError(f"'{self.path}': has no input '{unknown[0]}'; inputs: {', '.join(every)}.")
+        if every and len(self.fixed) == len(every):
+            raise ModelError(f"'{self.path}': numbers fill all of its inputs ({', '.join(every)}); leave one.")
+        for name, value in self.fixed.items():
+            check_number(f"'{self.path}': input '{name}'", value, every[name])
         inputs = [item for name, item in every.items() if name not in self.fixed]
         if len(inputs) != 1:
             raise ModelError(
@@ -80,6 +87,11 @@ class OnnxGraph:
             if names & set(node.output):
                 needed.append(place)
                 names |= {name for name in reads(node) if name}
+                if drawn := next((kind for kind in kinds(node) if kind in DRAWS), None):
+                    raise ModelError(
+                        f"'{self.path}': operator {drawn} draws numbers, so that '{self.output}' differs from run to "
+                        f"run; expected a file that gives a row the same scores, such as one exported for inference."
+                    )
         moving = {self.input.name, *self.fixed}
         found = []
         for place in reversed(needed):
@@ -93,30 +105,34 @@ class OnnxGraph:
 
     @property
     def hint(self) -> str:
-        """What a user of a quantized file can do; empty for others."""
+        """What a user of a quantized file, or of one in half precision, can do; empty for others."""
         kinds = {node.op_type for node in self.model.graph.node}
-        if not any(kind.startswith(("QLinear", "DynamicQuantize")) or kind.endswith("Integer") for kind in kinds):
-            return ""
-        return " Its weights are integers (quantized): repair the file before quantization, then quantize it anew."
+        quantized = ("QLinear", "DynamicQuantize", "DequantizeLinear")
+        if any(kind.startswith(quantized) or kind.endswith("Integer") for kind in kinds):
+            return " Its weights are integers (quantized): repair the file before quantization, then quantize it anew."
+        if any(value.dtype == np.float16 for value in self.initializers.values()):
+            return " Its weights are float16: repair the file in float32, then convert it anew."
+        return ""
 
     @cached_property
     def constants(self) -> dict[str, Any]:
         """Initializers, and what nodes compute from these alone, by name."""
         nodes = {place: self.model.graph.node[place] for place in self.nodes}
-        made = {name for node in nodes.values() for name in node.output}
+        inner = {name for node in nodes.values() for name in node.output}
         wanted = {name for node in nodes.values() for name in reads(node) if name}
-        missing = sorted(wanted - made - {self.input.name, *self.fixed} - set(self.initializers))
+        missing = sorted(wanted - inner - {self.input.name, *self.fixed} - set(self.initializers))
         known = {**self.initializers}
         simple = {node.output[0]: node.attribute[0] for node in self.model.graph.node if node.op_type == "Constant"}
         computed = []
         for name in missing:
             if name in simple and simple[name].name == "value":
-                known[name] = _array(simple[name].t)
+                known[name] = array_of(simple[name].t)
             else:
                 computed.append(name)
         if computed:
             made_once = run_part(part_of(self.model, [], computed), computed)
-            known |= dict(zip(computed, made_once, strict=True))
+            made = zip(computed, made_once, strict=True)
+            known |= {name: value for name, value in made if isinstance(value, np.ndarray)}  # no lists of tensors
         return known
 
     def cuts(self) -> list[str]:
@@ -289,50 +305,6 @@ class OnnxPrefix(nn.Module):
         return {**super().__getstate__(), "_session": None, "_known": {}}
 
 
-def reads(node: Any) -> list[str]:
-    """What a node reads, inside its branches too."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-            own = {name for inner in graph.node for name in inner.output}
-            own |= {item.name for item in (*graph.initializer, *graph.input)}
-            inside = [name for inner in graph.node for name in reads(inner)] + [item.name for item in graph.output]
-            names += [name for name in inside if name not in own]
-    return names
-
-
-def _array(tensor: Any) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.to_array(tensor)
-
-
-def part_of(model: Any, inputs: Sequence[Any], outputs: Sequence[str]) -> bytes:
-    """The part of a model that makes some tensors from some inputs, as bytes."""
-    import onnx
-
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    graph, names = part.graph, set(outputs)
-    needed = []
-    for node in reversed([*graph.node]):
-        if names & set(node.output):
-            needed.append(node)
-            names |= set(reads(node))
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(needed)]
-    arrays = [onnx.TensorProto.FromString(a.SerializeToString()) for a in graph.initializer if a.name in names]
-    types = {item.name: item for item in [*model.graph.output, *model.graph.value_info]}
-    for part_name, items in (
-        ("node", kept),
-        ("initializer", arrays),
-        ("input", [item for item in inputs if item.name in names]),
-        ("output", [types.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]),
-    ):
-        graph.ClearField(part_name)
-        getattr(graph, part_name).extend(items)
-    return part.SerializeToString()
-
-
 def _stacked(values: list[Any]) -> Any:
     """Arrays of one shape as one; None where their shapes differ or they are no arrays."""
     shapes = {getattr(value, "shape", None) for value in values}
@@ -345,7 +317,14 @@ def _session(content: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # errors are raised; their text is not printed too
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class
+        text = str(error).splitlines()[0]
+        raise ModelError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot read the file ({text}). Export it with operators and a "
+            f"version that this ONNX Runtime has, or install a newer one."
+        ) from error
 
 
 def run_part(content: bytes, outputs: Sequence[str], filled: Callable[[Any], Any] | None = None) -> list[Any]:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repairopt.errors import ExportError, ModelError, require_extra
-from repairopt.network import as_tensor
+from repairopt.errors import ExportError, ModelError, public
 from repairopt.patches import TOLERANCES, whole_file
 
 from .onnx_branches import graph_at, replace_array, without_branches
 from .onnx_graph import OnnxGraph
 from .onnx_operators import LAYERS, OPERATIONS, Call
+from .onnx_parts import read_model, some_rows
 
 SOURCE = "repairopt_onnx"  # under this name a network knows its file
 TRIES, LAST = 12, 40  # cuts, from the earliest on; tensors at the end that may be the logits
@@ -31,6 +31,7 @@ APART = 0.02  # of the largest score: what rows run together may differ from row
 CLOSE = TOLERANCES[torch.float32]
 
 
+@public
 def load_onnx(
     path: Path | str, rows: Any = None, *, output: str | None = None, fixed: Mapping[str, float] | None = None
 ) -> nn.Module:
@@ -54,9 +55,9 @@ def load_onnx(
     """
     path = Path(path)
     model = read_model(path)
-    rows = None if rows is None else as_tensor("rows", rows)
+    rows = None if rows is None else some_rows("rows", rows)
     whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
-    graph, few, expected = _with_output(without_branches(whole, rows), rows, output)
+    graph, few, expected = _with_output(without_branches(whole, rows), rows, output, model)
     end, ending = _logits(graph, few, expected)
     flat = graph.session(end)(few).ndim == 1
     problem: ModelError | None = None
@@ -72,20 +73,7 @@ def load_onnx(
     raise problem or ModelError(f"'{path}': has no layer with weights that could be repaired.")
 
 
-def read_model(path: Path) -> Any:
-    """The model of a file, checked; a ModelError where it is no valid one."""
-    require_extra("onnx", f"reading '{path.name}'", "onnx", "onnxruntime")
-    import onnx
-
-    try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(model)
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"'{path}': is no valid ONNX file ({text}).") from error
-    return model
-
-
+@public
 def write_onnx(network: nn.Module, target: Path | str, rows: Any) -> float:
     """Write a repaired network as a copy of the ONNX file that it was read from, with the weights that changed.
 
@@ -110,11 +98,17 @@ def write_onnx(network: nn.Module, target: Path | str, rows: Any) -> float:
         raise ModelError(
             f"model {type(network).__name__}: was not read from an ONNX file; export_onnx writes any model."
         )
-    target, rows = Path(target), as_tensor("rows", rows)
-    model = onnx.load(str(source["path"]))
+    target, rows = Path(target), some_rows("rows", rows)
+    model = read_model(source["path"])
     state = dict(network.named_parameters())
     for name, (branches, place, position, form) in source["weights"].items():
-        replace_array(graph_at(model.graph, branches), place, position, form, state[name].detach().cpu().numpy())
+        value = state[name].detach().cpu().numpy()
+        try:
+            replace_array(graph_at(model.graph, branches), place, position, form, value)
+        except (IndexError, StopIteration) as error:
+            raise ExportError(
+                f"'{source['path']}': is another file now than the one that the network was read from; put it back."
+            ) from error
     with whole_file(target) as part:
         onnx.save(model, str(part))
         graph = OnnxGraph(part, onnx.load(str(part)), model.graph.output[0].name, source["fixed"])
@@ -140,8 +134,10 @@ def source_of(network: nn.Module) -> dict[str, Any] | None:
     return network.meta.get(SOURCE) if isinstance(network, fx.GraphModule) else None
 
 
-def _with_output(graph: OnnxGraph, rows: Tensor | None, wanted: str | None) -> tuple[OnnxGraph, Tensor, Tensor]:
-    """The graph with the output of scores, the rows that were run, and their scores."""
+def _with_output(
+    graph: OnnxGraph, rows: Tensor | None, wanted: str | None, given: Any
+) -> tuple[OnnxGraph, Tensor, Tensor]:
+    """The graph with the output of scores, the rows that were run, and their scores; ``given`` is the file's model."""
     names = [item.name for item in graph.model.graph.output]
     if wanted is not None and wanted not in names:
         raise ModelError(f"'{graph.path}': has no output '{wanted}'; outputs: {', '.join(names)}.")
@@ -160,8 +156,8 @@ def _with_output(graph: OnnxGraph, rows: Tensor | None, wanted: str | None) -> t
             seen.append(f"{name}: {error}")
             continue
         seen.append(f"{name} {tuple(found.shape)}")
-        if found.is_floating_point() and found.ndim in (1, 2) and len(found) == len(few):
-            _check_rows_apart(own, few, found)
+        if found.is_floating_point() and found.ndim in (1, 2) and len(found) == len(few) and found.numel():
+            _check_rows_apart(replace(own, model=given), few, found)
             return own, few, as_rows(found)
     raise ModelError(
         f"'{graph.path}': has no output of scores, (N, k) for N rows; outputs: {'; '.join(seen)}. What scores the "
@@ -178,7 +174,7 @@ def _check_rows_apart(graph: OnnxGraph, few: Tensor, found: Tensor) -> None:
     if float((together - found).abs().max()) > APART * float(found.abs().max()):
         raise ModelError(
             f"'{graph.path}': '{graph.output}' of a row depends on the other rows: its first axis is a sequence, not a "
-            f"batch; expected a file that scores each row by itself."
+            f"batch, or a condition looks at it; expected a file that scores each row by itself."
         )
 
 
@@ -388,4 +384,5 @@ def _compare(graph: OnnxGraph, network: nn.Module, few: Tensor) -> None:
             apart = float((part.double() - wanted.double()).abs().max())
             raise ModelError(
                 f"'{graph.path}': the torch network differs from ONNX Runtime by {apart:.3g}; it cannot be repaired."
+                f"{graph.hint}"
             )

@@ -71,7 +71,11 @@ def _linear(weight: Any, bias: Any) -> nn.Module:
 def _gemm(call: Call) -> nn.Module:
     if call.get("transA", 0):
         raise call.refuse("transposes its input")
-    weight, bias = call.array(1), call.array(2)
+    if not call.get("alpha", 1.0):
+        raise call.refuse("multiplies its input by alpha=0")
+    weight, bias = call.array(1), call.array(2) if call.get("beta", 1.0) else None
+    if bias is not None and bias.size not in (1, weight.shape[0 if call.get("transB", 0) else 1]):
+        raise call.refuse(f"adds an array of shape {bias.shape}")
     weight = (weight if call.get("transB", 0) else weight.T) * np.asarray(call.get("alpha", 1.0), weight.dtype)
     bias = None if bias is None else (bias * np.asarray(call.get("beta", 1.0), bias.dtype)).reshape(-1)
     return _linear(np.ascontiguousarray(weight), bias)
@@ -125,10 +129,12 @@ def _layer_norm(call: Call) -> nn.Module:
     scale, bias = call.array(1), call.array(2)
     if call.get("axis", -1) != -1 and scale.ndim != 1:
         raise call.refuse(f"normalizes from axis {call.get('axis')}")
-    layer = nn.LayerNorm(scale.shape, float(call.get("epsilon", 1e-5)), dtype=torch.tensor(scale).dtype)
+    options: Any = {"bias": bias is not None, "dtype": torch.tensor(scale).dtype}
+    layer = nn.LayerNorm(scale.shape, float(call.get("epsilon", 1e-5)), **options)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(scale))
-        layer.bias.copy_(torch.tensor(np.zeros_like(scale) if bias is None else bias))
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(bias))
     return layer
 
 

@@ -20,7 +20,8 @@ from repairopt.network import as_tensor
 
 from .onnx_branches import without_branches
 from .onnx_graph import OnnxGraph, OnnxPrefix
-from .onnx_model import CLOSE, LAST, SOURCE, Builder, by_position, read_model, run, starts_of
+from .onnx_model import CLOSE, LAST, SOURCE, Builder, by_position, run, starts_of
+from .onnx_parts import read_model, some_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def load_positions(
         MissingExtraError: onnx or onnxruntime is not installed.
         ModelError: The file is not valid, has no such scores, or no layer looks at each position alone.
     """
-    path, inputs = Path(path), as_tensor("inputs", inputs)
+    path, inputs = Path(path), some_rows("inputs", inputs)
     model = read_model(path)
     whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
     graph, few, found = _scores(without_branches(whole, inputs), inputs, output)
@@ -119,7 +120,7 @@ def _scores(graph: OnnxGraph, rows: Tensor, wanted: str | None) -> tuple[OnnxGra
                 seen.append(f"{name}: {error}")
                 continue
             seen.append(f"{name} {tuple(found.shape)}")
-            if found.is_floating_point() and found.ndim in (3, 4):
+            if found.is_floating_point() and found.ndim in (3, 4) and found.numel():
                 return graph, few, found
             break
     raise ModelError(
