@@ -225,3 +225,12 @@ def test_bounds_end_at_the_limit_too(monkeypatch):
     assert len(given) >= 4
     limits = [one["time_limit"] for one in given]
     assert all(limit is not None and 0 < limit <= 2.0 for limit in limits), limits
+
+
+def test_no_back_end_is_asked_when_the_time_is_up(monkeypatch):
+    integer = limit_changes(sparse_change(30, 0, rows=20), 5)
+    monkeypatch.setattr(mixed_integer, "relaxation_bound", lambda *_, **__: time.sleep(0.3) or -np.inf)
+    found = solve_integer(integer, time_limit=0.25)
+    assert found.status is Status.FEASIBLE
+    assert found.message == "time limit"
+    check(integer, found)

@@ -90,7 +90,9 @@ def solve_integer(
         best.raise_bound(groups_bound(integer, time_limit=search))
     if best.gap() <= gap_tol:
         return best.solution(Status.OPTIMAL, "")
-    left = _left(time_limit, started)
+    left = _left(time_limit, started, 0.0)
+    if left == 0.0:  # a back end reads a large program for seconds before it looks at a limit
+        return best.solution(Status.FEASIBLE if found else Status.NO_POINT, "time limit")
     try:
         answer = _branched(best, solver, gap_tol, left)
     except SolverNotFoundError as error:
