@@ -83,9 +83,9 @@ def test_an_overwritten_folder_keeps_nothing_of_the_earlier_run(tmp_path):
 # ------------------------------------------------------------------------------------ names and texts
 
 
-def test_dollar_signs_in_names_are_drawn_as_they_are(tmp_path):
+@pytest.mark.parametrize("name", ["$a_{b$^", "$", "$$x$$", "5 $ to 9 $ {", r"\frac$a^$", "a$_$b"])
+def test_dollar_signs_in_names_are_drawn_as_they_are(tmp_path, name):
     pytest.importorskip("matplotlib")
-    name = "$a_{b$^"
     write_spec(tmp_path, SPEC.replace("women", f"'{name}'").replace("merit:", "merit:  # $"))
     rows = tmp_path / "rows.csv"
     rows.write_text(rows.read_text().replace("women", name))

@@ -203,13 +203,39 @@ def test_buffers_of_the_original_stay(kind):
 
 
 class ClampsItsWeights(Two):
-    def forward(self, x):
+    def write(self):
         self.b.weight.data.clamp_(-0.1, 0.1)
+
+    def forward(self, x):
+        self.write()
         return self.b(torch.tanh(self.a(x)))
 
 
-def test_a_forward_that_writes_into_parameters_is_refused_and_undone():
-    model, x = ClampsItsWeights().eval(), torch.randn(20, 3)
+class ScalesItsWeights(ClampsItsWeights):
+    def write(self):
+        with torch.no_grad():
+            self.b.weight.mul_(0.9)
+
+
+class LimitsNorms(ClampsItsWeights):
+    def write(self):
+        self.b.weight.data.copy_(self.b.weight.data.renorm(2, 0, 0.1))
+
+
+class CutsAWeight(ClampsItsWeights):
+    def write(self):
+        with torch.no_grad():
+            self.b.weight[0, 0] = 0.0
+
+
+class ShiftsWeights(ClampsItsWeights):
+    def write(self):
+        self.b.weight.detach().add_(0.01)
+
+
+@pytest.mark.parametrize("kind", [ClampsItsWeights, ScalesItsWeights, LimitsNorms, CutsAWeight, ShiftsWeights])
+def test_a_forward_that_writes_into_parameters_is_refused_and_undone(kind):
+    model, x = kind().eval(), torch.randn(20, 3)
     before = model.b.weight.detach().clone()
     with pytest.raises(ModelError, match=r"writes into its parameter 'b.weight'"):
         solve_repair(model, CallableProperty(lambda predict: predict(x).square().mean(), 0.01), weights="last")

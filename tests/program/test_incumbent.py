@@ -11,6 +11,7 @@ from integer_instances import broken_samples, enumerated, singles, sparse_change
 
 from repairopt import Kind, Program, Solution, Status, UnsupportedError, available_solvers
 from repairopt.program import allow_broken, grid, limit_changes, maximize_fixed, solve, solve_integer
+from repairopt.program.integer import mixed_integer
 from repairopt.program.integer.incumbent import find_incumbent
 from repairopt.program.integer.mixed_integer import groups_bound, relaxation_bound
 
@@ -211,3 +212,25 @@ def test_sparse_rows_give_the_same_as_dense_ones():
     integer = allow_broken(other, 2, singles(12))
     assert find_incumbent(integer).objective == pytest.approx(dense.objective, abs=1e-7)
     assert groups_bound(integer) == pytest.approx(groups_bound(allow_broken(program, 2, singles(12))), abs=1e-6)
+
+
+def test_bounds_end_at_the_limit_too(monkeypatch):
+    """The relaxation of a choice among 1,100 weights took 90 s where a repair had one."""
+    given = []
+    monkeypatch.setattr(mixed_integer, "solve", lambda *args, **kwargs: given.append(kwargs) or solve(*args, **kwargs))
+    integer, started = limit_changes(sparse_change(300, 0, rows=200), 20), time.perf_counter()
+    assert relaxation_bound(integer, time_limit=1e-3) == -np.inf or time.perf_counter() - started < 2.0
+    assert groups_bound(allow_broken(broken_samples(30, 8, 1), 2, singles(30)), time_limit=0.5) > -np.inf
+    solve_integer(limit_changes(sparse_change(8, 3, rows=12), 3), time_limit=2.0)
+    assert len(given) >= 4
+    limits = [one["time_limit"] for one in given]
+    assert all(limit is not None and 0 < limit <= 2.0 for limit in limits), limits
+
+
+def test_no_back_end_is_asked_when_the_time_is_up(monkeypatch):
+    integer = limit_changes(sparse_change(30, 0, rows=20), 5)
+    monkeypatch.setattr(mixed_integer, "relaxation_bound", lambda *_, **__: time.sleep(0.3) or -np.inf)
+    found = solve_integer(integer, time_limit=0.25)
+    assert found.status is Status.FEASIBLE
+    assert found.message == "time limit"
+    check(integer, found)

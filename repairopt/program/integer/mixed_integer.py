@@ -7,6 +7,7 @@ Whatever ends the search, the best point comes back with its gap.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,15 +82,17 @@ def solve_integer(
     if solver is not None:
         find_solver(integer.program, solver)  # what is wrong with the choice is said before anything runs
     found = find_incumbent(integer, time_limit=search, seed=seed)
-    best = _Best(integer, found, started)
+    best = _Best(integer, found, started, time_limit)
     if found is not None and found.interrupted:
         return replace(best.solution(Status.FEASIBLE, "interrupted"), interrupted=True)
-    best.raise_bound(relaxation_bound(integer))
+    best.raise_bound(relaxation_bound(integer, time_limit=_left(time_limit, started)))
     if best.gap() > gap_tol:
         best.raise_bound(groups_bound(integer, time_limit=search))
     if best.gap() <= gap_tol:
         return best.solution(Status.OPTIMAL, "")
-    left = None if time_limit is None else max(0.1, time_limit - (time.perf_counter() - started))
+    left = _left(time_limit, started, 0.0)
+    if left == 0.0:  # a back end reads a large program for seconds before it looks at a limit
+        return best.solution(Status.FEASIBLE if found else Status.NO_POINT, "time limit")
     try:
         answer = _branched(best, solver, gap_tol, left)
     except SolverNotFoundError as error:
@@ -126,8 +129,10 @@ def _branched(best: _Best, solver: str | Solver | None, gap_tol: float, time_lim
 class _Best:
     """The best point and the best bound so far."""
 
-    def __init__(self, integer: IntegerProgram, point: Incumbent | None, started: float) -> None:
-        self.integer, self.point, self.started = integer, point, started
+    def __init__(
+        self, integer: IntegerProgram, point: Incumbent | None, started: float, time_limit: float | None = None
+    ) -> None:
+        self.integer, self.point, self.started, self.time_limit = integer, point, started, time_limit
         self.bound, self.solver = -float("inf"), "incumbent" if point else ""
 
     def raise_bound(self, bound: float) -> None:
@@ -166,7 +171,7 @@ class _Best:
         if self.integer.unit is not None:
             good = self.integer.original.violation(delta) <= VIOLATION
             return Incumbent(delta, chosen, self.integer.objective(delta, chosen)) if good else None
-        found = _solved(self.integer.restricted(chosen))
+        found = _solved(self.integer.restricted(chosen), _left(self.time_limit, self.started, 1.0))
         if found.delta is None or not found.found or not self.integer.allows(chosen):
             return None
         delta = self.integer.cleaned(found.delta, chosen)
@@ -190,9 +195,14 @@ class _Best:
         )
 
 
-def relaxation_bound(integer: IntegerProgram) -> float:
-    """Bound from the program with fractional choices; ``-inf`` where it has none, ``inf`` never."""
-    found = _solved(replace(integer.program, integer=None))
+def _left(time_limit: float | None, started: float, least: float = 0.1) -> float | None:
+    """Seconds left of a limit, at least so many."""
+    return None if time_limit is None else max(least, time_limit - (time.perf_counter() - started))
+
+
+def relaxation_bound(integer: IntegerProgram, *, time_limit: float | None = None) -> float:
+    """Bound from the program with fractional choices; ``-inf`` where it has none, or no time for it, ``inf`` never."""
+    found = _solved(replace(integer.program, integer=None), time_limit)
     return _safe(found.objective) if found.status is Status.OPTIMAL else -float("inf")
 
 
@@ -205,18 +215,18 @@ def groups_bound(integer: IntegerProgram, *, time_limit: float | None = None) ->
     """
     if integer.frees != "rows" or integer.counts or len(integer.limits) != 1 or not integer.items:
         return -float("inf")
-    deadline = float("inf") if time_limit is None else time.perf_counter() + time_limit
-    groups = _Groups(integer)
-    while time.perf_counter() < deadline and groups.strengthen():
+    started = time.perf_counter()
+    groups = _Groups(integer, lambda: _left(time_limit, started))
+    while (time_limit is None or time.perf_counter() < started + time_limit) and groups.strengthen():
         pass
     return _safe(min(groups.values))
 
 
 class _Groups:
-    """Disjoint groups of samples, and the optimum with the rows of each."""
+    """Disjoint groups of samples, and the optimum with the rows of each; ``left`` says how many seconds there are."""
 
-    def __init__(self, integer: IntegerProgram) -> None:
-        self.integer, original = integer, integer.original
+    def __init__(self, integer: IntegerProgram, left: Callable[[], float | None]) -> None:
+        self.integer, self.left, original = integer, left, integer.original
         owned = np.zeros(original.m, dtype=bool)
         owned[np.concatenate(integer.items)] = True
         self.hard = np.flatnonzero(~owned)
@@ -248,15 +258,15 @@ class _Groups:
     def _optimum(self, rows: Any) -> tuple[Array | None, float]:
         original = self.integer.original
         sides = {"lower": original.lower[rows], "upper": original.upper[rows]}
-        found = _solved(replace(original, matrix=original.matrix[rows], sources=(), **sides))
+        found = _solved(replace(original, matrix=original.matrix[rows], sources=(), **sides), self.left())
         if found.status is Status.INFEASIBLE:
             return None, float("inf")
         return (found.delta, found.objective) if found.status is Status.OPTIMAL else (None, -float("inf"))
 
 
-def _solved(program: Program) -> Solution:
+def _solved(program: Program, time_limit: float | None) -> Solution:
     try:
-        return solve(program, prove=False)
+        return solve(program, time_limit=time_limit, prove=False)
     except SolverError as error:
         return Solution(Status.FAILED, message=str(error))
 
