@@ -99,7 +99,8 @@ def run_sequence(
         return at if whole else problem.point(at.delta), sequence, status
 
     direct = Sequence(task, problem, settings, first if start is None else problem.point(start), floor)
-    convex = problem.by_rows and task.engine.exact  # rows and loss of a last layer: no other way ends elsewhere
+    strict = problem.by_rows and set(problem.strict) == set(problem.by_sample)
+    convex = strict and task.engine.exact  # rows and loss of a last layer: no other way ends elsewhere
     again = settings.restarts > 0 and start is None and not convex
     status = direct.run(settings.max_steps, until=is_dear if again else None)
     if again and is_dear(direct.best):
@@ -109,7 +110,7 @@ def run_sequence(
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
     for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
-        if best.violation <= MET or convex:
+        if best.violation <= MET:
             break
         end, by_stages, ended = stages(run * STAGES, SHORT if warm else max(1, settings.max_steps // 2))
         if end.pair < best.pair:
