@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from benchmark_files import Record, read_csv, write_csv
 from correctness_data import Digits, network, split_digits
+from deep_networks import train_on_both
 from torch import nn
-from torch.nn import functional as F
 
 from repairopt import Bound, ErrorRate, FlipRate, KeepLabels, Settings, TrainThenCorrect, solve_repair
 
@@ -92,18 +92,7 @@ def adam(model: nn.Module, data: Digits, epochs: int, rate: float, keep: float, 
     for parameter in made.parameters():
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(made.parameters(), lr=rate)
-    draw, steps = torch.Generator().manual_seed(seed), epochs * -(-len(data.labels) // 128)
-    step = 0
-    for _ in range(epochs):
-        orders = [torch.randperm(len(data.labels), generator=draw).split(128) for _ in range(2)]
-        for one, other in zip(*orders, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-            loss = F.cross_entropy(made(data.shifted[one]), data.labels[one])
-            loss = loss + keep * F.cross_entropy(made(data.clean[other]), data.labels[other])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
+    train_on_both(made, optimizer, data, epochs, rate, keep, seed)
     return made.eval()
 
 

@@ -32,9 +32,8 @@ import torch
 from benchmark_files import Record, read_csv, write_csv
 from correctness_data import Digits
 from deep import COLUMNS, between, figures
-from deep_networks import NETWORKS, division, trained
+from deep_networks import NETWORKS, division, train_on_both, trained
 from torch import nn
-from torch.nn import functional as F
 
 from repairopt import ErrorRate, KeepLabels, LowRank, Settings, solve_repair
 
@@ -83,18 +82,7 @@ def tune(kind: str, model: nn.Module, data: Digits, epochs: int, rate: float, ke
         made = with_factors(model) if kind == "LoRA" else copy.deepcopy(model).requires_grad_(True)
     own = [parameter for parameter in made.eval().parameters() if parameter.requires_grad]
     optimizer: Any = torch.optim.SGD(own, rate, momentum=0.9) if kind == "SGD" else torch.optim.Adam(own, rate)
-    draw, step = torch.Generator().manual_seed(seed), 0
-    steps = epochs * -(-len(data.labels) // 128)
-    for _ in range(epochs):
-        orders = [torch.randperm(len(data.labels), generator=draw).split(128) for _ in range(2)]
-        for one, other in zip(*orders, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-            loss = F.cross_entropy(made(data.shifted[one]), data.labels[one])
-            loss = loss + keep * F.cross_entropy(made(data.clean[other]), data.labels[other])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
+    train_on_both(made, optimizer, data, epochs, rate, keep, seed)
     return made
 
 

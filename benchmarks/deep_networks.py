@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import environment  # noqa: F401 (before numpy and torch)
 import torch
@@ -118,3 +119,20 @@ def division(split: int, share: float = 1.0) -> tuple[Digits, Digits]:
     order = BASE + torch.randperm(len(everything.labels) - BASE, generator=torch.Generator().manual_seed(split))
     here, there = order[:HERE], order[HERE : HERE + THERE]
     return tuple(everything.part(index[: int(share * len(index))]) for index in (here, there))  # type: ignore[return-value]
+
+
+def train_on_both(
+    made: nn.Module, optimizer: Any, data: Digits, epochs: int, rate: float, keep: float, seed: int
+) -> None:
+    """Cross-entropy on shifted digits, and on clean ones times ``keep``; the rate falls linearly to 0."""
+    draw, steps, step = torch.Generator().manual_seed(seed), epochs * -(-len(data.labels) // 128), 0
+    for _ in range(epochs):
+        orders = [torch.randperm(len(data.labels), generator=draw).split(128) for _ in range(2)]
+        for one, other in zip(*orders, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+            loss = F.cross_entropy(made(data.shifted[one]), data.labels[one])
+            loss = loss + keep * F.cross_entropy(made(data.clean[other]), data.labels[other])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1

@@ -115,6 +115,18 @@ def test_what_mixes_positions_names_tensors_before_it(tmp_path):
         load_positions(flat, LINES[:2])
 
 
+def test_an_output_without_positions_before_the_scores_is_passed_over(tmp_path):
+    means = ("ReduceMean", "h", "means", {"axes": [0, 1, 3], "keepdims": 0})  # (4,), whatever the number of images
+    path = build(tmp_path / "m.onnx", [*CONV, means], IMAGE_IN, 1)
+    file = onnx.load(str(path))
+    file.graph.output.append(helper.make_tensor_value_info("z", F32, [f"e{i}" for i in range(4)]))
+    onnx.save(file, str(path))
+    found = load_positions(path, IMAGES[:2])
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    scores = torch.tensor(session.run(["z"], {"x": IMAGES.numpy()})[0])
+    assert torch.allclose(found.network(found.rows(IMAGES)), scores.movedim(1, -1).flatten(0, -2), atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("rapidocr_onnxruntime") is None, reason="the wheel rapidocr_onnxruntime is not installed")
 def test_a_text_recognizer_from_a_wheel(tmp_path):

@@ -113,15 +113,15 @@ def _scores(graph: OnnxGraph, rows: Tensor, wanted: str | None) -> tuple[OnnxGra
         if not own.nodes:
             continue
         few = own.example(rows)
-        for graph in (own, replace(own, whole=True)):  # (N, T, k), or all that an input gives, as (T, 1, k)
+        for read in (own, replace(own, whole=True)):  # (N, T, k), or all that an input gives, as (T, 1, k)
             try:
-                found = graph.session(name)(few)
+                found = read.session(name)(few)
             except (ModelError, TypeError) as error:
                 seen.append(f"{name}: {error}")
                 continue
             seen.append(f"{name} {tuple(found.shape)}")
             if found.is_floating_point() and found.ndim in (3, 4) and found.numel():
-                return graph, few, found
+                return read, few, found
             break
     raise ModelError(
         f"'{graph.path}': has no scores for positions, (N, T, k), (N, k, T) or (N, k, H, W) for N inputs: "
