@@ -5,7 +5,7 @@ from .candidates import NewArchitecture, NewWeights, WeightChange, Wrapped
 from .follow_units import input_columns, weights_reading
 from .localizers import available_localizers
 from .location import LARGE, Location, frozen_parameters, localize, locate
-from .low_rank import Factored, LowRankChange, add_factors, is_factor, wants_factors
+from .low_rank import Factored, LowRankChange, add_factors, is_factor, layers_for_factors, wants_factors
 from .probes import Probes, train_probe
 from .question import Neuron, NeuronLocalizer, Question, WeightLocalizer, best_neurons
 from .significance import Significance

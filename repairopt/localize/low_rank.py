@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -145,7 +145,7 @@ def add_factors(
     inputs = first_inputs(goal.goal, goal.on_outputs)
     beside = localize(model, others, goal=goal, forward_fn=forward_fn, seed=seed) if others else Location({})
     whole = {name.rpartition(".")[0] for name in beside.indices if name.endswith(".weight")}
-    layers = _layers(model, chosen[0], whole)
+    layers = layers_for_factors(model, chosen[0], whole)
     made = _with_factors(model, chosen[0], layers, seed)
     ignored = [] if inputs is None else _ignored(model, made, layers, forward_fn, telling_rows(inputs))
     if ignored and chosen[0].layers:
@@ -165,8 +165,18 @@ def _parts(weights: Any) -> list[Any]:
     return list(weights) if isinstance(weights, list | tuple) else [weights]
 
 
-def _layers(model: nn.Module, chosen: LowRank, whole: set[str]) -> list[str]:
-    """Names of the layers that get factors."""
+def layers_for_factors(model: nn.Module, chosen: LowRank, whole: AbstractSet[str] = frozenset()) -> list[str]:
+    """Names of the layers that a choice of low rank puts factors beside.
+
+    Args:
+        model: The network.
+        chosen: The choice.
+        whole: Layers that are chosen as a whole too.
+
+    Raises:
+        SpecificationError: A layer is chosen in both ways.
+        ModelError: A layer is not there, or is none that factors go beside; or there are factors already.
+    """
     modules = {name: module for name, module in model.named_modules() if name}
     if any(is_factor(name) for name, _ in model.named_parameters()):
         raise ModelError(

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from small_spec import SPEC, write_spec
 
 from repairopt import LowRank
-from repairopt.errors import SpecFileError
+from repairopt.errors import ModelError, SpecFileError
 from repairopt.interfaces.commandline.commands import cli
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
@@ -44,6 +44,13 @@ def test_what_does_not_go_with_a_rank_is_said(tmp_path, change, message):
     spec = write_spec(tmp_path, SPEC.replace("{layers: last}", change))
     with pytest.raises(SpecFileError, match=message):
         chosen_weights(open_spec(read_spec(spec)))
+
+
+@pytest.mark.parametrize("layers", ["lats", "'3'", "'1'"], ids=["a typing error", "no layer", "an activation"])
+def test_check_refuses_layers_that_no_factors_go_beside(tmp_path, layers):
+    done = CliRunner().invoke(cli, ["check", str(write_spec(tmp_path, RANKED % layers))])
+    assert isinstance(done.exception, ModelError)
+    assert layers.strip("'") in str(done.exception)
 
 
 @pytest.mark.slow

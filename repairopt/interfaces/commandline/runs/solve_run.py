@@ -18,7 +18,7 @@ from repairopt.interfaces.specfile.measure import measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.interfaces.specfile.stated_weights import chosen_weights
-from repairopt.localize import LowRank, localize
+from repairopt.localize import LowRank, layers_for_factors, localize
 from repairopt.methods import SQP, find_method, uses
 from repairopt.network import Classifier, identity
 from repairopt.patches import AuditLog, fingerprint, library_versions
@@ -41,6 +41,8 @@ def check_choices(spec: OpenSpec) -> None:
         load_solver(spec.file.spec.solver)
     _method(spec)
     weights = chosen_weights(spec)
+    if isinstance(weights, LowRank):
+        layers_for_factors(spec.model, weights)
     named = weights if isinstance(weights, list) else [weights]
     names = [one for one in named if isinstance(one, str) and one not in ("auto", "care", "gradient", "all", "last")]
     if names:
