@@ -177,7 +177,7 @@ def propose_candidate(
         first = _proposed(ready, many, deadline if last or deadline is None else (time.perf_counter() + deadline) / 2)
         if last or first.is_met or first.stopped not in ("", "time limit"):
             return first
-    if isinstance(chosen, SQP) and free:
+    if isinstance(chosen, SQP) and free and first is None:
         with limited(deadline):
             prepared = choose_weights(chosen, prepare)
     else:

@@ -146,14 +146,11 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         choice = choices[k]
         return _tried(method, (usual if choice is None else with_weights(usual, choice)).task, division, part)
 
-    def cross_tried(k: int) -> _Trial | None:
-        choice = choices[k]
-        return _cross_tried(method, (usual if choice is None else with_weights(usual, choice)).task, division)
-
     if few:
-        trials = {k: trial for k in range(len(choices)) if (trial := cross_tried(k))}
-        best = choices[min(trials, key=lambda k: _merit(trials[k], trials.values()))] if trials else None
-        return prepare(best) if best is not None else usual if trials else None
+        tasks = [(usual if choice is None else with_weights(usual, choice)).task for choice in choices]
+        winner, judged = _cross_validated(method, tasks, division)
+        best = choices[winner] if winner is not None else None
+        return prepare(best) if best is not None else usual if judged else None
     trials = {k: trial for k in range(len(choices)) if (trial := tried(k, 0))}
     order = sorted(trials, key=lambda k: _merit(trials[k], trials.values()))[:FINALISTS]
     for part in range(1, PARTS):
@@ -359,22 +356,35 @@ def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None
     return _Trial(failed, new.violation, objective, price, outcome.delta)
 
 
-def _cross_tried(method: SQP, task: Task, division: Folds) -> _Trial | None:
-    """Trials without each part, with what bounds miss in all parts together: few rows of one part are mostly noise."""
-    trials = []
+def _cross_validated(method: SQP, tasks: Sequence[Task], division: Folds) -> tuple[int | None, bool]:
+    """Position of the choice that is worth most on all parts of the rows in turn, and whether any could be judged.
+
+    What bounds miss is told by all parts together, because few rows of one are mostly noise. After each part the worse
+    half of what is left is given up, down to the finalists.
+    """
+    trials: dict[int, list[_Trial]] = {k: [] for k in range(len(tasks))}
     for part in range(division.count):
-        trial = None if is_late() else _tried(method, task, division, part)
-        if trial is None:
-            return None
-        trials.append(trial)
-    limits = [
-        one for one in method.nonlinear_program(task, method.named_buffers()).limits if is_statistical(one.property)
-    ]
-    if not limits:
-        return _mean(trials)
-    unseen = OutOfFold(task.engine, division, [trial.delta for trial in trials])
-    missed = sum(max(0.0, value_without_noise(limit, unseen) - limit.aim) for limit in limits)
-    return replace(_mean(trials), violation=missed)
+        for k in list(trials):
+            trial = None if is_late() else _tried(method, tasks[k], division, part)
+            if trial is None:
+                del trials[k]
+            else:
+                trials[k].append(trial)
+        if len(trials) > FINALISTS and part + 1 < division.count:
+            means = {k: _mean(own) for k, own in trials.items()}
+            order = sorted(means, key=lambda k: _merit(means[k], means.values()))
+            trials = {k: trials[k] for k in order[: max(FINALISTS, (len(order) + 1) // 2)]}
+    if not trials:
+        return None, False
+    found = {k: _mean(own) for k, own in trials.items()}
+    for k, own in trials.items():
+        stated = method.nonlinear_program(tasks[k], method.named_buffers()).limits
+        limits = [one for one in stated if is_statistical(one.property)]
+        if limits:
+            unseen = OutOfFold(tasks[k].engine, division, [trial.delta for trial in own])
+            missed = sum(max(0.0, value_without_noise(limit, unseen) - limit.aim) for limit in limits)
+            found[k] = replace(found[k], violation=missed)
+    return min(found, key=lambda k: _merit(found[k], found.values())), True
 
 
 def _mean(trials: Sequence[_Trial]) -> _Trial:

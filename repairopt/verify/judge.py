@@ -142,6 +142,7 @@ class Judge:
             self.original, self.required = replace(same.original, candidate=np.zeros(engine.n)), same.required
         self.best = self.original
         self.deadline = deadline
+        self.count = 0  # of candidates judged
 
     def keep(self, candidate: Candidate | Array) -> Judgement:
         """Judge a candidate that the repair may end with: it is remembered where it is the best so far."""
@@ -156,6 +157,7 @@ class Judge:
     def __call__(self, candidate: Candidate | Array) -> Judgement:
         """Judge one candidate: a weight change ``(n,)``, or a candidate of another kind."""
         self.check_time()
+        self.count += 1
         return self._judged(candidate)[0]
 
     def _judged(self, candidate: Candidate | Array) -> tuple[Judgement, tuple[Array, ...]]:

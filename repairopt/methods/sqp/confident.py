@@ -44,6 +44,7 @@ SHARES = 2  # of buffers that are tried where confidence costs too much, by bise
 FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
 FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
+TINIEST, EFFORT = 150, 120  # rows, below which so many points are judged before runs are short and no round follows
 
 Sizes = dict[str, float]  # by name of a limit
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
@@ -192,6 +193,11 @@ class _Search:
         return replace(self, standard=low), begin, near
 
     @property
+    def is_spent(self) -> bool:
+        """Whether a repair of very few rows, of which more effort would only fit the noise, has cost its due."""
+        return rows_of(self.tasks[0]) < TINIEST and sum(task.judge.count for task in self.tasks) > EFFORT
+
+    @property
     def first_leads(self) -> Sizes:
         """Leads in logits to begin with, of the limits that get one."""
         return {limit.name: lead for limit in self.standard.limits if (lead := self.leads.get(limit.name, 0.0))}
@@ -254,13 +260,14 @@ class _Search:
             try:
                 for k, (part, start) in enumerate(zip(self.tasks, starts, strict=True)):
                     problem = self.make(part, buffers, margins, widths)
-                    less = missed[k] or failed or (few and (k > 0 or start is not None))
+                    less = missed[k] or failed or (few and (k > 0 or start is not None)) or self.is_spent
                     if first is not None and k == 0:
                         outcomes, first = [first], None
                     else:
                         outcomes.append((self.attempt if less else self.minimize)(part, problem, start))
                     late = problem.point(outcomes[k].delta).violation > MET
-                    if late and less and not (missed[k] or failed or missed[0]):  # one run was too little
+                    given_up = missed[k] or failed or missed[0] or self.is_spent
+                    if late and less and not given_up:  # one run was too little
                         outcomes[k] = self.minimize(part, problem, start)
                         late = problem.point(outcomes[k].delta).violation > MET
                     missed[k] = missed[k] or late
@@ -272,7 +279,7 @@ class _Search:
             found = self._validated(outcomes, buffers, margins)
             if best is None or found.shortfall(self.standard) <= best.shortfall(self.standard):
                 best = found
-            if failed or all(missed) or not self._enlarge(buffers, margins, most_leads, found):
+            if failed or all(missed) or self.is_spent or not self._enlarge(buffers, margins, most_leads, found):
                 break
             starts = [outcome.delta for outcome in outcomes]
         assert best is not None
@@ -312,7 +319,8 @@ class _Search:
         ):
             return best
         try:
-            plain = self.minimize(task, self.make(task, none, self.leads, {}), None)
+            run = self.attempt if self.is_spent else self.minimize
+            plain = run(task, self.make(task, none, self.leads, {}), None)
             reference = price.answers(plain.delta)
             if not _is_reached(task, plain.delta) or price.affordable(dear, reference, best.buffers):
                 return best

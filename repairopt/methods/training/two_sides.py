@@ -117,8 +117,8 @@ class Trained:
 def train(task: Task, sides: Sides, settings: Any) -> Trained:
     """From the original weights to the mean of those in the last half of a run of Adam.
 
-    The run goes on with twice the steps while many of the rows are wrong and it still learns: few rows need more passes
-    than many.
+    The run goes on with twice the steps while many of the rows are wrong and it still learns, first from those that the
+    original gets wrong: few rows need more passes than many.
 
     Args:
         task: The repair; its engine says which weights may change.
@@ -130,7 +130,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
         others, Rethinking the Inception architecture, CVPR 2016 (label smoothing).
     """
     run, shards = _Run(task, sides, settings), task.engine.shards
-    steps, before = run.steps(), np.inf
+    steps, before = run.steps(), run.wrong_at_first()
     for _ in range(STAGES):
         wrong = run.take(steps)
         if wrong <= LEARNED or wrong > STILL * before:
@@ -198,13 +198,20 @@ class _Run:
         if known:
             rows_of_step = sum(min(count, self.settings.batch) for count in rows)
             batch = known[0][: min(rows_of_step, self.rows_that_fit(known[0]))]
-            one = (
-                3 * operations(self.network, self._converted(batch)) * rows_of_step / len(batch)
-            )  # backward: two forward passes
+            passes = 3 * rows_of_step / len(batch)  # backward counts as two
+            one = passes * operations(self.network, self._converted(batch))
             affordable = WORK / max(1, one * self.settings.epochs)
             self.work_of_step = float(one)
         least = int(min(MANY_STEPS, max(FEW_STEPS, affordable)))
         return int(self.settings.epochs * max(least, -(-max(rows) // self.settings.batch)))
+
+    def wrong_at_first(self) -> float:
+        """Share of the failing rows that the original gets wrong; 1 where there are limits without labels."""
+        pairs, predict = self.sides.failing, self.task.engine.predict()
+        if self.limits or not pairs:
+            return 1.0
+        wrong = sum(int((predict(x).argmax(-1) != y.to(self.task.engine.device)).sum()) for x, y in pairs)
+        return wrong / max(1, sum(len(y) for _, y in pairs))
 
     def take(self, steps: int) -> float:
         """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed."""
