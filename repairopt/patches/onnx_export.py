@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ExportError, public, require_extra
+from repairopt.errors import ExportError, PatchError, public, require_extra
 
-from .safe_files import sync_folder
+from .safe_files import place_of, sync_folder
 from .weights import copy_model, fingerprint, state_of
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5), torch.float16: (1e-2, 1e-3)}
@@ -75,9 +75,10 @@ def export_onnx(
         raise ExportError(f"model of type {dtype}: ONNX Runtime runs float16, float32 and float64. Cast it before.")
     pairs = zip((rtol, atol), TOLERANCES[dtype], strict=True)
     rtol, atol = (usual if given is None else given for given, usual in pairs)
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise ExportError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
+    try:
+        target = place_of(path)
+    except PatchError as error:
+        raise ExportError(str(error)) from None
     program = _exported(portable, inputs)
     state = state_of(portable)
     program.model.metadata_props["repairopt_weights_sha256"] = fingerprint(state).total

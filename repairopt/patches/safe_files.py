@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from repairopt.errors import PatchError
+from repairopt.errors import PatchError, require_extra
 
 UNPACKED = 2**26  # bytes that any archive may unpack to
 RATIO = 100  # times its own size that a larger one may unpack to; deflate reaches 1,000 on zeros
@@ -29,7 +29,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise PatchError(f"'{os.fspath(path)}': no such file.")
+        what = "is a folder; expected a safetensors file." if Path(path).is_dir() else "no such file."
+        raise PatchError(f"'{os.fspath(path)}': {what}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -63,13 +64,17 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
     check_archive(path)
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            found = {key: arrays[key] for key in arrays.files}
     except (MemoryError, zipfile.BadZipFile, zlib.error, EOFError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(f"no whole archive of arrays: {error or type(error).__name__}") from error
+    for key, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"no whole archive of arrays: '{key}' in it is no array")
+    return found
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
-    """Raise a PatchError for a zip or gzip file that unpacks to more than 64 MiB and more than 100 times its size."""
+    """Raise a PatchError for a zip, gzip or Parquet file that unpacks to over 64 MiB and over 100 times its size."""
     most = max(UNPACKED, RATIO * Path(path).stat().st_size)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -79,6 +84,8 @@ def check_archive(path: str | os.PathLike[str]) -> None:
         with gzip.open(path) as stream:
             while size <= most and (block := stream.read(2**20)):
                 size += len(block)
+    elif Path(path).suffix == ".parquet":
+        size = _size_of_table(path)
     else:
         return
     if size > most:
@@ -86,6 +93,15 @@ def check_archive(path: str | os.PathLike[str]) -> None:
             f"'{os.fspath(path)}': unpacks to more than {RATIO} times its size, {most:,} bytes or more. Where that is "
             f"right, store it without compression, such as by numpy.savez."
         )
+
+
+def _size_of_table(path: str | os.PathLike[str]) -> int:
+    """Bytes of a Parquet file as a table of numbers of 8 bytes, which the file may say in a few."""
+    require_extra("tables", f"reading '{Path(path).name}'", "pyarrow")
+    from pyarrow.parquet import read_metadata
+
+    said = read_metadata(path)
+    return int(8 * said.num_rows * said.num_columns)
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
@@ -100,12 +116,28 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], t
             raise OSError(str(error)) from error
 
 
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """Where a file is written: what a link points to. Devices and pipes are refused, and folders that are not there.
+
+    Raises:
+        PatchError: Nothing can be written there.
+    """
+    target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise PatchError(
+            f"'{os.fspath(path)}': is a device or a pipe, and files are written whole or not at all. Give the path of "
+            f"a file."
+        )
+    target = target.resolve() if target.is_symlink() else target
+    if not target.parent.is_dir():
+        raise PatchError(f"'{os.fspath(path)}': there is no folder '{target.parent}'. Make it before.")
+    return target
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` after the block, and is removed after an exception."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise PatchError(f"'{os.fspath(path)}': there is no folder '{target.parent}'. Make it before.")
+    target = place_of(path)
     unfinished = target.parent / f".{target.name}.{secrets.token_hex(4)}.unfinished"
     try:
         handle = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
+import os
+import pickle
 import random
+import shutil
+import stat
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,31 +52,70 @@ with RunFolder(Path(sys.argv[1])).working(resume=False, overwrite=False):
 """
 
 
-def test_a_folder_in_which_another_process_works_is_refused_until_it_ends(tmp_path):
+def test_a_folder_in_which_another_process_works_is_refused_until_it_ends(tmp_path, monkeypatch):
     other = subprocess.Popen(
         [sys.executable, "-c", HOLDING, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
+    spec = write_spec(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("run")
     try:
-        with pytest.raises(ResultError, match="another process is at work in it"):
-            solve_spec(write_spec(tmp_path), tmp_path / "run", Options(overwrite=True))
+        for out in (tmp_path / "run", Path("run"), Path("link"), tmp_path / "link" / ".." / "run"):
+            for options in (Options(), Options(overwrite=True), Options(resume=True)):
+                with pytest.raises(ResultError, match="another process is at work in it"):
+                    solve_spec(spec, out, options)
     finally:
-        other.kill()
+        other.kill()  # whose lock ends with it
         other.communicate()
-    solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(report=False))
+    solve_spec(spec, tmp_path / "run", Options(report=False))
 
 
-def test_a_finished_run_is_not_resumed_for_other_data_weights_or_seed(tmp_path):
-    spec, out = write_spec(tmp_path), tmp_path / "run"
-    solve_spec(spec, out, Options(report=False))
-    again = solve_spec(spec, out, Options(resume=True))
-    assert again.verdict
-    with pytest.raises(ResultError, match="was made with another seed"):
-        solve_spec(spec, out, Options(resume=True, seed=7))
-    rows = tmp_path / "rows.csv"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    solve_spec(write_spec(folder), folder / "run", Options(report=False))
+    return folder
+
+
+def other_rows(folder):
+    rows = folder / "rows.csv"
     rows.write_text(rows.read_text().replace("0.1", "0.2", 1))
-    with pytest.raises(ResultError, match="was made with another data"):
-        solve_spec(spec, out, Options(resume=True))
+
+
+def other_weights(folder):
+    save_weights(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)), folder / "new")
+    (folder / "new").replace(folder / "weights.safetensors")
+
+
+def other_text(before, after):
+    def change(folder):
+        text = (folder / "spec.yaml").read_text()
+        assert before in text
+        (folder / "spec.yaml").write_text(text.replace(before, after))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda folder: None, {"seed": 7}, "was made with another seed"),
+        (other_rows, {}, "was made with another data"),
+        (other_weights, {}, "was made with another weights"),
+        (other_text("kind=parity) <= 0.1", "kind=parity) <= 0.2"), {}, "was made with another spec"),
+        (other_text("layers: last", "layers: all"), {}, "was made with another spec"),
+        (other_text('"400:800"', '"400:799"'), {}, "was made with another spec"),
+        (lambda folder: (folder / "run" / RESULT).write_text("{}"), {}, "is not what solve writes"),
+    ],
+    ids=["seed", "rows", "weights", "target", "layers", "held-out rows", "damaged result"],
+)
+def test_a_finished_run_is_resumed_for_the_same_task_alone(finished, tmp_path, change, options, message):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(resume=True)).verdict
+    change(tmp_path)
+    with pytest.raises(ResultError, match=message):
+        solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(resume=True, **options))
 
 
 def test_an_overwritten_folder_keeps_nothing_of_the_earlier_run(tmp_path):
@@ -181,6 +228,51 @@ def test_a_disk_that_is_full_is_a_message(tmp_path, monkeypatch, capsys):
     assert solve_spec(spec, tmp_path / "run", Options(resume=True, report=False)).verdict
 
 
+LIMITED = """
+import resource, signal, sys
+from repairopt.interfaces.commandline.commands import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("size", [0, 3_000])  # where lock and result are cut
+def test_files_that_cannot_grow_are_a_message_and_the_run_goes_on_elsewhere(finished, tmp_path, size):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
+    command = [sys.executable, "-c", LIMITED, str(size), "solve", tmp_path / "spec.yaml", "--out", tmp_path / "run"]
+    ended = subprocess.run([*map(str, command), "--quiet"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "File too large" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert solve_spec(tmp_path / "spec.yaml", tmp_path / "run", Options(resume=True, report=False)).verdict
+
+
+@pytest.mark.parametrize(
+    "command", [["solvers"], ["schema"], ["show", "patch"], ["solve", "--help"], ["check", "spec"]]
+)
+def test_output_that_cannot_be_written_is_a_message(finished, monkeypatch, capsys, command):
+    known = {"patch": finished / "run" / "patch.safetensors", "spec": finished / "spec.yaml"}
+    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 (what is left in its buffer has nowhere to go)
+    monkeypatch.setattr(sys, "stdout", full)
+    assert run(*[known.get(one, one) for one in command]) == 2
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+        full.close()
+    assert capsys.readouterr().err == "repairopt: standard output: No space left on device.\n"
+
+
+@pytest.mark.parametrize("place", ["rows.csv", "rows.csv/run", "dangling", "a" * 300, "null", "pipe"])
+def test_what_is_no_folder_is_a_message(finished, tmp_path, place):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "null").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ResultError, match="expected the name of a folder|cannot be written to"):
+        solve_spec(tmp_path / "spec.yaml", tmp_path / place, Options(report=False))
+
+
 def test_a_folder_that_cannot_be_written_to_is_a_message(tmp_path, monkeypatch):
     def read_only(*args, **options):
         raise PermissionError(13, "Permission denied")
@@ -191,6 +283,21 @@ def test_a_folder_that_cannot_be_written_to_is_a_message(tmp_path, monkeypatch):
         RunFolder(tmp_path / "run").working(resume=False, overwrite=False),
     ):
         pass
+
+
+def test_devices_and_pipes_stay_and_links_lead_to_what_is_replaced(finished, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(PatchError, match="is a device or a pipe"):
+            report_folder(finished / "run", tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "link").stat().st_mode)
+    page, folder = tmp_path / "page.html", tmp_path / "other"
+    folder.mkdir()
+    page.symlink_to(folder / "real.html")
+    report_folder(finished / "run", page)
+    assert page.is_symlink()
+    assert (folder / "real.html").read_text().startswith("<!doctype html>")
 
 
 # -------------------------------------------------------------------------------------- hostile files
@@ -211,28 +318,107 @@ def test_archives_that_unpack_to_far_more_than_they_hold_are_refused(tmp_path):
     assert read_arrays(tmp_path / "c.npz")["inputs"].shape == (1000,)
 
 
-@pytest.mark.parametrize("part", ["rows", "weights"])
-def test_such_archives_are_refused_in_a_spec_with_its_line(tmp_path, part):
-    text = SPEC
-    if part == "rows":
-        np.savez_compressed(tmp_path / "rows.npz", inputs=np.zeros((2**23, 2)), labels=np.zeros(2**23))
-        text = text.replace("rows.csv", "rows.npz")
-    else:
-        import zipfile
+def zipped_rows(path):
+    np.savez_compressed(path, inputs=np.zeros((2**23, 2)), labels=np.zeros(2**23))
 
-        with zipfile.ZipFile(tmp_path / "w.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("archive/data/0", bytes(2**27))
-        text = text.replace("weights.safetensors", "w.pt")
-    write_spec(tmp_path, text)
-    with pytest.raises(SpecFileError, match=r"line \d+: .*unpacks to more than 100 times its size"):
+
+def packed_text(path):
+    with gzip.open(path, "wb") as file:
+        file.write(b"0,0\n" * 2**25)
+
+
+def constant_table(path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    parquet.write_table(arrow.table({"merit": np.zeros(2**24)}), path)
+
+
+def said_to_be_large(path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**11, 2)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("inputs.npy", header.getvalue())
+
+
+def no_arrays(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../outside.txt", b"x")
+
+
+def objects(path):
+    np.savez(path, inputs=np.array([{1: 2}], dtype=object))
+
+
+def zipped_weights(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**27))
+
+
+def code(path):
+    path.write_bytes(pickle.dumps({"a": os.system}))
+
+
+def large_header(path):
+    path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def large_tensor(path):
+    header = json.dumps({"0.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+TOO_LARGE = "unpacks to more than 100 times its size"
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("rows.npz", zipped_rows, TOO_LARGE),
+        ("rows.csv.gz", packed_text, TOO_LARGE),
+        ("rows.parquet", constant_table, TOO_LARGE),
+        ("rows.npz", said_to_be_large, "no whole archive of arrays"),
+        ("rows.npz", no_arrays, "no whole archive of arrays"),
+        ("rows.npz", objects, "pickles, which are refused"),
+        ("w.pt", zipped_weights, TOO_LARGE),
+        ("w.pt", code, "nothing in it was executed"),
+        ("w.safetensors", large_header, "not a whole safetensors file"),
+        ("w.safetensors", large_tensor, "not a whole safetensors file"),
+    ],
+)
+def test_hostile_files_are_refused_in_a_spec_with_its_line(tmp_path, name, write, message):
+    write_spec(tmp_path, SPEC.replace("rows.csv" if name.startswith("rows") else "weights.safetensors", name))
+    write(tmp_path / name)
+    with pytest.raises(SpecFileError, match=rf"line \d+: .*{message}"):
         open_spec(tmp_path / "spec.yaml")
 
 
-def test_an_alias_bomb_and_aliases_in_moderation(tmp_path):
-    layers = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 9))
-    (tmp_path / "bomb.yaml").write_text(f"x0: &x0 [lol]\n{layers}")
-    with pytest.raises(SpecFileError, match="aliases written out"):
+def grown(first, make, times=8):
+    """Nine times as much with each line."""
+    return f"x0: &x0 {first}\n" + "".join(f"x{i}: &x{i} {make(f'*x{i - 1}')}\n" for i in range(1, times + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (grown("[lol]", lambda x: f"[{', '.join([x] * 9)}]"), "aliases written out"),
+        (grown("{a: 1}", lambda x: f"{{{', '.join(f'k{k}: {x}' for k in range(9))}}}"), "aliases written out"),
+        (grown("{a: 1}", lambda x: f"\n  <<: [{', '.join([x] * 9)}]\n  b: 1"), "aliases written out"),
+        (grown("a" * 10_000, lambda x: f"[{', '.join([x] * 9)}]"), "aliases written out"),
+        (grown("[1]", lambda x: f"[{', '.join([x] * 99)}]", 4), "aliases written out"),
+        ("a: &a [*a]\n", "nested more than 20 levels deep"),
+        ("a: &a {b: *a}\n", "nested more than 20 levels deep"),
+        (f"a: {'[' * 5_000}{']' * 5_000}\n", "recursion depth"),
+        (f"seed: {'9' * 10_000}\n", "digits"),
+    ],
+    ids=["lists", "maps", "merged maps", "texts", "wide", "of itself", "map of itself", "deep", "long number"],
+)
+def test_bombs_of_yaml_are_a_message(tmp_path, text, message):
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(SpecFileError, match=message):
         read_spec(tmp_path / "bomb.yaml")
+
+
+def test_aliases_in_moderation_are_read(tmp_path):
     file = write_spec(
         tmp_path,
         SPEC.replace("repair: {file: rows.csv", "repair: {file: &f rows.csv").replace(

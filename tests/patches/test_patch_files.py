@@ -214,7 +214,7 @@ def test_other_files_are_named_for_what_they_are(saved, tmp_path):
         load_weights(saved)
     with pytest.raises(PatchError, match=r"none.safetensors': no such file"):
         Patch.load(tmp_path / "none.safetensors")
-    with pytest.raises(PatchError, match=r"no such file"):
+    with pytest.raises(PatchError, match=r"is a folder; expected a safetensors file"):
         Patch.load(tmp_path)
     (tmp_path / "empty").touch()
     with pytest.raises(PatchError, match=r"is not a whole safetensors file"):

@@ -375,7 +375,9 @@ def main(arguments: list[str] | None = None) -> None:
         from repairopt.errors import RepairError, as_foreign
 
         if isinstance(error, OSError):
-            emit_error(type(error).__name__, f"{error.filename or 'a file'}: {error.strerror or error}.", as_json)
+            emit_error(
+                type(error).__name__, f"{error.filename or 'standard output'}: {error.strerror or error}.", as_json
+            )
         if not isinstance(error, RepairError):
             traceback.print_exc()
         found = error if isinstance(error, RepairError) else as_foreign("repairopt", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +73,9 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
         return read_nnet(path).state()
     try:
         check_archive(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles of a kind that torch does not write
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except PatchError as error:
         raise file.fail(where, str(error)) from error
     except Exception as error:

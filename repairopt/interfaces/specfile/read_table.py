@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from repairopt.errors import SpecFileError, require_extra
+from repairopt.errors import SpecFileError
 from repairopt.patches import check_archive, read_arrays
 
 from .reader import SpecFile
@@ -37,7 +37,6 @@ def read_columns(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
         if ending == ".parquet":
             import pandas
 
-            require_extra("tables", f"reading '{path.name}'", "pyarrow")
             table = pandas.read_parquet(path)
         else:
             table = _read_csv(file, where, path, entry.separator or ("\t" if ending == ".tsv" else ","))

@@ -194,7 +194,7 @@ def _collect(path: Path, node: Any, where: Path_, lines: dict[Path_, int], seen:
     if len(where) > 20:
         raise SpecFileError(f"{here}: is nested more than 20 levels deep.")
     if seen[0] > MOST_NODES:
-        raise SpecFileError(f"{here}: says more than {MOST_NODES:,} things, aliases written out. Write less aliases.")
+        raise SpecFileError(f"{here}: says more than {MOST_NODES:,} things, aliases written out. Write fewer aliases.")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = f"{path}, line {key.start_mark.line + 1}"

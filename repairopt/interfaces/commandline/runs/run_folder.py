@@ -47,9 +47,9 @@ class RunFolder:
     @contextmanager
     def working(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
         """Work in the folder, alone: make it, or continue or throw away what is in it; else a ResultError."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ResultError(f"'{self.path}' is a file; expected the name of a folder. Give another --out.")
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise ResultError(f"'{self.path}' is a file; expected the name of a folder. Give another --out.")
             self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path / LOCK, timeout=0):
                 self._begin(resume, overwrite)
