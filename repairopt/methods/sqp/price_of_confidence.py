@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 
 from repairopt.methods.task import Task
 from repairopt.program import Array
-from repairopt.specify import GroupRates, labelled_data, of_real_rows
+from repairopt.specify import Divided, GroupRates, labelled_data, of_real_rows
 
+from .label_chances import label_chances
 from .limits import Limit
 
 FAIR = 0.001  # share of accuracy, or of a rate, that it may cost to show a bound rather than to meet it probably
@@ -21,10 +24,17 @@ MOST_COST = 0.02  # share of accuracy, or of a rate, that confidence may cost in
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Accuracy on the labelled rows, NaN where there are none, and rates: of each class there, and of each group."""
+    """What a network answers on the labelled rows.
+
+    Attributes:
+        accuracy: By count; NaN where there are no labelled rows.
+        rates: Of each class there, and of each group.
+        labels: Of each labelled set, ``(N,)``.
+    """
 
     accuracy: float
     rates: Array
+    labels: tuple[Array, ...]
 
     def cost(self, reference: Answers) -> tuple[float, float]:
         """By how much accuracy is lower than a reference's, and the most by which a rate differs."""
@@ -51,15 +61,45 @@ class PriceOfConfidence:
     def answers(self, delta: Array) -> Answers:
         """What the network with a weight change answers."""
         predict, right, total, rates = self.task.engine.predict(delta), 0, 0, []
+        answered = []
         with torch.no_grad():
             for inputs, labels in self.labelled:
                 outputs = predict(inputs)
                 found = outputs.argmax(-1).cpu()
                 right, total = right + int((found == labels.cpu()).sum()), total + len(labels)
+                answered.append(found.numpy())
                 rates.append(torch.bincount(found, minlength=outputs.shape[-1]).double() / max(1, len(found)))
             rates += [gap.compared(predict)[0].double().cpu().flatten() for gap in self.gaps]
         every: Array = torch.cat(rates).numpy() if rates else np.zeros(0)
-        return Answers(right / total if total else float("nan"), every)
+        return Answers(right / total if total else float("nan"), every, tuple(answered))
+
+    def expected_cost(self, found: Answers, reference: Answers) -> float:
+        """By how much accuracy would be lower than a reference's, were labels drawn anew for the same rows.
+
+        Measured on Adult, 16 repairs of a gap on 2,600 rows, whose two networks differ in 19 to 40 answers: what was
+        lost on 35,000 other rows, 0.21 points on average, is told with a root mean square error of 0.13 points, by a
+        count of labels with one of 0.24.
+        """
+        lost = 0.0
+        for chances, now, before in zip(self._chances, found.labels, reference.labels, strict=True):
+            rows = np.arange(len(chances))
+            lost += float((chances[rows, before] - chances[rows, now]).sum())
+        return lost / max(1, sum(map(len, found.labels)))
+
+    @cached_property
+    def _chances(self) -> list[Array]:
+        """How likely each label is at the rows of each labelled set, ``(N, k)``, by group where groups are known."""
+        predict, found = self.task.engine.predict(), []
+        for inputs, labels in self.labelled:
+            groups = np.zeros(len(labels), dtype=np.int64)
+            for gap in self.gaps:
+                known: Any = gap.samples if isinstance(gap, Divided) else None
+                if known is not None and known.inputs.shape == inputs.shape and torch.equal(known.inputs, inputs):
+                    groups = known.member.cpu().numpy()
+            with torch.no_grad():
+                logits = torch.log_softmax(predict(inputs).double(), -1).cpu().numpy()
+            found.append(label_chances(logits, labels.cpu().numpy(), groups))
+        return found
 
     def affordable(self, found: Answers, reference: Answers, buffers: dict[str, float], share: float = 1.0) -> bool:
         """Whether a network costs no more than is allowed beyond a reference, or a share of it."""
@@ -68,12 +108,12 @@ class PriceOfConfidence:
 
     def is_fair(self, found: Answers, reference: Answers, buffers: dict[str, float]) -> bool:
         """Whether a network that shows bounds costs little more than one that meets them probably."""
-        lost, moved = found.cost(reference)
+        lost, moved = self.expected_cost(found, reference), found.cost(reference)[1]
         return lost <= FAIR if self.labelled else moved <= FAIR + max(buffers.values(), default=0.0)
 
     def text_of_unfair(self, found: Answers, reference: Answers, share: float, confidence: float) -> str:
         """What it would cost to show the bounds, for the report."""
-        lost, moved = found.cost(reference)
+        lost, moved = max(0.0, self.expected_cost(found, reference)), found.cost(reference)[1]
         what = f"{100 * lost:.1f} points of accuracy" if self.labelled else f"up to {100 * moved:.1f} points of a rate"
         return (
             f"The repair aims to meet the bounds with {100 * share:.4g} % confidence. To show them with "

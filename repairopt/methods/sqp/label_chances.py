@@ -1,0 +1,49 @@
+"""How likely each label is at each row, from the original network's outputs and the labels that are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from repairopt.program import Array
+
+PRIOR = 1.0  # of one row in a class of a group; keeps what rows do not tell where the network has it
+MOST_STEPS = 100
+
+
+def label_chances(logits: Array, labels: Any, groups: Any) -> Array:
+    """Probabilities ``(N, k)`` of the labels, by scaling the outputs, with an offset for each class in each group.
+
+    The fit by maximum likelihood is convex. An expectation under these chances counts all rows whose label could have
+    been another one, so it is far less noisy than a count of the labels that were drawn.
+
+    Args:
+        logits: Outputs of the network, ``(N, k)``.
+        labels: ``(N,)``, 0 to k - 1.
+        groups: Number of the group of each row, ``(N,)``, from 0.
+
+    References:
+        Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, ICML 2017 (scaling of outputs).
+    """
+    logits = logits - logits.max(1, keepdims=True)
+    count, classes = logits.shape
+    member = np.eye(int(groups.max(initial=0)) + 1)[groups]
+    told = np.eye(classes)[labels]
+
+    def chances(weights: Array) -> Array:
+        raised = weights[0] * logits + weights[1:].reshape(-1, classes)[groups]
+        raised = np.exp(raised - raised.max(1, keepdims=True))
+        return np.asarray(raised / raised.sum(1, keepdims=True))
+
+    def loss(weights: Array) -> tuple[float, Array]:
+        found = chances(weights)
+        off = found - told
+        pull = weights - start
+        value = -np.log(np.maximum(found[np.arange(count), labels], 1e-300)).sum() + 0.5 * PRIOR * pull @ pull
+        slopes = np.concatenate([[(off * logits).sum()], (member.T @ off).ravel()])
+        return float(value), slopes + PRIOR * pull
+
+    start = np.concatenate([[1.0], np.zeros(member.shape[1] * classes)])
+    return chances(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS}).x)
