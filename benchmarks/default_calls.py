@@ -143,6 +143,7 @@ JOBS = [
     Job("500 rows", by_age, 0.05, rows=500),
     Job("200 rows", by_sex, 0.05, rows=200),
     Job("six groups, mean gap", by_six, 0.05, score="difference"),
+    Job("six groups, limit 0.09", by_six, 0.09, score="difference"),
     Job("bank marketing, parity", by_education, 0.02, rows=5_000, table=bank),
     Job("recidivism, parity", by_race, 0.05, rows=1_500, table=recidivism, training=2_500),
     Job("recidivism, odds", by_race, 0.08, rows=1_500, kind="odds", table=recidivism, training=2_500),
