@@ -91,6 +91,15 @@ def check_repaired(
     return CheckedProof(proof, found)
 
 
+def can_check(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a proof of a model can be checked: its layers are among those that the check knows."""
+    try:
+        layered_copy(model, shape)
+    except (ProofError, UnsupportedError):
+        return False
+    return True
+
+
 def _slopes(model: nn.Module, evidence: Evidence, shape: tuple[int, ...]) -> Any:
     """Lower slopes of activations where these are the rectifiers that the check sees; else None."""
     if not evidence.slopes:

@@ -32,7 +32,7 @@ from repairopt.program import Status
 from repairopt.specify import KeepRegions, UnprovedRegions
 
 from .all_layers import ENOUGH, Descent, descend
-from .deployed_proof import CheckedProof, as_checked, check_repaired
+from .deployed_proof import CheckedProof, as_checked, can_check, check_repaired
 from .keep_points import KeepRows, keep_inputs, keep_rows
 from .last_layer import RegionSearchState
 from .least_change import LeastChange
@@ -259,6 +259,7 @@ class _Run:
         self.spread = _spread(self.original(features))
         rows = self.regions.rows.through(self.matrix, self.offset)
         which = torch.arange(len(self.lower))
+        single = can_check(task.engine.model, network.shape)  # the check covers rounding
         program = LeastChange.on(full, len(self.original.bias), task.solver)
         state = RegionSearchState(
             network=network,
@@ -266,7 +267,7 @@ class _Run:
             upper=self.upper,
             search=RegionSearch(seed=task.seed),
             frame=self.frame,
-            leaves=Leaves.of(network, self.lower, self.upper, rows, which, self.frame),
+            leaves=Leaves.of(network, self.lower, self.upper, rows, which, self.frame, single),
             original=self.original,
             program=program,
             largest=0.0,

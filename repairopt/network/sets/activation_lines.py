@@ -74,16 +74,15 @@ def lines_of(call: Call, low: Tensor, high: Tensor) -> list[Lines] | None:
 @lines(nn.ReLU, F.relu, torch.relu, "relu")
 def _relu(call: Call, low: Tensor, high: Tensor) -> list[Lines]:
     """The chord above; below the slope 1 or 0 that leaves less area, the slope of the chord, 0, and 1."""
-    open_ = (low < 0) & (high > 0)
+    above, below = high.clamp_min(0), (-low).clamp_min(0)
+    chord = above / (above + below).clamp_min(torch.finfo(low.dtype).tiny)
     zero = torch.zeros_like(low)
-    chord = torch.where(open_, high / torch.where(open_, high - low, 1.0), (low >= 0).to(low))
-    shift = torch.where(open_, -chord * low, zero)
-    adaptive = Lines(torch.where(open_, (high > -low).to(low), chord), zero, chord, shift)
+    adaptive = Lines((above > below).to(low), zero, chord, chord * below)
     return [
         adaptive,
         replace(adaptive, lower_slope=chord),
-        replace(adaptive, lower_slope=torch.where(open_, zero, chord)),
-        replace(adaptive, lower_slope=torch.where(open_, 1.0, chord)),
+        replace(adaptive, lower_slope=(low >= 0).to(low)),
+        replace(adaptive, lower_slope=(high > 0).to(low)),
     ]
 
 

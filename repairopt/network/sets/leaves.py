@@ -76,9 +76,13 @@ class Leaves:
         rows: RowGroups,
         region: Tensor,
         frame: Frame | None = None,
+        single: bool = False,
     ) -> Leaves:
-        """One leaf for each box, ``(B, d)`` each; region ``(B,)``; frame where boxes are of parameters."""
-        boxes = relax_in_parts(network, lower, upper, frame=frame)
+        """One leaf for each box, ``(B, d)`` each; region ``(B,)``; frame where boxes are of parameters.
+
+        Where ``single`` is set bounds may be found in single precision, see :func:`.crown.relax_in_parts`.
+        """
+        boxes = relax_in_parts(network, lower, upper, frame=frame, single=single)
         return cls(boxes, rows, region, torch.zeros(len(lower), dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -163,7 +167,7 @@ class Leaves:
         order = sum((((a < 0) & (b > 0)).sum(1) for a, b in twice.values()), torch.zeros(len(lower))).argsort()
         own = {i: (a[order], b[order]) for i, (a, b) in twice.items()}
         frame = None if boxes.frame is None else boxes.frame.join([boxes.frame])[order]
-        made = relax_in_parts(boxes.network, lower[order], upper[order], own, alternatives, frame)
+        made = relax_in_parts(boxes.network, lower[order], upper[order], own, alternatives, frame, boxes.single)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         region, depth = torch.cat([self.region, self.region]), torch.cat([self.depth, self.depth]) + 1

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repairopt.errors import UnsupportedError
@@ -57,6 +58,11 @@ class ActivationStep:
 
 
 Step = AffineStep | ActivationStep
+
+
+def _in_single(step: AffineStep) -> AffineStep:
+    matrices = [None if matrix is None else matrix.detach().float() for matrix in step.matrices]
+    return replace(step, matrices=matrices, offset=step.offset.detach().float())
 
 
 class NetworkSteps:
@@ -105,6 +111,7 @@ class NetworkSteps:
 
     def refresh(self, parameters: Parameters) -> None:
         """Form matrices and offsets for new values of parameters by name; they keep the derivatives of these."""
+        self._twin: NetworkSteps | None = None
         self._constants = self._known(parameters)
         self._parameters = dict(parameters or {})
         for step in self.steps:
@@ -116,6 +123,19 @@ class NetworkSteps:
                     self._matrix(step, place, sizes) if size * step.size <= MOST_DENSE else None
                     for place, size in enumerate(sizes)
                 ]
+
+    def in_single(self) -> NetworkSteps | None:
+        """The same steps in single precision, without derivatives; None where they are not dense matrices and ReLU."""
+        if self._twin is None and all(step is None or self._is_plain(step) for step in self.steps):
+            self._twin = copy.copy(self)
+            self._twin.steps = [_in_single(step) if isinstance(step, AffineStep) else step for step in self.steps]
+        return self._twin
+
+    def _is_plain(self, step: Step) -> bool:
+        if isinstance(step, AffineStep):
+            return all(matrix is not None for matrix in step.matrices)
+        module = self.traced.module(step.node)
+        return type(module) is nn.ReLU or step.node.target in (F.relu, torch.relu, "relu")
 
     def size(self, index: int) -> int:
         """Numbers in the result of a step."""
