@@ -14,13 +14,16 @@ from pathlib import Path
 
 import environment  # noqa: F401 (before numpy and torch)
 import torch
+from study_peers import TunedAdam
 from study_subjects import SUBJECTS
 
-from repairopt.compare import Cell, Comparison, Limits, Metric, compare_repairs, list_systems, read_cells
+from repairopt.compare import Cell, Comparison, Limits, Metric, compare_repairs, list_systems, named_methods, read_cells
 from repairopt.interfaces.specfile.study import read_published
+from repairopt.report import shown_letters
 
 PUBLISHED = read_published(Path(__file__).parent / "study_published.csv")  # tables 3 and 5 of the study, MNIST
-OURS = ("sqp", "train_then_correct", "fine_tune")
+ADAM = "tuned Adam"
+OURS = ("auto", "sqp", "train_then_correct", "fine_tune")
 LEFT_OUT = (  # need a goal of their own, or are the same network as another
     "regions",
     "on_grid",
@@ -50,7 +53,8 @@ def main() -> None:
         found = Comparison(tuple(cells), PUBLISHED)
         found.save_html(given.out / "comparison.html", title="Comparative study")
     else:
-        methods = given.methods or [one.name for one in list_systems() if one.name not in LEFT_OUT]
+        names = given.methods or [ADAM, *(one.name for one in list_systems() if one.name not in LEFT_OUT)]
+        methods = named_methods({name: TunedAdam() if name == ADAM else name for name in names})
         subjects = [SUBJECTS[name]() for name in given.subjects]
         for repetition in range(1, given.repetitions + 1):  # all once before any twice
             found = compare_repairs(
@@ -73,14 +77,14 @@ def tell(done: int, count: int, left: float, cell: Cell) -> None:
 
 
 def written(found: Comparison) -> str:
-    """Letters over all networks, then the figures of each network."""
+    """Means and letters over all networks, then the figures of each network."""
     metrics = [one for one in found.measured() if one.name not in ("goal", "met")]
-    letters = {one.name: found.letters(one.name) for one in metrics}
+    groups = {one.name: (found.means(one.name), found.letters(one.name)) for one in metrics}
     order = sorted(found.methods, key=lambda name: (name not in OURS, name.lower()))
     lines = ["# Comparative study", "", "| method | " + " | ".join(one.title for one in metrics) + " | not measured |"]
     lines += ["|---" * (len(metrics) + 2) + "|"]
     for name in order:
-        cells = [_over_all(found, name, one, letters[one.name]) for one in metrics]
+        cells = [_over_all(name, one, *groups[one.name]) for one in metrics]
         ends = [str(cell.outcome) for cell in found.cells if cell.method == name and str(cell.outcome) != "measured"]
         told = ", ".join(f"{ends.count(one)} {one}" for one in dict.fromkeys(ends))
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {told} |")
@@ -96,12 +100,11 @@ def written(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _over_all(found: Comparison, name: str, metric: Metric, letters: dict[str, str]) -> str:
-    own = found.values(metric.name, relative=metric.relative)[name]
-    if not own:
+def _over_all(name: str, metric: Metric, means: dict[str, float], letters: dict[str, str]) -> str:
+    if name not in means:
         return "-"
-    mean = sum(own.values()) / len(own)
-    return f"{mean:+.4f} {letters[name]}" if metric.relative else f"{mean:.4g} {letters[name]}"
+    shown = f"{means[name]:+.4f}" if metric.relative else f"{means[name]:.4g}"
+    return f"{shown} {shown_letters(letters[name])}"
 
 
 def _with_error(mean: float, error: float) -> str:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +28,9 @@ from .subject import Subject
 
 CORRUPTING = 0.1  # share of the accuracy, above whose loss a network counts as corrupted
 GRACE, LOADING = 0.25, 60.0  # of the time limit, and seconds, after which a process that does not end is killed
+MEASURING = 600.0  # further seconds for figures of what a method has ended with, such as its robustness
+UNMEASURED = f"the method ended in time, but its network could not be measured within {MEASURING:g} s more"
+FINISHED = "finished"  # name of the file by which a process says that its method has ended
 LOOK = 0.05  # seconds between looks at the memory of a process
 LOG = 2000  # characters of what a process wrote that are kept where it failed
 
@@ -121,8 +125,13 @@ class Job:
         return hash_stated(self.label, self.method, digest, self.repetition, self.limits, version)
 
 
-def run_here(job: Job) -> Cell:
-    """Run and measure a cell in this process; whatever the method raises is an outcome."""
+def run_here(job: Job, finished: Callable[[], None] = lambda: None) -> Cell:
+    """Run and measure a cell in this process; whatever the method raises is an outcome.
+
+    Args:
+        job: What to run.
+        finished: Called when the method has ended, before its network is measured.
+    """
     subject, settings = job.subject, Settings(seed=job.repetition, time_limit=job.limits.seconds)
     started, cpu = time.perf_counter(), time.process_time()
 
@@ -143,6 +152,7 @@ def run_here(job: Job) -> Cell:
             repair = solve_repair(subject.model, spec, **given)
             fixed, stopped = repair.model, repair.report.stopped
         spent, used = time.perf_counter() - started, time.process_time() - cpu
+        finished()
         metrics = measure_fixing(subject, subject.network, fixed, job.repetition) | {"cpu_seconds": used}
     except (SpecificationError, ModelError, UnsupportedError) as error:
         return ended(CellOutcome.UNADAPTABLE, str(error))
@@ -178,7 +188,7 @@ def run_apart(job: Job, stop: threading.Event) -> Cell:
                 start_new_session=True,
             )
             try:
-                killed = _watch(process, job.limits, stop)
+                killed = _watch(process, job.limits, stop, folder / FINISHED)
             finally:
                 _kill(process)
         empty = Cell(job.label, job.subject.name, job.repetition, CellOutcome.FAILURE)
@@ -191,17 +201,19 @@ def run_apart(job: Job, stop: threading.Event) -> Cell:
             return replace(empty, reason=f"the process ended with code {process.returncode}: {told or 'no message'}")
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, stop: threading.Event) -> str:
-    """Wait for the end of a process; why it is to be killed, or empty."""
+def _watch(process: subprocess.Popen[bytes], limits: Limits, stop: threading.Event, finished: Path) -> str:
+    """Wait for the end of a process; why it is to be killed, or empty. A file says that its method has ended."""
     import psutil
 
-    end = time.monotonic() + (1 + GRACE) * limits.seconds + LOADING
+    end, told = time.monotonic() + (1 + GRACE) * limits.seconds + LOADING, f"no result within {limits.seconds:g} s"
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         if stop.is_set():
             return "interrupted"
         if time.monotonic() > end:
-            return f"no result within {limits.seconds:g} s"
+            if told == UNMEASURED or not finished.exists():
+                return told
+            end, told = time.monotonic() + MEASURING, UNMEASURED
         try:
             size = watched.memory_info().rss
         except psutil.Error:

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .cell import Job, run_here
+from .cell import FINISHED, Job, run_here
 
 
 def main(folder: Path) -> None:
@@ -16,7 +16,7 @@ def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job: Job = pickle.loads((folder / "job").read_bytes())  # written by the parent, in a folder of its own
     part = folder / "part"
-    part.write_text(run_here(job).to_json(), encoding="utf-8")
+    part.write_text(run_here(job, (folder / FINISHED).touch).to_json(), encoding="utf-8")
     part.replace(folder / "cell")
 
 

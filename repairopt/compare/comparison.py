@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -16,16 +17,18 @@ from filelock import FileLock, Timeout
 
 from repairopt.errors import ResultError, SpecificationError, public
 from repairopt.patches import whole_file
-from repairopt.report import render_comparison
+from repairopt.report import render_comparison, shown_letters
 
+from .blocks import adjust_means
 from .cell import Cell, CellOutcome, Job, Limits, run_apart
 from .contestants import named_methods
 from .fixing_metrics import METRICS, Metric
-from .letters import letter_groups
+from .letters import known_values, letter_groups
 from .subject import Subject
 
 CELLS, LOCK, PAGE = "cells.jsonl", ".lock", "comparison.html"
 MOST_REASON = 220  # characters of a reason in a line
+LEAST = 1e-9  # of a figure whose logarithm is compared
 Progress = Callable[[int, int, float, Cell], None]  # cells done, of all, seconds left, the last one
 
 
@@ -51,27 +54,45 @@ class Comparison:
         """Names, in order."""
         return list(dict.fromkeys(cell.subject for cell in self.cells))
 
-    def values(self, metric: str, *, relative: bool = False) -> dict[str, dict[tuple[str, int], float]]:
+    def values(
+        self, metric: str, *, relative: bool = False, difference: bool = False
+    ) -> dict[str, dict[tuple[str, int], float]]:
         """For each method its figures by subject and repetition; what was not measured is left out.
 
         Args:
             metric: A name of ``METRICS``.
             relative: Whether figures are changes relative to the original network, ``(new - old) / old``.
+            difference: Whether figures are differences from the original network, ``new - old``.
         """
         found: dict[str, dict[tuple[str, int], float]] = {name: {} for name in self.methods}
         for cell in self.cells:
             value = cell.value(metric)
-            if relative:
+            if relative or difference:
                 before = cell.value(f"{metric}_before")
-                value = (value - before) / before if before else float("nan")
+                size = 1.0 if difference else before
+                value = (value - before) / size if size else float("nan")
             if np.isfinite(value):
                 found[cell.method][cell.subject, cell.repetition] = value
         return found
 
-    def letters(self, metric: str) -> dict[str, str]:
-        """Letters of the methods, see :func:`letter_groups`; of metrics that need it on relative changes."""
+    def letters(self, metric: str, *, test: str = "blocked") -> dict[str, str]:
+        """Letters of the methods, see :func:`letter_groups`, of the values that :meth:`means` are of."""
+        return letter_groups(self._compared(metric), better=find_metric(metric).better, test=test)
+
+    def means(self, metric: str) -> dict[str, float]:
+        """By method its mean over all networks and repetitions, adjusted for those that were not measured.
+
+        Where the metric says so, figures are differences from the original network, or means are geometric.
+        """
+        found = adjust_means(known_values(self._compared(metric))).means
+        return {name: math.exp(mean) if find_metric(metric).geometric else mean for name, mean in found.items()}
+
+    def _compared(self, metric: str) -> dict[str, dict[tuple[str, int], float]]:
         one = find_metric(metric)
-        return letter_groups(self.values(metric, relative=one.relative), better=one.better)
+        found = self.values(metric, difference=one.relative)
+        if not one.geometric:
+            return found
+        return {name: {cell: math.log(max(v, LEAST)) for cell, v in own.items()} for name, own in found.items()}
 
     def outcomes(self, method: str, subject: str) -> list[CellOutcome]:
         """How the cells of a method on a subject ended."""
@@ -100,11 +121,17 @@ class Comparison:
                 other = [str(o) for o in self.outcomes(method, subject) if o is not CellOutcome.MEASURED]
                 note = f"   {', '.join(dict.fromkeys(other))}" if other else ""
                 lines.append(f"  {method[:24]:24}" + "".join(f"{one:>16}" for one in told) + note)
-        lines.append("groups: methods that share a letter do not differ significantly; a is best")
+        lines.append("over all: mean and group; methods that share a letter do not differ significantly; a is best")
         letters = {one.name: self.letters(one.name) for one in self.measured()}
+        means = {one.name: self.means(one.name) for one in self.measured()}
         for method in self.methods:
-            own = "".join(f"{letters[one.name].get(method, '-'):>16}" for one in self.measured())
-            lines.append(f"  {method[:24]:24}{own}")
+            told = [
+                f"{means[one.name][method]:.4f} {shown_letters(letters[one.name][method])}"
+                if method in means[one.name]
+                else "-"
+                for one in self.measured()
+            ]
+            lines.append(f"  {method[:24]:24}{''.join(f'{one:>16}' for one in told)}")
         lines += dict.fromkeys(
             f"not measured: {one.method} on {one.subject}, {one.outcome}: {' '.join(one.reason.split())[:MOST_REASON]}"
             for one in self.cells
@@ -125,7 +152,9 @@ class Comparison:
             "methods": self.methods,
             "subjects": self.subjects,
             "cells": [json.loads(cell.to_json()) for cell in self.cells],
+            "means": {one.name: self.means(one.name) for one in self.measured()},
             "letters": {one.name: self.letters(one.name) for one in self.measured()},
+            "paired_letters": {one.name: self.letters(one.name, test="paired") for one in self.measured()},
         }
 
     def to_html(self, *, title: str = "Comparison of repairs") -> str:

@@ -32,7 +32,8 @@ class Metric:
         title: What tables call it.
         meaning: One sentence.
         better: 1 where larger is better, -1 where smaller is.
-        relative: Whether letter groups compare its change relative to the original network.
+        relative: Whether methods are compared by its difference from the original network.
+        geometric: Whether methods are compared by ratios: means are geometric.
         measure: The measure of the goal language that states it as a goal or a bound, or empty.
     """
 
@@ -42,6 +43,7 @@ class Metric:
     better: int
     relative: bool = False
     measure: str = ""
+    geometric: bool = False
 
 
 METRICS = (
@@ -84,7 +86,7 @@ METRICS = (
     ),
     Metric("goal", "goal", "Value of the stated goal on the test rows.", -1),
     Metric("met", "met", "Share of the runs whose network meets goal and bounds on the rows of the repair.", 1),
-    Metric("cpu_seconds", "CPU s", "Processor time of the method.", -1),
+    Metric("cpu_seconds", "CPU s", "Processor time of the method; geometric mean.", -1, geometric=True),
     Metric("change", "change", "Euclidean norm of the change of all weights over that of the weights.", -1),
 )
 

@@ -1,32 +1,42 @@
-"""Which methods differ: paired t-tests with the Benjamini-Hochberg correction, shown as groups of letters."""
+"""Which methods differ: t-tests with the Benjamini-Hochberg correction, shown as groups of letters."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from string import ascii_lowercase
-from typing import Any
 
 import numpy as np
 
-SAME = 1e-9  # relative difference up to which values count as the same
+from repairopt.errors import SpecificationError
+
+from .blocks import SAME, Cells, adjust_means
+
 LEAST_PAIRS = 3  # common cells, for a paired test
-Cells = Mapping[Any, float]  # values by cell: subject and repetition
+TESTS = ("paired", "blocked")
 
 
-def letter_groups(values: Mapping[str, Cells], *, better: int, level: float = 0.05) -> dict[str, str]:
+def letter_groups(
+    values: Mapping[str, Cells], *, better: int, level: float = 0.05, test: str = "paired"
+) -> dict[str, str]:
     """Letters of each method: those that share one do not differ significantly; an earlier letter is better.
 
-    Two methods are compared by a paired t-test on the cells that both have, at least three, else by Welch's test; the
-    p-values of all pairs are corrected together. The letters are found by insert and absorb.
+    By ``"paired"`` two methods are compared by a paired t-test on the cells that both have, at least three, else by
+    Welch's test. Each pair then has an error variance of its own, from few differences, so that a method may differ
+    from its neighbors and not from those far away, and many letters are needed to say so. By ``"blocked"`` the same
+    differences are tested in one model of methods and cells, with one error variance (:func:`adjust_means`): methods
+    are on an equal footing, and letters are few and mostly in a row. The p-values of all pairs are corrected together.
+    The letters are found by insert and absorb, and those that say nothing new are left out.
 
     Args:
         values: For each method its values by cell; NaN counts as missing.
         better: 1 where larger values are better, -1 where smaller ones are.
         level: False discovery rate.
+        test: ``"paired"`` or ``"blocked"``.
 
     Returns:
-        The letters by method; methods without any value are left out.
+        The letters by method, the best mean first; methods without any value are left out.
 
     References:
         Benjamini and Hochberg, Controlling the False Discovery Rate, 1995. Piepho, An Algorithm for a Letter-Based
@@ -34,21 +44,47 @@ def letter_groups(values: Mapping[str, Cells], *, better: int, level: float = 0.
     """
     from scipy import stats
 
-    known = {name: {cell: v for cell, v in own.items() if np.isfinite(v)} for name, own in values.items()}
-    known = {name: own for name, own in known.items() if own}
-    order = sorted(known, key=lambda name: -better * float(np.mean(list(known[name].values()))))
+    if test not in TESTS:
+        raise SpecificationError(f"test={test!r}; choose {' or '.join(TESTS)}.")
+    known = known_values(values)
+    blocked = adjust_means(known) if test == "blocked" else None
+    means = {name: float(np.mean(list(own.values()))) for name, own in known.items()} if not blocked else blocked.means
+    order = sorted(known, key=lambda name: -better * means[name])
     pairs = list(combinations(order, 2))
-    p = [_p_value(known[a], known[b]) for a, b in pairs]
+    p = [blocked.p_value(a, b) if blocked else _p_value(known[a], known[b]) for a, b in pairs]
     q = stats.false_discovery_control(p) if p else []
-    groups = [set(order)]
+    groups = [set(order)] if order else []
     for (a, b), one in zip(pairs, q, strict=True):
         if one < level:
             split = [part for g in groups for part in ((g - {a}, g - {b}) if {a, b} <= g else (g,))]
             unique = [g for k, g in enumerate(split) if g and g not in split[:k]]
             groups = [g for g in unique if not any(g < other for other in unique)]
     rank = {name: k for k, name in enumerate(order)}
-    groups.sort(key=lambda g: sorted(rank[name] for name in g))
+    groups = sorted(_needed(groups), key=lambda g: sorted(rank[name] for name in g))
     return {name: "".join(_letter(k) for k, g in enumerate(groups) if name in g) for name in order}
+
+
+def _needed(groups: list[set[str]]) -> list[set[str]]:
+    """Without groups all of whose pairs are in others too; the smallest are left out first."""
+    count = Counter(pair for g in groups for pair in _pairs(g))
+    kept = []
+    for g in sorted(groups, key=len):
+        if min(count[pair] for pair in _pairs(g)) > 1:
+            count.subtract(_pairs(g))
+        else:
+            kept.append(g)
+    return kept
+
+
+def _pairs(group: set[str]) -> list[tuple[str, str]]:
+    """Pairs of members, each member with itself too."""
+    return list(combinations_with_replacement(sorted(group), 2))
+
+
+def known_values(values: Mapping[str, Cells]) -> dict[str, dict[object, float]]:
+    """Without cells that are missing, and without methods that have no others."""
+    known = {name: {cell: v for cell, v in own.items() if np.isfinite(v)} for name, own in values.items()}
+    return {name: own for name, own in known.items() if own}
 
 
 def _p_value(a: Cells, b: Cells) -> float:

@@ -31,7 +31,7 @@ class Advice:
     Attributes:
         method: Its label.
         letters: By need its letters; a is the best group.
-        means: By need its mean figure, relative to the original network where letters are.
+        means: By need its mean, see :meth:`Comparison.means`.
         outcomes: How many of its cells ended in which way.
     """
 
@@ -53,7 +53,7 @@ class Advice:
 
     def _said(self, need: str) -> str:
         value = self.means[need]
-        return f"{need} {100 * value:+.3g} % of before" if find_metric(NEEDS[need]).relative else f"{need} {value:.4g}"
+        return f"{need} {value:{'+' if find_metric(NEEDS[need]).relative else ''}.4g}"
 
 
 @public
@@ -79,8 +79,7 @@ def recommend_methods(comparison: Comparison, *needs: str | Specification) -> li
     for need in wanted:
         metric = find_metric(NEEDS[need])
         letters[need] = comparison.letters(metric.name)
-        values = comparison.values(metric.name, relative=metric.relative)
-        means[need] = {name: float(np.mean(list(own.values()))) for name, own in values.items() if own}
+        means[need] = comparison.means(metric.name)
         if not means[need]:
             raise SpecificationError(f"need {need!r}: the comparison has no figures of {metric.title} ({metric.name}).")
     found = []

@@ -310,7 +310,9 @@ def _network_curvature(engine: Engine, inputs: Tensor, cotangent: Tensor, change
             slope = _derivative(scalar, moving, create_graph=True)
         if not slope.requires_grad or not bool(_derivative(slope @ probe, moving, retain_graph=True).any()):
             continue
-        total += torch.stack([_derivative(entry, moving, retain_graph=True) for entry in slope]).double()
+        for k, entry in enumerate(slope):
+            check_time()
+            total[k] += _derivative(entry, moving, retain_graph=True).double()
     return total
 
 

@@ -1,7 +1,7 @@
 """What was done and what came of it: report, repair, page, pictures."""
 
 from .as_patch import claims_from_report, record_repair
-from .comparison_page import render_comparison
+from .comparison_page import render_comparison, shown_letters
 from .frontier_page import render_frontier
 from .pictures.collect import ReportSources
 from .pictures.evidence import RegionMap

@@ -22,7 +22,7 @@ def render_comparison(comparison: Any, metrics: Sequence[Any], *, title: str = "
     """The page of a :class:`repairopt.compare.Comparison`; ``metrics`` are those that have figures."""
     methods, subjects = comparison.methods, comparison.subjects
     letters = {one.name: comparison.letters(one.name) for one in metrics}
-    means = {one.name: _means(comparison, one) for one in metrics}
+    means = {one.name: comparison.means(one.name) for one in metrics}
     ranks = {one.name: _ranks(means[one.name], one.better) for one in metrics}
     order = sorted(methods, key=lambda name: _mean_rank(name, ranks))
     numbers = {name: k + 1 for k, name in enumerate(order)}
@@ -41,12 +41,6 @@ def render_comparison(comparison: Any, metrics: Sequence[Any], *, title: str = "
         published=[[subject, system, metric, f"{value:g}"] for subject, system, metric, value in comparison.published],
         version=library_versions().get("repairopt", ""),
     )
-
-
-def _means(comparison: Any, metric: Any) -> dict[str, float]:
-    """Mean of each method over its cells; relative to the original network where the letters are."""
-    values = comparison.values(metric.name, relative=metric.relative)
-    return {name: float(np.mean(list(own.values()))) for name, own in values.items() if own}
 
 
 def _ranks(means: Mapping[str, float], better: int) -> dict[str, float]:

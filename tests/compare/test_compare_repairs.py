@@ -275,6 +275,28 @@ def test_a_method_beyond_a_limit_is_killed(subject, monkeypatch):
     assert (str(found.cells[0].outcome), found.cells[0].reason) == ("failure", "more than 1.0 GiB of memory")
 
 
+class SlowToMeasure(Nothing):
+    """Ends at once; what is measured of its network takes longer than the method may."""
+
+    def run(self, task):
+        import repairopt.compare.cell as cell
+
+        measure = cell.measure_fixing
+        cell.measure_fixing = lambda *given: (time.sleep(4.0), measure(*given))[1]
+        return super().run(task)
+
+
+def test_measuring_does_not_count_as_time_of_the_method(subject, monkeypatch):
+    monkeypatch.setattr("repairopt.compare.cell.LOADING", 2.0)
+    monkeypatch.setattr("repairopt.compare.cell.GRACE", 0.0)
+    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(5.0))
+    assert str(found.cells[0].outcome) == "measured"
+    monkeypatch.setattr("repairopt.compare.cell.MEASURING", 0.5)
+    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(4.0))
+    assert str(found.cells[0].outcome) == "failure"
+    assert "could not be measured" in found.cells[0].reason
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

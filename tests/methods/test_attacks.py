@@ -8,7 +8,7 @@ from test_training_room import product
 from torch import nn
 from training_subjects import digits, texts
 
-from repairopt import SpecificationError
+from repairopt import ModelError, SpecificationError
 from repairopt.methods import AdversarialTraining
 from repairopt.methods.training.attacks import (
     ATTACKS,
@@ -92,6 +92,21 @@ def test_jsma_raises_the_feature_with_the_largest_saliency():
     inputs = torch.tensor([[0.1, 0.1, 0.0], [1.0, 0.0, 0.1]])
     points = attacked(JSMA(size=0.5, most=0.4), network, inputs, torch.zeros(2).long())
     assert points.tolist()[0] == pytest.approx([0.1, 0.6, 0.0])
+
+
+class Lengths(nn.Module):
+    """Reads the place that the last channel counts, as networks of padded sequences do."""
+
+    def forward(self, x):
+        return x[torch.arange(len(x)), x[..., 2].sum(1).long() - 1, :2]
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "cw"])
+def test_a_network_that_does_not_take_attacked_points_is_named(name):
+    x = torch.rand(6, 5, 3)
+    x[..., 2] = 1.0
+    with pytest.raises(ModelError, match="does not take what they make: IndexError.*no measurements, such as a mask"):
+        attacked(find_attack(name, 0.9), Lengths(), torch.cat([x, torch.full((1, 5, 3), 9.0)]), torch.zeros(7).long())
 
 
 def test_attacks_refuse_what_they_cannot_take():

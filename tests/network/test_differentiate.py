@@ -1,5 +1,7 @@
 """Derivatives without a matrix, against finite differences, torch.func and closed forms."""
 
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from repairopt.network import Engine, differentiate, hessian, jacobian, pull_bac
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 STEP = 1e-6
+differentiate_module = import_module("repairopt.network.differentiate")  # the door has a function of this name
 
 
 def setting(case, names=None, **options):
@@ -174,3 +177,24 @@ def test_piecewise_linear_outputs_have_no_curvature_of_their_own(small_inputs):
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
     engine = Engine(model, {"0.weight": torch.arange(24)})
     assert not hessian(engine, lambda predict: predict(small_inputs).sum() * 1.0).any()
+
+
+def test_second_derivatives_end_at_a_deadline(monkeypatch):
+    """The deadline passes after the first few of 40 columns."""
+    from repairopt.network import Stop, limited
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    engine, inputs = Engine(model, {"0.weight": torch.arange(32), "0.bias": torch.arange(8)}), torch.randn(20, 4)
+    columns, now = [], [0.0]
+
+    def counted(*args, **options):
+        columns.append(None)
+        now[0] += 1.0
+        return derivative(*args, **options)
+
+    derivative = differentiate_module._derivative
+    monkeypatch.setattr(differentiate_module, "_derivative", counted)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    with pytest.raises(Stop), limited(10.0):
+        hessian(engine, lambda predict: predict(inputs.double()).square().mean())
+    assert 10 <= len(columns) < 15

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import ModelError, RepairError, SpecificationError
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.network import Search, attack, check_time
 
@@ -255,6 +255,7 @@ def attacked(
 
     Raises:
         SpecificationError: Inputs are not floating numbers.
+        ModelError: The network takes the inputs, and not points near them.
     """
     if not inputs.is_floating_point():
         raise SpecificationError(f"attacks move inputs by gradients; inputs are {inputs.dtype}. Text has none.")
@@ -262,8 +263,17 @@ def attacked(
     found = []
     for x, y in zip(inputs.split(rows), labels.split(rows), strict=True):
         check_time()
-        with torch.enable_grad():
-            found.append(made(network, x, y, seed=seed, **box).detach())
+        try:
+            with torch.enable_grad():
+                found.append(made(network, x, y, seed=seed, **box).detach())
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, RepairError):
+                raise
+            raise ModelError(
+                f"attacks move each number of an input, and the network does not take what they make: "
+                f"{type(error).__name__}: {error}. Some numbers may be no measurements, such as a mask or a length. "
+                "Attack a network that is given the others alone, or choose a method that makes no inputs."
+            ) from error
     return torch.cat(found)
 
 
