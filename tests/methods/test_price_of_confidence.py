@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repairopt import GroupGap, solve_repair
-from repairopt.methods.sqp.label_chances import label_chances
+from repairopt.methods.sqp.label_chances import chances_of_labels
 from repairopt.methods.sqp.price_of_confidence import PriceOfConfidence
 
 
@@ -25,17 +25,17 @@ def drawn(count, seed=0, classes=3):
 
 def test_chances_are_those_that_labels_were_drawn_with():
     logits, labels, groups, true = drawn(20_000)
-    found = label_chances(logits, labels, groups)
+    found = chances_of_labels(logits, labels, groups)
     assert found.sum(1) == pytest.approx(np.ones(len(found)))
     assert np.abs(found - true).mean() < 0.01
-    blind = label_chances(logits, labels, np.zeros_like(groups))
+    blind = chances_of_labels(logits, labels, np.zeros_like(groups))
     assert np.abs(blind - true)[groups == 1].mean() > 0.05
 
 
 def test_few_rows_keep_what_the_network_says():
     logits = np.log([[0.9, 0.1], [0.2, 0.8]])
-    assert label_chances(logits, np.array([0, 1]), np.array([0, 0])) == pytest.approx(np.exp(logits), abs=0.1)
-    one_class = label_chances(np.tile(logits, (50, 1)), np.zeros(100, dtype=int), np.zeros(100, dtype=int))
+    assert chances_of_labels(logits, np.array([0, 1]), np.array([0, 0])) == pytest.approx(np.exp(logits), abs=0.1)
+    one_class = chances_of_labels(np.tile(logits, (50, 1)), np.zeros(100, dtype=int), np.zeros(100, dtype=int))
     assert np.isfinite(one_class).all()
     assert one_class[:, 0].min() > 0.7
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from repairopt.program import Array
 
@@ -13,7 +12,7 @@ PRIOR = 1.0  # of one row in a class of a group; keeps what rows do not tell whe
 MOST_STEPS = 100
 
 
-def label_chances(logits: Array, labels: Any, groups: Any) -> Array:
+def chances_of_labels(logits: Array, labels: Any, groups: Any) -> Array:
     """Probabilities ``(N, k)`` of the labels, by scaling the outputs, with an offset for each class in each group.
 
     The fit by maximum likelihood is convex. An expectation under these chances counts all rows whose label could have
@@ -27,6 +26,8 @@ def label_chances(logits: Array, labels: Any, groups: Any) -> Array:
     References:
         Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, ICML 2017 (scaling of outputs).
     """
+    from scipy.optimize import minimize
+
     logits = logits - logits.max(1, keepdims=True)
     count, classes = logits.shape
     member = np.eye(int(groups.max(initial=0)) + 1)[groups]

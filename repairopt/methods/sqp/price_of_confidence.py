@@ -15,7 +15,7 @@ from repairopt.methods.task import Task
 from repairopt.program import Array
 from repairopt.specify import Divided, GroupRates, labelled_data, of_real_rows
 
-from .label_chances import label_chances
+from .label_chances import chances_of_labels
 from .limits import Limit
 
 FAIR = 0.001  # share of accuracy, or of a rate, that it may cost to show a bound rather than to meet it probably
@@ -98,7 +98,7 @@ class PriceOfConfidence:
                     groups = known.member.cpu().numpy()
             with torch.no_grad():
                 logits = torch.log_softmax(predict(inputs).double(), -1).cpu().numpy()
-            found.append(label_chances(logits, labels.cpu().numpy(), groups))
+            found.append(chances_of_labels(logits, labels.cpu().numpy(), groups))
         return found
 
     def affordable(self, found: Answers, reference: Answers, buffers: dict[str, float], share: float = 1.0) -> bool:
