@@ -35,6 +35,7 @@ from repairopt import SQP, Bound, GroupGap, MissRate, OddsGap, solve_repair
 
 TRAINING, STEPS, BATCH = 8_000, 600, 256
 YES = 1  # more than 50K
+CUTS, FLOORS = 400, (0.05, 0.03)  # thresholds of each group that are looked at, and gaps, where nobody can be better
 TEXT = ("job", "method", "verdict", "claimed", "weights")
 READING = """# Default calls on public tables
 
@@ -262,6 +263,30 @@ def by_thresholds(job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[s
     return measured(job, rest, yes) | {"cpu seconds": seconds}
 
 
+def by_floor(limit: float, job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any] | None:
+    """The most accurate thresholds for two groups that there are on the measured rows: nobody can choose them."""
+    groups, labels = job.groups(rest), rest.y.numpy() == YES
+    names = np.unique(groups)
+    if job.kind == "odds" or len(names) != 2:
+        return None
+    with torch.no_grad():
+        outputs = network(rest.x)
+    score, sides = (outputs[:, YES] - outputs[:, 1 - YES]).double().numpy(), []
+    for name in names:
+        cuts = np.quantile(score[groups == name], np.linspace(0, 1, CUTS))
+        yes = score[groups == name] > cuts[:, None]
+        told = labels[groups == name]
+        sides.append((cuts, yes.mean(1), (yes == told).sum(1), (yes & told).sum(1)))
+    (_, rate, right, found), (_, rate_too, right_too, found_too) = sides
+    allowed = np.abs(rate[:, None] - rate_too) <= limit
+    if job.recall:
+        kept = (labels & (score > 0)).sum() - 0.02 * labels.sum()
+        allowed &= found[:, None] + found_too >= kept
+    best = np.unravel_index(np.where(allowed, right[:, None] + right_too, -1).argmax(), allowed.shape)
+    chosen = {name: cuts[k] for name, (cuts, *_), k in zip(names, sides, best, strict=True)}
+    return measured(job, rest, score > np.array([chosen[name] for name in groups])) | {"cpu seconds": 0.0}
+
+
 def by_peer(peer: Callable[..., Any], job: Job, network: nn.Module, own: Rows, rest: Rows) -> dict[str, Any] | None:
     """A peer's answers to rows that it has not seen."""
     started = time.process_time()
@@ -275,6 +300,7 @@ METHODS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "repairopt, met on average": partial(repaired, method=SQP(confidence=0.5)),
     "fairlearn ThresholdOptimizer": by_fairlearn,
     "thresholds by group": by_thresholds,
+    **{f"floor, thresholds of the measured rows at a gap of {limit}": partial(by_floor, limit) for limit in FLOORS},
     **{name: partial(by_peer, peer) for name, peer in PEERS.items()},
 }
 
