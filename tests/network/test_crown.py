@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from repairopt.errors import UnsupportedError
-from repairopt.network import Certifier, LastLayer, Leaves, NetworkSteps, RowGroups, own_last_layer, relax
+from repairopt.network import (
+    Certifier,
+    LastLayer,
+    Leaves,
+    NetworkSteps,
+    RowGroups,
+    own_last_layer,
+    relax,
+    relax_in_parts,
+)
 
 
 def chain(seed: int, inputs: int = 3) -> nn.Sequential:
@@ -115,6 +124,25 @@ def test_cuts_hold_for_all_weights_of_the_last_layer(seed: int) -> None:
         torch.testing.assert_close(value, (features * (rows @ last.weight)).sum(-1), atol=1e-12, rtol=1e-12)
         other = rows @ (last.weight + torch.randn_like(last.weight))
         assert bool((boxes.lowest(other)[0] <= (features * other).sum(-1) + 1e-12).all())
+
+
+@pytest.mark.parametrize("name", ["chain", "residual"])
+def test_single_precision_gives_the_same_bounds_and_small_boxes_go_without_it(name: str) -> None:
+    made, shape = CASES[name]
+    network = NetworkSteps(made(), shape)
+    low, high = some_boxes(3)
+    for width in (1.0, 1e-7):
+        with torch.no_grad():
+            upper = low + width * (high - low)
+            exact, rough = (relax_in_parts(network, low, upper, single=single).intervals for single in (False, True))
+        for index, pair in exact.items():
+            assert rough[index][0].dtype == torch.float64
+            largest = max(float(side.abs().max()) for side in pair)
+            worst = max(float((a - b).abs().max()) for a, b in zip(pair, rough[index], strict=True))
+            assert worst <= 1e-5 * largest if width == 1.0 else worst == 0.0
+    assert network.in_single() is not None
+    smooth = NetworkSteps(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), (3,))
+    assert smooth.in_single() is None, "other activations stay in double precision"
 
 
 def test_halves_inherit_bounds_and_splitting_proves() -> None:

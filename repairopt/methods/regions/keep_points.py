@@ -18,7 +18,7 @@ from .least_change import LeastChange
 POINTS = 5000  # in the metric
 WIDER = 1.0  # by how many of its widths the box around the regions grows on each side, where no data are given
 ROWS = 300  # of a constraint, added at a time
-SOFT = 100.0  # price of soft rows at the usual price
+SOFT = 400.0  # price of soft rows at the usual price
 ROOM = 0.02  # lead that wishes for answers ask for, in deviations of the outputs, where it was as large
 KEEP = 2  # label of these rows
 

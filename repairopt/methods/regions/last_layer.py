@@ -9,7 +9,7 @@ first proof comes from a margin; :mod:`.reduce` makes the change small.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -100,9 +100,16 @@ class RegionSearchState:
         made = LastLayer(first.weight + change.matrix[:, :-1], first.bias + change.matrix[:, -1])
         return self.rounded(made), change
 
-    def add_points(self, features: Tensor, region: Tensor, last: LastLayer, share: float = 1.0) -> int:
-        """Rows at points where a group is below a share of the margin: of each such group the row that is best."""
+    def add_points(
+        self, features: Tensor, region: Tensor, last: LastLayer, share: float = 1.0, choice: LastLayer | None = None
+    ) -> int:
+        """Rows at points where a group is below a share of the margin; how many.
+
+        Of each such group it is the row that is best, with ``choice`` where that is given.
+        """
         values, rows = self.rows.best(self.rows.values(last(features[:, :-1]), region), region)
+        if choice is not None:
+            rows = self.rows.best(self.rows.values(choice(features[:, :-1]), region), region)[1]
         count = 0
         for group in range(values.shape[1]):
             low = values[:, group] < share * self.margin
@@ -201,12 +208,13 @@ class RegionSearchState:
         self.grow_at *= PATIENCE
         return True
 
-    def attack(self, last: LastLayer) -> tuple[Tensor, Tensor]:
-        """Points at which a last layer breaks regions, at most some hundred, and their regions."""
+    def attack(self, last: LastLayer, below: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Points at which values of a last layer are not above a number, at most some hundred, and their regions."""
+        raised = replace(self.rows, offset=self.rows.offset + below)
         points, region, worst = attack_regions(
-            self.network, self.lower, self.upper, self.rows, self.search, last, self.frame
+            self.network, self.lower, self.upper, raised, self.search, last, self.frame
         )
-        self.worst = float(worst.min())
+        self.worst = float(worst.min()) + below
         if len(points) > 2 * POINTS:
             values = self.rows.least(self.rows.values(last(self.features(points)[:, :-1]), region), region)
             draw = torch.Generator().manual_seed(self.search.seed)

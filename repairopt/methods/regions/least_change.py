@@ -140,6 +140,11 @@ class LeastChange:
         """Objective of a change ``(k, h + 1)``, with what the soft rows at hand cost."""
         return self._cost((change @ self.root).flatten().numpy())
 
+    def slack(self, change: Tensor) -> Array:
+        """By how much a change ``(k, h + 1)`` exceeds what rows of norm 1 ask for, ``(m,)``."""
+        found: Array = self.rows @ (change @ self.root).flatten().numpy() - self.needs
+        return found
+
     def solve(self) -> Change:
         """The least change that satisfies all hard rows; where these are in conflict, it misses them by least squares.
 

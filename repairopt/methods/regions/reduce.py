@@ -46,13 +46,18 @@ class Proved:
         last: The last layer, rounded to the precision of the network.
         leaves: What proves it.
         objective: Mean squared change of the outputs on keep points, and what soft rows cost.
-        least: Lower bound of the objective of any last layer that satisfies the rows of true points.
+        least: Lower bound of the objective of any last layer that satisfies the rows of true points, at the margin that
+            this one keeps where ``margin`` is set.
+        margin: Least value that an attack finds, in units of the outputs.
+        least_at_all: The lower bound at the smallest margin.
     """
 
     last: LastLayer
     leaves: Leaves
     objective: float
     least: float = 0.0
+    margin: float = 0.0
+    least_at_all: float = 0.0
 
 
 def lower_bound(state: RegionSearchState) -> float:
@@ -261,8 +266,13 @@ def _on_the_way(
 
 def objective_of(state: RegionSearchState, last: LastLayer) -> float:
     """Objective of a last layer: the mean squared change of outputs on keep points, and what soft rows cost."""
-    change = torch.cat([last.weight - state.original.weight, (last.bias - state.original.bias)[:, None]], 1)
-    return state.program.cost(change)
+    return state.program.cost(change_of(state, last))
+
+
+def change_of(state: RegionSearchState, last: LastLayer) -> Tensor:
+    """Weights and bias of a last layer less those before, ``(k, h + 1)``."""
+    first = state.original
+    return torch.cat([last.weight - first.weight, (last.bias - first.bias)[:, None]], 1)
 
 
 def _add(state: RegionSearchState, part: _Part, last: LastLayer, bad: Tensor, margin: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -36,13 +37,14 @@ from .deployed_proof import CheckedProof, as_checked, can_check, check_repaired
 from .keep_points import KeepRows, keep_inputs, keep_rows
 from .last_layer import RegionSearchState
 from .least_change import LeastChange
+from .margins import bounded, shrink_margin
 from .reduce import Proved, objective_of, reduce_change
 
 DEPTHS = 2.0  # first margin, in depths of the violation that an attack finds
 LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
 LAYERS = ("auto", "last", "all")
 MANY, DEEPEST = 16, 40  # dimensions in which boxes are not split any more; splits of a box
-MOST = 10.0  # last margin, in first ones
+MOST = 3.0  # last margin, in first ones
 LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
@@ -63,7 +65,7 @@ class RegionRepair:
             many dimensions, which no splitting proves, or where the last layer alone finds no proof.
         descent: How the weights of all layers are moved.
         leaves: Boxes at most that regions are divided into.
-        refinements: Rounds in which the change is reduced.
+        refinements: How much is done to reduce the change: a few hundred boxes for each.
         grow_at: Boxes at which a larger margin is tried.
         alpha_steps: Gradient steps on the lower lines of activations (alpha-CROWN) of each box that is not proved,
             before it is split; 0 for none. Fewer boxes, each of them dearer.
@@ -201,20 +203,33 @@ class _Run:
             return False
         self._keep(proved.last, proved.leaves, "first proof")
 
-        def report(better: Proved) -> None:
-            gap = better.objective / better.least - 1 if better.least > 0 else float("inf")
-            self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes, gap {gap:.1%}")
-
         if self.settings.refinements and not self.base:
-            best = reduce_change(state, proved, FINAL * self.spread, self.settings.refinements, report)
-            if best.least > 0:
-                size, least = (value**0.5 / self.spread for value in (best.objective, best.least))
-                self.task.log.note(
-                    f"Outputs on keep points change by {size:.3g} of their deviation, in the root mean square, with "
-                    f"what wishes cost; no last layer that satisfies the rows of true points changes them by less than "
-                    f"{least:.3g}."
-                )
+            self._reduced(state, proved)
         return True
+
+    def _reduced(self, state: RegionSearchState, proved: Proved) -> None:
+        """A smaller change: by smaller margins where boxes can be split, else by cuts."""
+        floor, rounds = FINAL * self.spread, self.settings.refinements
+
+        def report(better: Proved) -> None:
+            self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes")
+
+        best = shrink_margin(state, proved, floor, rounds, report) if state.deepest else proved
+        if best is proved:
+            best = reduce_change(state, proved, floor, rounds, report)
+        if self.late():
+            return
+        best = bounded(state, best, floor)
+        gap, whole = (best.objective / least - 1 if least > 0 else inf for least in (best.least, best.least_at_all))
+        step = f"reduced, {len(best.leaves)} boxes, gap {gap:.1%}, {whole:.1%} at no margin"
+        self._keep(best.last, best.leaves, step)
+        size, least, any_ = (one**0.5 / self.spread for one in (best.objective, best.least, best.least_at_all))
+        self.task.log.note(
+            f"Outputs on keep points change by {size:.3g} of their deviation, in the root mean square, with what "
+            f"wishes cost. With the rows that hold in it no last layer that keeps its distance to the limit of the "
+            f"regions, {best.margin / self.spread:.3g} deviations, at true points changes them by less than "
+            f"{least:.3g}, and none that keeps hardly any by less than {any_:.3g}."
+        )
 
     def _checked(self, status: Status) -> Outcome:
         """The last candidate whose proof is checked; of those that are not proved the last one, marked so.

@@ -19,6 +19,7 @@ from .network_steps import NetworkSteps
 from .row_groups import RowGroups
 
 TRIED = 3  # dimensions that strong branching bounds
+WORTH = 0.01  # gain, as a share of the bound, below which dimensions take turns
 CHUNK = 256  # leaves whose bounds are computed at a time
 
 
@@ -177,7 +178,7 @@ class Leaves:
         return Leaves(found, self.rows, region, depth)
 
     def best_split(self, last: LastLayer, slope: Tensor) -> Tensor:
-        """The dimension ``(B,)`` in which to split each leaf: that whose halves have the best bounds.
+        """The dimension ``(B,)`` in which to split each leaf: that whose halves have the best bounds, where they gain.
 
         Args:
             last: The last layer.
@@ -188,16 +189,18 @@ class Leaves:
             common = slope.mean(1, keepdim=True)
             slope = torch.where(self.boxes.frame.hull[self.boxes.frame.region][:, None], slope - common, slope)
         score = slope.abs() * width + 1e-9 * width
-        varies = int((width > 0).any(0).sum())
-        tried = score.topk(max(1, min(TRIED, varies)), dim=1).indices
+        varies = torch.nonzero((width > 0).any(0))[:, 0]
+        tried = score.topk(max(1, min(TRIED, len(varies))), dim=1).indices
         if tried.shape[1] == 1:
             return tried[:, 0]
         gains = []
         for place in range(tried.shape[1]):
             least = self.halves(tried[:, place], alternatives=1).least(last).clamp_max(0)
             gains.append(least[: len(self)] + least[len(self) :])
-        best = torch.stack(gains, 1).argmax(1)
-        return tried[torch.arange(len(self)), best]
+        gain, best = torch.stack(gains, 1).max(1)
+        before = 2 * self.least(last).clamp_max(0)
+        stuck = gain - before < WORTH * before.abs()
+        return torch.where(stuck, varies[self.depth % len(varies)], tried[torch.arange(len(self)), best])
 
     def centers(self) -> Tensor:
         """Inputs in the middle of the boxes, ``(B, d)``."""
