@@ -1,19 +1,13 @@
-"""One cell of a comparison: one method on one subject once, run in a process of its own, within limits."""
+"""One cell of a comparison: one method on one subject once."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from repairopt.errors import ModelError, RepairError, SpecificationError, UnsupportedError
@@ -27,12 +21,7 @@ from .stated import hash_stated
 from .subject import Subject
 
 CORRUPTING = 0.1  # share of the accuracy, above whose loss a network counts as corrupted
-GRACE, LOADING = 0.25, 60.0  # of the time limit, and seconds, after which a process that does not end is killed
-MEASURING = 600.0  # further seconds for figures of what a method has ended with, such as its robustness
-UNMEASURED = f"the method ended in time, but its network could not be measured within {MEASURING:g} s more"
 FINISHED = "finished"  # name of the file by which a process says that its method has ended
-LOOK = 0.05  # seconds between looks at the memory of a process
-LOG = 2000  # characters of what a process wrote that are kept where it failed
 
 
 class CellOutcome(StrEnum):
@@ -162,72 +151,3 @@ def run_here(job: Job, finished: Callable[[], None] = lambda: None) -> Cell:
         lost = f"accuracy fell from {metrics['accuracy_before']:.4f} to {metrics['accuracy']:.4f}"
         return ended(CellOutcome.CORRUPTED, lost, metrics)
     return ended(CellOutcome.MEASURED, f"ended by: {stopped}" if stopped else "", metrics)
-
-
-def run_apart(job: Job, stop: threading.Event) -> Cell:
-    """Run a cell in a process of its own; never raises for what it does.
-
-    The process is killed where it exceeds a limit or ``stop`` is set. Ctrl-C at the terminal reaches the parent alone:
-    a method that it ended early would look like one that was done.
-    """
-    import cloudpickle
-
-    with tempfile.TemporaryDirectory(prefix="repairopt-cell-") as name:
-        folder = Path(name)
-        (folder / "job").write_bytes(cloudpickle.dumps(job))
-        surroundings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # classes are found where they are here
-        command = [sys.executable, "-m", "repairopt.compare.cell_process", str(folder)]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **surroundings},
-                start_new_session=True,
-            )
-            try:
-                killed = _watch(process, job.limits, stop, folder / FINISHED)
-            finally:
-                _kill(process)
-        empty = Cell(job.label, job.subject.name, job.repetition, CellOutcome.FAILURE)
-        if killed:
-            return replace(empty, reason=killed)
-        try:
-            return Cell.from_json((folder / "cell").read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, KeyError):
-            told = (folder / "log").read_text(encoding="utf-8", errors="replace").strip()[-LOG:]
-            return replace(empty, reason=f"the process ended with code {process.returncode}: {told or 'no message'}")
-
-
-def _watch(process: subprocess.Popen[bytes], limits: Limits, stop: threading.Event, finished: Path) -> str:
-    """Wait for the end of a process; why it is to be killed, or empty. A file says that its method has ended."""
-    import psutil
-
-    end, told = time.monotonic() + (1 + GRACE) * limits.seconds + LOADING, f"no result within {limits.seconds:g} s"
-    watched = psutil.Process(process.pid)
-    while process.poll() is None:
-        if stop.is_set():
-            return "interrupted"
-        if time.monotonic() > end:
-            if told == UNMEASURED or not finished.exists():
-                return told
-            end, told = time.monotonic() + MEASURING, UNMEASURED
-        try:
-            size = watched.memory_info().rss
-        except psutil.Error:
-            break  # it has just ended
-        if limits.memory is not None and size > limits.memory:
-            return f"more than {limits.memory / 2**30:.1f} GiB of memory"
-        time.sleep(LOOK)
-    process.wait()
-    return ""
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    if process.poll() is None:
-        process.kill()
-        process.wait()

@@ -20,7 +20,8 @@ from repairopt.patches import whole_file
 from repairopt.report import render_comparison, shown_letters
 
 from .blocks import adjust_means
-from .cell import Cell, CellOutcome, Job, Limits, run_apart
+from .cell import Cell, CellOutcome, Job, Limits
+from .cell_runner import CellRunner
 from .contestants import named_methods
 from .fixing_metrics import METRICS, Metric
 from .letters import known_values, letter_groups
@@ -259,12 +260,12 @@ def compare_repairs(
 def _run_all(jobs: Sequence[tuple[str, Job]], processes: int) -> Iterator[tuple[str, Cell]]:
     """Cells as they end; where the caller stops early, those that run are killed and no further one begins."""
     waiting, stop = iter(jobs), Event()
-    with ThreadPoolExecutor(max_workers=processes) as pool:
+    with CellRunner(stop) as runner, ThreadPoolExecutor(max_workers=processes) as pool:
         running: dict[Future[Cell], str] = {}
         try:
             while True:
                 while len(running) < processes and (following := next(waiting, None)) is not None:
-                    running[pool.submit(run_apart, following[1], stop)] = following[0]
+                    running[pool.submit(runner.run, following[1])] = following[0]
                 if not running:
                     return
                 for one in wait(running, return_when=FIRST_COMPLETED).done:

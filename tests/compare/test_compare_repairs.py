@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from html_pages import Page
@@ -91,7 +93,20 @@ class Eats(Nothing):
     def run(self, task):
         eaten = []
         while True:
-            eaten.append(np.ones(2**24))
+            eaten.append(np.ones(2**26))
+
+
+@dataclass(frozen=True)
+class Looks(Nothing):
+    """Tells what it finds in its process, and leaves something there."""
+
+    left = []
+
+    def run(self, task):
+        self.left.append(1)
+        forked_from = psutil.Process(os.getppid()).num_threads() if sys.platform == "linux" else 1
+        drawn = np.random.rand()  # noqa: NPY002
+        raise ValueError(json.dumps([len(self.left), forked_from, os.getsid(0) == os.getpid(), drawn]))
 
 
 @dataclass(frozen=True)
@@ -222,6 +237,7 @@ def test_groups_of_another_length_are_refused_before_rows_are_divided():
 @pytest.mark.slow
 def test_every_outcome_is_told_and_a_stopped_comparison_goes_on(subject, tmp_path):
     methods = {"nothing": Nothing(), "ruin": Ruins(), "refuse": Refuses(), "crash": Crashes()}
+    methods |= {"look": Looks(), "look again": Looks()}
     told = []
     found = compare_repairs(
         subject,
@@ -238,16 +254,21 @@ def test_every_outcome_is_told_and_a_stopped_comparison_goes_on(subject, tmp_pat
         "ruin": "corrupted",
         "refuse": "unadaptable",
         "crash": "failure",
+        "look": "failure",
+        "look again": "failure",
     }
+    first, second = (json.loads(re.search(r"\[.*?\]", ends[name].reason)[0]) for name in ("look", "look again"))
+    assert first[:3] == second[:3] == [1, 1, True]  # nothing is left from another cell, nor did threads run
+    assert first[3] != second[3]
     assert "another kind" in ends["refuse"].reason
     assert "code 7" in ends["crash"].reason
     same = ends["nothing"].metrics
     assert same["repair_rate"] == same["negative_flips"] == same["change"] == 0
     for name in ("accuracy", "average_odds", "parity", "opportunity", "attack_success"):
         assert same[name] == same[f"{name}_before"]
-    assert [one[:2] for one in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [one[:2] for one in told] == [(k, 6) for k in range(1, 7)]
     lines = (tmp_path / "cells.jsonl").read_text().splitlines()
-    (tmp_path / "cells.jsonl").write_text("\n".join([*lines[:3], lines[3][:40]]))  # as a kill leaves it
+    (tmp_path / "cells.jsonl").write_text("\n".join([*lines[:5], lines[5][:40]]))  # as a kill leaves it
     told.clear()
     again = compare_repairs(
         subject,
@@ -259,7 +280,7 @@ def test_every_outcome_is_told_and_a_stopped_comparison_goes_on(subject, tmp_pat
     )
     assert len(told) == 1
     assert {c.method: c.outcome for c in again.cells} == {c.method: c.outcome for c in found.cells}
-    assert len(read_cells(tmp_path)) == 4
+    assert len(read_cells(tmp_path)) == 6
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 4
     assert "another kind" in page
@@ -268,11 +289,11 @@ def test_every_outcome_is_told_and_a_stopped_comparison_goes_on(subject, tmp_pat
 
 @pytest.mark.slow
 def test_a_method_beyond_a_limit_is_killed(subject, monkeypatch):
-    monkeypatch.setattr("repairopt.compare.cell.LOADING", 4.0)
-    found = compare_repairs(subject, {"sleep": Sleeps()}, repetitions=1, limits=Limits(1.0))
-    assert (str(found.cells[0].outcome), found.cells[0].reason) == ("failure", "no result within 1 s")
-    found = compare_repairs(subject, {"eat": Eats()}, repetitions=1, limits=Limits(60.0, 2**30))
-    assert (str(found.cells[0].outcome), found.cells[0].reason) == ("failure", "more than 1.0 GiB of memory")
+    monkeypatch.setattr("repairopt.compare.cell_runner.LOADING", 6.0)
+    methods, limits = {"sleep": Sleeps(), "eat": Eats()}, Limits(1.0, 2**30)
+    found = compare_repairs(subject, methods, repetitions=1, limits=limits, processes=2)
+    assert [str(cell.outcome) for cell in found.cells] == ["failure", "failure"]
+    assert [cell.reason for cell in found.cells] == ["no result within 1 s", "more than 1.0 GiB of memory"]
 
 
 class SlowToMeasure(Nothing):
@@ -286,13 +307,14 @@ class SlowToMeasure(Nothing):
         return super().run(task)
 
 
+@pytest.mark.slow
 def test_measuring_does_not_count_as_time_of_the_method(subject, monkeypatch):
-    monkeypatch.setattr("repairopt.compare.cell.LOADING", 2.0)
-    monkeypatch.setattr("repairopt.compare.cell.GRACE", 0.0)
-    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(5.0))
+    monkeypatch.setattr("repairopt.compare.cell_runner.LOADING", 1.5)
+    monkeypatch.setattr("repairopt.compare.cell_runner.GRACE", 0.0)
+    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(2.0))
     assert str(found.cells[0].outcome) == "measured"
-    monkeypatch.setattr("repairopt.compare.cell.MEASURING", 0.5)
-    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(4.0))
+    monkeypatch.setattr("repairopt.compare.cell_runner.MEASURING", 0.3)
+    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(2.0))
     assert str(found.cells[0].outcome) == "failure"
     assert "could not be measured" in found.cells[0].reason
 
@@ -333,11 +355,13 @@ compare_repairs(subject, {{"quick": Quick(), "waits": Waits()}}, repetitions=1, 
     assert (tmp_path / "began").exists()
     process.send_signal(sent)
     process.wait(timeout=20)  # of 60 s that the method waits
-    import psutil
 
-    def left():  # this test's own cells, whose folders are in its directory
-        lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
-        return [one for one in lines if "repairopt.compare.cell_process" in one and one[-1].startswith(str(tmp_path))]
+    def left():  # this test's own processes, whose files for a while are in its directory
+        found = []
+        for one in psutil.process_iter(["environ", "status"]):
+            if (one.info["environ"] or {}).get("TMPDIR") == str(tmp_path) and one.info["status"] != "zombie":
+                found.append(one)
+        return found
 
     while left() and time.monotonic() < end:
         time.sleep(0.1)
