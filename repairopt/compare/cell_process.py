@@ -7,6 +7,7 @@ Where the system cannot fork soundly, the folder is the argument, and this proce
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
@@ -47,6 +48,7 @@ def serve_forks() -> Path | None:
     """
     running: dict[int, Path] = {}
     torch.func.grad(torch.sum)(torch.zeros(1))  # at its first use torch loads a second time as much
+    gc.freeze()  # a collection in a new process would copy all that is shared
     alive, held = os.pipe()  # no process but this one holds its writing end
     with open(0, "rb", buffering=0, closefd=False) as orders:
         while True:

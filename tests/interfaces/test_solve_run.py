@@ -24,7 +24,7 @@ from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import Patch, load_patch, load_weights, save_weights, verify_log
 
-MOMENTS = 8
+MOMENTS = 6
 PLAIN = Options(report=False)  # where nobody looks at the page
 
 
@@ -146,9 +146,10 @@ def check_whole(run: Path) -> None:
 
 
 KILLED = """
-import sys, os, signal, threading
+import gc, sys, os, signal, threading
 from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 solve_spec(sys.argv[1], sys.argv[2])  # loads every library, which the children share
+gc.freeze()  # a collection in a child would copy all that is shared
 print("ready", flush=True)
 for line in sys.stdin:
     spec, out, resume, report, seconds = line.split()
@@ -167,7 +168,8 @@ for line in sys.stdin:
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
     """Moments over the length of a run; loaded libraries are shared by forking, so that it takes seconds."""
-    spec = write_spec(tmp_path, SPEC.replace("0:400", "0:120").replace("400:800", "400:450"))
+    few = SPEC.replace("0:400", "0:120").replace("400:800", "400:450")
+    spec = write_spec(tmp_path, few.replace('  - recall("yes") >= 0.6\n', ""))
     command = [sys.executable, "-c", KILLED, str(spec), str(tmp_path / "first")]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None
@@ -188,7 +190,7 @@ def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
         moments, killed = random.Random(0), 0
         for i in range(MOMENTS):
             out = tmp_path / f"run{i}"
-            report = i % 5 == 0  # some while the pictures are made
+            report = i % 4 == 0  # some while the pictures are made
             killed += solve(out, False, moments.uniform(0.05, 1.0) * lengths[report], report) == signal.SIGKILL
             check_whole(out)
             assert solve(out, True, 600) == 0
@@ -196,7 +198,7 @@ def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
             assert read_result(out / RESULT)[0].met
             assert not [p.name for p in out.iterdir() if "unfinished" in p.name or "checkpoint" in p.name]
             assert verify_patch(spec, out / PATCH).sound
-        assert killed >= MOMENTS // 4, "enough of the moments lie within the run, however busy the machine is"
+        assert killed >= MOMENTS // 3, "enough of the moments lie within the run, however busy the machine is"
     finally:
         server.kill()
         server.wait()

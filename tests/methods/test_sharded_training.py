@@ -26,18 +26,16 @@ def test_every_row_has_one_process_and_none_is_added(rows, count):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_two_processes_end_with_what_one_ends_with(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     known = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(tmp_path)], env={**known, "RANK": str(rank)})
-        for rank in range(2)
-    ]
+    started = subprocess.Popen([sys.executable, str(SCRIPT), str(tmp_path)], env=known)
     with torch.random.fork_rng(devices=[]):
         alone = repair(sharded=False)
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert started.wait(timeout=120) == 0
     (first, told), (second, also) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert told == also
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,7 +1,8 @@
-"""One of the processes that share a repair, as ``torchrun`` starts it; writes what it ends with into a folder."""
+"""Processes that share a repair, as those of ``torchrun``, but forked; each writes what it ends with into a folder."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -37,12 +38,23 @@ def repair(sharded: bool) -> Any:
     return solve_repair(model, ErrorRate(moved, y, target=0.1), [keep, flips], held_out=(moved[:9], y[:9]), **given)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def take_part(rank: int, folder: Path) -> None:
+    """What one process does; the address of the group and its size are in the environment."""
+    dist.init_process_group("gloo", rank=rank)
     found = repair(sharded=True)
     report = found.report
     told = {"verdict": str(report.verdict), "goal": report.verification.goal_after, "rows": report.rows_used}
     told["steps"] = [entry.step for entry in report.rounds]
-    torch.save((dict(found.model.state_dict()), told), Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")
+    torch.save((dict(found.model.state_dict()), told), folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    small_task()  # loads what all need
+    gc.freeze()
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        if not os.fork():
+            take_part(rank, Path(sys.argv[1]))
+            os._exit(0)
+    os._exit(any(os.wait()[1] for _ in range(int(os.environ["WORLD_SIZE"]))))
