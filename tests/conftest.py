@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 PROJECT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
+gc.set_threshold(20_000, 20, 50)  # torch and what it loads are a million objects that no collection frees
 settings.register_profile("repairopt", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repairopt")
 
