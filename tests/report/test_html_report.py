@@ -46,7 +46,7 @@ def fair():
     gap = GroupGap.observed(toy.inputs, column=1, target=0.1)
     miss = Bound(MissRate(toy.inputs, toy.labels, 1), slack=0.1, name="missed ones")
     return solve_repair(
-        toy.model, gap, [toy.keep(0.3), miss], held_out=toy.held_out, weights="last", method=SQP(folds=2, max_steps=8)
+        toy.model, gap, [toy.keep(0.3), miss], held_out=toy.held_out, weights="last", method=SQP(max_steps=8)
     )
 
 
