@@ -325,18 +325,7 @@ def run(jobs: Sequence[Job], seeds: range, halves: int, methods: Sequence[str]) 
 
 def written(records: Sequence[dict[str, Any]]) -> str:
     """The table: means over runs."""
-    head = [
-        "job",
-        "method",
-        "runs",
-        "gap before",
-        "gap after",
-        "met",
-        "accuracy, points",
-        "rates after",
-        "claims",
-        "CPU s",
-    ]
+    head = "job, method, runs, gap before, gap after, met, accuracy (points), rates after, claims, CPU s".split(", ")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for job in dict.fromkeys(r["job"] for r in records):
         for method in dict.fromkeys(r["method"] for r in records):

@@ -21,6 +21,14 @@ settings.register_profile("repairopt", deadline=None, derandomize=True, max_exam
 settings.load_profile("repairopt")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each process gets files as a whole, whose fixtures and libraries it then loads alone, until it runs out."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -52,6 +60,12 @@ def small_net() -> nn.Module:
 @pytest.fixture
 def small_inputs() -> Tensor:
     return torch.randn(30, 4, dtype=torch.float64)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Pages of words alone, where nothing is asked of the pictures; drawing them is most of the time of a page."""
+    monkeypatch.setattr("repairopt.report.html_page.draw_gallery", lambda *_: [])
 
 
 @pytest.fixture

@@ -62,16 +62,17 @@ def test_wheel_registers_every_back_end(wheel):
     }
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import repairopt",
-        "import repairopt; repairopt.available_solvers()",
-        "import repairopt.patches",
-        "from repairopt import parse",
-    ],
+STATEMENTS = (
+    "import repairopt",
+    "repairopt.available_solvers()",
+    "import repairopt.patches",
+    "from repairopt import parse",
 )
-def test_import_loads_no_optional_library(statement):
-    code = f"import sys; {statement}; print([name for name in {NOT_LOADED} if name in sys.modules])"
+
+
+def test_imports_load_no_optional_library():
+    """One after the other in one process: what is loaded stays, so that none may load any."""
+    look = f"print([name for name in {NOT_LOADED} if name in sys.modules])"
+    code = "; ".join(["import sys", *(f"{statement}; {look}" for statement in STATEMENTS)])
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert dict(zip(STATEMENTS, found.stdout.split("\n")[:-1], strict=True)) == dict.fromkeys(STATEMENTS, "[]")

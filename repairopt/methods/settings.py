@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -116,3 +117,18 @@ def check_settings(method: object, expected: dict[str, Expected]) -> None:
         value = getattr(method, name)
         if not one.fits(value):
             raise SpecificationError(f"method {type(method).__name__}: {name}={value!r}; expected {one}.")
+
+
+def take_former(method: object, **given: Any) -> None:
+    """Keep settings that became constants, and are passed all the same, until the next release.
+
+    Args:
+        method: Its class has them as attributes, which are the constants.
+        given: What was passed, by name; where it is not the constant, it is an attribute of the method.
+    """
+    kind = type(method)
+    for name, value in given.items():
+        if value != getattr(kind, name):
+            text = f"{kind.__name__}({name}=...) is deprecated, and goes with the next release: leave it out; it is "
+            warnings.warn(f"{text}{getattr(kind, name)} for all.", DeprecationWarning, 4)
+            object.__setattr__(method, name, value)

@@ -307,13 +307,14 @@ class SlowToMeasure(Nothing):
         return super().run(task)
 
 
+@pytest.mark.slow
 def test_measuring_does_not_count_as_time_of_the_method(subject, monkeypatch):
-    monkeypatch.setattr("repairopt.compare.cell_runner.LOADING", 2.0)
+    monkeypatch.setattr("repairopt.compare.cell_runner.LOADING", 1.5)
     monkeypatch.setattr("repairopt.compare.cell_runner.GRACE", 0.0)
-    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(1.0))
+    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(2.0))
     assert str(found.cells[0].outcome) == "measured"
-    monkeypatch.setattr("repairopt.compare.cell_runner.MEASURING", 0.5)
-    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(1.0))
+    monkeypatch.setattr("repairopt.compare.cell_runner.MEASURING", 0.3)
+    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(2.0))
     assert str(found.cells[0].outcome) == "failure"
     assert "could not be measured" in found.cells[0].reason
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import fields, replace
 
 import pytest
 from biased_task import task
 
-from repairopt import OneShot, Settings, Verdict, solve_repair
+from repairopt import SQP, OneShot, Settings, Verdict, solve_repair
 from repairopt.errors import SpecificationError
 from repairopt.interfaces.former_names import MOVED
 
@@ -59,6 +60,17 @@ def test_a_keyword_that_the_method_would_ignore_is_refused():
         solve_repair(toy.model, toy.gap(), [toy.keep()], convexify="shift")
     with pytest.raises(TypeError, match="unexpected keyword argument 'wieghts'"):
         solve_repair(toy.model, toy.gap(), [toy.keep()], wieghts="last")
+
+
+def test_settings_that_became_constants_are_taken_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"SQP\(folds=...\) is deprecated.*leave it out; it is 3 for all"):
+        method = SQP(folds=4, max_steps=7)
+    with pytest.warns(DeprecationWarning, match="folds"):
+        assert replace(method, restarts=0).folds == 4, "what is derived from it keeps it"
+    with pytest.warns(DeprecationWarning, match="batch"), pytest.raises(SpecificationError, match="batch=0; expected"):
+        SQP(batch=0)
+    assert SQP().folds == SQP(folds=3).folds == 3
+    assert "folds" not in {field.name for field in fields(SQP)}
 
 
 def test_settings_of_another_kind_are_refused():

@@ -57,6 +57,7 @@ def bert() -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["classifier.weight", ["bert.pooler.dense.bias", "classifier.weight"]])
+@pytest.mark.usefixtures("without_pictures")
 def test_a_bert_is_repaired(bert, weights, fingerprint):
     batch, labels = tokens()
     packed, before = PackedInputs(batch), fingerprint(bert)

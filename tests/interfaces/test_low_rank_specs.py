@@ -63,7 +63,7 @@ def test_from_solve_to_the_adapter(tmp_path):
         return done.output
 
     spec, out = write_spec(tmp_path, RANKED % "all"), tmp_path / "run"
-    run("solve", spec, "--out", out)
+    run("solve", spec, "--out", out, "--no-report")
     result = json.loads((out / "result.json").read_text())
     assert result["verdict"] == "repaired"
     assert set(result["weights"]["parameters"]) == {"0.weight", "2.weight"}

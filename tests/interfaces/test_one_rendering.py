@@ -85,12 +85,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """Pages of words alone, where nothing is asked of the pictures; drawing them is most of the time of a page."""
-    monkeypatch.setattr("repairopt.report.html_page.draw_gallery", lambda *_: [])
-
-
 def solve(folder, **changes):
     content = {**yaml.safe_load(SPEC), **changes}
     (folder / "spec.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -60,7 +60,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_is_resumed_from_it(tmp_path):
     assert not (run / RESULT).exists()
     with pytest.raises(ResultError, match="an unfinished run. Use --resume"):
         solve_spec(tmp_path / "spec.yaml", run)
-    result = solve_spec(tmp_path / "spec.yaml", run, Options(resume=True))
+    result = solve_spec(tmp_path / "spec.yaml", run, Options(resume=True, report=False))
     assert result.verdict == "repaired"
     assert not (run / CHECKPOINT).exists()
     events = [json.loads(line)["event"] for line in (run / AUDIT).read_text().splitlines()]

@@ -82,6 +82,7 @@ def test_report_and_pictures_are_hashed(folder, name, change):
     assert failed(folder) == {name: "is not the file that was written"}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_report_that_is_written_anew_is_hashed_too(folder):
     pytest.importorskip("matplotlib", reason="the pictures need the extra 'report'")
     report_folder(folder / "run")

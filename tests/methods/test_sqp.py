@@ -238,7 +238,7 @@ def closeness(fixing, found):
 
 
 def lead_repair(fixing, target, **settings):
-    method = SQP(objective="closeness", confidence=None, smallest_fall=1e-9, smallest_step=1e-9, **settings)
+    method = SQP(objective="closeness", confidence=None, smallest_fall=1e-9, **settings)
     goal = MeanLead(fixing.x, target)
     found = solve_repair(fixing.model, goal, method=replace(method, trust_radius=10.0), weights=["2.weight", "2.bias"])
     assert found.report.verdict is Verdict.REPAIRED
@@ -268,7 +268,7 @@ def test_a_price_that_is_the_most_that_a_step_pays_is_told_as_such(fixing):
 def test_the_matrix_free_way_ends_at_the_same_objective(fixing):
     target = float(MeanLead(fixing.x, 0.0).value(fixing.model).detach()) - 0.5
     dense = lead_repair(fixing, target)
-    free = lead_repair(fixing, target, largest_dense=10, outer_steps=20)
+    free = lead_repair(fixing, target, largest_dense=10)
     assert all(one.step.startswith("outer step") for one in free.report.rounds)
     assert closeness(fixing, free) == pytest.approx(closeness(fixing, dense), rel=0.01)
     assert free.report.prices["mean lead"] == pytest.approx(dense.report.prices["mean lead"], rel=0.05)

@@ -205,7 +205,7 @@ def random_programs(draw, free=True):
 
 
 @given(random_programs())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_random_programs_are_certified_and_bounds_hold(program):
     for name in available_solvers(program.kind):
         solution = solve(program, name)

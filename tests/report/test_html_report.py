@@ -46,8 +46,13 @@ def fair():
     gap = GroupGap.observed(toy.inputs, column=1, target=0.1)
     miss = Bound(MissRate(toy.inputs, toy.labels, 1), slack=0.1, name="missed ones")
     return solve_repair(
-        toy.model, gap, [toy.keep(0.3), miss], held_out=toy.held_out, weights="last", method=SQP(folds=2, max_steps=8)
+        toy.model, gap, [toy.keep(0.3), miss], held_out=toy.held_out, weights="last", method=SQP(max_steps=8)
     )
+
+
+@pytest.fixture(scope="module")
+def wide(fair) -> str:
+    return fair.to_html(features=["a very long name of a column", "group"])
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +129,7 @@ def test_the_page_needs_no_network_and_no_script(page):
     assert all(len(attributes["alt"]) > 20 for attributes in pictures)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_text_of_the_user_is_escaped(fair):
     found = fair.to_html(title="<script>alert(1)</script>", features=["<b>", "&"])
     assert "<script>" not in found
@@ -225,6 +231,7 @@ def test_the_same_page_from_a_folder_and_a_lesser_one_without_evidence(fair, tmp
     assert lesser.row("group gap", "repair data") == Page(whole).row("group gap", "repair data")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_folders_without_a_result_are_named(fair, tmp_path):
     with pytest.raises(SpecificationError, match=r"holds no readable result\.json"):
         write_html(tmp_path, tmp_path / "page.html")
@@ -265,6 +272,7 @@ def test_without_matplotlib_the_page_is_made_and_says_so(fair, monkeypatch):
     plots.figure_class.cache_clear()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_images_are_shown_as_images_and_without_matplotlib_as_numbers(monkeypatch):
     model, x, y = images()
     wrong = model(x).argmax(1) != y
@@ -317,9 +325,9 @@ def test_notebooks_show_claims_and_reports_stay_light(fair):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
 @pytest.mark.parametrize("width", [400, 1280])
-def test_nothing_is_wider_than_the_window_and_every_figure_is_in_sight(fair, tmp_path, width):
+def test_nothing_is_wider_than_the_window_and_every_figure_is_in_sight(wide, tmp_path, width):
     found = look_at(
-        fair.to_html(features=["a very long name of a column", "group"]),
+        wide,
         """
         const right = one => one.getBoundingClientRect().right;
         const out = [...doc.querySelectorAll("main *:not(thead *)")].filter(one => right(one) > doc.wide);

@@ -59,8 +59,8 @@ def test_wrong_labels_are_fixed_and_right_ones_kept(outputs):
 
 @pytest.mark.slow
 def test_a_share_of_the_rows_is_reached_on_new_ones_too():
-    goal = LabelSetErrors(X, Y, label=2, target=0.06)
-    keep = KeepLabelSets(X, Y, tolerance=0.05)
+    goal = LabelSetErrors(X[:200], Y[:200], label=2, target=0.06)
+    keep = KeepLabelSets(X[:200], Y[:200], tolerance=0.05)
     model = Classifier(MODEL, outputs="several logits")
     repair = solve_repair(
         model, goal, [keep], held_out=[LabelSetErrors(NEW, THERE, label=2, target=0.06)], weights="all"

@@ -90,7 +90,7 @@ class Case:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-MATRIX_FREE = {"method": SQP(largest_dense=1, outer_steps=2, inner_steps=5, **FAST)}
+MATRIX_FREE = {"method": SQP(largest_dense=1, inner_steps=5, **FAST)}
 NO_BUFFER = {"method": SQP(confidence=None, **FAST)}
 CASES = {
     "no given point wrong": Case(lambda lib: (lib.ErrorRate(*FEW), [lib.KeepLabels(X, Y, tolerance=0.2)])),

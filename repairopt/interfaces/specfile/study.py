@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def _contestant(file: Path, one: str | ContestantSpec) -> tuple[str, Any]:
     try:
         made = named_methods({label: one.method})[label]
         known = [field.name for field in fields(made)] if is_dataclass(made) else list(one.settings)
-        if unknown := [name for name in one.settings if name not in known]:
+        taken = signature(type(made)).parameters  # those that are deprecated too
+        if unknown := [name for name in one.settings if name not in known and name not in taken]:
             raise SpecificationError(f"no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
         return label, type(made)(**{**_differing(made), **one.settings}) if one.settings else made
     except (SpecificationError, TypeError) as error:

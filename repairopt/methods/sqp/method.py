@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods.corrections import keep_corrected
 from repairopt.methods.method import SOLVING
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, TrustRegion, check_settings
+from repairopt.methods.settings import Expected, TrustRegion, check_settings, take_former
 from repairopt.methods.subtask import with_rows_of_goal
 from repairopt.methods.task import Task
 from repairopt.network import identity
@@ -83,7 +83,6 @@ class SQP(TrustRegion):
             None for 0, and 0.01 above ``largest_dense`` weights, which could fit the noise of samples.
         confidence: Confidence with which goal and bounds that are statistics of a sample are to be met on new data;
             cross-validation sets their buffers. 0.5 for values that meet them on average, None for no such buffers.
-        folds: Number of folds of the cross-validation.
         buffer: Taken off the bounds in the rows, for data that the repair does not see: one number for all, or by the
             names of the goal and of the bounds; None for what ``confidence`` asks for.
         lead: Share of the median lead, in logits, of the labelled points that the original network has right, by which
@@ -102,12 +101,9 @@ class SQP(TrustRegion):
         restarts: Where a run ends with bounds missed, the sequence starts so often again from the original and goes to
             the bounds by stages, 3 more each time; once, too, by short stages, where they are met but the objective
             rose by more than a fiftieth. The best end is kept.
-        batch: Rows to add where a step breaks more samples than allowed.
         largest_dense: Weights above which steps are no longer quadratic programs with a dense Hessian, but L-BFGS steps
-            on an augmented Lagrangian, at most ``inner_steps`` for each of at most ``outer_steps`` multipliers.
-        outer_steps: Largest number of updates of the multipliers; see ``largest_dense``.
-        inner_steps: Largest number of L-BFGS steps for each of them.
-        smallest_step: Stop when the scaled step is smaller, in infinity norm.
+            on an augmented Lagrangian.
+        inner_steps: Largest number of L-BFGS steps for each update of the multipliers; see ``largest_dense``.
         smallest_fall: Stop when the objective falls by a smaller share, with all bounds met.
     """
 
@@ -117,7 +113,7 @@ class SQP(TrustRegion):
     closeness: float | None = None
     ridge: float | None = None
     confidence: float | None = 0.95
-    folds: int = 3
+    folds: InitVar[int] = 3  # this one and three below are deprecated, and become constants with the next release
     buffer: float | Mapping[str, float] | None = None
     lead: float | None = None
     narrow: float = 0.1
@@ -125,14 +121,15 @@ class SQP(TrustRegion):
     max_steps: int = 40
     damping: float = 1e-2
     restarts: int = 2
-    batch: int = 100
+    batch: InitVar[int] = 100
     largest_dense: int = 400
-    outer_steps: int = 8
+    outer_steps: InitVar[int] = 8
     inner_steps: int = 30
-    smallest_step: float = 1e-3
+    smallest_step: InitVar[float] = 1e-3
     smallest_fall: float = 5e-3
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, folds: int, batch: int, outer_steps: int, smallest_step: float) -> None:
+        take_former(self, folds=folds, batch=batch, outer_steps=outer_steps, smallest_step=smallest_step)
         if self.objective not in ("auto", *OBJECTIVES):
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
         check_settings(self, NUMBERS)
@@ -154,7 +151,8 @@ class SQP(TrustRegion):
             if self.confidence is not None and found.delta.any():
                 best = inner.judge.best  # what is out of reach is not tried again from several starts for each part
                 again = self if best.met and best.feasible else replace(self, restarts=0)
-                said = judge_generalization(task, again._without_data, folds=self.folds)
+                folds: int = self.folds  # type: ignore[attr-defined] # a constant of the class, or what was passed
+                said = judge_generalization(task, again._without_data, folds=folds)
                 task.log.notes += [said] if said else []
             return found
         finally:  # whatever ended it, the best point is known to the repair

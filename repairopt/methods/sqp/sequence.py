@@ -160,7 +160,7 @@ class Sequence:
             accepted = how == "part of the way" or self._acceptable(trial, predicted)
             self._note(index, trial, accepted, how)
             moved = float(np.abs(found.step / self.scale).max(initial=0.0)) if found.step is not None else 0.0
-            small = moved < self.settings.smallest_step
+            small = moved < min(self.settings.smallest_step, self.settings.smallest_fall)
             if accepted:
                 fall = self.at.objective - trial.objective
                 still = self.at.violation <= MET and fall < self._smallest_fall

@@ -9,7 +9,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.methods.material import Material
 from repairopt.methods.task import Task
-from repairopt.network import check_inputs, check_labelled
+from repairopt.network import check_labelled
 
 from .fit import Pair, joined
 
@@ -27,14 +27,3 @@ def labelled_pool(method: Any, task: Task, rows: Material) -> Pair:
         raise SpecificationError(f"method {name}: selects rows to learn; pass pool=(inputs, labels), with labels.")
     inputs, labels = check_labelled(f"method {name}: pool", *method.pool, integers=True)
     return inputs.to(task.engine.device), labels.to(task.engine.device)
-
-
-def unlabelled_pool(method: Any, task: Task) -> tuple[Tensor, Tensor | None]:
-    """The inputs of the pool, and their labels where it has them; a SpecificationError without a pool."""
-    name = type(method).__name__
-    if method.pool is None:
-        raise SpecificationError(f"method {name}: selects among further inputs; pass pool=inputs, or with labels.")
-    pair = (method.pool, None) if isinstance(method.pool, Tensor) else tuple(method.pool)
-    inputs, labels = check_inputs(f"method {name}: pool", pair[0], pair[1], integers=True)
-    device = task.engine.device
-    return inputs.to(device), None if labels is None else labels.to(device)
