@@ -325,8 +325,8 @@ def run(jobs: Sequence[Job], seeds: range, halves: int, methods: Sequence[str]) 
 
 def written(records: Sequence[dict[str, Any]]) -> str:
     """The table: means over runs."""
-    head = "job, method, runs, gap before, gap after, met, accuracy (points), rates after, claims, CPU s".split(", ")
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    head = "job | method | runs | gap before | gap after | met | accuracy, points | rates after | claims | CPU s"
+    lines = [f"| {head} |", f"|{'---|' * (head.count('|') + 1)}"]
     for job in dict.fromkeys(r["job"] for r in records):
         for method in dict.fromkeys(r["method"] for r in records):
             own = [r for r in records if r["job"] == job and r["method"] == method]

@@ -8,20 +8,21 @@ import numpy as np
 
 from repairopt.program import Array
 
-PRIOR = 1.0  # of one row in a class of a group; keeps what rows do not tell where the network has it
+PRIOR = 1.0  # precision of each weight; keeps what rows do not tell where the network has it
 MOST_STEPS = 100
 
 
-def chances_of_labels(logits: Array, labels: Any, groups: Any) -> Array:
-    """Probabilities ``(N, k)`` of the labels, by scaling the outputs, with an offset for each class in each group.
+def chances_of_labels(logits: Array, labels: Any, features: Array) -> Array:
+    """Probabilities ``(N, k)`` of the labels, by scaling the outputs, and a linear correction for each class.
 
-    The fit by maximum likelihood is convex. An expectation under these chances counts all rows whose label could have
-    been another one, so it is far less noisy than a count of the labels that were drawn.
+    An expectation under these chances counts all rows whose label could have been another one, so it is far less noisy
+    than a count of the labels that were drawn. The correction finds what the network has wrong about whole groups, such
+    as a bias that labels contradict. The fit, by the largest posterior probability, is convex.
 
     Args:
         logits: Outputs of the network, ``(N, k)``.
         labels: ``(N,)``, 0 to k - 1.
-        groups: Number of the group of each row, ``(N,)``, from 0.
+        features: Of each row, such as its groups, of size about 1, ``(N, f)``.
 
     References:
         Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, ICML 2017 (scaling of outputs).
@@ -30,21 +31,20 @@ def chances_of_labels(logits: Array, labels: Any, groups: Any) -> Array:
 
     logits = logits - logits.max(1, keepdims=True)
     count, classes = logits.shape
-    member = np.eye(int(groups.max(initial=0)) + 1)[groups]
+    features = np.column_stack([np.ones(count), features])
     told = np.eye(classes)[labels]
 
     def chances(weights: Array) -> Array:
-        raised = weights[0] * logits + weights[1:].reshape(-1, classes)[groups]
+        raised = weights[0] * logits + features @ weights[1:].reshape(-1, classes)
         raised = np.exp(raised - raised.max(1, keepdims=True))
         return np.asarray(raised / raised.sum(1, keepdims=True))
 
     def loss(weights: Array) -> tuple[float, Array]:
-        found = chances(weights)
-        off = found - told
-        pull = weights - start
+        found, pull = chances(weights), weights - start
         value = -np.log(np.maximum(found[np.arange(count), labels], 1e-300)).sum() + 0.5 * PRIOR * pull @ pull
-        slopes = np.concatenate([[(off * logits).sum()], (member.T @ off).ravel()])
+        off = found - told
+        slopes = np.concatenate([[(off * logits).sum()], (features.T @ off).ravel()])
         return float(value), slopes + PRIOR * pull
 
-    start = np.concatenate([[1.0], np.zeros(member.shape[1] * classes)])
+    start = np.concatenate([[1.0], np.zeros(features.shape[1] * classes)])
     return chances(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS}).x)

@@ -19,6 +19,7 @@ from .label_chances import chances_of_labels
 from .limits import Limit
 
 FAIR = 0.001  # share of accuracy, or of a rate, that it may cost to show a bound rather than to meet it probably
+MOST_COLUMNS = 200  # of a table, on which labels are looked at
 MOST_COST = 0.02  # share of accuracy, or of a rate, that confidence may cost in all
 
 
@@ -88,18 +89,26 @@ class PriceOfConfidence:
 
     @cached_property
     def _chances(self) -> list[Array]:
-        """How likely each label is at the rows of each labelled set, ``(N, k)``, by group where groups are known."""
+        """How likely each label is at the rows of each labelled set, ``(N, k)``, by their groups and columns."""
         predict, found = self.task.engine.predict(), []
         for inputs, labels in self.labelled:
-            groups = np.zeros(len(labels), dtype=np.int64)
-            for gap in self.gaps:
-                known: Any = gap.samples if isinstance(gap, Divided) else None
-                if known is not None and known.inputs.shape == inputs.shape and torch.equal(known.inputs, inputs):
-                    groups = known.member.cpu().numpy()
             with torch.no_grad():
                 logits = torch.log_softmax(predict(inputs).double(), -1).cpu().numpy()
-            found.append(chances_of_labels(logits, labels.cpu().numpy(), groups))
+            found.append(chances_of_labels(logits, labels.cpu().numpy(), self._features(inputs)))
         return found
+
+    def _features(self, inputs: Tensor) -> Array:
+        """What labels may depend on beyond the network's outputs, ``(N, f)``: groups, and the columns of a table."""
+        parts: list[Array] = [np.zeros((len(inputs), 0))]
+        for gap in self.gaps:
+            known: Any = gap.samples if isinstance(gap, Divided) else None
+            if known is not None and known.inputs.shape == inputs.shape and torch.equal(known.inputs, inputs):
+                parts.append(np.eye(known.q)[known.member.cpu().numpy()])
+        if inputs.ndim == 2 and inputs.is_floating_point() and inputs.shape[1] <= MOST_COLUMNS:
+            columns = inputs.double().cpu().numpy()
+            spread = columns.std(0)
+            parts.append((columns - columns.mean(0))[:, spread > 0] / spread[spread > 0])
+        return np.hstack(parts)
 
     def affordable(self, found: Answers, reference: Answers, buffers: dict[str, float], share: float = 1.0) -> bool:
         """Whether a network costs no more than is allowed beyond a reference, or a share of it."""
