@@ -92,6 +92,18 @@ def test_the_reduced_change_is_near_its_lower_bound_and_its_slopes_are_checked(t
     assert (found.leaf_slopes == report.proof.leaf_slopes).all()
 
 
+def test_where_boxes_are_many_the_search_starts_anew_with_cuts(monkeypatch) -> None:
+    region = limits(1.03)
+    boxes = []
+    for most in (6000, 3):
+        monkeypatch.setattr("repairopt.methods.regions.region_repair.CUT_AT", most)
+        repair = solve_repair(controller(), region, method=RegionRepair(refinements=0))
+        assert repair.report.verdict is Verdict.REPAIRED
+        assert worst(repair.model, region) > 0
+        boxes.append(repair.report.proof_verdict.leaves)
+    assert boxes[1] <= 6 < boxes[0]
+
+
 def test_a_region_that_holds_is_proved_and_nothing_changes() -> None:
     model = controller()
     repair = solve_repair(model, limits(3.0))

@@ -48,6 +48,7 @@ class RegionSearchState:
         most: Leaves at most.
         deepest: Splits of a leaf at most.
         grow_at: Leaves at which the margin grows.
+        give_up_at: Leaves at which a first proof is given up, because the margin did not help.
         alpha_steps: Gradient steps on the lower lines of activations of leaves that are not proved; 0 for none.
         counts: What was done.
         worst: Least value that the last attack found.
@@ -69,6 +70,7 @@ class RegionSearchState:
     most: int = 60_000
     deepest: int = 40
     grow_at: float = 3000
+    give_up_at: float = float("inf")
     alpha_steps: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("rounds", "points", "cuts", "splits"), 0))
     worst: float = 0.0
@@ -83,6 +85,11 @@ class RegionSearchState:
     def rows(self) -> RowGroups:
         """What must hold, in terms of the last layer's results."""
         return self.leaves.rows
+
+    @property
+    def given_up(self) -> bool:
+        """Whether leaves are too many for a first proof."""
+        return len(self.leaves) > self.give_up_at
 
     def features(self, inputs: Tensor) -> Tensor:
         """What the last layer reads, ``(N, h)``, with a 1 behind it."""
@@ -138,11 +145,11 @@ class RegionSearchState:
         return len(features)
 
     def first_proof(self) -> tuple[LastLayer, Change] | None:
-        """A last layer with which all leaves are proved; None where rows contradict each other or time is over."""
+        """A last layer with which all leaves are proved; None where rows contradict each other or that is given up."""
         while not self.late():
             self.counts["rounds"] += 1
             last, change = self.propose()
-            if change.conflict:
+            if change.conflict or self.given_up:
                 break
             if self._prove(last):
                 return last, change
@@ -151,7 +158,7 @@ class RegionSearchState:
     def _prove(self, last: LastLayer) -> bool:
         """Split leaves until all are proved, or rows or a larger margin were added."""
         waiting = torch.arange(len(self.leaves))
-        while not self.late():
+        while not self.late() and not self.given_up:
             least = self.leaves[waiting].least(last)
             open_ = waiting[least <= PROVED]
             if not len(open_):

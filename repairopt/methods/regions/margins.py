@@ -56,6 +56,8 @@ def shrink_margin(
                 break
             failed, again = BEYOND * failed, again - 1  # boxes that were divided for it may prove a step below
         goal = max(floor, (margin * failed) ** 0.5 if failed else STEP * margin)
+        if best is proved and not failed and len(leaves) == len(state.lower):
+            goal = floor  # no box was split: nothing may be in the way
         leaves, last, used = _proved_at(state, goal, best, leaves, int(SHARE * left))
         left -= max(used, FEW)
         if last is None:

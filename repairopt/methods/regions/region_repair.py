@@ -45,6 +45,7 @@ LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
 LAYERS = ("auto", "last", "all")
 MANY, DEEPEST = 16, 40  # dimensions in which boxes are not split any more; splits of a box
 MOST = 3.0  # last margin, in first ones
+CUT_AT = 6000  # boxes at which a margin that grows is given up, for the first one and cuts
 LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
@@ -64,7 +65,7 @@ class RegionRepair:
             in
             many dimensions, which no splitting proves, or where the last layer alone finds no proof.
         descent: How the weights of all layers are moved.
-        leaves: Boxes at most that regions are divided into.
+        leaves: Boxes at most that regions are divided into for a first proof.
         refinements: How much is done to reduce the change: a few hundred boxes for each.
         grow_at: Boxes at which a larger margin is tried.
         alpha_steps: Gradient steps on the lower lines of activations (alpha-CROWN) of each box that is not proved,
@@ -195,8 +196,13 @@ class _Run:
 
     def _last_layer(self) -> bool:
         """Algorithm of the last layer; whether it ends with a proof."""
-        state = self._state()
+        state, many = self._state(), CUT_AT + len(self.lower)
+        state.give_up_at = many
         proved = self._first(state)
+        if proved is None and state.given_up and not self.late():
+            state = self._state()  # anew with the first margin, and cuts where boxes are many
+            state.grow_at, state.most = inf, min(many, self.settings.leaves)
+            proved = self._first(state)
         if proved is None:
             last, _ = state.propose()
             self._keep(last, state.leaves, "not proved")

@@ -17,6 +17,7 @@ from .network_steps import NetworkSteps
 from .row_groups import RowGroups
 
 LEAST = 200  # random points of a region at least, where there are many regions
+AT_ONCE = 4000  # points of all regions that are attacked at once
 STEP, SHRINK = 0.1, 0.85  # first step, in widths of the region, and what is left of it after each
 LEAP = 0.3  # first step to a vertex, of the way to it
 
@@ -55,55 +56,67 @@ def attack_regions(
     """
     draw = torch.Generator().manual_seed(search.seed)
     starts = max(LEAST, min(search.starts, 2 * search.starts // len(lower)))
-    points, regions, worst = [], [], []
-    for q, (low, high) in enumerate(zip(lower, upper, strict=True)):
-        own = _Region(network, rows, q, last, frame)
-        if frame is None:
-            x = low + (high - low) * torch.rand(starts, len(low), generator=draw, dtype=torch.float64)
-        else:
-            x = frame.draw(q, low, high, starts, draw)
-            if frame.hull[q]:  # the vertices are starts, too
-                x = torch.cat([torch.eye(len(low), dtype=torch.float64)[high > low], x])
-        found, smallest = [], torch.inf
+    attacked = _Attacked(network, lower, upper, rows, last, frame)
+    points, regions = [], []
+    worst = torch.full((len(lower),), torch.inf, dtype=torch.float64)
+    at_once = 1 if frame is not None else max(1, AT_ONCE // starts)
+    for group in torch.arange(len(lower)).split(at_once):
+        x = torch.cat([attacked.draw(int(q), starts, draw) for q in group])
+        where, found = group.repeat_interleave(len(x) // len(group)), []
         for step in range(search.steps + 2):
-            value, slope = own.value(x)
-            found.append(own.inputs(x[value <= 0]))
-            smallest = min(smallest, float(value.min()))
+            value, slope = attacked.value(x, where)
+            broken = value <= 0
+            found.append((attacked.inputs(x[broken], where[broken]), where[broken]))
+            worst.scatter_reduce_(0, where, value, "amin")
             if step == 0:
-                best = value.argsort()[: max(1, starts // 10)]
-                x, slope = x[best], slope[best]
-            if frame is not None and frame.hull[q]:
-                vertex = slope.masked_fill(high <= low, torch.inf).argmin(1)
-                share = LEAP * SHRINK**step
-                x = (1 - share) * x + share * torch.eye(len(low), dtype=torch.float64)[vertex]
-            else:
-                x = torch.clamp(x - (high - low) * STEP * SHRINK**step * slope.sign(), low, high)
-        points.append(torch.cat(found))
-        regions.append(torch.full((len(points[-1]),), q))
-        worst.append(smallest)
-    return torch.cat(points), torch.cat(regions), torch.tensor(worst, dtype=torch.float64)
+                best = value.reshape(len(group), -1).argsort(1)[:, : max(1, starts // 10)]
+                best = (best + torch.arange(0, len(x), len(x) // len(group))[:, None]).flatten()
+                x, slope, where = x[best], slope[best], where[best]
+            x = attacked.moved(x, where, slope, SHRINK**step)
+        order = torch.cat([region for _, region in found]).argsort(stable=True)
+        points.append(torch.cat([point for point, _ in found])[order])
+        regions.append(torch.cat([region for _, region in found])[order])
+    return torch.cat(points), torch.cat(regions), worst
 
 
 @dataclass(frozen=True, eq=False)
-class _Region:
-    """What must hold on one region, as a function of its inputs, or of their parameters."""
+class _Attacked:
+    """What must hold on regions, as a function of their inputs, or of their parameters."""
 
     network: NetworkSteps
+    lower: Tensor
+    upper: Tensor
     rows: RowGroups
-    number: int
     last: LastLayer | None
     frame: Frame | None
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """Inputs ``(N, d)``."""
-        return x if self.frame is None else x @ self.frame.vertices[self.number]
+    def draw(self, region: int, starts: int, draw: torch.Generator) -> Tensor:
+        """Random points of a region; of a hull its vertices, too."""
+        low, high, frame = self.lower[region], self.upper[region], self.frame
+        if frame is None:
+            return low + (high - low) * torch.rand(starts, len(low), generator=draw, dtype=torch.float64)
+        x = frame.draw(region, low, high, starts, draw)
+        return torch.cat([torch.eye(len(low), dtype=torch.float64)[high > low], x]) if frame.hull[region] else x
 
-    def value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs(self, x: Tensor, where: Tensor) -> Tensor:
+        """Inputs ``(N, d)`` of points, which are of one region where there is a frame."""
+        if self.frame is None:
+            return x
+        return x @ self.frame.vertices[int(where[0]) if len(where) else 0]
+
+    def moved(self, x: Tensor, where: Tensor, slope: Tensor, share: float) -> Tensor:
+        """Points a step further down."""
+        low, high = self.lower[where], self.upper[where]
+        if self.frame is not None and self.frame.hull[int(where[0])]:
+            vertex = slope.masked_fill(high <= low, torch.inf).argmin(1)
+            return (1 - LEAP * share) * x + LEAP * share * torch.eye(x.shape[1], dtype=torch.float64)[vertex]
+        return torch.clamp(x - (high - low) * STEP * share * slope.sign(), low, high)
+
+    def value(self, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """Value of the worst group at each point, and its gradient."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            where, inputs = torch.full((len(x),), self.number), self.inputs(x)
-            features = self.network.features_at
+            inputs, features = self.inputs(x, where), self.network.features_at
             outputs = (
                 self.network.forward(inputs) if self.last is None else self.last(self.network.forward(inputs, features))
             )
