@@ -291,3 +291,28 @@ def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
     found = solve_repair(model, wanted, settings=Settings(time_limit=4.0))
     assert found.report.method == "SQP()"
     assert found.report.verdict is Verdict.REPAIRED
+
+
+@pytest.mark.slow
+def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quick(monkeypatch):
+    """1,440 weights count as many, 23 rows; three are reported with another label than the network gives."""
+    monkeypatch.setattr("repairopt.pipeline.stages.LARGE", 1000)
+    monkeypatch.setattr("repairopt.localize.location.LARGE", 1000)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 4))
+    x = torch.randn(23, 20)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    wrong = ErrorRate(x[:3], (y[:3] + 1) % 4, target=0.0)
+    given = {"constraints": [KeepLabels(x[3:], y[3:])], "data": (x[3:], y[3:])}
+
+    def changed(**settings):
+        found = solve_repair(model, wrong, settings=Settings(seed=0, **settings), **given)
+        assert found.report.verdict == "repaired"
+        return set(found.report.location.indices)
+
+    every = {name for name, _ in model.named_parameters()}
+    assert changed() == every
+    assert changed(time_limit=60.0) == {"2.weight", "2.bias"}
+    monkeypatch.setattr("repairopt.pipeline.stages.MOST_OPERATIONS", 1e5)  # of a pass: 43 times 2 times 1,504
+    assert changed() == {"2.weight", "2.bias"}
