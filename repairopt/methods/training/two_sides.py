@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repairopt.methods.task import Array, Task
-from repairopt.network import identity
+from repairopt.network import identity, time_left
 from repairopt.specify import (
     ChangeBox,
     Differentiable,
@@ -118,7 +118,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     """From the original weights to the mean of those in the last half of a run of Adam.
 
     The run goes on with twice the steps while many of the rows are wrong and it still learns: few rows need more passes
-    than many.
+    than many. Where that would take more than half of the time that is left, it ends with what it has.
 
     Args:
         task: The repair; its engine says which weights may change.
@@ -132,8 +132,10 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.steps(), np.inf
     for _ in range(STAGES):
+        left = time_left()
         wrong = run.take(steps)
-        if wrong <= LEARNED or wrong > STILL * before:
+        took = left - time_left()  # NaN without a deadline
+        if wrong <= LEARNED or wrong > STILL * before or 2 * took > time_left() / 2:
             break
         steps, before = 2 * steps, wrong
     change = run.change() if shards is None else shards.of_first(run.change)
