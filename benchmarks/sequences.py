@@ -61,8 +61,10 @@ def written(found: Comparison) -> str:
     for method in sorted(found.methods, key=str.lower):
         told = []
         for subject in found.subjects:
-            cell = cells[method, subject]
-            if str(cell.outcome) == "measured":
+            cell = cells.get((method, subject))
+            if cell is None:
+                told += ["not run", "", ""]
+            elif str(cell.outcome) == "measured":
                 told += [f"{cell.value(one):.3g}" for one in ("repair_rate", "negative_flips", "cpu_seconds")]
             else:
                 told += [f"{cell.outcome}: {' '.join(cell.reason.split())[:160]}", "", ""]

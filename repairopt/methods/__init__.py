@@ -37,6 +37,7 @@ from .sqp.shortfall import OutOfFold, cannot_be_shown, is_statistical, value_wit
 from .subtask import task_on, with_rows_of_goal
 from .task import Log, Task
 from .training.fine_tune import FineTune
+from .training.pass_cost import operations
 from .training.train_then_correct import TrainThenCorrect
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -35,5 +36,10 @@ def check_time() -> None:
 
 def is_late() -> bool:
     """Whether the deadline has passed."""
+    return time_left() < 0
+
+
+def time_left() -> float:
+    """Seconds until the deadline; infinite without one."""
     deadline = _DEADLINE.get()
-    return deadline is not None and time.perf_counter() > deadline
+    return math.inf if deadline is None else deadline - time.perf_counter()

@@ -9,13 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from math import inf
 from typing import Any
 
 from torch import nn
 
 from repairopt.errors import SolverError, SpecificationError, public
 from repairopt.localize import LARGE, is_factor
-from repairopt.methods import OPTIONAL, SQP, Method, Outcome, Task, available_methods, check_uses, find_method, uses
+from repairopt.methods import (
+    OPTIONAL,
+    SQP,
+    Method,
+    Outcome,
+    Task,
+    available_methods,
+    check_uses,
+    find_method,
+    operations,
+    uses,
+)
 from repairopt.network import Classifier, limited, split_model
 from repairopt.program import Status
 from repairopt.report import Repair
@@ -24,9 +36,11 @@ from repairopt.specify import (
     Property,
     SampleShare,
     Specification,
+    inputs_of,
     is_of_regions,
     labelled_pairs,
     make_specification,
+    measured,
     stands_for_population,
     weight_of,
 )
@@ -39,6 +53,9 @@ from .settings import DEFAULTS, Settings
 from .weight_choice import choose_weights, said_of_original
 
 MANY, MANY_WEIGHTS = "train_then_correct", 20_000
+MOST_OPERATIONS = 4e10  # of a pass over the rows of a large network, whose training takes about a minute of a core
+LEAST_TIME = 120.0  # seconds of a time limit, below which the last layer of a large network is the first choice
+PROBED = 4  # rows by which they are counted
 
 
 @public
@@ -167,13 +184,14 @@ def propose_candidate(
     free = isinstance(weights, str) and weights == "auto" and settings.start is None
     plain = settings.start is None and all(weight_of(pair) is None for pair in data)
     first = None
-    layers = _layers_for_points(spec, model) if is_open and free and plain and isinstance(chosen, SQP) else 0
+    able = is_open and free and plain and isinstance(chosen, SQP)
+    layers = _layers_for_points(spec, model, data, settings.time_limit) if able else 0
     if layers == 1:
         weights, free = "last", False
     elif layers:
         many = find_method(MANY)
         ready = prepare("all", many)
-        last = ready.task.engine.n > MANY_WEIGHTS  # else half of the time is left for what is tried next
+        last = MANY_WEIGHTS < ready.task.engine.n <= LARGE  # else half of the time is left for what is tried next
         first = _proposed(ready, many, deadline if last or deadline is None else (time.perf_counter() + deadline) / 2)
         if last or first.is_met or first.stopped not in ("", "time limit"):
             return first
@@ -212,17 +230,41 @@ def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float
     return second
 
 
-def _layers_for_points(spec: Specification, model: nn.Module | Classifier) -> int:
-    """How many layers there are to change where given points are to become right; 0 of other goals or large networks.
+def _layers_for_points(
+    spec: Specification, model: nn.Module | Classifier, data: Any, time_limit: float | None = None
+) -> int:
+    """How many layers there are to change where given points are to become right; 0 of other goals, or where too dear.
 
     Measured on a CNN of digits and LeNet5, whose failures share no cause: the weights of the steepest slopes fix fewer
     points at more cost than all layers do, whose last one is then corrected until every row holds. Where failures share
     a cause, as rotated digits do, all layers carry over to more of them than the last alone (``docs/figures.md``). Of a
-    single layer, such as what follows the cut of an ONNX file, all weights fix points that some of them cannot.
+    single layer, such as what follows the cut of an ONNX file, all weights fix points that some of them cannot. Of
+    large networks all layers are trained where that takes about a minute at most: on other divisions of the digits of
+    M4 of the AutoRIC paper (358,186 weights), the last alone loses twice the right answers (``benchmarks/study.py``).
     """
-    goal, weights = spec.goal, [parameter for parameter in split_model(model)[0].parameters() if parameter.ndim > 1]
-    points = isinstance(goal, SampleShare) and goal.target <= 0 and not stands_for_population(goal)
-    return len(weights) if points and sum(weight.numel() for weight in weights) <= LARGE else 0
+    goal, network = spec.goal, split_model(model)[0]
+    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
+        return 0
+    if sum(weight.numel() for weight in weights) <= LARGE:
+        return len(weights)
+    if time_limit is not None and time_limit < LEAST_TIME:
+        return 0
+    return len(weights) if _operations_of_pass(spec, model, data) <= MOST_OPERATIONS else 0
+
+
+def _operations_of_pass(spec: Specification, model: nn.Module | Classifier, data: Any) -> float:
+    """Floating-point operations of a pass over all rows, about; infinite where some inputs are of another kind."""
+    network, forward_fn = split_model(model)
+    inputs = [inputs_of(measured(item)) for item in (spec.goal, *spec.constraints)]
+    known = [x for x in inputs if x is not None]
+    if len(known) < len(inputs):
+        return inf
+    rows, probe = sum(len(x) for x in known) + sum(len(x) for x, _ in data), known[0][:PROBED]
+    if probe.is_floating_point():
+        probe = probe.to(next(network.parameters()))
+    run = None if forward_fn is None else lambda x: forward_fn(network, x)
+    return rows * operations(network, probe, run) / len(probe)
 
 
 def _has_many_weights(task: Task) -> bool:

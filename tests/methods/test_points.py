@@ -275,6 +275,24 @@ def test_aprnn_repairs_the_ordinary_network_and_keeps_all_patterns(layer, norm):
         assert objective(delta) == pytest.approx(least_value(rows).fun, rel=1e-5)
 
 
+class OfLength(nn.Module):
+    """Asks for the number of rows, which cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(x)[torch.arange(len(x))]
+
+
+@pytest.mark.parametrize("method", [APRNN(), LocalRepair()])
+def test_a_network_that_cannot_be_traced_is_named(method):
+    goal = ErrorRate(torch.randn(6, 4), torch.zeros(6).long(), target=0.0)
+    with pytest.raises(UnsupportedError, match="network OfLength: cannot be traced on inputs of shape"):
+        solve_repair(OfLength(), goal, weights="all", method=method)
+
+
 @pytest.mark.parametrize("method", [PRDNN(norm="l2"), APRNN(norm="l2")])
 def test_many_weights_are_changed_as_combinations_of_rows_with_the_same_optimum(method, monkeypatch):
     model = network()

@@ -24,6 +24,7 @@ from repairopt import (
 from repairopt.interfaces.testing import check_method
 from repairopt.methods import Task
 from repairopt.methods.corrections import correct_rows, known_inputs
+from repairopt.methods.training import two_sides
 from repairopt.methods.training.way_back import Unseen
 from repairopt.network import check_time
 from repairopt.pipeline.prepare import prepare_repair
@@ -291,3 +292,53 @@ def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
     found = solve_repair(model, wanted, settings=Settings(time_limit=4.0))
     assert found.report.method == "SQP()"
     assert found.report.verdict is Verdict.REPAIRED
+
+
+@pytest.mark.slow
+def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quick(monkeypatch):
+    """1,440 weights count as many, 23 rows; three are reported with another label than the network gives."""
+    monkeypatch.setattr("repairopt.pipeline.stages.LARGE", 1000)
+    monkeypatch.setattr("repairopt.localize.location.LARGE", 1000)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 4))
+    x = torch.randn(23, 20)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    wrong = ErrorRate(x[:3], (y[:3] + 1) % 4, target=0.0)
+    given = {"constraints": [KeepLabels(x[3:], y[3:])], "data": (x[3:], y[3:])}
+
+    def changed(**settings):
+        found = solve_repair(model, wrong, settings=Settings(seed=0, **settings), **given)
+        assert found.report.verdict == "repaired"
+        return set(found.report.location.indices)
+
+    every = {name for name, _ in model.named_parameters()}
+    assert changed() == every
+    assert changed(time_limit=60.0) == {"2.weight", "2.bias"}
+    monkeypatch.setattr("repairopt.pipeline.stages.MOST_OPERATIONS", 1e5)  # of a pass: 43 times 2 times 1,504
+    assert changed() == {"2.weight", "2.bias"}
+
+
+def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
+    """Labels at random, which take two stages; of 10 s, each stage is made to take 4."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    x, y = torch.randn(300, 6), torch.randint(0, 2, (300,))
+    with torch.no_grad():
+        wrong = model(x).argmax(1) != y
+    spec = make_specification(ErrorRate(x[wrong], y[wrong], target=0.0), (), (), [(x, y)])
+    options = {"weights": "all", "method": TrainThenCorrect(epochs=1), "settings": Settings(seed=0), "data": [(x, y)]}
+    steps, take = {}, two_sides._Run.take
+    for seconds in (4.0, 0.0):
+        task, now = prepare_repair(model, spec, **options).task, [10.0]
+
+        def timed(run, count, seconds=seconds, now=now):
+            now[0] -= seconds
+            steps[seconds] = steps.get(seconds, 0) + 1
+            return take(run, count)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(two_sides._Run, "take", timed)
+            patch.setattr(two_sides, "time_left", lambda now=now: now[0])
+            two_sides.train(task, two_sides.Sides.of(task), TrainThenCorrect(epochs=1))
+    assert steps == {4.0: 1, 0.0: 2}

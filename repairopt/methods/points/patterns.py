@@ -28,9 +28,10 @@ class ReluInputs(nn.Module):
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], method: object) -> None:
         super().__init__()
+        layers = linear_copy(network, shape, method).layers  # says what is wrong with networks that cannot be traced
         self.network = trace_network(network)
         nodes = [node for node in self.network.graph.nodes if self._is_relu(node)]
-        rectifiers = [one for one in linear_copy(network, shape, method).layers if isinstance(one, RectifierLayer)]
+        rectifiers = [one for one in layers if isinstance(one, RectifierLayer)]
         if len(nodes) != len(rectifiers) or any(one.leak for one in rectifiers):
             raise UnsupportedError(
                 f"method {type(method).__name__}: the network has other activations than ReLU, and keeps no pattern."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 RECURRENT_STEP = 1e6  # operations that take as long as one position of one recurrent layer, whatever its size
 
 
-def operations(network: nn.Module, inputs: Tensor) -> float:
+def operations(network: nn.Module, inputs: Tensor, run: Callable[[Tensor], Any] | None = None) -> float:
     """Floating-point operations of a pass over ``inputs``, of layers with weights, about.
 
     Every weight is multiplied once at every position. Positions of recurrent layers come one after the other, each at a
-    cost of its own.
+    cost of its own. ``run`` runs the network, where that is not by a call of it.
     """
     total = [0.0]
 
@@ -32,7 +33,7 @@ def operations(network: nn.Module, inputs: Tensor) -> float:
     hooks = [module.register_forward_hook(count) for module in network.modules() if not [*module.children()]]
     try:
         with torch.no_grad():
-            network(inputs)
+            (run or network)(inputs)
     finally:
         for hook in hooks:
             hook.remove()

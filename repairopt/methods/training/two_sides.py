@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repairopt.methods.task import Array, Task
-from repairopt.network import identity
+from repairopt.network import identity, time_left
 from repairopt.specify import (
     ChangeBox,
     Differentiable,
@@ -29,6 +29,7 @@ from repairopt.specify import (
 )
 
 from .activations import Kept, blocks_of, kept_by, quick_forward, run_blocks_again
+from .draws import draw_batches
 from .pass_cost import operations
 from .property_parts import parts_of
 from .rates import natural_rate
@@ -118,7 +119,8 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     """From the original weights to the mean of those in the last half of a run of Adam.
 
     The run goes on with twice the steps while many of the rows are wrong and it still learns, first from those that the
-    original gets wrong: few rows need more passes than many.
+    original gets wrong: few rows need more passes than many. Where that would take more than half of the time that is
+    left, it ends with what it has.
 
     Args:
         task: The repair; its engine says which weights may change.
@@ -132,8 +134,10 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.steps(), run.wrong_at_first()
     for _ in range(STAGES):
+        left = time_left()
         wrong = run.take(steps)
-        if wrong <= LEARNED or wrong > STILL * before:
+        took = left - time_left()  # NaN without a deadline
+        if wrong <= LEARNED or wrong > STILL * before or 2 * took > time_left() / 2:
             break
         steps, before = 2 * steps, wrong
     change = run.change() if shards is None else shards.of_first(run.change)
@@ -218,7 +222,8 @@ class _Run:
         every = max(1, steps // self.settings.epochs)
         self.work += steps * self.work_of_step
         tally, weights, count = [0, 0], list(self.parameters.values()), 0
-        for step, (failing, kept) in enumerate(_batches(self.sides, self.settings.batch, steps, self.draw)):
+        sides = [[len(y) for _, y in pairs] for pairs in (self.sides.failing, self.sides.kept)]
+        for step, (failing, kept) in enumerate(draw_batches(sides, self.settings.batch, steps, self.draw)):
             self.task.judge.check_time()
             self.optimizer.zero_grad()
             penalties = [limit.penalty(update=step % every == 0) for limit in self.limits]
@@ -344,21 +349,6 @@ def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str
             mask[positions.to(parameter.device)] = 1.0
             masks[name] = mask.view_as(parameter)
     return network, parameters, masks
-
-
-def _batches(sides: Sides, size: int, steps: int, draw: torch.Generator) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """For each step the rows of every set: about ``size`` of each side, every row as often as any other."""
-    streams = [
-        [_stream(len(y), max(1, round(size * len(y) / max(1, sum(len(o) for _, o in pairs)))), draw) for _, y in pairs]
-        for pairs in (sides.failing, sides.kept)
-    ]
-    for _ in range(steps):
-        yield [next(one) for one in streams[0]], [next(one) for one in streams[1]]
-
-
-def _stream(count: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
-    while True:
-        yield from torch.randperm(count, generator=draw).split(min(size, count))
 
 
 class _Multiplier:
