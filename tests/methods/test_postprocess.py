@@ -297,7 +297,7 @@ outside_shifting = outside_methods:Shifting
 outside_shift = outside_methods:Shifted
 """
 USE = """
-import sys
+import os, sys
 from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.testing import check_method
@@ -307,7 +307,8 @@ assert "outside_shifting" in available_methods()
 check_method(find_method("outside_shifting"))
 result = solve_spec(sys.argv[1], sys.argv[2], Options(report=False))
 checked = verify_patch(sys.argv[1], result.files["patch"])
-print(result.verdict, result.method, checked.sound, checked.met)
+print(result.verdict, result.method, checked.sound, checked.met, flush=True)
+os._exit(0)  # to take down what is loaded takes a second
 """
 
 

@@ -47,7 +47,7 @@ def test_ctrl_c_returns_the_best_point(solver, quadratic):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
         try:
             assert run.stdout.readline() == "go\n"
-            time.sleep(2)  # well into the native solve
+            time.sleep(1)  # well into the native solve
             assert run.poll() is None, "the program was solved before it could be interrupted"
             run.send_signal(signal.SIGINT)
             printed, _ = run.communicate(timeout=60)

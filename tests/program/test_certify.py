@@ -204,6 +204,12 @@ def random_programs(draw, free=True):
     return Program(gradient, hessian, 1.0, matrix, lower, upper, low, high)
 
 
+def test_a_trace_of_a_multiplier_does_not_cost_the_bound_where_every_point_is_optimal():
+    program = Program(np.zeros(2), matrix=np.ones((1, 2)), lower=np.ones(1), upper=np.ones(1))  # no bounds of weights
+    point = Solution(Status.OPTIMAL, np.array([0.5, 0.5]), row_duals=np.array([-6e-95]))
+    assert certify(program, point).verdict is OPTIMAL
+
+
 @given(random_programs())
 @settings(max_examples=40)
 def test_random_programs_are_certified_and_bounds_hold(program):

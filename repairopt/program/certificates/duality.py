@@ -60,6 +60,7 @@ def dual_bound(program: Program, delta: Array, row_duals: Array, *, deficit: flo
     what :func:`curvature_deficit` returned for this Hessian, where known.
     """
     usable = np.where(row_duals > 0, np.isfinite(program.upper), np.isfinite(program.lower)) & np.isfinite(row_duals)
+    usable &= bool(reduced_gradient(program, delta, np.zeros(program.m))[0].any())  # else none is needed
     duals, anchor = np.where(usable, row_duals, 0.0), delta
     reduced, error = reduced_gradient(program, anchor, duals)
     short = unbounded_side(program, reduced) & (np.abs(reduced) > ZERO * error)
