@@ -332,7 +332,7 @@ def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
     for seconds in (4.0, 0.0):
         task, now = prepare_repair(model, spec, **options).task, [10.0]
 
-        def timed(run, count, seconds=seconds, now=now):
+        def timed(run, count, reserved, seconds=seconds, now=now):
             now[0] -= seconds
             steps[seconds] = steps.get(seconds, 0) + 1
             return take(run, count)
@@ -342,3 +342,24 @@ def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
             patch.setattr(two_sides, "time_left", lambda now=now: now[0])
             two_sides.train(task, two_sides.Sides.of(task), TrainThenCorrect(epochs=1))
     assert steps == {4.0: 1, 0.0: 2}
+
+
+def test_training_that_takes_its_share_of_the_time_ends_with_what_it_has(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(300, 6)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[:10] = 1 - y[:10]
+    spec = make_specification(ErrorRate(x[:10], y[:10], target=0.0), (), (), [(x, y)])
+    options = {"weights": "all", "method": TrainThenCorrect(), "settings": Settings(seed=0), "data": [(x, y)]}
+    task, asked = prepare_repair(model, spec, **options).task, [0]
+
+    def left():  # 10 s at first, of which every look takes 0.05
+        asked[0] += 1
+        return 10.0 - 0.05 * asked[0]
+
+    monkeypatch.setattr(two_sides, "time_left", left)
+    trained = two_sides.train(task, two_sides.Sides.of(task), TrainThenCorrect())
+    assert 0.4 * 10 - 0.5 <= left() <= 0.4 * 10 + 0.1, "as much is left as others need"
+    assert trained.change.any()

@@ -40,6 +40,7 @@ STAGES = 4  # of a run, each twice as long as the one before
 LEARNED = 0.05  # share of wrong rows at which a run ends
 TRIED = 2  # rows of a pass whose memory is measured
 STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
+OF_OTHERS = 0.4  # of the time that is left, for what comes after a run
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 LEAST_EXCESS = 0.02
 PART = 16  # batches in a part of a property, where it has more rows than that
@@ -120,7 +121,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
 
     The run goes on with twice the steps while many of the rows are wrong and it still learns, first from those that the
     original gets wrong: few rows need more passes than many. Where that would take more than half of the time that is
-    left, it ends with what it has.
+    left, it ends with what it has, and so does a run that has taken its share of the time, which others need too.
 
     Args:
         task: The repair; its engine says which weights may change.
@@ -133,9 +134,10 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     """
     run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.steps(), run.wrong_at_first()
+    reserved = OF_OTHERS * time_left()
     for _ in range(STAGES):
         left = time_left()
-        wrong = run.take(steps)
+        wrong = run.take(steps, reserved)
         took = left - time_left()  # NaN without a deadline
         if wrong <= LEARNED or wrong > STILL * before or 2 * took > time_left() / 2:
             break
@@ -217,14 +219,19 @@ class _Run:
         wrong = sum(int((predict(x).argmax(-1) != y.to(self.task.engine.device)).sum()) for x, y in pairs)
         return wrong / max(1, sum(len(y) for _, y in pairs))
 
-    def take(self, steps: int) -> float:
-        """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed."""
+    def take(self, steps: int, reserved: float = np.inf) -> float:
+        """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed.
+
+        It ends early where no more than ``reserved`` seconds are left, infinite where there is no limit.
+        """
         every = max(1, steps // self.settings.epochs)
         self.work += steps * self.work_of_step
         tally, weights, count = [0, 0], list(self.parameters.values()), 0
         sides = [[len(y) for _, y in pairs] for pairs in (self.sides.failing, self.sides.kept)]
         for step, (failing, kept) in enumerate(draw_batches(sides, self.settings.batch, steps, self.draw)):
             self.task.judge.check_time()
+            if time_left() < reserved:
+                break
             self.optimizer.zero_grad()
             penalties = [limit.penalty(update=step % every == 0) for limit in self.limits]
             learned = False
