@@ -320,7 +320,7 @@ def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quic
 
 
 def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
-    """Labels at random, which take two stages; of 10 s, each stage is made to take 4."""
+    """Labels at random, which take a second stage; of 10 s, each stage is made to take 4."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
     x, y = torch.randn(300, 6), torch.randint(0, 2, (300,))

@@ -19,6 +19,7 @@ from .label_chances import chances_of_labels
 from .limits import Limit
 
 FAIR = 0.001  # share of accuracy, or of a rate, that it may cost to show a bound rather than to meet it probably
+UNSURE = 0.1  # error that chances of labels have in common
 MOST_COLUMNS = 200  # of a table, on which labels are looked at
 MOST_COST = 0.02  # share of accuracy, or of a rate, that confidence may cost in all
 
@@ -77,15 +78,19 @@ class PriceOfConfidence:
     def expected_cost(self, found: Answers, reference: Answers) -> float:
         """By how much accuracy would be lower than a reference's, were labels drawn anew for the same rows.
 
+        The more answers differ, the more the labels that were drawn count beside their chances.
+
         Measured on Adult, 16 repairs of a gap on 2,600 rows, whose two networks differ in 19 to 40 answers: what was
         lost on 35,000 other rows, 0.21 points on average, is told with a root mean square error of 0.13 points, by a
         count of labels with one of 0.24.
         """
-        lost = 0.0
+        lost, differing, rows = 0.0, 0, max(1, sum(map(len, found.labels)))
         for chances, now, before in zip(self._chances, found.labels, reference.labels, strict=True):
-            rows = np.arange(len(chances))
-            lost += float((chances[rows, before] - chances[rows, now]).sum())
-        return lost / max(1, sum(map(len, found.labels)))
+            each = np.arange(len(chances))
+            lost += float((chances[each, before] - chances[each, now]).sum())
+            differing += int((now != before).sum())
+        counted = UNSURE**2 * differing / (UNSURE**2 * differing + 1)  # inverse variances of both: a count's is 1 a row
+        return (1 - counted) * lost / rows + counted * found.cost(reference)[0]
 
     @cached_property
     def _chances(self) -> list[Array]:
