@@ -335,7 +335,7 @@ def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
         def timed(run, count, reserved, seconds=seconds, now=now):
             now[0] -= seconds
             steps[seconds] = steps.get(seconds, 0) + 1
-            return take(run, count)
+            return take(run, count, reserved)
 
         with monkeypatch.context() as patch:
             patch.setattr(two_sides._Run, "take", timed)

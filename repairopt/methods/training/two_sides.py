@@ -219,10 +219,10 @@ class _Run:
         wrong = sum(int((predict(x).argmax(-1) != y.to(self.task.engine.device)).sum()) for x, y in pairs)
         return wrong / max(1, sum(len(y) for _, y in pairs))
 
-    def take(self, steps: int, reserved: float = np.inf) -> float:
+    def take(self, steps: int, reserved: float) -> float:
         """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed.
 
-        It ends early where no more than ``reserved`` seconds are left, infinite where there is no limit.
+        It ends early where fewer than ``reserved`` seconds are left; infinite where there is no limit.
         """
         every = max(1, steps // self.settings.epochs)
         self.work += steps * self.work_of_step
