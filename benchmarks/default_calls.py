@@ -49,37 +49,35 @@ anything. "Met on average" is `method=SQP(confidence=0.5)`.
 fairlearn and thresholds by group need the group at run time, and AIF360's reject option too (20 x 20 of its 100 x 50
 settings, of two groups alone); OxonFair's merged head (of two groups; of four its search takes a minute), fairret and
 Adam (10 networks each, chosen on a third of the rows) do not. Peers do not keep recall, so theirs are those of
-parity. Processor seconds are from a machine with 2 cores and a load of 6 to 9.
+parity. Processor seconds of "repairopt" are from a machine with 2 cores and a load of 2 to 3, others of 6 to 9.
+"Floor" is the most accurate pair of thresholds by group for the measured rows themselves, at a gap of 0.05 and of 0.03,
+with the bound on recall where a job has one: what nobody can choose beforehand, or do better by thresholds.
 
 ## Before
 
-The same seeds with the version before, at about the same load (gap, points, met of 10, CPU s): parity 0.016, -1.60, 10,
-1.50; odds 0.058, -0.06, 8, 1.46; recall kept 0.021, -2.74, 10, 3.38; crossed 0.045, -1.82, 6, 2.40; 500 rows 0.043,
--4.35, 6, 1.84; 200 rows 0.036, -2.53, 6, 1.70; six groups 0.042, -4.06, 7, 4.50. Peers other than thresholds are from
-that day; they did not change.
+The same seeds with the version before (gap, points, met of 10, CPU s at a load of 6 to 9): parity 0.028, -1.32, 8,
+1.15; odds 0.067, -0.03, 8, 1.06; recall kept 0.038, -1.97, 8, 1.91; crossed 0.047, -1.75, 5, 1.37; 500 rows 0.039,
+-4.34, 7, 0.48; 200 rows 0.028, -2.69, 8, 0.36; six groups 0.042, -3.90, 8, 3.43; claims 14 of 100. What changed is
+how the price of showing a bound is told: by chances of labels, calibrated by groups and columns, not by a count of
+labels. Settled on seeds 10 to 17. Peers and "met on average" are from earlier days; they did not change.
 
 ## Reading
 
-* **Price of a call.** Median of the seven jobs on Adult 1.15 CPU-s where it was 1.84. That is still above the 1.0 that
-  we want.
-* **Parity** costs 1.32 points where it cost 1.60, met 8 times as thresholds by group are, which cost 1.02; aimed
-  at on average it costs 0.98 and is met 7 times. We want 1.1 at 8. Four runs show the bound, and cost 1.7 on average:
-  the price of showing it is told by a count of labels, which chance makes look fair now and then.
-* **A recall that is kept** beside parity costs 1.97 points, 0.8 less than before, met 8 times.
-* **Odds** cost nothing, met 8 of 10 as before; networks that meet the bound on the repair rows by more than half a
-  cautious buffer are left as they are. fairlearn meets all for 1.6 points.
-* **Crossed groups** are met once less often than before, at the same gap.
-* **500 rows**: met as often as by thresholds by group, for 0.9 points more: these read the age from the row, and a
-  repaired network has no step at an age of 30. **200 rows**: a smaller gap, met 8 times and not 7, for 0.3 points more
-  than thresholds. These jobs and recidivism
-  were run again after the weight of the original's answers had been limited to one half.
-* **Six groups** take most of the time; fairlearn's gap is half as large, for 1.0 points more.
-* **Bank marketing** loses nothing, all peers but Adam do. **Recidivism** costs 0.5 to 0.7 points, less than peers
-  without the group but Adam, and is met 7 of 10 in both jobs, as before. (Where the original's answers weighed up to
-  0.8, not one half, it was met 8 times for 0.7 to 0.8 points; a network that has learned a bias that labels
-  contradict lost 3 points of accuracy for that.)
-* **Claims**: 14 of 100 where it was 21, none of them false where two were. Of 86 bounds that are not claimed 62 are
-  met: what is aimed at with 80 % confidence is met without being shown.
+* **Price of a call.** Median of the seven jobs on Adult 0.95 CPU-s; we wanted 1.0 at most.
+* **Parity** is met 9 times for 1.32 points, where the floor at a gap of 0.03 is 1.09 and thresholds by group, met 8
+  times, cost 1.02; aimed at on average it costs 0.98 and is met 7 times. We want 1.1 at 8.
+* **A recall that is kept** beside parity costs 2.23 points, met 7 times, where it cost 1.97 before: of ten runs four
+  came out otherwise. What we want, 1.1, is below the floor of 1.38.
+* **Odds** cost nothing, met 8 of 10 as before; we want 9. fairlearn meets all for 1.6 points.
+* **Crossed groups** are met as often as before, at the same gap, for 0.1 points less.
+* **500 rows**: met as often as by thresholds by group, for 0.8 points more: these read the age from the row, and a
+  repaired network has no step at an age of 30. **200 rows**: a smaller gap, met 8 times and not 7, for 0.2 points more.
+* **Six groups** are met 10 times for 3.8 points; at a limit of 0.09 the gap is 0.075 for 2.0 points, where fairlearn
+  goes to 0.020 for 4.9 and Adam to 0.064 for 3.4.
+* **Bank marketing** loses nothing, all peers but Adam do. **Recidivism** costs 0.4 to 0.8 points, less than peers
+  without the group but Adam, and is met 8 of 10 in both jobs, where it was 7.
+* **Claims**: 18 of 110, none of them false. Of 92 bounds that are not claimed 71 are met: what is aimed at with 80 %
+  confidence is met without being shown.
 """
 
 

@@ -58,7 +58,7 @@ FEW_REAL = 1_000  # real rows, below which the column that tells two groups apar
 TOLD = 0.2  # share of a column's variance that groups must explain for that
 FEW_COLUMNS = (1, 2, 3)  # numbers of columns that are tried then
 FEW_PARTS = 4  # of the rows then
-TRIAL_STEPS = 8  # of a repair that only judges a choice, and ends a step after the bounds are met
+TRIAL_STEPS, FEW_STEPS = 8, 4  # of a repair that only judges a choice, of few rows, and ends when the bounds are met
 FAR = 2.0  # deviations of the labelled data, by which the mean of the goal's inputs in a column is off
 FINALISTS = 2  # choices that are tried on all parts of the rows
 PARTS = 2  # of the rows; each validates what was repaired on the others
@@ -327,13 +327,13 @@ def _union(groups: Sequence[WeightGroup], method: str) -> Location:
     return Location(found, None, method)
 
 
-def _tried(method: SQP, task: Task, division: Folds, part: int) -> _Trial | None:
+def _tried(method: SQP, task: Task, division: Folds, part: int, steps: int = TRIAL_STEPS) -> _Trial | None:
     """A short repair on all parts of the rows but one, judged on that one; None where there are too few.
 
     It ends where the bounds are met. (Measured on 34 divisions of Adult: of 8 choices those of ended trials cost 0.1
     points less on rows that none saw than those of trials to their ends, in half of the time; further steps fit noise.)
     """
-    short = replace(method, max_steps=TRIAL_STEPS, restarts=0, confidence=None, smallest_fall=1.0)
+    short = replace(method, max_steps=steps, restarts=0, confidence=None, smallest_fall=1.0)
     try:
         fit = task_on(task, lambda x: division.outside(part, x))
         rest = task_on(task, lambda x: ~division.outside(part, x))
@@ -365,7 +365,7 @@ def _cross_validated(method: SQP, tasks: Sequence[Task], division: Folds) -> tup
     trials: dict[int, list[_Trial]] = {k: [] for k in range(len(tasks))}
     for part in range(division.count):
         for k in list(trials):
-            trial = None if is_late() else _tried(method, tasks[k], division, part)
+            trial = None if is_late() else _tried(method, tasks[k], division, part, FEW_STEPS)
             if trial is None:
                 del trials[k]
             else:

@@ -258,3 +258,33 @@ def test_a_file_that_went_or_changed_meanwhile_is_named(tmp_path):
     with pytest.raises(ExportError, match="is another file now"):
         write_onnx(network, tmp_path / "new.onnx", X)
     assert not (tmp_path / "new.onnx").exists()
+
+
+# ---------------------------------------------------------------------------- what sure answers do not show
+
+
+@pytest.mark.parametrize("ending", ["Softmax", "Sigmoid", "decomposed", "shifted"])
+def test_a_bias_is_kept_where_all_known_answers_are_sure(tmp_path, ending):
+    count = 1 if ending == "Sigmoid" else 2
+    wide, bias = np.float32([[4, -4]] * D)[:, :count], np.float32([0.5, -0.5])[:count]
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b", "z")]
+    if ending in ("Softmax", "Sigmoid"):
+        nodes += [node(ending, "z", "out", **({"axis": 1} if ending == "Softmax" else {}))]
+    else:  # as older exporters write softmax, with the largest number taken off
+        nodes += [node("ReduceMax", "z", "top", axes=[1], keepdims=1), node("Sub", "z top", "s")]
+        nodes += [node("Softmax", "s", "out", axis=1)] if ending == "shifted" else []
+    if ending == "decomposed":
+        nodes += [node("Exp", "s", "e"), node("ReduceSum", "e one", "sum", keepdims=1), node("Div", "e sum", "out")]
+    arrays = {"w": wide, "b": bias} | ({"one": np.int64([1])} if ending == "decomposed" else {})
+    file = tmp_path / "sure.onnx"
+    onnx.save(model(nodes, arrays=arrays), file)
+    sure = torch.tensor([[9.0] * D, [-9.0] * D] * 10)
+    made, own = load_onnx(file, sure), torch.randn(50, D, generator=torch.Generator().manual_seed(0)) / 9
+    (expected,) = ort.InferenceSession(file).run(None, {"x": own.numpy()})
+    with torch.no_grad():
+        logits = made(own)
+        logits = torch.nn.functional.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits
+        shares = logits.softmax(1)
+    found = shares[:, 1:] if count == 1 else shares
+    assert found.numpy() == pytest.approx(expected, abs=1e-5)
+    assert sum(value.numel() for value in made.parameters()) == wide.size + bias.size

@@ -15,7 +15,7 @@ from torch import nn
 
 from repairopt.errors import RepairError, SpecFileError
 from repairopt.interfaces.specfile.claim_rows import all_met
-from repairopt.interfaces.specfile.measure import PlainNetwork, measure_claims
+from repairopt.interfaces.specfile.measure import PlainNetwork, measure_accuracy, measure_claims
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.interfaces.specfile.reader import read_spec
@@ -295,3 +295,26 @@ def test_the_spec_and_the_workflow_of_the_docs_are_valid(tmp_path):
     assert len(read_spec(tmp_path / "spec.yaml").bounds) == 3
     commands = [step["run"] for step in yaml.safe_load(workflow)["jobs"]["bounds"]["steps"] if "run" in step]
     assert any(command.startswith("repairopt verify") for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, -1, 1] * 20), "is -1 in row 2; classes count from 0"),
+        (np.array([[0], [1]] * 40), r"has shape \(80, 1\); expected one label a row, such as by .squeeze\(1\)"),
+        (np.eye(2, dtype=np.int64)[[0, 1] * 40], r"has shape \(80, 2\); .*argmax\(1\)"),
+        (np.array([0, 1, 2, 1] * 20), "label 2 of 'repair' is none of the network's 2 classes"),
+        (np.zeros(0, dtype=np.int64), "has no rows"),
+    ],
+)
+def test_labels_of_arrays_that_no_class_has_are_refused(tmp_path, labels, message):
+    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).normal(size=(len(labels), 3)), y=labels)
+    weights = torch.nn.Linear(3, 2)
+    save_weights(torch.nn.Sequential(weights), tmp_path / "w.safetensors")
+    (tmp_path / "spec.yaml").write_text(
+        "model: {factory: 'repairopt.interfaces.specfile.networks:mlp', arguments: {sizes: [3, 2]}, "
+        "weights: w.safetensors}\ndata: {repair: rows.npz}\narray: {name: x}\nlabel: {column: y}\n"
+        "goal: gap(repair) <= 0.1\n".replace("gap(repair)", "error_rate")
+    )
+    with pytest.raises(SpecFileError, match=message):
+        measure_accuracy(spec := open_spec(tmp_path / "spec.yaml"), PlainNetwork(spec.model))

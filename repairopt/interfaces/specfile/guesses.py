@@ -309,7 +309,9 @@ def _candidates(content: dict[str, Any], path: Path) -> tuple[tuple[str, float],
     outputs = PlainNetwork(spec.model)(rows.inputs)
     answers, classes = outputs.argmax(1), outputs.shape[1]
     hits = {k: float((answers[rows.labels == k] == k).double().mean()) for k in torch.unique(rows.labels).tolist()}
-    worst = [_class_name(content, k) for k in sorted(hits, key=lambda k: hits[k])]
+    known = [set(one.labels.tolist()) for one in spec.data.sets.values() if one.labels is not None]
+    everywhere = set.intersection(*known)  # a rare class may be in one part of the rows alone
+    worst = [_class_name(content, k) for k in sorted(hits, key=lambda k: hits[k]) if k in everywhere]
     favorable = _class_name(content, classes - 1)
     gaps = [f"gap({_quoted(c)}, favorable={favorable}, kind=parity)" for c in content.get("sensitive_features", [])]
     measures = [*gaps[:1], "error_rate", *(f"recall({name})" for name in worst[:2])]

@@ -138,6 +138,12 @@ def label_numbers(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) ->
         reason = f"'{path}' has no column '{label.column}'; {did_you_mean(label.column, list(columns))}"
         raise file.fail(where, reason)
     values = columns[label.column]
+    if values.ndim > 1:
+        what = "squeeze(1)" if values.shape[1] == 1 else "argmax(1), where it holds a 1 for the class"
+        reason = (
+            f"label '{label.column}' of '{path}' has shape {values.shape}; expected one label a row, such as by .{what}"
+        )
+        raise file.fail(where, reason)
     missing = _missing(values, label.classes or ())
     if missing.any():
         count, row = int(missing.sum()), path.first(missing)
@@ -152,6 +158,10 @@ def label_numbers(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) ->
             f"label '{label.column}' of '{path}' holds {found}; list them in order: label: {{column: , classes: [...]}}"
         )
         raise file.fail(where, reason)
+    if (negative := values < 0).any():
+        row = path.first(negative)
+        reason = f"label '{label.column}' of '{path}' is {values[negative][0]} in row {row}; classes count from 0"
+        raise file.fail(where, f"{reason}. Leave rows without a label out, by where: or in the file")
     return values.astype(np.int64)
 
 

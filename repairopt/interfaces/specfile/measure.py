@@ -104,7 +104,12 @@ def measure_accuracy(spec: OpenSpec, predict: PlainNetwork) -> dict[str, tuple[f
         if rows.labels is None or not len(rows):
             continue
         outputs = predict(rows.inputs)
-        if outputs.shape[1] > 1 and int(rows.labels.max()) < outputs.shape[1]:
+        if outputs.shape[1] > 1:
+            if int(rows.labels.max()) >= outputs.shape[1]:
+                reason = (
+                    f"label {int(rows.labels.max())} of '{name}' is none of the network's {outputs.shape[1]} classes"
+                )
+                raise spec.file.fail(("label",), f"{reason}, which count from 0")
             weight = torch.ones(len(rows), dtype=torch.float64) if rows.weights is None else rows.weights.double()
             right = float((weight * (outputs.argmax(1) == rows.labels)).sum() / weight.sum())
             found[name] = right, float(torch.bincount(rows.labels, weight).max() / weight.sum())

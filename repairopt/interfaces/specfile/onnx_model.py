@@ -25,6 +25,7 @@ from .onnx_graph import OnnxGraph
 from .onnx_operators import LAYERS, OPERATIONS, Call
 from .onnx_parts import read_model, some_rows
 
+ROUNDED = 2e-6  # relative, by which logits that are the same differ in single precision
 SOURCE = "repairopt_onnx"  # under this name a network knows its file
 TRIES, LAST = 12, 40  # cuts, from the earliest on; tensors at the end that may be the logits
 APART = 0.02  # of the largest score: what rows run together may differ from rows run one by one
@@ -184,7 +185,7 @@ def as_rows(scores: Tensor) -> Tensor:
 
 
 def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
-    """The last tensor of logits, and how the output follows from it: softmax, sigmoid, pair or same."""
+    """The first tensor of logits, and how the output follows from it: softmax, sigmoid, pair or same."""
     rows = expected.double()
     sums = bool((rows.sum(1) - 1).abs().max() < 1e-3) and bool((rows >= 0).all())
     shares = rows.shape[1] == 1 and bool(((rows >= 0) & (rows <= 1)).all())
@@ -192,7 +193,8 @@ def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
     names = [name for node in nodes for name in node.output if name and name != graph.output]
     if not names or not (sums or shares):
         return graph.output, "same"
-    for name, value in zip(names, graph.values(names, few), strict=True):  # the earliest: softmax(x - c) = softmax(x)
+    fitting: list[tuple[str, str, Tensor]] = []
+    for name, value in zip(names, graph.values(names, few), strict=True):
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or len(value) != len(few):
             continue
         found = as_rows(torch.tensor(value)).flatten(1)
@@ -201,8 +203,26 @@ def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
             fits = (found.shape[1] > 1) == (ending == "softmax")
             made = as_outputs(own, ending) if fits else own[:, :0]
             if made.shape == expected.shape and torch.allclose(made, expected, 1e-4, 1e-6):
-                return name, ending
+                fitting.append((name, ending, found))
+                break
+    for name, ending, found in fitting:
+        if ending == fitting[-1][1] and _is_shifted(found, fitting[-1][2]):
+            return name, ending
     return graph.output, "same"
+
+
+def _is_shifted(first: Tensor, last: Tensor) -> bool:
+    """Whether two tensors of logits differ by one number in each row alone, which softmax does not see.
+
+    Where answers are sure, softmax does not see a bias of the last layer either: that values give the same answers says
+    nothing of other rows.
+    """
+    if first.shape != last.shape:
+        return False
+    apart = (first - last).double()
+    apart = apart - apart.mean(1, keepdim=True) if apart.shape[1] > 1 else apart
+    size = 1 + torch.stack([first.abs(), last.abs()]).amax((0, 2)).double()
+    return bool((apart.abs().amax(1) <= ROUNDED * size).all())
 
 
 def by_position(values: Tensor, channels_last: bool) -> Tensor:

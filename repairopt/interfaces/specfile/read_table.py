@@ -32,7 +32,10 @@ def read_columns(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
         raise file.fail(("data", name, key), f"'{path}': {key} is for CSV files; leave it out.")
     try:
         if ending == ".npz":
-            return read_arrays(path)
+            arrays = read_arrays(path)
+            if not any(len(values) for values in arrays.values() if values.ndim):
+                raise file.fail(where, f"'{path}': has no rows.")
+            return arrays
         check_archive(path)
         if ending == ".parquet":
             import pandas
