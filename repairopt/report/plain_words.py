@@ -42,7 +42,7 @@ def list_caveats(plain: Plain, label: Callable[[int], str] = str) -> list[str]:
         found.append(
             f"On held-out data the target is missed: {number(unseen['after'])} against {number(unseen['target'])}."
         )
-    if unseen is None and not _is_proved(plain):
+    if unseen is None and _unseen_labels(plain) is None and not _is_proved(plain):
         found.append("No held-out data were given: how the repair generalizes is not known. Pass held_out=.")
     if plain["constant"]:
         found.append("The network gives every input the same answer; that is never counted as a repair.")
@@ -88,6 +88,11 @@ def measured(plain: Plain, *, held_out: bool) -> Plain | None:
     """The goal's measure on repair data or held-out data."""
     name = plain["measures"][0]["name"]
     return next((m for m in plain["measures"] if m["name"] == name and m["held_out"] == held_out), None)
+
+
+def _unseen_labels(plain: Plain) -> Plain | None:
+    """Counts of labelled rows that the repair never saw; the goal need not speak of them."""
+    return next((one for one in plain["labels"] if one["held_out"]), None)
 
 
 def _degenerate(plain: Plain) -> list[str]:
@@ -232,6 +237,10 @@ def _unseen(plain: Plain) -> str:
     unseen = measured(plain, held_out=True)
     if unseen is None and _is_proved(plain):
         return "It is proved for every input of the regions, those included that the repair did not see."
+    if unseen is None and (labels := _unseen_labels(plain)) is not None:
+        before, after = (percent(share) for share in labels["accuracy"])
+        changed = f"{labels['newly_wrong']:,} newly wrong, {labels['newly_right']:,} newly right"
+        return f"On data that the repair never saw, accuracy goes from {before} to {after} ({changed})."
     if unseen is None:
         return "It was not tried on data that the repair did not see."
     text = f"On data that the repair never saw, {unseen['name']} {_moved(unseen['before'], unseen['after'])}"

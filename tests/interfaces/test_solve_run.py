@@ -239,3 +239,12 @@ def test_reported_rows_and_guards_are_weighed_as_in_python(tmp_path):
         torch.testing.assert_close(theirs[name], value)
     guard = spec.data.sets["guard"]
     assert not torch.equal(own.model(guard.inputs), spec.model(guard.inputs))
+
+
+def test_held_out_rows_are_told_of_where_the_goal_speaks_of_other_rows(tmp_path):
+    text = SPEC.replace('goal: gap(group, favorable="yes", kind=parity) <= 0.1', "goal: error_rate(guard) <= 0.05")
+    solve_spec(write_spec(tmp_path, text), tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "On data that the repair never saw, accuracy goes from " in page
+    assert "No held-out data were given" not in page
+    assert "was not tried on data" not in page
