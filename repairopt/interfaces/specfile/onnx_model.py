@@ -21,13 +21,13 @@ from repairopt.errors import ExportError, ModelError, public
 from repairopt.patches import TOLERANCES, whole_file
 
 from .onnx_branches import graph_at, replace_array, without_branches
+from .onnx_ending import as_outputs, as_rows, find_logits
 from .onnx_graph import OnnxGraph
 from .onnx_operators import LAYERS, OPERATIONS, Call
 from .onnx_parts import read_model, some_rows
 
-ROUNDED = 2e-6  # relative, by which logits that are the same differ in single precision
 SOURCE = "repairopt_onnx"  # under this name a network knows its file
-TRIES, LAST = 12, 40  # cuts, from the earliest on; tensors at the end that may be the logits
+TRIES = 12  # cuts, from the earliest on
 APART = 0.02  # of the largest score: what rows run together may differ from rows run one by one
 CLOSE = TOLERANCES[torch.float32]
 
@@ -59,7 +59,7 @@ def load_onnx(
     rows = None if rows is None else some_rows("rows", rows)
     whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
     graph, few, expected = _with_output(without_branches(whole, rows), rows, output, model)
-    end, ending = _logits(graph, few, expected)
+    end, ending = find_logits(graph, few, expected)
     flat = graph.session(end)(few).ndim == 1
     problem: ModelError | None = None
     for start in starts_of(replace(graph, output=end)):
@@ -179,63 +179,9 @@ def _check_rows_apart(graph: OnnxGraph, few: Tensor, found: Tensor) -> None:
         )
 
 
-def as_rows(scores: Tensor) -> Tensor:
-    """Scores ``(N, k)``; one score a row may come as ``(N,)``."""
-    return scores[:, None] if scores.ndim == 1 else scores
-
-
-def _logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
-    """The first tensor of logits, and how the output follows from it: softmax, sigmoid, pair or same."""
-    rows = expected.double()
-    sums = bool((rows.sum(1) - 1).abs().max() < 1e-3) and bool((rows >= 0).all())
-    shares = rows.shape[1] == 1 and bool(((rows >= 0) & (rows <= 1)).all())
-    nodes = [graph.model.graph.node[place] for place in graph.nodes[-LAST:]]
-    names = [name for node in nodes for name in node.output if name and name != graph.output]
-    if not names or not (sums or shares):
-        return graph.output, "same"
-    fitting: list[tuple[str, str, Tensor]] = []
-    for name, value in zip(names, graph.values(names, few), strict=True):
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or len(value) != len(few):
-            continue
-        found = as_rows(torch.tensor(value)).flatten(1)
-        for ending in ("softmax", "pair", "sigmoid"):
-            own = found if found.shape[1] > 1 else nn.functional.pad(found, (1, 0))
-            fits = (found.shape[1] > 1) == (ending == "softmax")
-            made = as_outputs(own, ending) if fits else own[:, :0]
-            if made.shape == expected.shape and torch.allclose(made, expected, 1e-4, 1e-6):
-                fitting.append((name, ending, found))
-                break
-    for name, ending, found in fitting:
-        if ending == fitting[-1][1] and _is_shifted(found, fitting[-1][2]):
-            return name, ending
-    return graph.output, "same"
-
-
-def _is_shifted(first: Tensor, last: Tensor) -> bool:
-    """Whether two tensors of logits differ by one number in each row alone, which softmax does not see.
-
-    Where answers are sure, softmax does not see a bias of the last layer either: that values give the same answers says
-    nothing of other rows.
-    """
-    if first.shape != last.shape:
-        return False
-    apart = (first - last).double()
-    apart = apart - apart.mean(1, keepdim=True) if apart.shape[1] > 1 else apart
-    size = 1 + torch.stack([first.abs(), last.abs()]).amax((0, 2)).double()
-    return bool((apart.abs().amax(1) <= ROUNDED * size).all())
-
-
 def by_position(values: Tensor, channels_last: bool) -> Tensor:
     """Values ``(N, ..., C)``, or ``(N, C, ...)``, as one row for each position of each input, ``(P, C)``."""
     return values.movedim(-1 if channels_last else 1, -1).flatten(0, -2)
-
-
-def as_outputs(logits: Tensor, ending: str) -> Tensor:
-    """What the file gives where the network gives logits."""
-    if ending == "same":
-        return logits
-    shares = torch.softmax(logits, 1)
-    return shares[:, 1:] if ending == "sigmoid" else shares
 
 
 def starts_of(graph: OnnxGraph) -> list[str]:

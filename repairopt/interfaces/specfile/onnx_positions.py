@@ -19,8 +19,9 @@ from repairopt.errors import ModelError, public
 from repairopt.network import as_tensor
 
 from .onnx_branches import without_branches
+from .onnx_ending import LAST
 from .onnx_graph import OnnxGraph, OnnxPrefix
-from .onnx_model import CLOSE, LAST, SOURCE, Builder, by_position, run, starts_of
+from .onnx_model import CLOSE, SOURCE, Builder, by_position, run, starts_of
 from .onnx_parts import read_model, some_rows
 
 
