@@ -6,6 +6,7 @@ apply to a copy -> verify on the true network -> report.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -254,17 +255,24 @@ def _layers_for_points(
 
 
 def _operations_of_pass(spec: Specification, model: nn.Module | Classifier, data: Any) -> float:
-    """Floating-point operations of a pass over all rows, about; infinite where some inputs are of another kind."""
+    """Floating-point operations of a pass over all rows, about; infinite where some inputs are of another kind.
+
+    They are counted on a copy that does not learn: a pass of the user's network would move its running means.
+    """
     network, forward_fn = split_model(model)
     inputs = [inputs_of(measured(item)) for item in (spec.goal, *spec.constraints)]
     known = [x for x in inputs if x is not None]
     if len(known) < len(inputs):
         return inf
     rows, probe = sum(len(x) for x in known) + sum(len(x) for x, _ in data), known[0][:PROBED]
-    if probe.is_floating_point():
-        probe = probe.to(next(network.parameters()))
-    run = None if forward_fn is None else lambda x: forward_fn(network, x)
-    return rows * operations(network, probe, run) / len(probe)
+    weight = next(network.parameters())
+    probe = probe.to(weight) if probe.is_floating_point() else probe.to(weight.device)
+    try:
+        copied = copy.deepcopy(network).eval()
+        run = None if forward_fn is None else lambda x: forward_fn(copied, x)
+        return rows * operations(copied, probe, run) / len(probe)
+    except Exception:  # what is wrong with network or inputs is said when the repair is prepared
+        return inf
 
 
 def _has_many_weights(task: Task) -> bool:

@@ -288,3 +288,13 @@ def test_a_bias_is_kept_where_all_known_answers_are_sure(tmp_path, ending):
     found = shares[:, 1:] if count == 1 else shares
     assert found.numpy() == pytest.approx(expected, abs=1e-5)
     assert sum(value.numel() for value in made.parameters()) == wide.size + bias.size
+
+
+def test_shares_that_are_no_softmax_are_not_read_as_one_where_they_are_sure(tmp_path):
+    wide, top = np.float32([[20, 0]] * D), np.float32([0.0, 0.0])
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b", "z"), node("Abs", "z", "m")]
+    nodes += [node("ReduceSum", "m one", "sum", keepdims=1), node("Div", "m sum", "out")]
+    file = tmp_path / "shares.onnx"
+    onnx.save(model(nodes, arrays={"w": wide, "b": top, "one": np.int64([1])}), file)
+    with pytest.raises(ModelError, match="operator Div makes its scores and is not covered"):
+        load_onnx(file, torch.full((20, D), 2.0))

@@ -319,6 +319,23 @@ def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quic
     assert changed() == {"2.weight", "2.bias"}
 
 
+def test_to_count_operations_leaves_the_network_as_it_is(monkeypatch, fingerprint):
+    """In training mode a pass would move running means, and dropout would draw."""
+    monkeypatch.setattr("repairopt.pipeline.stages.LARGE", 100)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 3))
+    x = torch.randn(20, 6)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    before, state = fingerprint(model.train()), torch.get_rng_state()
+    goal = ErrorRate(x[:2], (y[:2] + 1) % 3, target=0.0)
+    found = solve_repair(model, goal, [KeepLabels(x[2:], y[2:])], settings=Settings(seed=0))
+    assert found.report.verdict is Verdict.REPAIRED
+    assert fingerprint(model) == before
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
     """Labels at random, which take a second stage; of 10 s, each stage is made to take 4."""
     torch.manual_seed(0)

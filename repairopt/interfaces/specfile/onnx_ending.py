@@ -10,10 +10,14 @@ from .onnx_graph import OnnxGraph
 
 ROUNDED = 2e-6  # relative, by which logits that are the same differ in single precision
 LAST = 40  # tensors at the end that may be the logits
+SQUASHING = {"Softmax", "Sigmoid", "Exp", "Tanh"}  # operators of which softmax and sigmoid are made
 
 
 def find_logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, str]:
-    """The first tensor of logits, and how the output follows from it: softmax, sigmoid, pair or same."""
+    """The first tensor of logits, and how the output follows from it: softmax, sigmoid, pair or same.
+
+    Where answers are sure, values alone do not tell: an operator that softmax or sigmoid is made of has to follow.
+    """
     rows = expected.double()
     sums = bool((rows.sum(1) - 1).abs().max() < 1e-3) and bool((rows >= 0).all())
     shares = rows.shape[1] == 1 and bool(((rows >= 0) & (rows <= 1)).all())
@@ -24,6 +28,8 @@ def find_logits(graph: OnnxGraph, few: Tensor, expected: Tensor) -> tuple[str, s
     fitting: list[tuple[str, str, Tensor]] = []
     for name, value in zip(names, graph.values(names, few), strict=True):
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or len(value) != len(few):
+            continue
+        if not SQUASHING & {graph.model.graph.node[place].op_type for place in graph.after(name)}:
             continue
         found = as_rows(torch.tensor(value)).flatten(1)
         for ending in ("softmax", "pair", "sigmoid"):
