@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,8 @@ class Outcome:
         margins: Logits by which their points had to lead, by name.
         proof: Of whole input regions, for the candidate, or None.
         proof_verdict: What the check of the proof found.
+        said_of_unseen: Makes a sentence about inputs that the repair has not seen, from further repairs that leave some
+            out; it is asked only of the proposal that is taken, and may raise what a method may.
         indivisible: Whether only the whole change makes sense, as on a grid, and no part of it.
     """
 
@@ -52,6 +55,7 @@ class Outcome:
     claims: tuple[Claim, ...] = ()
     buffers: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
+    said_of_unseen: Callable[[], str] | None = None
     indivisible: bool = False
     proof: RegionProof | None = None
     proof_verdict: ProofVerdict | None = None

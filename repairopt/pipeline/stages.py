@@ -109,7 +109,7 @@ def solve_repair(
     if former:
         model, goal, constraints, method, settings = take_former(model, goal, constraints, method, settings, former)
     given: Any = {"data": data, "held_out": held_out, "weights": weights, "method": method, "settings": settings}
-    proposal = propose_candidate(model, goal, constraints, **given)
+    proposal = _told_of_unseen(propose_candidate(model, goal, constraints, **given))
     chosen = proposal.method
     asked = getattr(chosen, "confidence", None) or 0.0
     confidence = asked if asked > 0.5 else CONFIDENCE
@@ -215,6 +215,21 @@ def _proposed(prepared: Prepared, method: Method, deadline: float | None) -> Pro
         return Proposal(prepared, method, outcome, prepared.stopped)
     with limited(deadline):
         return Proposal(prepared, method, *_run(prepared.task, method))
+
+
+def _told_of_unseen(proposal: Proposal) -> Proposal:
+    """The same with what its method says of inputs that it has not seen, where that is known before time is up."""
+    task, says = proposal.prepared.task, proposal.outcome.said_of_unseen
+    if says is None:
+        return proposal
+    try:
+        with limited(task.judge.deadline):
+            task.log.note(says())
+    except (Stop, SolverError):
+        return proposal
+    except KeyboardInterrupt:
+        return replace(proposal, stopped=proposal.stopped or "interrupted")
+    return proposal
 
 
 def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float | None) -> Proposal:

@@ -61,3 +61,30 @@ def test_held_out_data_say_it_themselves(noisy):
     model, x, y, wrong = noisy
     said = notes(model, x[:300], y[:300], wrong[:300], held_out=(x[600:], y[600:]))
     assert "without a fifth of the rows" not in said
+
+
+def test_only_the_method_that_is_taken_is_asked(monkeypatch):
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(60, 3, generator=draw), torch.randint(0, 2, (60,), generator=draw)  # noise: none is met
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    kept = [KeepLabels(torch.randn(80, 3, generator=draw), torch.zeros(80, dtype=torch.int64), tolerance=0.5)]
+    asked = []
+    for room in ("sqp.method.judge_generalization", "training.train_then_correct.said_of_unseen_rows"):
+        monkeypatch.setattr(
+            f"repairopt.methods.{room}", lambda *_, room=room, **__: asked.append(room) or "It is told."
+        )
+    report = solve_repair(model, ErrorRate(x, y, target=0.0), kept).report
+    assert len(asked) == 1
+    assert report.notes.count("It is told.") == 1
+
+
+def test_ctrl_c_while_others_are_judged_keeps_the_repair(noisy, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("repairopt.methods.training.train_then_correct.said_of_unseen_rows", stop)
+    model, x, y, wrong = noisy
+    found = solve_repair(model, ErrorRate(x[wrong], y[wrong]), [KeepLabels(x[~wrong], y[~wrong])])
+    assert "interrupted" in str(found.report)
+    assert int((found.model(x[wrong]).argmax(1) == y[wrong]).sum()) > 0.9 * int(wrong.sum())

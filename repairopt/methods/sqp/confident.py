@@ -28,7 +28,7 @@ from repairopt.program import Array
 from repairopt.specify import Folds, of_real_rows
 from repairopt.verify import Claim, Stop
 
-from .division import divided, rows_of
+from .division import TINIEST, divided, rows_of
 from .filter import MET
 from .interval_width import WidthLimit, on_one_side, shortest_way, spread
 from .nonlinear_program import NonlinearProgram
@@ -44,7 +44,7 @@ SHARES = 2  # of buffers that are tried where confidence costs too much, by bise
 FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
 FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
-TINIEST, EFFORT = 150, 120  # rows, below which so many points are judged before runs are short and no round follows
+EFFORT = 120  # points that are judged of the fewest rows before runs are short and no round follows
 
 Sizes = dict[str, float]  # by name of a limit
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]

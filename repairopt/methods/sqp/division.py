@@ -9,6 +9,7 @@ from repairopt.methods.subtask import part_of
 from repairopt.methods.task import Task
 from repairopt.specify import Folds, inputs_of, labelled_data, measured, tied_sets
 
+TINIEST = 150  # rows, below which more effort only fits their noise
 DIVISIONS = 8  # into folds that are drawn where one takes all rows of a group out
 
 

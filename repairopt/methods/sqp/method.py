@@ -35,8 +35,8 @@ from .interval_width import WidthLimit, bound_widths
 from .limits import collect_limits, median_lead
 from .nonlinear_program import NonlinearProgram
 from .objectives import OBJECTIVES, make_objective
-from .sequence import run_sequence
 from .shortfall import CAUTIOUS, Standard, claims_of_original, is_statistical
+from .stages import run_sequence
 
 CLOSENESS, FLIPS_CLOSENESS, MOST_CLOSENESS = 0.15, 0.4, 0.5
 FEW_LABELS = 1_000  # labelled rows, of which fewer say less than what the original network has learned
@@ -152,8 +152,9 @@ class SQP(TrustRegion):
                 best = inner.judge.best  # what is out of reach is not tried again from several starts for each part
                 again = self if best.met and best.feasible else replace(self, restarts=0)
                 folds: int = self.folds  # type: ignore[attr-defined] # a constant of the class, or what was passed
-                said = judge_generalization(task, again._without_data, folds=folds)
-                task.log.notes += [said] if said else []
+                return replace(
+                    found, said_of_unseen=lambda: judge_generalization(task, again._without_data, folds=folds)
+                )
             return found
         finally:  # whatever ended it, the best point is known to the repair
             if inner.judge.best is not inner.judge.original:

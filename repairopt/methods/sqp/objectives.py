@@ -49,9 +49,11 @@ class Objective(Protocol):
 
     Attributes:
         on_outputs: Whether it is a function of the network's outputs; else of the weight change alone.
+        typical: What it commonly is, in its own unit: falls are compared with it where the original's value is less.
     """
 
     on_outputs: bool
+    typical: float
 
     def value(self, delta: Array) -> float:
         """At a weight change; counts where the user counts."""
@@ -90,7 +92,7 @@ class SoftmaxLoss:
         Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
 
-    on_outputs = True
+    on_outputs, typical = True, 0.5  # nats a sample; the distance is 0 at the original network
 
     def __init__(
         self, engine: Engine, data: Sequence[tuple[Tensor, Any]], share: float = 0.0, ridge: float = 0.0, seed: int = 0
@@ -191,7 +193,7 @@ class SmallestChange:
         norm: ``"l2"`` (half the mean square), ``"l1"`` (mean) or ``"linf"`` (largest).
     """
 
-    on_outputs = False
+    on_outputs, typical = False, 0.0  # the optimum is what is asked for
 
     def __init__(self, engine: Engine, norm: str = "l2") -> None:
         self.scale, self.norm = engine.scale.cpu().numpy(), norm

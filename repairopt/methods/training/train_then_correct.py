@@ -146,10 +146,15 @@ class TrainThenCorrect:
             claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
         ended = task.judge.best
         done = ended.feasible and ended.goal <= task.goal.target + MOST_MISSED  # else another method may be tried next
-        if done and trained.work <= MOST_WORK and not task.new_counts:
-            task.log.note(said_of_unseen_rows(task, self._repair_part))
-        prices = {**trained.prices, **way.prices}
-        return Outcome(best, Status.FEASIBLE, on_target=True, claims=claims, prices=prices)
+        told = done and trained.work <= MOST_WORK and not task.new_counts
+        return Outcome(
+            best,
+            Status.FEASIBLE,
+            on_target=True,
+            claims=claims,
+            prices={**trained.prices, **way.prices},
+            said_of_unseen=(lambda: said_of_unseen_rows(task, self._repair_part)) if told else None,
+        )
 
     def _repair_part(self, part: Task) -> None:
         self._judged(part, train(part, Sides.of(part), self).change, "a part of the rows")
