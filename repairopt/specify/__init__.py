@@ -46,6 +46,7 @@ from .contracts import (
     tolerance_of,
 )
 from .costs import ExpectedCost
+from .expected import Expected as Expected
 from .fixing import AttackSuccess, UnfixedRate
 from .folds import Folds, distinct_rows, overlap, tied_sets
 from .groups.calibration import CalibrationError

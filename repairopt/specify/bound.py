@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict
 
 from .contracts import Keep, Property, Unstated, refuse_void, restricted, soft_value
+from .expected import Expected
 from .margins import SHARE_ROUNDING, anchor
 
 
@@ -48,6 +50,25 @@ class Bound:
     relative: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.property, type) or not isinstance(self.property, Property):
+            raise SpecificationError(
+                f"bound: property is {reprlib.repr(self.property)}; expected an object with name, target and "
+                f"value(predict), such as ErrorRate(x, y)."
+            )
+        free, price = Expected(-np.inf), Expected(above=True, none=True)
+        numbers = {"slack": free, "buffer": free, "weight": price}
+        if self.limit is None or not isinstance(self.limit, float) or not np.isinf(self.limit):
+            numbers["limit"] = replace(free, none=True)
+        for what, expected in numbers.items():
+            if not expected.fits(getattr(self, what)):
+                raise SpecificationError(
+                    f"bound on '{self.property.name}': {what} is {getattr(self, what)!r}; expected {expected}."
+                )
+        if not isinstance(self.name, str) or not isinstance(self.relative, bool):
+            raise SpecificationError(
+                f"bound on '{self.property.name}': name={self.name!r}, relative={self.relative!r}; expected a text, "
+                f"and True or False."
+            )
         if not self.relative:
             self._check_numbers()
         if not self.name:
@@ -55,8 +76,6 @@ class Bound:
 
     def _check_numbers(self) -> None:
         """No number that was given is ignored: a target of the property, a slack beside a limit, or what is void."""
-        if isinstance(self.limit, str | bool) or (self.limit is not None and np.isnan(self.limit)):
-            raise SpecificationError(f"bound on '{self.property.name}': limit is {self.limit!r}; expected a number.")
         if self.limit is not None:
             refuse_void(f"bound on '{self.property.name}': limit", self.property, float(self.limit))
         target, default = getattr(self.property, "target", None), getattr(type(self.property), "target", None)

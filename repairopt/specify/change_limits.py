@@ -11,6 +11,7 @@ from repairopt.errors import PatchError, SpecificationError
 from repairopt.patches import read_arrays
 
 from .contracts import Array
+from .expected import Expected
 from .measures import Argument, Given, Measure
 
 
@@ -62,8 +63,10 @@ class ChangeLimit:
             raise SpecificationError(f"constraint '{self.name}': give absolute, relative, or both.")
         for what in ("absolute", "relative"):
             value = getattr(self, what)
-            if value is not None and not value >= 0:
-                raise SpecificationError(f"constraint '{self.name}': {what} {value} must not be negative.")
+            if not (Expected(none=True).fits(value) or (isinstance(value, float) and value == np.inf)):
+                raise SpecificationError(
+                    f"constraint '{self.name}': {what} {value!r} must not be negative; expected a number, or None."
+                )
 
     def rows(self, initial: Array) -> tuple[Any, Array, Array]:
         """The limits as rows over a sparse identity."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_inputs, check_labelled, check_labels
+from repairopt.network import Predict, as_tensor, check_inputs, check_labelled, check_labels
 
 from .contracts import Keep, Unstated, restricted
+from .expected import Expected
 from .margins import LabelLeads, samples_in
 from .measures import DATA, MARGIN, PRICE, SHARE, WHERE, Argument, Given, Measure
 
@@ -66,12 +68,14 @@ class BySample:
     def check_allowance(self) -> None:
         """Refuse a tolerance that is no share, and a price that is not above 0."""
         own: Any = self
-        if not 0 <= own.tolerance <= 1:
+        if not Expected(high=1).fits(own.tolerance):
             raise SpecificationError(
-                f"constraint '{own.name}': tolerance {own.tolerance} is not a share of the samples, 0 to 1."
+                f"constraint '{own.name}': tolerance {own.tolerance!r} is not a share of the samples, 0 to 1."
             )
-        if own.weight is not None and not own.weight > 0:
-            raise SpecificationError(f"constraint '{own.name}': weight {own.weight} must be above 0, or None for hard.")
+        if not Expected(above=True, none=True).fits(own.weight):
+            raise SpecificationError(
+                f"constraint '{own.name}': weight {own.weight!r} must be above 0, or None for hard."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +98,14 @@ class _Labels(BySample, LabelLeads):
         object.__setattr__(self, "labels", y)
         self.check_allowance()
         if self.allowed is not None:
-            if self.allowed < 0 or self.allowed != int(self.allowed) or not isinstance(self.tolerance, Unstated):
+            if not Expected(whole=True).fits(self.allowed) or not isinstance(self.tolerance, Unstated):
                 raise SpecificationError(
-                    f"constraint '{self.name}': allowed={self.allowed}, tolerance={self.tolerance}; expected a whole "
+                    f"constraint '{self.name}': allowed={self.allowed!r}, tolerance={self.tolerance}; expected a whole "
                     f"number of samples from 0, or a share of them, not both."
                 )
             object.__setattr__(self, "tolerance", Unstated(0.0))
-        if not abs(self.margin) < float("inf"):
-            raise SpecificationError(f"constraint '{self.name}': margin {self.margin} is not a finite number.")
+        if not Expected(-inf).fits(self.margin):
+            raise SpecificationError(f"constraint '{self.name}': margin {self.margin!r} is not a finite number.")
 
     def on(self, inputs: Any, labels: Any) -> Any:
         """The same constraint on other data."""
@@ -151,7 +155,7 @@ class KeepLabels(_Labels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference not in REFERENCES:
+        if not isinstance(self.reference, str) or self.reference not in REFERENCES:
             raise SpecificationError(
                 f"constraint '{self.name}': reference {self.reference!r}; choose from {', '.join(REFERENCES)}."
             )
@@ -276,8 +280,10 @@ class KeepOutputs(BySample):
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
         self.check_allowance()
-        if not self.distance >= 0:
-            raise SpecificationError(f"constraint '{self.name}': distance {self.distance} must not be negative.")
+        if not Expected().fits(self.distance):
+            raise SpecificationError(
+                f"constraint '{self.name}': distance {self.distance!r} must not be negative, nor infinite."
+            )
 
     def anchor(self, predict: Predict) -> KeepOutputs:
         """Remember the outputs of the original network ``predict``."""
@@ -341,7 +347,7 @@ class OutputBounds(BySample):
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
         self.check_allowance()
-        matrix, bound = torch.as_tensor(self.matrix), torch.as_tensor(self.bound)
+        matrix, bound = (as_tensor(f"constraint '{self.name}'", value) for value in (self.matrix, self.bound))
         if matrix.ndim != 2 or bound.shape != matrix.shape[:1]:
             raise SpecificationError(
                 f"constraint '{self.name}': matrix {tuple(matrix.shape)} and bound {tuple(bound.shape)} do not fit; "

@@ -64,7 +64,7 @@ class ExpectedCost(LabelledPoints):
         super().__post_init__()
         try:
             table = torch.as_tensor(np.asarray(self.costs, dtype=np.float64))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             table = torch.empty(0)
         square = table.ndim == 2 and table.shape[0] == table.shape[1] > 1
         if not square or not bool(torch.isfinite(table).all()) or bool((table < 0).any()):

@@ -12,6 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs
 
 from .contracts import Unstated
+from .expected import Expected
 from .margins import samples_in
 from .measures import DATA, MARGIN, WHERE, Argument, Given, Measure
 
@@ -65,10 +66,10 @@ class KeepLowest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", check_inputs(f"constraint '{self.name}'", self.inputs, integers=True)[0])
-        if not 0 <= self.tolerance <= 1 or (self.weight is not None and not self.weight > 0):
+        if not Expected(high=1).fits(self.tolerance) or not Expected(above=True, none=True).fits(self.weight):
             raise SpecificationError(
-                f"constraint '{self.name}': tolerance {self.tolerance}, weight {self.weight}; expected a share of the "
-                f"samples, and a price above 0 or None."
+                f"constraint '{self.name}': tolerance {self.tolerance!r}, weight {self.weight!r}; expected a share of "
+                f"the samples, and a price above 0 or None."
             )
 
     def anchor(self, predict: Predict) -> KeepLowest:

@@ -168,7 +168,7 @@ class MissRate(LabelledPoints, LabelLeads):
         super().__post_init__()
         for what in ("label", "answer"):
             value = getattr(self, what, 0)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**31:
                 raise SpecificationError(f"'{self.name}': {what} is {value!r}; expected the index of a class, from 0.")
         if not len(self.counted):
             raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")

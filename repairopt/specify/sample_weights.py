@@ -114,6 +114,10 @@ def row_weights(owner: str, weights: Any, inputs: Any, count: int) -> Tensor | N
     """
     if weights is None:
         return None
+    if not hasattr(weights, "__len__"):
+        raise SpecificationError(
+            f"{owner}: sample_weight is {weights!r}; expected one number for each of {count} rows."
+        )
     check_beside(owner, inputs, sample_weight=weights)
     refuse_missing(owner, "weight", weights)
     found = as_tensor(f"{owner}, sample_weight", weights).detach().cpu().double()

@@ -172,6 +172,11 @@ class Specification:
 
     def _name_columns(self) -> None:
         """Take names from the frames that groups were made from, and positions of what is protected."""
+        for what in ("protected", "columns"):
+            if not isinstance(getattr(self, what), tuple | list):
+                raise SpecificationError(
+                    f"{what}: got {getattr(self, what)!r}; expected a list of columns, by position or name."
+                )
         if not self.columns:
             gaps = [one for one in map(measured, (self.goal, *self.constraints)) if isinstance(one, Divided)]
             named = next((gap.samples.columns for gap in gaps if getattr(gap.samples, "columns", ())), ())

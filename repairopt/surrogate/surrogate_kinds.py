@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Array
-from repairopt.specify import Differentiable, Property, Residuals
+from repairopt.specify import Differentiable, Expected, Property, Residuals
 
 from .least_squares import Pairs, QuadraticFit, fit_diagonal_low_rank, fit_samples, unknowns
 from .sample_property import PropertySampler, sobol_design
@@ -59,15 +59,18 @@ class SurrogateSettings:
     def __post_init__(self) -> None:
         whole = lambda x, low: isinstance(x, int) and not isinstance(x, bool) and x >= low  # noqa: E731
         checks: dict[str, tuple[bool, str]] = {
-            "kind": (self.kind in ("auto", *KINDS), f"one of auto, {', '.join(KINDS)}"),
+            "kind": (isinstance(self.kind, str) and self.kind in ("auto", *KINDS), f"one of auto, {', '.join(KINDS)}"),
             "samples": (self.samples is None or whole(self.samples, 3), "None or a whole number of at least 3"),
-            "radius": (isfinite(self.radius) and self.radius > 0, "a positive number, for example 0.1"),
+            "radius": (Expected(above=True).fits(self.radius), "a positive number, for example 0.1"),
             "seed": (whole(self.seed, 0), "a whole number of at least 0"),
             "value": (self.value in ("hard", "soft"), "'hard' or 'soft'"),
-            "ridge": (self.ridge is None or (isfinite(self.ridge) and self.ridge >= 0), "None or a number >= 0"),
-            "validation": (0 <= self.validation <= 1, "a share between 0 and 1"),
-            "min_rank_correlation": (-1 <= self.min_rank_correlation <= 1, "a number between -1 and 1"),
-            "center_weight": (self.center_weight > 0, "a positive number or inf"),
+            "ridge": (Expected(none=True).fits(self.ridge), "None or a number >= 0"),
+            "validation": (Expected(high=1).fits(self.validation), "a share between 0 and 1"),
+            "min_rank_correlation": (Expected(-1, 1).fits(self.min_rank_correlation), "a number between -1 and 1"),
+            "center_weight": (
+                isinstance(self.center_weight, int | float) and self.center_weight > 0,
+                "a positive number or inf",
+            ),
             "rank": (whole(self.rank, 0), "a whole number of at least 0"),
         }
         for name, (good, expected) in checks.items():

@@ -36,7 +36,8 @@ class Vote(TwoNetworks):
 
     def __post_init__(self) -> None:
         between = Expected(high=1, above=True, below=True)
-        if isinstance(self.shares, str) or not len(self.shares) or not all(between.fits(one) for one in self.shares):
+        listed = isinstance(self.shares, Sequence) and not isinstance(self.shares, str) and len(self.shares)
+        if not listed or not all(between.fits(one) for one in self.shares):
             raise SpecificationError(f"method Vote: shares={self.shares!r}; expected numbers between 0 and 1.")
 
     def run(self, task: Task) -> Outcome:

@@ -97,7 +97,8 @@ class TrainThenCorrect:
         }
         share = {"confidence": Expected(high=1, below=True, none=True), "folds": Expected(low=2, whole=True)}
         check_settings(self, counts | numbers | share)
-        if not self.ways or not all(isinstance(way, int | float) and 0 < way <= 1 for way in self.ways):
+        way_ends, listed = Expected(high=1, above=True), isinstance(self.ways, tuple | list) and self.ways
+        if not listed or not all(way_ends.fits(way) for way in self.ways):
             raise SpecificationError(f"method TrainThenCorrect: ways={self.ways!r}; expected shares, 0 to 1.")
         if self.precision not in ("own", "bfloat16"):
             raise SpecificationError(
