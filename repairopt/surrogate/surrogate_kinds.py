@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,10 @@ KINDS = ("full", "gradient_hessian", "hessian", "gauss_newton", "diagonal_low_ra
 BUDGET = 4000  # samples that a fit may take unless settings.samples says otherwise
 DENSE = 500  # weights up to which a Gauss-Newton Hessian is formed
 HESSIAN_WEIGHTS = 300  # weights up to which "auto" asks for all second derivatives
+
+
+def _is_weight(value: object) -> bool:
+    return (isinstance(value, float) and value == inf) or Expected(above=True).fits(value)
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,7 @@ class SurrogateSettings:
             "ridge": (Expected(none=True).fits(self.ridge), "None or a number >= 0"),
             "validation": (Expected(high=1).fits(self.validation), "a share between 0 and 1"),
             "min_rank_correlation": (Expected(-1, 1).fits(self.min_rank_correlation), "a number between -1 and 1"),
-            "center_weight": (
-                isinstance(self.center_weight, int | float) and self.center_weight > 0,
-                "a positive number or inf",
-            ),
+            "center_weight": (_is_weight(self.center_weight), "a positive number or inf"),
             "rank": (whole(self.rank, 0), "a whole number of at least 0"),
         }
         for name, (good, expected) in checks.items():
