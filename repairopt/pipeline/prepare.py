@@ -27,6 +27,7 @@ from repairopt.specify import (
     check_repeatable,
     labelled_pairs,
     repeated_rows,
+    said_of_contradictions,
     said_of_weights,
 )
 from repairopt.verify import Judge
@@ -123,6 +124,7 @@ def prepare_repair(
     log.note(repeated_rows(spec, data))
     log.note(said_of_weights((spec.goal, *spec.on_outputs)))
     anchored = spec.anchored(Remembering(engine))
+    log.note(said_of_contradictions(anchored.goal, anchored.on_outputs))
     checkpoint = settings.checkpoint
     task = Task(
         engine=engine,

@@ -45,6 +45,7 @@ from .contracts import (
     stands_for_population,
     tolerance_of,
 )
+from .contradictions import said_of_contradictions as said_of_contradictions
 from .costs import ExpectedCost
 from .expected import Expected as Expected
 from .fixing import AttackSuccess, UnfixedRate
