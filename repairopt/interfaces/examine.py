@@ -21,6 +21,7 @@ from repairopt.report import Repair
 from repairopt.specify import ErrorRate, KeepLabels
 
 ROWS, POINTS = 200, 3  # of a trial repair: rows at most, and how many of them are to get another label
+LISTED, MOST_FREQUENT = 12, 3  # classes whose answers are all counted, and of more those that are named
 CHOICES = ("last", "gradient", "all")
 
 
@@ -127,6 +128,15 @@ def examine_model(
     return Examination(name, tuple(found), tuple(trials))
 
 
+def _counted(counts: Tensor) -> str:
+    """How often each class is given; of many classes how many are, and the most frequent ones."""
+    if len(counts) <= LISTED:
+        return ", ".join(f"{count}" for count in counts.tolist())
+    given = counts.argsort(descending=True)[: int((counts > 0).sum())]
+    most = ", ".join(f"class {k} {int(counts[k])} times" for k in given[:MOST_FREQUENT].tolist())
+    return f"{len(given)} of {len(counts)} classes are given, {most}"
+
+
 def _outputs(network: nn.Module, forward_fn: Any, few: Tensor) -> tuple[Engine | None, Tensor | None, list[Finding]]:
     try:
         engine = Engine(network, forward_fn=forward_fn)
@@ -136,7 +146,7 @@ def _outputs(network: nn.Module, forward_fn: Any, few: Tensor) -> tuple[Engine |
     counts = torch.bincount(outputs.argmax(1), minlength=outputs.shape[1])
     constant = int(counts.max()) == len(few) and len(few) > 1
     detail = f"({len(few)}, {outputs.shape[1]}), {str(outputs.dtype).removeprefix('torch.')}"
-    detail += f"; answers by class: {', '.join(f'{count}' for count in counts.tolist())}"
+    detail += f"; answers by class: {_counted(counts)}"
     detail += " (one and the same for all rows: are the inputs scaled as in training?)" if constant else ""
     found = [Finding("outputs", True, detail)]
     sums = outputs.double().sum(1)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from small_spec import write_spec
 from torch import nn
 
-from repairopt.errors import SpecFileError
+from repairopt.errors import ModelError, SpecFileError
 from repairopt.interfaces.commandline.commands import main
 from repairopt.interfaces.examine import examine_model
 from repairopt.interfaces.specfile.given_model import model_entry
 from repairopt.interfaces.specfile.networks import mlp
+from repairopt.interfaces.specfile.onnx_model import load_onnx
 from repairopt.network import Classifier
 from repairopt.patches import save_weights
 
@@ -153,3 +155,45 @@ def test_weights_of_linear_layers_are_recognized_whatever_their_order(tmp_path):
     assert entry["weights"] == "w.safetensors"
     with pytest.raises(SpecFileError, match="no such file"):
         model_entry("no", None, tmp_path)
+
+
+def test_answers_of_many_classes_are_told_in_short():
+    detail = finding(examine_model(small(4, 50), X, weights=[]), "outputs").detail
+    assert "of 50 classes are given, class" in detail
+    assert detail.count("times") <= 3
+
+
+def exported(network, example, target):
+    pytest.importorskip("onnxruntime")
+    axes = {"rows": {0: "n"}}
+    with pytest.warns(DeprecationWarning, match="ONNX"):
+        torch.onnx.export(network, (example,), target, input_names=["rows"], dynamic_axes=axes, dynamo=False)
+    return target
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((7,), "float32"), ((2, 3), "float32"), ((5,), "int64")])
+def test_rows_of_an_onnx_file_are_drawn_as_it_reads_them(tmp_path, capsys, shape, dtype):
+    first = [nn.Embedding(2, 3)] if dtype == "int64" else []
+    width = math.prod(shape) * (3 if first else 1)
+    network = nn.Sequential(*first, nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3))
+    file = exported(network, torch.zeros(2, *shape, dtype=getattr(torch, dtype)), tmp_path / "m.onnx")
+    for options in ([], ["--shape", ",".join(map(str, shape))]):
+        code, said = run(capsys, file, "--time-limit", 0.3, *options)
+        assert code == 0, said.out + said.err
+        assert "(200, 3), float32" in said.out
+
+
+def test_a_table_of_embeddings_gets_indices(monkeypatch, capsys):
+    table = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2))
+    monkeypatch.setattr("torch.nn.Table", lambda: table, raising=False)
+    code, said = run(capsys, "torch.nn:Table", "--shape", "4", "--time-limit", 0.3)
+    assert code == 0, said.out + said.err
+    code, said = run(capsys, "torch.nn:Table")
+    assert "the shape of one row is not known" in said.err
+
+
+@pytest.mark.parametrize("width", [6, 8])
+def test_rows_of_another_width_than_an_onnx_file_reads_are_told(tmp_path, width):
+    file = exported(small(7, 6, 3), torch.zeros(2, 7), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=rf"reads 'rows' of shape \(N, 7\); got rows of shape \({width},\)"):
+        load_onnx(file, torch.zeros(5, width))

@@ -29,7 +29,9 @@ def test_reported_rows_among_those_to_keep():
 
 def test_rows_of_two_constraints():
     text = said(
-        ErrorRate(X[:6], Y[:6]), FixLabels(X[5:9], 1 - Y[5:9], weight=None, name="new"), KeepLabels(X, Y, tolerance=0.0)
+        ErrorRate(X[:6], Y[:6]),
+        FixLabels(X[5:9], 1 - Y[5:9], weight=None, tolerance=0.0, name="new"),
+        KeepLabels(X, Y, tolerance=0.0),
     )
     assert "4 rows of 'keep labels' have another label in 'new'" in text
     assert "1 rows of 'new' have another label in 'error rate'" in text

@@ -288,7 +288,10 @@ class Spec(Strict):
                 raise ValueError("inputs, array and label say how data are read; there are no data")
             return self
         if "repair" not in self.data:
-            raise ValueError(f"data: needs a set 'repair'; got {', '.join(self.data) or 'none'}")
+            raise ValueError(
+                f"data: needs a set 'repair', the rows that goals and bounds speak of where they name no other; got "
+                f"{', '.join(self.data) or 'none'}"
+            )
         if (self.inputs is None) == (self.array is None):
             raise ValueError("expected either inputs (columns of a table) or array (of an npz file)")
         if self.inputs is not None and not self.inputs:

@@ -186,20 +186,38 @@ class OnnxGraph:
         entry = self.session(self.output).entry
         if entry.type not in DTYPES:
             raise ModelError(f"'{self.path}': reads {entry.type}; expected one of {', '.join(DTYPES)}.")
-        size = entry.shape[0] if entry.shape else None
-        count = size if isinstance(size, int) and size > 0 else ROWS
+        first = entry.shape[0] if entry.shape else None
+        count = first if isinstance(first, int) and first > 0 else ROWS
         if rows is not None:
+            _check_sizes(self.path, entry, rows)
             return rows[torch.arange(count) % len(rows)]
         if unknown := [size for size in entry.shape[1:] if not isinstance(size, int) or size < 1]:
             raise ModelError(
                 f"'{self.path}': its input has shape {entry.shape}; expected all sizes but the batch as numbers, or "
                 f"rows that show {unknown[0]}."
             )
-        draw = torch.Generator().manual_seed(0)
-        inputs = torch.rand(count, *entry.shape[1:], generator=draw)
-        dtype = np.dtype(DTYPES[entry.type])
+        return self.drawn(count, entry.shape[1:])
+
+    def drawn(self, count: int, sizes: Sequence[int]) -> Tensor:
+        """Random rows ``(count, *sizes)`` of the type that the file reads, between 0 and 1."""
+        inputs = torch.rand(count, *sizes, generator=torch.Generator().manual_seed(0))
+        dtype = np.dtype(DTYPES[self.session(self.output).entry.type])
         return (
             inputs.to(torch.float64) if dtype == np.float64 else inputs if dtype.kind == "f" else inputs.round().long()
+        )
+
+
+def _check_sizes(path: Path, entry: Any, rows: Tensor) -> None:
+    """A ModelError where rows have other sizes than those that the file names for its input, after the batch."""
+    wanted, came = list(entry.shape or ()), list(rows.shape)
+    same = len(wanted) == len(came) and all(
+        not isinstance(size, int) or size < 1 or size == own for size, own in zip(wanted[1:], came[1:], strict=True)
+    )
+    if wanted and not same:
+        reads = ", ".join("N" if k == 0 else str(size) for k, size in enumerate(wanted))
+        raise ModelError(
+            f"'{path}': reads '{entry.name}' of shape ({reads}); got rows of shape {tuple(came[1:])}. Look at the "
+            f"columns or the array that are its inputs."
         )
 
 

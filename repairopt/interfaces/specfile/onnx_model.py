@@ -8,7 +8,7 @@ softmax or sigmoid at the end, in whatever operators it is written, is left out,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,24 @@ def write_onnx(network: nn.Module, target: Path | str, rows: Any) -> float:
 def source_of(network: nn.Module) -> dict[str, Any] | None:
     """Where a network was read from, its output, ending and weights; None where it is not from an ONNX file."""
     return network.meta.get(SOURCE) if isinstance(network, fx.GraphModule) else None
+
+
+def random_rows(network: nn.Module, count: int, sizes: Sequence[int] | None = None) -> Tensor | None:
+    """Random rows ``(count, ...)`` as an ONNX file reads them; None of a network from elsewhere.
+
+    Args:
+        network: From :func:`load_onnx`.
+        count: Number of rows.
+        sizes: Of one row; None for those that the file names.
+
+    Raises:
+        ModelError: The file does not name them all.
+    """
+    source = source_of(network)
+    if source is None:
+        return None
+    graph = OnnxGraph(source["path"], read_model(source["path"]), source["output"], source["fixed"])
+    return graph.drawn(count, graph.example(None).shape[1:] if sizes is None else sizes)
 
 
 def _with_output(

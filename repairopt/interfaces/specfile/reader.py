@@ -85,7 +85,11 @@ def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = Non
 
     places = lines or {}
     if not isinstance(content, dict):
-        raise SpecFileError(f"{path}: expected keys such as model, data, goal; got a {type(content).__name__}.")
+        came = "nothing" if content is None else f"a {type(content).__name__}"
+        raise SpecFileError(
+            f"{path}: is no spec file: expected keys such as model, data, goal; got {came}. "
+            f"`repairopt init MODEL DATA` writes one."
+        )
     try:
         spec = Spec.model_validate(content)
     except ValidationError as error:
@@ -155,7 +159,10 @@ def load_yaml(path: Path, raw: bytes) -> tuple[Any, dict[Path_, int]]:
     except SpecFileError:
         raise
     except UnicodeDecodeError as error:
-        raise SpecFileError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}).") from None
+        raise SpecFileError(
+            f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}); expected a spec "
+            f"file. `repairopt init MODEL DATA` writes one."
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from repairopt.errors import SpecFileError
 from repairopt.interfaces.examine import examine_model
 from repairopt.interfaces.specfile.given_model import load_given
+from repairopt.interfaces.specfile.onnx_model import random_rows
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.localize import LayerGraph
 
@@ -54,6 +55,22 @@ def examine_source(
     )
 
 
+def _first_table(network: nn.Module) -> nn.Embedding | None:
+    """The table of embeddings that a network begins with, or None."""
+    first = next((part for part in network.modules() if next(part.parameters(recurse=False), None) is not None), None)
+    return first if isinstance(first, nn.Embedding) else None
+
+
+def _drawn(network: nn.Module, sizes: list[int], draw: torch.Generator) -> Tensor:
+    """Rows of a shape: as an ONNX file reads them; indices, where the first layer looks them up; else numbers."""
+    if (known := random_rows(network, RANDOM_ROWS, sizes)) is not None:
+        return known
+    table = _first_table(network)
+    if table is not None:
+        return torch.randint(table.num_embeddings, (RANDOM_ROWS, *sizes), generator=draw)
+    return torch.randn(RANDOM_ROWS, *sizes, generator=draw)
+
+
 def _random_rows(network: nn.Module, source: str, shape: str | None) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     if shape is not None:
@@ -63,9 +80,11 @@ def _random_rows(network: nn.Module, source: str, shape: str | None) -> Tensor:
             sizes = []
         if not sizes or min(sizes) < 1:
             raise SpecFileError(f"--shape {shape}: expected whole numbers of one row's shape, such as 3,224,224.")
-        return torch.randn(RANDOM_ROWS, *sizes, generator=draw)
+        return _drawn(network, sizes, draw)
+    if (known := random_rows(network, RANDOM_ROWS)) is not None:
+        return known
     layers = LayerGraph(network).layers
-    if not layers or layers[0].kind != "linear":
+    if not layers or layers[0].kind != "linear" or _first_table(network) is not None:
         raise SpecFileError(
             f"model '{source}': the shape of one row is not known. Give it, such as --shape 3,224,224, or a spec file."
         )
