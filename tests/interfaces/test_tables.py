@@ -255,3 +255,29 @@ def test_other_is_one_of_the_listed(tmp_path, how):
 
 def test_an_unlisted_value_says_what_helps(tmp_path):
     assert "other: says what such values become" in refused(tmp_path, ROWS.replace("NA", "Chad"))
+
+
+NUMBERED = HEAD + "0.1,NA,0\n0.2,ZA,1\n0.3,NA,1\n0.4,ZA,0\n"
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        ("[0, 1]", [0, 1, 1, 0]),
+        ("[1, 0]", [1, 0, 0, 1]),
+        ('["1", "0"]', [1, 0, 0, 1]),
+        ('["no", "yes"]', [0, 1, 1, 0]),
+    ],
+)
+def test_numbers_are_classes_by_name_where_these_are_numbers(tmp_path, name, classes, labels):
+    spec = SPEC.replace('["no", "yes"]', classes)
+    assert opened(tmp_path, NUMBERED, spec, name).data.sets["repair"].labels.tolist() == labels
+
+
+@pytest.mark.parametrize("classes", ["[10, 20]", "[1, 2]", '["1", "2"]', "[0.5, 1]"])
+def test_a_number_that_is_no_listed_one_is_refused(tmp_path, classes):
+    said = refused(tmp_path, NUMBERED, SPEC.replace('["no", "yes"]', classes))
+    assert "'ok'" in said or "label" in said
+    if "." not in classes:
+        assert "values that are not listed, such as '0'" in said

@@ -150,7 +150,8 @@ def label_numbers(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) ->
         reason = f"label '{label.column}' of '{path}' is missing in {count} of {len(missing)} rows, first in row {row}"
         raise file.fail(where, f"{reason}; leave these rows out, by where: or in the file")
     names = None if label.classes is None else {_plain(name) for name in label.classes}
-    if names is not None and (values.dtype.kind in "OUSTb" or {_plain(value) for value in values} <= names):
+    by_name = values.dtype.kind in "OUSTb" or all(map(_is_number, names or ()))  # else numbers are positions
+    if names is not None and (by_name or {_plain(value) for value in values} <= names):
         return _positions(file, path, (label.column, where), label.classes or [], values).astype(np.int64)
     if values.dtype.kind not in "fiub" or any(not float(value).is_integer() for value in np.unique(values)):
         found = ", ".join(sorted({str(value) for value in values})[:8])
