@@ -25,6 +25,7 @@ from .postprocess.group_offsets import GroupOffsets
 from .postprocess.offsets_by_group import OffsetsByGroup
 from .postprocess.thresholds import ThresholdPoint, threshold_frontier
 from .postprocess.vote import Vote
+from .regions.descend_leaves import LeafDescent
 from .regions.region_repair import RegionRepair
 from .registry import available_methods, find_method, method_class
 from .search.swarm import Swarm

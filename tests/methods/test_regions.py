@@ -11,7 +11,7 @@ from torch import nn
 
 from repairopt import Settings, solve_repair
 from repairopt.errors import SpecificationError
-from repairopt.methods import RegionRepair
+from repairopt.methods import LeafDescent, RegionRepair
 from repairopt.report import Verdict
 from repairopt.specify import KeepLowest, KeepOutputs, KeepRegions, Region, UnprovedRegions
 from repairopt.verify import load_proof, save_proof
@@ -215,3 +215,35 @@ def test_the_page_says_what_the_proof_is() -> None:
     assert "PROVED. The property holds for every input of every box." in page
     assert "proof: PROVED" in str(repair.report)
     assert "No held-out data were given" not in page + str(repair.report), "a proof leaves no input out"
+
+
+@pytest.mark.slow
+def test_all_layers_move_on_boxes_with_a_small_change() -> None:
+    model, x = controller(), 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) - 1
+    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=60, steps=240))
+    repair = solve_repair(model, UnprovedRegions(limits(1.03), keep=x), method=method)
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert worst(repair.model, limits(1.03)) > 0
+    assert any("all layers" in one.step and "then the last" not in one.step for one in repair.report.rounds)
+    assert not torch.equal(repair.model[0].weight, model[0].weight)
+    with torch.no_grad():
+        moved = float((repair.model(x) - model(x)).square().mean().sqrt() / model(x).std())
+    assert moved < 0.1
+
+
+@pytest.mark.slow
+def test_all_layers_are_taken_where_the_last_one_costs_more_than_it_must(monkeypatch) -> None:
+    at = "repairopt.methods.regions.region_repair."
+    for name, number in (("DEAR", 0.0), ("MUCH", 0.0), ("BETTER", 100.0)):
+        monkeypatch.setattr(at + name, number)
+    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=60, steps=240))
+    repair = solve_repair(controller(), limits(1.03), method=method)
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert worst(repair.model, limits(1.03)) > 0
+    steps = [one.step for one in repair.report.rounds]
+    assert any("gap" in step for step in steps)
+    assert any("all layers, then the last one" in step for step in steps)
+    monkeypatch.setattr(at + "BETTER", 0.0)
+    again = solve_repair(controller(), limits(1.03), method=method)
+    assert torch.equal(again.model[0].weight, controller()[0].weight), "the change of all layers was not smaller"
+    assert again.report.verdict is Verdict.REPAIRED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,3 +116,15 @@ def keep_rows(task: Task, network: NetworkSteps, original: LastLayer, matrix: Te
                 rows = replace(rows, required=torch.maximum(least, lead))
             found.append(rows)
     return found
+
+
+def keeper(rows: list[KeepRows], program: LeastChange) -> Callable[[Tensor], int] | None:
+    """What adds rows that a change breaks to a program, and says how many; None without rows."""
+    if not rows:
+        return None
+    return lambda change: sum(one.add_broken(program, change) for one in rows)
+
+
+def spread_of(outputs: Tensor) -> float:
+    """Mean deviation of outputs, the unit of margins; 1 where they are constant."""
+    return float(outputs.std(0).mean()) or 1.0

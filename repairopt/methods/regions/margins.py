@@ -58,7 +58,7 @@ def shrink_margin(
         goal = max(floor, (margin * failed) ** 0.5 if failed else STEP * margin)
         if best is proved and not failed and len(leaves) == len(state.lower):
             goal = floor  # no box was split: nothing may be in the way
-        leaves, last, used = _proved_at(state, goal, best, leaves, int(SHARE * left))
+        leaves, last, used = proved_at(state, goal, best, leaves, int(SHARE * left))
         left -= max(used, FEW)
         if last is None:
             failed = goal
@@ -70,7 +70,7 @@ def shrink_margin(
     return best
 
 
-def _proved_at(
+def proved_at(
     state: RegionSearchState, margin: float, best: Proved, leaves: Leaves, most: int
 ) -> tuple[Leaves, LastLayer | None, int]:
     """The last layer of a margin if it can be proved, with the leaves and how many of them had work."""

@@ -310,11 +310,7 @@ def _refined(state: RegionSearchState, leaves: Leaves, best: Proved, margin: flo
     sharp = _sharpened(own, aim, old)
     weak = sharp.least(aim) <= margin
     if bool(weak.any()):
-        cuts = sharp[weak].cuts(aim)
-        values, rows = leaves.rows.best(cuts.value, sharp[weak].region)
-        row = rows.gather(1, values.argmin(1, keepdim=True))[:, 0]
-        halves = sharp[weak].halves(sharp[weak].best_split(aim, cuts.slope[torch.arange(len(row)), row]))
-        sharp = sharp[~weak].join(_sharpened(halves, aim, old))
+        sharp = sharp[~weak].join(_sharpened(sharp[weak].halved(aim), aim, old))
     kept = torch.ones(len(leaves), dtype=torch.bool)
     kept[chosen] = False
     numbers = torch.cat([torch.arange(len(leaves))[kept], torch.full((len(sharp),), -1)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar
@@ -34,7 +34,8 @@ from repairopt.specify import KeepRegions, UnprovedRegions
 
 from .all_layers import ENOUGH, Descent, descend
 from .deployed_proof import CheckedProof, as_checked, can_check, check_repaired
-from .keep_points import KeepRows, keep_inputs, keep_rows
+from .descend_leaves import LeafDescent, LeafTraining, go_back
+from .keep_points import keep_inputs, keep_rows, keeper, spread_of
 from .last_layer import RegionSearchState
 from .least_change import LeastChange
 from .margins import bounded, shrink_margin
@@ -48,6 +49,9 @@ MOST = 3.0  # last margin, in first ones
 CUT_AT = 6000  # boxes at which a margin that grows is given up, for the first one and cuts
 LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
+DEAR, MUCH = 0.2, 4.0  # change of the outputs, in deviations, and its square over the least, from which all layers move
+PATIENT = 30.0  # processor seconds that this may take, beside those of the last layer
+BETTER = 0.9  # change of all layers at most, as a multiple of that of the last one
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
 
 
@@ -62,9 +66,10 @@ class RegionRepair:
 
     Attributes:
         layers: ``"last"``, ``"all"`` (gradient steps on the bounds first), or ``"auto"``: all where regions are balls
-            in
-            many dimensions, which no splitting proves, or where the last layer alone finds no proof.
-        descent: How the weights of all layers are moved.
+            in many dimensions, which no splitting proves, or where the last layer alone finds no proof, or one with a
+            change that is large because of the margin that the proof needs.
+        descent: How the weights of all layers are moved where regions are not divided.
+        leaf_descent: How they are where regions are divided into boxes.
         leaves: Boxes at most that regions are divided into for a first proof.
         refinements: How much is done to reduce the change: a few hundred boxes for each.
         grow_at: Boxes at which a larger margin is tried.
@@ -90,6 +95,7 @@ class RegionRepair:
     grow_at: int = 1500
     alpha_steps: int = 0
     descent: Descent = Descent()
+    leaf_descent: LeafDescent = LeafDescent()
 
     def __post_init__(self) -> None:
         check_settings(self, {"leaves": Expected(low=1, whole=True), "refinements": Expected(whole=True)})
@@ -166,12 +172,13 @@ class _Run:
             predict = network_of(self.task.engine, judge.original.candidate)
             self.kept.append((NewWeights({}, 0), Evidence.joined([one.evidence(predict) for one in self.holders])))
             return self._checked(Status.OPTIMAL)
-        if layers == "all" or (layers == "auto" and self.wide and len(self.allowed) > 2):
+        several = any(name.rpartition(".")[0] != self.layer for name in self.allowed)
+        if self.wide and (layers == "all" or (layers == "auto" and several)):
             self._all_layers()
-        proved = self._last_layer()
-        if not proved and layers == "auto" and not self.wide and not self.late() and len(self.allowed) > 2:
-            self._all_layers()
-            proved = self._last_layer()
+        best = None if layers == "all" and not self.wide else self._last_layer()
+        proved = best is not None
+        if not self.wide and several and layers != "last" and self._is_dear(best):
+            proved = self._on_leaves(best) or proved
         return self._checked(Status.FEASIBLE if proved else Status.NO_POINT)
 
     def _all_layers(self) -> None:
@@ -180,22 +187,67 @@ class _Run:
         regions = (self.lower, self.upper, self.regions.rows, self.frame)
         inputs, _ = keep_inputs(self.task, *self.regions.around, self.network.size(0))
         features = self.network.forward(inputs, self.network.features_at)
-        spread = _spread(self.original(features))
+        spread = spread_of(self.original(features))
         with self.task.timed("all layers"):
             found = descend(
                 self.network, own, regions, inputs, spread, self.settings.descent, self.late, self.task.seed
             )
-        dtype = self.task.engine.dtype
-        self.base = {name.removeprefix("model."): value.to(dtype) for name, value in found.weights.items()}
-        self._refresh()
-        self.original, self.matrix, self.offset = own_last_layer(self.network)
+        self._begin(found.weights)
         self.task.record(f"all layers, {found.steps} steps", note="bounds hold" if found.proved else "bounds open")
 
-    def _refresh(self) -> None:
+    def _begin(self, weights: Mapping[str, Tensor]) -> RegionSearchState:
+        """Start from other weights of all layers: the search from there."""
+        dtype = self.task.engine.dtype
+        self.base = {name.removeprefix("model."): value.to(dtype) for name, value in weights.items()}
         self.network.refresh({f"model.{name}": value.double().cpu() for name, value in self.base.items()})
+        self.original, self.matrix, self.offset = own_last_layer(self.network)
+        return self._state()
 
-    def _last_layer(self) -> bool:
-        """Algorithm of the last layer; whether it ends with a proof."""
+    def _is_dear(self, best: Proved | None) -> bool:
+        """Whether there is no proof, or one whose margin costs a large change."""
+        if best is None or self.late() or not self.settings.refinements:
+            return best is None and not self.late()
+        return best.objective > (DEAR * self.spread) ** 2 and best.objective > MUCH * best.least_at_all
+
+    def _on_leaves(self, best: Proved | None) -> bool:
+        """All layers until boxes prove them, then back as far as the last one can finish; whether that is kept."""
+        task, root = self.task, self._state().leaves
+        spread, end = self.spread, 2 * time.process_time() - self.started + PATIENT
+        training = LeafTraining(
+            network=self.network,
+            weights={f"model.{name}": value.detach().cpu().double() for name, value in self.allowed.items()},
+            root=root,
+            rows=self.regions.rows,
+            keep=keep_inputs(task, *self.regions.around, self.network.size(0))[0],
+            wishes=keep_rows(task, self.network, self.original, self.matrix, self.offset),
+            spread=spread,
+            settings=self.settings.leaf_descent,
+            late=lambda: self.late() or time.process_time() > end,
+            seed=task.seed,
+        )
+        with task.timed("all layers"):
+            proved = training.run()
+            task.record(f"all layers, {training.steps} steps", note="bounds hold" if proved else "bounds open")
+            found = go_back(training, proved, self._begin)
+        if found is None:
+            if not self.kept:
+                self._keep(self.original, self._begin(training.between(1.0)).leaves, "not proved")
+            return False
+        weights, last, leaves = found
+        self._begin(weights)
+        features = self.network.forward(training.keep, self.network.features_at)
+        change = training.change(last(features) @ self.matrix.T + self.offset)
+        if best is not None and change > BETTER * best.objective**0.5 / spread:
+            return False
+        self._keep(last, leaves, f"all layers, then the last one, {len(leaves)} boxes")
+        task.log.note(
+            f"All layers change outputs on keep points by {change:.3g} of their deviation, in the root mean square; "
+            f"how little would do is not known."
+        )
+        return True
+
+    def _last_layer(self) -> Proved | None:
+        """Algorithm of the last layer; its proof, or None."""
         state, many = self._state(), CUT_AT + len(self.lower)
         state.give_up_at = many
         proved = self._first(state)
@@ -206,14 +258,14 @@ class _Run:
         if proved is None:
             last, _ = state.propose()
             self._keep(last, state.leaves, "not proved")
-            return False
+            return None
         self._keep(proved.last, proved.leaves, "first proof")
 
         if self.settings.refinements and not self.base:
-            self._reduced(state, proved)
-        return True
+            return self._reduced(state, proved)
+        return proved
 
-    def _reduced(self, state: RegionSearchState, proved: Proved) -> None:
+    def _reduced(self, state: RegionSearchState, proved: Proved) -> Proved:
         """A smaller change: by smaller margins where boxes can be split, else by cuts."""
         floor, rounds = FINAL * self.spread, self.settings.refinements
 
@@ -224,7 +276,7 @@ class _Run:
         if best is proved:
             best = reduce_change(state, proved, floor, rounds, report)
         if self.late():
-            return
+            return best
         best = bounded(state, best, floor)
         gap, whole = (best.objective / least - 1 if least > 0 else inf for least in (best.least, best.least_at_all))
         step = f"reduced, {len(best.leaves)} boxes, gap {gap:.1%}, {whole:.1%} at no margin"
@@ -236,6 +288,7 @@ class _Run:
             f"regions, {best.margin / self.spread:.3g} deviations, at true points changes them by less than "
             f"{least:.3g}, and none that keeps hardly any by less than {any_:.3g}."
         )
+        return best
 
     def _checked(self, status: Status) -> Outcome:
         """The last candidate whose proof is checked; of those that are not proved the last one, marked so.
@@ -277,7 +330,7 @@ class _Run:
             )
         features = network.forward(inputs, network.features_at)
         full = torch.cat([features, features.new_ones(len(features), 1)], 1)
-        self.spread = _spread(self.original(features))
+        self.spread = spread_of(self.original(features))
         rows = self.regions.rows.through(self.matrix, self.offset)
         which = torch.arange(len(self.lower))
         single = can_check(task.engine.model, network.shape)  # the check covers rounding
@@ -294,7 +347,7 @@ class _Run:
             largest=0.0,
             rounded=self._rounded,
             late=self.late,
-            keep=_keeper(keep_rows(task, network, self.original, self.matrix, self.offset), program),
+            keep=keeper(keep_rows(task, network, self.original, self.matrix, self.offset), program),
             most=self.settings.leaves,
             deepest=0 if self.wide else DEEPEST,
             grow_at=self.settings.grow_at,
@@ -344,14 +397,3 @@ class _Run:
             end = start + len(holder.regions)
             holder.remember(key, evidence.part(slice(start, end)))
             start = end
-
-
-def _spread(outputs: Tensor) -> float:
-    """Mean deviation of outputs, the unit of margins; 1 where they are constant."""
-    return float(outputs.std(0).mean()) or 1.0
-
-
-def _keeper(rows: list[KeepRows], program: LeastChange) -> Callable[[Tensor], int] | None:
-    if not rows:
-        return None
-    return lambda change: sum(one.add_broken(program, change) for one in rows)

@@ -94,10 +94,7 @@ def divided(leaves: Leaves, last: LastLayer, wanted: Tensor, splits: int) -> Lea
             break
         open_ = open_[bound[open_].argsort()[: min(splits, 512)]]
         own = leaves[open_]
-        cuts = own.cuts(last)
-        values, best = leaves.rows.best(cuts.value, own.region)
-        row = best.gather(1, values.argmin(1, keepdim=True))[:, 0]
-        halves = own.halves(own.best_split(last, cuts.slope[torch.arange(len(own)), row]))
+        halves = own.halved(last)
         kept = torch.ones(len(leaves), dtype=torch.bool)
         kept[open_] = False
         leaves, bound = leaves[kept].join(halves), torch.cat([bound[kept], halves.least(last)])

@@ -177,6 +177,13 @@ class Leaves:
             found = replace(found, shares={i: torch.cat([share, share]) for i, share in boxes.shares.items()})
         return Leaves(found, self.rows, region, depth)
 
+    def halved(self, last: LastLayer) -> Leaves:
+        """Both halves of each leaf, split in the dimension that is best for the bound of its worst group."""
+        cuts = self.cuts(last)
+        values, rows = self.rows.best(cuts.value, self.region)
+        row = rows.gather(1, values.argmin(1, keepdim=True))[:, 0]
+        return self.halves(self.best_split(last, cuts.slope[torch.arange(len(self)), row]))
+
     def best_split(self, last: LastLayer, slope: Tensor) -> Tensor:
         """The dimension ``(B,)`` in which to split each leaf: that whose halves have the best bounds, where they gain.
 
