@@ -1,4 +1,4 @@
-"""A ResNet-20 and a small Transformer for digits of 14 x 14 pixels, trained here; divisions of the other digits."""
+"""A ResNet-20, a Transformer and an LSTM for digits of 14 x 14 pixels, trained here; divisions of the other digits."""
 
 from __future__ import annotations
 
@@ -82,7 +82,24 @@ class Transformer(nn.Module):
         return found
 
 
-NETWORKS = {"resnet20": (resnet20, 10, 3e-3), "transformer": (Transformer, 30, 3e-3)}  # epochs and rate of training
+class Recurrent(nn.Module):
+    """An LSTM that reads the rows of pixels from the top; its last state decides."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.scale, self.lstm, self.head = Normalize(), nn.LSTM(14, width, batch_first=True), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, 1, 14, 14)`` to ``(N, 10)``."""
+        found: Tensor = self.head(self.lstm(self.scale(x).squeeze(1))[0][:, -1])
+        return found
+
+
+NETWORKS = {  # epochs and rate of training
+    "resnet20": (resnet20, 10, 3e-3),
+    "transformer": (Transformer, 30, 3e-3),
+    "lstm": (Recurrent, 15, 5e-3),
+}
 
 
 @cache

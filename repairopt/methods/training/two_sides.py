@@ -33,9 +33,8 @@ from .draws import draw_batches
 from .pass_cost import operations
 from .property_parts import parts_of
 from .rates import natural_rate
+from .step_plan import StepPlan, plan_steps
 
-FEW_STEPS, MANY_STEPS = 12, 50  # at least in an epoch, the more the cheaper a step is
-WORK = 2e11  # floating-point operations that a run may take for the sake of these
 STAGES = 4  # of a run, each twice as long as the one before
 LEARNED = 0.05  # share of wrong rows at which a run ends
 TRIED = 2  # rows of a pass whose memory is measured
@@ -133,7 +132,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
         others, Rethinking the Inception architecture, CVPR 2016 (label smoothing).
     """
     run, shards = _Run(task, sides, settings), task.engine.shards
-    steps, before = run.steps(), run.wrong_at_first()
+    steps, before = run.planned.count, run.wrong_at_first()
     reserved = OF_OTHERS * time_left()
     for _ in range(STAGES):
         left = time_left()
@@ -165,7 +164,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
-        self.work = self.work_of_step = 0.0
+        self.work, self.planned = 0.0, self.plan()
         before = task.engine.predict()
         self.limits = [
             _Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
@@ -196,20 +195,21 @@ class _Run:
         parts = [engine.run(self.parameters, part) for _, part in engine.batches(inputs, rows, 1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def steps(self) -> int:
-        """Steps of the first stage."""
+    def plan(self) -> StepPlan:
+        """Steps of the first stage; of soft limits, which every step counts anew, batches are not divided."""
         rows = [sum(len(y) for _, y in pairs) for pairs in (self.sides.failing, self.sides.kept)]
         known = [x for x, _ in (*self.sides.failing, *self.sides.kept)]
-        affordable: float = MANY_STEPS
-        if known:
-            rows_of_step = sum(min(count, self.settings.batch) for count in rows)
-            batch = known[0][: min(rows_of_step, self.rows_that_fit(known[0]))]
-            passes = 3 * rows_of_step / len(batch)  # backward counts as two
-            one = passes * operations(self.network, self._converted(batch))
-            affordable = WORK / max(1, one * self.settings.epochs)
-            self.work_of_step = float(one)
-        least = int(min(MANY_STEPS, max(FEW_STEPS, affordable)))
-        return int(self.settings.epochs * max(least, -(-max(rows) // self.settings.batch)))
+
+        def cost(batch: int) -> float:
+            rows_of_step = sum(min(count, batch) for count in rows)
+            if not rows_of_step:
+                return 0.0
+            part = known[0][: min(rows_of_step, self.rows_that_fit(known[0]))]
+            passes = 3 * rows_of_step / len(part)  # backward counts as two
+            return float(passes * operations(self.network, self._converted(part)))
+
+        sizes = [len(positions) for positions in self.task.engine.indices.values()]
+        return plan_steps(rows, self.settings, cost, sizes=sizes, divisible=not self.sides.soft)
 
     def wrong_at_first(self) -> float:
         """Share of the failing rows that the original gets wrong; 1 where there are limits without labels."""
@@ -225,10 +225,10 @@ class _Run:
         It ends early where fewer than ``reserved`` seconds are left; infinite where there is no limit.
         """
         every = max(1, steps // self.settings.epochs)
-        self.work += steps * self.work_of_step
+        self.work += steps * self.planned.work
         tally, weights, count = [0, 0], list(self.parameters.values()), 0
         sides = [[len(y) for _, y in pairs] for pairs in (self.sides.failing, self.sides.kept)]
-        for step, (failing, kept) in enumerate(draw_batches(sides, self.settings.batch, steps, self.draw)):
+        for step, (failing, kept) in enumerate(draw_batches(sides, self.planned.batch, steps, self.draw)):
             self.task.judge.check_time()
             if time_left() < reserved:
                 break
