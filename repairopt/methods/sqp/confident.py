@@ -26,14 +26,14 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.program import Array
 from repairopt.specify import Folds, of_real_rows
-from repairopt.verify import Claim, Stop
+from repairopt.verify import Stop
 
 from .division import divided, rows_of
 from .filter import MET
 from .interval_width import WidthLimit, on_one_side, shortest_way, spread
 from .nonlinear_program import NonlinearProgram
 from .price_of_confidence import Answers, PriceOfConfidence
-from .shortfall import CAUTIOUS, MOST, WIDEST, OutOfFold, Standard, is_statistical, own_width
+from .shortfall import CAUTIOUS, MOST, WIDEST, OutOfFold, Sizes, Standard, Validated, is_statistical, own_width
 
 ROUNDS, PROBABLY = 4, 2  # of enlarging buffers, and where bounds are not to be shown
 ENOUGH = 0.5  # share of the interval's reach, by which a bound that is not to be shown may be missed
@@ -41,52 +41,12 @@ EXCESS = 1.1  # of the shortfall, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
 SMALL, HALF = 0.5, 0.5  # shares of a bound that a small buffer takes, and of what confidence may cost
 SHARES = 2  # of buffers that are tried where confidence costs too much, by bisection
-FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
 FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
 TINIEST, EFFORT = 150, 120  # rows, below which so many points are judged before runs are short and no round follows
 
-Sizes = dict[str, float]  # by name of a limit
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
 Minimize = Callable[[Task, NonlinearProgram, Array | None], Outcome]
-
-
-@dataclass(frozen=True, eq=False)
-class Validated:
-    """The outcome of a repair with buffers from cross-validation.
-
-    Attributes:
-        outcomes: Outcome of the run on all rows, then of those without each fold.
-        buffers: By name of the goal and the bounds.
-        margins: Leads in logits, by name of those that ask for one.
-        claims: About new data, from rows that the network that answers them has not seen.
-        predict: That network, or networks.
-        pooled: Sizes of gaps between several groups that rows cannot show, by name.
-    """
-
-    outcomes: list[Outcome]
-    buffers: Sizes
-    margins: Sizes
-    claims: tuple[Claim, ...]
-    predict: OutOfFold
-    pooled: Sizes
-
-    @property
-    def outcome(self) -> Outcome:
-        """The outcome of the run on all rows."""
-        return self.outcomes[0]
-
-    def shortfall(self, standard: Standard) -> tuple[float, float]:
-        """Shares by which the bounds, summed, and the goal are missed on new data."""
-        shares = [
-            max(0.0, standard.shortfall(limit, claim, self.pooled)) / max(FLOOR, abs(limit.limit))
-            for limit, claim in zip(standard.limits, self.claims, strict=True)
-        ]
-        goal = [limit.name == standard.task.goal.name for limit in standard.limits]
-        return (
-            sum(share for share, own in zip(shares, goal, strict=True) if not own),
-            sum(share for share, own in zip(shares, goal, strict=True) if own),
-        )
 
 
 def run_confidently(
@@ -349,9 +309,9 @@ class _Search:
     def _validated(self, outcomes: list[Outcome], buffers: Sizes, margins: Sizes) -> Validated:
         engine = self.tasks[0].engine
         out_of_fold = OutOfFold(engine, self.division, [outcome.delta for outcome in outcomes[1:]])
-        claims = self.standard.claims(self.tasks[1:], outcomes[0].delta, out_of_fold)
+        claims, expected = self.standard.claims(self.tasks[1:], outcomes[0].delta, out_of_fold)
         pooled = self.standard.pooled(out_of_fold)
-        return Validated(outcomes, dict(buffers), dict(margins), claims, out_of_fold, pooled)
+        return Validated(outcomes, dict(buffers), dict(margins), claims, expected, out_of_fold, pooled)
 
     def widths(self, found: Validated) -> dict[str, WidthLimit]:
         """The largest widths of those limits whose intervals leave the gap itself too little of the bound."""
@@ -361,7 +321,7 @@ class _Search:
                 if of_real_rows(limit.property):  # rates of people are not to be moved for the width of an interval
                     continue
                 own = own_width(standard.task, limit, found.predict, claim.confidence)
-                if own > max(0.0, WIDEST * limit.limit) and standard.shortfall(limit, claim, found.pooled) > TINY:
+                if own > max(0.0, WIDEST * limit.limit) and standard.shortfall(limit, claim, found) > TINY:
                     size = float(spread(limit.property, found.predict))
                     if size > 0:
                         widths[limit.name] = WidthLimit(own / size, WIDEST * limit.limit)
@@ -371,7 +331,7 @@ class _Search:
         """Add the shortfall to the buffers, or enlarge the leads; whether anything grew."""
         limits, goal = self.standard.limits, self.tasks[0].goal.name
         pairs = list(zip(limits, found.claims, strict=True))
-        shortfall = {one.name: self.standard.shortfall(one, claim, found.pooled) for one, claim in pairs}
+        shortfall = {one.name: self.standard.shortfall(one, claim, found) for one, claim in pairs}
         if self.standard.aimed is not None:
             for one, claim in pairs:
                 enough = shortfall[one.name] <= ENOUGH * self.standard.upper_width(one, claim)
