@@ -39,7 +39,7 @@ ROUNDS, PROBABLY = 4, 2  # of enlarging buffers, and where bounds are not to be 
 ENOUGH = 0.5  # share of the interval's reach, by which a bound that is not to be shown may be missed
 EXCESS = 1.1  # of the shortfall, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
-SMALL, HALF = 0.5, 0.5  # shares of a bound that a small buffer takes, and of what confidence may cost
+SMALL, HALF = 0.5, 0.5  # shares of a bound that a small buffer takes, and of a cost or a buffer that is much less
 SHARES = 2  # of buffers that are tried where confidence costs too much, by bisection
 TINY = 1e-6
 FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
@@ -114,6 +114,8 @@ class _Search:
         division: Into folds.
         leads: First ones.
         price: What confidence may cost.
+        otherwise: The search with the lower aim and its outcome on all rows, where larger buffers turn out to cost more
+            than showing bounds may; None where that may cost what confidence may.
     """
 
     tasks: list[Task]
@@ -124,6 +126,7 @@ class _Search:
     division: Folds
     leads: Sizes
     price: PriceOfConfidence
+    otherwise: tuple[_Search, Outcome] | None = None
 
     def aiming(self) -> tuple[_Search, Outcome, Answers]:
         """The search with the aim that has a fair price, its outcome on all rows, and the answers of the lower aim.
@@ -135,22 +138,40 @@ class _Search:
         """
         task, price = self.tasks[0], self.price
         low = replace(self.standard, aimed=CAUTIOUS)
-        high = replace(self.standard, whole=True)
         begin = self.minimize(task, self.make(task, low.first_buffers, self.first_leads, {}), None)
-        near, ends = price.answers(begin.delta), None
         if not _is_reached(task, begin.delta):
-            return replace(self, standard=low), begin, near
+            return replace(self, standard=low), begin, price.answers(begin.delta)
+        low, begin = self._paired(low, begin)
+        high = replace(self.standard, whole=True, near=low.near)
+        near, ends = price.answers(begin.delta), None
         try:
             problem = self.make(task, high.first_buffers, self.first_leads, {})
             further = self.attempt(task, problem, begin.delta)
             ends = price.answers(further.delta)
             if problem.point(further.delta).violation <= MET and price.is_fair(ends, near, high.first_buffers):
-                return replace(self, standard=high), further, near
+                return replace(self, standard=high, otherwise=(replace(self, standard=low), begin)), further, near
         except Stop:
             pass
         if ends is not None and len(low.hopeless) < len(low.limits):
             task.log.note(price.text_of_unfair(ends, near, CAUTIOUS, self.standard.confidence))
         return replace(self, standard=low), begin, near
+
+    def _paired(self, standard: Standard, begin: Outcome) -> tuple[Standard, Outcome]:
+        """The standard with buffers of relative bounds by the rows that a repair changes, and the repair with those.
+
+        Before there is one, their buffers are those of two samples, which are too large; the repair is run on only
+        where such a bound holds it back.
+        """
+        task, found = self.tasks[0], replace(standard, near=begin.delta)
+        large, predict = standard.first_buffers, task.engine.predict(begin.delta)
+        if not any(
+            limit.relative
+            and found.first_buffers[limit.name] < HALF * large[limit.name]
+            and limit.value(predict) > limit.limit - large[limit.name] - found.first_buffers[limit.name]
+            for limit in standard.limits
+        ):
+            return found, begin
+        return found, self.attempt(task, self.make(task, found.first_buffers, self.first_leads, {}), begin.delta)
 
     @property
     def is_spent(self) -> bool:
@@ -225,6 +246,8 @@ class _Search:
                         outcomes, first = [first], None
                     else:
                         outcomes.append((self.attempt if less else self.minimize)(part, problem, start))
+                    if k == 0 and best is not None and (lower := self._lower(outcomes[0], buffers)) is not None:
+                        return lower[0].rounds(widths, [None] * len(starts), lower[1])
                     late = problem.point(outcomes[k].delta).violation > MET
                     given_up = missed[k] or failed or missed[0] or self.is_spent
                     if late and less and not given_up:  # one run was too little
@@ -244,6 +267,17 @@ class _Search:
             starts = [outcome.delta for outcome in outcomes]
         assert best is not None
         return best
+
+    def _lower(self, outcome: Outcome, buffers: Sizes) -> tuple[_Search, Outcome] | None:
+        """The search with the lower aim, where buffers that grew cost more than showing the bounds may."""
+        if self.otherwise is None:
+            return None
+        task, price = self.tasks[0], self.price
+        ends, near = (price.answers(one.delta) for one in (outcome, self.otherwise[1]))
+        if price.is_fair(ends, near, buffers):
+            return None
+        task.log.note(price.text_of_unfair(ends, near, CAUTIOUS, self.standard.confidence))
+        return self.otherwise
 
     def agreeing(self, best: Validated) -> Validated:
         """The same; where the folds' networks are other ones than that on all rows, one that starts from their mean."""

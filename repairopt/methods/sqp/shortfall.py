@@ -36,7 +36,7 @@ from repairopt.specify import (
     spread_of,
     stands_for_population,
 )
-from repairopt.verify import Claim, for_delivered, make_claim
+from repairopt.verify import Claim, for_delivered, make_claim, paired_error
 
 from .limits import Limit, collect_limits
 
@@ -84,6 +84,8 @@ class Standard:
         narrow: Whether rates on drawn inputs, which stand for nobody, may be moved to where chance moves them less.
         aimed: Confidence that repairs aim at; None for the same.
         whole: Whether they keep the whole buffer of a cautious aim from bounds that rows cannot show.
+        near: Weight change of a repair with a similar aim, where one is known: bounds relative to the original network
+            compare the same rows before and after, so that chance moves them by the rows whose answers differ.
     """
 
     task: Task
@@ -92,6 +94,7 @@ class Standard:
     narrow: bool = False
     aimed: float | None = None
     whole: bool = False
+    near: Array | None = None
 
     @cached_property
     def hopeless(self) -> frozenset[str]:
@@ -175,7 +178,7 @@ class Standard:
         reach = self._least_width(limit) * normal_quantile(CAUTIOUS) / normal_quantile(self.confidence)
         return (1.0 if self.whole else LITTLE) * min(reach * _widening(self.task, limit), MOST * limit.limit)
 
-    @property
+    @cached_property
     def first_buffers(self) -> dict[str, float]:
         """The same of all limits, by name."""
         return {limit.name: self.first_buffer(limit) for limit in self.limits}
@@ -188,6 +191,9 @@ class Standard:
         error = interval.error
         if isinstance(limit.property, SampleShare) and 0 < limit.limit < 1:
             error = float(np.sqrt(limit.limit * (1 - limit.limit) / interval.count))
+        if limit.relative and self.near is not None:
+            paired = paired_error(prop, self.task.engine.predict(self.near), Remembering(self.task.engine))
+            error = error if paired is None else max(paired, 1.0 / interval.count)
         size = normal_quantile(confidence) * error * _widening(self.task, limit)
         return float(min(size, MOST * limit.limit) if limit.limit > 0 else size)
 
