@@ -32,7 +32,7 @@ from .division import divided, rows_of
 from .filter import MET
 from .interval_width import WidthLimit, on_one_side, shortest_way, spread
 from .nonlinear_program import NonlinearProgram
-from .price_of_confidence import Answers, PriceOfConfidence
+from .price_of_confidence import MOST_FAIR, Answers, PriceOfConfidence
 from .shortfall import CAUTIOUS, MOST, WIDEST, OutOfFold, Sizes, Standard, Validated, is_statistical, own_width
 
 ROUNDS, PROBABLY = 4, 2  # of enlarging buffers, and where bounds are not to be shown
@@ -274,7 +274,7 @@ class _Search:
             return None
         task, price = self.tasks[0], self.price
         ends, near = (price.answers(one.delta) for one in (outcome, self.otherwise[1]))
-        if price.is_fair(ends, near, buffers):
+        if price.is_fair(ends, near, buffers, MOST_FAIR):
             return None
         task.log.note(price.text_of_unfair(ends, near, CAUTIOUS, self.standard.confidence))
         return self.otherwise
