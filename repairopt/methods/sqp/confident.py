@@ -85,7 +85,11 @@ def run_confidently(
     division, parts = division_and_parts
     standard, price = Standard(task, limits, confidence, narrow > 0), PriceOfConfidence(task, limits, most_cost)
     search = _Search([task, *parts], make, minimize, attempt, standard, division, leads, price)
-    search, first, near = search.aiming() if confidence > CAUTIOUS and most_cost is None else (search, None, None)
+    if confidence > CAUTIOUS and most_cost is None:
+        search, first, near = search.aiming()
+    else:
+        standard, first, near = *search.begun(standard), None
+        search = replace(search, standard=standard)
     best = search.rounds({}, [None] * (1 + len(parts)), first)
     best = search.agreeing(best)
     afforded = search.affordable(best, near) if confidence > 0.5 else best
@@ -137,13 +141,11 @@ class _Search:
         often as thresholds by group meet it, at the same accuracy.)
         """
         task, price = self.tasks[0], self.price
-        low = replace(self.standard, aimed=CAUTIOUS)
-        begin = self.minimize(task, self.make(task, low.first_buffers, self.first_leads, {}), None)
-        if not _is_reached(task, begin.delta):
-            return replace(self, standard=low), begin, price.answers(begin.delta)
-        low, begin = self._paired(low, begin)
+        low, begin = self.begun(replace(self.standard, aimed=CAUTIOUS))
         high = replace(self.standard, whole=True, near=low.near)
         near, ends = price.answers(begin.delta), None
+        if not _is_reached(task, begin.delta):
+            return replace(self, standard=low), begin, near
         try:
             problem = self.make(task, high.first_buffers, self.first_leads, {})
             further = self.attempt(task, problem, begin.delta)
@@ -156,22 +158,26 @@ class _Search:
             task.log.note(price.text_of_unfair(ends, near, CAUTIOUS, self.standard.confidence))
         return replace(self, standard=low), begin, near
 
-    def _paired(self, standard: Standard, begin: Outcome) -> tuple[Standard, Outcome]:
-        """The standard with buffers of relative bounds by the rows that a repair changes, and the repair with those.
+    def begun(self, standard: Standard) -> tuple[Standard, Outcome]:
+        """The outcome on all rows, and the standard with buffers of relative bounds by the rows that it changes.
 
-        Before there is one, their buffers are those of two samples, which are too large; the repair is run on only
-        where such a bound holds it back.
+        Before there is a repair, those are buffers of two samples, which are too large; it is run on only where such a
+        bound holds it back.
         """
-        task, found = self.tasks[0], replace(standard, near=begin.delta)
-        large, predict = standard.first_buffers, task.engine.predict(begin.delta)
-        if not any(
-            limit.relative
-            and found.first_buffers[limit.name] < HALF * large[limit.name]
-            and limit.value(predict) > limit.limit - large[limit.name] - found.first_buffers[limit.name]
-            for limit in standard.limits
+        task, large = self.tasks[0], standard.first_buffers
+        begin = self.minimize(task, self.make(task, large, self.first_leads, {}), None)
+        relative = [limit for limit in standard.limits if limit.relative and large[limit.name] > 0]
+        if not relative or not _is_reached(task, begin.delta):
+            return standard, begin
+        standard, predict = replace(standard, near=begin.delta), task.engine.predict(begin.delta)
+        small = standard.first_buffers
+        if any(
+            small[one.name] < HALF * large[one.name]
+            and one.value(predict) > one.limit - large[one.name] - small[one.name]
+            for one in relative
         ):
-            return found, begin
-        return found, self.attempt(task, self.make(task, found.first_buffers, self.first_leads, {}), begin.delta)
+            begin = self.attempt(task, self.make(task, small, self.first_leads, {}), begin.delta)
+        return standard, begin
 
     @property
     def is_spent(self) -> bool:
