@@ -58,9 +58,9 @@ def test_an_expected_price_is_nearer_to_that_of_new_rows_than_a_count(monkeypatc
     prices = []
     usual = PriceOfConfidence.is_fair
 
-    def keep(price, found, reference, buffers):
+    def keep(price, found, reference, *others):
         prices.append((price.expected_cost(found, reference), found.cost(reference)[0], price, found, reference))
-        return usual(price, found, reference, buffers)
+        return usual(price, found, reference, *others)
 
     monkeypatch.setattr(PriceOfConfidence, "is_fair", keep)
     errors = []

@@ -26,67 +26,27 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.program import Array
 from repairopt.specify import Folds, of_real_rows
-from repairopt.verify import Claim, Stop
+from repairopt.verify import Stop
 
 from .division import TINIEST, divided, rows_of
 from .filter import MET
 from .interval_width import WidthLimit, on_one_side, shortest_way, spread
 from .nonlinear_program import NonlinearProgram
-from .price_of_confidence import Answers, PriceOfConfidence
-from .shortfall import CAUTIOUS, MOST, WIDEST, OutOfFold, Standard, is_statistical, own_width
+from .price_of_confidence import MOST_FAIR, Answers, PriceOfConfidence
+from .shortfall import CAUTIOUS, MOST, WIDEST, OutOfFold, Sizes, Standard, Validated, is_statistical, own_width
 
 ROUNDS, PROBABLY = 4, 2  # of enlarging buffers, and where bounds are not to be shown
 ENOUGH = 0.5  # share of the interval's reach, by which a bound that is not to be shown may be missed
 EXCESS = 1.1  # of the shortfall, by which a buffer grows
 MORE_LEAD, MOST_LEAD = 2.0, 4.0  # factor by which a lead grows, and its largest size over the first
-SMALL, HALF = 0.5, 0.5  # shares of a bound that a small buffer takes, and of what confidence may cost
+SMALL, HALF = 0.5, 0.5  # shares of a bound that a small buffer takes, and of a cost or a buffer that is much less
 SHARES = 2  # of buffers that are tried where confidence costs too much, by bisection
-FLOOR = 1e-3  # of a bound, that what it shortfall is compared with
 TINY = 1e-6
 FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
 EFFORT = 120  # points that are judged of the fewest rows before runs are short and no round follows
 
-Sizes = dict[str, float]  # by name of a limit
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
 Minimize = Callable[[Task, NonlinearProgram, Array | None], Outcome]
-
-
-@dataclass(frozen=True, eq=False)
-class Validated:
-    """The outcome of a repair with buffers from cross-validation.
-
-    Attributes:
-        outcomes: Outcome of the run on all rows, then of those without each fold.
-        buffers: By name of the goal and the bounds.
-        margins: Leads in logits, by name of those that ask for one.
-        claims: About new data, from rows that the network that answers them has not seen.
-        predict: That network, or networks.
-        pooled: Sizes of gaps between several groups that rows cannot show, by name.
-    """
-
-    outcomes: list[Outcome]
-    buffers: Sizes
-    margins: Sizes
-    claims: tuple[Claim, ...]
-    predict: OutOfFold
-    pooled: Sizes
-
-    @property
-    def outcome(self) -> Outcome:
-        """The outcome of the run on all rows."""
-        return self.outcomes[0]
-
-    def shortfall(self, standard: Standard) -> tuple[float, float]:
-        """Shares by which the bounds, summed, and the goal are missed on new data."""
-        shares = [
-            max(0.0, standard.shortfall(limit, claim, self.pooled)) / max(FLOOR, abs(limit.limit))
-            for limit, claim in zip(standard.limits, self.claims, strict=True)
-        ]
-        goal = [limit.name == standard.task.goal.name for limit in standard.limits]
-        return (
-            sum(share for share, own in zip(shares, goal, strict=True) if not own),
-            sum(share for share, own in zip(shares, goal, strict=True) if own),
-        )
 
 
 def run_confidently(
@@ -125,7 +85,11 @@ def run_confidently(
     division, parts = division_and_parts
     standard, price = Standard(task, limits, confidence, narrow > 0), PriceOfConfidence(task, limits, most_cost)
     search = _Search([task, *parts], make, minimize, attempt, standard, division, leads, price)
-    search, first, near = search.aiming() if confidence > CAUTIOUS and most_cost is None else (search, None, None)
+    if confidence > CAUTIOUS and most_cost is None:
+        search, first, near = search.aiming()
+    else:
+        standard, first, near = *search.begun(standard), None
+        search = replace(search, standard=standard)
     best = search.rounds({}, [None] * (1 + len(parts)), first)
     best = search.agreeing(best)
     afforded = search.affordable(best, near) if confidence > 0.5 else best
@@ -154,6 +118,8 @@ class _Search:
         division: Into folds.
         leads: First ones.
         price: What confidence may cost.
+        otherwise: The search with the lower aim and its outcome on all rows, where larger buffers turn out to cost more
+            than showing bounds may; None where that may cost what confidence may.
     """
 
     tasks: list[Task]
@@ -164,6 +130,7 @@ class _Search:
     division: Folds
     leads: Sizes
     price: PriceOfConfidence
+    otherwise: tuple[_Search, Outcome] | None = None
 
     def aiming(self) -> tuple[_Search, Outcome, Answers]:
         """The search with the aim that has a fair price, its outcome on all rows, and the answers of the lower aim.
@@ -174,9 +141,8 @@ class _Search:
         often as thresholds by group meet it, at the same accuracy.)
         """
         task, price = self.tasks[0], self.price
-        low = replace(self.standard, aimed=CAUTIOUS)
-        high = replace(self.standard, whole=True)
-        begin = self.minimize(task, self.make(task, low.first_buffers, self.first_leads, {}), None)
+        low, begin = self.begun(replace(self.standard, aimed=CAUTIOUS))
+        high = replace(self.standard, whole=True, near=low.near)
         near, ends = price.answers(begin.delta), None
         if not _is_reached(task, begin.delta):
             return replace(self, standard=low), begin, near
@@ -185,12 +151,33 @@ class _Search:
             further = self.attempt(task, problem, begin.delta)
             ends = price.answers(further.delta)
             if problem.point(further.delta).violation <= MET and price.is_fair(ends, near, high.first_buffers):
-                return replace(self, standard=high), further, near
+                return replace(self, standard=high, otherwise=(replace(self, standard=low), begin)), further, near
         except Stop:
             pass
         if ends is not None and len(low.hopeless) < len(low.limits):
             task.log.note(price.text_of_unfair(ends, near, CAUTIOUS, self.standard.confidence))
         return replace(self, standard=low), begin, near
+
+    def begun(self, standard: Standard) -> tuple[Standard, Outcome]:
+        """The outcome on all rows, and the standard with buffers of relative bounds by the rows that it changes.
+
+        Before there is a repair, those are buffers of two samples, which are too large; it is run on only where such a
+        bound holds it back.
+        """
+        task, large = self.tasks[0], standard.first_buffers
+        begin = self.minimize(task, self.make(task, large, self.first_leads, {}), None)
+        relative = [limit for limit in standard.limits if limit.relative and large[limit.name] > 0]
+        if not relative or not _is_reached(task, begin.delta):
+            return standard, begin
+        standard, predict = replace(standard, near=begin.delta), task.engine.predict(begin.delta)
+        small = standard.first_buffers
+        if any(
+            small[one.name] < HALF * large[one.name]
+            and one.value(predict) > one.limit - large[one.name] - small[one.name]
+            for one in relative
+        ):
+            begin = self.attempt(task, self.make(task, small, self.first_leads, {}), begin.delta)
+        return standard, begin
 
     @property
     def is_spent(self) -> bool:
@@ -265,6 +252,8 @@ class _Search:
                         outcomes, first = [first], None
                     else:
                         outcomes.append((self.attempt if less else self.minimize)(part, problem, start))
+                    if k == 0 and best is not None and (lower := self._lower(outcomes[0], buffers)) is not None:
+                        return lower[0].rounds(widths, [None] * len(starts), lower[1])
                     late = problem.point(outcomes[k].delta).violation > MET
                     given_up = missed[k] or failed or missed[0] or self.is_spent
                     if late and less and not given_up:  # one run was too little
@@ -284,6 +273,17 @@ class _Search:
             starts = [outcome.delta for outcome in outcomes]
         assert best is not None
         return best
+
+    def _lower(self, outcome: Outcome, buffers: Sizes) -> tuple[_Search, Outcome] | None:
+        """The search with the lower aim, where buffers that grew cost more than showing the bounds may."""
+        if self.otherwise is None:
+            return None
+        task, price = self.tasks[0], self.price
+        ends, near = (price.answers(one.delta) for one in (outcome, self.otherwise[1]))
+        if price.is_fair(ends, near, buffers, MOST_FAIR):
+            return None
+        task.log.note(price.text_of_unfair(ends, near, CAUTIOUS, self.standard.confidence))
+        return self.otherwise
 
     def agreeing(self, best: Validated) -> Validated:
         """The same; where the folds' networks are other ones than that on all rows, one that starts from their mean."""
@@ -349,9 +349,9 @@ class _Search:
     def _validated(self, outcomes: list[Outcome], buffers: Sizes, margins: Sizes) -> Validated:
         engine = self.tasks[0].engine
         out_of_fold = OutOfFold(engine, self.division, [outcome.delta for outcome in outcomes[1:]])
-        claims = self.standard.claims(self.tasks[1:], outcomes[0].delta, out_of_fold)
+        claims, expected = self.standard.claims(self.tasks[1:], outcomes[0].delta, out_of_fold)
         pooled = self.standard.pooled(out_of_fold)
-        return Validated(outcomes, dict(buffers), dict(margins), claims, out_of_fold, pooled)
+        return Validated(outcomes, dict(buffers), dict(margins), claims, expected, out_of_fold, pooled)
 
     def widths(self, found: Validated) -> dict[str, WidthLimit]:
         """The largest widths of those limits whose intervals leave the gap itself too little of the bound."""
@@ -361,7 +361,7 @@ class _Search:
                 if of_real_rows(limit.property):  # rates of people are not to be moved for the width of an interval
                     continue
                 own = own_width(standard.task, limit, found.predict, claim.confidence)
-                if own > max(0.0, WIDEST * limit.limit) and standard.shortfall(limit, claim, found.pooled) > TINY:
+                if own > max(0.0, WIDEST * limit.limit) and standard.shortfall(limit, claim, found) > TINY:
                     size = float(spread(limit.property, found.predict))
                     if size > 0:
                         widths[limit.name] = WidthLimit(own / size, WIDEST * limit.limit)
@@ -371,7 +371,7 @@ class _Search:
         """Add the shortfall to the buffers, or enlarge the leads; whether anything grew."""
         limits, goal = self.standard.limits, self.tasks[0].goal.name
         pairs = list(zip(limits, found.claims, strict=True))
-        shortfall = {one.name: self.standard.shortfall(one, claim, found.pooled) for one, claim in pairs}
+        shortfall = {one.name: self.standard.shortfall(one, claim, found) for one, claim in pairs}
         if self.standard.aimed is not None:
             for one, claim in pairs:
                 enough = shortfall[one.name] <= ENOUGH * self.standard.upper_width(one, claim)
