@@ -94,8 +94,9 @@ class SQP(TrustRegion):
         most_cost: What ``confidence`` may cost beyond the repair that meets the bounds on average, as a share of
             accuracy and, beyond the buffers themselves, of the rate of each class and group of real rows; where it
             would cost more, less is taken off the bounds, and the report says what showing them costs. 1 for any cost.
-            None for 0.02, where bounds are shown only if that costs next to nothing (0.001 of accuracy) beyond a repair
-            that meets them with a confidence of 80 %, which is taken else.
+            None for 0.02, where bounds are shown only if that costs next to nothing (0.001 of accuracy, 0.002 with the
+            buffers that validation asks for) beyond a repair that meets them with a confidence of 80 %, which is taken
+            else.
         max_steps: Accepted and rejected steps of a run together; half as many of each stage before its last.
         damping: First damping, relative to the mean curvature.
         restarts: Where a run ends with bounds missed, the sequence starts so often again from the original and goes to
