@@ -171,7 +171,8 @@ class MissRate(LabelledPoints, LabelLeads):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**31:
                 raise SpecificationError(f"'{self.name}': {what} is {value!r}; expected the index of a class, from 0.")
         if not len(self.counted):
-            raise SpecificationError(f"'{self.name}': no row has label {self.label}; its recall is not defined.")
+            shown = self.name.removeprefix("1 - ")  # of a recall, as the language writes it
+            raise SpecificationError(f"'{shown}': no row has label {self.label}; its recall is not defined.")
 
     @property
     def counted(self) -> Tensor:
