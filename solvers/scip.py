@@ -154,12 +154,14 @@ class _Objective:
     Attributes:
         height: A variable, or None.
         places: A variable for each axis; none where the Hessian is given by products.
-        axes: Columns ``(n, r)``, those with curvature.
+        axes: Columns ``(k, r)``, those with curvature.
+        curved: Numbers ``(k,)`` of the variables that the axes speak of.
     """
 
     height: Any = None
     places: tuple[Any, ...] = ()
     axes: Array | None = None
+    curved: Any = None
 
 
 def _add_start(model: Any, program: Program, point: Array, variables: list[Any], added: _Objective) -> None:
@@ -169,7 +171,7 @@ def _add_start(model: Any, program: Program, point: Array, variables: list[Any],
     for variable, value in zip(variables, point, strict=True):
         model.setSolVal(solution, variable, float(value))
     if added.axes is not None:
-        for variable, value in zip(added.places, added.axes.T @ point, strict=True):
+        for variable, value in zip(added.places, added.axes.T @ point[added.curved], strict=True):
             model.setSolVal(solution, variable, float(value))
     if added.height is not None:
         value = program.objective(point) - program.constant
@@ -190,12 +192,15 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
     added = _Objective()
     if program.hessian is not None:
         half = half_hessian(program).tocoo()
-        dense = half.nnz > max(PRODUCTS, DENSE * program.n * (program.n + 1) / 2)
-        curvature, axes = np.linalg.eigh(program.dense_hessian()) if dense else (np.zeros(0), np.zeros((0, 0)))
+        curved = np.unique(np.concatenate([half.row, half.col]))  # binary variables of a formulation are not
+        dense = half.nnz > max(PRODUCTS, DENSE * len(curved) * (len(curved) + 1) / 2)
+        block = program.dense_hessian()[np.ix_(curved, curved)] if dense else np.zeros((0, 0))
+        curvature, axes = np.linalg.eigh(block)
         least = FLAT * float(np.abs(curvature).max(initial=0.0))
         if dense and curvature[0] >= -least:
             curvature, axes = curvature[curvature > least], axes[:, curvature > least]
-            added = _Objective(None, _add_axes(model, axes, variables), axes)
+            places = _add_axes(model, axes, [variables[j] for j in curved])
+            added = _Objective(None, places, axes, curved)
             squares = zip(added.places, (curvature / 2).tolist(), strict=True)
             terms |= {Term(place, place): value for place, value in squares}
         added = replace(added, height=model.addVar(lb=_floor(program), ub=None))
@@ -210,7 +215,7 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
 
 
 def _add_axes(model: Any, axes: Array, variables: list[Any]) -> tuple[Any, ...]:
-    """Variables for where a point lies on some axes, columns ``(n, r)``."""
+    """Variables for where a point lies on some axes, columns ``(k, r)``, of ``k`` variables."""
     from pyscipopt.scip import Expr, ExprCons, Term
 
     terms, places = [Term(variable) for variable in variables], []
