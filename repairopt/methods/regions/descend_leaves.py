@@ -122,6 +122,16 @@ class LeafTraining:
         """Root mean square change of outputs ``(N, k)`` on the keep points, in deviations."""
         return float(((outputs - self.before) / self.spread).square().mean().sqrt())
 
+    def broken(self, last: LastLayer) -> float:
+        """Share of the samples of wishes that the network of today breaks with a last layer; the worst wish's."""
+        worst, (_, matrix, offset) = 0.0, own_last_layer(self.network)
+        for one, inputs in zip(self.wishes, self.inputs, strict=True):
+            samples = samples_in(one.constraint)
+            features = self.network.forward(inputs[samples], self.network.features_at)
+            margins = one.constraint.margins_of(last(features) @ matrix.T + offset, samples)
+            worst = max(worst, float((margins < 0).any(1).double().mean()))
+        return worst
+
     def _step(self, bound: Tensor, shares: dict[int, Tensor], price: float) -> None:
         """One step of the weights and of the lines of some boxes; their bounds and lines are written in place."""
         margin = self.settings.margin * self.spread
