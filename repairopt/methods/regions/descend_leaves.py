@@ -30,6 +30,7 @@ JUMP = 0.03  # change of the outputs by the first step, in their deviations
 NEAR, FEW = 2.0, 200  # margins below which a box is trained on; boxes at least
 ALPHA, RATE = 10, 0.1  # steps on the lower lines of open boxes at a look; step of these lines with the weights
 COARSE = 1.0  # what bounds lack on average, in deviations of the outputs, from which boxes are too coarse
+PROBE, FAR = 100, 10.0  # the same for some boxes that are looked at before
 FIRST, TRIES = 0.7, 4  # share of the way from the weights before that is tried first; how many are
 FINISH = 4  # boxes that the last layer may divide there, as a multiple of those of the descent
 WISH = 1.0  # price of what wishes miss on average, in deviations, as a multiple of that of the change
@@ -96,10 +97,12 @@ class LeafTraining:
     def run(self) -> bool:
         """Move weights until all leaves are proved; whether they are."""
         settings, price = self.settings, self.settings.keep
-        self.leaves = grown(self.root, own_last_layer(self.network)[0], settings.leaves, self.late)
-        bound = self.leaves.least(own_last_layer(self.network)[0])
-        if float(bound.clamp_max(0).mean()) < -COARSE * self.spread:
-            return False  # so coarse boxes say nothing of how weights must move
+        last = own_last_layer(self.network)[0]
+        for most, coarse in ((PROBE, FAR), (settings.leaves, COARSE)):
+            self.leaves = grown(self.root, last, most, self.late)
+            bound = self.leaves.least(last)
+            if float(bound.clamp_max(0).mean()) < -coarse * self.spread:
+                return False  # so coarse boxes say nothing of how weights must move
         shares = self.leaves.boxes.used_shares()
         while self.steps < settings.steps and not self.late():
             for _ in range(LOOK):
