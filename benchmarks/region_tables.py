@@ -42,8 +42,8 @@ The gap at no margin also tells which changes of the scores no last layer avoids
 proved: about 0.45 of their deviation on 2_8, 0.28 on 3_9, 0.25 on 4_8 and 5_8, 0.2 on 4_7.
 
 Property 8 on 2_9 is open. The last layer with optimized lines (`layers="last", alpha_steps=10`, boxes without a limit)
-was stopped after 300 CPU s: 38,922 boxes, and of the volume 57 % proved by the search's bounds for the last layer that it
-had then; no check was made.
+was stopped after 300 CPU s: 38,922 boxes, and 57 % of the volume proved by the search's bounds for the last layer that
+it had then; no check was made.
 
 Rows of properties 3 and 4 of an older version had 20 s of wall time each.
 """
