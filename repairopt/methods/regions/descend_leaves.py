@@ -4,7 +4,7 @@ Bounds of whole regions say nothing of use where regions are large. So these are
 activations, which each box has of its own (alpha-CROWN), move with the weights: a network whose boxes prove it is found
 with a small change of its outputs. The price of this change starts high and falls while boxes are open. Measured on a
 controller of 4-64-64-2: boxes of the last layer alone ask for a margin that costs 0.016 of mean squared error; with all
-layers a proof costs 0.001, and 0.0006 after the last layer has finished it (:mod:`.margins`).
+layers a proof costs 0.0014, and 0.0008 where the last layer finishes it on the way back (:mod:`.margins`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ JUMP = 0.03  # change of the outputs by the first step, in their deviations
 NEAR, FEW = 2.0, 200  # margins below which a box is trained on; boxes at least
 ALPHA, RATE = 10, 0.1  # steps on the lower lines of open boxes at a look; step of these lines with the weights
 COARSE = 1.0  # what bounds lack on average, in deviations of the outputs, from which boxes are too coarse
+PROBE, FAR = 100, 10.0  # the same for some boxes that are looked at before
 FIRST, TRIES = 0.7, 4  # share of the way from the weights before that is tried first; how many are
 FINISH = 4  # boxes that the last layer may divide there, as a multiple of those of the descent
 WISH = 1.0  # price of what wishes miss on average, in deviations, as a multiple of that of the change
@@ -96,10 +97,12 @@ class LeafTraining:
     def run(self) -> bool:
         """Move weights until all leaves are proved; whether they are."""
         settings, price = self.settings, self.settings.keep
-        self.leaves = grown(self.root, own_last_layer(self.network)[0], settings.leaves, self.late)
-        bound = self.leaves.least(own_last_layer(self.network)[0])
-        if float(bound.clamp_max(0).mean()) < -COARSE * self.spread:
-            return False  # so coarse boxes say nothing of how weights must move
+        last = own_last_layer(self.network)[0]
+        for most, coarse in ((PROBE, FAR), (settings.leaves, COARSE)):
+            self.leaves = grown(self.root, last, most, self.late)
+            bound = self.leaves.least(last)
+            if float(bound.clamp_max(0).mean()) < -coarse * self.spread:
+                return False  # so coarse boxes say nothing of how weights must move
         shares = self.leaves.boxes.used_shares()
         while self.steps < settings.steps and not self.late():
             for _ in range(LOOK):
@@ -121,6 +124,16 @@ class LeafTraining:
     def change(self, outputs: Tensor) -> float:
         """Root mean square change of outputs ``(N, k)`` on the keep points, in deviations."""
         return float(((outputs - self.before) / self.spread).square().mean().sqrt())
+
+    def broken(self, last: LastLayer) -> float:
+        """Share of the samples of wishes that the network of today breaks with a last layer; the worst wish's."""
+        worst, (_, matrix, offset) = 0.0, own_last_layer(self.network)
+        for one, inputs in zip(self.wishes, self.inputs, strict=True):
+            samples = samples_in(one.constraint)
+            features = self.network.forward(inputs[samples], self.network.features_at)
+            margins = one.constraint.margins_of(last(features) @ matrix.T + offset, samples)
+            worst = max(worst, float((margins < 0).any(1).double().mean()))
+        return worst
 
     def _step(self, bound: Tensor, shares: dict[int, Tensor], price: float) -> None:
         """One step of the weights and of the lines of some boxes; their bounds and lines are written in place."""

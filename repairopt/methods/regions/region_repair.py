@@ -50,8 +50,8 @@ CUT_AT = 6000  # boxes at which a margin that grows is given up, for the first o
 LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
 DEAR, MUCH = 0.2, 4.0  # change of the outputs, in deviations, and its square over the least, from which all layers move
-PATIENT = 30.0  # processor seconds that this may take, beside those of the last layer
-BETTER = 0.9  # change of all layers at most, as a multiple of that of the last one
+PATIENT = 60.0  # processor seconds that this may take, beside those of the last layer
+BETTER, LOST = 0.9, 1e-3  # change of all layers at most, in those of the last one; share of wishes they may break more
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
 
 
@@ -175,14 +175,19 @@ class _Run:
         several = any(name.rpartition(".")[0] != self.layer for name in self.allowed)
         if self.wide and (layers == "all" or (layers == "auto" and several)):
             self._all_layers()
-        best = None if layers == "all" and not self.wide else self._last_layer()
+        deep = several and not self.wide and layers != "last"
+        best = None if deep and layers == "all" else self._last_layer()
         proved = best is not None
-        if not self.wide and several and layers != "last" and self._is_dear(best):
+        if deep and self._is_dear(best):
             proved = self._on_leaves(best) or proved
+        if deep and not proved and not self.late():
+            self._all_layers()
+            proved = self._last_layer() is not None
         return self._checked(Status.FEASIBLE if proved else Status.NO_POINT)
 
     def _all_layers(self) -> None:
         """Move the weights of all layers; what follows starts from there."""
+        self.network.refresh(None)
         own = {f"model.{name}": value.detach().cpu() for name, value in self.allowed.items()}
         regions = (self.lower, self.upper, self.regions.rows, self.frame)
         inputs, _ = keep_inputs(self.task, *self.regions.around, self.network.size(0))
@@ -205,26 +210,21 @@ class _Run:
 
     def _is_dear(self, best: Proved | None) -> bool:
         """Whether there is no proof, or one whose margin costs a large change."""
-        if best is None or self.late() or not self.settings.refinements:
-            return best is None and not self.late()
-        return best.objective > (DEAR * self.spread) ** 2 and best.objective > MUCH * best.least_at_all
+        if best is None:
+            return not self.late() or not self.kept
+        large = best.objective > (DEAR * self.spread) ** 2 and best.objective > MUCH * best.least_at_all
+        return large and not self.late() and self.settings.refinements > 0
 
     def _on_leaves(self, best: Proved | None) -> bool:
         """All layers until boxes prove them, then back as far as the last one can finish; whether that is kept."""
         task, root = self.task, self._state().leaves
         spread, end = self.spread, 2 * time.process_time() - self.started + PATIENT
-        training = LeafTraining(
-            network=self.network,
-            weights={f"model.{name}": value.detach().cpu().double() for name, value in self.allowed.items()},
-            root=root,
-            rows=self.regions.rows,
-            keep=keep_inputs(task, *self.regions.around, self.network.size(0))[0],
-            wishes=keep_rows(task, self.network, self.original, self.matrix, self.offset),
-            spread=spread,
-            settings=self.settings.leaf_descent,
-            late=lambda: self.late() or time.process_time() > end,
-            seed=task.seed,
-        )
+        own = {f"model.{name}": value.detach().cpu().double() for name, value in self.allowed.items()}
+        keep, _ = keep_inputs(task, *self.regions.around, self.network.size(0))
+        wishes = keep_rows(task, self.network, self.original, self.matrix, self.offset)
+        given = (self.network, own, root, self.regions.rows, keep, wishes, spread, self.settings.leaf_descent)
+        training = LeafTraining(*given, lambda: self.late() or time.process_time() > end, task.seed)
+        lost = 1.0 if best is None else training.broken(best.last) + LOST
         with task.timed("all layers"):
             proved = training.run()
             task.record(f"all layers, {training.steps} steps", note="bounds hold" if proved else "bounds open")
@@ -233,11 +233,11 @@ class _Run:
             if not self.kept:
                 self._keep(self.original, self._begin(training.between(1.0)).leaves, "not proved")
             return False
-        weights, last, leaves = found
-        self._begin(weights)
+        self._begin(found[0])
+        _, last, leaves = found
         features = self.network.forward(training.keep, self.network.features_at)
         change = training.change(last(features) @ self.matrix.T + self.offset)
-        if best is not None and change > BETTER * best.objective**0.5 / spread:
+        if best is not None and (change > BETTER * best.objective**0.5 / spread or training.broken(last) > lost):
             return False
         self._keep(last, leaves, f"all layers, then the last one, {len(leaves)} boxes")
         task.log.note(
