@@ -287,9 +287,7 @@ def _layers_for_points(
 def _weights_for_points(spec: Specification, model: nn.Module | Classifier) -> str:
     """What SQP by name changes where given points of images or sequences are to become right; empty for its own choice.
 
-    Tables have columns, which are tried. (Measured on other divisions than those of ``benchmarks/results/study.md``:
-    all weights of a CNN of digits have 39 of 39 and 40 of 40 points right and .67 and .59 of unseen failures, the 100
-    of the steepest slopes 21 and 4, and .33 and .09; the last layer of LeNet5 all 10 and .62, those slopes none.)
+    (Measured in ``benchmarks/results/study.md``; tables have columns, which are tried.)
     """
     goal, network = spec.goal, split_model(model)[0]
     if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
