@@ -199,7 +199,8 @@ READING = """## Reading
 
 * Plain and hard of the ResNet and the LSTM are with small steps (32 rows of each side in place of 128, and as many
   more); the rule as it is takes them for the ResNet and conv4, not for the LSTM, whose rows are of a trial, nor for the
-  Transformer, which took 28 s in place of 13 by a second stage and gained .007 (divisions 1 and 2). On divisions 10 and 11, where this was settled, small
+  Transformer, which took 28 s in place of 13 by a second stage and gained .007 (divisions 1 and 2).
+  On divisions 10 and 11, where this was settled, small
   steps of the same number of rows in all gave the Transformer .896 of shifted and .962 of clean accuracy after .878 and
   .956, and the ResNet .911 and .964 after .890 and .961, a third slower.
 * LSTM, two divisions: ahead of tuned Adam of the same time in every column, by .013 of shifted and .009 of clean

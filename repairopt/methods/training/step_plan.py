@@ -35,7 +35,7 @@ def plan_steps(
     """Steps of the first stage: small ones where the update of the weights is cheap beside the passes of few rows.
 
     That is so of large convolutions, whose weights are read at many positions; a small Transformer took twice the
-    time. As many more steps are taken as about the same time allows. (Measured at equal time on other divisions than those of
+    time. As many more steps are taken as about the same time allows. (Measured on other divisions than those of
     ``benchmarks/results``, batches of 32 in place of 128: rotated digits by a CNN of 358,186 weights .962 after .957,
     by a ResNet, a third slower, .911 after .890, clean digits no worse.)
 
