@@ -1,9 +1,9 @@
-"""Repair of all layers of a ResNet-20 and of a Transformer, and by factors of low rank, next to tuned fine-tuning.
+"""Repair of all layers of a ResNet-20, a Transformer and an LSTM, and by factors of low rank, beside tuned fine-tuning.
 
     python benchmarks/deep_families.py [--quick] [--networks ...] [--first N] [--splits N] [--share S] [--ours ...]
-                                        [--read] [--out FOLDER]
+                                        [--rivals ...] [--read] [--out FOLDER]
 
-MNIST test digits at half the resolution. Both networks are trained by the script on 3,000 of them; a division gives
+MNIST test digits at half the resolution. The networks are trained by the script on 3,000 of them; a division gives
 2,000 of the others, clean and rotated with noise, to the repair and judges on 5,000. Rivals are tuned on a quarter of
 the repair part of division 0 (learning rate, weight of the clean digits), on which no figure is reported, and train for
 as long as the plain repair of the same division took: Adam and SGD with momentum on all layers, the mean of two runs of
@@ -134,20 +134,23 @@ def runs(
 
     long, spent = rival("Adam", 1.0, split)
     yield "Adam", long, spent
-    yield "SGD", *rival("SGD", 1.0, split)
+    if "SGD" in settings:
+        yield "SGD", *rival("SGD", 1.0, split)
     one, first = rival("Adam", 0.5, split)
     other, second = rival("Adam", 0.5, split + 10_000)
     yield "mean of two runs of Adam of half the length", between(one, other, 0.5), first + second
     for share in (0.6, 0.8):
         yield f"WiSE-FT, {share:g} of the way of Adam", between(model, long, share), spent
-    yield f"LoRA, rank {RANK}", *rival("LoRA", 1.0, split)
+    if "LoRA" in settings:
+        yield f"LoRA, rank {RANK}", *rival("LoRA", 1.0, split)
 
 
-def run_network(name: str, splits: range, share: float, ours: list[str]) -> Iterator[Record]:
+def run_network(name: str, splits: range, share: float, ours: list[str], rivals: list[str]) -> Iterator[Record]:
     """All methods on some divisions."""
     model = trained(name)
-    with_factors(model)  # imports peft, which is in nobody's time
-    settings = {kind: tuned(kind, model, share) for kind in RATES} if ours == list(OURS) else {}
+    if "LoRA" in rivals:
+        with_factors(model)  # imports peft, which is in nobody's time
+    settings = {kind: tuned(kind, model, share) for kind in rivals}
     for split in splits:
         here, there = division(split, share)
         for method, after, seconds in runs(model, here, split, settings, ours):
@@ -194,27 +197,36 @@ def tables(name: str, records: list[Record]) -> list[str]:
 
 READING = """## Reading
 
+* Plain and hard of the ResNet and the LSTM are with small steps (32 rows of each side in place of 128, and as many
+  more); the rule as it is takes them for the ResNet and conv4, not for the LSTM, whose rows are of a trial, nor for the
+  Transformer, which took 28 s in place of 13 by a second stage and gained .007 (divisions 1 and 2).
+  On divisions 10 and 11, where this was settled, small
+  steps of the same number of rows in all gave the Transformer .896 of shifted and .962 of clean accuracy after .878 and
+  .956, and the ResNet .911 and .964 after .890 and .961, a third slower.
+* LSTM, two divisions: ahead of tuned Adam of the same time in every column, by .013 of shifted and .009 of clean
+  accuracy, with fewer negative flips by .007.
+* ResNet-20, two divisions with half of the rows (1,000 of the repair): ahead of tuned Adam of the same time in repair
+  rate (.04) and shifted accuracy (.009), behind in clean accuracy (.003) and negative flips (.005). Before, the repair
+  was behind in every column on division 1, by .016 of shifted accuracy, in twice the time. Why: not batch
+  normalization, which is frozen for all, but too few updates: steps of 128 + 128 of 1,000 rows. It now ends after half
+  of the time, because few of its own rows are wrong by then; three times as many steps as it takes gave more (.911), so
+  the rule that ends a run is open.
 * Transformer: at equal time the plain repair is ahead of tuned Adam and SGD over all layers in clean accuracy
   and negative flips by more than three standard errors of the paired difference, of Adam in shifted accuracy
   by two, and level in repair rate; ahead of the mean of two runs and of WiSE-FT at 0.8 in repair rate and
   shifted accuracy.
-* ResNet-20, one division with half of the rows (1,000 of the repair, 2,500 held out), so without an error of
-  the mean: tuned Adam is ahead of the repair in every column, by .016 of shifted accuracy and .004 of clean
-  accuracy. The repair is not ahead on convolutions with frozen batch normalization here; why is open. SGD
-  diverged at the rate that was best in the short runs of tuning.
-* Low rank: LoRA fine-tuning with a tuned rate is ahead of the repair of the same rank, by .015 (Transformer)
-  and .010 (ResNet-20) of shifted accuracy, in less time; the repair's rates are not tuned. What the repair adds
-  is the promise on hard rows and the claims.
-* Hard: no guard flips in any division, at most .002 behind plain in the other columns. The last layer alone, by SQP, is
-  behind everywhere, breaks guards that it was not told of, and took 203 seconds on ResNet-20.
-* The machine was shared, so that processor seconds vary by a fifth. Rank 4 was run for the Transformer after
-  the rest, with the rates of factors as they are now; rank 4 with hard rows was not run again there.
+* Low rank (Transformer, the version before): LoRA fine-tuning with a tuned rate is ahead of the repair of the same rank
+  by .015 of shifted accuracy, in less time; the repair's rates are not tuned.
+* Hard: no guard flips in any division, at most .001 behind plain in the other columns. The last layer alone, by SQP, is
+  behind everywhere and breaks guards that it was not told of.
+* The machine was shared, at a load of 6 to 7 on two cores for the ResNet and the LSTM: processor seconds are up to 1.5
+  times those of an idle one, for all rows of a division alike. SGD and LoRA were not run for these two.
 """
 
 
 def report(records: list[Record]) -> str:
     """The page."""
-    lines = ["# Repair of all layers: a ResNet-20, a Transformer, and low rank", ""]
+    lines = ["# Repair of all layers: a ResNet-20, a Transformer, an LSTM, and low rank", ""]
     lines += [
         "Made by `python benchmarks/deep_families.py`. Means with standard errors over divisions, held-out but for"
     ]
@@ -232,7 +244,10 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1, help="first division, not 0")
     parser.add_argument("--splits", type=int, default=3, help="number of divisions")
     parser.add_argument("--share", type=float, default=1.0, help="of the rows of a division")
-    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS), help="fewer: without the rivals")
+    parser.add_argument("--ours", nargs="*", choices=list(OURS), default=list(OURS))
+    parser.add_argument(
+        "--rivals", nargs="*", choices=list(RATES), default=list(RATES), help="none, or Adam and others"
+    )
     parser.add_argument("--read", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
@@ -242,7 +257,7 @@ def main() -> None:
     records: list[Record] = read_csv(path, TEXT) if path.is_file() and not options.quick else []
     splits = range(options.first, options.first + (1 if options.quick else options.splits))
     for name in () if options.read else options.networks:
-        for record in run_network(name, splits, 0.1 if options.quick else options.share, options.ours):
+        for record in run_network(name, splits, 0.1 if options.quick else options.share, options.ours, options.rivals):
             same = tuple(record[key] for key in ("network", "split", "method"))
             records = [r for r in records if (r["network"], int(r["split"]), r["method"]) != same] + [record]
             write_csv(records, path)

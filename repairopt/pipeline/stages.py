@@ -56,6 +56,7 @@ from .weight_choice import choose_weights, said_of_original
 MANY, MANY_WEIGHTS = "train_then_correct", 20_000
 MOST_OPERATIONS = 4e10  # of a pass over the rows of a large network, whose training takes about a minute of a core
 LEAST_TIME = 120.0  # seconds of a time limit, below which the last layer of a large network is the first choice
+ALL_FOR_POINTS = 10_000  # weights of a network, all of which SQP by name changes for given points
 PROBED = 4  # rows by which they are counted
 
 
@@ -88,7 +89,8 @@ def solve_repair(
             and bounds have ``sample_weight``, or a dataset or loader of pairs, for which goal and constraints make
             their twins; or a list of properties and constraints.
         weights: Which weights may change; see :func:`repairopt.localize.localize`. With SQP, ``"auto"`` tries sets that
-            promise much and validates them on a part of the rows.
+            promise much and validates them on a part of the rows; where given points of images or sequences are to
+            become right it means all weights of networks of up to 10,000, and the last layer of larger ones.
         method: ``"auto"`` (what the goal names as its ``method``; :class:`TrainThenCorrect` where given points are to
             become right and ``weights`` is ``"auto"``, in networks of several layers and up to 250,000 weights, or
             where factors of low rank, or more than 20,000 weights in several layers, may change; else :class:`SQP`),
@@ -196,6 +198,9 @@ def propose_candidate(
         first = _proposed(ready, many, deadline if last or deadline is None else (time.perf_counter() + deadline) / 2)
         if last or first.is_met or first.stopped not in ("", "time limit"):
             return first
+    named = _weights_for_points(spec, model) if isinstance(chosen, SQP) and free and not is_open else ""
+    if named:
+        return _proposed_by_layers(prepare, chosen, named, deadline)
     if isinstance(chosen, SQP) and free and first is None:
         with limited(deadline):
             prepared = choose_weights(chosen, prepare)
@@ -230,6 +235,16 @@ def _told_of_unseen(proposal: Proposal) -> Proposal:
     except KeyboardInterrupt:
         return replace(proposal, stopped=proposal.stopped or "interrupted")
     return proposal
+
+
+def _proposed_by_layers(
+    prepare: Callable[[Any], Prepared], method: Method, named: str, deadline: float | None
+) -> Proposal:
+    """What a method proposes for the layers of that name, and where that misses something, for the last one."""
+    first = _proposed(prepare(named), method, deadline)
+    if named == "last" or first.is_met or first.stopped:
+        return first
+    return _better(first, prepare("last"), method, deadline)
 
 
 def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float | None) -> Proposal:
@@ -267,6 +282,20 @@ def _layers_for_points(
     if time_limit is not None and time_limit < LEAST_TIME:
         return 0
     return len(weights) if _operations_of_pass(spec, model, data) <= MOST_OPERATIONS else 0
+
+
+def _weights_for_points(spec: Specification, model: nn.Module | Classifier) -> str:
+    """What SQP by name changes where given points of images or sequences are to become right; empty for its own choice.
+
+    (Measured in ``benchmarks/results/study.md``; tables have columns, which are tried.)
+    """
+    goal, network = spec.goal, split_model(model)[0]
+    if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
+        return ""
+    inputs = inputs_of(goal)
+    if inputs is None or inputs.ndim < 3 or not inputs.is_floating_point():
+        return ""
+    return "all" if sum(parameter.numel() for parameter in network.parameters()) <= ALL_FOR_POINTS else "last"
 
 
 def _operations_of_pass(spec: Specification, model: nn.Module | Classifier, data: Any) -> float:

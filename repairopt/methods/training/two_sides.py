@@ -25,13 +25,12 @@ from repairopt.specify import (
     labels_of,
     measured,
     restricted,
-    soft_value,
 )
 
 from .activations import Kept, blocks_of, kept_by, quick_forward, run_blocks_again
 from .draws import draw_batches
+from .multiplier import Multiplier
 from .pass_cost import operations
-from .property_parts import parts_of
 from .rates import natural_rate
 from .step_plan import StepPlan, plan_steps
 
@@ -41,10 +40,7 @@ TRIED = 2  # rows of a pass whose memory is measured
 STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
 OF_OTHERS = 0.4  # of the time that is left, for what comes after a run
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
-LEAST_EXCESS = 0.02
-PART = 16  # batches in a part of a property, where it has more rows than that
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
-LEAST_PART = 64  # rows of a property in a step, whatever the memory
 Pair = tuple[Tensor, Tensor]
 
 
@@ -167,7 +163,7 @@ class _Run:
         self.work, self.planned = 0.0, self.plan()
         before = task.engine.predict()
         self.limits = [
-            _Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
+            Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
         ]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -189,11 +185,21 @@ class _Run:
             self.late[key] = bool(probe) and not same
         return self.late[key]
 
-    def _late_outputs(self, inputs: Tensor, rows: Tensor) -> Tensor:
-        """Outputs ``(len(rows), k)`` of the network in training, from what the first changed layers read."""
-        engine = self.task.engine
-        parts = [engine.run(self.parameters, part) for _, part in engine.batches(inputs, rows, 1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _outputs(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
+        """Outputs ``(len(rows), k)`` of some rows of each set; of the few rows of small steps in one pass, if alike."""
+        kinds = {(x.shape[1:], x.dtype, x.device, self._starts_late(x)) for x, _ in parts}
+        if len(parts) > 1 and (len(kinds) > 1 or self.planned.batch == self.settings.batch):
+            return [self._outputs([part])[0] for part in parts]
+        late = self._starts_late(parts[0][0])
+        read = [self._read_late(x, rows) if late else (x[rows],) for x, rows in parts]
+        given = read[0] if len(read) == 1 else tuple(torch.cat(one) for one in zip(*read, strict=True))
+        outputs = self.task.engine.run(self.parameters, given) if late else self.forward(*given)
+        return outputs.split([len(rows) for _, rows in parts])
+
+    def _read_late(self, inputs: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the first changed layers read of some rows."""
+        parts = [part for _, part in self.task.engine.batches(inputs, rows, 1)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(one) for one in zip(*parts, strict=True))
 
     def plan(self) -> StepPlan:
         """Steps of the first stage; of soft limits, which every step counts anew, batches are not divided."""
@@ -302,7 +308,9 @@ class _Run:
         fits = most <= 0
         for group in [parts] if fits else [[part] for part in parts]:
             if group:
-                yield sum(self._of_rows(*part) for part in group)
+                outputs = self._outputs([(x, rows) for x, _, rows, _, _ in group])
+                each = zip(outputs, group, strict=True)
+                yield sum(self._loss(found, y[rows], weight, counted) for found, (_, y, rows, weight, counted) in each)
         if penalties:
             yield sum(penalties) / (1 if self.shards is None else self.shards.count)  # each process has the whole
 
@@ -331,13 +339,12 @@ class _Run:
         if self.run_again:
             run_blocks_again(blocks_of(self.network))
 
-    def _of_rows(self, inputs: Tensor, labels: Tensor, rows: Tensor, weight: float, tally: list[int] | None) -> Tensor:
+    def _loss(self, outputs: Tensor, labels: Tensor, weight: float, tally: list[int] | None) -> Tensor:
         """Sum of the cross-entropy of some rows, times a weight; adds wrong rows and rows to ``tally``."""
-        outputs = self._late_outputs(inputs, rows) if self._starts_late(inputs) else self.forward(inputs[rows])
-        aim = labels[rows].to(outputs.device)
+        aim = labels.to(outputs.device)
         if tally is not None:
             tally[0] += int((outputs.detach().argmax(1) != aim).sum())
-            tally[1] += len(rows)
+            tally[1] += len(aim)
         smoothing = self.settings.smoothing
         return weight * F.cross_entropy(outputs, aim, reduction="sum", label_smoothing=smoothing)
 
@@ -356,42 +363,3 @@ def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str
             mask[positions.to(parameter.device)] = 1.0
             masks[name] = mask.view_as(parameter)
     return network, parameters, masks
-
-
-class _Multiplier:
-    """The augmented Lagrangian of one limit: a price that grows while the count exceeds it."""
-
-    def __init__(self, name: str, item: Any, limit: float, before: float, run: _Run) -> None:
-        self.name, self.item, self.limit, self.run = name, item, limit, run
-        inputs, size = inputs_of(item), PART * run.settings.batch
-        if inputs is not None:
-            size = min(size, max(LEAST_PART, run.rows_that_fit(inputs)))
-        self.parts = parts_of(item, size, run.task.seed)
-        self.slope = 1.0 / max(before - limit, LEAST_EXCESS)
-        self.price, self.shift, self.paid = 0.0, 0.0, list[float]()
-
-    def penalty(self, *, update: bool) -> Tensor:
-        """Price of the excess of the soft value, moved by what it differs from the count."""
-        part = self.parts[len(self.paid) % len(self.parts)]
-        soft = torch.as_tensor(soft_value(part)(self.run.forward))
-        if update:
-            whole = soft
-            with torch.no_grad():
-                count = goal_value(self.item, self.run.predict)
-                if len(self.parts) > 1:
-                    whole = torch.as_tensor(soft_value(self.item)(self.run.predict))
-            self.shift = count - float(whole.detach())
-            self.price = max(0.0, self.price + self.slope * (count - self.limit))
-        excess = soft + self.shift - self.limit
-        self.paid.append(self.price + self.slope * max(0.0, float(excess.detach())))
-        return self.price * excess + 0.5 * self.slope * excess.clamp(min=0) ** 2
-
-    def shadow_price(self) -> float:
-        """Mean price of a unit of excess in the last half of the steps."""
-        late = self.paid[len(self.paid) // 2 :]
-        return sum(late) / max(1, len(late))
-
-    def missed(self) -> float:
-        """By how much the count exceeds the limit, of what it was at first."""
-        with torch.no_grad():
-            return max(0.0, self.slope * (goal_value(self.item, self.run.predict) - self.limit))
