@@ -298,3 +298,25 @@ def test_shares_that_are_no_softmax_are_not_read_as_one_where_they_are_sure(tmp_
     onnx.save(model(nodes, arrays={"w": wide, "b": top, "one": np.int64([1])}), file)
     with pytest.raises(ModelError, match="operator Div makes its scores and is not covered"):
         load_onnx(file, torch.full((20, D), 2.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_in_nodes_of_constants_are_replaced_where_they_stand(tmp_path, dtype):
+    """Paddle writes weights so: names, nodes and arrays are those of the file afterwards, but for the values."""
+    nodes = [constant("w1", W1.astype(dtype)), constant("w2", W2.astype(dtype)), *dense()]
+    kind = {np.float32: F32, np.float64: onnx.TensorProto.DOUBLE}[dtype]
+    made = model(nodes, arrays={}, dtype=kind)
+    made.graph.output[0].type.tensor_type.elem_type = kind
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    rows = X.to(torch.float64) if dtype is np.float64 else X
+    network = load_onnx(tmp_path / "m.onnx", rows)
+    with torch.no_grad():
+        [*network.parameters()][-1].add_(0.5)
+    write_onnx(network, tmp_path / "new.onnx", rows)
+    before, after = (onnx.load(str(tmp_path / name)).graph for name in ("m.onnx", "new.onnx"))
+    told = [[(item.op_type, [*item.input], [*item.output]) for item in graph.node] for graph in (before, after)]
+    assert told[0] == told[1]
+    assert len(after.initializer) == 0
+    values = [onnx.numpy_helper.to_array(graph.node[1].attribute[0].t) for graph in (before, after)]
+    assert values[0].dtype == values[1].dtype
+    assert not np.array_equal(*values)

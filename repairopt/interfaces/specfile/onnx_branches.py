@@ -80,8 +80,8 @@ def replace_array(graphs: list[Any], place: int, position: int, form: str, value
     value = value / np.asarray(float(factor or 1.0), value.dtype)
     value = value.T if way == "columns" else value
     home = next((graph for graph in reversed(graphs) if name in _made(graph)), inner)
-    old = next((item for item in home.initializer if item.name == name), None)
     maker = next((item for item in home.node if name in item.output), None)
+    old = next((item for item in home.initializer if item.name == name), _constant(maker))
     if old is not None:
         before = numpy_helper.to_array(old)
         value = (value.reshape(before.shape) if value.size == before.size else value).astype(before.dtype)
@@ -93,11 +93,18 @@ def replace_array(graphs: list[Any], place: int, position: int, form: str, value
         node.input[position] = name
         inner.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
     elif old is not None:
-        old.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        old.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), old.name))
     else:
         if maker is not None:  # other nodes keep their places in the list
             maker.output[[*maker.output].index(name)] = _free(f"{name}_before", graphs)
         home.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+
+
+def _constant(maker: Any) -> Any:
+    """The tensor of a constant's node, as Paddle's exporter writes weights; None of other nodes."""
+    if maker is None or maker.op_type != "Constant":
+        return None
+    return next((item.t for item in maker.attribute if item.name == "value"), None)
 
 
 def _free(name: str, graphs: list[Any]) -> str:
