@@ -156,12 +156,14 @@ class _Objective:
         places: A variable for each axis; none where the Hessian is given by products.
         axes: Columns ``(k, r)``, those with curvature.
         curved: Numbers ``(k,)`` of the variables that the axes speak of.
+        scale: Of the objective over the height: SCIP's tolerances are absolute, and large curvatures would break them.
     """
 
     height: Any = None
     places: tuple[Any, ...] = ()
     axes: Array | None = None
     curved: Any = None
+    scale: float = 1.0
 
 
 def _add_start(model: Any, program: Program, point: Array, variables: list[Any], added: _Objective) -> None:
@@ -175,7 +177,7 @@ def _add_start(model: Any, program: Program, point: Array, variables: list[Any],
             model.setSolVal(solution, variable, float(value))
     if added.height is not None:
         value = program.objective(point) - program.constant
-        model.setSolVal(solution, added.height, value + 1e-9 * (1.0 + abs(value)))
+        model.setSolVal(solution, added.height, (value + 1e-9 * (1.0 + abs(value))) / added.scale)
     model.addSol(solution)
 
 
@@ -197,18 +199,21 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
         block = program.dense_hessian()[np.ix_(curved, curved)] if dense else np.zeros((0, 0))
         curvature, axes = np.linalg.eigh(block)
         least = FLAT * float(np.abs(curvature).max(initial=0.0))
-        if dense and curvature[0] >= -least:
+        if dense and curvature[0] >= -least and curvature[-1] > 0:
+            scale = max(1.0, 2.0 ** round(np.log2(curvature[-1])))
             curvature, axes = curvature[curvature > least], axes[:, curvature > least]
             places = _add_axes(model, axes, [variables[j] for j in curved])
-            added = _Objective(None, places, axes, curved)
-            squares = zip(added.places, (curvature / 2).tolist(), strict=True)
+            added = _Objective(None, places, axes, curved, scale)
+            terms = {term: value / scale for term, value in terms.items()}
+            squares = zip(places, (curvature / 2 / scale).tolist(), strict=True)
             terms |= {Term(place, place): value for place, value in squares}
-        added = replace(added, height=model.addVar(lb=_floor(program), ub=None))
+        floor = _floor(program)
+        added = replace(added, height=model.addVar(lb=None if floor is None else floor / added.scale, ub=None))
         if added.axes is None:
             for i, j, value in zip(half.row, half.col, half.data.tolist(), strict=True):
                 terms[Term(variables[i], variables[j])] = value
         model.addCons(ExprCons(Expr(terms | {Term(added.height): -1.0}), lhs=None, rhs=0.0))
-        terms = {Term(added.height): 1.0}
+        terms = {Term(added.height): added.scale}
     model.setObjective(Expr(terms), "minimize")
     model.addObjoffset(program.constant)
     return added

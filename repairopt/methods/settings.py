@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repairopt.errors import SpecificationError
-from repairopt.specify import Expected as Expected
+from repairopt.specify import Expected as Expected, is_one_of as is_one_of, keep_plain
 from repairopt.surrogate import SurrogateSettings, check_way
 
 
@@ -76,6 +76,7 @@ def check_settings(method: object, expected: dict[str, Expected]) -> None:
         value = getattr(method, name)
         if not one.fits(value):
             raise SpecificationError(f"method {type(method).__name__}: {name}={value!r}; expected {one}.")
+        keep_plain(method, name)
 
 
 def take_former(method: object, **given: Any) -> None:
@@ -87,7 +88,7 @@ def take_former(method: object, **given: Any) -> None:
     """
     kind = type(method)
     for name, value in given.items():
-        if value != getattr(kind, name):
+        if not isinstance(value, int | float) or value != getattr(kind, name):
             text = f"{kind.__name__}({name}=...) is deprecated, and goes with the next release: leave it out; it is "
             warnings.warn(f"{text}{getattr(kind, name)} for all.", DeprecationWarning, 4)
             object.__setattr__(method, name, value)

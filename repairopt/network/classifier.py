@@ -67,7 +67,7 @@ class Classifier:
     outputs: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.outputs not in MEANINGS:
+        if not isinstance(self.outputs, str) or self.outputs not in MEANINGS:
             raise ModelError(f"Classifier: outputs={self.outputs!r}; choose from {', '.join(map(repr, MEANINGS))}.")
         if not isinstance(self.model, nn.Module):
             raise ModelError(f"Classifier: model is a {type(self.model).__name__}; expected a torch.nn.Module.")

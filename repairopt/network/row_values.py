@@ -57,6 +57,8 @@ def _is_missing(value: Any) -> bool:
 def refuse_missing(owner: str, what: str, values: Any) -> None:
     """A SpecificationError that counts the rows without a value, and names the first; ``what`` is in the singular."""
     rows = missing_values(values)
+    if not rows.size or not rows.ndim:
+        return  # there are no rows of which one could be missing; sizes are checked by who asks
     rows = np.asarray(rows.reshape(len(rows), -1).any(1)) if rows.ndim > 1 else rows
     if rows.any():
         raise SpecificationError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import float64, nn
 
 from repairopt.errors import SpecificationError
 from repairopt.localize import (
@@ -124,7 +124,8 @@ def prepare_repair(
     log.note(repeated_rows(spec, data))
     log.note(said_of_weights((spec.goal, *spec.on_outputs)))
     anchored = spec.anchored(Remembering(engine))
-    log.note(said_of_contradictions(anchored.goal, anchored.on_outputs))
+    double = engine.dtype == float64
+    log.note(said_of_contradictions(anchored.goal, anchored.on_outputs, double=double))
     checkpoint = settings.checkpoint
     task = Task(
         engine=engine,

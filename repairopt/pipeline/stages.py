@@ -230,10 +230,12 @@ def _told_of_unseen(proposal: Proposal) -> Proposal:
     try:
         with limited(task.judge.deadline):
             task.log.note(says())
-    except (Stop, SolverError):
+    except Stop:
         return proposal
     except KeyboardInterrupt:
         return replace(proposal, stopped=proposal.stopped or "interrupted")
+    except Exception as error:  # a repair that is found is not lost for a sentence about it
+        task.log.note(f"What holds on inputs that were not seen is not known: {type(error).__name__}: {error}")
     return proposal
 
 

@@ -14,7 +14,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict
 
 from .contracts import Keep, Property, Unstated, refuse_void, restricted, soft_value
-from .expected import Expected
+from .expected import Expected, keep_plain
 from .margins import SHARE_ROUNDING, anchor
 
 
@@ -64,7 +64,8 @@ class Bound:
                 raise SpecificationError(
                     f"bound on '{self.property.name}': {what} is {getattr(self, what)!r}; expected {expected}."
                 )
-        if not isinstance(self.name, str) or not isinstance(self.relative, bool):
+        keep_plain(self, *numbers)
+        if not isinstance(self.name, str) or not isinstance(self.relative, bool | np.bool_):
             raise SpecificationError(
                 f"bound on '{self.property.name}': name={self.name!r}, relative={self.relative!r}; expected a text, "
                 f"and True or False."

@@ -11,7 +11,7 @@ from repairopt.errors import PatchError, SpecificationError
 from repairopt.patches import read_arrays
 
 from .contracts import Array
-from .expected import Expected
+from .expected import Expected, keep_plain
 from .measures import Argument, Given, Measure
 
 
@@ -67,6 +67,7 @@ class ChangeLimit:
                 raise SpecificationError(
                     f"constraint '{self.name}': {what} {value!r} must not be negative; expected a number, or None."
                 )
+        keep_plain(self, "absolute", "relative")
 
     def rows(self, initial: Array) -> tuple[Any, Array, Array]:
         """The limits as rows over a sparse identity."""

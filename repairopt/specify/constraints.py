@@ -13,7 +13,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict, as_tensor, check_inputs, check_labelled, check_labels
 
 from .contracts import Keep, Unstated, restricted
-from .expected import Expected
+from .expected import Expected, is_one_of, keep_plain
 from .margins import LabelLeads, samples_in
 from .measures import DATA, MARGIN, PRICE, SHARE, WHERE, Argument, Given, Measure
 
@@ -76,6 +76,7 @@ class BySample:
             raise SpecificationError(
                 f"constraint '{own.name}': weight {own.weight!r} must be above 0, or None for hard."
             )
+        keep_plain(self, "tolerance", "weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ class _Labels(BySample, LabelLeads):
         object.__setattr__(self, "labels", y)
         self.check_allowance()
         if self.allowed is not None:
-            if not Expected(whole=True).fits(self.allowed) or not isinstance(self.tolerance, Unstated):
+            whole = Expected().fits(self.allowed) and float(self.allowed).is_integer()
+            if not whole or not isinstance(self.tolerance, Unstated):
                 raise SpecificationError(
                     f"constraint '{self.name}': allowed={self.allowed!r}, tolerance={self.tolerance}; expected a whole "
                     f"number of samples from 0, or a share of them, not both."
@@ -106,6 +108,7 @@ class _Labels(BySample, LabelLeads):
             object.__setattr__(self, "tolerance", Unstated(0.0))
         if not Expected(-inf).fits(self.margin):
             raise SpecificationError(f"constraint '{self.name}': margin {self.margin!r} is not a finite number.")
+        keep_plain(self, "margin", "allowed")
 
     def on(self, inputs: Any, labels: Any) -> Any:
         """The same constraint on other data."""
@@ -155,7 +158,7 @@ class KeepLabels(_Labels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.reference, str) or self.reference not in REFERENCES:
+        if not is_one_of(self.reference, REFERENCES):
             raise SpecificationError(
                 f"constraint '{self.name}': reference {self.reference!r}; choose from {', '.join(REFERENCES)}."
             )
@@ -284,6 +287,7 @@ class KeepOutputs(BySample):
             raise SpecificationError(
                 f"constraint '{self.name}': distance {self.distance!r} must not be negative, nor infinite."
             )
+        keep_plain(self, "distance")
 
     def anchor(self, predict: Predict) -> KeepOutputs:
         """Remember the outputs of the original network ``predict``."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -34,7 +36,7 @@ class Expected:
         """Whether a value is such a number."""
         if value is None:
             return self.none
-        if isinstance(value, Tensor) and value.ndim == 0:
+        if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
@@ -55,3 +57,16 @@ class Expected:
         if math.isfinite(self.high):
             text += f", below {self.high:g}" if self.below else f", at most {self.high:g}"
         return text + (", or None" if self.none else "")
+
+
+def is_one_of(value: Any, names: Collection[str]) -> bool:
+    """Whether a value is one of some names; an array is none of them."""
+    return isinstance(value, str) and value in names
+
+
+def keep_plain(owner: object, *names: str) -> None:
+    """Turn attributes that are numbers of other libraries, as checked, into Python's: tensors refuse a Fraction."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not isinstance(value, int | float):
+            object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))

@@ -12,7 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Predict, check_inputs
 
 from .contracts import Unstated
-from .expected import Expected
+from .expected import Expected, keep_plain
 from .margins import samples_in
 from .measures import DATA, MARGIN, WHERE, Argument, Given, Measure
 
@@ -71,6 +71,7 @@ class KeepLowest:
                 f"constraint '{self.name}': tolerance {self.tolerance!r}, weight {self.weight!r}; expected a share of "
                 f"the samples, and a price above 0 or None."
             )
+        keep_plain(self, "tolerance", "weight")
 
     def anchor(self, predict: Predict) -> KeepLowest:
         """Remember which output the original network ``predict`` gives the smallest value."""

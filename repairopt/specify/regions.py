@@ -54,7 +54,7 @@ class Region:
         lower, upper, matrix = (_numbers(self.name, what, getattr(self, what)) for what in ("lower", "upper", "matrix"))
         rows = len(matrix) if matrix.ndim else 0
         offset = torch.zeros(rows).double() if self.offset is None else _numbers(self.name, "offset", self.offset)
-        group = torch.arange(rows) if self.group is None else torch.as_tensor(np.asarray(self.group), dtype=torch.int64)
+        group = torch.arange(rows) if self.group is None else _numbers(self.name, "group", self.group).to(torch.int64)
         if lower.shape != upper.shape or not lower.numel():
             raise SpecificationError(
                 f"region '{self.name}': lower {tuple(lower.shape)} and upper {tuple(upper.shape)}; expected one shape."
@@ -72,14 +72,22 @@ class Region:
             )
         if sorted(set(group.tolist())) != list(range(int(group.max()) + 1)):
             raise SpecificationError(f"region '{self.name}': groups {group.tolist()}; expected 0, 1, ... without gaps.")
-        shape = self.shape if self.shape is not None else (tuple(lower.shape) if lower.ndim > 1 else None)
+        shape = tuple(lower.shape) if lower.ndim > 1 else None
+        if self.shape is not None:
+            shape = tuple(_numbers(self.name, "shape", self.shape).flatten().long().tolist())
         if shape is not None and int(np.prod(shape)) != lower.numel():
             raise SpecificationError(
                 f"region '{self.name}': shape {shape} for {lower.numel()} inputs; expected as many numbers."
             )
         values = {"lower": lower.flatten(), "upper": upper.flatten(), "matrix": matrix, "offset": offset}
         if self.vertices is not None:
-            values["vertices"] = _numbers(self.name, "vertices", self.vertices).flatten(1)
+            points = _numbers(self.name, "vertices", self.vertices)
+            if points.ndim < 2 or not len(points) or points[0].numel() != lower.numel():
+                raise SpecificationError(
+                    f"region '{self.name}': vertices have shape {tuple(points.shape)}; expected (V, n), one row for "
+                    f"each vertex, of {lower.numel()} inputs."
+                )
+            values["vertices"] = points.flatten(1)
             values["lower"], values["upper"] = values["vertices"].amin(0), values["vertices"].amax(0)
         for name, value in {**values, "group": group, "shape": None if shape is None else tuple(shape)}.items():
             object.__setattr__(self, name, value)
@@ -234,7 +242,10 @@ def as_regions(what: str, given: Any) -> tuple[Region, ...]:
 
 def _numbers(name: str, what: str, value: Any) -> Tensor:
     try:
-        found = torch.as_tensor(np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)).double()
+        found = torch.as_tensor(np.array(value.detach().cpu() if isinstance(value, Tensor) else value))
+        if found.is_complex():
+            raise TypeError("complex numbers")
+        found = found.double()
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecificationError(f"region '{name}': {what} cannot be read as numbers ({error}).") from error
     if not bool(torch.isfinite(found).all()):

@@ -20,6 +20,7 @@ from repairopt.errors import SpecificationError
 from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
 
 from .contracts import Unstated
+from .expected import Expected, is_one_of
 from .measures import BOX, DATA, DOWN, FIRST, WHERE, Argument, Given, Measure
 
 
@@ -105,7 +106,7 @@ class CertifiedRadius(_Points):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.aggregate not in ("mean", "max"):
+        if not is_one_of(self.aggregate, ("mean", "max")):
             raise SpecificationError(f"'{self.name}': aggregate {self.aggregate!r} is unknown; choose mean or max.")
         if not self.target > 0:
             raise SpecificationError(
@@ -113,8 +114,8 @@ class CertifiedRadius(_Points):
                 f"For a radius of 0.1 pass target=1 / 0.1."
             )
         for what in ("tol", "start", "max_radius", "min_radius"):
-            if not getattr(self, what) > 0:
-                raise SpecificationError(f"'{self.name}': {what} is {getattr(self, what)}; expected a number above 0.")
+            if not (expected := Expected(above=True)).fits(getattr(self, what)):
+                raise SpecificationError(f"'{self.name}': {what} is {getattr(self, what)!r}; expected {expected}.")
 
     def radii(self, predict: Predict) -> Tensor:
         """Certified radius of each input, ``(N,)``; 0 where none is certified."""
@@ -199,8 +200,8 @@ class AdversarialError(_Points):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.radius >= 0:
-            raise SpecificationError(f"'{self.name}': radius is {self.radius}; expected a number from 0.")
+        if not Expected().fits(self.radius):
+            raise SpecificationError(f"'{self.name}': radius is {self.radius!r}; expected a number from 0.")
 
     def attacked(self, predict: Predict) -> tuple[Tensor, Tensor]:
         """The worst points found and their margins, see :func:`repairopt.network.attack`."""

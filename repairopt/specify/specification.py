@@ -54,6 +54,8 @@ class CallableProperty:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise SpecificationError(f"CallableProperty: name is {self.name!r}; expected a text.")
         if not self.name:
             object.__setattr__(self, "name", getattr(self.function, "__name__", type(self.function).__name__))
 
@@ -173,10 +175,11 @@ class Specification:
     def _name_columns(self) -> None:
         """Take names from the frames that groups were made from, and positions of what is protected."""
         for what in ("protected", "columns"):
-            if not isinstance(getattr(self, what), tuple | list):
-                raise SpecificationError(
-                    f"{what}: got {getattr(self, what)!r}; expected a list of columns, by position or name."
-                )
+            given = getattr(self, what)
+            listed = given.tolist() if hasattr(given, "tolist") else given
+            if not isinstance(listed, tuple | list | range) or not all(isinstance(one, int | str) for one in listed):
+                raise SpecificationError(f"{what}: got {given!r}; expected a list of columns, by position or name.")
+            object.__setattr__(self, what, tuple(listed))
         if not self.columns:
             gaps = [one for one in map(measured, (self.goal, *self.constraints)) if isinstance(one, Divided)]
             named = next((gap.samples.columns for gap in gaps if getattr(gap.samples, "columns", ())), ())

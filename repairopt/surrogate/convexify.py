@@ -10,6 +10,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Array
+from repairopt.specify import is_one_of
 
 WAYS = ("project", "shift", "abs", "none")
 MARGIN = 1e-8  # smallest eigenvalue afterwards, relative to the largest magnitude (at least 1)
@@ -48,7 +49,7 @@ def convex_diagonal(diagonal: Array, factor: Array, how: str) -> tuple[Array, fl
 
 def check_way(how: str) -> None:
     """Refuse a name that is not a way to make a model convex."""
-    if how not in WAYS:
+    if not is_one_of(how, WAYS):
         raise SpecificationError(f"convexified: how={how!r}; expected one of {', '.join(WAYS)}. Pass how='project'.")
 
 

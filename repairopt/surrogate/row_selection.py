@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Array
-from repairopt.specify import price_of
+from repairopt.specify import Expected, is_one_of, price_of
 
 from .linearization import Linearization, Picks
 
@@ -42,9 +41,10 @@ class Strictest:
     def __post_init__(self) -> None:
         for what in ("positive", "negative"):
             share = getattr(self, what)
-            if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
+            if not Expected(high=1).fits(share):
                 raise SpecificationError(f"selection: {what}={share!r} is not a share, a number from 0 to 1.")
-        if self.order_positive not in ("tightest", "easiest") or self.order_negative not in ("cheap", "worst"):
+        orders = (self.order_positive, ("tightest", "easiest")), (self.order_negative, ("cheap", "worst"))
+        if not all(is_one_of(order, names) for order, names in orders):
             raise SpecificationError(
                 f"selection: order_positive={self.order_positive!r}, order_negative={self.order_negative!r}; choose "
                 f"tightest or easiest, and cheap or worst."

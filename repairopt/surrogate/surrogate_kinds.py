@@ -11,7 +11,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Array
-from repairopt.specify import Differentiable, Expected, Property, Residuals
+from repairopt.specify import Differentiable, Expected, Property, Residuals, is_one_of
 
 from .least_squares import Pairs, QuadraticFit, fit_diagonal_low_rank, fit_samples, unknowns
 from .sample_property import PropertySampler, sobol_design
@@ -63,11 +63,11 @@ class SurrogateSettings:
     def __post_init__(self) -> None:
         whole = lambda x, low: isinstance(x, int) and not isinstance(x, bool) and x >= low  # noqa: E731
         checks: dict[str, tuple[bool, str]] = {
-            "kind": (isinstance(self.kind, str) and self.kind in ("auto", *KINDS), f"one of auto, {', '.join(KINDS)}"),
+            "kind": (is_one_of(self.kind, ("auto", *KINDS)), f"one of auto, {', '.join(KINDS)}"),
             "samples": (self.samples is None or whole(self.samples, 3), "None or a whole number of at least 3"),
             "radius": (Expected(above=True).fits(self.radius), "a positive number, for example 0.1"),
             "seed": (whole(self.seed, 0), "a whole number of at least 0"),
-            "value": (self.value in ("hard", "soft"), "'hard' or 'soft'"),
+            "value": (is_one_of(self.value, ("hard", "soft")), "'hard' or 'soft'"),
             "ridge": (Expected(none=True).fits(self.ridge), "None or a number >= 0"),
             "validation": (Expected(high=1).fits(self.validation), "a share between 0 and 1"),
             "min_rank_correlation": (Expected(-1, 1).fits(self.min_rank_correlation), "a number between -1 and 1"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import ErrorRate, KeepLabels, solve_repair
+from repairopt import ErrorRate, KeepLabels, SolverError, Status, solve_repair
+from repairopt.methods import Outcome
 
 SAID = r"had (\d+) of its (\d+) points right, and lost (\d+) of its (\d+) right answers"
 
@@ -88,3 +89,17 @@ def test_ctrl_c_while_others_are_judged_keeps_the_repair(noisy, monkeypatch):
     found = solve_repair(model, ErrorRate(x[wrong], y[wrong]), [KeepLabels(x[~wrong], y[~wrong])])
     assert "interrupted" in str(found.report)
     assert int((found.model(x[wrong]).argmax(1) == y[wrong]).sum()) > 0.9 * int(wrong.sum())
+
+
+@pytest.mark.parametrize("error", [SolverError, MemoryError, ValueError, KeyboardInterrupt])
+def test_what_fails_while_others_are_judged_is_told_and_the_repair_kept(error):
+    class Own:
+        def run(self, task):
+            def fail():
+                raise error("no room")
+
+            return Outcome(task.judge.original.candidate, Status.FEASIBLE, said_of_unseen=fail)
+
+    model, x = nn.Linear(3, 2), torch.eye(3)
+    report = solve_repair(model, ErrorRate(x, 1 - model(x).argmax(1)), method=Own()).report
+    assert f"{error.__name__}: no room" in " ".join(report.notes) or report.stopped == "interrupted"

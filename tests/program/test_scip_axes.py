@@ -1,5 +1,7 @@
 """SCIP gets a dense convex Hessian by its axes: the same optima as other back ends find, proven sooner."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,20 @@ def test_what_is_not_convex_is_given_by_products():
     model = Model()
     flat = a_program(40, 7)
     assert len(scip._add_objective(model, flat, scip._variables(model, flat)).places) == 7
+
+
+@pytest.mark.parametrize("size", [1e4, 1e8])
+def test_large_curvatures_are_solved_as_those_near_one(size):
+    program = a_program(16, 16, integers=4)
+    known = solve(program, solver="scip")
+    large = replace(program, gradient=size * program.gradient, hessian=size * program.dense_hessian())
+    found = scip.SCIP(time_limit=20, start=np.zeros(16)).solve(large)
+    assert found.status is Status.OPTIMAL
+    assert large.objective(found.delta) == pytest.approx(size * known.objective, rel=1e-5)
+
+
+def test_small_curvatures_leave_the_linear_part_its_size():
+    program = a_program(16, 16, integers=4)
+    small = replace(program, hessian=1e-10 * program.dense_hessian())
+    linear = solve(replace(program, hessian=None), solver="highs")
+    assert scip.SCIP().solve(small).bound == pytest.approx(linear.objective, rel=1e-5)

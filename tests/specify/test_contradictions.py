@@ -1,23 +1,25 @@
 """Rows that are asked for two answers at once are counted and told, whatever set they stand in."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
-from repairopt import ErrorRate, FixLabels, KeepLabels, KeepOutputs, solve_repair
+from repairopt import ConfusionRate, ErrorRate, FixLabels, KeepLabels, KeepOutputs, MissRate, solve_repair
 from repairopt.specify import Specification, said_of_contradictions
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
 
 
-def said(goal, *constraints):
-    network = nn.Linear(3, 2)
+def said(goal, *constraints, double=False):
+    network = nn.Linear(3, 3, dtype=torch.float64 if double else torch.float32)
     with torch.no_grad():
-        network.weight.copy_(torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))  # right on all rows
-        network.bias.zero_()
+        network.weight.copy_(torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))  # right on all rows
+        network.bias.copy_(torch.tensor([0.0, 0.0, -99.0]))
     spec = Specification(goal, constraints).anchored(network)
-    return said_of_contradictions(spec.goal, spec.on_outputs)
+    return said_of_contradictions(spec.goal, spec.on_outputs, double=double)
 
 
 def test_reported_rows_among_those_to_keep():
@@ -51,6 +53,45 @@ def test_rows_of_two_constraints():
 )
 def test_what_can_hold_together_is_not_warned_of(parts):
     assert said(*parts) == ""
+
+
+KEPT, OTHER = KeepLabels(X, Y, tolerance=0.0), 1 - Y
+ONE_OTHER = torch.cat([OTHER[:1], Y[1:]])
+COPIES = KeepLabels(X[:1].repeat(9, 1), Y[:1].repeat(9), allowed=0)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (MissRate(torch.cat([X, X[:1] + 9]), torch.cat([OTHER, Y[:1] * 0 + 2]), label=2), KEPT),
+        (ConfusionRate(X, Y * 0, label=0, answer=1), FixLabels(X, Y * 0 + 2, weight=None, tolerance=0.0)),
+        (ErrorRate(X, ONE_OTHER, sample_weight=(ONE_OTHER == Y).float()), KEPT),
+        (ErrorRate(X[:2], ONE_OTHER[:2], target=0.01, sample_weight=torch.tensor([1.0, 99.0])), KEPT),
+        (ErrorRate(torch.cat([X, X, X[:20]]), torch.cat([OTHER[:29], Y[29:], Y, Y[:20]]), target=0.29), KEPT),
+        (ErrorRate(X[:2], ONE_OTHER[:2], target=0.5), COPIES),
+    ],
+    ids=["other class", "no label leads", "weight 0", "light", "0.29 of 100", "copies"],
+)
+def test_rows_that_need_not_get_their_label_are_not_warned_of(parts):
+    assert said(*parts) == ""
+
+
+def test_rows_differ_as_the_network_reads_them():
+    fine, ids = X.double(), torch.arange(120).reshape(40, 3) + 2**24
+    goal, near = ErrorRate(fine, OTHER), KeepLabels(fine + 1e-12, Y, tolerance=0.0)
+    assert said(goal, near, double=True) == ""
+    assert said(goal, KeepLabels(fine, Y, tolerance=0.0), double=True).startswith("40 rows")
+    spec = Specification(ErrorRate(ids, OTHER), [FixLabels(ids + 1, Y, weight=None, tolerance=0.0)])
+    assert said_of_contradictions(spec.goal, spec.on_outputs) == ""
+
+
+def test_two_million_rows_take_seconds():
+    rows = torch.randn(2_000_000, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(len(rows), dtype=torch.int64)
+    spec = Specification(ErrorRate(rows, 1 - labels), [FixLabels(rows, labels, weight=None, tolerance=0.0)])
+    began = time.process_time()
+    assert said_of_contradictions(spec.goal, spec.on_outputs).startswith("2,000,000 rows of 'fix labels'")
+    assert time.process_time() - began < 10
 
 
 def test_one_row_with_two_labels():

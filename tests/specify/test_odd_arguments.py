@@ -1,30 +1,41 @@
 """What no argument can be is refused where it is given, by an error that names it: no TypeError from within."""
 
 import inspect
+from fractions import Fraction
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from repairopt import (
     SQP,
     AccuracyDrop,
+    AttackSuccess,
     Bound,
+    CallableProperty,
     ChangeLimit,
+    Classifier,
     ConfusionRate,
     ErrorRate,
     ExpectedCost,
     FixLabels,
     FlipRate,
+    GroupMetrics,
     KeepLabels,
     KeepLowest,
     KeepOutputs,
     MissRate,
     OnGrid,
     OutputBounds,
+    Region,
+    RegionRepair,
     RepairError,
+    RowSet,
     Settings,
     Specification,
     SpecificationError,
+    Strictest,
     SurrogateSettings,
     Swarm,
     TrainThenCorrect,
@@ -51,6 +62,12 @@ ODD = [
     object(),
     1 + 2j,
     b"x",
+    np.array(["a", "b"]),
+    np.empty((0, 3)),
+    np.array(None),
+    torch.zeros(0, 3),
+    pd.NA,
+    pd.Series([1, 2]),
 ]
 ROWS = {"inputs": X, "labels": Y}
 GIVEN = {
@@ -62,7 +79,14 @@ GIVEN = {
     ChangeLimit: {"absolute": 1.0},
     Bound: {"property": ErrorRate(X, Y), "limit": 0.5},
     Specification: {"goal": ErrorRate(X, Y)},
-    **dict.fromkeys([SQP, OnGrid, Settings, SurrogateSettings, Swarm, TrainThenCorrect, Vote], {}),
+    AttackSuccess: ROWS | {"radius": 0.1},
+    CallableProperty: {"function": lambda predict: 0.0},
+    Classifier: {"model": torch.nn.Linear(3, 2)},
+    GroupMetrics: {"y_true": Y, "y_pred": Y, "sensitive_features": Y},
+    Region: {"lower": [0.0, 0.0], "upper": [1.0, 1.0], "matrix": [[1.0, -1.0]]},
+    RowSet: ROWS,
+    Strictest: {},
+    **dict.fromkeys([SQP, OnGrid, RegionRepair, Settings, SurrogateSettings, Swarm, TrainThenCorrect, Vote], {}),
 }
 
 
@@ -100,7 +124,19 @@ def test_a_bound_is_on_a_property(odd):
         Bound(odd, 0.5)
 
 
-def test_numbers_of_numpy_and_torch_are_numbers():
-    for number in (torch.tensor(0.1), torch.tensor(0.1).numpy()[()], 0.1):
-        assert float(KeepLabels(X, Y, tolerance=number).tolerance) == pytest.approx(0.1)
-        assert Bound(ErrorRate(X, Y), limit=number).limit == pytest.approx(0.1)
+@pytest.mark.parametrize("number", [torch.tensor(0.1), np.float32(0.1), np.array(0.1), Fraction(1, 10), 0.1], ids=repr)
+def test_numbers_of_other_libraries_become_pythons(number):
+    kept = KeepLabels(X, Y, margin=number, weight=number, tolerance=number)
+    bound, change = Bound(ErrorRate(X, Y), number, buffer=number), ChangeLimit(relative=number)
+    found = [kept.margin, kept.weight, kept.tolerance, bound.limit, bound.buffer, change.relative]
+    found += [KeepOutputs(X, number).distance, KeepLowest(X, weight=number).weight, SQP(damping=number).damping]
+    assert found == pytest.approx([0.1] * len(found))
+    assert all(isinstance(one, float) for one in found)
+
+
+def test_what_was_taken_is_taken_still():
+    assert KeepLabels(X, Y, allowed=np.floor(2.5)).allowed == 2  # of 0.2 * len(X), say
+    assert Bound(ErrorRate(X, Y), relative=np.True_).relative
+    frame = pd.DataFrame(X.numpy(), columns=["a", "b", "c"])
+    for protected in ([0, 2], (0, 2), np.array([0, 2]), torch.tensor([0, 2]), range(0, 3, 2), pd.Index(["a", "c"])):
+        assert Specification(ErrorRate(X, Y), protected=protected, columns=frame.columns).protected == (0, 2)

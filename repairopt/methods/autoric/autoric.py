@@ -13,7 +13,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, SurrogateModel, check_settings
+from repairopt.methods.settings import Expected, SurrogateModel, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.program import Array, Rows, Solution, Source, Status
 from repairopt.surrogate import Linearization, MostViolated, Picks, Strictest, Surrogate, linearize, select_rows
@@ -156,7 +156,7 @@ class Bisection(SurrogateModel):
 
     def __post_init__(self) -> None:
         check_settings(self, dict.fromkeys(("halvings", "tries"), Expected(1, whole=True)))
-        if self.start not in ("optimum", "random"):
+        if not is_one_of(self.start, ("optimum", "random")):
             raise SpecificationError(f"method Bisection: start={self.start!r}; choose optimum or random.")
 
     def run(self, task: Task) -> Outcome:

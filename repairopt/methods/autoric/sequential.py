@@ -14,7 +14,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, SurrogateModel, check_settings
+from repairopt.methods.settings import Expected, SurrogateModel, check_settings, is_one_of
 from repairopt.methods.task import NO_INFLUENCE, Task
 from repairopt.program import Status
 from repairopt.specify import Differentiable, labelled_data
@@ -70,7 +70,7 @@ class Sequential(SurrogateModel):
     smallest_step: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
+        if not is_one_of(self.objective, OBJECTIVES):
             raise SpecificationError(f"method Sequential: objective={self.objective!r}; choose from {OBJECTIVES}.")
         check_settings(self, NUMBERS)
 

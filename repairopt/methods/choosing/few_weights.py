@@ -16,7 +16,7 @@ import numpy.typing as npt
 from repairopt.errors import SpecificationError
 from repairopt.methods.method import Method, uses
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, SurrogateModel, TrustRegion, check_settings
+from repairopt.methods.settings import Expected, SurrogateModel, TrustRegion, check_settings, is_one_of
 from repairopt.methods.task import NO_INFLUENCE, Task
 from repairopt.network import Engine
 from repairopt.program import (
@@ -171,7 +171,7 @@ class FewWeights(Choosing):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, {"count": Expected(1, whole=True)})
-        if self.groups not in UNITS:
+        if not is_one_of(self.groups, UNITS):
             raise SpecificationError(f"method FewWeights: groups={self.groups!r}; choose one of {', '.join(UNITS)}.")
 
     def _formulate(self, task: Task, program: Program) -> IntegerProgram:

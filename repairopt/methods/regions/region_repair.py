@@ -14,7 +14,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.localize import NewWeights
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import (
     Evidence,
@@ -99,7 +99,7 @@ class RegionRepair:
 
     def __post_init__(self) -> None:
         check_settings(self, {"leaves": Expected(low=1, whole=True), "refinements": Expected(whole=True)})
-        if self.layers not in LAYERS:
+        if not is_one_of(self.layers, LAYERS):
             raise SpecificationError(f"RegionRepair: layers={self.layers!r}; choose from {', '.join(LAYERS)}.")
         check_settings(self, {"grow_at": Expected(low=1, whole=True), "alpha_steps": Expected(whole=True)})
 

@@ -12,7 +12,7 @@ from repairopt.errors import SpecificationError
 from repairopt.methods.corrections import keep_corrected
 from repairopt.methods.method import SOLVING
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, TrustRegion, check_settings, take_former
+from repairopt.methods.settings import Expected, TrustRegion, check_settings, is_one_of, take_former
 from repairopt.methods.subtask import with_rows_of_goal
 from repairopt.methods.task import Task
 from repairopt.network import identity
@@ -131,7 +131,7 @@ class SQP(TrustRegion):
 
     def __post_init__(self, folds: int, batch: int, outer_steps: int, smallest_step: float) -> None:
         take_former(self, folds=folds, batch=batch, outer_steps=outer_steps, smallest_step=smallest_step)
-        if self.objective not in ("auto", *OBJECTIVES):
+        if not is_one_of(self.objective, ("auto", *OBJECTIVES)):
             raise SpecificationError(f"method SQP: objective={self.objective!r}; choose auto, {', '.join(OBJECTIVES)}.")
         check_settings(self, NUMBERS)
         buffers = (

@@ -12,7 +12,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.localize import NewWeights
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import jacobian
 from repairopt.program import Status
@@ -77,7 +77,7 @@ class FineTune:
         counts = dict.fromkeys(("epochs", "batch"), Expected(low=1, whole=True))
         numbers = {"rate": Expected(above=True), "price": Expected(), "keep": Expected(), "closeness": Expected(high=1)}
         check_settings(self, {**counts, **numbers})
-        if self.optimizer not in OPTIMIZERS:
+        if not is_one_of(self.optimizer, OPTIMIZERS):
             raise SpecificationError(
                 f"method FineTune: optimizer={self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}."
             )

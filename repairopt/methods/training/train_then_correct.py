@@ -11,7 +11,7 @@ import numpy as np
 from repairopt.errors import SpecificationError
 from repairopt.methods.corrections import hard_constraints, keep_corrected, rows_of_goal
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Array, Task
 from repairopt.network import Shards
 from repairopt.program import Status
@@ -101,7 +101,7 @@ class TrainThenCorrect:
         way_ends, listed = Expected(high=1, above=True), isinstance(self.ways, tuple | list) and self.ways
         if not listed or not all(way_ends.fits(way) for way in self.ways):
             raise SpecificationError(f"method TrainThenCorrect: ways={self.ways!r}; expected shares, 0 to 1.")
-        if self.precision not in ("own", "bfloat16"):
+        if not is_one_of(self.precision, ("own", "bfloat16")):
             raise SpecificationError(
                 f"method TrainThenCorrect: precision={self.precision!r}; expected 'own' or 'bfloat16'."
             )

@@ -15,6 +15,7 @@ from torch import Tensor, stack, where
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_inputs
 from repairopt.specify.contracts import Unstated
+from repairopt.specify.expected import is_one_of
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval, ratio_interval
 from repairopt.specify.measures import DOWN, GROUPS, Given, Measure
 from repairopt.specify.sample_weights import WeightedGroups
@@ -233,7 +234,7 @@ class GroupGap(RateGap):
     )
 
     def __post_init__(self) -> None:
-        if self.score not in SCORES:
+        if not is_one_of(self.score, SCORES):
             raise SpecificationError(
                 f"'{self.name}': score {self.score!r} is unknown; choose from {', '.join(SCORES)}."
             )

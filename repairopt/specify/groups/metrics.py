@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -107,6 +107,10 @@ class GroupMetrics:
             if not counts.all():
                 group = self.groups[int(counts.argmin())]
                 raise SpecificationError(f"GroupMetrics: every row of group {group!r} has weight 0. Leave it out.")
+        if self.metrics is not None and not isinstance(self.metrics, Mapping):
+            raise SpecificationError(
+                f"GroupMetrics: metrics is a {type(self.metrics).__name__}; expected functions by name."
+            )
         if not self.metrics:
             self._check_favorable()
             rates = (selection_rate, true_positive_rate, false_positive_rate)
@@ -208,7 +212,8 @@ class GroupMetrics:
                 f"expected answers. Compare scores with a threshold, or take argmax(1) of outputs."
             )
         labels = {*self.y_true.tolist(), *self.y_pred.tolist()}
-        if self.pos_label not in labels and not (labels <= {0, 1} or labels <= {-1, 1}):
+        single = isinstance(self.pos_label, Hashable)
+        if not (single and self.pos_label in labels) and not (labels <= {0, 1} or labels <= {-1, 1}):
             shown = ", ".join(repr(label) for label in sorted(labels, key=str)[:8])
             raise SpecificationError(
                 f"GroupMetrics: pos_label is {self.pos_label!r}, which no row has; the labels are {shown}. Pass the "

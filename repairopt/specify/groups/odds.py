@@ -13,6 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_labelled
 from repairopt.specify.contracts import Unstated
+from repairopt.specify.expected import is_one_of
 from repairopt.specify.measures import COLUMN, FAVORABLE, GROUPS, MIN_ROWS, ROWS, VALUES, Argument, Given, Measure
 from repairopt.specify.sample_weights import kish_counts
 
@@ -143,7 +144,7 @@ class OddsGap(RateGap):
     )
 
     def __post_init__(self) -> None:
-        if self.score not in ("max_difference", "difference"):
+        if not is_one_of(self.score, ("max_difference", "difference")):
             raise SpecificationError(f"'{self.name}': score {self.score!r}; choose max_difference or difference.")
         for label in self.given:
             for a, group in enumerate(self.samples.names):

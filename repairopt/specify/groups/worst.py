@@ -13,6 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError, public
 from repairopt.network import Predict, check_inputs, check_labelled
 from repairopt.specify.contracts import Keep, Unstated
+from repairopt.specify.expected import is_one_of
 from repairopt.specify.intervals import Interval, gap_interval, largest_mean_interval, largest_rate_interval
 from repairopt.specify.measures import BY_GROUP, DOWN, GROUPS, LABEL, Given, Measure
 from repairopt.specify.sample_weights import WeightedGroups
@@ -129,9 +130,9 @@ class WorstGroup(WeightedGroups):
     )
 
     def __post_init__(self) -> None:
-        if self.harm not in HARMS:
+        if not is_one_of(self.harm, HARMS):
             raise SpecificationError(f"'{self.name}': harm {self.harm!r} is unknown; choose from {', '.join(HARMS)}.")
-        if self.against not in ("zero", "best"):
+        if not is_one_of(self.against, ("zero", "best")):
             raise SpecificationError(f"'{self.name}': against={self.against!r}; choose zero or best.")
         if self.labels is None and self.harm != "rejection":
             raise SpecificationError(f"'{self.name}': the harm {self.harm} needs the true label of each row.")

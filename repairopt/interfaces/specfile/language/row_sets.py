@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import missing_values
+from repairopt.network import as_tensor, missing_values
 
 from .syntax import Condition
 
@@ -59,10 +59,18 @@ class RowSet:
     source: FileRows | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", torch.as_tensor(self.inputs))
-        if self.labels is not None:
-            object.__setattr__(self, "labels", torch.as_tensor(self.labels))
-        object.__setattr__(self, "columns", {name: np.asarray(values) for name, values in self.columns.items()})
+        for what in ("inputs", "labels", "weights"):
+            given = getattr(self, what)
+            if given is not None or what == "inputs":
+                found = as_tensor(f"rows, {what}", given)
+                if not found.ndim:
+                    raise SpecificationError(f"rows: {what} is {given!r}; expected one for each sample, (N, ...).")
+                object.__setattr__(self, what, found)
+        if not isinstance(self.columns, Mapping):
+            raise SpecificationError(
+                f"rows: columns is a {type(self.columns).__name__}; expected values (N,) by name, {{'age': ages}}."
+            )
+        object.__setattr__(self, "columns", {name: np.atleast_1d(values) for name, values in self.columns.items()})
         sizes = {name: len(values) for name, values in self.columns.items()}
         sizes |= {} if self.labels is None else {"labels": len(self.labels)}
         sizes |= {} if self.weights is None else {"weights": len(self.weights)}
