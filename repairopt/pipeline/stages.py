@@ -6,11 +6,9 @@ apply to a copy -> verify on the true network -> report.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from math import inf
 from typing import Any
 
 from torch import nn
@@ -26,38 +24,30 @@ from repairopt.methods import (
     available_methods,
     check_uses,
     find_method,
-    operations,
     uses,
 )
-from repairopt.network import Classifier, limited, split_model
+from repairopt.network import Classifier, limited
 from repairopt.program import Status
 from repairopt.report import Repair
 from repairopt.specify import (
     Constraint,
     Property,
-    SampleShare,
     Specification,
-    inputs_of,
     is_of_regions,
     labelled_pairs,
     make_specification,
-    measured,
-    stands_for_population,
     weight_of,
 )
 from repairopt.verify import Stop
 
 from .conclude import CONFIDENCE, conclude_repair
 from .former import take_former
+from .given_points import layers_for_points, weights_for_points
 from .prepare import Prepared, prepare_repair
 from .settings import DEFAULTS, Settings
 from .weight_choice import choose_weights, said_of_original
 
 MANY, MANY_WEIGHTS = "train_then_correct", 20_000
-MOST_OPERATIONS = 4e10  # of a pass over the rows of a large network, whose training takes about a minute of a core
-LEAST_TIME = 120.0  # seconds of a time limit, below which the last layer of a large network is the first choice
-ALL_FOR_POINTS = 10_000  # weights of a network, all of which SQP by name changes for given points
-PROBED = 4  # rows by which they are counted
 
 
 @public
@@ -188,7 +178,7 @@ def propose_candidate(
     plain = settings.start is None and all(weight_of(pair) is None for pair in data)
     first = None
     able = is_open and free and plain and isinstance(chosen, SQP)
-    layers = _layers_for_points(spec, model, data, settings.time_limit) if able else 0
+    layers = layers_for_points(spec, model, data, settings.time_limit) if able else 0
     if layers == 1:
         weights, free = "last", False
     elif layers:
@@ -198,7 +188,7 @@ def propose_candidate(
         first = _proposed(ready, many, deadline if last or deadline is None else (time.perf_counter() + deadline) / 2)
         if last or first.is_met or first.stopped not in ("", "time limit"):
             return first
-    named = _weights_for_points(spec, model) if isinstance(chosen, SQP) and free and not is_open else ""
+    named = weights_for_points(spec, model) if isinstance(chosen, SQP) and free and not is_open else ""
     if named:
         return _proposed_by_layers(prepare, chosen, named, deadline)
     if isinstance(chosen, SQP) and free and first is None:
@@ -261,64 +251,6 @@ def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float
         return replace(first, stopped=second.stopped or first.stopped)
     second.prepared.task.log.note(f"{_describe(first.method)}, tried first, left the goal at {before.goal:.4g}.")
     return second
-
-
-def _layers_for_points(
-    spec: Specification, model: nn.Module | Classifier, data: Any, time_limit: float | None = None
-) -> int:
-    """How many layers there are to change where given points are to become right; 0 of other goals, or where too dear.
-
-    Measured on a CNN of digits and LeNet5, whose failures share no cause: the weights of the steepest slopes fix fewer
-    points at more cost than all layers do, whose last one is then corrected until every row holds. Where failures share
-    a cause, as rotated digits do, all layers carry over to more of them than the last alone (``docs/figures.md``). Of a
-    single layer, such as what follows the cut of an ONNX file, all weights fix points that some of them cannot. Of
-    large networks all layers are trained where that takes about a minute at most: on other divisions of the digits of
-    M4 of the AutoRIC paper (358,186 weights), the last alone loses twice the right answers (``benchmarks/study.py``).
-    """
-    goal, network = spec.goal, split_model(model)[0]
-    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
-        return 0
-    if sum(weight.numel() for weight in weights) <= LARGE:
-        return len(weights)
-    if time_limit is not None and time_limit < LEAST_TIME:
-        return 0
-    return len(weights) if _operations_of_pass(spec, model, data) <= MOST_OPERATIONS else 0
-
-
-def _weights_for_points(spec: Specification, model: nn.Module | Classifier) -> str:
-    """What SQP by name changes where given points of images or sequences are to become right; empty for its own choice.
-
-    (Measured in ``benchmarks/results/study.md``; tables have columns, which are tried.)
-    """
-    goal, network = spec.goal, split_model(model)[0]
-    if not isinstance(goal, SampleShare) or goal.target > 0 or stands_for_population(goal):
-        return ""
-    inputs = inputs_of(goal)
-    if inputs is None or inputs.ndim < 3 or not inputs.is_floating_point():
-        return ""
-    return "all" if sum(parameter.numel() for parameter in network.parameters()) <= ALL_FOR_POINTS else "last"
-
-
-def _operations_of_pass(spec: Specification, model: nn.Module | Classifier, data: Any) -> float:
-    """Floating-point operations of a pass over all rows, about; infinite where some inputs are of another kind.
-
-    They are counted on a copy that does not learn: a pass of the user's network would move its running means.
-    """
-    network, forward_fn = split_model(model)
-    inputs = [inputs_of(measured(item)) for item in (spec.goal, *spec.constraints)]
-    known = [x for x in inputs if x is not None]
-    if len(known) < len(inputs):
-        return inf
-    rows, probe = sum(len(x) for x in known) + sum(len(x) for x, _ in data), known[0][:PROBED]
-    weight = next(network.parameters())
-    probe = probe.to(weight) if probe.is_floating_point() else probe.to(weight.device)
-    try:
-        copied = copy.deepcopy(network).eval()
-        run = None if forward_fn is None else lambda x: forward_fn(copied, x)
-        return rows * operations(copied, probe, run) / len(probe)
-    except Exception:  # what is wrong with network or inputs is said when the repair is prepared
-        return inf
 
 
 def _has_many_weights(task: Task) -> bool:

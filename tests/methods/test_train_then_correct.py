@@ -315,7 +315,7 @@ def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quic
     every = {name for name, _ in model.named_parameters()}
     assert changed() == every
     assert changed(time_limit=60.0) == {"2.weight", "2.bias"}
-    monkeypatch.setattr("repairopt.pipeline.stages.MOST_OPERATIONS", 1e5)  # of a pass: 43 times 2 times 1,504
+    monkeypatch.setattr("repairopt.pipeline.given_points.MOST_OPERATIONS", 1e5)  # of a pass: 43 times 2 times 1,504
     assert changed() == {"2.weight", "2.bias"}
 
 

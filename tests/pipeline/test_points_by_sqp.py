@@ -34,7 +34,7 @@ def test_all_weights_of_a_small_network_of_images(images, fingerprint):
 
 
 def test_the_last_layer_where_that_is_too_many(images, monkeypatch):
-    monkeypatch.setattr("repairopt.pipeline.stages.ALL_FOR_POINTS", 100)
+    monkeypatch.setattr("repairopt.pipeline.given_points.ALL_FOR_POINTS", 100)
     model, goal, keep = points(images)
     repair = solve_repair(model, goal, [keep], method="sqp")
     assert set(repair.report.location.indices) == {"3.weight", "3.bias"}
