@@ -242,7 +242,7 @@ def as_regions(what: str, given: Any) -> tuple[Region, ...]:
 
 def _numbers(name: str, what: str, value: Any) -> Tensor:
     try:
-        found = torch.as_tensor(np.array(value.detach().cpu() if isinstance(value, Tensor) else value))
+        found = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
         if found.is_complex():
             raise TypeError("complex numbers")
         found = found.double()
