@@ -297,7 +297,8 @@ def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
 @pytest.mark.slow
 def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quick(monkeypatch):
     """1,440 weights count as many, 23 rows; three are reported with another label than the network gives."""
-    monkeypatch.setattr("repairopt.pipeline.stages.LARGE", 1000)
+    for module in ("stages", "given_points"):
+        monkeypatch.setattr(f"repairopt.pipeline.{module}.LARGE", 1000)
     monkeypatch.setattr("repairopt.localize.location.LARGE", 1000)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 4))
@@ -321,7 +322,8 @@ def test_points_of_a_large_network_are_repaired_in_all_layers_where_that_is_quic
 
 def test_to_count_operations_leaves_the_network_as_it_is(monkeypatch, fingerprint):
     """In training mode a pass would move running means, and dropout would draw."""
-    monkeypatch.setattr("repairopt.pipeline.stages.LARGE", 100)
+    for module in ("stages", "given_points"):
+        monkeypatch.setattr(f"repairopt.pipeline.{module}.LARGE", 100)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 3))
     x = torch.randn(20, 6)
