@@ -196,7 +196,7 @@ READING = """## Reading
 * Time: steps of a quarter of the rows cost 13.9 ms in place of 47 in one process, so that a repair takes 15.6 s in
   place of 15.1. The machine was shared: rivals and the last layer ran at a load of 5 on two cores, the repair at 7,
   which is why it shows 20 s (17 s, with the long steps, at the load of the rivals).
-* Hard: no guard flips. It was run anew on divisions 30 and 31, at 25 and 23 s under that load (19 s before, at the
+* Hard: no guard flips. It was run anew on divisions 30 and 31, at 26 and 22 s under that load (19 s before, at the
   rivals' load, where plain took 17). The plain repair breaks no guard on any of the ten divisions, so nothing is left
   to correct. What training does not give is the promise.
 * Conservative: flips on new data that were asked for, without a look at these data, at four trainings more.
