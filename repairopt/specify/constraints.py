@@ -74,7 +74,7 @@ class BySample:
             )
         if not Expected(above=True, none=True).fits(own.weight):
             raise SpecificationError(
-                f"constraint '{own.name}': weight {own.weight!r} must be above 0, or None for hard."
+                f"constraint '{own.name}': weight {own.weight!r} must be above 0 and finite, or None for hard."
             )
         keep_plain(self, "tolerance", "weight")
 

@@ -153,7 +153,7 @@ def test_other_data_forget_what_the_original_data_anchored():
         (lambda: KeepLabels(OUTPUTS, LABELS, reference="truth"), ["reference 'truth'; choose from label, original"]),
         (
             lambda: FixLabels(OUTPUTS, LABELS, weight=0.0),
-            ["'fix labels': weight 0.0 must be above 0, or None for hard"],
+            ["'fix labels': weight 0.0 must be above 0 and finite, or None for hard"],
         ),
         (lambda: KeepOutputs(OUTPUTS, -1.0), ["'keep outputs': distance -1.0 must not be negative"]),
         (lambda: KeepOutputs(OUTPUTS[:0], 1.0), ["'keep outputs': no inputs"]),
