@@ -363,6 +363,26 @@ def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
     assert steps == {4.0: 1, 0.0: 2}
 
 
+@pytest.mark.parametrize(("rows", "stages"), [(two_sides.FEW_TAUGHT - 1, 1), (two_sides.FEW_TAUGHT, 2)])
+def test_few_rows_that_are_learned_slowly_get_no_further_stage(rows, stages, monkeypatch):
+    """The first stage leaves two thirds of the rows wrong, which may be noise where rows are few."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(rows, 3)
+    y = 1 - model(x).argmax(1)
+    spec = make_specification(ErrorRate(x, y, target=0.0), (), (), [(x, y)])
+    options = {"weights": "all", "method": TrainThenCorrect(), "settings": Settings(seed=0), "data": [(x, y)]}
+    task, left = prepare_repair(model, spec, **options).task, []
+
+    def two_thirds(run, count, reserved):
+        left.append(0.0 if left else 2 / 3)
+        return left[-1]
+
+    monkeypatch.setattr(two_sides._Run, "take", two_thirds)
+    two_sides.train(task, two_sides.Sides.of(task), TrainThenCorrect())
+    assert len(left) == stages
+
+
 def test_training_that_takes_its_share_of_the_time_ends_with_what_it_has(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))

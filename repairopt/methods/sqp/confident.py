@@ -28,7 +28,7 @@ from repairopt.program import Array
 from repairopt.specify import Folds, of_real_rows
 from repairopt.verify import Stop
 
-from .division import TINIEST, divided, rows_of
+from .division import EFFORT, TINIEST, divided, rows_of
 from .filter import MET
 from .interval_width import WidthLimit, on_one_side, shortest_way, spread
 from .nonlinear_program import NonlinearProgram
@@ -43,7 +43,6 @@ SMALL, HALF = 0.5, 0.5  # shares of a bound that a small buffer takes, and of a 
 SHARES = 2  # of buffers that are tried where confidence costs too much, by bisection
 TINY = 1e-6
 FEW_ROWS = 300  # below, parts of the rows get no more effort than all rows need
-EFFORT = 120  # points that are judged of the fewest rows before runs are short and no round follows
 
 MakeProgram = Callable[[Task, Sizes, Sizes, dict[str, WidthLimit]], NonlinearProgram]
 Minimize = Callable[[Task, NonlinearProgram, Array | None], Outcome]

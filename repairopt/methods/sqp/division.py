@@ -10,6 +10,7 @@ from repairopt.methods.task import Task
 from repairopt.specify import Folds, inputs_of, labelled_data, measured, tied_sets
 
 TINIEST = 150  # rows, below which more effort only fits their noise
+EFFORT = 100  # points that are judged of the fewest rows, after which runs are short and none is tried again
 DIVISIONS = 8  # into folds that are drawn where one takes all rows of a group out
 
 

@@ -37,7 +37,8 @@ from .step_plan import StepPlan, plan_steps
 STAGES = 4  # of a run, each twice as long as the one before
 LEARNED = 0.05  # share of wrong rows at which a run ends
 TRIED = 2  # rows of a pass whose memory is measured
-STILL = 0.75  # of the wrong rows of the stage before, at which it still learns
+STILL, STILL_OF_FEW = 0.75, 0.5  # of the wrong rows of the stage before, at which it still learns; of few rows
+FEW_TAUGHT = 150  # rows, of which a few more or less are noise, and other methods are quick
 OF_OTHERS = 0.4  # of the time that is left, for what comes after a run
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
@@ -73,6 +74,11 @@ class Sides:
             if not any(_same(pair, other) for other in (*failing, *kept)):
                 kept.append(pair)
         return cls(failing, tuple(kept), soft)
+
+    @property
+    def count(self) -> int:
+        """Number of labelled rows of both sides."""
+        return sum(len(y) for _, y in (*self.failing, *self.kept))
 
     def where(self, keep: Callable[[Tensor], Tensor]) -> Sides:
         """The same on the rows that ``keep`` chooses."""
@@ -130,11 +136,12 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.planned.count, run.wrong_at_first()
     reserved = OF_OTHERS * time_left()
+    still = STILL_OF_FEW if sides.count < FEW_TAUGHT else STILL
     for _ in range(STAGES):
         left = time_left()
         wrong = run.take(steps, reserved)
         took = left - time_left()  # NaN without a deadline
-        if wrong <= LEARNED or wrong > STILL * before or 2 * took > time_left() / 2:
+        if wrong <= LEARNED or wrong > still * before or 2 * took > time_left() / 2:
             break
         steps, before = 2 * steps, wrong
     change = run.change() if shards is None else shards.of_first(run.change)
