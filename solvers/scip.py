@@ -28,7 +28,9 @@ STATUS = statuses(
 )
 DENSE, PRODUCTS = 0.3, 100  # share of entries, and their number, above which a convex Hessian is given by its axes
 FLAT = 1e-13  # curvature over the largest one, up to which an axis has none
-NOISE = "Cannot set feasibility tolerance"  # its simplex method, up to a million times a solve
+NOISE = tuple(
+    f"Cannot set {kind} tolerance" for kind in ("feasibility", "optimality")
+)  # its simplex method, up to a million times a solve
 
 
 @dataclass(frozen=True)

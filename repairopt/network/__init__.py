@@ -37,5 +37,5 @@ from .sets.row_groups import RowGroups
 from .sets.zonotope_layers import Call, Zonotope, relaxation
 from .shards import Shards
 from .split_graph import run_and_keep
-from .tracing import ONE_AT_A_TIME, trace_network, writes_in_place
+from .tracing import ONE_AT_A_TIME, network_name, trace_network, writes_in_place
 from .whiten import Whitening, whitening

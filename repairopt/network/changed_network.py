@@ -38,6 +38,7 @@ class _Caller(nn.Module):
         super().__init__()
         self.model = model
         self.forward_fn = forward_fn
+        self.user_class = type(model).__name__
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)

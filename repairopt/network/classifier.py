@@ -32,8 +32,23 @@ class Reading:
     def __call__(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Run the model and convert what it returns."""
         found: Any = model(inputs) if self.forward_fn is None else self.forward_fn(model, inputs)
-        convert = _CONVERSIONS.get(self.outputs)
-        return found if convert is None else convert(found)
+        if self.outputs in UNORDERED[:2]:  # what bounds of regions read step by step, as the next
+            return _as_rows(found)
+        if self.outputs == "one logit" and _is_traced(found):
+            return _as_rows(found) * torch.tensor([0.0, 1.0])
+        return _converted(found, self.outputs) if self.outputs in _CONVERSIONS else found
+
+
+def _is_traced(outputs: Any) -> bool:
+    return isinstance(outputs, fx.Proxy)
+
+
+def _converted(outputs: Tensor, meaning: str) -> Tensor:
+    """Outputs as logits ``(N, k)``; one step of a trace, as it asks for shapes, which proxies do not have."""
+    return _CONVERSIONS[meaning](outputs)
+
+
+fx.wrap("_converted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +109,7 @@ def _log(chances: Tensor) -> Tensor:
 
 
 def _as_rows(outputs: Tensor) -> Tensor:
-    if isinstance(outputs, fx.Proxy):  # in a trace, where the number of dimensions is not known
+    if _is_traced(outputs):  # in a trace, where the number of dimensions is not known
         return outputs.unsqueeze(1).flatten(1)
     return outputs.reshape(len(outputs), 1) if outputs.ndim == 1 else outputs
 
@@ -103,8 +118,6 @@ _CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "one logit": lambda outputs: nn.functional.pad(_one_column(outputs), (1, 0)),
     "probabilities": _log,
     "one probability": lambda outputs: _log(torch.cat([1 - _one_column(outputs), _one_column(outputs)], dim=1)),
-    "regression": _as_rows,
-    "several logits": _as_rows,
     "several probabilities": lambda outputs: _log(_as_rows(outputs)) - _log(1 - _as_rows(outputs)),
 }
 

@@ -62,6 +62,11 @@ def _without_proxies(part: dict[str, Any], before: dict[str, Any]) -> None:
             part[name] = before[name]
 
 
+def network_name(network: nn.Module) -> str:
+    """Class of the user's network, for messages: also of a module of ours that runs it."""
+    return str(getattr(network, "user_class", type(network).__name__))
+
+
 def trace_network(network: nn.Module) -> fx.GraphModule:
     """A network as a graph. Whatever the network's forward raises on proxies is raised: it cannot be traced then."""
     return as_module(network, Tracer().trace(network))
@@ -70,6 +75,7 @@ def trace_network(network: nn.Module) -> fx.GraphModule:
 def as_module(owner: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A graph as a module, with the submodules and parameters of ``owner`` that it names, in evaluation mode."""
     module = fx.GraphModule(owner, graph)
+    module.user_class = network_name(owner)  # type: ignore[assignment]
     # fx would print every exception to stderr, also those that the engine answers:
     type(module).__call__ = _PLAIN_CALL  # type: ignore[method-assign]
     return module.eval()

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _LOCK = threading.RLock()  # the file descriptors belong to the whole process
@@ -63,14 +63,15 @@ def _redirected(found: NativeOutput, echo: bool) -> Iterator[NativeOutput]:
 
 
 @contextlib.contextmanager
-def without_noise(descriptor: int, noise: str, *, wanted: bool = True) -> Iterator[None]:
-    """Leave out lines that begin so, of what native code prints to a file descriptor, 1 or 2, within the block.
+def without_noise(descriptor: int, noise: Sequence[str], *, wanted: bool = True) -> Iterator[None]:
+    """Leave out lines that begin so, of what native code prints to file descriptor 1 or 2 within the block.
 
     For libraries that print them whatever their options say. Other lines are printed when the block ends.
     """
     if not wanted:
         yield
         return
+    beginnings = tuple(one.encode() for one in noise)
     with _LOCK, tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
         stream = sys.stdout if descriptor == 1 else sys.stderr
         stream.flush()
@@ -86,7 +87,7 @@ def without_noise(descriptor: int, noise: str, *, wanted: bool = True) -> Iterat
             stack.close()
             file.seek(0)
             for line in file:
-                if not line.startswith(noise.encode()):
+                if not line.startswith(beginnings):
                     with contextlib.suppress(OSError):
                         os.write(descriptor, line)
 

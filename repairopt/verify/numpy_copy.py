@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repairopt.errors import UnsupportedError
-from repairopt.network import run_and_keep, shadow, trace_network
+from repairopt.network import network_name, run_and_keep, shadow, trace_network
 from repairopt.patches import fingerprint
 from repairopt.program import AffineLayer, Layer, LayeredNetwork
 
@@ -54,7 +54,7 @@ def execution_of(network: nn.Module) -> str:
     kinds = {value.dtype for value in network.state_dict().values() if value.is_floating_point()}
     if len(kinds) != 1 or not kinds <= set(EXECUTIONS):
         raise UnsupportedError(
-            f"network {type(network).__name__}: has weights of {sorted(map(str, kinds))}; proofs of regions are for "
+            f"network {network_name(network)}: has weights of {sorted(map(str, kinds))}; proofs of regions are for "
             f"networks in float32 or float64."
         )
     return EXECUTIONS[kinds.pop()]
@@ -64,7 +64,7 @@ class _Copy:
     """Builds the layers of a network, node by node."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        self.what = f"network {type(network).__name__}"
+        self.what = f"network {network_name(network)}"
         self.dtype = getattr(torch, execution_of(network))
         self.network = shadow(network)
         self.layers: list[Layer] = []

@@ -9,6 +9,8 @@ from test_training_room import moved, product
 from torch import nn
 from training_subjects import Subject, digits
 
+from repairopt import KeepLabels, solve_repair
+from repairopt.errors import SpecificationError
 from repairopt.methods import Apricot, EditableTraining, Inner, IRepair
 from repairopt.methods.training.apricot import adapted
 from repairopt.methods.training.fit import accuracy
@@ -121,3 +123,15 @@ def test_inner_probe_finds_the_planted_neuron_and_alignment_fixes_part():
     assert rows_moved == sorted(found.units.tolist())
     assert repaired(subject, network)[0] > 0.5
     assert subject.right(network) > subject.right(subject.model) + 0.1
+
+
+def test_inner_says_what_it_lacks_where_no_right_row_has_the_class_of_a_failing_one():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(40, 3)
+    answers = network(x).argmax(1)
+    one = answers == int(answers.mode().values)
+    x, answers = x[one], answers[one]
+    goal = ErrorRate(x[:4], (answers[:4] + 1) % 3, target=0.0)
+    with pytest.raises(SpecificationError, match="Inner: no neuron tells.*right rows of each class that fails"):
+        solve_repair(network, goal, [KeepLabels(x[4:], answers[4:])], method="inner")

@@ -107,3 +107,13 @@ def test_what_it_cannot_repair_is_refused(task):
         repaired(task, NNRepair(layer="7"))
     with pytest.raises(SpecificationError, match="norm="):
         NNRepair(norm="l2")
+
+
+def test_a_network_that_reads_tokens_is_run_on_tokens():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.EmbeddingBag(20, 6), nn.ReLU(), nn.Linear(6, 3))
+    tokens = torch.randint(0, 20, (40, 5))
+    answers = network(tokens).argmax(1)
+    goal = ErrorRate(tokens[:2], (answers[:2] + 1) % 3, target=0.0)
+    found = solve_repair(network, goal, [KeepLabels(tokens[2:], answers[2:], tolerance=0.9)], method="nnrepair")
+    assert found.report.measure().before == 1.0

@@ -12,10 +12,13 @@ from repairopt import (
     KeepLabels,
     KeepOutputs,
     ModelError,
+    Region,
     Settings,
     Verdict,
     solve_repair,
 )
+from repairopt.localize import LayerGraph
+from repairopt.specify import CertifiedRadius
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(5))
 Y = (X[:, 0] - 0.5 * X[:, 1] + 0.3 * X[:, 2] > 0).long()
@@ -147,6 +150,38 @@ def test_one_output_is_read_as_stated_and_refused_where_nothing_is(end, word):
     found = solve_repair(Classifier(model, outputs=word), goal, weights=["0.2.weight", "0.2.bias"], method="one_shot")
     wrong = float(((NET(X).argmax(1)) != Y).float().mean())
     assert found.report.measure().before == pytest.approx(wrong, abs=1e-6)
+
+
+READ = [
+    (ONE_LOGIT, "one logit"),
+    (nn.Sequential(ONE_LOGIT, nn.Flatten(0)), "one logit"),
+    (nn.Sequential(ONE_LOGIT, nn.Sigmoid()), "one probability"),
+    (nn.Sequential(NET, nn.Softmax(1)), "probabilities"),
+    (nn.Sequential(NET, nn.Sigmoid()), "several probabilities"),
+]
+
+
+@pytest.mark.parametrize(("model", "word"), READ)
+def test_layers_and_units_are_seen_however_outputs_are_read(model, word):
+    read = Classifier(model, outputs=word)
+    graph = LayerGraph(model, forward_fn=read.run, example=X)
+    assert [layer.kind for layer in graph.layers] == ["linear", "linear"]
+    assert graph.is_traceable, "the trace computes what a plain run computes"
+    if word != "several probabilities":
+        found = solve_repair(read, ErrorRate(X[:6], 1 - Y[:6], target=0.5), method="birdnn_ft", data=(X, Y))
+        assert found.report.measure().after <= found.report.measure().before
+
+
+def test_one_logit_has_a_certified_radius_and_regions_that_are_proved():
+    read, at = Classifier(ONE_LOGIT, outputs="one logit"), X[:3]
+    answers = (ONE_LOGIT(at).flatten() > 0).long()
+    radius = CertifiedRadius(at, answers, target=1e6, lower=-4, upper=4)
+    own, twin = (solve_repair(one, radius).report.measure().before for one in (read, NET))
+    assert own == pytest.approx(twin, rel=1e-3)
+    region = Region.label(at[0], 0.01, 1 - int(answers[0]), 2, lower=-4, upper=4)
+    found = solve_repair(read, region, [KeepLabels(at[1:], answers[1:])], settings=Settings(time_limit=20))
+    assert found.report.verdict is Verdict.REPAIRED
+    assert int(found.model(at[:1]) > 0) == 1 - int(answers[0])
 
 
 REGRESSIONS = {

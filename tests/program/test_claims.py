@@ -1,5 +1,6 @@
 """Claims of back ends that residuals cannot check, and what programs and options are taken or refused."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -8,9 +9,20 @@ import pytest
 from scipy import sparse
 
 from repairopt.errors import ProgramError
-from repairopt.program import Kind, LowRankHessian, Program, Solution, Status, known_programs, run_solver, solve
+from repairopt.program import (
+    Kind,
+    LowRankHessian,
+    Program,
+    Solution,
+    Status,
+    known_programs,
+    run_solver,
+    solve,
+    without_noise,
+)
 from repairopt.program.certificates.recession import falls_for_ever, recession_ray
 from repairopt.solvers import CVXPY, OSQP, SCIP, Pyomo
+from repairopt.solvers.scip import NOISE
 
 INF = np.inf
 
@@ -225,3 +237,10 @@ def test_libraries_print_no_warnings_of_their_tolerances(seed, capfd):
         pytest.importorskip(backend.requires[0])
         assert solve(small, backend).found
     assert capfd.readouterr() == ("", "")
+
+
+def test_lines_of_both_tolerances_are_left_out_and_others_are_not(capfd):
+    with without_noise(2, NOISE):
+        for line in ("Cannot set feasibility tolerance to 1e-11", "Cannot set optimality tolerance", "else Cannot set"):
+            os.write(2, f"{line}\n".encode())
+    assert capfd.readouterr() == ("", "else Cannot set\n")

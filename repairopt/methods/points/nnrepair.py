@@ -170,7 +170,7 @@ class _Points:
         seen: list[Tensor] = []
         handle = self.module.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
         with torch.no_grad():
-            outputs = model(inputs.to(task.engine.dtype))
+            outputs = model(task.engine.converted(inputs))
         handle.remove()
         if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(inputs):
             raise SpecificationError(f"method NNRepair: layer '{self.name}' is not run on one vector for each input.")

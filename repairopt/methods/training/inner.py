@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repairopt.errors import SpecificationError
 from repairopt.localize import Probes, Question, by_unit
 from repairopt.methods.material import Material
 from repairopt.methods.outcome import Outcome
@@ -108,6 +109,11 @@ class Inner(Training):
         """The neurons with the largest contributions to wrong answers, by the localizer :class:`Probes`."""
         question = Question(net.graph, rows=(rows.failing, rows.passing), seed=net.task.seed)
         found = Probes(share=self.share).neurons(question)
+        if not found:
+            raise SpecificationError(
+                "method Inner: no neuron tells the failing rows from right ones of their class. Give right rows of "
+                "each class that fails, among the data or the rows to keep."
+            )
         layer = next(one for one in net.hidden() if one.name == found[0][0])
         right = by_unit(net.activations(rows.passing[0], [layer.node])[1][0], layer.axis)
         own = [right[rows.passing[1] == label] for label in range(net.classes)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import UnsupportedError
+from repairopt.network.tracing import network_name
 
 from .frames import Frame
 from .leaves import LastLayer, Leaves, own_last_layer
@@ -151,6 +152,6 @@ def input_shape(network: nn.Module, shape: tuple[int, ...] | None, size: int) ->
             return one
     tried = ", ".join(map(str, dict.fromkeys(usual if shape is None else [shape])))
     raise UnsupportedError(
-        f"network {type(getattr(network, 'model', network)).__name__}: runs on no inputs of {size} numbers in the "
+        f"network {network_name(network)}: runs on no inputs of {size} numbers in the "
         f"shapes {tried}. Regions need as many numbers as an input has; where it has another shape, pass shape= of one."
     )

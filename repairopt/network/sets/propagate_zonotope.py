@@ -19,7 +19,7 @@ from torch.func import functional_call
 from repairopt.errors import ModelError, UnsupportedError
 from repairopt.network.model_checks import shadow
 from repairopt.network.split_graph import parameters_read
-from repairopt.network.tracing import Tracer
+from repairopt.network.tracing import Tracer, network_name
 
 from . import activation_bands  # noqa: F401  (registers)
 from .max_pooling import without_max_pooling
@@ -49,7 +49,7 @@ class TracedNetwork:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.what = f"network {type(network).__name__}"
+        self.what = f"network {network_name(network)}"
         self.network = shadow(network)
         try:
             graph = _Tracer().trace(self.network)
