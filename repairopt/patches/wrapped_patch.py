@@ -20,6 +20,7 @@ from repairopt.errors import PatchError, WrongBaseError, public
 
 from .claims import PatchInfo
 from .patch import CONTENT, HEADER, Patch, content_hash, origin_lines, patch_info, read_checked
+from .restated import AsLogits, AsStated
 from .safe_files import read_tensors, write_tensors
 from .weights import Fingerprint, copy_model, fingerprint
 
@@ -28,15 +29,23 @@ GROUP = "repairopt.wrappers"
 
 
 def wrap(kind: str, network: nn.Module, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The module of a registered kind around a network, which becomes a part of it, in the mode of the network."""
+    """The module of a registered kind around a network, which becomes a part of it, in the mode of the network.
+
+    ``settings`` may have ``network_outputs``, what the outputs of the network mean, and ``network_flat``, whether they
+    are ``(N,)``: the kind is put around its logits then, and the outputs of the module mean the same again.
+    """
     known = _kinds()
     if kind not in known:
         raise PatchError(
             f"wrapper kind {kind!r} is not registered; known are {', '.join(sorted(known)) or 'none'}. Install the "
             f"package that made the patch, with its entry point in the group '{GROUP}'."
         )
+    own = dict(settings)
+    form, flat = own.pop("network_outputs", None), bool(own.pop("network_flat", False))
     try:
-        made: nn.Module = known[kind].load()(network, dict(settings), dict(tensors))
+        inside = network if form is None else AsLogits(network, form)
+        made: nn.Module = known[kind].load()(inside, own, dict(tensors))
+        made = made if form is None else AsStated(made, form, flat)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PatchError(f"wrapper kind {kind!r}: its settings or tensors do not fit the model ({error}).") from error
     for module in set(made.modules()) - set(network.modules()):

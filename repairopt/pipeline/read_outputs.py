@@ -93,7 +93,7 @@ def _numbers(
         ways = ", ".join(ADAPTER.format(repr(word)) for word in ("one logit", "one probability", "regression"))
         raise ModelError(
             f"model {type(model).__name__}: gives one output for each row, and '{of_classes[0]}' speaks of "
-            f"classes. Say what the output means: {ways}."
+            f"classes. Say what the output means: {ways}; in a spec file model: {{outputs: one logit}}."
         )
     if len(outputs) < 2 or len(torch.unique(outputs.argmax(1))) > 1:
         return forward_fn, ""

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from repairopt.errors import RepairError, SpecificationError, WrongBaseError, public
+from repairopt.network import Classifier, split_model
 from repairopt.patches import fingerprint, whole_file
 from repairopt.report.pictures.collect import evidence_from_dict
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence
@@ -36,11 +37,11 @@ class Repair:
     candidate: Any = None
 
     @public
-    def as_patch(self, model: nn.Module, **info: Any) -> Any:
+    def as_patch(self, model: nn.Module | Classifier, **info: Any) -> Any:
         """The repair as a file for the original model.
 
         Args:
-            model: The model that was given to :func:`solve_repair`.
+            model: The model, or the Classifier, that was given to :func:`solve_repair`.
             **info: Fields of :class:`repairopt.patches.PatchInfo`, and ``spec``; what is not given is taken from the
                 report: solvers, seed, claims, notes, versions.
 
@@ -50,6 +51,7 @@ class Repair:
         Raises:
             WrongBaseError: ``model`` is not the model that was repaired.
         """
+        model = split_model(model)[0]
         patch = self.candidate.as_patch(model, **{**self.report.patch_info(), **info})
         subjects, leads = self.report.subjects, fingerprint(self.model)
         own = fingerprint(model if subjects is None else subjects.original)

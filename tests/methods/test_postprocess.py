@@ -34,7 +34,7 @@ from repairopt.interfaces.testing import check_method
 from repairopt.localize import Wrapped
 from repairopt.methods import available_methods, threshold_frontier
 from repairopt.methods.postprocess.group_columns import find_columns
-from repairopt.patches import load_patch
+from repairopt.patches import export_onnx, load_patch, wrap
 
 NEW = ("swarm", "fine_tune", "offsets", "thresholds", "vote")
 
@@ -110,6 +110,54 @@ def test_wrapped_networks_go_through_onnx(method, tmp_path):
     moved = move_patch(spec, patch, tmp_path / "new.onnx")
     assert moved.kind == "onnx"
     assert moved.largest_difference < 1e-5
+
+
+class Lead(nn.Module):
+    """The lead of the second of two logits, ``(N, 1)``."""
+
+    def forward(self, logits):
+        return logits[:, 1:] - logits[:, :1]
+
+
+STATED = {
+    "one logit": [Lead()],
+    "one logit, flat": [Lead(), nn.Flatten(0)],
+    "probabilities": [nn.Softmax(1)],
+    "one probability, flat": [Lead(), nn.Sigmoid(), nn.Flatten(0)],
+}
+
+
+READ = [(name, "thresholds") for name in STATED]
+READ += [("one logit, flat", name) for name in ("reject_option", "vote", "hard_voting")]
+READ += [("probabilities", name) for name in ("offsets", "dropout_alignment")]
+
+
+@pytest.mark.parametrize(("name", "method"), READ)
+def test_networks_of_one_number_and_of_probabilities_are_wrapped_like_their_logits(name, method, given, tmp_path):
+    network = nn.Sequential(given.model, *STATED[name]).eval()
+    read = Classifier(network, outputs=name.partition(",")[0])
+    options = {"data": (given.inputs, given.labels), "method": method}
+    found = repair_with(read, observed(given), **options)
+    wanted = repair_with(given.model, observed(given), **options).report.measure().after
+    assert found.report.measure().after == pytest.approx(wanted, abs=0.03)
+    own, before = found.model(given.inputs), network(given.inputs)
+    assert own.shape == before.shape
+    assert not torch.equal(own, before)
+    assert "logit" in name or bool(((own >= 0) & (own <= 1)).all())
+    found.as_patch(read).save(tmp_path / "gap.safetensors")
+    again = load_patch(tmp_path / "gap.safetensors")
+    assert torch.equal(again.apply(network)(given.inputs), own)
+    assert torch.equal(again.revert(found.model)(given.inputs), before)
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_such_wrapped_networks_are_exported(name, given, tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    network = nn.Sequential(given.model, *STATED[name]).eval()
+    settings = {"weight": 0.4, "network_outputs": name.partition(",")[0], "network_flat": "flat" in name}
+    vote = wrap("vote", network, settings, {key: 1.5 * value for key, value in network.state_dict().items()})
+    assert export_onnx(vote, given.inputs[:8], tmp_path / "vote.onnx").largest_difference < 1e-5
 
 
 def test_a_wrapped_patch_is_not_reverted_on_what_is_not_wrapped(tmp_path):
@@ -202,7 +250,7 @@ def test_what_they_need_is_said(given):
         repair_with(three, observed(given, 0.0, favorable=1), method="thresholds", data=data)
     read = Classifier(given.model, lambda model, x: 2 * model(x))
     for method in ("offsets", "thresholds", "vote"):
-        with pytest.raises(SpecificationError, match="the Classifier reads them in another"):
+        with pytest.raises(SpecificationError, match="in another way. Put its forward_fn into a module"):
             repair_with(read, gap, method=method, data=data)
     with pytest.raises(SpecificationError, match="pass column= as well"):
         repair_with(given.model, gap, method=OffsetsByGroup(cuts=[0.5]))

@@ -61,7 +61,7 @@ class Thresholds:
         data = list(task.data) or labelled_data([*task.constraints, goal])
         if not data:
             raise SpecificationError("method Thresholds: there are no labelled samples. Pass data=(inputs, labels).")
-        module = with_offsets(task, self)
+        module, read = with_offsets(task, self)
         score, group = _scores(task, module, goal.samples.inputs)
         labelled = [(*_scores(task, module, x), (y == goal.favorable).cpu().numpy()) for x, y in data]
         rows = Scored(*(np.concatenate([part[k] for part in labelled]) for k in range(3)))
@@ -75,7 +75,9 @@ class Thresholds:
                 shift = -torch.tensor(chosen).clamp(-largest, largest)
                 module.offsets[:, goal.favorable] = shift.to(module.offsets)
             settings, tensors = module.parts()
-            candidate = Wrapped("group_offsets", settings, {name: one.clone() for name, one in tensors.items()})
+            candidate = Wrapped(
+                "group_offsets", {**settings, **read}, {name: one.clone() for name, one in tensors.items()}
+            )
             judged = task.judge.keep(candidate)
             task.log.last = (0, len(chosen), None)
             better = best is None or judged.better_than(best)

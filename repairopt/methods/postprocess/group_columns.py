@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.task import Task
 from repairopt.specify import Divided, inputs_of, measured
 
 from .group_offsets import MOST_VALUES, GroupOffsets
+from .two_networks import network_of_logits
 
 
-def with_offsets(task: Task, method: Any) -> GroupOffsets:
-    """The network of a repair with an offset for each group and output, all 0.
+def with_offsets(task: Task, method: Any) -> tuple[GroupOffsets, dict[str, Any]]:
+    """The network of a repair with an offset for each group and logit, all 0; what settings say of its outputs.
 
     Args:
         task: The repair.
@@ -23,14 +24,10 @@ def with_offsets(task: Task, method: Any) -> GroupOffsets:
             that tell the groups of the goal, or else of a bound.
 
     Raises:
-        SpecificationError: No property compares groups, no column tells them, or outputs are read by a ``forward_fn``.
+        SpecificationError: No property compares groups, no column tells them, or see :func:`network_of_logits`.
     """
     name = f"method {type(method).__name__}"
-    if task.engine.forward_fn is not None:
-        raise SpecificationError(
-            f"{name}: adds to the outputs (N, k) of the module itself, but the Classifier reads them in another way. "
-            f"Put that into a module of your own, whose call takes rows (N, d) and gives logits."
-        )
+    network, read = network_of_logits(task, method)
     items = [measured(item) for item in (task.goal, *task.constraints)]
     compared: Any = next((item.samples for item in items if isinstance(item, Divided)), None)
     if compared is None:
@@ -53,8 +50,7 @@ def with_offsets(task: Task, method: Any) -> GroupOffsets:
                 f"{', '.join(compared.names)}. The network must read the group; pass column= (and values= or cuts=)."
             )
         how = found
-    network: nn.Module = task.engine.model
-    return GroupOffsets(network, inputs, how.pop("column"), **how)
+    return GroupOffsets(network, inputs, how.pop("column"), **how), read
 
 
 def find_columns(inputs: Tensor, member: Tensor) -> dict[str, Any] | None:

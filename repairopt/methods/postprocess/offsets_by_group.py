@@ -52,7 +52,7 @@ class OffsetsByGroup:
 
     def run(self, task: Task) -> Outcome:
         """Solve for the offsets; whatever ends it, the best ones so far are known to the repair."""
-        module = with_offsets(task, self)
+        module, read = with_offsets(task, self)
         everything = {"offsets": torch.arange(module.offsets.numel())}
         engine = Engine(module, everything, memory_limit=task.engine.memory_limit)
         spec = replace(task.spec, constraints=task.constraints)
@@ -64,13 +64,13 @@ class OffsetsByGroup:
             outcome = run_with(inner, method)
         finally:
             if judge.best is not judge.original:
-                best = _wrapped(module, engine, judge.best.delta)
+                best = _wrapped(module, read, engine, judge.best.delta)
                 task.judge.remember(replace(judge.best, candidate=best))
-        candidate = _wrapped(module, engine, outcome.delta)
+        candidate = _wrapped(module, read, engine, outcome.delta)
         return replace(outcome, candidate=candidate, surrogate=None, linearization=None, step=None)
 
 
-def _wrapped(module: GroupOffsets, engine: Engine, delta: Array) -> Wrapped:
+def _wrapped(module: GroupOffsets, read: dict[str, Any], engine: Engine, delta: Array) -> Wrapped:
     settings, tensors = module.parts()
     offsets = engine.weights(engine.as_delta(np.asarray(delta)))["offsets"]
-    return Wrapped("group_offsets", settings, {**tensors, "offsets": offsets.detach()})
+    return Wrapped("group_offsets", {**settings, **read}, {**tensors, "offsets": offsets.detach()})

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repairopt.patches import AsLogits
+
 from .soft_vote import other_network
 
 OWN = "vote."  # begins the names of tensors that are not the other network's
@@ -180,8 +182,9 @@ def with_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a network, with the same tensors, whose layers at some places have masked inputs."""
     known: dict[int, Any] = {id(one): one for one in (*network.parameters(), *network.buffers())}
     made = copy.deepcopy(network, known)
+    plain: nn.Module = made.network if isinstance(made, AsLogits) else made
     for name, mask in masks.items():
-        inside = dict(made.named_modules())
+        inside = dict(plain.named_modules())
         if name not in inside:
             raise ValueError(f"the network has no module '{name}'")
         parent, _, leaf = name.rpartition(".")

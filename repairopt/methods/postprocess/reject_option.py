@@ -22,7 +22,6 @@ from repairopt.specify import Grouped, measured
 
 from .group_columns import with_offsets
 from .group_offsets import GroupOffsets
-from .two_networks import check_plain
 
 METRICS = ("statistical parity", "average odds", "equal opportunity")
 STEP = 1e-3  # logit by which a row near the threshold is on the side of its group, at least
@@ -110,7 +109,6 @@ class RejectOption:
 
     def run(self, task: Task) -> Outcome:
         """Try the grid on the labelled data."""
-        check_plain(task, self)
         goal = measured(task.goal)
         favorable = goal.favorable if isinstance(goal, Grouped) else None
         if favorable not in (0, 1):
@@ -119,7 +117,7 @@ class RejectOption:
                 f"between groups."
             )
         x, y = material_of(task, failing=False).training
-        module = with_offsets(task, self)
+        module, read = with_offsets(task, self)
         outputs = task.engine.predict()(x).double().cpu()
         member = module.membership(x.to(module.offsets)).cpu()
         if outputs.shape[1] != 2 or member.shape[1] != 2:
@@ -138,7 +136,7 @@ class RejectOption:
             module.offsets.zero_()
             module.offsets[:, 0] = torch.tensor([1.0 if a == unprivileged else -1.0 for a in (0, 1)])
         settings, tensors = module.parts()
-        settings |= {"favorable": int(favorable), "threshold": threshold, "margin": margin}
+        settings |= {**read, "favorable": int(favorable), "threshold": threshold, "margin": margin}
         candidate = Wrapped("reject_option", settings, {name: one.clone() for name, one in tensors.items()})
         task.log.last = (0, 2, None)
         task.record(f"threshold {threshold:.3g}, margin {margin:.3g}", task.judge.keep(candidate))

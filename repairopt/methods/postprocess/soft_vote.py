@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.patches import wrap
+from repairopt.patches import AsLogits, wrap
 
 
 class SoftVote(nn.Module):
@@ -64,9 +64,11 @@ def other_network(network: nn.Module, settings: Mapping[str, Any], tensors: Mapp
         ValueError: A tensor does not fit.
     """
     other = copy.deepcopy(network)
+    plain: nn.Module = other.network if isinstance(other, AsLogits) else other
     if settings.get("kind"):
-        return wrap(settings["kind"], other, settings["settings"], tensors)
-    own = other.state_dict()
+        made = wrap(settings["kind"], plain, settings["settings"], tensors)
+        return AsLogits(made, other.form) if isinstance(other, AsLogits) else made
+    own = plain.state_dict()
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
             raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, the network's {tuple(own[name].shape)}")

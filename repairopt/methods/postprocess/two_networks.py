@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from repairopt.errors import SpecificationError
 from repairopt.localize import WeightChange, Wrapped
@@ -15,7 +16,9 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.registry import find_method
 from repairopt.methods.subtask import run_with
 from repairopt.methods.task import Task
-from repairopt.network import Candidate
+from repairopt.network import Candidate, Reading, meaning_of
+from repairopt.patches import FORMS, AsLogits
+from repairopt.specify import inputs_of, measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +43,41 @@ class TwoNetworks:
 
     def repaired(self, task: Task) -> tuple[Outcome, dict[str, Any], dict[str, Any]]:
         """Run the method ``of``: its outcome, settings and tensors of the other network, none where it is the same."""
-        check_plain(task, self)
+        _, read = network_of_logits(task, self)
         outcome = run_with(task, find_method(self.of))
-        return outcome, *other_parts(task, outcome.candidate)
+        settings, tensors = other_parts(task, outcome.candidate)
+        return outcome, {**read, **settings}, tensors
 
 
-def check_plain(task: Task, method: object) -> None:
-    """Refuse a network whose outputs are read in another way than its call gives them.
+def network_of_logits(task: Task, method: object) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a repair as a wrapper takes it, and what the settings of the wrapper say of its outputs.
 
     Args:
         task: The repair.
         method: Who asks, for the message.
 
+    Returns:
+        A module from inputs to logits ``(N, k)``, and settings for :func:`repairopt.patches.wrap`: none where the
+        network gives logits itself.
+
     Raises:
-        SpecificationError: The Classifier has a ``forward_fn``, or another meaning of outputs than logits.
+        SpecificationError: The Classifier has a ``forward_fn``, or outputs that logits cannot be turned into again.
     """
-    if task.engine.forward_fn is not None:
+    model, read = task.engine.model, task.engine.forward_fn
+    if read is None:
+        return model, {}
+    form = meaning_of(read)
+    if form not in FORMS or not isinstance(read, Reading) or read.forward_fn is not None:
         raise SpecificationError(
-            f"method {type(method).__name__}: reads the outputs (N, k) of the module itself, but the Classifier reads "
-            f"them in another way. Put that into a module of your own, whose call takes the inputs and gives logits."
+            f"method {type(method).__name__}: goes around the module itself, whose outputs are to be logits, "
+            f"probabilities or one number for each row, but the Classifier reads them in another way. Put its "
+            f"forward_fn into a module of your own."
         )
+    known = inputs_of(measured(task.goal))
+    few = known if known is not None else next(iter(task.data))[0]
+    with torch.no_grad():
+        flat = model(task.engine.converted(few[:2])).ndim == 1
+    return AsLogits(model, form), {"network_outputs": form, "network_flat": flat}
 
 
 def other_parts(task: Task, candidate: Candidate | Any) -> tuple[dict[str, Any], dict[str, Any]]:
