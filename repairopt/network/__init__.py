@@ -2,7 +2,7 @@
 
 from .candidate import Array, Candidate, ModuleCandidate, network_of
 from .changed_network import ForwardFunction
-from .classifier import UNORDERED, Classifier, Reading, meaning_of, split_model
+from .classifier import UNORDERED, Classifier, Reading, meaning_of, second_of_two, split_model
 from .deadline import Stop, check_time, is_late, limited, time_left
 from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
 from .engine import CACHE_BYTES, Engine, Predict, Remembering, batched

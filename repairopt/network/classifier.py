@@ -32,10 +32,10 @@ class Reading:
     def __call__(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Run the model and convert what it returns."""
         found: Any = model(inputs) if self.forward_fn is None else self.forward_fn(model, inputs)
-        if self.outputs in UNORDERED[:2]:  # what bounds of regions read step by step, as the next
+        if self.outputs in UNORDERED[:2]:  # what bounds of regions read step by step
             return _as_rows(found)
-        if self.outputs == "one logit" and _is_traced(found):
-            return _as_rows(found) * torch.tensor([0.0, 1.0])
+        if self.outputs == "one logit":
+            return second_of_two(found)
         return _converted(found, self.outputs) if self.outputs in _CONVERSIONS else found
 
 
@@ -48,7 +48,13 @@ def _converted(outputs: Tensor, meaning: str) -> Tensor:
     return _CONVERSIONS[meaning](outputs)
 
 
+def second_of_two(outputs: Tensor) -> Tensor:
+    """Logits ``(N, 2)`` of one logit ``(N,)`` or ``(N, 1)``, of the second class; a linear step of a trace."""
+    return nn.functional.pad(_one_column(outputs), (1, 0))
+
+
 fx.wrap("_converted")
+fx.wrap("second_of_two")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +121,6 @@ def _as_rows(outputs: Tensor) -> Tensor:
 
 
 _CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "one logit": lambda outputs: nn.functional.pad(_one_column(outputs), (1, 0)),
     "probabilities": _log,
     "one probability": lambda outputs: _log(torch.cat([1 - _one_column(outputs), _one_column(outputs)], dim=1)),
     "several probabilities": lambda outputs: _log(_as_rows(outputs)) - _log(1 - _as_rows(outputs)),

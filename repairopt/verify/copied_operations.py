@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repairopt.network import second_of_two
 from repairopt.program import AffineLayer, Array, Layer, RectifierLayer, SmoothLayer, SumLayer
 
 AT_A_TIME = 512  # rows of an identity matrix
@@ -171,6 +172,11 @@ def _functional_conv(call: Operation) -> int | None:
 @copies(F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)
 def _average(call: Operation) -> int | None:
     return _affine(call, _probed(lambda rows: call.run(rows, *call.args[1:], **call.kwargs), call.flow.shape), None)
+
+
+@copies(second_of_two)
+def _second_of_two(call: Operation) -> int | None:
+    return _affine(call, np.array([[0.0], [1.0]]), None, 0) if call.flow.shape in ((), (1,)) else None
 
 
 @copies(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

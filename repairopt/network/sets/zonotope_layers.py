@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from repairopt.errors import SpecificationError
+from repairopt.network.classifier import second_of_two
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +207,7 @@ def linear_function(call: Call, weighted: bool = False) -> Zonotope | None:
 
 relaxation(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)(linear_function)
 relaxation(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)(linear_function)
+relaxation(second_of_two)(linear_function)
 relaxation(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d)(
     partial(linear_function, weighted=True)
 )
@@ -216,7 +218,7 @@ relaxation(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2
 def _reshape(call: Call) -> Zonotope | None:
     """Row-major reshapes keep samples apart exactly if they keep the first size."""
     z, center = call.z, call.run(call.z.center, *call.args[1:], **call.kwargs)
-    if center.ndim < 2 or center.shape[0] != z.center.shape[0]:
+    if not center.ndim or center.shape[0] != z.center.shape[0]:
         return None
     return Zonotope(center, z.generators.reshape(*z.generators.shape[:2], *center.shape[1:]))
 
