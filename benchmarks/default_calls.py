@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import environment  # noqa: F401 (before numpy and torch)
 import numpy as np
 import torch
 from benchmark_files import read_csv, write_csv
+from default_measures import YES, answers, gap_of, measured
 from default_peers import PEERS
 from default_tables import RECIDIVISM, Rows, adult, bank, recidivism
 from torch import nn
@@ -34,7 +34,6 @@ from torch import nn
 from repairopt import SQP, Bound, GroupGap, MissRate, OddsGap, solve_repair
 
 TRAINING, STEPS, BATCH = 8_000, 600, 256
-YES = 1  # more than 50K
 CUTS, FLOORS = 400, (0.05, 0.03)  # thresholds of each group that are looked at, and gaps, where nobody can be better
 TEXT = ("job", "method", "verdict", "claimed", "weights")
 READING = """# Default calls on public tables
@@ -180,35 +179,6 @@ def divided(job: Job, seed: int, half: int) -> tuple[Rows, Rows, Rows]:
     own = order[start : start + job.rows]
     rest = np.concatenate([order[job.training : start], order[start + job.rows :]])
     return everything.at(order[: job.training]), everything.at(own), everything.at(rest)
-
-
-# ---------------------------------------------------------------- what is measured
-
-
-def gap_of(job: Job, rows: Rows, yes: np.ndarray) -> float:
-    """The gap that the job speaks of, computed here anew."""
-    groups, labels = job.groups(rows), rows.y.numpy()
-    within = [labels == k for k in (0, 1)] if job.kind == "odds" else [np.ones(len(labels), dtype=bool)]
-    sizes = []
-    for part in within:
-        rates = [yes[part & (groups == name)].mean() for name in np.unique(groups)]
-        sizes += [abs(a - b) for a, b in combinations(rates, 2)]
-    return float(np.mean(sizes) if job.score == "difference" else np.max(sizes))
-
-
-def measured(job: Job, rows: Rows, yes: np.ndarray) -> dict[str, float]:
-    """Gap, accuracy, recall of the rare class, and the extreme rates."""
-    labels, groups = rows.y.numpy() == 1, job.groups(rows)
-    rates = [yes[groups == name].mean() for name in np.unique(groups)]
-    found = {"gap": gap_of(job, rows, yes), "accuracy": float((yes == labels).mean())}
-    found |= {"recall": float(yes[labels].mean()), "lowest rate": min(rates), "highest rate": max(rates)}
-    return found
-
-
-def answers(network: nn.Module, rows: Rows) -> np.ndarray:
-    """Whether each row gets the favorable answer."""
-    with torch.no_grad():
-        return np.asarray(network(rows.x).argmax(1).numpy() == YES)
 
 
 def repaired(job: Job, network: nn.Module, own: Rows, rest: Rows, method: Any = "auto") -> dict[str, Any]:

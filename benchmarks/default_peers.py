@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from default_measures import answers, gap_of
 from torch import Tensor, nn
 
 YES = 1
@@ -159,8 +160,6 @@ def adam(job: Any, network: Any, own: Any) -> Answers:
 
 def _tuned(job: Any, network: Any, own: Any, penalty: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Answers:
     """The most accurate network of a sweep that meets the bound on a third of the rows; else that of the least gap."""
-    from default_calls import answers, gap_of
-
     order = np.random.default_rng(0).permutation(len(own.x))
     fit, rest = own.at(order[len(order) // 3 :]), own.at(order[: len(order) // 3])
     members = torch.tensor(one_hot(job.groups(fit)), dtype=torch.float32)
