@@ -46,6 +46,11 @@ class Predictor:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of inputs ``(N, ...)``; a SpecificationError without any."""
+        if not isinstance(inputs, Tensor):
+            raise SpecificationError(
+                f"predict: got inputs of type {type(inputs).__name__}; expected a tensor (N, ...), as of "
+                f"torch.as_tensor(inputs)."
+            )
         if not inputs.ndim or not len(inputs):
             raise SpecificationError(f"predict: no inputs, shape {tuple(inputs.shape)}; expected (N, ...), N above 0.")
         if not self._frozen:
@@ -75,12 +80,15 @@ class Remembering(Predictor):
     def __init__(self, engine: Engine, delta: Any = None) -> None:
         super().__init__(engine, engine.as_delta(delta), frozen=True)
         self.outputs: dict[tuple[object, ...], Tensor] = {}
+        self._seen: dict[tuple[object, ...], tuple[Tensor, int]] = {}  # alive, so that no other takes their memory
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
-        key = identity(inputs)
-        if key not in self.outputs:
-            self.outputs[key] = super().__call__(inputs)
+        if not isinstance(inputs, Tensor):
+            return super().__call__(inputs)
+        key, version = identity(inputs), 0 if inputs.is_inference() else inputs._version
+        if key not in self.outputs or self._seen[key][1] != version:
+            self.outputs[key], self._seen[key] = super().__call__(inputs), (inputs, version)
         return self.outputs[key]
 
 

@@ -69,6 +69,8 @@ def solve(
         ProgramError: The Hessian is not positive semidefinite, and the back end needs that; or memory would not do.
         SolverError: The back end raised, and no other one was to be tried.
     """
+    if not isinstance(program, Program):
+        raise ProgramError(f"solve: got a {type(program).__name__}; expected a Program.")
     first: Any = find_solver(program, solver)
     convex = check_convex(program, first)
     check_size(program)

@@ -47,7 +47,12 @@ from .contracts import (
 )
 from .contradictions import said_of_contradictions as said_of_contradictions
 from .costs import ExpectedCost
-from .expected import Expected as Expected, is_one_of as is_one_of, keep_plain as keep_plain
+from .expected import (
+    Expected as Expected,
+    is_one_of as is_one_of,
+    is_sequence as is_sequence,
+    keep_plain as keep_plain,
+)
 from .fixing import AttackSuccess, UnfixedRate
 from .folds import Folds, distinct_rows, overlap, tied_sets
 from .groups.calibration import CalibrationError
