@@ -85,6 +85,7 @@ from .measures import REQUIRED, ROWS, UP, WAYS, Argument, Given, Measure
 from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRate
 from .region_goals import KeepRegions, UnprovedRegions, as_region_goal, is_of_regions, place_in
 from .regions import Region
+from .repeatable import check_repeatable as check_repeatable
 from .robustness import AdversarialError, CertifiedRadius
 from .sample_weights import (
     LabelledPair,
@@ -103,7 +104,6 @@ from .specification import (
     LabelledRows,
     Specification,
     as_property,
-    check_repeatable,
     labelled_pairs,
     make_specification,
     repeated_rows,

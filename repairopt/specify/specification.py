@@ -34,7 +34,7 @@ from .contracts import (
 )
 from .folds import overlap
 from .groups.kinds_of_gaps import other_kinds
-from .margins import anchor, goal_value
+from .margins import anchor
 from .region_goals import as_region_goal
 from .sample_weights import LabelledPair, is_weighted, row_weights, weighted
 
@@ -246,18 +246,6 @@ def _as_tuple(what: str, value: Any) -> tuple[Any, ...]:
             return (value,)
         raise SpecificationError(f"{what}: expected a list or tuple, got {type(value).__name__}.")
     return tuple(value)
-
-
-def check_repeatable(spec: Specification, predictor: Callable[[], Predict]) -> None:
-    """A SpecificationError where a function of the user gives another number for the same network."""
-    for item in (spec.goal, *map(measured, spec.on_outputs)):
-        if isinstance(item, Property) and hasattr(item, "function"):
-            first, second = (goal_value(item, predictor()) for _ in range(2))
-            if abs(first - second) > 1e-5 * max(1.0, abs(first)):
-                raise SpecificationError(
-                    f"'{item.name}' is {first:g} and then {second:g} for the same network. Draw what is random once, "
-                    f"outside of the function, read loaders in one order, and write into no outputs in place."
-                )
 
 
 def repeated_rows(spec: Specification, data: Any) -> str:
