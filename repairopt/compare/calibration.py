@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,8 @@ def calibrate_margin(
     """
     if not len(margins) or folds < 2:
         raise SpecificationError(f"calibrate_margin: {len(margins)} margins, {folds} folds; expected 1 and 2 at least.")
+    if not is_dataclass(keep) or isinstance(keep, type) or not hasattr(keep, "margin"):
+        raise SpecificationError(f"calibrate_margin: keep is a {type(keep).__name__}; expected KeepLabels(...).")
     given = (model, goal, keep, SQP(confidence=None) if method is None else method, settings)
     model, goal, _, chosen, settings, options = without_former(*given, options)
     options |= {"method": chosen, "settings": settings}

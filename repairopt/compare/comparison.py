@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from repairopt.errors import ResultError, SpecificationError, public
 from repairopt.patches import whole_file
 from repairopt.report import render_comparison, shown_letters
+from repairopt.specify import is_sequence
 
 from .blocks import adjust_means
 from .cell import Cell, CellOutcome, Job, Limits
@@ -222,7 +223,7 @@ def compare_repairs(
         >>> from repairopt.compare import compare_repairs, Subject  # doctest: +SKIP
         >>> print(compare_repairs(subject, ["sqp", "fine_tune", "Apricot (AP)"], folder="study"))  # doctest: +SKIP
     """
-    given = [subjects] if isinstance(subjects, Subject) else list(subjects)
+    given = [subjects] if isinstance(subjects, Subject) else list(subjects) if is_sequence(subjects) else []
     if not given or not all(isinstance(one, Subject) for one in given):
         raise SpecificationError("subjects: expected one or several repairopt.compare.Subject.")
     if len({one.name for one in given}) < len(given):

@@ -21,7 +21,7 @@ from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.report import Repair, Verdict, render_frontier
 from repairopt.specify import (
     LabelledPair,
-    as_property,
+    Specification,
     goal_value,
     make_specification,
     row_weights,
@@ -200,7 +200,7 @@ def trace_frontier(
     if rest:
         raise TypeError(f"trace_frontier() got an unexpected keyword argument '{min(rest)}'")
     module, forward_fn = split_model(model)
-    goal = as_property(goal)
+    goal = Specification(goal).goal
     data, held_out = _labelled("data", data), _labelled("held_out", held_out)
     engine = Engine(module, forward_fn=forward_fn)
     value = goal_value(goal, engine.predict())

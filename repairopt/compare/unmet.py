@@ -26,7 +26,7 @@ from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
 from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
 from repairopt.report import Repair, Verdict
-from repairopt.specify import CallableProperty, ChangeConstraint, Specification, as_property, is_strict
+from repairopt.specify import CallableProperty, ChangeConstraint, Specification, is_strict
 from repairopt.surrogate import linearize
 
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
@@ -110,7 +110,7 @@ def explain_unmet(
         raise SpecificationError(f"constraints: two are called '{repeated[0]}'; give each a name= of its own.")
     given = (model, goal, constraints, SQP(confidence=None) if method is None else method, settings)
     model, goal, _, chosen, settings, options = without_former(*given, options)
-    goal = as_property(goal)
+    goal = Specification(goal, tuple(items)).goal
     options |= {"method": find_method(chosen), "settings": settings}
     limit = float(goal.target)
     first = solve_repair(model, goal, items, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -205,8 +206,9 @@ class _Search:
                 return found if named else self._unprotected(found)
         if isinstance(how, NeuronLocalizer | WeightLocalizer) and not isinstance(how, type):
             return self._unprotected(self._trainable(how, self._by_localizer(how)))
+        shown = " ".join(reprlib.repr(how).split())
         raise SpecificationError(
-            f"localize: how={how!r} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
+            f"localize: how={shown} is a {type(how).__name__}; expected 'last', 'all', 'care', 'gradient', 'auto', a "
             f"name or pattern, Layers, Neurons, Inputs, CARE, Gradient, another localizer, a Location, a mapping, or a "
             f"list of these."
         )
@@ -232,11 +234,12 @@ class _Search:
         """The last layer of large networks; else Gradient where the goal is differentiable, else CARE, else that."""
         counted: Any = {} if count is None else {"count": count}
         size = sum(parameter.numel() for parameter in self.graph.parameters.values())
+        last = "last" if self.graph.affine else "all"  # parameters that are in no layer
         if size > LARGE:
-            found = self.select(Gradient(within="last", **counted) if counted else "last")
+            found = self.select(Gradient(within=last, **counted) if counted else last)
             return replace(found, method=f"{found.method}, the first choice for a network of {size:,} weights")
         if self.goal is None:
-            return self.select(Gradient(within="last", **counted) if counted else "last")
+            return self.select(Gradient(within=last, **counted) if counted else last)
         try:
             return self.select(Gradient(**counted))
         except SpecificationError:  # the goal has no derivative
@@ -245,7 +248,7 @@ class _Search:
                     return self.select(CARE(**counted))
             if counted:
                 raise
-            return self.select("last")
+            return self.select(last)
 
     def _trainable(self, how: Any, found: Location) -> Location:
         """What a choice that names no parameters may change."""
@@ -318,6 +321,8 @@ class _Search:
 
     def _last(self) -> Location:
         if not self.graph.affine:
+            if sum(parameter.ndim > 1 for parameter in self.graph.parameters.values()) == 1:
+                return self._named("all")  # parameters of one layer that is no module
             raise ModelError(
                 f"{self.graph.what}: has no linear or convolutional layer for 'last'. Name the weights instead."
             )

@@ -217,7 +217,7 @@ def first_inputs(goal: Any, constraints: Sequence[Any]) -> Tensor | None:
     seen: list[Tensor] = []
 
     def ask(inputs: Tensor) -> Tensor:
-        seen.append(inputs)
+        seen.extend([inputs] if isinstance(inputs, Tensor) else [])
         raise Asked
 
     own = inputs_of(goal)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 from repairopt.errors import SpecificationError
+from repairopt.specify import is_sequence
 
 
 @dataclass(frozen=True, init=False)
@@ -49,7 +50,7 @@ class LowRank:
     def __init__(self, rank: int = 8, layers: str | Sequence[str] = ()) -> None:
         if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
             raise SpecificationError(f"LowRank: rank={rank!r}; expected a whole number, 1 or more.")
-        names = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else (layers,)
+        names = tuple(layers) if is_sequence(layers) else (layers,)
         if other := [name for name in names if not isinstance(name, str)]:
             raise SpecificationError(f"LowRank: {other[0]!r} is no name; expected texts, as in layers=['fc4', 'fc6'].")
         object.__setattr__(self, "rank", int(rank))

@@ -77,7 +77,7 @@ def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArr
     A SpecificationError where a name or a shape does not fit, or a weight is changed that may not change.
     """
     parameters = dict(model.named_parameters())
-    if hasattr(start, "apply"):
+    if hasattr(start, "apply") and not isinstance(start, nn.Module):
         patched = dict(start.apply(model).named_parameters())
         start = {name: (patched[name] - own).detach() for name, own in parameters.items()}
     start = getattr(start, "delta", start)
@@ -92,6 +92,8 @@ def gather_change(model: nn.Module, location: Location, start: Any) -> npt.NDArr
             came = tuple(getattr(change, "shape", ()))
             want = f"shape {shape}" if shape is not None else f"a parameter among {', '.join(map(repr, parameters))}"
             raise SpecificationError(f"start['{name}'] has shape {came}; expected {want}.")
+        if not bool(torch.isfinite(torch.as_tensor(change)).all()):
+            raise SpecificationError(f"start['{name}'] holds NaN or infinite numbers; expected finite changes.")
         allowed = location.indices.get(name, torch.zeros(0, dtype=torch.int64)).cpu()
         fixed = torch.as_tensor(change).reshape(-1).detach().double().cpu().clone()
         fixed[allowed] = 0.0

@@ -8,11 +8,14 @@ is split there, at its frontier.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from repairopt.errors import ModelError
 
 from .inference_tensors import usable
 from .linear_layers import ChangedLayer, changed_layers
@@ -28,6 +31,7 @@ from .model_checks import (
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
 
+FEW = 5  # rows on which a network is tried
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -179,7 +183,7 @@ class ChangedNetwork:
         """Check that the network is usable on inputs of this shape; the first time, split it."""
         if inputs.shape[1:] in self._shapes:
             return
-        few = usable(inputs[torch.arange(5, device=inputs.device) % inputs.shape[0]]).detach()
+        few = usable(inputs[torch.arange(FEW, device=inputs.device) % inputs.shape[0]]).detach()
         if not few.is_floating_point():  # integers too where nothing runs, so that the error speaks of them
             self._takes_integers = accepts(self.caller, few.to(self.device)) or not accepts(
                 self.caller, self.converted(few)
@@ -198,3 +202,25 @@ class ChangedNetwork:
         self._layers = changed_layers(self.suffix, self.indices)
         changed = {name: p for name, p in self.caller.model.named_parameters() if name in self.indices}
         self._replaceable = Replaceable(self.suffix, changed)
+
+    def check_read(self, inputs: Tensor) -> None:
+        """A ModelError where forward reads none of the chosen weights, as where it calls layers of another module."""
+        part, start = self.to_frontier(inputs[:FEW]), self.as_delta(None)
+        assert self._replaceable is not None
+        with torch.enable_grad():
+            weights = self.weights(start.requires_grad_())
+            outputs = self._replaceable.run(weights, tuple(one.clone() for one in part))
+            with suppress(RuntimeError):  # of a function without a derivative
+                if torch.autograd.grad(outputs.sum(), start, allow_unused=True)[0] is not None:
+                    return
+        with torch.no_grad():  # without derivatives, as of NumPy in forward, the weights may be read all the same
+            changes = [start + share * self.scale.to(start) for share in (1.0, -0.5)]
+            others = [
+                self._replaceable.run(self.weights(change), tuple(one.clone() for one in part)) for change in changes
+            ]
+        if all(torch.equal(outputs, other) for other in others):
+            raise ModelError(
+                f"model {type(self.model).__name__}: its outputs do not change with the chosen weights, "
+                f"{', '.join(map(repr, [*self.indices][:4]))}. Look for a forward that was replaced by a function, or "
+                f"for a hook: a copy of the model still calls the layers of the original through it."
+            )

@@ -22,7 +22,7 @@ from .changed_network import ChangedNetwork, ForwardFunction
 from .classifier import UNORDERED, meaning_of
 from .deadline import check_time
 from .linear_tape import LinearTape
-from .remembered import ByTensor, LastPoints, T, identity
+from .remembered import ByTensor, LastPoints, T, identity, version_of
 from .shards import Shards
 from .still_rows import StillRows, columns_read, moved_rows
 from .tracing import ONE_AT_A_TIME
@@ -46,6 +46,11 @@ class Predictor:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of inputs ``(N, ...)``; a SpecificationError without any."""
+        if not isinstance(inputs, Tensor):
+            raise SpecificationError(
+                f"predict: got inputs of type {type(inputs).__name__}; expected a tensor (N, ...), as of "
+                f"torch.as_tensor(inputs)."
+            )
         if not inputs.ndim or not len(inputs):
             raise SpecificationError(f"predict: no inputs, shape {tuple(inputs.shape)}; expected (N, ...), N above 0.")
         if not self._frozen:
@@ -75,12 +80,16 @@ class Remembering(Predictor):
     def __init__(self, engine: Engine, delta: Any = None) -> None:
         super().__init__(engine, engine.as_delta(delta), frozen=True)
         self.outputs: dict[tuple[object, ...], Tensor] = {}
+        self._seen: dict[tuple[object, ...], tuple[Tensor, tuple[int, int]]] = {}  # alive: none takes their memory
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of inputs ``(N, ...)``."""
+        if not isinstance(inputs, Tensor):
+            return super().__call__(inputs)
         key = identity(inputs)
-        if key not in self.outputs:
-            self.outputs[key] = super().__call__(inputs)
+        if key not in self.outputs or self._seen[key][1] != (version_of(inputs), version_of(self.outputs[key])):
+            found = self.outputs[key] = super().__call__(inputs)
+            self._seen[key] = inputs, (version_of(inputs), version_of(found))
         return self.outputs[key]
 
 

@@ -123,6 +123,7 @@ def _plain_tensor(owner: str, value: Tensor) -> Tensor:
         raise SpecificationError(
             f"{owner}: got a tensor that is {found[0]}; expected real numbers (N, ...), such as float32."
         )
+    value = value.detach() if value.requires_grad else value  # a repair must not write into the user's .grad
     return value if value.layout is torch.strided else value.to_dense()
 
 
@@ -315,7 +316,8 @@ def _pair(owner: str, data: Any, tensors: Any) -> tuple[Tensor, Tensor | None]:
     """One or two tensors, or an error that says what came."""
     together = isinstance(tensors, list | tuple)
     if together and len(tensors) in (1, 2):
-        return tensors[0], tensors[1] if len(tensors) == 2 else None
+        inputs, *labels = (_plain_tensor(owner, part) for part in tensors)
+        return inputs, labels[0] if labels else None
     got = f"{len(tensors)} parts" if together else type(tensors).__name__
     if isinstance(tensors, Mapping):
         got = f"dicts of {', '.join(map(repr, tensors))}"

@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from .deadline import check_time
 from .engine import Engine
+from .model_checks import check_derivative
 
 RIDGE = 1e-3  # of the mean second moment of a layer's activations, added to all
 WIDEST = 4_096  # activations of a layer above which their second moment is taken for diagonal
@@ -149,7 +150,7 @@ class LayersOfRows:
             for part in samples.split(self._step(one)):
                 with self._recorded(one[part.to(one.device)], delta) as (outputs, seen):
                     sides = torch.randint(0, 2, outputs.shape, generator=draw).to(outputs) * 2 - 1
-                    signals = _signals(outputs, seen, sides)
+                    signals = _signals(self.engine.model, outputs, seen, sides)
                 for name, one_seen in seen.items():
                     flat = one_seen.features.flatten(0, 1)
                     own = flat.T @ flat if flat.shape[1] <= WIDEST else flat.square().sum(0)
@@ -187,7 +188,7 @@ class LayersOfRows:
                 for column in range(now.shape[1]):
                     at = chosen[:, column].nonzero().flatten()
                     if len(at):
-                        signals = _signals(now, seen, _only(now, column))
+                        signals = _signals(self.engine.model, now, seen, _only(now, column))
                         kept.append({name: signal[at.to(signal.device)] for name, signal in signals.items()})
                         places.append(torch.stack([at, torch.full_like(at, column)], 1))
             if places:
@@ -286,9 +287,10 @@ def _only(margins: Tensor, column: int) -> Tensor:
     return found
 
 
-def _signals(outputs: Tensor, seen: Mapping[str, _Seen], cotangent: Tensor) -> dict[str, Tensor]:
+def _signals(model: nn.Module, outputs: Tensor, seen: Mapping[str, _Seen], cotangent: Tensor) -> dict[str, Tensor]:
     """Derivatives behind each layer, ``(S, P, o)``."""
     behind = [one.behind for one in seen.values()]
+    check_derivative(model, outputs)
     found = torch.autograd.grad(outputs, behind, cotangent, retain_graph=True, allow_unused=True)
     signals = {}
     for (name, one), given in zip(seen.items(), found, strict=True):

@@ -25,6 +25,11 @@ def shadow(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"model: expected a torch.nn.Module, got {type(model).__name__}. Wrap a plain function in a module."
         )
+    if empty := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ModelError(
+            f"model {type(model).__name__}: parameter '{empty[0]}' is uninitialized, of a lazy layer. Load the "
+            f"weights, or run the model once on a few rows."
+        )
     try:
         shared: dict[int, Any] = {id(t): usable(t) for t in model.parameters()}
         for module in model.modules():  # an embedding with max_norm writes into its weight
@@ -157,6 +162,15 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
     return int(output.shape[1])
 
 
+def check_derivative(model: nn.Module, outputs: Tensor) -> None:
+    """A ModelError where outputs that weights with gradients made have none."""
+    if torch.is_grad_enabled() and not outputs.requires_grad:
+        raise ModelError(
+            f"model {type(model).__name__}: its outputs have no derivative in the chosen weights. Look for "
+            f"torch.no_grad, .detach() or NumPy in forward; method='swarm' needs no derivatives."
+        )
+
+
 def _left_alone(caller: nn.Module, few: Tensor) -> Any:
     """What a network returns; a ModelError where it writes into its parameters, which are the user's, and put back."""
     own = dict(caller.named_parameters())
@@ -179,6 +193,8 @@ def _described(output: Any) -> tuple[str, str]:
     """What a call returned instead of logits, and how they are had from it."""
     if isinstance(output, Tensor):
         one = output.ndim == 1 and len(output) == 5
+        if one and not output.is_floating_point():
+            return "whole numbers, as of classes,", "Return the scores that they are chosen by, before argmax"
         way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"
         return f"shape {tuple(output.shape)}", f"Say how to read it with Classifier(model, {way}"
     listed: Any = enumerate(output) if isinstance(output, tuple | list) else ()

@@ -16,18 +16,27 @@ def identity(inputs: Tensor) -> tuple[object, ...]:
     return (inputs.data_ptr(), inputs.shape, inputs.stride(), inputs.dtype, inputs.device)
 
 
+def version_of(value: Any) -> int:
+    """How often a tensor was written into, as far as it tells; 0 of anything else."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
 class ByTensor:
-    """Results by tensor and kind; each keeps its tensor alive, and is computed anew once that was written into."""
+    """Results by tensor and kind; each keeps its tensor alive, and is computed anew once that was written into.
+
+    So is a result that is a tensor and was written into, as by a property that centers the outputs in place.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], tuple[Tensor, int, Any]] = {}
+        self._known: dict[tuple[object, ...], tuple[Tensor, tuple[int, int], Any]] = {}
 
     def find(self, kind: str, inputs: Tensor, compute: Callable[[], T]) -> T:
         """The remembered result, or that of ``compute``."""
         key = (kind, *identity(inputs))
-        known, version = self._known.get(key), 0 if inputs.is_inference() else inputs._version
-        if known is None or known[1] != version:
-            known = self._known[key] = (inputs, version, compute())
+        known = self._known.get(key)
+        if known is None or known[1] != (version_of(inputs), version_of(known[2])):
+            result = compute()
+            known = self._known[key] = (inputs, (version_of(inputs), version_of(result)), result)
         found: T = known[2]
         return found
 

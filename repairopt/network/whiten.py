@@ -51,7 +51,10 @@ class Whitening:
 
 
 def whitening(engine: Engine, inputs: Sequence[Tensor]) -> Whitening | None:
-    """White coordinates of the features of all ``inputs`` together; None unless the whole last layer may change."""
+    """White coordinates of the features of all ``inputs`` together; None unless the whole last layer may change.
+
+    None as well where the matrices would not fit into the memory limit of the engine.
+    """
     if not inputs:
         return None
     parts = []
@@ -67,6 +70,8 @@ def whitening(engine: Engine, inputs: Sequence[Tensor]) -> Whitening | None:
     bias = len(names) == 2
     whole = len(weights) == 1 and names[0] == weights[0] and len(engine.indices[weights[0]]) == engine.classes * width
     if not whole or (bias and len(engine.indices[names[1]]) != engine.classes):
+        return None
+    if 4 * 8 * (width + bias) ** 2 > engine.memory_limit:  # moment, axes, root and inverse
         return None
     if bias:
         features = np.hstack([features, np.ones((len(features), 1))])

@@ -185,9 +185,13 @@ def _trust(task: Task, outcome: Outcome, final: Judgement) -> Trust:
 
 
 def _is_better(verification: Verification) -> bool:
-    """Whether the goal is nearer, or what failed on the original network holds now."""
+    """Whether the goal is nearer, or what failed on the original network holds now, or answers differ again.
+
+    Of a network that gave all rows one label other answers are no gain where the goal is further off.
+    """
     goal = verification.measures[0]
-    if goal.after < goal.before or (verification.constant_before and not verification.constant):
+    varied = verification.constant_before and not verification.constant
+    if goal.after < goal.before or (varied and goal.after <= goal.before):
         return True
     return any(check.holds and check.failed_before > check.allowed for check in _hard(verification))
 

@@ -16,6 +16,7 @@ from repairopt.localize import (
     WeightChange,
     add_factors,
     by_parameter,
+    first_inputs,
     gather_change,
     localize,
     wants_factors,
@@ -146,6 +147,9 @@ def prepare_repair(
     )
     if not late:
         check_repeatable(spec, engine.predict)
+    asked = first_inputs(spec.goal, spec.on_outputs)
+    if engine.n and asked is not None:
+        engine.check_read(asked)
     return Prepared(network, spec, task, started, "time limit" if late else "", factored)
 
 

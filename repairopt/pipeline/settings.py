@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.program import Solver
-from repairopt.specify import ROUNDING
+from repairopt.specify import ROUNDING, Expected, keep_plain
 from repairopt.verify import Round
 
 
@@ -50,10 +52,23 @@ class Settings:
     checkpoint: Callable[[dict[str, Tensor]], None] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("time_limit", "memory_limit", "tolerance"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float | np.number) and value > 0):
-                raise SpecificationError(f"settings: {name}={value!r}; expected a number above 0.")
+        if isinstance(self.time_limit, float) and self.time_limit == math.inf:
+            object.__setattr__(self, "time_limit", None)
+        numbers = {
+            "time_limit": Expected(above=True, none=True),
+            "memory_limit": Expected(above=True),
+            "tolerance": Expected(above=True),
+        }
+        for name, expected in numbers.items():
+            if not expected.fits(getattr(self, name)):
+                value = reprlib.repr(getattr(self, name))
+                raise SpecificationError(f"settings: {name}={value}; expected {expected}.")
+        keep_plain(self, *numbers)
+        object.__setattr__(self, "memory_limit", max(1, int(self.memory_limit)))
+        for name in ("progress", "checkpoint"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                value = reprlib.repr(getattr(self, name))
+                raise SpecificationError(f"settings: {name}={value}; expected a function of one argument, or None.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**63:
             raise SpecificationError(f"settings: seed={self.seed!r}; expected a whole number, 0 or more.")
         object.__setattr__(self, "seed", int(self.seed))

@@ -15,6 +15,7 @@ lower side does.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -93,7 +94,7 @@ class Program:
             value = getattr(self, name)
             put(name, np.full(n, default) if value is None else _vector(name, value, n, default))
         put("n_delta", n if self.n_delta is None else self.n_delta)
-        put("sources", tuple(self.sources))
+        put("sources", _sources(self.sources))
         put("constant", float(numbers("program: constant", self.constant, 0)))
         if self.integer is not None:
             put("integer", _mask(self.integer, n))
@@ -182,6 +183,14 @@ class Program:
             chosen = delta[self.integer]
             parts.append(np.abs(chosen - np.round(chosen)))
         return max(0.0, max(float(np.max(part, initial=0.0)) for part in parts))
+
+
+def _sources(given: Any) -> tuple[Source, ...]:
+    found = tuple(given) if isinstance(given, list | tuple) else None
+    if found is None or not all(isinstance(one, Source) for one in found):
+        odd = given if found is None else next(one for one in found if not isinstance(one, Source))
+        raise ProgramError(f"program: sources hold {reprlib.repr(odd)}; expected a list of Source(constraint, sample).")
+    return found
 
 
 def _vector(name: str, value: Any, size: int, default: float | None = None) -> Array:

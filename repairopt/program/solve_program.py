@@ -69,6 +69,8 @@ def solve(
         ProgramError: The Hessian is not positive semidefinite, and the back end needs that; or memory would not do.
         SolverError: The back end raised, and no other one was to be tried.
     """
+    if not isinstance(program, Program):
+        raise ProgramError(f"solve: got a {type(program).__name__}; expected a Program.")
     first: Any = find_solver(program, solver)
     convex = check_convex(program, first)
     check_size(program)
@@ -83,7 +85,7 @@ def solve(
     if solver is None and not isolate and _pays_by_rows(program):
         tries.by_rows()
     for backend, scaled in _plan(program, first, others):
-        if not tries.needed():
+        if not tries.needed(others):
             break
         tries.run(backend, scaled=scaled, forgiving=others)
     return tries.best()
@@ -155,8 +157,8 @@ class _Tries:
         used = time.perf_counter() - self.started
         return self.time_limit if used < 0.01 else max(1e-3, self.time_limit - used)
 
-    def needed(self) -> bool:
-        """Whether another try may help: trouble so far, and time left."""
+    def needed(self, others: bool) -> bool:
+        """Whether another try may help: trouble so far, or iterations that ended where others follow; and time left."""
         answer = self.answer
         if answer is None:
             return True
@@ -164,7 +166,8 @@ class _Tries:
         open_ = unproven and self.prove and self.program.integer is None
         trouble = answer.status is Status.FAILED or answer.claimed is not None or open_
         late = self.time_limit is not None and time.perf_counter() - self.started >= self.time_limit
-        return trouble and answer.retry and not answer.interrupted and not late
+        stuck = others and answer.status is Status.NO_POINT
+        return (trouble or stuck) and answer.retry and not answer.interrupted and not late
 
     def run(self, backend: Any, *, scaled: bool, forgiving: bool) -> None:
         """One try. What it raises is kept where other back ends may follow."""

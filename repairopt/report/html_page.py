@@ -15,6 +15,7 @@ from repairopt.report.pictures.plots import have_matplotlib
 from .plain_words import Plain, list_caveats, measured, number, percent, proof_in_words, summarize
 from .stated import BOUNDS, Row, better, missed, restate, restate_evidence, stated_names, stated_rows
 
+WIDEST = 100  # numbers of an input, above which the table of the most affected ones leaves them out
 SPLITS = {False: "repair data", True: "held-out data"}
 FREE = 1e-9  # price of a bound that costs nothing
 TONES = {"repaired": "good", "improved": "open"}
@@ -187,7 +188,9 @@ def render_page(
         pictures=pictures,
         missing=missing,
         affected=[
-            input_table(one, evidence, features) for one in evidence.affected if not one.are_images or not pictures
+            input_table(one, evidence, features, WIDEST)
+            for one in evidence.affected
+            if not one.are_images or not pictures
         ],
         facts=_facts(plain),
         rounds=_rounds(plain),
@@ -265,7 +268,9 @@ def input_table(
     if not cells:
         names = names if len(names) == flat.shape[1] else [f"column {j}" for j in range(flat.shape[1])]
         cells = tuple(tuple(f"{value:.4g}" for value in row) for row in flat)
+    title = f"{affected.name}, {SPLITS[affected.held_out]}"
     if most is not None and (affected.are_images or len(names) > most):
+        title += f"; the {len(names):,} numbers of each input are left out"
         names, cells = [], ((),) * len(affected.rows)
     rows, places = [], affected.places or [f"{int(row):,}" for row in affected.rows]
     for k, place in enumerate(places):
@@ -274,7 +279,6 @@ def input_table(
         rows.append([place, *answer, f"{affected.shift[k]:.3f}", *cells[k]])
     where = "row of the file, from 0" if affected.places else "row"
     head = [where, "true label", "before", "after", "probability moved", *names]
-    title = f"{affected.name}, {SPLITS[affected.held_out]}"
     return {"title": title, "head": head, "rows": rows, "numbers": list(range(len(head)))}
 
 

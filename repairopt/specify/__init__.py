@@ -47,7 +47,12 @@ from .contracts import (
 )
 from .contradictions import said_of_contradictions as said_of_contradictions
 from .costs import ExpectedCost
-from .expected import Expected as Expected, is_one_of as is_one_of, keep_plain as keep_plain
+from .expected import (
+    Expected as Expected,
+    is_one_of as is_one_of,
+    is_sequence as is_sequence,
+    keep_plain as keep_plain,
+)
 from .fixing import AttackSuccess, UnfixedRate
 from .folds import Folds, distinct_rows, overlap, tied_sets
 from .groups.calibration import CalibrationError
@@ -80,6 +85,7 @@ from .measures import REQUIRED, ROWS, UP, WAYS, Argument, Given, Measure
 from .properties import AccuracyDrop, ConfusionRate, ErrorRate, FlipRate, MissRate
 from .region_goals import KeepRegions, UnprovedRegions, as_region_goal, is_of_regions, place_in
 from .regions import Region
+from .repeatable import check_repeatable as check_repeatable
 from .robustness import AdversarialError, CertifiedRadius
 from .sample_weights import (
     LabelledPair,
@@ -98,7 +104,6 @@ from .specification import (
     LabelledRows,
     Specification,
     as_property,
-    check_repeatable,
     labelled_pairs,
     make_specification,
     repeated_rows,

@@ -59,6 +59,11 @@ class Expected:
         return text + (", or None" if self.none else "")
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether a value holds several: no text, and no array of one number, which has no items to go through."""
+    return hasattr(value, "__iter__") and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
+
+
 def is_one_of(value: Any, names: Collection[str]) -> bool:
     """Whether a value is one of some names; an array is none of them."""
     return isinstance(value, str) and value in names

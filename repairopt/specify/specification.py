@@ -34,9 +34,11 @@ from .contracts import (
 )
 from .folds import overlap
 from .groups.kinds_of_gaps import other_kinds
-from .margins import anchor, goal_value
+from .margins import anchor
 from .region_goals import as_region_goal
 from .sample_weights import LabelledPair, is_weighted, row_weights, weighted
+
+IN_WORDS = "A text is bound to rows first: bind_statement(text, Data({'repair': RowSet(inputs, labels)})).as_goal()."
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ class Specification:
         if isinstance(goal, type) or not isinstance(goal, Property):
             raise SpecificationError(
                 f"goal {reprlib.repr(goal)}: expected an object with name, target and value(predict), or a plain "
-                f"function of predict; got {type(goal).__name__}. repairopt.specify has ready-made ones."
+                f"function of predict; got {type(goal).__name__}. "
+                f"{IN_WORDS if isinstance(goal, str) else 'repairopt.specify has ready-made ones.'}"
             )
         if not np.isfinite(float(goal.target)):
             raise SpecificationError(f"goal '{goal.name}': target is {goal.target}; expected a finite number.")
@@ -154,9 +157,12 @@ class Specification:
             object.__setattr__(self, part, _as_tuple(part, getattr(self, part)))
         for item in self.constraints:
             if not isinstance(item, Constraint | ChangeConstraint):
+                way = "repairopt.specify has ready-made ones."
+                way = f"Bound({type(item).__name__}(...)) makes one of it." if isinstance(item, Property) else way
+                way = IN_WORDS if isinstance(item, str) else way
                 raise SpecificationError(
                     f"constraint {reprlib.repr(item)}: expected an object with name and margins(predict), or with name "
-                    f"and rows(initial); got {type(item).__name__}. repairopt.specify has ready-made ones."
+                    f"and rows(initial); got {type(item).__name__}. {way}"
                 )
         for other in (*self.held_out, *self.watch):
             if not isinstance(other, Property | Constraint):
@@ -240,18 +246,6 @@ def _as_tuple(what: str, value: Any) -> tuple[Any, ...]:
             return (value,)
         raise SpecificationError(f"{what}: expected a list or tuple, got {type(value).__name__}.")
     return tuple(value)
-
-
-def check_repeatable(spec: Specification, predictor: Callable[[], Predict]) -> None:
-    """A SpecificationError where a function of the user gives another number for the same network."""
-    for item in (spec.goal, *map(measured, spec.on_outputs)):
-        if isinstance(item, Property) and hasattr(item, "function"):
-            first, second = (goal_value(item, predictor()) for _ in range(2))
-            if abs(first - second) > 1e-5 * max(1.0, abs(first)):
-                raise SpecificationError(
-                    f"'{item.name}' is {first:g} and then {second:g} for the same network. Draw what is random once, "
-                    f"outside of the function, read loaders in one order, and write into no outputs in place."
-                )
 
 
 def repeated_rows(spec: Specification, data: Any) -> str:

@@ -195,3 +195,34 @@ def test_rows_of_another_width_than_an_onnx_file_reads_are_told(tmp_path, width)
     file = exported(small(7, 6, 3), torch.zeros(2, 7), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=rf"reads '.*' of shape \(N, 7\); got rows of shape \({width},\)"):
         load_onnx(file, torch.zeros(5, width))
+
+
+@pytest.mark.parametrize(
+    ("shape", "row"),
+    [("3,12,16", (3, 10, 10)), ("3x9x9", (3, 12, 16)), ("7", (5,)), ("2,3,5", (2, 3, 5)), ("1,8,8", (1, 6, 6))],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_shape_shows_an_onnx_file_the_sizes_that_it_leaves_open(tmp_path, capsys, shape, row):
+    pytest.importorskip("onnxruntime")
+    if len(row) == 1:
+        network = nn.Sequential(nn.Embedding(9, 4), Mean(), nn.Linear(4, 2)).eval()
+        example = torch.zeros(2, *row, dtype=torch.int64)
+    else:
+        network = nn.Sequential(
+            nn.Conv2d(row[0], 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        ).eval()
+        example = torch.zeros(2, *row)
+    open_sizes = {axis: f"size{axis}" for axis in (0, *range(1 if len(row) == 1 else 2, example.ndim))}
+    file = tmp_path / "m.onnx"
+    options = {"dynamo": False, "input_names": ["rows"], "dynamic_axes": {"rows": open_sizes}}
+    torch.onnx.export(network, (example,), str(file), **options)
+    code, said = run(capsys, file, "--time-limit", 0.3)
+    assert code == 2
+    assert "(of doctor: --shape)" in said.err
+    code, said = run(capsys, file, "--time-limit", 0.3, "--shape", shape)
+    assert code == 0, said.out + said.err
+
+
+class Mean(nn.Module):
+    def forward(self, rows):
+        return rows.mean(1)

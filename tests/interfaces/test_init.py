@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small_spec import write_spec
 from torch import nn
 
 from repairopt.compare import train_network
+from repairopt.errors import ModelError
 from repairopt.interfaces.commandline.commands import main
 from repairopt.interfaces.specfile.networks import mlp
+from repairopt.interfaces.specfile.onnx_model import load_onnx
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import save_weights
 
@@ -178,3 +182,125 @@ def test_rows_show_the_sizes_that_an_onnx_file_leaves_open(tmp_path, capsys):
     code, said = run(capsys, "check", out)
     assert code == 1
     assert "NOT MET" in said.out
+
+
+def loans():
+    """A table, and the network that reads its age and income standardized and the place of its sex."""
+    draw = np.random.default_rng(1)
+    age, income, sex = draw.integers(18, 80, N), draw.normal(50, 15, N).round(2), draw.choice(["F", "M"], N)
+    good = income + 5 * (sex == "M") > 50
+    table = pd.DataFrame({"age": age, "income": income, "sex": sex, "decision": np.where(good, "yes", "no")})
+    inputs = np.stack([(age - age.mean()) / age.std(), (income - income.mean()) / income.std(), sex == "M"], 1)
+    return table, trained(torch.tensor(inputs).float(), torch.tensor(good).long(), [3, 8, 2])
+
+
+def with_missing(table, column):
+    return table.assign(**{column: table[column].astype(object).where(np.arange(N) != 3, None)})
+
+
+KEPT = {
+    "the index of the frame": lambda t, path: t.to_csv(path),
+    "semicolons and decimal commas": lambda t, path: t.to_csv(path, sep=";", decimal=",", index=False),
+    "UTF-16": lambda t, path: t.to_csv(path, index=False, encoding="utf-16"),
+    "Windows' letters": lambda t, path: t.replace("F", "Féminin").to_csv(path, index=False, encoding="cp1252"),
+    "truth values as labels": lambda t, path: t.assign(decision=t.decision == "yes").to_csv(path, index=False),
+    "a missing number": lambda t, path: with_missing(t, "income").to_csv(path, index=False),
+    "a number that is NA": lambda t, path: with_missing(t, "income").to_csv(path, index=False, na_rep="NA"),
+    "a number that is ?": lambda t, path: with_missing(t, "income").to_csv(path, index=False, na_rep="?"),
+    "a missing label": lambda t, path: with_missing(t, "decision").to_csv(path, index=False),
+    "a missing group": lambda t, path: with_missing(t, "sex").to_csv(path, index=False),
+    "decimals in Parquet": lambda t, path: t.assign(income=t.income.map(lambda v: Decimal(str(v)))).to_parquet(path),
+    "nullable numbers in Parquet": lambda t, path: with_missing(t, "age").astype({"age": "Int64"}).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_table_is_read_however_it_was_kept(tmp_path, capsys, kept):
+    table, network = loans()
+    save_weights(network, tmp_path / "w.safetensors")
+    rows = tmp_path / f"rows.{'parquet' if 'Parquet' in kept else 'csv'}"
+    KEPT[kept](table, rows)
+    out = tmp_path / "spec.yaml"
+    assert run(capsys, "init", tmp_path / "w.safetensors", rows, "--out", out, "--quiet")[0] == 0
+    assert run(capsys, "check", out, "--quiet")[0] == 1
+    spec = open_spec(out)
+    assert list(spec.file.spec.inputs) == ["age", "income", "sex"]
+    found = spec.data.sets["repair"]
+    assert float((spec.model(found.inputs).argmax(1) == found.labels).float().mean()) > 0.93
+
+
+REFUSED = {
+    "a file without names": (lambda t: t, {"header": False}, "looks like a row"),
+    "one class": (lambda t: t.assign(decision="yes"), {}, "1 of the network's 2 classes"),
+    "dates": (lambda t: t.assign(age=pd.date_range("2020-01-01", periods=N)), {}, "'age' has 400 texts"),
+    "percent signs": (lambda t: t.assign(income=t.income.map("{} %".format)), {}, "'income' has"),
+    "one group": (lambda t: t.assign(sex="F"), {}, "'sex' has one value"),
+    "lists": (lambda t: t.assign(income=[[1.0, 2.0 + k] for k in range(N)]), None, "'income' has 400 texts"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_network_can_read_is_named(tmp_path, capsys, kind):
+    (make, options, said), (table, network) = REFUSED[kind], loans()
+    save_weights(network, tmp_path / "w.safetensors")
+    rows = tmp_path / ("rows.parquet" if options is None else "rows.csv")
+    make(table).to_parquet(rows) if options is None else make(table).to_csv(rows, index=False, **options)
+    code, written = run(capsys, "init", tmp_path / "w.safetensors", rows, "--out", tmp_path / "spec.yaml")
+    assert code == 2
+    assert said in " ".join(written.err.split())
+    assert not (tmp_path / "spec.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [lambda y: y.astype(float), lambda y: y.astype(bool), lambda y: np.array(["a", "b"])[y], lambda y: y.astype("u1")],
+)
+def test_labels_of_an_array_may_be_numbers_or_texts(tmp_path, capsys, labels):
+    inputs = torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
+    save_weights(trained(inputs, (inputs[:, 0] > 0).long(), [3, 6, 2]), tmp_path / "w.safetensors")
+    np.savez(tmp_path / "rows.npz", x=inputs.numpy(), y=labels((inputs[:, 0] > 0).long().numpy()))
+    out = tmp_path / "spec.yaml"
+    assert run(capsys, "init", tmp_path / "w.safetensors", tmp_path / "rows.npz", "--out", out)[0] == 0
+    assert open_spec(out).data.sets["repair"].labels is not None
+
+
+class Features(nn.Module):
+    """Gives what its last layer reads beside the scores."""
+
+    def __init__(self, network, first):
+        super().__init__()
+        self.network, self.first = network, first
+
+    def forward(self, rows):
+        features = self.network[:2](rows)
+        scores = self.network[2](features)
+        return {"features": (features, scores), "scores": (scores, features), "both": (features, scores.softmax(1))}[
+            self.first
+        ]
+
+
+@pytest.mark.parametrize("first", ["features", "scores", "both"])
+@pytest.mark.filterwarnings("ignore")
+def test_rows_show_which_output_of_an_onnx_file_has_the_scores(tmp_path, capsys, first):
+    inputs = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+    labels = (inputs[:, 0] + inputs[:, 1] > 0).long()
+    network = trained(inputs, labels, [4, 8, 2])
+    file, out = tmp_path / "m.onnx", tmp_path / "spec.yaml"
+    axes = {"input": {0: "n"}, "one": {0: "n"}, "two": {0: "n"}}
+    torch.onnx.export(
+        Features(network, first),
+        (inputs[:3],),
+        str(file),
+        dynamo=False,
+        input_names=["input"],
+        output_names=["one", "two"],
+        dynamic_axes=axes,
+    )
+    np.savez(tmp_path / "rows.npz", x=inputs.numpy(), y=labels.numpy())
+    assert run(capsys, "init", file, tmp_path / "rows.npz", "--out", out)[0] == 0
+    spec = open_spec(out)
+    right = (spec.model(inputs).argmax(1) == labels).float().mean()
+    assert right > 0.9
+    if first != "both":  # probabilities are scores; else the file does not say which of the two they are
+        with pytest.raises(ModelError, match=r"several outputs that can be scores: 'one'.*'two'"):
+            load_onnx(file)

@@ -318,3 +318,37 @@ def test_labels_of_arrays_that_no_class_has_are_refused(tmp_path, labels, messag
     )
     with pytest.raises(SpecFileError, match=message):
         measure_accuracy(spec := open_spec(tmp_path / "spec.yaml"), PlainNetwork(spec.model))
+
+
+ARRAYS = """\
+model:
+  factory: repairopt.interfaces.specfile.networks:mlp
+  arguments: {{sizes: [4, 6, 2]}}
+  weights: w.safetensors
+data: {{repair: a.npz, held_out: {held_out}.npz, guard: {guard}.npz}}
+array: {{name: x{more}}}
+label: {{column: y}}
+goal: error_rate <= 0.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": "narrow"}, r"rows of 'held_out' \('narrow.npz'\) have shape \(3,\), those of 'repair' \(4,\)"),
+        ({"guard": "narrow"}, r"rows of 'guard' \('narrow.npz'\) have shape \(3,\), those of 'repair' \(4,\)"),
+        ({"guard": "deep"}, r"rows of 'guard' \('deep.npz'\) have shape \(4, 1\)"),
+        ({"more": ", integers: true"}, r"array 'x' of '.*a.npz' holds fractions, first in row 0"),
+        ({"more": ", integers: true, scale: [0, 255]"}, r"integers keeps whole numbers; leave scale"),
+        ({"more": ", integers: true, mean: 1.0"}, r"integers keeps whole numbers; leave scale"),
+    ],
+)
+def test_sets_that_one_network_cannot_read_are_refused_by_name(tmp_path, change, message):
+    save_weights(mlp([4, 6, 2]), tmp_path / "w.safetensors")
+    x, y = np.linspace(-1, 1, 80).reshape(20, 4).astype(np.float32), np.arange(20) % 2
+    for name, rows in {"a": x, "narrow": x[:, :3], "deep": x[:, :, None]}.items():
+        np.savez(tmp_path / f"{name}.npz", x=rows, y=y)
+    path = tmp_path / "spec.yaml"
+    path.write_text(ARRAYS.format(**({"held_out": "a", "guard": "a", "more": ""} | change)))
+    with pytest.raises(SpecFileError, match=message):
+        open_spec(path)

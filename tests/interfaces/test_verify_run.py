@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -10,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from small_spec import SPEC, write_spec
 
 from repairopt.interfaces.commandline.runs.run_folder import RESULT
 from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
-from repairopt.interfaces.commandline.runs.verify_run import verify_patch
+from repairopt.interfaces.commandline.runs.verify_run import check_spec_file, verify_patch
+from repairopt.interfaces.specfile.measure import measure_claims
+from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import Patch
 
 SOLVING = ("pipeline", "solve", "solving", "methods", "sqp", "surrogate", "linearize", "localize", "judge", "evaluate")
@@ -167,3 +171,33 @@ def test_a_true_claim_that_is_not_met_is_sound_but_exit_code_1(tmp_path):
     found = verify(tmp_path)
     assert found.sound
     assert (found.met, found.exit_code) == (False, 1)
+
+
+@pytest.mark.parametrize("given", ["yes", "no"])
+@pytest.mark.parametrize(
+    "goal", ["gap(group) <= 0.1", "gap(decision) <= 0.1", "flip_rate(guard) <= 1", "max_change <= 99"]
+)
+def test_a_network_that_answers_all_alike_is_not_met_by_any_command(tmp_path, given, goal):
+    """The verdict of a repair would be VIOLATED; check and verify say the same of its patch."""
+    head, _, _ = SPEC.partition("goal: ")
+    text = f"{head}bounds:\n  - {goal}\n"
+    spec = open_spec(write_spec(tmp_path, text))
+    flat = copy.deepcopy(spec.model)
+    with torch.no_grad():
+        list(flat.parameters())[-1].add_(torch.tensor([-50.0, 50.0]) * (1 if given == "yes" else -1))
+    claims = [claim.model_dump(mode="json") for claim in measure_claims(spec, flat)]
+    patch = tmp_path / "patch.safetensors"
+    Patch.between(spec.model, flat, spec_hash=spec.file.hash, claims=claims).save(patch)
+    for found in (verify_patch(tmp_path / "spec.yaml", patch), check_spec_file(tmp_path / "spec.yaml", patch=patch)):
+        assert all(claim.met is not False for claim in found.claims)
+        assert (found.exit_code, found.met, found.constant) == (1, False, True)
+    assert not check_spec_file(tmp_path / "spec.yaml").constant
+
+
+@pytest.mark.parametrize("gone", ["evidence.npz", "report.html"])
+def test_a_file_that_the_run_wrote_and_is_gone_is_named(folder, gone):
+    (folder / "run" / gone).unlink(missing_ok=True)
+    lines = {line.what: line.ok for line in verify(folder).checks}
+    assert lines.get(gone, "not written") in (None, "not written")
+    if gone == "evidence.npz":
+        assert lines[gone] is None

@@ -1,15 +1,17 @@
 """Arrays, frames and loaders of odd kinds: the same numbers as from plain ones, or an error that says what came."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from repairopt import ErrorRate, GroupGap, KeepLabels, ModelError, SpecificationError, solve_repair
-from repairopt.network import Engine, to_tensors
+from repairopt import ErrorRate, GroupGap, KeepLabels, ModelError, Settings, SpecificationError, solve_repair
+from repairopt.network import Engine, Remembering, to_tensors
 
 PLAIN = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 
@@ -187,3 +189,91 @@ def test_held_out_rows_of_another_shape_are_refused(shape):
     held_out = TensorDataset(torch.zeros(shape), torch.zeros(6))
     with pytest.raises(ModelError, match=r"cannot run on inputs of shape|model Linear"):
         solve_repair(nn.Linear(3, 2), goal, [KeepLabels(PLAIN, np.arange(12) % 2)], held_out=held_out, weights="last")
+
+
+TRACKED = {
+    "leaf": lambda x: (x, x),
+    "rows of a leaf": lambda x: (x, x[:12]),
+    "what a layer gives": lambda x: (x, x * 2),
+    "a parameter": lambda x: (found := nn.Parameter(x.detach()), found),
+    "a dataset": lambda x: (x, TensorDataset(x, torch.arange(12) % 2)),
+    "a loader": lambda x: (x, DataLoader(TensorDataset(x[:12], torch.arange(12) % 2), batch_size=5)),
+}
+
+
+@pytest.mark.parametrize("kind", TRACKED)
+def test_rows_that_track_gradients_get_none(kind):
+    torch.manual_seed(0)
+    leaf, given = TRACKED[kind](torch.tensor(PLAIN, requires_grad=True))
+    labels = np.arange(12) % 2 if isinstance(given, torch.Tensor) else None
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    solve_repair(network, ErrorRate(given, labels), weights="all")
+    assert leaf.grad is None
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def calls_another(network, where):
+    """The network with a forward, or hook, that calls the layers of the original, whatever module it is copied into."""
+    if where == "forward of the root":
+        own = network.forward
+        network.forward = lambda rows: own(rows) * 2
+    elif where == "forward of the last layer":
+        last = network[2].forward
+        network[2].forward = lambda rows: last(rows)
+    elif where == "a function over the network":
+        whole = copy.deepcopy(network)
+        network.forward = lambda rows: whole(rows)
+    elif where == "a hook in place of the output":
+        other = copy.deepcopy(network[2])
+        network[2].register_forward_hook(lambda module, given, out: other(given[0]))
+    else:
+        network[2].forward = lambda rows: torch.from_numpy(np.tanh(rows.detach().numpy())[:, :2])
+    return network
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "forward of the root",
+        "forward of the last layer",
+        "a function over the network",
+        "a hook in place of the output",
+        "no weight is read",
+    ],
+)
+def test_a_network_that_does_not_read_its_weights_is_refused(where):
+    network = calls_another(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), where)
+    with pytest.raises(ModelError, match=r"do not change with the chosen weights|no linear"):
+        solve_repair(network, ErrorRate(PLAIN, np.arange(12) % 2), weights=["2.weight", "2.bias"])
+
+
+def test_inputs_that_are_made_anew_are_not_taken_for_each_other():
+    """Rows that nobody keeps leave their memory to others of the same shape."""
+    rows, network = torch.as_tensor(PLAIN), nn.Linear(PLAIN.shape[1], 2)
+    engine = Engine(network, {"weight": torch.arange(2)})
+    remembering = Remembering(engine)
+    for factor in range(1, 40):
+        made = rows * factor
+        torch.testing.assert_close(remembering(made), network(made).detach())
+        for other in range(4):  # other points push out what the engine remembers
+            engine.predict(torch.full((2,), float(other)))(rows)
+        del made
+    made = rows.clone()
+    remembering(made)
+    made += 1
+    torch.testing.assert_close(remembering(made), network(made).detach())
+
+
+@pytest.mark.parametrize("rows", [PLAIN, PLAIN.tolist(), pd.DataFrame(PLAIN), PLAIN[0], None])
+def test_what_a_property_asks_of_the_network_is_a_tensor(rows):
+    with pytest.raises(SpecificationError, match=r"predict: got inputs of type .*expected a tensor"):
+        solve_repair(nn.Linear(PLAIN.shape[1], 2), lambda predict: predict(rows).mean(), weights="all")
+
+
+def test_a_last_layer_wider_than_memory_is_repaired():
+    torch.manual_seed(0)
+    network, rows = nn.Linear(3000, 2), torch.randn(8, 3000)
+    said = network(rows).argmax(1)
+    settings = Settings(memory_limit=2**26)  # the second moment of its inputs alone is larger
+    found = solve_repair(network, ErrorRate(rows[:2], 1 - said[:2]), method="sqp", weights="last", settings=settings)
+    assert found.report.verdict == "repaired"

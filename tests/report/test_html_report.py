@@ -30,7 +30,7 @@ from repairopt import (
     trace_frontier,
 )
 from repairopt.errors import MissingExtraError, PatchError
-from repairopt.report.html_page import NO_PICTURES
+from repairopt.report.html_page import NO_PICTURES, WIDEST, input_table
 from repairopt.report.pictures import plots
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence, save_evidence
 from repairopt.report.repair import write_html
@@ -348,3 +348,15 @@ def test_nothing_is_wider_than_the_window_and_every_figure_is_in_sight(wide, tmp
     assert found["wide"] <= width
     assert (found["label"] == '"before"') == (width == 400), "on a phone each figure stands beside its name"
     assert found["role"] == "table", "a table stays one to screen readers, however it is laid out"
+
+
+@pytest.mark.parametrize(("width", "shown"), [(2, True), (40, True), (100, True), (101, False), (300, False)])
+def test_a_page_lists_the_numbers_of_inputs_that_have_few(width, shown):
+    torch.manual_seed(0)
+    network, inputs = nn.Linear(width, 2), torch.randn(12, width)
+    said = network(inputs).argmax(1)
+    repair = solve_repair(network, ErrorRate(inputs[:2], 1 - said[:2]), weights="last", held_out=(inputs, said))
+    evidence = repair.report.evidence
+    table = input_table(evidence.affected[0], evidence, (), WIDEST)
+    assert ("numbers of each input are left out" in table["title"]) != shown
+    assert {len(row) for row in table["rows"]} == {len(table["head"])} == {5 + width if shown else 5}

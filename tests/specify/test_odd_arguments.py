@@ -22,12 +22,15 @@ from repairopt import (
     FixLabels,
     FlipRate,
     GroupMetrics,
+    GroupOffsets,
     KeepLabels,
     KeepLowest,
     KeepOutputs,
+    LowRank,
     MissRate,
     OnGrid,
     OutputBounds,
+    Program,
     Region,
     RegionRepair,
     RepairError,
@@ -86,6 +89,9 @@ GIVEN = {
     Region: {"lower": [0.0, 0.0], "upper": [1.0, 1.0], "matrix": [[1.0, -1.0]]},
     RowSet: ROWS,
     Strictest: {},
+    LowRank: {},
+    GroupOffsets: {"network": torch.nn.Linear(3, 2), "inputs": X, "column": 0, "cuts": [0.0]},
+    Program: {"gradient": [1.0, 1.0], "matrix": [[1.0, 1.0]], "lower": [0.0]},
     **dict.fromkeys([SQP, OnGrid, RegionRepair, Settings, SurrogateSettings, Swarm, TrainThenCorrect, Vote], {}),
 }
 
@@ -103,6 +109,38 @@ def test_odd_arguments_are_refused_in_words(kind):
                 refused.append(str(error))
     assert len(refused) > len(ODD) / 2
     assert min(map(len, refused)) > 20
+
+
+@pytest.mark.parametrize(
+    ("given", "odd"),
+    [
+        ("time_limit", True),
+        ("time_limit", 10**400),
+        ("memory_limit", None),
+        ("tolerance", None),
+        ("progress", 3),
+        ("checkpoint", "file"),
+    ],
+)
+def test_settings_say_what_they_expect(given, odd):
+    with pytest.raises(SpecificationError, match=f"settings: {given}=.*expected"):
+        Settings(**{given: odd})
+
+
+def test_settings_take_numbers_of_other_libraries():
+    found = Settings(time_limit=torch.tensor(2.0), memory_limit=1e9)
+    assert found.time_limit == 2.0
+    assert found.memory_limit == 10**9
+    assert Settings(time_limit=float("inf")).time_limit is None
+
+
+@pytest.mark.parametrize(
+    ("odd", "remedy"),
+    [(ErrorRate(X, Y), r"Bound\(ErrorRate"), ("accuracy >= 0.9", "bind_statement"), (3, "ready-made")],
+)
+def test_what_is_no_constraint_is_told_how_to_become_one(odd, remedy):
+    with pytest.raises(SpecificationError, match=remedy):
+        Specification(ErrorRate(X, Y), [odd])
 
 
 @pytest.mark.parametrize("odd", ["a", None, True, float("nan"), -0.1, 1.5, 10**400])

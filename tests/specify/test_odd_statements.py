@@ -112,7 +112,6 @@ def test_functions_that_give_no_number_are_refused(function):
     [
         lambda predict: torch.rand(()),
         lambda predict: predict(X[torch.randperm(40)[:5]]).abs().mean(),
-        lambda predict: predict(X).mul_(0.5).abs().mean(),
         lambda predict: (predict(X) + torch.randn(40, 2)).abs().mean(),
         lambda predict: float(np.random.default_rng().normal()),
     ],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repairopt.interfaces.commandline.runs import results
 
 WIDTH = 100
+CONSTANT = "The network now gives all rows one class, which counts as not met."
 BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -45,7 +46,7 @@ def check_text(result: results.CheckResult) -> str:
     from repairopt.interfaces.specfile.claim_rows import claim_table
 
     rows = ", ".join(f"{name} {count}" for name, count in result.rows.items())
-    verdict = "Goal and bounds are met." if result.met else "Not everything is met."
+    verdict = "Goal and bounds are met." if result.met else CONSTANT if result.constant else "Not everything is met."
     lines = [claim_table(result.claims), "", f"{verdict} Rows: {rows}."]
     usual, own = result.most_frequent, result.accuracy
     shares = [f"{name} {right:.4f} (the most frequent label: {usual[name]:.4f})" for name, right in own.items()]
@@ -123,7 +124,8 @@ def verify_text(result: results.VerifyResult) -> str:
         lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
     lines += ["", claim_table(result.claims), ""] if result.claims else [""]
     named = {ok: ", ".join(line.what for line in result.checks if line.ok is ok) for ok in (True, False, None)}
-    lines += ["Goal and bounds are met." if result.met else "Not every goal and bound is met."]
+    not_met = CONSTANT if result.constant else "Not every goal and bound is met."
+    lines += ["Goal and bounds are met." if result.met else not_met]
     said = f"NOT what is stated: {named[False]}." if named[False] else "Nothing that was checked is misstated."
     said += f" Checked: {named[True] or 'nothing'}." + (f" Not checked: {named[None]}." if named[None] else "")
     said += " Notes, times and versions cannot be recomputed; the hashes and a signature cover them."

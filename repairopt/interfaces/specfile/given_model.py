@@ -49,9 +49,9 @@ def bare_spec(entry: dict[str, Any], path: Path, **parts: Any) -> SpecFile:
     return check_spec(path, {"model": entry, **rest, **parts})
 
 
-def load_given(given: str, weights: str | Path | None) -> nn.Module:
-    """The network that the command line names, in evaluation mode."""
-    return load_model(bare_spec(model_entry(given, weights, Path()), Path("model")))
+def load_given(given: str, weights: str | Path | None, rows: Tensor | None = None) -> nn.Module:
+    """The network that the command line names, evaluating; ``rows`` show an ONNX file sizes that it leaves open."""
+    return load_model(bare_spec(model_entry(given, weights, Path()), Path("model")), rows)
 
 
 def _sizes(given: str) -> list[int]:

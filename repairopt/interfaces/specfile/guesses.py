@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,23 @@ from repairopt.errors import RepairError, SpecFileError
 from repairopt.localize import LayerGraph
 
 from .given_model import bare_spec, model_entry, relative
+from .guessed_columns import (
+    LABELS,
+    PLAIN,
+    encoding_of,
+    encodings,
+    group_columns,
+    label_column,
+    orders,
+    rows_to_read,
+    said_of_unread,
+    text_options,
+    with_numbers,
+)
 from .measure import PlainNetwork, measure_claims
 from .opened import OpenSpec, load_model, open_spec
 from .read_table import read_columns
 
-LABELS = ("label", "labels", "target", "y", "class", "decision", "outcome", "approved", "default", "income", "response")
-SENSITIVE = ("sex", "gender", "race", "ethnicity", "ethnic", "age_group", "nationality", "religion", "disability")
-IDENTIFIERS = ("id", "index", "row", "uuid", "key")
-FEW, MANY = 12, 40  # values of a column: a group at most, categories at most
-PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HELD_OUT = 0.3
 FILLER = {"bounds": ["max_change <= 1"]}  # makes a spec of content without a goal
 ROWS = 20_000  # on which ways to encode are tried
@@ -48,6 +56,7 @@ class Guess:
         inputs: How the inputs were found.
         sensitive: How the groups were found.
         candidates: Statements that can be the goal, each with its value on the network as it is.
+        right: Share of the rows that the network is right on.
     """
 
     content: dict[str, Any]
@@ -55,6 +64,7 @@ class Guess:
     inputs: str
     sensitive: str
     candidates: tuple[tuple[str, float], ...] = field(default=())
+    right: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,16 +108,49 @@ def guess_spec(
         raise SpecFileError(f"model '{model}': --fixed fills inputs of an ONNX file, and this is none; leave it out.")
     entry |= {"fixed": dict(fixed)} if fixed else {}
     rows: dict[str, Any] = {"file": relative(data, path.parent)}
-    if not Path(data).is_file():
-        raise SpecFileError(f"data '{data}': there is no such file; expected CSV, Parquet or npz.")
+    _check_file(Path(data), path)
     rows |= _separator(Path(data))
     bare = bare_spec(entry, path, data={"repair": rows})
     columns = read_columns(bare, "repair", bare.folder / rows["file"])
-    network = load_model(bare, _shown_rows(columns, label))
-    content = {"model": entry, "data": {"repair": rows}, "split": {"held_out": HELD_OUT}}
-    made = _of_arrays if Path(data).suffix == ".npz" else _of_table
-    guess = made(_Asked(content, network, columns, label, tuple(sensitive), path))
-    return Guess(guess.content, guess.label, guess.inputs, guess.sensitive, _candidates(guess.content, path))
+    if more := text_options(Path(data), columns, rows.get("separator", ",")):
+        rows |= more
+        columns = read_columns(bare_spec(entry, path, data={"repair": rows}), "repair", bare.folder / rows["file"])
+    found: list[Guess] = []
+    problems: list[RepairError] = []
+    for own in _outputs(bare, entry):
+        try:
+            network = load_model(bare_spec(own, path, data={"repair": rows}), _shown_rows(columns, label))
+            content = {"model": own, "data": {"repair": dict(rows)}, "split": {"held_out": HELD_OUT}}
+            made = _of_arrays if Path(data).suffix == ".npz" else _of_table
+            found.append(made(_Asked(content, network, columns, label, tuple(sensitive), path)))
+        except RepairError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    best = max(found, key=lambda guess: guess.right)
+    return replace(best, candidates=_candidates(best.content, path))
+
+
+def _check_file(data: Path, path: Path) -> None:
+    if not data.is_file():
+        what = "is a folder" if data.is_dir() else "is no file of rows" if data.exists() else "there is no such file"
+        raise SpecFileError(f"data '{data}': {what}; expected CSV, Parquet or npz.")
+    for one in (data, path):
+        try:
+            str(one).encode()
+        except UnicodeEncodeError:
+            shown = str(one).encode(errors="replace").decode()
+            raise SpecFileError(f"'{shown}': the name is no text in UTF-8, as spec files are. Rename it.") from None
+
+
+def _outputs(bare: Any, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The model of a spec; of an ONNX file with several outputs once with each, for the rows to tell which it is."""
+    if "onnx" not in entry:
+        return [entry]
+    from .onnx_model import output_names
+
+    names = output_names(bare.existing(("model", "onnx"), entry["onnx"]))
+    return [entry] if len(names) < 2 else [entry, *(entry | {"output": name} for name in names)]
 
 
 def _shown_rows(columns: Mapping[str, Any], label: str | None) -> Tensor | None:
@@ -120,41 +163,48 @@ def _shown_rows(columns: Mapping[str, Any], label: str | None) -> Tensor | None:
 
 
 def _separator(data: Path) -> dict[str, str]:
-    """What a CSV file has between its cells, where that is no comma."""
+    """What a CSV file has between its cells, and how it is encoded, where that is no comma and not UTF-8."""
     if data.suffix != ".csv":
         return {}
-    with data.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    found = encoding_of(data)
+    with data.open(encoding=found.get("encoding", "utf-8-sig"), errors="replace", newline="") as file:
         first = file.readline()
     counts = {sign: len(next(csv.reader([first], delimiter=sign), [])) for sign in ",;\t|"}
     best = max(counts, key=lambda sign: counts[sign])
-    return {} if counts[best] == counts[","] else {"separator": best}
+    return found if counts[best] == counts[","] else found | {"separator": best}
 
 
 # -------------------------------------------------------------------------------------------- tables
 
 
 def _of_table(asked: _Asked) -> Guess:
-    content, columns = asked.content, asked.columns
-    chosen, how_label = _label_column(columns, asked.label)
+    content, columns = asked.content, with_numbers(asked.columns)
+    chosen, how_label = label_column(columns, asked.label)
     left = [name for name in columns if name != chosen]
-    groups, how_groups = _groups(columns, left, asked.sensitive)
+    groups, how_groups = group_columns(columns, chosen, asked.sensitive)
     width = _width(asked.network)
-    encodings = list(_encodings(columns, left, groups, width))
-    if not encodings:
+    ways_in = list(encodings(columns, left, groups, width))
+    if not ways_in:
         raise SpecFileError(
             f"data '{content['data']['repair']['file']}': no choice of its columns fits the network, which reads "
-            f"{width} inputs. Without the label '{chosen}' there are {len(left)}: {', '.join(left[:12])}. Leave out of "
+            f"{width} inputs. Without the label '{chosen}' there are {len(left)}: {', '.join(left[:12])}."
+            f"{said_of_unread(columns, left)} Leave out of "
             f"the file what the network does not read, name the label by --label, or write the spec by hand."
         )
     content["sensitive_features"] = list(groups)
-    labels = [{"column": chosen} | ({} if order is None else {"classes": order}) for order in _orders(columns[chosen])]
-    ways = [{"inputs": inputs, "label": said} for inputs, said in itertools.product(encodings, labels)]
-    found, how = _best_way(asked, content, ways)
-    return Guess(found, how_label, f"{len(found['inputs'])} columns; {how}", how_groups)
+    if where := rows_to_read(columns, [chosen, *groups]):
+        content["data"]["repair"]["where"] = where
+        how_label += "; rows without a label or a group are left out"
+    labels = [{"column": chosen} | ({} if order is None else {"classes": order}) for order in orders(columns[chosen])]
+    ways = [{"inputs": inputs, "label": said} for inputs, said in itertools.product(ways_in, labels)]
+    found, how, right = _best_way(asked, content, ways)
+    return Guess(found, how_label, f"{len(found['inputs'])} columns; {how}", how_groups, right=right)
 
 
-def _best_way(asked: _Asked, content: dict[str, Any], ways: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """The content with the way to read the rows on which the network is most often right, and how often that is."""
+def _best_way(
+    asked: _Asked, content: dict[str, Any], ways: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], str, float]:
+    """The content with the way to read the rows on which the network is most often right, in words and as a share."""
     best, chosen, problem = -1.0, ways[0], ""
     for way in ways:
         try:
@@ -167,39 +217,8 @@ def _best_way(asked: _Asked, content: dict[str, Any], ways: Sequence[dict[str, A
     if best < 0:
         raise SpecFileError(f"data: no way to read it fits the network. The first try said: {problem}")
     how = f"the network is right on {best:.1%} of the rows"
-    return content | chosen, how + (f", the best of {len(ways)} ways to read them" if len(ways) > 1 else "")
-
-
-def _label_column(columns: Mapping[str, Any], label: str | None) -> tuple[str, str]:
-    if label is not None:
-        if label not in columns:
-            raise SpecFileError(f"--label {label}: there is no such column; columns: {', '.join(columns)}.")
-        return label, "as you said"
-    for name in reversed(list(columns)):
-        if name.lower() in LABELS:
-            return name, f"guessed by the name '{name}'"
-    name = list(columns)[-1]
-    return name, f"guessed: '{name}' is the last column"
-
-
-def _groups(columns: Mapping[str, Any], left: Sequence[str], sensitive: Sequence[str]) -> tuple[list[str], str]:
-    if sensitive:
-        unknown = [name for name in sensitive if name not in columns]
-        if unknown:
-            raise SpecFileError(f"--sensitive {unknown[0]}: there is no such column; columns: {', '.join(columns)}.")
-        return list(sensitive), "as you said"
-    few = [name for name in left if 2 <= len(_distinct(columns[name])) <= FEW]
-    named = [name for name in few if name.lower().replace("-", "_") in SENSITIVE]
-    if named:
-        return named[:2], "guessed by name"
-    texts = [name for name in few if columns[name].dtype.kind in "OUS"]
-    return texts[:1], "guessed: a column of few texts" if texts else "none found; name them by --sensitive"
-
-
-def _distinct(values: Any) -> list[Any]:
-    import pandas
-
-    return list(pandas.unique(pandas.Series(values).dropna()))
+    how += f", the best of {len(ways)} ways to read them" if len(ways) > 1 else ""
+    return content | chosen, how, best
 
 
 def _width(network: nn.Module) -> int | None:
@@ -208,47 +227,6 @@ def _width(network: nn.Module) -> int | None:
     if not layers or layers[0].kind != "linear":
         return None
     return int(dict(network.named_parameters())[layers[0].weights[0]].shape[1])
-
-
-def _encodings(columns: Mapping[str, Any], left: list[str], groups: Sequence[str], width: int | None) -> Any:
-    """Choices of columns, each with its encoding, whose width is that of the network; the most natural first."""
-    named = [name for name in left if name.lower() not in IDENTIFIERS]
-    numbers = [name for name in named if columns[name].dtype.kind in "fiub"]
-    selections = [left, named, [n for n in named if n not in groups], numbers, [n for n in numbers if n not in groups]]
-    seen: list[Any] = []
-    for selection in selections:
-        for text, scaling in itertools.product(("categories", "one_hot"), ("", "standard", "unit")):
-            found = {name: _encoding(columns[name], text, scaling) for name in selection}
-            wide = sum(len(how.get("one_hot", [0])) for how in found.values() if how is not None)
-            fits = None not in found.values() and found and (width is None or wide == width)
-            if fits and found not in seen:
-                seen.append(found)
-                yield found
-
-
-def _encoding(values: Any, text: str, scaling: str) -> dict[str, Any] | None:
-    """How one column is read; None for texts of too many kinds."""
-    if values.dtype.kind in "OUSb":
-        kinds = sorted(map(str, _distinct(values)))
-        return {text: kinds} if 2 <= len(kinds) <= MANY else None
-    numbers = values.astype(float)
-    mean, std = float(np.nanmean(numbers)), float(np.nanstd(numbers))
-    low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
-    if scaling == "standard" and std > 0 and not (abs(mean) < 0.3 and 0.5 < std < 2):
-        return {"mean": float(f"{mean:.6g}"), "std": float(f"{std:.6g}")}
-    if scaling == "unit" and high > low and not (low >= 0 and 0.5 < high <= 1):
-        return {"scale": [low, high]}
-    return {}
-
-
-def _orders(values: Any) -> list[list[Any] | None]:
-    """Ways to number the classes: as they are, or the texts in each order where these are few."""
-    kinds = sorted(_distinct(values), key=str)
-    plain = [item.item() if isinstance(item, np.generic) else item for item in kinds]
-    if values.dtype.kind in "fiu" and plain == list(range(len(plain))):
-        return [None]
-    names = [str(item) if not isinstance(item, int | float) else int(item) for item in plain]
-    return [list(order) for order in itertools.permutations(names)] if len(names) <= 3 else [names]
 
 
 def _checked(content: dict[str, Any], path: Path) -> Any:
@@ -265,6 +243,12 @@ def _accuracy(spec: OpenSpec, network: nn.Module) -> float:
         raise SpecFileError(
             f"label: has {int(rows.labels.max()) + 1} classes, the network {outputs.shape[1]}. Name it by --label."
         )
+    named = spec.data.classes
+    if named and len(named) < outputs.shape[1]:
+        raise SpecFileError(
+            f"label: the rows have {len(named)} of the network's {outputs.shape[1]} classes ({', '.join(named[:6])}). "
+            f"Give rows of every class, or write the spec by hand, with all classes in the order of the outputs."
+        )
     return float((outputs.argmax(1) == rows.labels[:ROWS]).double().mean())
 
 
@@ -280,22 +264,35 @@ def _of_arrays(asked: _Asked) -> Guess:
         raise SpecFileError(f"data: has no array of rows, (N, ...); arrays: {', '.join(columns)}.")
     name = max(wide, key=lambda one: wide[one][0].size * len(wide[one]))
     flat = [n for n, values in columns.items() if values.ndim == 1 and len(values) == len(wide[name])]
-    whole = [n for n in flat if columns[n].dtype.kind in "iub"]
+    whole = [n for n in flat if _are_classes(columns[n])]
     chosen = label or next((n for n in whole if n.lower() in LABELS), whole[0] if whole else None)
     if chosen not in flat:
-        raise SpecFileError(f"data: has no array of {len(wide[name])} labels; name it by --label.")
-    how = "as you said" if label else f"guessed: '{chosen}' has a whole number for each row"
+        raise SpecFileError(
+            f"data: has no array of {len(wide[name])} labels, one whole number or text a row; its arrays: "
+            f"{', '.join(f'{n} {v.shape}' for n, v in list(columns.items())[:8])}. Name it by --label."
+        )
+    how = "as you said" if label else f"guessed: '{chosen}' has a class for each row"
+    classes = orders(columns[chosen]) if columns[chosen].dtype.kind in "US" else [None]
     array: dict[str, Any] = {"name": name}
     embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in asked.network.modules())
     array |= {"integers": True} if embeds else {}
     shape, bytes_ = wide[name].shape[1:], not embeds and float(wide[name].max()) > 1
     shapes = [None, [int(np.prod(shape))], [1, *shape]] if len(shape) > 1 else [None]
     ways = []
-    for scale, size in itertools.product([None, [0, 255]] if bytes_ else [None], shapes):
+    for scale, size, order in itertools.product([None, [0, 255]] if bytes_ else [None], shapes, classes):
         said = {key: value for key, value in (("scale", scale), ("shape", size)) if value is not None}
-        ways.append({"array": array | said, "label": {"column": chosen}})
-    found, right = _best_way(asked, asked.content, ways)
-    return Guess(found, how, f"the array '{name}'; {right}", "none; name columns of the array under array: columns:")
+        named = {} if order is None else {"classes": order}
+        ways.append({"array": array | said, "label": {"column": chosen} | named})
+    found, said_right, right = _best_way(asked, asked.content, ways)
+    how_groups = "none; name columns of the array under array: columns:"
+    return Guess(found, how, f"the array '{name}'; {said_right}", how_groups, right=right)
+
+
+def _are_classes(values: Any) -> bool:
+    """Whether an array ``(N,)`` has a class for each row: whole numbers, or texts."""
+    if values.dtype.kind == "f":
+        return bool((values == np.round(values)).all())
+    return values.dtype.kind in "iubUS"
 
 
 # ------------------------------------------------------------------------------------------- goals
@@ -328,7 +325,8 @@ def _class_name(content: dict[str, Any], k: int) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return text if PLAIN.fullmatch(text) or text.isdigit() else json.dumps(text, ensure_ascii=False)
+    plain = text.isdigit() or (PLAIN.fullmatch(text) and not iskeyword(text))
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def target(measure: str, value: float) -> str:

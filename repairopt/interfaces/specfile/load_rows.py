@@ -171,10 +171,22 @@ def load_data(file: SpecFile) -> Data:
     opened: dict[Any, dict[str, Any]] = {}
     classes = [str(name) for name in (file.spec.label.classes or [])] if file.spec.label else []
     sets = {name: _row_set(file, name, opened) for name in file.spec.data}
+    _check_shapes(file, sets)
     split = file.spec.split
     if split.held_out or split.guard:
         sets |= _divided(file, sets["repair"])
     return Data(sets, classes, input_names(file.spec), file.folder)
+
+
+def _check_shapes(file: SpecFile, sets: Mapping[str, RowSet]) -> None:
+    """Refuse sets whose rows one network cannot read: of another width, or another number of axes."""
+    flexible = file.spec.array is not None and file.spec.array.integers  # texts may be of any length
+    first = next(iter(sets), "")
+    for name, rows in sets.items():
+        own, wanted = tuple(rows.inputs.shape[1:]), tuple(sets[first].inputs.shape[1:])
+        if len(own) != len(wanted) or (len(own) == 1 and own != wanted and not flexible):
+            reason = f"rows of '{name}' ('{file.spec.data[name].file}') have shape {own}, those of '{first}' {wanted}"
+            raise file.fail(("data", name), f"{reason}; one network reads them all")
 
 
 def _divided(file: SpecFile, rows: RowSet) -> dict[str, RowSet]:
@@ -276,6 +288,12 @@ def _inputs(file: SpecFile, path: FileRows, columns: Mapping[str, Any]) -> Any:
     if values.dtype.kind not in "fiub":
         raise file.fail(("array",), f"array '{array.name}' of '{path}' holds {values.dtype}; expected numbers.")
     _check_finite(file, path, ("array",), f"array '{array.name}'", values)
+    if array.integers and values.dtype.kind == "f":
+        fractions = (values != np.round(values)).reshape(len(values), -1).any(axis=1)
+        if fractions.any():
+            reason = f"array '{array.name}' of '{path}' holds fractions, first in row {path.first(fractions)}"
+            raise file.fail(("array", "integers"), f"{reason}; leave integers: out, or give whole numbers")
+        values = values.astype(np.int64)
     if not array.integers:
         values = values.astype(np.float32)
     if array.scale is not None:

@@ -116,6 +116,22 @@ def measure_accuracy(spec: OpenSpec, predict: PlainNetwork) -> dict[str, tuple[f
     return found
 
 
+def became_constant(spec: OpenSpec, model: nn.Module) -> bool:
+    """Whether a network gives all rows one class, which is not the label of all, and that of the spec does not."""
+    return model is not spec.model and _gives_one_class(spec, model) and not _gives_one_class(spec, spec.model)
+
+
+def _gives_one_class(spec: OpenSpec, model: nn.Module) -> bool:
+    predict = PlainNetwork(model, spec.file.spec.model.outputs)
+    sets = [rows for rows in spec.data.sets.values() if len(rows)]
+    outputs = [predict(rows.inputs) for rows in sets]
+    if not outputs or any(found.shape[1] < 2 for found in outputs):
+        return False
+    given = {int(answer) for found in outputs for answer in found.argmax(1).unique()}
+    wanted = {int(label) for rows in sets if rows.labels is not None for label in rows.labels.unique()}
+    return len(given) == 1 and wanted != given
+
+
 def _unwrapped(model: nn.Module, original: nn.Module) -> nn.Module:
     """The network whose weights are compared with the original's: of a wrapped one the network inside."""
     names = {name for name, _ in original.named_parameters()}

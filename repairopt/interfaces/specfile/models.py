@@ -125,6 +125,12 @@ class ArraySpec(Strict):
     shape: list[int] | None = Field(default=None, description="of one row, such as [1, 28, 28]")
     integers: bool = Field(default=False, description="keep whole numbers, for networks with embeddings")
 
+    @model_validator(mode="after")
+    def _whole(self) -> ArraySpec:
+        if self.integers and not (self.scale is None and self.mean is None and self.std is None):
+            raise ValueError("integers keeps whole numbers; leave scale, mean and std out")
+        return self
+
 
 class LabelSpec(Strict):
     """The true class of each row."""

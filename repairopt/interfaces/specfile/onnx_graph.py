@@ -194,7 +194,7 @@ class OnnxGraph:
         if unknown := [size for size in entry.shape[1:] if not isinstance(size, int) or size < 1]:
             raise ModelError(
                 f"'{self.path}': its input has shape {entry.shape}; expected all sizes but the batch as numbers, or "
-                f"rows that show {unknown[0]}."
+                f"rows that show {unknown[0]} (of doctor: --shape)."
             )
         return self.drawn(count, entry.shape[1:])
 

@@ -153,6 +153,11 @@ def random_rows(network: nn.Module, count: int, sizes: Sequence[int] | None = No
     return graph.drawn(count, graph.example(None).shape[1:] if sizes is None else sizes)
 
 
+def output_names(path: Path | str) -> list[str]:
+    """Names of the outputs of an ONNX file."""
+    return [item.name for item in read_model(Path(path)).graph.output]
+
+
 def _with_output(
     graph: OnnxGraph, rows: Tensor | None, wanted: str | None, given: Any
 ) -> tuple[OnnxGraph, Tensor, Tensor]:
@@ -161,7 +166,7 @@ def _with_output(
     if wanted is not None and wanted not in names:
         raise ModelError(f"'{graph.path}': has no output '{wanted}'; outputs: {', '.join(names)}.")
     makers = {name: node for node in graph.model.graph.node for name in node.output}
-    seen = []
+    seen, fitting = [], []
     for name in names if wanted is None else [wanted]:
         maker = makers.get(name)
         name = maker.input[0] if maker is not None and maker.op_type == "ZipMap" else name  # scikit-learn's dicts
@@ -176,13 +181,32 @@ def _with_output(
             continue
         seen.append(f"{name} {tuple(found.shape)}")
         if found.is_floating_point() and found.ndim in (1, 2) and len(found) == len(few) and found.numel():
-            _check_rows_apart(replace(own, model=given), few, found)
-            return own, few, as_rows(found)
+            fitting.append((own, few, found))
+    if fitting:
+        own, few, found = _with_one_meaning(graph.path, fitting)
+        _check_rows_apart(replace(own, model=given), few, found)
+        return own, few, as_rows(found)
     raise ModelError(
         f"'{graph.path}': has no output of scores, (N, k) for N rows; outputs: {'; '.join(seen)}. What scores the "
         f"positions of a text or an image one by one is repaired in Python: load_positions(path, rows) of "
         f"repairopt.interfaces.specfile.onnx_positions."
     )
+
+
+def _with_one_meaning(path: Path, fitting: list[tuple[OnnxGraph, Tensor, Tensor]]) -> tuple[OnnxGraph, Tensor, Tensor]:
+    """The first output of probabilities, else of scores; a ModelError where others choose other classes."""
+    shares = [one for one in fitting if one[2].ndim == 2 and bool(((one[2].sum(1) - 1).abs() < 1e-3).all())]
+    fitting = [one for one in shares if bool((one[2] >= 0).all())] or fitting
+    _, _, first = fitting[0]
+    classes = as_rows(first).argmax(1)
+    for own, _, found in fitting[1:]:
+        if found.shape != first.shape or not torch.equal(as_rows(found).argmax(1), classes):
+            listed = ", ".join(f"'{one.output}' {tuple(scores.shape)}" for one, _, scores in fitting)
+            raise ModelError(
+                f"'{path}': has several outputs that can be scores: {listed}. Name the one that classes are chosen by, "
+                f"model: {{onnx: {path.name}, output: {own.output}}}."
+            )
+    return fitting[0]
 
 
 def _check_rows_apart(graph: OnnxGraph, few: Tensor, found: Tensor) -> None:

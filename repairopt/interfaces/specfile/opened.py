@@ -47,7 +47,7 @@ def load_model(file: SpecFile, rows: Tensor | None = None) -> nn.Module:
         raise file.fail(("model", "factory"), str(error)) from error
     try:
         network = factory(**model.arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = ("model", "arguments") if model.arguments else ("model", "factory")
         reason = f"{model.factory} failed with {type(error).__name__}: {error}. Arguments: {model.arguments or 'none'}."
         raise file.fail(where, reason) from error

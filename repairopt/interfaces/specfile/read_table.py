@@ -8,8 +8,13 @@ from __future__ import annotations
 import csv
 import gzip
 from collections import Counter
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+import numpy as np
 
 from repairopt.errors import SpecFileError
 from repairopt.patches import check_archive, read_arrays
@@ -53,7 +58,22 @@ def read_columns(file: SpecFile, name: str, path: Path) -> dict[str, Any]:
     _check_names(file, where, path, [str(column) for column in table.columns])
     if not len(table):
         raise file.fail(where, f"'{path}': has no rows.")
-    return {str(column): table[column].to_numpy() for column in table.columns}
+    return {str(column): _plain_cells(table[column].to_numpy()) for column in table.columns}
+
+
+def _plain_cells(values: Any) -> Any:
+    """Numbers and texts ``(N,)``: decimals become numbers; dates, lists and the like texts, which no network reads."""
+    if values.dtype.kind in "mM":
+        return np.where(np.isnat(values), None, values.astype(str).astype(object))
+    if values.dtype.kind != "O":
+        return values
+    kinds = {type(value) for value in values}
+    if any(issubclass(kind, Decimal) for kind in kinds) and all(
+        issubclass(kind, Decimal | float | NoneType) for kind in kinds
+    ):
+        return np.array([np.nan if value is None else float(value) for value in values])
+    odd = [kind for kind in kinds if kind.__hash__ is None or issubclass(kind, date | time)]
+    return values if not odd else np.array([str(v) if type(v) in odd else v for v in values], dtype=object)
 
 
 def _check_names(file: SpecFile, where: Where, path: Path, names: list[str]) -> None:

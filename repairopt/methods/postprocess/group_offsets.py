@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.network import check_inputs, column_position
+from repairopt.specify import is_sequence
 
 MOST_VALUES = 50  # of a column that is divided by its values
 
@@ -190,7 +191,7 @@ def _groups_of(found: Tensor, values: Any) -> list[list[float]]:
 
 
 def _sequence(name: str, given: Any) -> list[Any]:
-    if isinstance(given, str) or not hasattr(given, "__iter__"):
+    if not is_sequence(given):
         raise SpecificationError(f"GroupOffsets: {name}={given!r}; expected a sequence of numbers.")
     return list(given)
 

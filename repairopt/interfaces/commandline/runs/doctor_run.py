@@ -17,6 +17,7 @@ from repairopt.localize import LayerGraph
 from .results import CheckLine, DoctorResult, TrialLine
 from .solve_run import Progress
 
+SHOWN = 5  # rows that show an ONNX file sizes that it leaves open
 RANDOM_ROWS = 200
 
 
@@ -39,7 +40,7 @@ def examine_source(
             spec = open_spec(source)
             network, inputs, basis = spec.model, spec.data.sets["repair"].inputs, "rows of the spec"
         else:
-            network = load_given(source, weights)
+            network = load_given(source, weights, _rows_of_onnx(source, shape))
             inputs, basis = _random_rows(network, source, shape), "random rows; a spec file gives real ones"
     with progress.stage("examining", 6) as step:
         found = examine_model(network, inputs, rows=rows, time_limit=time_limit, tell=step)
@@ -71,16 +72,32 @@ def _drawn(network: nn.Module, sizes: list[int], draw: torch.Generator) -> Tenso
     return torch.randn(RANDOM_ROWS, *sizes, generator=draw)
 
 
+def _rows_of_onnx(source: str, shape: str | None) -> Tensor | None:
+    """A few rows that show an ONNX file the sizes that it leaves open; None of other models, and without a shape."""
+    if shape is None or Path(source).suffix != ".onnx" or not Path(source).is_file():
+        return None
+    from repairopt.interfaces.specfile.onnx_graph import OnnxGraph
+    from repairopt.interfaces.specfile.onnx_parts import read_model
+
+    model = read_model(Path(source))
+    return OnnxGraph(Path(source), model, model.graph.output[0].name, {}).drawn(SHOWN, _sizes(shape))
+
+
+def _sizes(shape: str) -> list[int]:
+    """The sizes of one row as ``--shape`` says them."""
+    try:
+        sizes = [int(part) for part in shape.replace("x", ",").split(",") if part.strip()]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise SpecFileError(f"--shape {shape}: expected whole numbers of one row's shape, such as 3,224,224.")
+    return sizes
+
+
 def _random_rows(network: nn.Module, source: str, shape: str | None) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     if shape is not None:
-        try:
-            sizes = [int(part) for part in shape.replace("x", ",").split(",") if part.strip()]
-        except ValueError:
-            sizes = []
-        if not sizes or min(sizes) < 1:
-            raise SpecFileError(f"--shape {shape}: expected whole numbers of one row's shape, such as 3,224,224.")
-        return _drawn(network, sizes, draw)
+        return _drawn(network, _sizes(shape), draw)
     if (known := random_rows(network, RANDOM_ROWS)) is not None:
         return known
     layers = LayerGraph(network).layers

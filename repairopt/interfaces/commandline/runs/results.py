@@ -27,6 +27,7 @@ class CheckResult(Result):
     spec: str
     spec_hash: str
     met: bool = Field(description="goal and bounds hold")
+    constant: bool = Field(default=False, description="a patch made the network give all rows one class: not met")
     claims: list[ClaimRow]
     rows: dict[str, int] = Field(description="of each set")
     accuracy: dict[str, float] = Field(description="of each set with labels: share of its rows that are right")
@@ -88,6 +89,7 @@ class VerifyResult(Result):
     patch: str
     sound: bool = Field(description="every file fits, and every stated claim is what was recomputed")
     met: bool = Field(description="goal and bounds hold, recomputed")
+    constant: bool = Field(default=False, description="the patch made the network give all rows one class: not met")
     checks: list[CheckLine]
     claims: list[ClaimRow]
 

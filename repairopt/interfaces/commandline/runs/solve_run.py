@@ -187,7 +187,8 @@ class _Run:
         kept = plain(claims)
         patch = repair.as_patch(spec.model, spec_hash=spec.file.hash, claims=kept, seed=self.seed)
         patch.save(folder / PATCH)
-        met = all_met(claims)
+        constant = report.verification.constant and not report.verification.constant_before
+        met = all_met(claims) and not constant
         done = report.verdict is Verdict.REPAIRED
         notes = [*list_warnings(report.to_dict(), kept), *report.notes]
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}

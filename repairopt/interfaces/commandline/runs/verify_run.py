@@ -21,7 +21,7 @@ from torch import nn
 
 from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
-from repairopt.interfaces.specfile.measure import PlainNetwork, measure_accuracy, measure_claims
+from repairopt.interfaces.specfile.measure import PlainNetwork, became_constant, measure_accuracy, measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
 from repairopt.patches import Patch, WrappedPatch, fingerprint, load_patch, verify_log
 
@@ -67,13 +67,14 @@ def verify_patch(
     check.files(beside)
     check.signature(_given(result, beside / RESULT), signers, signer)
     sound = all(line.ok is not False for line in check.lines)
-    met = bool(claims) and all_met(claims, strict)
+    met = bool(claims) and all_met(claims, strict) and not check.constant
     return VerifyResult(
         exit_code=0 if sound and met else 1,
         spec=str(check.spec.file.path),
         patch=str(patch_path),
         sound=sound,
         met=met,
+        constant=check.constant,
         checks=check.lines,
         claims=claims,
     )
@@ -96,6 +97,7 @@ class _Verifier:
         self.result_hash = ""
         self.hashes: dict[str, str] = {}
         self.largest: tuple[int, float] | None = None
+        self.constant = False
 
     def say(self, what: str, ok: bool | None, detail: str) -> None:
         self.lines.append(CheckLine(what=what, ok=ok, detail=detail))
@@ -126,6 +128,7 @@ class _Verifier:
         if (proof := take_proof(self.spec, model, self.path.parent)) is not None:
             self.say("regions", *proof)
         claims = measure_claims(self.spec, model, location=self._location())
+        self.constant = became_constant(self.spec, model)
         wrong = _differences(patch.info.claims, claims)
         count = f"{len(claims)} claims recomputed"
         self.say("claims of the patch", not wrong, "; ".join(wrong) if wrong else f"{count}, all as stated")
@@ -151,7 +154,7 @@ class _Verifier:
         self.stated, self.result_hash = stated, hashlib.sha256(raw).hexdigest()
         self.hashes |= stated.hashes
         wrong = self._identity(stated) + _differences([c.model_dump(mode="json") for c in stated.claims], claims)
-        met = bool(claims) and all_met(claims)
+        met = bool(claims) and all_met(claims) and not self.constant
         if stated.met != met:
             wrong.append(f"says met: {stated.met}, recomputed: {met}")
         for says, good in (("repaired", stated.verdict == "repaired"), ("exit code 0", stated.exit_code == 0)):
@@ -221,6 +224,8 @@ class _Verifier:
         for name in (PROOF, REPORT, EVIDENCE):
             path = beside / name
             if not path.is_file():
+                if name in self.hashes:
+                    self.say(name, None, "is not there any more; the run wrote one")
                 continue
             if name not in self.hashes:
                 self.say(name, None, "neither result.json nor the log has a hash of it")
@@ -300,12 +305,14 @@ def check_spec_file(
         take_proof(spec, judged, Path(patch).parent)
     network = PlainNetwork(judged, spec.file.spec.model.outputs)
     claims, accuracy = measure_claims(spec, judged, network=network), measure_accuracy(spec, network)
-    met = all_met(claims, strict)
+    constant = became_constant(spec, judged)
+    met = all_met(claims, strict) and not constant
     return CheckResult(
         exit_code=0 if met else 1,
         spec=str(spec.file.path),
         spec_hash=spec.file.hash,
         met=met,
+        constant=constant,
         claims=claims,
         rows={name: len(rows) for name, rows in spec.data.sets.items()},
         accuracy={name: right for name, (right, _) in accuracy.items()},

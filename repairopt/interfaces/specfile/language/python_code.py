@@ -35,7 +35,7 @@ def load_code(reference: str, folder: Path) -> Callable[..., Any]:
         raise SpecificationError(
             f"'{reference}': module '{module}' has no '{name}'; it has: {known or 'none'}."
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SpecificationError(
             f"'{reference}': cannot be imported ({type(error).__name__}: {error}). Modules are looked for in "
             f"'{path}' and among those installed."
