@@ -53,6 +53,7 @@ class RegionSearchState:
         counts: What was done.
         worst: Least value that the last attack found.
         lowest: The last layer that true points alone ask for, where it was attacked.
+        points: Features, regions and groups that rows of points are of, and the share of the margin that they ask for.
     """
 
     network: NetworkSteps
@@ -75,6 +76,7 @@ class RegionSearchState:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("rounds", "points", "cuts", "splits"), 0))
     worst: float = 0.0
     lowest: LastLayer | None = None
+    points: list[tuple[Tensor, Tensor, Tensor, float]] = field(default_factory=list)
 
     @property
     def margin(self) -> float:
@@ -121,8 +123,20 @@ class RegionSearchState:
         for group in range(values.shape[1]):
             low = values[:, group] < share * self.margin
             count += self.add_rows(features[low], region[low], rows[low, group], share, POINT)
+            self.points.append((features[low], region[low], torch.full((int(low.sum()),), group), share))
         self.counts["points"] += count
         return count
+
+    def choose_anew(self, choice: LastLayer) -> None:
+        """For each point at hand the row of its group that is best with a last layer, in place of the one before.
+
+        A last layer that satisfies the rows as they are satisfies those that are best with it: the least change of
+        these is no larger.
+        """
+        self.program.keep_only(self.program.label != POINT)
+        for features, region, group, share in self.points:
+            rows = self.rows.best(self.rows.values(choice(features[:, :-1]), region), region)[1]
+            self.add_rows(features, region, rows.gather(1, group[:, None])[:, 0], share, POINT)
 
     def add_cuts(self, leaves: Leaves, last: LastLayer) -> int:
         """Rows at the relaxed points where bounds of groups are taken that do not prove these."""

@@ -49,7 +49,7 @@ MOST = 3.0  # last margin, in first ones
 CUT_AT = 6000  # boxes at which a margin that grows is given up, for the first one and cuts
 LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
-DEAR, MUCH = 0.2, 4.0  # change of the outputs, in deviations, and its square over the least, from which all layers move
+DEAR, MUCH = 0.05, 4.0  # change of the outputs, in deviations, and its square over the least, from which all layers move
 PATIENT = 60.0  # processor seconds that this may take, beside those of the last layer
 BETTER, LOST = 0.9, 1e-3  # change of all layers at most, in those of the last one; share of wishes they may break more
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
@@ -252,8 +252,10 @@ class _Run:
         state.give_up_at = many
         proved = self._first(state)
         if proved is None and state.given_up and not self.late():
+            kept = state.leaves
             state = self._state()  # anew with the first margin, and cuts where boxes are many
-            state.grow_at, state.most = inf, min(many, self.settings.leaves)
+            state.leaves = kept
+            state.grow_at, state.most = inf, min(int(1.1 * len(kept)), self.settings.leaves)
             proved = self._first(state)
         if proved is None:
             last, _ = state.propose()
