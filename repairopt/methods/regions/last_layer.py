@@ -192,7 +192,8 @@ class RegionSearchState:
             at = torch.arange(len(leaves))
             if self._hit(leaves, cuts.corner[at, row], last) or self._grown(values.amin(1)):
                 return False
-            can = (leaves.depth < self.deepest) & (len(self.leaves) < self.most)
+            can, room = leaves.depth < self.deepest, max(self.most - len(self.leaves), 0)
+            can[values.amin(1).masked_fill(~can, torch.inf).argsort()[room:]] = False
             if not bool(can.all()):
                 worst = values.amin(1).masked_fill(can, torch.inf).argsort()[: min(CUTS, int((~can).sum()))]
                 self.add_cuts(leaves[worst], last)
