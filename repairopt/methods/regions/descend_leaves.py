@@ -29,6 +29,7 @@ LOOK = 30  # steps after which boxes are bounded anew and divided
 MANY = 0.1  # share of the boxes that are open, above which it is the weights that must move, not the boxes
 FALL, DROP = 1.15, 1.3  # of the price of the change at each look that boxes are open, few of them or many
 RISE, CALM = 1.15, 0.9  # of that price at each look that all are proved; of the steps, at each after the first proof
+GAIN, STALL = 0.98, 150  # cost, as a multiple of the last one, that counts as a gain; steps without one at the end
 MORE, TURNS = 4, 10  # boxes after the first proof, as a multiple of those for it; splits of one box at a look
 JUMP = 0.03  # change of the outputs by the first step, in their deviations
 NEAR, FEW = 2.0, 200  # margins below which a box is trained on; boxes at least
@@ -98,7 +99,7 @@ class LeafTraining:
         self.own = {name: value.detach().double().clone().requires_grad_() for name, value in self.weights.items()}
         self.moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self.own.items()}
         self.draw = torch.Generator().manual_seed(self.seed)
-        self.size, self.cost, self.best = 1.0, inf, dict(self.weights)
+        self.size, self.cost, self.gained, self.best = 1.0, inf, inf, dict(self.weights)
 
     def run(self) -> bool:
         """Move weights until all leaves are proved, then on to a smaller change; whether they were."""
@@ -114,7 +115,7 @@ class LeafTraining:
         if self._lacks(bound) > COARSE:
             return False
         shares = self.leaves.boxes.used_shares()
-        while self.steps < end and not self.late():
+        while self.steps < min(end, self.gained + STALL) and not self.late():
             for _ in range(LOOK):
                 self._step(bound, shares, price)
             self.network.refresh({name: value.detach() for name, value in self.own.items()})
@@ -151,6 +152,8 @@ class LeafTraining:
     def _remember(self) -> None:
         """Keep the weights of now, which are proved, if they cost less than those kept."""
         cost = self.change(self.network.forward(self.keep)) ** 2 + WISH * float(self._missed(whole=True))
+        if cost < GAIN * self.cost:
+            self.gained = self.steps
         if cost < self.cost:
             self.cost, self.best = cost, {name: value.detach().clone() for name, value in self.own.items()}
 
