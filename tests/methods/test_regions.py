@@ -273,3 +273,11 @@ def test_rows_of_points_are_chosen_anew_for_what_costs_less() -> None:
     state.choose_anew(LastLayer(far.weight, torch.tensor([1.0, -5.0]).double()))
     assert len(program) == 1
     assert program.solve().objective < before / 10
+
+
+def test_what_the_check_alone_proves_is_proved() -> None:
+    """The time ends before the search divides anything; the check divides the region, and the report says so."""
+    repair = solve_repair(controller(), limits(1.03), method="regions", settings=Settings(time_limit=0.01))
+    assert repair.report.proof_verdict.status == "proved"
+    assert repair.report.proof_verdict.splits > 0
+    assert repair.report.verdict is Verdict.REPAIRED

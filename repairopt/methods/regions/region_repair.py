@@ -261,7 +261,6 @@ class _Run:
             self._keep(last, state.leaves, "not proved")
             return None
         self._keep(proved.last, proved.leaves, "first proof")
-
         if self.settings.refinements and not self.base:
             return self._reduced(state, proved)
         return proved
@@ -308,6 +307,7 @@ class _Run:
                 if found[-1][1].proved or found[-1][1].verdict is None:
                     break
         candidate, checked = found[-1] if found[-1][1].proved else found[0]
+        status = Status.FEASIBLE if checked.proved and status is Status.NO_POINT else status
         if checked.verdict is None:
             self.task.log.note(f"The proof was made by the search's own bounds alone, {checked.describe()}")
         return Outcome(candidate, status, on_target=True, proof=checked.proof, proof_verdict=checked.verdict)
