@@ -99,7 +99,7 @@ class LeafTraining:
         self.own = {name: value.detach().double().clone().requires_grad_() for name, value in self.weights.items()}
         self.moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self.own.items()}
         self.draw = torch.Generator().manual_seed(self.seed)
-        self.size, self.cost, self.gained, self.best = 1.0, inf, inf, dict(self.weights)
+        self.size, self.cost, self.gained, self.best, self.proved = 1.0, inf, inf, dict(self.weights), self.root
 
     def run(self) -> bool:
         """Move weights until all leaves are proved, then on to a smaller change; whether they were."""
@@ -142,8 +142,7 @@ class LeafTraining:
         if self.cost == inf:
             self.leaves = grown(renewed(self.root, self.network, self.rows), last, most, self.late)
             return self.leaves.least(last)
-        leaves = renewed(self.leaves, self.network, self.rows)
-        leaves = replace(leaves, boxes=replace(leaves.boxes, shares=dict(shares)))
+        leaves = renewed(self.leaves, self.network, self.rows, shares)
         bound = leaves.least(last)
         few = 0 < int((bound <= PROVED).sum()) <= MANY * len(leaves)
         self.leaves = grown(leaves, last, MORE * most, self.late, TURNS) if few else leaves
@@ -156,6 +155,7 @@ class LeafTraining:
             self.gained = self.steps
         if cost < self.cost:
             self.cost, self.best = cost, {name: value.detach().clone() for name, value in self.own.items()}
+            self.proved = self.leaves
 
     def between(self, share: float) -> dict[str, Tensor]:
         """Weights on the way from those before, at 0, to those that were reached, at 1."""
@@ -266,7 +266,7 @@ def go_back(
     for _ in range(TRIES if training.steps else 0):
         weights = training.between(share)
         state = begin(weights)
-        leaves = state.leaves = grown(state.leaves, state.original, settings.leaves, training.late)
+        leaves = state.leaves = _divided_as(training, state)
         start, margin = Proved(state.original, leaves, 0.0), settings.margin * training.spread
         leaves, last, _ = proved_at(state, margin, start, leaves, FINISH * settings.leaves)
         if last is not None:
@@ -276,12 +276,28 @@ def go_back(
         else:
             low = share
         share = (low + high) / 2
+    if found is None and proved:  # these weights are proved as they are, but for their rounding
+        weights = training.between(1.0)
+        state = begin(weights)
+        leaves = grown(_divided_as(training, state), state.original, 2 * MORE * settings.leaves, training.late, TURNS)
+        if bool((leaves.least(state.original) > PROVED).all()):
+            found = weights, state.original, leaves
     return found
 
 
-def renewed(leaves: Leaves, network: NetworkSteps, rows: RowGroups) -> Leaves:
-    """The same leaves under new weights of the network, given the rows of its outputs."""
+def _divided_as(training: LeafTraining, state: RegionSearchState) -> Leaves:
+    """The leaves of the last proof with its lines, under the weights of a search; without a proof some that are new."""
+    if training.proved is training.root:
+        return grown(state.leaves, state.original, training.settings.leaves, training.late)
+    return renewed(training.proved, state.network, training.rows, training.proved.boxes.shares)
+
+
+def renewed(
+    leaves: Leaves, network: NetworkSteps, rows: RowGroups, shares: Mapping[int, Tensor] | None = None
+) -> Leaves:
+    """The same leaves under new weights of the network, given the rows of its outputs; with own lines, or the usual."""
     boxes, (_, matrix, offset) = leaves.boxes, own_last_layer(network)
     inner = rows.through(matrix, offset)
     made = Leaves.of(network, boxes.lower, boxes.upper, inner, leaves.region, boxes.frame, boxes.single)
-    return replace(made, depth=leaves.depth)
+    own = None if shares is None else dict(shares)
+    return replace(made, depth=leaves.depth, boxes=replace(made.boxes, shares=own))
