@@ -17,6 +17,7 @@ from repairopt.program import OutputRows, ProofStatus, ProofVerdict, RectifierLa
 from repairopt.specify import Region, UnprovedRegions
 from repairopt.verify import check_deployed, execution_of, layered_copy
 
+PROVED = 1e-12  # bound of regions that the check alone proves: above 0
 SAMPLES = 100_000  # points at which the network is run
 
 
@@ -116,9 +117,12 @@ def vertices_of(regions: UnprovedRegions) -> tuple[Any, Any]:
 
 
 def as_checked(evidence: Evidence, checked: CheckedProof, regions: Sequence[Region]) -> Evidence:
-    """What is known after the check: regions in which it left boxes open are not proved."""
-    if checked.verdict is None or checked.proved:
+    """What is known after the check: what it proved is proved, and regions in which it left boxes open are not."""
+    if checked.verdict is None:
         return evidence
+    if checked.proved:  # it splits boxes that the search left open
+        volume = torch.ones_like(evidence.volume)
+        return replace(evidence, bound=evidence.bound.clamp(min=PROVED), volume=volume)
     found = checked.verdict
     mask = torch.zeros(len(regions), dtype=torch.bool)
     mask[torch.as_tensor(found.open_box)] = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -25,12 +26,16 @@ from .reduce import Proved
 
 BATCH, KEPT = 64, 512  # boxes, and keep points, of a step
 LOOK = 30  # steps after which boxes are bounded anew and divided
-FALL = 1.15  # of the price of the change, at each look
+MANY = 0.1  # share of the boxes that are open, above which it is the weights that must move, not the boxes
+FALL, DROP = 1.15, 1.3  # of the price of the change at each look that boxes are open, few of them or many
+RISE, CALM = 1.15, 0.9  # of that price at each look that all are proved; of the steps, at each after the first proof
+GAIN, STALL = 0.98, 150  # cost, as a multiple of the last one, that counts as a gain; steps without one at the end
+MORE, TURNS = 4, 10  # boxes after the first proof, as a multiple of those for it; splits of one box at a look
 JUMP = 0.03  # change of the outputs by the first step, in their deviations
 NEAR, FEW = 2.0, 200  # margins below which a box is trained on; boxes at least
 ALPHA, RATE = 10, 0.1  # steps on the lower lines of open boxes at a look; step of these lines with the weights
 COARSE = 1.0  # what bounds lack on average, in deviations of the outputs, from which boxes are too coarse
-PROBE, FAR = 100, 10.0  # the same for some boxes that are looked at before
+PROBE, FAR = 30, 10.0  # the same for some boxes that are looked at before
 FIRST, TRIES = 0.7, 4  # share of the way from the weights before that is tried first; how many are
 FINISH = 4  # boxes that the last layer may divide there, as a multiple of those of the descent
 WISH = 1.0  # price of what wishes miss on average, in deviations, as a multiple of that of the change
@@ -43,13 +48,15 @@ class LeafDescent:
 
     Attributes:
         leaves: Boxes at first.
-        steps: At most.
+        steps: At most until boxes prove the regions.
+        after: Steps after the first proof, to a smaller change.
         keep: First price of the mean squared change of the outputs, in deviations, on keep points.
         margin: What bounds are pushed to, in deviations of the outputs.
     """
 
     leaves: int = 1000
     steps: int = 600
+    after: int = 450
     keep: float = 20.0
     margin: float = 0.02
 
@@ -92,34 +99,67 @@ class LeafTraining:
         self.own = {name: value.detach().double().clone().requires_grad_() for name, value in self.weights.items()}
         self.moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self.own.items()}
         self.draw = torch.Generator().manual_seed(self.seed)
-        self.size = 1.0
+        self.size, self.cost, self.gained, self.best, self.proved = 1.0, inf, inf, dict(self.weights), self.root
 
     def run(self) -> bool:
-        """Move weights until all leaves are proved; whether they are."""
-        settings, price = self.settings, self.settings.keep
-        last = own_last_layer(self.network)[0]
-        for most, coarse in ((PROBE, FAR), (settings.leaves, COARSE)):
-            self.leaves = grown(self.root, last, most, self.late)
-            bound = self.leaves.least(last)
-            if float(bound.clamp_max(0).mean()) < -coarse * self.spread:
-                return False  # so coarse boxes say nothing of how weights must move
+        """Move weights until all leaves are proved, then on to a smaller change; whether they were."""
+        settings, price, end = self.settings, self.settings.keep, self.settings.steps
+        last, few = own_last_layer(self.network)[0], self.root
+        while len(few) < PROBE:
+            few = few.halved(last)
+        self.leaves = few
+        if self._lacks(few.least(last)) > FAR:
+            return False
+        self.leaves = grown(self.root, last, settings.leaves, self.late)
+        bound = self.leaves.least(last)
+        if self._lacks(bound) > COARSE:
+            return False
         shares = self.leaves.boxes.used_shares()
-        while self.steps < settings.steps and not self.late():
+        while self.steps < min(end, self.gained + STALL) and not self.late():
             for _ in range(LOOK):
                 self._step(bound, shares, price)
             self.network.refresh({name: value.detach() for name, value in self.own.items()})
-            root = renewed(self.root, self.network, self.rows)
-            self.leaves = grown(root, own_last_layer(self.network)[0], settings.leaves, self.late)
-            bound = self.leaves.least(own_last_layer(self.network)[0])
-            if bool((bound > PROVED).all()):
-                return True
+            bound = self._divided(shares)
+            many = float((bound <= PROVED).double().mean())
+            if many == 0:
+                end = self.steps + settings.after if self.cost == inf else end
+                self._remember()
+            if self.cost < inf:
+                self.size *= CALM
+            price *= RISE if many == 0 else 1 / (DROP if many > MANY else FALL)
             shares = {index: share.clone() for index, share in self.leaves.boxes.used_shares().items()}
-            price /= FALL
-        return False
+        if self.cost == inf:
+            self.best = {name: value.detach().clone() for name, value in self.own.items()}
+        return self.cost < inf
+
+    def _lacks(self, bound: Tensor) -> float:
+        """What bounds lack on average, in deviations: so coarse boxes may say nothing of how weights must move."""
+        return float((-bound).clamp_min(0).mean()) / self.spread
+
+    def _divided(self, shares: Mapping[int, Tensor]) -> Tensor:
+        """Bounds of the regions anew, divided from the start until they are proved; then of the leaves at hand."""
+        last, most = own_last_layer(self.network)[0], self.settings.leaves
+        if self.cost == inf:
+            self.leaves = grown(renewed(self.root, self.network, self.rows), last, most, self.late)
+            return self.leaves.least(last)
+        leaves = renewed(self.leaves, self.network, self.rows, shares)
+        bound = leaves.least(last)
+        few = 0 < int((bound <= PROVED).sum()) <= MANY * len(leaves)
+        self.leaves = grown(leaves, last, MORE * most, self.late, TURNS) if few else leaves
+        return self.leaves.least(last) if few else bound
+
+    def _remember(self) -> None:
+        """Keep the weights of now, which are proved, if they cost less than those kept."""
+        cost = self.change(self.network.forward(self.keep)) ** 2 + WISH * float(self._missed(whole=True))
+        if cost < GAIN * self.cost:
+            self.gained = self.steps
+        if cost < self.cost:
+            self.cost, self.best = cost, {name: value.detach().clone() for name, value in self.own.items()}
+            self.proved = self.leaves
 
     def between(self, share: float) -> dict[str, Tensor]:
         """Weights on the way from those before, at 0, to those that were reached, at 1."""
-        return {name: old + share * (self.own[name].detach() - old) for name, old in self.weights.items()}
+        return {name: old + share * (self.best[name] - old) for name, old in self.weights.items()}
 
     def change(self, outputs: Tensor) -> float:
         """Root mean square change of outputs ``(N, k)`` on the keep points, in deviations."""
@@ -163,12 +203,12 @@ class LeafTraining:
         low = replace(made, shares=shares).below(self.rows.matrix[region], self.network.output)[0]
         return self.rows.least(low - self.rows.offset[region], region)
 
-    def _missed(self) -> Tensor:
-        """What wishes miss on a batch of samples, on average, in deviations."""
+    def _missed(self, whole: bool = False) -> Tensor:
+        """What wishes miss on a batch of samples, or on all, on average, in deviations."""
         total = torch.zeros((), dtype=torch.float64)
         for one, inputs in zip(self.wishes, self.inputs, strict=True):
             samples = samples_in(one.constraint)
-            at = torch.randint(len(samples), (KEPT,), generator=self.draw)
+            at = torch.arange(len(samples)) if whole else torch.randint(len(samples), (KEPT,), generator=self.draw)
             margins = one.constraint.margins_of(self.network.forward(inputs[samples[at]]), samples[at])
             total = total + (one.required[at] - margins).clamp_min(0).sum(1).mean() / self.spread
         return total
@@ -192,10 +232,11 @@ class LeafTraining:
                 value.sub_(self.size * steps[name])
 
 
-def grown(leaves: Leaves, last: LastLayer, most: int, late: Callable[[], bool]) -> Leaves:
+def grown(leaves: Leaves, last: LastLayer, most: int, late: Callable[[], bool], turns: float = inf) -> Leaves:
     """Leaves with better lines, and split where these are not enough, until all are proved or they are many."""
-    waiting = torch.arange(len(leaves))
-    while len(leaves) < most and not late():
+    waiting, turn = torch.arange(len(leaves)), 0
+    while len(leaves) < most and turn < turns and not late():
+        turn += 1
         open_ = waiting[leaves[waiting].least(last) <= PROVED]
         if not len(open_):
             break
@@ -225,7 +266,7 @@ def go_back(
     for _ in range(TRIES if training.steps else 0):
         weights = training.between(share)
         state = begin(weights)
-        leaves = state.leaves = grown(state.leaves, state.original, settings.leaves, training.late)
+        leaves = state.leaves = _divided_as(training, state)
         start, margin = Proved(state.original, leaves, 0.0), settings.margin * training.spread
         leaves, last, _ = proved_at(state, margin, start, leaves, FINISH * settings.leaves)
         if last is not None:
@@ -235,12 +276,28 @@ def go_back(
         else:
             low = share
         share = (low + high) / 2
+    if found is None and proved:  # these weights are proved as they are, but for their rounding
+        weights = training.between(1.0)
+        state = begin(weights)
+        leaves = grown(_divided_as(training, state), state.original, 2 * MORE * settings.leaves, training.late, TURNS)
+        if bool((leaves.least(state.original) > PROVED).all()):
+            found = weights, state.original, leaves
     return found
 
 
-def renewed(leaves: Leaves, network: NetworkSteps, rows: RowGroups) -> Leaves:
-    """The same leaves under new weights of the network, given the rows of its outputs."""
+def _divided_as(training: LeafTraining, state: RegionSearchState) -> Leaves:
+    """The leaves of the last proof with its lines, under the weights of a search; without a proof some that are new."""
+    if training.proved is training.root:
+        return grown(state.leaves, state.original, training.settings.leaves, training.late)
+    return renewed(training.proved, state.network, training.rows, training.proved.boxes.shares)
+
+
+def renewed(
+    leaves: Leaves, network: NetworkSteps, rows: RowGroups, shares: Mapping[int, Tensor] | None = None
+) -> Leaves:
+    """The same leaves under new weights of the network, given the rows of its outputs; with own lines, or the usual."""
     boxes, (_, matrix, offset) = leaves.boxes, own_last_layer(network)
     inner = rows.through(matrix, offset)
     made = Leaves.of(network, boxes.lower, boxes.upper, inner, leaves.region, boxes.frame, boxes.single)
-    return replace(made, depth=leaves.depth)
+    own = None if shares is None else dict(shares)
+    return replace(made, depth=leaves.depth, boxes=replace(made.boxes, shares=own))

@@ -22,6 +22,7 @@ from .reduce import Proved, change_of, objective_of
 
 STEP = 0.5  # the next margin, as a multiple of the last
 NEAR, BEYOND, AGAIN = 0.9, 0.7, 2  # margins not proved and proved that are close; what is tried then, and how often
+HOPELESS = 3  # margins that are not proved, of as many, after which cuts are better
 ASKED = 0.98  # of the margin, below which a point counts as one that breaks it
 CLEAR = 0.02  # of the margin, above which bounds of leaves are to be, so that the check's rounding is covered
 ATTACKS = 6  # of the last layer of one margin
@@ -49,7 +50,7 @@ def shrink_margin(
     """
     program, leaves, left = state.program, proved.leaves, BOXES * refinements
     program.keep_only((program.label == POINT) | (program.label == KEEP))
-    best, told, margin, failed, again = proved, proved, program.margin, 0.0, AGAIN
+    best, told, margin, failed, again, tries = proved, proved, program.margin, 0.0, AGAIN, 0
     while left > FEW and margin > floor and not state.late():
         if failed > NEAR * margin:
             if not again:
@@ -61,7 +62,9 @@ def shrink_margin(
         leaves, last, used = proved_at(state, goal, best, leaves, int(SHARE * left))
         left -= max(used, FEW)
         if last is None:
-            failed = goal
+            failed, tries = goal, tries + 1
+            if best is proved and tries == HOPELESS:
+                break
             continue
         margin, best = goal, Proved(last, leaves, objective_of(state, last))
         if best.objective < TELL * told.objective:
@@ -75,6 +78,7 @@ def proved_at(
 ) -> tuple[Leaves, LastLayer | None, int]:
     """The last layer of a margin if it can be proved, with the leaves and how many of them had work."""
     used = 0
+    state.choose_anew(best.last)
     for _ in range(ATTACKS):
         last = _least_at(state, margin, best.last, leaves)
         if last is None:
@@ -160,6 +164,7 @@ def bounded(state: RegionSearchState, best: Proved, floor: float) -> Proved:
     found = []
     for wanted in (margin, min(margin, floor)):
         _least_at(state, wanted, best.last, best.leaves)
+        state.choose_anew(best.last)
         held = program.slack(change_of(state, best.last)) >= -1e-9
         program.keep_only((program.label == KEEP) | held)
         change = program.solve()

@@ -101,10 +101,13 @@ def reduce_change(
     program = state.program
     program.keep_only(program.label != CUT)
     program.margin = margin
+    state.choose_anew(proved.last)
     best, leaves, stalled = replace(proved, least=lower_bound(state)), proved.leaves, 0
     told, before = best, float("inf")
     for refinement in range(refinements + 1):
         best, change = _on_leaves(state, best, leaves, margin)
+        state.choose_anew(best.last)
+        best = replace(best, least=lower_bound(state))
         if best.objective < TELL * told.objective:
             told = best
             report(best)
@@ -114,8 +117,6 @@ def reduce_change(
         if over or change is None or refinement == refinements:
             break
         leaves = _refined(state, leaves, best, margin)
-    if not state.late():
-        best = replace(best, least=lower_bound(state))
     if best.last is not told.last or best.least > told.least:
         report(best)
     return best

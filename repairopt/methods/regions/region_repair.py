@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar
 
@@ -46,10 +46,11 @@ LEAST_SPREAD = 0.3  # first margin at least, in deviations of the outputs
 LAYERS = ("auto", "last", "all")
 MANY, DEEPEST = 16, 40  # dimensions in which boxes are not split any more; splits of a box
 MOST = 3.0  # last margin, in first ones
-CUT_AT = 6000  # boxes at which a margin that grows is given up, for the first one and cuts
+CUT_AT, ROOM = 3500, 1.1  # boxes at which a margin that grows is given up, for the first one and cuts; boxes then
 LEAST_CHECK = 30.0  # processor seconds of a check at least; else as many as the search took
 RESERVE = 0.1  # of the time, for the judgement of what was found
-DEAR, MUCH = 0.2, 4.0  # change of the outputs, in deviations, and its square over the least, from which all layers move
+DEAR, MUCH = 0.05, 4.0  # change of the outputs, in deviations, and its square over the least, for all layers
+COSTLY = 0.2  # the same change from which cuts follow smaller margins
 PATIENT = 60.0  # processor seconds that this may take, beside those of the last layer
 BETTER, LOST = 0.9, 1e-3  # change of all layers at most, in those of the last one; share of wishes they may break more
 FINAL = 5e-3  # margin of the reduced repair, in deviations of the outputs
@@ -178,7 +179,7 @@ class _Run:
         deep = several and not self.wide and layers != "last"
         best = None if deep and layers == "all" else self._last_layer()
         proved = best is not None
-        if deep and self._is_dear(best):
+        if deep and self._is_dear(best, DEAR):
             proved = self._on_leaves(best) or proved
         if deep and not proved and not self.late():
             self._all_layers()
@@ -208,11 +209,11 @@ class _Run:
         self.original, self.matrix, self.offset = own_last_layer(self.network)
         return self._state()
 
-    def _is_dear(self, best: Proved | None) -> bool:
-        """Whether there is no proof, or one whose margin costs a large change."""
+    def _is_dear(self, best: Proved | None, dear: float) -> bool:
+        """Whether there is no proof, or one whose margin costs a change that is large, in deviations."""
         if best is None:
             return not self.late() or not self.kept
-        large = best.objective > (DEAR * self.spread) ** 2 and best.objective > MUCH * best.least_at_all
+        large = best.objective > (dear * self.spread) ** 2 and best.objective > MUCH * best.least_at_all
         return large and not self.late() and self.settings.refinements > 0
 
     def _on_leaves(self, best: Proved | None) -> bool:
@@ -252,15 +253,14 @@ class _Run:
         state.give_up_at = many
         proved = self._first(state)
         if proved is None and state.given_up and not self.late():
-            state = self._state()  # anew with the first margin, and cuts where boxes are many
-            state.grow_at, state.most = inf, min(many, self.settings.leaves)
+            state = replace(self._state(), leaves=state.leaves)  # the boxes at the first margin, and cuts for the rest
+            state.grow_at, state.most = inf, min(int(ROOM * len(state.leaves)), self.settings.leaves)
             proved = self._first(state)
         if proved is None:
             last, _ = state.propose()
             self._keep(last, state.leaves, "not proved")
             return None
         self._keep(proved.last, proved.leaves, "first proof")
-
         if self.settings.refinements and not self.base:
             return self._reduced(state, proved)
         return proved
@@ -273,11 +273,11 @@ class _Run:
             self._keep(better.last, better.leaves, f"reduced, {len(better.leaves)} boxes")
 
         best = shrink_margin(state, proved, floor, rounds, report) if state.deepest else proved
-        if best is proved:
-            best = reduce_change(state, proved, floor, rounds, report)
+        best = bounded(state, best, floor)
+        if best.last is proved.last or self._is_dear(best, COSTLY):
+            best = bounded(state, reduce_change(state, best, floor, rounds, report), floor)
         if self.late():
             return best
-        best = bounded(state, best, floor)
         gap, whole = (best.objective / least - 1 if least > 0 else inf for least in (best.least, best.least_at_all))
         step = f"reduced, {len(best.leaves)} boxes, gap {gap:.1%}, {whole:.1%} at no margin"
         self._keep(best.last, best.leaves, step)
@@ -307,6 +307,7 @@ class _Run:
                 if found[-1][1].proved or found[-1][1].verdict is None:
                     break
         candidate, checked = found[-1] if found[-1][1].proved else found[0]
+        status = Status.FEASIBLE if checked.proved and status is Status.NO_POINT else status
         if checked.verdict is None:
             self.task.log.note(f"The proof was made by the search's own bounds alone, {checked.describe()}")
         return Outcome(candidate, status, on_target=True, proof=checked.proof, proof_verdict=checked.verdict)
