@@ -48,7 +48,7 @@ class TrainThenCorrect:
         epochs: Passes over the rows that fail and those to keep, in the first stage of a run; of few rows more, and
             while more than one row in twenty is wrong and their share still falls, a stage of twice the length follows.
         batch: Rows of each of the two in a step, at most. Steps are of a half or a quarter, and more, where the update
-            of the weights is cheap beside the passes, as of large convolutions.
+            of the weights is cheap beside the passes, as of convolutions, Transformers and LSTMs.
         rate: Learning rate of Adam, in units of the root mean square of each parameter; at most 0.01 in all.
         keep: Weight of the rows to keep.
         smoothing: Share of a label that is given to all classes alike.
