@@ -22,7 +22,6 @@ from .unseen_rows import said_of_unseen_rows
 from .way_back import find_way
 
 MOST_WORK = 2e12  # floating-point operations of training, up to which a second one says what unseen rows get
-MOST_MISSED = 0.2  # of the goal, up to which it does
 HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
@@ -146,9 +145,8 @@ class TrainThenCorrect:
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
             claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
-        ended = task.judge.best
-        done = ended.feasible and ended.goal <= task.goal.target + MOST_MISSED  # else another method may be tried next
-        told = done and trained.work <= MOST_WORK and not task.new_counts
+        better = task.judge.best.feasible and task.judge.best is not task.judge.original
+        told = better and trained.work <= MOST_WORK and not task.new_counts
         return Outcome(
             best,
             Status.FEASIBLE,

@@ -68,7 +68,8 @@ def said_of_unseen_rows(task: Task, repair: Callable[[Task], None]) -> str:
     )
     if rate_interval(lost, kept, CONFIDENCE).low <= MOST_LOST:
         return text
+    worse = ", and fewer of these rows are right than before" if lost > fixed else ""
     return (
-        f"{text} That is a high price: give more right answers to keep, leave out points whose labels are in doubt, or "
-        f"try a goal that some may miss (target=)."
+        f"{text} That is a high price{worse}: give more right answers to keep, leave out points whose labels are in "
+        f"doubt, or try a goal that some may miss (target=)."
     )
