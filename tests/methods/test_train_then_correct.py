@@ -25,6 +25,7 @@ from repairopt.interfaces.testing import check_method
 from repairopt.methods import Task
 from repairopt.methods.corrections import correct_rows, known_inputs
 from repairopt.methods.training import two_sides
+from repairopt.methods.training.step_plan import StepPlan
 from repairopt.methods.training.way_back import Unseen
 from repairopt.network import check_time
 from repairopt.pipeline.prepare import prepare_repair
@@ -381,6 +382,22 @@ def test_few_rows_that_are_learned_slowly_get_no_further_stage(rows, stages, mon
     monkeypatch.setattr(two_sides._Run, "take", two_thirds)
     two_sides.train(task, two_sides.Sides.of(task), TrainThenCorrect())
     assert len(left) == stages
+
+
+def test_whether_small_steps_go_on_is_told_by_the_mean_of_their_weights(monkeypatch):
+    """Steps of four rows at a high rate, whose single weights get other rows wrong than the mean that is delivered."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(300, 6)
+    spec = make_specification(ErrorRate(x, labels_of(x), target=0.0), (), (), [(x, labels_of(x))])
+    method = TrainThenCorrect(rate=0.3)
+    options = {"weights": "all", "method": method, "settings": Settings(seed=0), "data": [(x, labels_of(x))]}
+    task, told, take = prepare_repair(model, spec, **options).task, [], two_sides._Run.take
+    monkeypatch.setattr(two_sides, "plan_steps", lambda *_, **__: StepPlan(100, 4, 1.0))
+    monkeypatch.setattr(two_sides._Run, "take", lambda *given: told.append(take(*given)) or told[-1])
+    change = two_sides.train(task, two_sides.Sides.of(task), method).change
+    assert told[-1] > 0
+    assert told[-1] == pytest.approx(1 - share_right(task.engine.predict(change), x, labels_of(x)))
 
 
 def test_training_that_takes_its_share_of_the_time_ends_with_what_it_has(monkeypatch):

@@ -46,6 +46,17 @@ def test_points_without_a_cause_in_common_are_dear(noisy):
     assert fixed / points < 0.6
     assert lost / kept > 0.03
     assert "That is a high price" in said
+    assert ("fewer of these rows are right than before" in said) == (lost > fixed)
+
+
+def test_a_repair_that_misses_its_target_says_it_too(noisy):
+    """Of every second point both labels are asked for, so that a third of the goal is out of reach."""
+    model, x, y, wrong = noisy
+    points, labels = x[wrong], y[wrong]
+    both = ErrorRate(torch.cat([points, points[::2]]), torch.cat([labels, 1 - labels[::2]]), target=0.0)
+    report = solve_repair(model, both, [KeepLabels(x[~wrong], y[~wrong])]).report
+    assert 0.2 < report.measure().after < report.measure().before
+    assert re.search(SAID, " ".join(report.notes))
 
 
 def test_points_of_one_cause_are_right_unseen_too(noisy):

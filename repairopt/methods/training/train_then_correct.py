@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from .unseen_rows import said_of_unseen_rows
 from .way_back import find_way
 
 MOST_WORK = 2e12  # floating-point operations of training, up to which a second one says what unseen rows get
-MOST_MISSED = 0.2  # of the goal, up to which it does
+TINY = 1e-300  # square of a proposal that is none
 HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
@@ -48,7 +49,7 @@ class TrainThenCorrect:
         epochs: Passes over the rows that fail and those to keep, in the first stage of a run; of few rows more, and
             while more than one row in twenty is wrong and their share still falls, a stage of twice the length follows.
         batch: Rows of each of the two in a step, at most. Steps are of a half or a quarter, and more, where the update
-            of the weights is cheap beside the passes, as of large convolutions.
+            of the weights is cheap beside the passes, as of convolutions, Transformers and LSTMs.
         rate: Learning rate of Adam, in units of the root mean square of each parameter; at most 0.01 in all.
         keep: Weight of the rows to keep.
         smoothing: Share of a label that is given to all classes alike.
@@ -131,35 +132,42 @@ class TrainThenCorrect:
         asked: Any = {"ways": self.ways, "folds": self.folds, "confidence": self.confidence, "keep": self.keep}
         way = find_way(task, sides, lambda part: train(task, part, self).change, **asked)
         trained = train(task, sides, self)
-        change = trained.change
-        for share in sorted((share for share in self.ways if share <= way.share), reverse=True):
-            judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
-            if judged.feasible or not _breaks_hard_rows(task, judged):
-                break  # where the correction cannot make all hard rows hold, go less far
-        if task.judge.best is task.judge.original:  # as far as what must stay true allows
-            fits = lambda judged: judged.feasible and not judged.constant  # noqa: E731
-            shorter = task.judge.bisect(np.zeros_like(change), min(self.ways) * change, fits, HALVINGS)
-            if shorter is not None:
-                task.judge.keep(shorter.candidate)
-                task.record("a shorter way", shorter, accepted=task.judge.best is not task.judge.original)
+        self._go(task, trained.change, way.share)
         best = task.judge.best.candidate
         claims: tuple[Claim, ...] = ()
         if isinstance(best, np.ndarray) and self.confidence is not None:
             claims = way.claims(task, best, self.confidence if self.confidence > 0.5 else CLAIMED)
-        ended = task.judge.best
-        done = ended.feasible and ended.goal <= task.goal.target + MOST_MISSED  # else another method may be tried next
-        told = done and trained.work <= MOST_WORK and not task.new_counts
+        better = task.judge.best.feasible and task.judge.best is not task.judge.original
+        told = better and trained.work <= MOST_WORK and not task.new_counts
+        without_them = partial(self._repair_part, gone=_share_of_way(best, trained.change) if told else 0.0)
         return Outcome(
             best,
             Status.FEASIBLE,
             on_target=True,
             claims=claims,
             prices={**trained.prices, **way.prices},
-            said_of_unseen=(lambda: said_of_unseen_rows(task, self._repair_part)) if told else None,
+            said_of_unseen=partial(said_of_unseen_rows, task, without_them) if told else None,
         )
 
-    def _repair_part(self, part: Task) -> None:
-        self._judged(part, train(part, Sides.of(part), self).change, "a part of the rows")
+    def _repair_part(self, part: Task, gone: float) -> Array:
+        """As long a part of the way, corrected where it can be."""
+        change = gone * train(part, Sides.of(part), self).change
+        self._judged(part, change, "a part of the rows")
+        best = part.judge.best
+        return change if best is part.judge.original else np.asarray(best.candidate)
+
+    def _go(self, task: Task, change: Array, most: float) -> None:
+        """As far towards a proposal, up to a share of the way, as what must stay true allows; the best is kept."""
+        for share in sorted((share for share in self.ways if share <= most), reverse=True):
+            judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
+            if judged.feasible or not _breaks_hard_rows(task, judged):
+                break  # where the correction cannot make all hard rows hold, go less far
+        if task.judge.best is task.judge.original:
+            fits = lambda judged: judged.feasible and not judged.constant  # noqa: E731
+            shorter = task.judge.bisect(np.zeros_like(change), min(self.ways) * change, fits, HALVINGS)
+            if shorter is not None:
+                task.judge.keep(shorter.candidate)
+                task.record("a shorter way", shorter, accepted=task.judge.best is not task.judge.original)
 
     def _judged(self, task: Task, change: Array, step: str) -> Judgement:
         """The proposal with its hard rows corrected, as the true network is; both are kept."""
@@ -169,6 +177,11 @@ class TrainThenCorrect:
         points, hard = bool(rows_of_goal(task)), bool(hard_constraints(task))
         judged = keep_corrected(task, change, self.margin) if hard or (points and not before.met) else None
         return judged or before
+
+
+def _share_of_way(change: Any, proposal: Array) -> float:
+    """How far a change ``(n,)`` goes towards a proposal."""
+    return float(change @ proposal / max(proposal @ proposal, TINY)) if isinstance(change, np.ndarray) else 0.0
 
 
 def _breaks_hard_rows(task: Task, judged: Judgement) -> bool:

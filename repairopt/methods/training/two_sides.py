@@ -235,7 +235,8 @@ class _Run:
     def take(self, steps: int, reserved: float) -> float:
         """Train; the share of wrong rows in the last quarter of the steps, or by which limits are missed.
 
-        It ends early where fewer than ``reserved`` seconds are left; infinite where there is no limit.
+        Of small steps, whose weights are restless, it is the share of the mean weights. It ends early where fewer than
+        ``reserved`` seconds are left; infinite where there is no limit.
         """
         every = max(1, steps // self.settings.epochs)
         self.work += steps * self.planned.work
@@ -265,6 +266,8 @@ class _Run:
                 count += 1
                 self._take_into_average(weights, count)
         missed = max((limit.missed() for limit in self.limits), default=0.0)
+        if self.average and self.planned.batch < self.settings.batch:
+            tally = self._tally_of_mean()
         if self.shards is not None:
             counts = torch.tensor(tally, device=self.task.engine.device)
             self.shards.sum([counts])
@@ -284,6 +287,19 @@ class _Run:
             self.average = [weight.detach().clone() for weight in weights]
         else:
             torch._foreach_lerp_(self.average, [weight.detach() for weight in weights], 1 / count)
+
+    @torch.no_grad()
+    def _tally_of_mean(self) -> list[int]:
+        """Rows of the failing side that the mean weights get wrong, and all of them."""
+        weights, tally = list(self.parameters.values()), [0, 0]
+        last = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, self.average)
+        for x, y in self.sides.failing:
+            own = slice(None) if self.shards is None else self.shards.own(len(y))
+            if len(y[own]):
+                self._loss(self.predict(x[own]), y[own], 0.0, tally)
+        torch._foreach_copy_(weights, last)
+        return tally
 
     def change(self) -> Array:
         """The change from the original to the mean weights, ``(n,)``, within what the user allows."""

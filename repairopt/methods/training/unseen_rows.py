@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from repairopt.errors import RepairError
 from repairopt.methods.corrections import rows_of_goal
 from repairopt.methods.subtask import task_on
-from repairopt.methods.task import Log, Task
+from repairopt.methods.task import Array, Log, Task
 from repairopt.specify import Folds, labelled_data, labels_of, rate_interval
 from repairopt.verify import Stop
 
@@ -20,12 +19,12 @@ LEAST_POINTS, LEAST_KEPT = 10, 50  # given in all, below which nothing is said
 CONFIDENCE, MOST_LOST = 0.9, 0.02  # with which a loss of right answers is told from chance, and the share that is told
 
 
-def said_of_unseen_rows(task: Task, repair: Callable[[Task], None]) -> str:
+def said_of_unseen_rows(task: Task, repair: Callable[[Task], Array]) -> str:
     """Sentences about points and right answers that a repair has not seen.
 
     Args:
         task: A repair whose goal is that no given point is wrong.
-        repair: Keeps its best change in the judge of the task that it is given.
+        repair: From such a task to a weight change ``(n,)``.
 
     Returns:
         How many of the points left out are right, and how many of the right answers left out are lost; empty where few
@@ -42,11 +41,10 @@ def said_of_unseen_rows(task: Task, repair: Callable[[Task], None]) -> str:
         return ""
     part = replace(part, log=Log(), progress=None, checkpoint=None, start=None)
     try:
-        repair(part)
+        change = repair(part)
     except (Stop, RepairError):
         return ""
-    change = part.judge.best.candidate
-    if not isinstance(change, np.ndarray) or not change.any():
+    if not change.any():
         return ""
     before, after = task.engine.predict(), task.engine.predict(change)
     fixed = points = lost = kept = 0
@@ -68,7 +66,8 @@ def said_of_unseen_rows(task: Task, repair: Callable[[Task], None]) -> str:
     )
     if rate_interval(lost, kept, CONFIDENCE).low <= MOST_LOST:
         return text
+    worse = ", and fewer of these rows are right than before" if lost > fixed else ""
     return (
-        f"{text} That is a high price: give more right answers to keep, leave out points whose labels are in doubt, or "
-        f"try a goal that some may miss (target=)."
+        f"{text} That is a high price{worse}: give more right answers to keep, leave out points whose labels are in "
+        f"doubt, or try a goal that some may miss (target=)."
     )
