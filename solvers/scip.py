@@ -28,6 +28,8 @@ STATUS = statuses(
 )
 DENSE, PRODUCTS = 0.3, 100  # share of entries, and their number, above which a convex Hessian is given by its axes
 FLAT = 1e-13  # curvature over the largest one, up to which an axis has none
+NEARLY_FLAT = 1e-9  # the same, below which SCIP may take products for nonconvex
+SMALL = 500  # variables with curvature, up to which such axes are looked for
 NOISE = tuple(
     f"Cannot set {kind} tolerance" for kind in ("feasibility", "optimality")
 )  # its simplex method, up to a million times a solve
@@ -188,7 +190,9 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
 
     A dense convex Hessian is given by its axes, as a sum of squares of new variables, whose tangents SCIP takes one by
     one (measured: 12 to 140 weights, 6 to 10 of them integers, 0.3 to 1 CPU-s to the optimum where products took 1 or
-    were left at a gap; and with 1,100 weights products are looked at for 14 CPU-s whatever the time limit).
+    were left at a gap; and with 1,100 weights products are looked at for 14 CPU-s whatever the time limit). So is one
+    without curvature along some axis, where not all variables are bounded: SCIP takes its products for nonconvex, by
+    rounding, and branches without end.
     """
     from pyscipopt.scip import Expr, ExprCons, Term
 
@@ -198,9 +202,12 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
         half = half_hessian(program).tocoo()
         curved = np.unique(np.concatenate([half.row, half.col]))  # binary variables of a formulation are not
         dense = half.nnz > max(PRODUCTS, DENSE * len(curved) * (len(curved) + 1) / 2)
-        block = program.dense_hessian()[np.ix_(curved, curved)] if dense else np.zeros((0, 0))
+        endless = half.nnz > len(curved) and len(curved) <= SMALL and not np.all(np.isfinite(program.bounds()))
+        block = program.dense_hessian()[np.ix_(curved, curved)] if dense or endless else np.zeros((0, 0))
         curvature, axes = np.linalg.eigh(block)
-        least = FLAT * float(np.abs(curvature).max(initial=0.0))
+        most = float(np.abs(curvature).max(initial=0.0))
+        least = FLAT * most
+        dense |= endless and curvature[0] < NEARLY_FLAT * most
         if dense and curvature[0] >= -least and curvature[-1] > 0:
             scale = max(1.0, 2.0 ** round(np.log2(curvature[-1])))
             curvature, axes = curvature[curvature > least], axes[:, curvature > least]
