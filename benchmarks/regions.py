@@ -33,7 +33,7 @@ from repairopt.specify import KeepLowest, Region, UnprovedRegions
 DATA = benchmark_files.DATA / "provable"
 RESULTS = Path(__file__).parent / "results" / "regions.csv"
 TEXT = ("case", "network", "version", "verdict", "proof")
-VERSION = "boxes"  # of the method, in the tables
+VERSION = "choices"  # of the method, in the tables
 KEPT, FRESH = 20_000, 10_000  # points of the whole input space that the repair keeps, and others that figures are from
 
 

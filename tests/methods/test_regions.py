@@ -221,9 +221,14 @@ def test_the_page_says_what_the_proof_is() -> None:
 
 
 @pytest.mark.slow
-def test_all_layers_move_on_boxes_with_a_small_change() -> None:
+@pytest.mark.parametrize("finished", [True, False])
+def test_all_layers_move_on_boxes_with_a_small_change(monkeypatch, finished: bool) -> None:
+    """The last layer finishes it on the way back; where it makes no proof there, the last one of all layers stands."""
+    if not finished:
+        at = "repairopt.methods.regions.descend_leaves.proved_at"
+        monkeypatch.setattr(at, lambda state, margin, best, leaves, most: (leaves, None, 0))
     model, x = controller(), 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) - 1
-    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=60, steps=240))
+    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=60, steps=240, after=60))
     repair = solve_repair(model, UnprovedRegions(limits(1.03), keep=x), method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     assert worst(repair.model, limits(1.03)) > 0
@@ -231,7 +236,7 @@ def test_all_layers_move_on_boxes_with_a_small_change() -> None:
     assert not torch.equal(repair.model[0].weight, model[0].weight)
     with torch.no_grad():
         moved = float((repair.model(x) - model(x)).square().mean().sqrt() / model(x).std())
-    assert moved < 0.1
+    assert moved < (0.1 if finished else 0.5)
 
 
 @pytest.mark.slow
@@ -239,7 +244,7 @@ def test_all_layers_are_taken_where_the_last_one_costs_more_than_it_must(monkeyp
     at = "repairopt.methods.regions.region_repair."
     for name, number in (("DEAR", 0.0), ("MUCH", 0.0), ("BETTER", 100.0)):
         monkeypatch.setattr(at + name, number)
-    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=60, steps=240))
+    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=60, steps=240, after=60))
     repair = solve_repair(controller(), limits(1.03), method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     assert worst(repair.model, limits(1.03)) > 0

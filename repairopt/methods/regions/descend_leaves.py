@@ -2,9 +2,11 @@
 
 Bounds of whole regions say nothing of use where regions are large. So these are divided first, and the lower lines of
 activations, which each box has of its own (alpha-CROWN), move with the weights: a network whose boxes prove it is found
-with a small change of its outputs. The price of this change starts high and falls while boxes are open. Measured on a
-controller of 4-64-64-2: boxes of the last layer alone ask for a margin that costs 0.016 of mean squared error; with all
-layers a proof costs 0.0014, and 0.0008 where the last layer finishes it on the way back (:mod:`.margins`).
+with a small change of its outputs. The price of this change starts high and falls while boxes are open. After the first
+proof it rises and falls with what is proved, boxes stay as they were divided, steps become smaller, and the cheapest
+proof stands. Measured on a controller of 4-64-64-2 (seed 3): boxes of the last layer alone ask for a margin that costs
+0.012 of mean squared error; the first proof with all layers costs 0.0014, the last one 0.0008, and 0.0006 where the
+last layer finishes it on the way back (:mod:`.margins`).
 """
 
 from __future__ import annotations

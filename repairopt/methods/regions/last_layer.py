@@ -3,8 +3,8 @@
 The bound of a leaf is concave in the last layer (see :mod:`repairopt.network.sets.crown`), so what a leaf lacks is a
 cut of a quadratic program. First rows at points that break the regions; then leaves are split while their bounds do not
 prove a candidate; only where boxes are too many, the margin grows, and only where that does not help, cuts are added:
-on ACAS Xu property 8 (2_9) true points with a margin left 43 % of the volume open after 300 s and 38,922 boxes, and cuts
-of 3,984 boxes prove it after 55 s. :mod:`.margins` and :mod:`.reduce` make the change small.
+on ACAS Xu property 8 (2_9) points with a margin left 43 % of the volume open after 300 s and 38,922 boxes, and cuts of
+3,984 boxes prove it after 55 s. :mod:`.margins` and :mod:`.reduce` make the change small.
 """
 
 from __future__ import annotations
