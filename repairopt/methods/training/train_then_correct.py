@@ -181,7 +181,9 @@ class TrainThenCorrect:
 
 def _share_of_way(change: Any, proposal: Array) -> float:
     """How far a change ``(n,)`` goes towards a proposal."""
-    return float(change @ proposal / max(proposal @ proposal, TINY)) if isinstance(change, np.ndarray) else 0.0
+    if not isinstance(change, np.ndarray):
+        return 0.0
+    return float(change @ proposal) / max(float(proposal @ proposal), TINY)
 
 
 def _breaks_hard_rows(task: Task, judged: Judgement) -> bool:

@@ -291,7 +291,7 @@ class _Run:
     @torch.no_grad()
     def _tally_of_mean(self) -> list[int]:
         """Rows of the failing side that the mean weights get wrong, and all of them."""
-        weights, tally = list(self.parameters.values()), [0, 0]
+        tally, weights = [0, 0], list[Tensor](self.parameters.values())
         last = [weight.clone() for weight in weights]
         torch._foreach_copy_(weights, self.average)
         for x, y in self.sides.failing:
