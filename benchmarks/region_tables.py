@@ -54,8 +54,8 @@ searches one of depth 0.0005: so most of what is new is the proof. Without cuts 
 optimized lines (`layers="last", alpha_steps=10`, boxes without a limit) had 38,922 boxes and 57 % of the volume after
 300 CPU s. The gaps are large because true points ask for next to nothing.
 
-100 balls of 0.02 around MNIST images are all proved; of the held-out images, which leave these 100 out, 0.02 points fewer
-are right.
+100 balls of 0.02 around MNIST images are all proved; of the held-out images, which leave these 100 out, 0.02 points
+fewer are right.
 
 Rows of properties 3 and 4 of an older version had 20 s of wall time each.
 """
