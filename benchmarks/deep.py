@@ -215,8 +215,8 @@ READING = """## Reading
 * Conservative: flips on new data that were asked for, without a look at these data, at four trainings more, 72 to 80 s.
   On average over the ten divisions the bound of .004 is met (.0037 +- .0005), on seven of them by itself; the others
   have .0044, .0052 and, where plain has .009, .0074: what is tested is a mean over folds, with no margin for chance.
-  The bar of .55 for the repair rate is kept on
-  average and on every division. Interpolation (WiSE-FT) reaches such shares too and does not know where to stop.
+  The bar of .55 for the repair rate is kept on average and on every division. Interpolation (WiSE-FT) reaches such
+  shares too and does not know where to stop.
 """
 
 
