@@ -97,14 +97,19 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
         return model(x).double()
 
 
-def hcas(seconds: float = 60.0) -> None:
-    """Ten boxes of half a raw unit around the counterexamples of REASSURE, where class 4 must win."""
+def hcas_network() -> tuple[nn.Module, Tensor]:
+    """The network pra1_tau05, and the counterexamples of REASSURE ``(N, 3)``, in raw units."""
     points = np.load(DATA / "hcas_pra1_tau05_points.npz")
     state = read_nnet(DATA / "hcas_pra1_tau05.nnet")
     model = mlp(state.sizes)
     layers = [(name.partition("."), value) for name, value in state.state().items()]
     model.load_state_dict({f"{int(at) - 1}.{part}": value for (at, _, part), value in layers if at != "0"})
-    raw = torch.as_tensor(points["counterexamples"]).double()
+    return model, torch.as_tensor(points["counterexamples"]).double()
+
+
+def hcas(seconds: float = 60.0) -> None:
+    """Ten boxes of half a raw unit around the counterexamples of REASSURE, where class 4 must win."""
+    model, raw = hcas_network()
     options = {"lower": -torch.inf, "upper": torch.inf}
     goal = [Region.label(x, 0.5, 4, 5, name=f"counterexample {i}", **options) for i, x in enumerate(raw[:10])]
     repair, record = repaired("hcas", "pra1_tau05", model, goal, [], time_limit=seconds)

@@ -40,6 +40,19 @@ def test_a_region_is_repaired_and_proved(method, weights):
     assert repair.report.rounds[-1].step.startswith("proved")
 
 
+def test_weights_change_as_much_as_small_units_ask_for_and_a_limit_is_said():
+    model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
+    with torch.no_grad():
+        [parameter.mul_(1e-3) for parameter in model[0].parameters()]
+    above = Region([0.0], [1.0], [[1.0]], [100.0], name="output of 100 or more")
+    found = solve_repair(model, above, weights=["1.weight"], method="counterexample_guided")
+    assert found.report.verdict is Verdict.REPAIRED
+    assert float(found.delta["1.weight"].abs().max()) > 3
+    limited = CounterexampleGuided(limit=3.0)
+    notes = solve_repair(model, above, weights=["1.weight"], method=limited).report.notes
+    assert any("of at most limit=3 each" in note for note in notes)
+
+
 def test_rows_of_the_user_are_kept():
     model = controller(150)
     x = torch.rand(300, 2) - 0.5

@@ -74,7 +74,7 @@ class APRNN(LeastNorm):
         if solution.delta is None:
             task.record("all points", accepted=False, note=str(solution.status))
             if solution.status is Status.INFEASIBLE:
-                reason = "no change keeps all patterns and makes all points right"
+                reason = f"no change of at most limit={self.limit:g} keeps all patterns and makes all points right"
                 more = " Regions take one pattern each, in the layers before the changed one, too." if regions else ""
                 task.log.note(f"APRNN: {reason}; one may exist with other patterns.{more}")
             return Outcome(np.zeros(task.engine.n), solution.status)

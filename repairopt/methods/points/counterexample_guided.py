@@ -29,6 +29,7 @@ STEPS = 8  # linearizations in which counterexamples are removed
 BATCH = 200  # counterexamples of one attack that become rows
 DEPTHS, GROWTH = 0.2, 1.7  # first margin, in depths of the violation; its growth where nothing is found or proved
 SPLITS = 60  # of one box, in the verification
+WIDE = 1e6  # limit on weights that is none
 ADAM, RISE, RISES = 300, 5.0, 8  # steps of one penalty, its growth, how often it grows
 
 
@@ -43,6 +44,7 @@ class CounterexampleGuided(LeastNorm):
     the best candidate at the limit, which the judge marks as not proved. Termination is not guaranteed.
 
     Attributes:
+        limit: Largest change of any weight; the source has none, and networks that read raw units need large ones.
         buffer: Smallest lead of a counterexample at first; it grows where nothing is proved.
         rounds: Rounds at most.
         verify_seconds: Processor time of one verification.
@@ -62,6 +64,7 @@ class CounterexampleGuided(LeastNorm):
     proves: ClassVar[bool] = True  # it has something to do where the goal is met: the proof
 
     norm: str = "l2"
+    limit: float = WIDE
     buffer: float = 0.0
     rounds: int = 30
     verify_seconds: float = 60.0
@@ -220,7 +223,10 @@ class _Loop:
                 break
             moved = self.method.remove(self.task, self.found, delta) if len(self.found.inputs) else None
             if moved is None:
-                self.task.log.note("No change of the chosen weights was found that removes all counterexamples.")
+                limit = f", of at most limit={self.method.limit:g} each," if self.method.limit < WIDE else ""
+                self.task.log.note(
+                    f"No change of the chosen weights{limit} was found that removes all counterexamples."
+                )
                 break
             delta = moved
         return Outcome(self.task.judge.best.candidate, Status.NO_POINT, on_target=True)
