@@ -216,6 +216,8 @@ KEPT = {
 
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_table_is_read_however_it_was_kept(tmp_path, capsys, kept):
+    if "Parquet" in kept:
+        pytest.importorskip("pyarrow", reason="the extra tables is not installed")
     table, network = loans()
     save_weights(network, tmp_path / "w.safetensors")
     rows = tmp_path / f"rows.{'parquet' if 'Parquet' in kept else 'csv'}"
@@ -242,6 +244,8 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_no_network_can_read_is_named(tmp_path, capsys, kind):
     (make, options, said), (table, network) = REFUSED[kind], loans()
+    if options is None:
+        pytest.importorskip("pyarrow", reason="the extra tables is not installed")
     save_weights(network, tmp_path / "w.safetensors")
     rows = tmp_path / ("rows.parquet" if options is None else "rows.csv")
     make(table).to_parquet(rows) if options is None else make(table).to_csv(rows, index=False, **options)
@@ -282,6 +286,8 @@ class Features(nn.Module):
 @pytest.mark.parametrize("first", ["features", "scores", "both"])
 @pytest.mark.filterwarnings("ignore")
 def test_rows_show_which_output_of_an_onnx_file_has_the_scores(tmp_path, capsys, first):
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     inputs = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
     labels = (inputs[:, 0] + inputs[:, 1] > 0).long()
     network = trained(inputs, labels, [4, 8, 2])
