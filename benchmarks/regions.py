@@ -1,7 +1,7 @@
 """Regions: provable repair by the default call, on ACAS Xu, HCAS, a controller and balls around MNIST images.
 
 ``python benchmarks/regions.py acas 2 2_1 2_7`` repairs property 2 on two networks (all 45 without names), ``... acas 8
-2_9``, ``... hcas``, ``... controller 0 1``, ``... mnist 20 0.02``. Each run adds rows to
+2_9``, ``... attack 2 2_1``, ``... hcas``, ``... controller 0 1``, ``... mnist 20 0.02``. Each run adds rows to
 ``results/regions.csv``. Networks and properties are those of the folder that ``REPAIROPT_DATA`` names.
 """
 
@@ -91,6 +91,46 @@ def acas(number: str, networks: Sequence[str], seconds: float = 300.0) -> None:
         add([record])
 
 
+def attack(number: str, networks: Sequence[str], seconds: float = 300.0) -> None:
+    """Points of the regions that break a property after the repair: a million at random, and steps from the nearest."""
+    low = torch.tensor([-0.328422877, -0.5, -0.5, -0.5, -0.5])
+    high = torch.tensor([0.679857769, 0.5, 0.5, 0.5, 0.5])
+    for network in networks:
+        model = load_onnx(DATA / "acasxu" / f"acasxu_{network}.onnx")
+        goal = Region.from_vnnlib(DATA / "acasxu" / f"prop_{number}.vnnlib")
+        x = low + (high - low) * torch.rand(KEPT + FRESH, 5, generator=torch.Generator().manual_seed(5))
+        keep = KeepLowest(x[:KEPT].reshape(-1, 1, 1, 5))
+        repair = solve_repair(model, goal, [keep], settings=Settings(seed=0, time_limit=seconds))
+        found = [attacked(region, repair.model) for region in goal]
+        print(network, repair.report.verdict, f"{sum(n for n, _ in found):,} points, {sum(b for _, b in found)} broken")
+
+
+def attacked(region: Region, model: nn.Module) -> tuple[int, int]:
+    """Points of a box that were tried, and those that break it, in single precision."""
+    draw, group = torch.Generator().manual_seed(77), torch.as_tensor(region.group)
+
+    def value(points: Tensor) -> Tensor:
+        rows = model(points.reshape(-1, 1, 1, points.shape[1])).double() @ region.matrix.T - region.offset
+        return torch.stack([rows[:, group == one].amax(1) for one in group.unique()], 1).amin(1)
+
+    low, high = region.lower.flatten().float(), region.upper.flatten().float()
+    count, broken, nearest = 0, 0, []
+    for _ in range(10):
+        points = (low + (high - low) * torch.rand(100_000, len(low), generator=draw)).clamp(low, high)
+        with torch.no_grad():
+            found = value(points)
+        count, broken = count + len(points), broken + int((found < 0).sum())
+        nearest.append(points[found.argsort()[:400]])
+    points = torch.cat(nearest)
+    for step in range(60):
+        points = points.clone().requires_grad_()
+        found = value(points)
+        slope = torch.autograd.grad(found.sum(), points)[0]
+        count, broken = count + len(points), broken + int((found < 0).sum())
+        points = (points.detach() - 0.95**step * (high - low) / 40 * slope.sign()).clamp(low, high)
+    return count, broken
+
+
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
     """Outputs, in float64."""
     with torch.no_grad():
@@ -174,14 +214,16 @@ def mnist(count: int, radius: float, seconds: float = 300.0) -> None:
 def main() -> None:
     """Run the case that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["acas", "mnist", "hcas", "controller", "tables"], help="what to run")
+    parser.add_argument("case", choices=["acas", "attack", "mnist", "hcas", "controller", "tables"], help="what to run")
     parser.add_argument("numbers", nargs="*", help="property and networks; balls and radius; seeds of controllers")
     options = parser.parse_args()
-    least = {"acas": 1, "mnist": 2}.get(options.case, 0)
+    least = {"acas": 1, "attack": 2, "mnist": 2}.get(options.case, 0)
     if len(options.numbers) < least:
         parser.error(f"{options.case} needs {least} or more of: {parser.format_usage().strip()}")
     if options.case == "acas":
         acas(options.numbers[0], options.numbers[1:])
+    elif options.case == "attack":
+        attack(options.numbers[0], options.numbers[1:])
     elif options.case == "mnist":
         mnist(int(options.numbers[0]), float(options.numbers[1]))
     elif options.case == "controller":
