@@ -24,18 +24,14 @@ that attacks and centers of boxes find. "Gap at no margin" asks for 0.5 % of the
 repair without a proof could: what it says beyond the first is the price of the distance that the proof needs with the
 boxes that there were.
 
-Rows of the version "choices" are of one state of the code, all 37 networks of property 2 in one run: the row of the
+All rows are of the version "choices", the 37 networks of property 2 in one run: the row of the
 four that is to hold at a point is chosen anew for what is proved, cuts are taken from 3,500 boxes on and follow
 smaller margins where the change is dear. Its settings were chosen while looking at 3_6, 4_8 and 2_7, other points
 included, besides those of before (1_4, 2_6, 3_1, 4_7, 4_6); the other networks were run once. As cuts end at a smaller
 distance to the limit than margins did, the gap at this distance may be larger though the change is smaller: the gap at
-no margin compares the two. Of the version "margins", which it replaces, the worst were: 56 CPU s (4_9), a gap of 399 %
+no margin compares the two. Of the version before the worst were: 56 CPU s (4_9), a gap of 399 %
 and a change of the scores of 1.17 deviations (4_8). Not all became better: the change of the scores on 2_9 was 0.31,
 and 2_5, 2_6 took 14 and 13 CPU s.
-
-Rows of the version "margins" are of the state before; its settings were chosen while looking at 1_4, 2_6, 3_1, 4_7,
-2_7 and, for what is not proved else, 4_6 and 3_6, other points included. Rows of other versions are older; their gaps
-are to lower bounds at no margin, and those of "before" and "optimized lines" are too small.
 
 Where all layers moved, gaps are empty, as nothing says how little would do. On ACAS Xu the boxes are too coarse for
 this, which a look at thirty boxes tells in about a quarter of a second.
@@ -60,8 +56,6 @@ fewer are right.
 `python benchmarks/regions.py attack` repairs anew and tries 1.24 million points of the region, a million of them at
 random and 60 steps down from the 4,000 nearest ones: none breaks the property, on the 37 networks of property 2 (45.9
 million points), on 2_9 for property 8, and on 1_7 to 1_9 for 3 and 4.
-
-Rows of properties 3 and 4 of an older version had 20 s of wall time each.
 """
 Rows = Sequence[Record]
 
