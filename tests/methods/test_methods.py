@@ -1,28 +1,34 @@
 """The methods: where they must agree, what bisection promises, networks without derivatives, rows in conflict."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from biased_task import Steps, repair as repair_with, task
+from torch import nn
 
 from repairopt import (
     AtMostBroken,
     Bisection,
     Bound,
+    Classifier,
     ErrorRate,
     FewWeights,
     FixLabels,
+    GroupGap,
     Incremental,
     KeepLabels,
     OneShot,
+    RepairError,
     Sequential,
     SpecificationError,
     Status,
     Strictest,
     SurrogateSettings,
     Verdict,
+    solve_repair,
 )
 from repairopt.methods import Method, Outcome
 from repairopt.verify import Judge
@@ -287,3 +293,33 @@ def test_soft_rows_ask_for_repair_of_single_samples():
     wrong = ErrorRate(toy.inputs, toy.labels, target=0.06)
     found = repair(toy, Incremental(), goal=wrong, constraints=[KeepLabels(toy.inputs, toy.labels, tolerance=0.03)])
     assert found.report.measure().after <= 0.06
+
+
+class Counted(nn.Module):
+    """A layer whose forward writes into its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(1))
+
+    def forward(self, x):
+        self.runs += 1
+        return x
+
+
+@pytest.mark.parametrize("method", ["aprnn", "nnrepair", "thresholds", "vote", "offsets", "reject_option"])
+@pytest.mark.parametrize("outputs", ["logits", "one logit"])
+def test_buffers_of_a_network_in_training_mode_stay_as_they_are(method, outputs, fingerprint):
+    torch.manual_seed(0)
+    x = torch.randn(160, 3)
+    x[:, 2] = (x[:, 2] > 0).float()
+    y = (x[:, 0] > 0.3).long()
+    width = 2 if outputs == "logits" else 1
+    network = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), Counted(), nn.Linear(6, width)).train()
+    model = network if outputs == "logits" else Classifier(network, outputs=outputs)
+    before, points = fingerprint(network), method in ("aprnn", "nnrepair")
+    goal = ErrorRate(x[:6], 1 - y[:6], target=0.0) if points else GroupGap.observed(x, 2, favorable=1, target=0.01)
+    with contextlib.suppress(RepairError):  # some take logits alone
+        solve_repair(model, goal, data=(x, y), method=method)
+    assert fingerprint(network) == before
+    assert network.training

@@ -150,6 +150,15 @@ def test_networks_of_one_number_and_of_probabilities_are_wrapped_like_their_logi
     assert torch.equal(again.revert(found.model)(given.inputs), before)
 
 
+def test_the_form_of_outputs_is_seen_on_inputs_of_a_function_too():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0))
+    x = torch.randn(60, 3)
+    share = CallableProperty(lambda predict: predict(x).softmax(-1)[:, 1].mean(), 0.1, "share")
+    found = repair_with(Classifier(network, outputs="one logit"), share, method="vote")
+    assert found.model(x).shape == (60,)
+    assert found.report.measure().after < found.report.measure().before
+
+
 @pytest.mark.parametrize("name", STATED)
 def test_such_wrapped_networks_are_exported(name, given, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

@@ -13,7 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
-from repairopt.network import Engine
+from repairopt.network import Engine, shadow
 from repairopt.program import Status
 from repairopt.specify import Region, samples_in
 from repairopt.surrogate import LinearizedRows, linearize
@@ -62,7 +62,7 @@ class APRNN(LeastNorm):
         _check_weights(task.engine, self)
         vertices = [vertices_of(one, self) for one in regions]
         shape = shape_of(task, points, regions)
-        reads = ReluInputs(task.engine.model, shape, self)
+        reads = ReluInputs(shadow(task.engine.model), shape, self)
         parts: list[Any] = []
         with task.timed("linearize"):
             if points.constraints:

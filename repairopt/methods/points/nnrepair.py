@@ -15,6 +15,7 @@ from repairopt.localize import Wrapped
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
+from repairopt.network import shadow
 from repairopt.program import Array, Program, Status
 from repairopt.specify import labelled_data
 
@@ -152,7 +153,7 @@ class _Points:
     """Labelled points, what a layer reads and gives on them, and which are wrong."""
 
     def __init__(self, task: Task, layer: str) -> None:
-        model: Any = task.engine.model
+        model: Any = shadow(task.engine.model)
         pairs = labelled_data([*task.constraints, task.goal]) + [(x, y) for x, y in task.data]
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
         if not pairs or not linear:

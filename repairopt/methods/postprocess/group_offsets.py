@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import ModelError, SpecificationError
-from repairopt.network import check_inputs, column_position
+from repairopt.network import check_inputs, column_position, shadow
 from repairopt.specify import is_sequence
 
 MOST_VALUES = 50  # of a column that is divided by its values
@@ -205,19 +205,15 @@ def _numbers(name: str, given: Any) -> list[float]:
 
 
 def _outputs(network: nn.Module, rows: Tensor) -> int:
-    """Number of outputs; the mode of the network is left as it was."""
-    modes = {module: module.training for module in network.modules()}
+    """Number of outputs; the network is left as it was."""
     try:
         with torch.no_grad():
-            found = network.eval()(rows)
+            found = shadow(network)(rows)
     except Exception as error:
         raise ModelError(
             f"GroupOffsets: {type(network).__name__} does not take rows of shape {tuple(rows.shape)} "
             f"({type(error).__name__}: {error})."
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not isinstance(found, Tensor) or found.ndim != 2:
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(f"GroupOffsets: {type(network).__name__} gives {what}; expected outputs (N, k).")

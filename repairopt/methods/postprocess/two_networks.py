@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from repairopt.errors import SpecificationError
-from repairopt.localize import WeightChange, Wrapped
+from repairopt.localize import WeightChange, Wrapped, first_inputs
 from repairopt.methods.method import Method, uses
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.registry import find_method
 from repairopt.methods.subtask import run_with
 from repairopt.methods.task import Task
-from repairopt.network import Candidate, Reading, meaning_of
+from repairopt.network import Candidate, Reading, meaning_of, shadow
 from repairopt.patches import FORMS, AsLogits
-from repairopt.specify import inputs_of, measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +56,13 @@ def network_of_logits(task: Task, method: object) -> tuple[nn.Module, dict[str, 
         method: Who asks, for the message.
 
     Returns:
-        A module from inputs to logits ``(N, k)``, and settings for :func:`repairopt.patches.wrap`: none where the
-        network gives logits itself.
+        A module from inputs to logits ``(N, k)``, in evaluation mode and with buffers of its own, and settings for
+        :func:`repairopt.patches.wrap`: none where the network gives logits itself.
 
     Raises:
         SpecificationError: The Classifier has a ``forward_fn``, or outputs that logits cannot be turned into again.
     """
-    model, read = task.engine.model, task.engine.forward_fn
+    model, read = shadow(task.engine.model), task.engine.forward_fn
     if read is None:
         return model, {}
     form = meaning_of(read)
@@ -73,8 +72,12 @@ def network_of_logits(task: Task, method: object) -> tuple[nn.Module, dict[str, 
             f"probabilities or one number for each row, but the Classifier reads them in another way. Put its "
             f"forward_fn into a module of your own."
         )
-    known = inputs_of(measured(task.goal))
-    few = known if known is not None else next(iter(task.data))[0]
+    few = first_inputs(task.goal, task.constraints)
+    if few is None:
+        raise SpecificationError(
+            f"method {type(method).__name__}: neither the goal '{task.goal.name}' nor a constraint asks the network "
+            f"about inputs, so the form of its outputs is not known. State inputs with the goal."
+        )
     with torch.no_grad():
         flat = model(task.engine.converted(few[:2])).ndim == 1
     return AsLogits(model, form), {"network_outputs": form, "network_flat": flat}
