@@ -265,7 +265,8 @@ def test_labels_of_an_array_may_be_numbers_or_texts(tmp_path, capsys, labels):
     np.savez(tmp_path / "rows.npz", x=inputs.numpy(), y=labels((inputs[:, 0] > 0).long().numpy()))
     out = tmp_path / "spec.yaml"
     assert run(capsys, "init", tmp_path / "w.safetensors", tmp_path / "rows.npz", "--out", out)[0] == 0
-    assert open_spec(out).data.sets["repair"].labels is not None
+    rows = open_spec(out).data.sets["repair"]
+    assert torch.equal(rows.labels, (rows.inputs[:, 0] > 0).long())
 
 
 class Features(nn.Module):
