@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repairopt.errors import ModelError, SpecificationError
-from repairopt.network import Engine, ForwardFunction, run_and_keep, trace_network, writes_in_place
+from repairopt.network import Engine, ForwardFunction, agree, run_and_keep, trace_network, writes_in_place
 from repairopt.specify import inputs_of
 
 FUNCTIONS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv"}
@@ -127,7 +127,7 @@ class LayerGraph:
         few = self._few()
         plain = self.engine.predict()(few)
         output, kept = run_and_keep(self.graph, few)
-        if not torch.allclose(output, plain, rtol=1e-5, atol=1e-6):
+        if not agree(output, plain):
             raise ModelError(f"{self.what}: its torch.fx trace and a plain run disagree. {REMEDY}")
         return kept
 

@@ -20,7 +20,7 @@ from .inputs import (
     to_tensors,
 )
 from .layer_rows import LayerRows, LayersOfRows
-from .model_checks import shadow, telling_rows
+from .model_checks import agree, shadow, telling_rows
 from .remembered import identity
 from .row_values import check_same_index, is_missing_word, listed_values, missing_values, refuse_missing
 from .sets.activation_lines import Lines, lines

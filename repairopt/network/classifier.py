@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from repairopt.errors import ModelError
 
 from .changed_network import ForwardFunction
+from .model_checks import check_is_module
 
 UNORDERED = ("regression", "several logits", "several probabilities")  # where the largest output says nothing
 MEANINGS = ("auto", "logits", "one logit", "probabilities", "one probability", *UNORDERED)
@@ -150,6 +151,7 @@ def _with_layers(model: Any) -> Any:
             f"model {type(model).__name__}: is scripted or traced by torch.jit, which hides its layers. Pass the "
             f"module that it was made from, and script the repaired copy."
         )
+    check_is_module(model)
     return model
 
 

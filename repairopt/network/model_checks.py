@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +17,31 @@ from .inference_tensors import usable
 SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
 
+def check_is_module(model: Any) -> None:
+    """A ModelError that says what to pass in place of a model that is no module."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        got, way = f"the class {model.__name__}", "Pass an instance of it, with the trained weights."
+    elif isinstance(model, Mapping):
+        got, way = "weights alone", "Load them into their module by its load_state_dict, and pass that."
+    elif isinstance(model, str | Path):
+        got, way = f"'{model}'", "Load the file, as by torch.load(path, weights_only=False), and pass the module."
+    elif isinstance(getattr(model, "module_", None), nn.Module):
+        got, way = f"a {type(model).__name__}", "Pass its module_."
+    elif hasattr(model, "predict"):
+        got, way = f"a {type(model).__name__}", "Of an estimator of another library, pass the torch module inside."
+    else:
+        got, way = f"a {type(model).__name__}", "Wrap a plain function in a module."
+    raise ModelError(f"model: expected a torch.nn.Module, got {got}. {way}")
+
+
 def shadow(model: nn.Module) -> nn.Module:
     """A copy of the module structure, in evaluation mode, that shares the parameters with the user's model.
 
     Buffers are copied: forward may write into them.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"model: expected a torch.nn.Module, got {type(model).__name__}. Wrap a plain function in a module."
-        )
+    check_is_module(model)
     if empty := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
         raise ModelError(
             f"model {type(model).__name__}: parameter '{empty[0]}' is uninitialized, of a lazy layer. Load the "
@@ -88,6 +105,15 @@ def telling_rows(inputs: Tensor) -> Tensor:
     return inputs[torch.tensor(sorted(found), device=inputs.device)].detach()
 
 
+def agree(found: Tensor, expected: Tensor, rtol: float = 1e-5, atol: float = 1e-6) -> bool:
+    """Whether two ways to run a network give the same outputs, in the same type.
+
+    The types differ where forward turns on torch.autocast, which a trace does not record.
+    """
+    alike = found.shape == expected.shape and found.dtype == expected.dtype
+    return alike and (torch.equal(found, expected) or torch.allclose(found, expected, rtol=rtol, atol=atol))
+
+
 def check_positions(name: str, positions: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """Flat positions in a parameter as int64; a ModelError where one is out of range or given twice."""
     if name not in parameters:
@@ -148,12 +174,18 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
                 f"evaluation mode. Look for dropout called without its training flag, or other randomness in forward."
             )
         try:
-            alone = torch.cat([caller(few[i : i + 1].clone()) for i in range(len(few))])
+            each = [caller(few[i : i + 1].clone()) for i in range(len(few))]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{what}: runs on 5 inputs, but not on one alone ({type(error).__name__}: {error}). Look for batch "
                 f"statistics in forward, or a fixed size of the batch."
             ) from error
+        if each[0].shape != output[:1].shape:
+            raise ModelError(
+                f"{what}: its output for one input alone has shape {tuple(each[0].shape)}; expected "
+                f"{tuple(output[:1].shape)}, one row. Look for .squeeze() in forward, and name its dimension."
+            )
+        alone = torch.cat(each)
         if not torch.allclose(output, alone, rtol=1e-3, atol=1e-4):
             raise ModelError(
                 f"{what}: the output of an input depends on the others in its batch (difference "
@@ -200,6 +232,13 @@ def _described(output: Any) -> tuple[str, str]:
     listed: Any = enumerate(output) if isinstance(output, tuple | list) else ()
     parts = output.items() if isinstance(output, Mapping) else listed
     tensors = {key: tuple(part.shape) for key, part in parts if isinstance(part, Tensor)}
-    key = "logits" if "logits" in tensors else next((k for k, shape in tensors.items() if len(shape) == 2), "...")
-    found = type(output).__name__ + (f" of shapes {tensors}" if tensors else "")
-    return found, f"Choose with Classifier(model, lambda model, x: model(x)[{key!r}])"
+    own = (
+        {}
+        if tensors
+        else {k: tuple(v.shape) for k, v in getattr(output, "__dict__", {}).items() if isinstance(v, Tensor)}
+    )
+    known = tensors or own
+    key = "logits" if "logits" in known else next((k for k, shape in known.items() if len(shape) == 2), "...")
+    found = type(output).__name__ + (f" of shapes {known}" if known else "")
+    choice = f".{key}" if own else f"[{key!r}]"
+    return found, f"Choose with Classifier(model, lambda model, x: model(x){choice})"

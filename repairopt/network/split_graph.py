@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .last_module import find_last_module
+from .model_checks import agree
 from .tracing import as_module, trace_network
 
 
@@ -60,7 +61,7 @@ def split_at(network: nn.Module, changed: set[str], rows: Tensor, graph: fx.Grap
         return _at_last_module(network, changed, rows)
     with torch.no_grad():
         whole = network(rows.clone())
-    if not torch.equal(output, whole) and not torch.allclose(output, whole, rtol=1e-5):
+    if not agree(output, whole, atol=1e-8):
         return None
     split = _cut(traced, changed, [three, five])
     if split is None:
@@ -70,7 +71,7 @@ def split_at(network: nn.Module, changed: set[str], rows: Tensor, graph: fx.Grap
         frontier = (given,) if split.prefix is None else split.prefix(given)
         before = [(part._version, part.clone()) for part in frontier]
         again = split.suffix(*frontier)
-    if not torch.allclose(again, whole, rtol=1e-5, atol=1e-6):
+    if not agree(again, whole):
         return None
     writes = (_is_written(given, (0, rows)), any(map(_is_written, frontier, before)))
     return replace(split, writes=writes, graph=traced.graph)

@@ -1,5 +1,7 @@
 """The engine against plain runs of the model: any architecture, any batch, nothing modified."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from sample_networks import CASES
 from torch import nn
 from torch.func import functional_call
 
+from repairopt import ErrorRate, solve_repair
 from repairopt.errors import ModelError
 from repairopt.network import Engine, Remembering
 from repairopt.verify.judge import is_constant
@@ -235,6 +238,16 @@ class Pair(nn.Linear):
         return super().forward(x), x
 
 
+class OneRowSqueezed(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class Record(nn.Linear):
+    def forward(self, x):
+        return SimpleNamespace(hidden=x[:, 0], logits=super().forward(x))
+
+
 def test_it_refuses_models_it_cannot_rely_on():
     cases = [
         (Random(4, 3), "two passes over the same 5 inputs disagree", "randomness in forward"),
@@ -242,6 +255,8 @@ def test_it_refuses_models_it_cannot_rely_on():
         (BatchMean(4, 3), "depends on the others in its batch", "batch statistics"),
         (NotANumber(4, 3), "outputs hold NaN", ""),
         (Pair(4, 3), "returned tuple of shapes", "Choose with Classifier(model, lambda model, x: model(x)[0])"),
+        (Record(4, 3), "returned SimpleNamespace of shapes", "lambda model, x: model(x).logits)"),
+        (OneRowSqueezed(4, 3), "for one input alone has shape (3,); expected (1, 3)", "Look for .squeeze()"),
         (nn.Linear(5, 3), "cannot run on inputs of shape (30, 4)", "Check the shape of the data"),
         (nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), "returned shape (15,)", "with Classifier(model, lambda"),
     ]
@@ -267,8 +282,29 @@ def test_parameters_that_hold_nan_and_things_that_are_no_model_are_refused():
         Engine(model)
     with pytest.raises(ModelError, match="no floating-point parameters"):
         Engine(nn.ReLU())
-    with pytest.raises(ModelError, match=r"expected a torch\.nn\.Module, got function"):
-        Engine(lambda x: x)
+
+
+def test_what_is_no_module_is_refused_before_anything_runs_and_told_what_to_pass():
+    net = nn.Linear(2, 2)
+    goal = ErrorRate(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long), target=0.1)
+    cases = [
+        (lambda x: x, "got a function. Wrap a plain function in a module."),
+        (None, "got a NoneType"),
+        (nn.Linear, "got the class Linear. Pass an instance of it"),
+        (net.state_dict(), "got weights alone. Load them into their module"),
+        ("net.pt", r"got 'net.pt'. Load the file, as by torch.load"),
+        (SimpleNamespace(module_=net), "got a SimpleNamespace. Pass its module_."),
+        (SimpleNamespace(predict=abs), "got a SimpleNamespace. Of an estimator of another library"),
+    ]
+    for given, said in cases:
+        for call in (
+            Engine,
+            lambda model: solve_repair(model, goal),
+            lambda model: solve_repair(model, goal, method="swarm"),
+        ):
+            with pytest.raises(ModelError, match=r"model: expected a torch\.nn\.Module") as error:
+                call(given)
+            assert said in str(error.value)
 
 
 def test_a_model_that_cannot_be_copied_says_so():

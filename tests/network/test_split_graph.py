@@ -5,6 +5,8 @@ import torch
 from sample_networks import CASES, Residual, Tied, chain
 from torch import nn
 
+from repairopt import ErrorRate, solve_repair
+from repairopt.errors import ModelError
 from repairopt.network import Engine
 from repairopt.network.split_graph import split_at
 
@@ -139,3 +141,25 @@ def test_a_changed_parameter_that_the_output_does_not_use_is_run_whole():
     engine = Engine(Shell(model), {"model.idle.weight": torch.arange(8)})
     inputs = torch.randn(6, 4)
     torch.testing.assert_close(engine.predict(torch.ones(8))(inputs), model.used(inputs).detach())
+
+
+class HalfInside(nn.Sequential):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+def test_a_network_that_turns_on_autocast_is_run_whole_since_a_trace_of_it_is_another_network():
+    torch.manual_seed(0)
+    net = HalfInside(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    x = torch.randn(40, 4)
+    y = (net(x).float() + torch.randn(40, 3) / 3).argmax(1)
+    assert split_at(net, {"2.weight"}, x) is None
+    repair = solve_repair(net, ErrorRate(x, y, target=0.05), weights="all")
+    before, after = (float((one(x).argmax(1) != y).float().mean()) for one in (net, repair.model))
+    assert after == pytest.approx(repair.report.measure().after)
+    assert after < before
+    with pytest.raises(ModelError, match="trace and a plain run disagree"):
+        solve_repair(net, ErrorRate(x, y, target=0.05), method="inner")
+    for method in ("hudd", "nnrepair"):
+        assert solve_repair(net, ErrorRate(x, y, target=0.05), method=method).report.verdict

@@ -176,8 +176,9 @@ class _Points:
         if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(inputs):
             raise SpecificationError(f"method NNRepair: layer '{self.name}' is not run on one vector for each input.")
         bias = () if self.module.bias is None else (np.ones((len(inputs), 1)),)
-        read = seen[0].double().numpy()
-        self.inner = (seen[0] @ self.module.weight.detach().T).double().numpy()
+        vectors = seen[0].to(self.module.weight.dtype)
+        read = vectors.double().numpy()
+        self.inner = (vectors @ self.module.weight.detach().T).double().numpy()
         self.inner = self.inner + (0 if self.module.bias is None else self.module.bias.detach().double().numpy())
         self.read = np.concatenate([read, *bias], axis=1)
         self.outputs, self.labels = outputs.double().numpy(), labels.numpy().astype(int)

@@ -111,7 +111,7 @@ def heat_maps(net: Trainee, inputs: Tensor, layers: list[Hidden]) -> list[Tensor
         slopes = torch.autograd.grad(outputs.amax(1).sum(), values, allow_unused=True)
         pairs = zip(values, slopes, strict=True)
         found.append([torch.zeros_like(v) if s is None else (v * s).detach() for v, s in pairs])
-    return [torch.cat(own).flatten(1) for own in zip(*found, strict=True)]
+    return [torch.cat(own).flatten(1).double() for own in zip(*found, strict=True)]
 
 
 def root_causes(net: Trainee, failing: Tensor, most: int) -> RootCauses:
