@@ -46,9 +46,11 @@ def test_pages_on_extending_are_short(name):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it of transformers
 @pytest.mark.parametrize("name", RUN)
-def test_pages_run(name, tmp_path, monkeypatch):
+def test_pages_run(name, tmp_path, monkeypatch, request):
     for library in NEEDS.get(name, ()):
         pytest.importorskip(library, reason=f"docs/{name}.md needs {library}")
+    if name != "index":  # whose report has pictures; to draw them is most of the time of other pages
+        request.getfixturevalue("without_pictures")
     module = ModuleType("docs_" + name.replace("/", "_"))
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 
 WORDS = re.compile(r"-?1\.#(IND|QNAN)|#?NA|#N/A( N/A)?|<NA>|N/A|NULL|None|-?NaN", re.IGNORECASE)  # as pandas.read_csv
+NEVER_MISSING = frozenset({str, int, bool})
 
 
 def is_missing_word(value: Any) -> bool:
@@ -30,6 +31,8 @@ def is_missing_word(value: Any) -> bool:
 def missing_values(values: Any) -> npt.NDArray[np.bool_]:
     """For each of some values ``(N, ...)`` whether it is missing."""
     if isinstance(values, list | tuple):  # NumPy makes texts of a list of texts and NaN
+        if set(map(type, values)) <= NEVER_MISSING:
+            return np.zeros(len(values), dtype=bool)
         return np.array([_is_missing(value) for value in values], dtype=bool)
     if isinstance(values, np.ma.MaskedArray):
         return np.ma.getmaskarray(values) | missing_values(values.data)
@@ -80,6 +83,8 @@ def listed_values(owner: str, what: str, values: Any) -> list[Any]:
         got = f"shape {shape}" if len(shape) > 1 else f"a {type(values).__name__}"
         raise SpecificationError(f"{owner}: {what}: got {got}; expected one value for each row, in order, (N,).")
     found = values.tolist() if hasattr(values, "tolist") else list(values)
+    if set(map(type, found)) <= {*NEVER_MISSING, float}:
+        return found
     found = [item.item() if getattr(item, "ndim", 1) == 0 and hasattr(item, "item") else item for item in found]
     for row, item in enumerate(found):
         try:

@@ -18,6 +18,7 @@ from repairopt.interfaces.specfile.networks import mlp
 from repairopt.patches import load_weights, save_weights
 
 jsonschema = pytest.importorskip("jsonschema")
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ def limits(bound: float) -> Region:
 
 
 def worst(model: nn.Module, region: Region) -> float:
-    """Least value on a million random points, and where an attack goes from the lowest of them."""
+    """Least value on 200,000 random points, and where an attack goes from the lowest of them."""
     draw = torch.Generator().manual_seed(9)
     lower, upper = region.lower.float(), region.upper.float()
-    x = lower + (upper - lower) * torch.rand(1_000_000, 2, generator=draw)
+    x = lower + (upper - lower) * torch.rand(200_000, 2, generator=draw)
     with torch.no_grad():
         found = values = _least(model, region, x)
     x = x[values.argsort()[:2000]]
@@ -228,7 +228,7 @@ def test_all_layers_move_on_boxes_with_a_small_change(monkeypatch, finished: boo
         at = "repairopt.methods.regions.descend_leaves.proved_at"
         monkeypatch.setattr(at, lambda state, margin, best, leaves, most: (leaves, None, 0))
     model, x = controller(), 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) - 1
-    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=60, steps=240, after=60))
+    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=30, steps=90, after=20))
     repair = solve_repair(model, UnprovedRegions(limits(1.03), keep=x), method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     assert worst(repair.model, limits(1.03)) > 0
@@ -244,7 +244,7 @@ def test_all_layers_are_taken_where_the_last_one_costs_more_than_it_must(monkeyp
     at = "repairopt.methods.regions.region_repair."
     for name, number in (("DEAR", 0.0), ("MUCH", 0.0), ("BETTER", 100.0)):
         monkeypatch.setattr(at + name, number)
-    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=60, steps=240, after=60))
+    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=30, steps=90, after=20))
     repair = solve_repair(controller(), limits(1.03), method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     assert worst(repair.model, limits(1.03)) > 0

@@ -28,6 +28,7 @@ from repairopt import (
 )
 
 PLAIN = SQP(confidence=None)
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def repair(toy, method=PLAIN, goal=None, constraints=None, **options):

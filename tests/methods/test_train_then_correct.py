@@ -89,7 +89,7 @@ def test_many_weights_are_repaired_by_it_without_breaking_a_guard(trained, finge
 @pytest.mark.slow
 def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
     model, clean, new = trained
-    clean, there = clean[:800], labels_of(new)
+    clean, there = clean[:500], labels_of(new)
     y = labels_of(clean)
     flips = FlipRate(clean, y)
     found = {}

@@ -31,7 +31,7 @@ goal = ErrorRate(inputs[wrong].clone(), labels[wrong], target=0.3)
 few = torch.cat([wrong[:500], torch.arange(500)])
 constraints = [KeepLabels(inputs, labels, tolerance=0.002), FixLabels(inputs[few].clone(), labels[few])]
 started = time.process_time()
-method = Incremental(max_rounds=2 if sys.argv[1] == "last" else 1, trust_radius=0.5)  # the first takes all memory
+method = Incremental(max_rounds=1, trust_radius=0.5)  # the first takes all memory
 weights = "2.weight" if sys.argv[1] == "last" else "0.weight"
 found = solve_repair(model, goal, constraints, weights=weights, method=method)
 print(json.dumps({

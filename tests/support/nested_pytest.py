@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-OTHERS = ("cacheprovider", "xdist", "hypothesispytest", "anyio")
+OTHERS = ("cacheprovider", "xdist", "hypothesispytest", "anyio", "unraisableexception")
 
 
 def run_nested(folder: Path, *options: str) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.localize import NewWeights
+from repairopt.methods.adam import Adam
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
@@ -128,7 +129,7 @@ class SpecRepair(CounterexampleGuided):
         change = torch.as_tensor(delta, dtype=torch.float64) / scale
         for _ in range(RISES):
             change = change.detach().requires_grad_()
-            optimizer = torch.optim.Adam([change], lr=self.rate)
+            optimizer = Adam([change], lr=self.rate)
             for _ in range(ADAM):
                 task.judge.check_time()
                 optimizer.zero_grad()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from repairopt.methods.adam import Adam
 from repairopt.network import Frame, NetworkSteps, RowGroups, relax
 
 ENOUGH = 0.4  # of the margin, at which bounds count as proved: what is above 0 alone may not survive rounding
@@ -73,7 +74,7 @@ def descend(
     with torch.no_grad():
         outputs = network.forward(keep)
     own = {name: value.detach().double().clone().requires_grad_() for name, value in weights.items()}
-    optimizer = torch.optim.Adam(own.values(), settings.rate)
+    optimizer = Adam(own.values(), settings.rate)
     draw = torch.Generator().manual_seed(seed)
     best, cost, found_at, step = dict(weights), float("inf"), 0, 0
     for step in range(settings.steps):

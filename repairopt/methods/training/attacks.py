@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repairopt.errors import ModelError, RepairError, SpecificationError
+from repairopt.methods.adam import Adam
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.network import Search, attack, check_time
 
@@ -157,7 +158,7 @@ class CarliniWagner:
         best, nearest = inputs.clone(), torch.full_like(price, float("inf"))
         for _ in range(self.searches):
             place = start.clone().requires_grad_()
-            made, found = torch.optim.Adam([place], lr=self.rate), torch.zeros_like(labels, dtype=torch.bool)
+            made, found = Adam([place], lr=self.rate), torch.zeros_like(labels, dtype=torch.bool)
             for _ in range(self.steps):
                 check_time()
                 points = middle + half * torch.tanh(place)

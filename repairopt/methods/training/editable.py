@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from repairopt.methods.adam import Adam
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
@@ -66,7 +67,7 @@ class EditableTraining(Training):
         """Train, then edit."""
         rows = self.material(task, failing=False)
         net = Trainee(task, rows.training[0])
-        made = torch.optim.Adam(list(net.own.values()), lr=self.rate)
+        made = Adam(list(net.own.values()), lr=self.rate)
         draw = torch.Generator().manual_seed(task.seed)
         score = by_error(rows.validation)
         best: Any = None

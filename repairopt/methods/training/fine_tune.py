@@ -11,6 +11,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.localize import NewWeights
+from repairopt.methods.adam import Adam
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
@@ -89,7 +90,7 @@ class FineTune:
         box = tuple(torch.as_tensor(side / scale) for side in task.box(zero, np.inf))
         begin = zero if task.start is None else task.start / scale
         steps = torch.as_tensor(begin).clone().requires_grad_()  # of each weight, in units of its natural size
-        made: Any = torch.optim.Adam([steps], lr=self.rate)
+        made: Any = Adam([steps], lr=self.rate)
         if self.optimizer == "sgd":
             made = torch.optim.SGD([steps], lr=self.rate, momentum=MOMENTUM)
         draw = torch.Generator().manual_seed(task.seed)

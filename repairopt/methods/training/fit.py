@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
+from repairopt.methods.adam import Adam
 from repairopt.methods.material import Material, material_of
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
@@ -75,7 +76,7 @@ def fit_weights(
     count: int,
     method: Training,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Adam | None = None,
     batches: Callable[[torch.Generator], Iterable[Tensor]] | None = None,
     masks: Callable[[Tensor], Masks] | None = None,
     score: Callable[[Trainee], Score] | None = None,
@@ -105,7 +106,7 @@ def fit_weights(
         told: Whether each epoch is judged and logged.
     """
     task = net.task
-    made = optimizer or torch.optim.Adam(list(net.own.values()), lr=method.rate)
+    made = optimizer or Adam(list(net.own.values()), lr=method.rate)
     draw = torch.Generator().manual_seed(task.seed if seed is None else seed)
     best: tuple[Score, dict[str, Tensor]] | None = None
     still = 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repairopt.localize import by_unit
+from repairopt.methods.adam import Adam
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected
 from repairopt.methods.task import Task
@@ -183,7 +184,7 @@ class HybridRepair(Training):
             apart = (torch.softmax(net(inputs), dim=1) - targets).square().mean(1)
             return found + PRICE * (weight[some] * apart).mean()
 
-        made = torch.optim.Adam(list(net.own.values()), lr=self.rate, weight_decay=DECAY)
+        made = Adam(list(net.own.values()), lr=self.rate, weight_decay=DECAY)
         score: Any = by_error(validation)
         fit_weights(net, loss, len(learned[0]), self, optimizer=made, begin=begin, score=score)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repairopt.errors import SpecificationError
 from repairopt.localize import Probes, Question, by_unit
+from repairopt.methods.adam import Adam
 from repairopt.methods.material import Material
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected
@@ -87,7 +88,7 @@ class Inner(Training):
                 masks[name][found.units] = True
         node = found.layer.node
         original = torch.softmax(net.predict(rows.passing[0]), dim=1)
-        made = torch.optim.Adam(list(net.own.values()), lr=self.rate)
+        made = Adam(list(net.own.values()), lr=self.rate)
         draw = torch.Generator().manual_seed(task.seed)
         (inputs, labels), passing = rows.failing, rows.passing[0]
         for epoch in range(self.epochs):

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.localize import LayerGraph, NewWeights
+from repairopt.methods.adam import Adam
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.network import ForwardFunction, shadow
@@ -248,14 +249,14 @@ class Trainee:
                 )
         self.load({name: drawn[name].detach() for name in self.own})
 
-    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, masks: Masks | None = None) -> None:
+    def step(self, optimizer: torch.optim.Optimizer | Adam, loss: Tensor, masks: Masks | None = None) -> None:
         """One step on a loss; only entries that are free, and where masks are given only those of the masks, move."""
         optimizer.zero_grad()
         grads = torch.autograd.grad(loss, list(self.own.values()), allow_unused=True)
         self.move(optimizer, dict(zip(self.own, grads, strict=True)), masks)
 
     def move(
-        self, optimizer: torch.optim.Optimizer, grads: Mapping[str, Tensor | None], masks: Masks | None = None
+        self, optimizer: torch.optim.Optimizer | Adam, grads: Mapping[str, Tensor | None], masks: Masks | None = None
     ) -> None:
         """One step of an optimizer on given gradients, as :meth:`step`."""
         held: list[tuple[Tensor, Tensor, Tensor]] = []

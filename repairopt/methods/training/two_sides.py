@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repairopt.methods.adam import Adam
 from repairopt.methods.task import Array, Task
 from repairopt.network import identity, time_left
 from repairopt.specify import (
@@ -164,7 +165,7 @@ class _Run:
         self.quick = quick_forward(self.network, settings.precision, settings.channels_last)
         rates = {name: natural_rate(name, self.network.model, settings.rate) for name in self.parameters}
         groups = [{"params": [weight], "lr": rates[name]} for name, weight in self.parameters.items()]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = Adam(groups, fused=True)
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
         self.work, self.planned = 0.0, self.plan()

@@ -86,23 +86,39 @@ def _relu(call: Call, low: Tensor, high: Tensor) -> list[Lines]:
     ]
 
 
-def between(alternatives: list[Lines], share: Tensor) -> Lines:
-    """The usual lines, but below a mean of the flattest and the steepest lower line, ``share`` of it of the latter.
+@dataclass(frozen=True, eq=False)
+class LowerLines:
+    """The usual lines of an activation, and how its lower one goes from the flattest to the steepest alternative."""
 
-    Lines below a function are so in every convex combination.
-    """
-    first, *others = alternatives
-    flat, flat_shift = steep, steep_shift = first.lower_slope, first.lower_shift
-    for one in others:
-        less, more = one.lower_slope < flat, one.lower_slope > steep
-        flat, flat_shift = torch.where(less, one.lower_slope, flat), torch.where(less, one.lower_shift, flat_shift)
-        steep, steep_shift = torch.where(more, one.lower_slope, steep), torch.where(more, one.lower_shift, steep_shift)
-    slope, shift = flat + share * (steep - flat), flat_shift + share * (steep_shift - flat_shift)
-    return replace(first, lower_slope=slope, lower_shift=shift)
+    usual: Lines
+    slope: Tensor
+    shift: Tensor
+    slopes: Tensor
+    shifts: Tensor
+
+    @classmethod
+    def of(cls, alternatives: list[Lines]) -> LowerLines:
+        """Of the lines that :func:`lines_of` has for an activation."""
+        first, *others = alternatives
+        flat, flat_shift = steep, steep_shift = first.lower_slope, first.lower_shift
+        for one in others:
+            less, more = one.lower_slope < flat, one.lower_slope > steep
+            flat, flat_shift = torch.where(less, one.lower_slope, flat), torch.where(less, one.lower_shift, flat_shift)
+            steep = torch.where(more, one.lower_slope, steep)
+            steep_shift = torch.where(more, one.lower_shift, steep_shift)
+        return cls(first, flat, flat_shift, steep - flat, steep_shift - flat_shift)
+
+    def at(self, share: Tensor) -> Lines:
+        """The usual lines, but below a mean of both, ``share`` of it of the steepest.
+
+        Lines below a function are so in every convex combination.
+        """
+        slope, shift = self.slope + share * self.slopes, self.shift + share * self.shifts
+        return replace(self.usual, lower_slope=slope, lower_shift=shift)
 
 
 def usual_share(alternatives: list[Lines]) -> Tensor:
-    """The share at which :func:`between` gives the usual lower line, ``(B, n)``; 1/2 where all are one."""
+    """The share at which :meth:`LowerLines.at` gives the usual lower line, ``(B, n)``; 1/2 where all are one."""
     slopes = torch.stack([one.lower_slope for one in alternatives])
     low, high = slopes.amin(0), slopes.amax(0)
     same = high <= low

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
 from repairopt.errors import SpecificationError
 from repairopt.network.inputs import check_inputs, check_labels
 from repairopt.network.model_checks import shadow
+from repairopt.network.replace_weights import Replaceable
 
 Bound = float | Tensor
+Slope = Callable[[Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,15 @@ def attacked_radius(
     return high
 
 
+def _runner(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """Runs a copy with tensors ``own``, some of them ``given``: by places known once, where forward keeps nothing."""
+    known = dict(module.named_parameters(remove_duplicate=False))
+    if any(True for _ in module.buffers()) or any(name not in known for name in given):
+        return lambda x: functional_call(module, dict(own), (x,))
+    replaceable = Replaceable(module, {name: known[name] for name in given})
+    return lambda x: replaceable.run(given, (x,))
+
+
 class _Attacker:
     def __init__(
         self,
@@ -115,7 +127,7 @@ class _Attacker:
         copy = shadow(network)
         own = {name: value.detach() for name, value in (*copy.named_parameters(), *copy.named_buffers())}
         own.update({name: value.detach() for name, value in (parameters or {}).items()})
-        self.call: Callable[[Tensor], Tensor] = lambda x: functional_call(copy, own, (x,))
+        self.call = _runner(copy, own, {name: own[name] for name in parameters or {}})
         self.inputs, self.labels = check_inputs("attack", inputs, labels)
         first = next((p for p in own.values() if p.is_floating_point()), self.inputs)
         like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
@@ -141,7 +153,6 @@ class _Attacker:
         x, y = self.inputs[rows], self.labels[rows]
         radius = radii[rows].reshape(-1, *[1] * (x.ndim - 1))
         low, high = torch.maximum(x - radius, self.lower), torch.minimum(x + radius, self.upper)
-        slope = grad(lambda points, rivals: margin(self.call(points), y, rivals).sum())
         best, smallest = x, self.margin(x, y)
         random = torch.Generator().manual_seed(self.search.seed)
         length = 2.5 / self.search.steps if self.search.step is None else self.search.step
@@ -150,14 +161,39 @@ class _Attacker:
             noise = torch.rand(x.shape, generator=random, dtype=torch.float64).to(x)
             at_input = restart == 0 and not self.search.random_start
             points = x if at_input else low + noise * (high - low)
+            _, slope = self._recorded(points, y)
             for _ in range(self.search.steps):
-                points = points - length * radius * slope(points, rivals).sign()
+                points = points - length * radius * slope(rivals).sign()
                 points = torch.minimum(torch.maximum(points, low), high)
-                value = self.margin(points, y)
+                logits, slope = self._recorded(points, y)
+                value = margin(logits, y)
                 better = value < smallest
                 best = torch.where(better.reshape(radius.shape), points, best)
                 smallest = torch.where(better, value, smallest)
         return best, smallest
+
+    def _recorded(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Slope]:
+        """Logits of points, and what makes the gradient of the margin to rivals there: in one pass where torch allows.
+
+        Where ``torch.func`` differentiates what calls this, it has to make this gradient too.
+        """
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            slope = torch.func.grad(lambda at, rivals: margin(self.call(at), labels, rivals).sum())
+            with torch.no_grad():
+                return self.call(points), partial(slope, points)
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_()
+            logits = self.call(leaf.clone())
+        return logits.detach(), partial(_slope, logits, leaf, labels)
+
+
+def _slope(logits: Tensor, points: Tensor, labels: Tensor, rivals: Tensor | None) -> Tensor:
+    """Gradient of the margins in points whose logits were recorded; 0 where the logits do not depend on them."""
+    with torch.enable_grad():
+        lead = margin(logits, labels, rivals).sum()
+    if not lead.requires_grad:
+        return torch.zeros_like(points)
+    return torch.autograd.grad(lead, points, allow_unused=True, materialize_grads=True)[0]
 
 
 def margin(logits: Tensor, labels: Tensor, rivals: Tensor | None = None) -> Tensor:

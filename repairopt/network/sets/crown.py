@@ -20,7 +20,7 @@ from torch import Tensor
 
 from repairopt.errors import UnsupportedError
 
-from .activation_lines import Lines, between, lines_of, usual_share
+from .activation_lines import Lines, LowerLines, lines_of, usual_share
 from .frames import Frame
 from .network_steps import ActivationStep, AffineStep, NetworkSteps
 
@@ -144,7 +144,7 @@ class Boxes:
     def lines(self, kind: int = 0) -> dict[int, Lines]:
         """The lines of each activation; of alternatives the one of a number."""
         if self.shares is not None:
-            return {index: between(self.alternatives(index), share) for index, share in self.shares.items()}
+            return {index: LowerLines.of(self.alternatives(index)).at(share) for index, share in self.shares.items()}
         return {index: self.alternatives(index)[kind] for index in self.intervals}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .activation_lines import LowerLines
 from .crown import Boxes, Intervals, relax_in_parts
 from .frames import Frame
 from .network_steps import NetworkSteps
@@ -141,10 +142,15 @@ class Leaves:
             best = {i: torch.where(better[:, None], share, best[i]) for i, share in usual.used_shares().items()}
         own = dict(best)
         first, second = ({i: torch.zeros_like(share) for i, share in own.items()} for _ in range(2))
+        matrix, offset = self.rows.matrix[self.region], self.rows.offset[self.region]
+        directions, shift = matrix @ last.weight, matrix @ last.bias - offset
+        between = {i: LowerLines.of(self.boxes.alternatives(i)) for i in self.boxes.intervals}
         for step in range(1, steps + 1):
             with torch.enable_grad():
                 moving = {i: share.detach().requires_grad_() for i, share in own.items()}
-                least = replace(self, boxes=replace(self.boxes, shares=moving)).least(last)
+                lines = {i: between[i].at(share) for i, share in moving.items()}
+                low = self.boxes.below(directions, self.features_at, lines=lines)[0]
+                least = self.rows.least(low + shift, self.region)
                 slopes = torch.autograd.grad(least.sum(), list(moving.values()))
             better = least.detach() > highest
             highest = torch.where(better, least.detach(), highest)
