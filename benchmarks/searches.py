@@ -42,7 +42,7 @@ def care(quick: bool) -> list[str]:
         "| neurons | split | gap | held-out gap | held-out accuracy | CPU s |",
         "|---|---|---|---|---|---|",
     ]
-    for neurons in (13, 3):
+    for neurons in (3,) if quick else (13, 3):
         for seed in range(1 if quick else 5):
             draw = torch.Generator().manual_seed(seed)
             order, half = torch.randperm(len(x), generator=draw), len(groups[0]) // 2

@@ -64,8 +64,8 @@ def census_repair(task: Task, split: int, method: Any) -> tuple[float, Any]:
     )
 
 
-def one_process(splits: list[int]) -> None:
-    """What a fresh process measures: CPU seconds of each call, stages, quality. Prints one JSON object."""
+def one_process(splits: list[int]) -> list[dict[str, Any]]:
+    """What a fresh process measures: CPU seconds of each call, stages, quality."""
     task = tasks()["M1 gender"]
     rows = []
     for split in splits:
@@ -74,18 +74,25 @@ def one_process(splits: list[int]) -> None:
         before, after = (measure(network, held_out) for network in (task.network, result.model))
         change = 100 * (after["accuracy"] - before["accuracy"])
         rows.append({"cpu": seconds, "stages": result.report.seconds, "gap": after["gap"], "points": change})
-    print(json.dumps(rows))
+    return rows
 
 
-def fresh(*arguments: str) -> Any:
-    """Run this file in a fresh process; its last line is JSON."""
+def fresh(*arguments: str, quick: bool = False) -> Any:
+    """Run this file in a fresh process, or in this one where it should be quick; its last line is JSON."""
+    if quick:
+        return run_process(arguments[0], [int(number) for number in arguments[1:]])
     found = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def repair_table(splits: int, processes: int) -> str:
+def run_process(what: str, numbers: list[int]) -> Any:
+    """What the process of :func:`fresh` does."""
+    return one_process(numbers) if what == "--process" else large_process(*numbers)
+
+
+def repair_table(splits: int, processes: int, *, quick: bool) -> str:
     """First calls in fresh processes, warmed calls in one process, quality over the splits."""
-    begun, *rows = fresh("--process", *map(str, [0, *range(splits)]))
+    begun, *rows = fresh("--process", *map(str, [0, *range(splits)]), quick=quick)
     first = [begun["cpu"], *(fresh("--process", str(split))[0]["cpu"] for split in range(1, processes))]
     seconds = [row["cpu"] for row in rows]
     total = sum(row["stages"]["total"] for row in rows)
@@ -168,8 +175,8 @@ def parts_table(task: Task, repeats: int) -> str:
     return "\n".join(lines)
 
 
-def large_process(rows: int, width: int) -> None:
-    """A repair of ``10 width`` weights with ``rows`` kept rows of 10 classes; prints seconds and memory as JSON."""
+def large_process(rows: int, width: int) -> dict[str, Any]:
+    """A repair of ``10 width`` weights with ``rows`` kept rows of 10 classes: seconds and memory."""
     torch.manual_seed(0)
     classes = 10
     centers = torch.randn(classes, 50)
@@ -187,7 +194,7 @@ def large_process(rows: int, width: int) -> None:
     shifted = centers[moved] + 2.0 * torch.randn(2000, 50) + 1.5  # a shift that the network has not seen
     with torch.no_grad():
         wrong = float((model(shifted).argmax(1) != moved).double().mean())
-    found = {"wrong before": wrong}
+    found: dict[str, Any] = {"wrong before": wrong}
     for name, method in (("sequential", Sequential(max_steps=10)), ("incremental", Incremental())):
         goal = ErrorRate(shifted, moved, target=wrong / 2)
         keep = KeepLabels(inputs, labels, allowed=len(labels) // 50)
@@ -203,12 +210,12 @@ def large_process(rows: int, width: int) -> None:
             "verdict": str(report.verdict),
             "weights": report.location.size,
         }
-    print(json.dumps(found))
+    return found
 
 
-def large_table(rows: int, width: int) -> str:
+def large_table(rows: int, width: int, *, quick: bool) -> str:
     """Time and memory at scale."""
-    found = fresh("--large", str(rows), str(width))
+    found = fresh("--large", str(rows), str(width), quick=quick)
     wrong = found.pop("wrong before")
     lines = [
         f"### {rows:,} rows × 10 classes × {10 * width:,} weights (last layer)",
@@ -227,26 +234,23 @@ def large_table(rows: int, width: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of a repair.")
     parser.add_argument("--splits", type=int, default=10)
-    parser.add_argument("--quick", action="store_true", help="one split, few repeats, a small large case")
+    parser.add_argument("--quick", action="store_true", help="one split, few repeats, a small large case, one process")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
     parser.add_argument("--process", type=int, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--large", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.process:
-        one_process(options.process)
-        return
-    if options.large:
-        large_process(*options.large)
+    if options.process or options.large:
+        print(json.dumps(run_process("--process" if options.process else "--large", options.process or options.large)))
         return
     task, quick = tasks()["M1 gender"], options.quick
     splits, repeats = (1, 2) if quick else (options.splits, 20)
     text = "\n\n".join(
         [
-            repair_table(splits, 1 if quick else 5),
+            repair_table(splits, 1 if quick else 5, quick=quick),
             floor_table(task, splits, repeats),
             parts_table(task, 2 if quick else 5),
-            large_table(*((2_000, 10) if quick else (100_000, 100))),
+            large_table(*((2_000, 10) if quick else (100_000, 100)), quick=quick),
         ]
     )
     options.out.mkdir(parents=True, exist_ok=True)
