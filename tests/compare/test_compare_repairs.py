@@ -296,27 +296,29 @@ def test_a_method_beyond_a_limit_is_killed(subject, monkeypatch):
     assert [cell.reason for cell in found.cells] == ["no result within 1 s", "more than 1.0 GiB of memory"]
 
 
+@dataclass(frozen=True)
 class SlowToMeasure(Nothing):
     """Ends at once; what is measured of its network takes longer than the method may."""
+
+    takes: float
 
     def run(self, task):
         import repairopt.compare.cell as cell
 
         measure = cell.measure_fixing
-        cell.measure_fixing = lambda *given: (time.sleep(4.0), measure(*given))[1]
+        cell.measure_fixing = lambda *given: (time.sleep(self.takes), measure(*given))[1]
         return super().run(task)
 
 
 @pytest.mark.slow
 def test_measuring_does_not_count_as_time_of_the_method(subject, monkeypatch):
-    monkeypatch.setattr("repairopt.compare.cell_runner.LOADING", 1.5)
-    monkeypatch.setattr("repairopt.compare.cell_runner.GRACE", 0.0)
-    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(2.0))
-    assert str(found.cells[0].outcome) == "measured"
-    monkeypatch.setattr("repairopt.compare.cell_runner.MEASURING", 0.3)
-    found = compare_repairs(subject, {"slow": SlowToMeasure()}, repetitions=1, limits=Limits(2.0))
-    assert str(found.cells[0].outcome) == "failure"
-    assert "could not be measured" in found.cells[0].reason
+    for name, seconds in (("LOADING", 1.5), ("GRACE", 0.0), ("MEASURING", 4.0)):
+        monkeypatch.setattr(f"repairopt.compare.cell_runner.{name}", seconds)
+    methods = {"slow": SlowToMeasure(4.0), "endless": SlowToMeasure(60.0)}
+    slow, endless = compare_repairs(subject, methods, repetitions=1, limits=Limits(2.0), processes=2).cells
+    assert str(slow.outcome) == "measured"
+    assert str(endless.outcome) == "failure"
+    assert "could not be measured" in endless.reason
 
 
 @pytest.mark.slow

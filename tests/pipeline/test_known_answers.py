@@ -49,12 +49,11 @@ def cases():
 
 @pytest.mark.parametrize(("solver", "size"), list(cases()))
 def test_least_change_that_removes_watermarks(watermarks, solver, size):
-    """The published optimum of the first and the last set of each size; of the last alone where that is slow."""
-    sets, optima = watermarks.sets[size], watermarks.optima[size]
-    for which in {0 if size <= SLOW.get(solver, 100) else -1, -1}:
-        found = solve(watermarks.reciprocal(sets[which]), solver)
-        assert found.status is Status.OPTIMAL, found.message
-        assert -1.0 / found.objective == pytest.approx(optima[which], rel=REPRODUCED)
+    """The published optimum of the last set of each size, or of the first: each set meets about half of the solvers."""
+    which = (SIZES.index(size) + sum(solver.encode())) % 2 - 1 if size <= SLOW.get(solver, 100) else -1
+    found = solve(watermarks.reciprocal(watermarks.sets[size][which]), solver)
+    assert found.status is Status.OPTIMAL, found.message
+    assert -1.0 / found.objective == pytest.approx(watermarks.optima[size][which], rel=REPRODUCED)
 
 
 @pytest.mark.parametrize("solver", ["piqp", "highs", "scipy", "clarabel"])

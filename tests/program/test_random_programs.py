@@ -13,7 +13,7 @@ from repairopt.program import Status, available_solvers, load_solver, solve
 
 pytestmark = pytest.mark.slow
 
-PARTS, COUNT, EACH = 5, rounds(300), rounds(100)
+PARTS, COUNT, EACH = 4, rounds(300), rounds(70)
 SECOND = {"LP": "scipy", "QP": "clarabel", "MILP": "scipy", "MIQP": "gurobi"}
 
 

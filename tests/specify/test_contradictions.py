@@ -85,13 +85,13 @@ def test_rows_differ_as_the_network_reads_them():
     assert said_of_contradictions(spec.goal, spec.on_outputs) == ""
 
 
-def test_two_million_rows_take_seconds():
-    rows = torch.randn(2_000_000, 2, generator=torch.Generator().manual_seed(0))
+def test_a_million_rows_take_seconds():
+    rows = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(len(rows), dtype=torch.int64)
     spec = Specification(ErrorRate(rows, 1 - labels), [FixLabels(rows, labels, weight=None, tolerance=0.0)])
     began = time.process_time()
-    assert said_of_contradictions(spec.goal, spec.on_outputs).startswith("2,000,000 rows of 'fix labels'")
-    assert time.process_time() - began < 10
+    assert said_of_contradictions(spec.goal, spec.on_outputs).startswith("1,000,000 rows of 'fix labels'")
+    assert time.process_time() - began < 5
 
 
 def test_one_row_with_two_labels():
