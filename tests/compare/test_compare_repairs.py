@@ -536,9 +536,11 @@ def test_unfixed_rate_is_one_minus_the_repair_rate():
     assert rates["repair_rate"] == 0.5
 
 
-def test_auto_is_the_default_call(subject):
+def test_auto_is_the_default_call():
     from repairopt.compare.cell import Job, run_here
 
+    model, x, y = loan_decisions(300)
+    subject = Subject.divide("loans", model, x, y)
     assert named_methods(["auto"]) == {"auto": "auto"}
     cell = run_here(Job("auto", "auto", subject, 0, Limits()))
     again = solve_repair(subject.model, subject.specification(), data=subject.data)

@@ -24,7 +24,7 @@ from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import Patch, load_patch, load_weights, save_weights, verify_log
 
-MOMENTS = 6
+MOMENTS = 4
 PLAIN = Options(report=False)  # where nobody looks at the page
 
 

@@ -116,7 +116,16 @@ def test_the_margin_that_is_taken_is_the_smallest_that_keeps_the_limit():
     assert flips[2.0] < flips[0.0]
     assert found.keep.margin == 2.0
     assert keep.margin != 2.0  # the user's own is not changed
-    loose = calibrate_margin(network, goal, keep, limit=1.0, margins=(0.0, 2.0), folds=2, weights="last")
+    few = ErrorRate(z[:60], torch.ones(60, dtype=torch.long), target=0.1)
+    loose = calibrate_margin(
+        network,
+        few,
+        KeepLabels(x[:100], network(x[:100]).argmax(1)),
+        limit=1.0,
+        margins=(0.0, 2.0),
+        folds=2,
+        weights="last",
+    )
     assert loose.keep.margin == 0.0
     assert all(np.isfinite(one.goal) for one in found.tried)
 
