@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import settings
 from sample_networks import chain
 from torch import Tensor, nn
 
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process of the tests compiles them and the library anew
 PROJECT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 50)  # torch and what it loads are a million objects that no collection frees

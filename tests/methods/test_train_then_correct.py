@@ -74,7 +74,8 @@ def test_many_weights_are_repaired_by_it_without_breaking_a_guard(trained, finge
     goal = ErrorRate(turned(clean), y, name="errors on turned inputs")
     keep = KeepLabels(clean, y, tolerance=0.0)
     data = [(clean, y), (turned(clean), y)]
-    many = solve_repair(model, goal, [keep], data=data, weights="all")
+    held_out = (turned(new), there)  # which says what is unseen, in place of a second training
+    many = solve_repair(model, goal, [keep], data=data, held_out=held_out, weights="all")
     assert "TrainThenCorrect" in many.report.method
     right = model(clean).argmax(1) == y
     assert (many.model(clean).argmax(1) == y)[right].all(), "a guard flipped"
