@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-LIMIT = 2 * 2**30
+LIMIT, FEWER = 2 * 2**30, 5 * 2**28
 SCRIPT = """
 import json, resource, sys, time
 
@@ -17,11 +17,11 @@ from repairopt import ErrorRate, FixLabels, Incremental, KeepLabels, solve_repai
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-layers = (nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 10))
+layers, count = (nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 10)), 100_000
 if sys.argv[1] == "early":
-    layers = (nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 20), nn.ReLU(), nn.Linear(20, 10))
+    layers, count = (nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 20), nn.ReLU(), nn.Linear(20, 10)), 40_000
 model = nn.Sequential(*layers)
-inputs = torch.randn(100_000, layers[0].in_features)
+inputs = torch.randn(count, layers[0].in_features)
 with torch.no_grad():
     outputs = model(inputs)
 labels = outputs.argmax(1)
@@ -69,7 +69,8 @@ def test_a_hundred_thousand_rows_stay_within_two_gibibytes():
 
 @pytest.mark.slow
 def test_also_where_the_weights_are_in_the_first_layer():
+    """40,000 rows, whose full Jacobian would take 2.9 GB, within 1.25 GiB."""
     found = peak("early")
-    assert found["peak"] < LIMIT
+    assert found["peak"] < FEWER
     assert found["weights"] == 1000
     assert found["holds"]
