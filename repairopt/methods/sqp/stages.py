@@ -45,6 +45,10 @@ def run_sequence(
         start: Where to begin the first run; None for no change.
         warm: Whether that met limits a little easier, so that one more run, by short stages, is all that can pay.
 
+    Where counts of wrong samples are missed, the losses of these samples fall first: counts rise and fall along the way
+    by single samples, so that from afar no step is better than none. (Of 115 tiny repairs, 3 in place of 6 then change
+    nothing, and goals are .022 off their targets in place of .025.)
+
     Returns:
         What the best run proposes.
     """
@@ -79,6 +83,11 @@ def run_sequence(
             return by_stages.outcome(ended)
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
+    smooth = problem.smoothed() if best.violation > MET and again else None
+    if smooth is not None:
+        by_count, ended = _by_losses(problem, smooth, settings, floor)
+        if by_count.best.pair < best.pair:
+            best, outcome = by_count.best, by_count.outcome(ended)
     for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
         if best.violation <= MET or (rows_of(task) < TINIEST and task.judge.count > EFFORT):
             break
@@ -90,3 +99,15 @@ def run_sequence(
         if direct.best.delta.any() and (same or (not better and rows_of(task) < TINIEST)):
             break
     return outcome
+
+
+def _by_losses(
+    problem: NonlinearProgram, smooth: NonlinearProgram, settings: Any, floor: float
+) -> tuple[Sequence, Status]:
+    """A run from where the losses lead to, with its status: until the limits are met by count, or losses fall no more."""
+    losses = Sequence(problem.task, smooth, settings, smooth.point(np.zeros(problem.task.engine.n)), floor)
+    losses.called = " of the losses"
+    losses.run(settings.max_steps, until=lambda at: problem.point(at.delta).violation <= MET)
+    counts = Sequence(problem.task, problem, settings, problem.point(losses.at.delta), floor)
+    counts.called = " after the losses"
+    return counts, counts.run(settings.max_steps)
