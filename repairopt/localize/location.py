@@ -231,7 +231,7 @@ class _Search:
         return replace(found, indices=left(found.indices), scores=scores)
 
     def auto(self, count: int | None) -> Location:
-        """The last layer of large networks, all of tiny ones; else by Gradient, or by CARE where it has no derivative."""
+        """The last layer of large networks, all of tiny ones; else by Gradient, or CARE where there is no slope."""
         counted: Any = {} if count is None else {"count": count}
         size = sum(parameter.numel() for parameter in self.graph.parameters.values())
         last = "last" if self.graph.affine else "all"  # parameters that are in no layer

@@ -107,17 +107,15 @@ class NonlinearProgram:
         ]
         return NonlinearProgram(self.task, moved, self.objective, self.inputs)
 
-    def smoothed(self) -> NonlinearProgram | None:
-        """The same with losses in place of what counts labelled samples; None where no limit does.
+    def smoothed(self) -> NonlinearProgram:
+        """The same with differentiable stand-ins in place of counts.
 
-        Limits on shares of wrong samples become a part of the objective, as the loss of these samples; others stay.
+        Limits on shares of wrong samples become a part of the objective, as the loss of these samples.
         """
         counted = [limit for limit in self.limits if limit.takes_margin]
-        if not counted:
-            return None
         losses = [SoftmaxLoss(self.task.engine, labelled_data([limit.property])) for limit in counted]
         smooth = SmoothObjective(self.task.engine, self.objective, losses)
-        others = [limit for limit in self.limits if not limit.takes_margin]
+        others = [replace(limit, smooth=True) for limit in self.limits if not limit.takes_margin]
         return NonlinearProgram(self.task, others, smooth, self.inputs)
 
     def point(self, delta: Array) -> Point:
@@ -129,7 +127,7 @@ class NonlinearProgram:
         return Point(judged, values, self.objective.value(delta), self._violation(judged, values))
 
     def _value(self, limit: Limit, judged: Judgement, predict: Predict) -> float:
-        known = limit.property is self.task.goal and not limit.margin
+        known = limit.property is self.task.goal and not limit.margin and not limit.smooth
         return judged.goal if known else limit.value(predict)
 
     def _pass(self, delta: Array) -> None:

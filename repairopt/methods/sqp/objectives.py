@@ -184,7 +184,7 @@ class SmoothObjective:
 
     def __init__(self, engine: Engine, objective: Objective, losses: Sequence[SoftmaxLoss]) -> None:
         self.engine, self.objective, self.losses = engine, objective, losses
-        self.on_outputs, self.typical = True, LOSS_WEIGHT * SoftmaxLoss.typical
+        self.on_outputs, self.typical = True, objective.typical + LOSS_WEIGHT * len(losses) * SoftmaxLoss.typical
 
     def value(self, delta: Array) -> float:
         """At a weight change."""
@@ -205,13 +205,14 @@ class SmoothObjective:
 
     def model(self, delta: Array) -> ObjectiveModel:
         """Quadratic model around a weight change; a norm of the whole change stays one."""
-        own, value = self.objective.model(delta), self.value(delta)
-        parts = [loss.model(delta) for loss in self.losses]
-        gradient = own.gradient + LOSS_WEIGHT * sum(part.gradient for part in parts)
-        hessian: Any = LOSS_WEIGHT * sum(part.hessian for part in parts)
-        return replace(
-            own, gradient=gradient, hessian=hessian + (0 if own.hessian is None else own.hessian), constant=value
-        )
+        own = self.objective.model(delta)
+        gradient, hessian = own.gradient, own.hessian
+        for loss in self.losses:
+            part = loss.model(delta)
+            assert part.hessian is not None
+            gradient = gradient + LOSS_WEIGHT * part.gradient
+            hessian = LOSS_WEIGHT * part.hessian + (0.0 if hessian is None else hessian)
+        return replace(own, gradient=gradient, hessian=hessian, constant=self.value(delta))
 
 
 def _reduction(weights: Tensor | None) -> str:

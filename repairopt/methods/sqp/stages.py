@@ -45,9 +45,8 @@ def run_sequence(
         start: Where to begin the first run; None for no change.
         warm: Whether that met limits a little easier, so that one more run, by short stages, is all that can pay.
 
-    Where counts of wrong samples are missed, the losses of these samples fall first: counts rise and fall along the way
-    by single samples, so that from afar no step is better than none. (Of 115 tiny repairs, 3 in place of 6 then change
-    nothing, and goals are .022 off their targets in place of .025.)
+    Where limits are missed still, their differentiable stand-ins lead the way, and a last run goes on from there:
+    counts rise and fall by single samples, so that from afar no step may be better than none.
 
     Returns:
         What the best run proposes.
@@ -83,11 +82,6 @@ def run_sequence(
             return by_stages.outcome(ended)
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
-    smooth = problem.smoothed() if best.violation > MET and again else None
-    if smooth is not None:
-        by_count, ended = _by_losses(problem, smooth, settings, floor)
-        if by_count.best.pair < best.pair:
-            best, outcome = by_count.best, by_count.outcome(ended)
     for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
         if best.violation <= MET or (rows_of(task) < TINIEST and task.judge.count > EFFORT):
             break
@@ -98,16 +92,19 @@ def run_sequence(
             best, outcome = end, by_stages.outcome(ended)
         if direct.best.delta.any() and (same or (not better and rows_of(task) < TINIEST)):
             break
+    if best.violation > MET and again:
+        counts, ended = _after_stand_ins(problem, settings, floor)
+        if counts.best.pair < best.pair:
+            outcome = counts.outcome(ended)
     return outcome
 
 
-def _by_losses(
-    problem: NonlinearProgram, smooth: NonlinearProgram, settings: Any, floor: float
-) -> tuple[Sequence, Status]:
-    """A run from where the losses lead to, with its status: until the limits are met by count, or losses fall no more."""
-    losses = Sequence(problem.task, smooth, settings, smooth.point(np.zeros(problem.task.engine.n)), floor)
-    losses.called = " of the losses"
-    losses.run(settings.max_steps, until=lambda at: problem.point(at.delta).violation <= MET)
-    counts = Sequence(problem.task, problem, settings, problem.point(losses.at.delta), floor)
-    counts.called = " after the losses"
+def _after_stand_ins(problem: NonlinearProgram, settings: Any, floor: float) -> tuple[Sequence, Status]:
+    """A run by count from where one without counts leads, and its status."""
+    task, smooth = problem.task, problem.smoothed()
+    way = Sequence(task, smooth, settings, smooth.point(np.zeros(task.engine.n)), floor)
+    way.called = " of the stand-ins"
+    way.run(settings.max_steps // 2, until=lambda at: problem.point(at.delta).violation <= MET)
+    counts = Sequence(task, problem, settings, problem.point(way.at.delta), floor)
+    counts.called = " after the stand-ins"
     return counts, counts.run(settings.max_steps)
