@@ -87,9 +87,9 @@ def localize(
 
             * ``"last"`` (weight and bias of the last affine layer in execution order), ``"all"``, ``"care"``,
               ``"gradient"``, or ``"auto"``: the last layer of networks with more than 250,000 weights, where choosing
-              among all costs more than the repair; all weights where there are at most 100 (``count``); else Gradient
-              where the goal is differentiable (measured: better and quicker than CARE on the census network); else CARE
-              where the network can be traced and has hidden layers; else last;
+              among all costs more than the repair; else Gradient where the goal is differentiable (measured: better
+              and quicker than CARE on the census network); else CARE where the network can be traced and has hidden
+              layers; else last;
             * the name of a parameter or module, or a pattern such as ``"fc[45].*"``;
             * :class:`Layers`, :class:`Neurons`, :class:`Inputs`, :class:`CARE`, :class:`Gradient`, :class:`Location`;
               in :func:`repairopt.solve_repair` also :class:`LowRank`, alone or in a sequence;
@@ -231,15 +231,15 @@ class _Search:
         return replace(found, indices=left(found.indices), scores=scores)
 
     def auto(self, count: int | None) -> Location:
-        """The last layer of large networks, all of tiny ones; else by Gradient, or CARE where there is no slope."""
+        """The last layer of large networks; else Gradient where the goal is differentiable, else CARE, else that."""
         counted: Any = {} if count is None else {"count": count}
         size = sum(parameter.numel() for parameter in self.graph.parameters.values())
         last = "last" if self.graph.affine else "all"  # parameters that are in no layer
         if size > LARGE:
             found = self.select(Gradient(within=last, **counted) if counted else last)
             return replace(found, method=f"{found.method}, the first choice for a network of {size:,} weights")
-        if self.goal is None or size <= (count or Gradient.count):
-            return self.select("all" if self.goal else Gradient(within=last, **counted) if counted else last)
+        if self.goal is None:
+            return self.select(Gradient(within=last, **counted) if counted else last)
         try:
             return self.select(Gradient(**counted))
         except SpecificationError:  # the goal has no derivative
