@@ -29,6 +29,7 @@ from .program import Program
 from .rechecking import violations
 from .solution import Attempt, Solution, Solver, Status
 
+AGREEING = 3  # back ends that say infeasible without a proof; those that follow are slower and know no more
 INFINITE = 1e20  # for HiGHS, and next to it for others
 FEW_AT_ALL = 100_000  # entries up to which a working set never pays, however many rows there are
 
@@ -149,6 +150,7 @@ class _Tries:
     attempts: tuple[Attempt, ...] = ()
     answer: Solution | None = None
     error: Exception | None = None
+    called_infeasible: set[str] = field(default_factory=set)
 
     def time_left(self) -> float | None:
         """Seconds left, or the whole limit while next to nothing of it is used."""
@@ -165,6 +167,7 @@ class _Tries:
         unproven = answer.status is Status.INFEASIBLE and answer.proof is None
         open_ = unproven and self.prove and self.program.integer is None
         trouble = answer.status is Status.FAILED or answer.claimed is not None or open_
+        trouble = trouble and len(self.called_infeasible) < AGREEING
         late = self.time_limit is not None and time.perf_counter() - self.started >= self.time_limit
         stuck = others and answer.status is Status.NO_POINT
         return (trouble or stuck) and answer.retry and not answer.interrupted and not late
@@ -207,6 +210,7 @@ class _Tries:
         """Keep an answer where it is better than the one before."""
         provable = self.prove and answer.retry and self.program.integer is None
         if answer.status is Status.INFEASIBLE and provable:
+            self.called_infeasible.add(answer.solver)
             answer = self._proven(answer)
         attempts = tuple(replace(one, message=answer.message) for one in answer.attempts)
         self.attempts += attempts or (Attempt(answer.solver, answer.status, False, answer.message, answer.seconds),)

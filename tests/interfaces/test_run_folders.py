@@ -102,6 +102,7 @@ def other_text(before, after):
     ("change", "options", "message"),
     [
         (lambda folder: None, {"seed": 7}, "was made with another seed"),
+        (lambda folder: None, {"solver": "highs"}, "was made with another solver"),
         (other_rows, {}, "was made with another data"),
         (other_weights, {}, "was made with another weights"),
         (other_text("kind=parity) <= 0.1", "kind=parity) <= 0.2"), {}, "was made with another spec"),
@@ -109,7 +110,7 @@ def other_text(before, after):
         (other_text('"400:800"', '"400:799"'), {}, "was made with another spec"),
         (lambda folder: (folder / "run" / RESULT).write_text("{}"), {}, "is not what solve writes"),
     ],
-    ids=["seed", "rows", "weights", "target", "layers", "held-out rows", "damaged result"],
+    ids=["seed", "solver", "rows", "weights", "target", "layers", "held-out rows", "damaged result"],
 )
 def test_a_finished_run_is_resumed_for_the_same_task_alone(finished, tmp_path, change, options, message):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)

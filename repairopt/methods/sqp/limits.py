@@ -77,6 +77,7 @@ class Limit:
         buffer: Taken off the limit in the rows.
         margin: Logits by which labelled points must lead to count as right, in values and slopes.
         relative: Whether the limit is the original network's value, which is another one on other samples.
+        smooth: Whether values are those of the differentiable stand-in, not by count.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Limit:
     buffer: float = 0.0
     margin: float = 0.0
     relative: bool = False
+    smooth: bool = False
 
     @functools.cached_property
     def aim(self) -> float:
@@ -102,8 +104,8 @@ class Limit:
         return isinstance(self.property, SampleShare) and labels_of(self.property) is not None
 
     def value(self, predict: Predict) -> float:
-        """By count."""
-        return goal_value(self.property, self._with_lead(predict))
+        """By count, or that of the stand-in."""
+        return float(self.soft(predict)) if self.smooth else goal_value(self.property, self._with_lead(predict))
 
     def soft(self, predict: Predict) -> Tensor:
         """The differentiable stand-in; the value itself where there is none."""
@@ -126,7 +128,8 @@ class Limit:
         """What the lines speak of, by count: the signed parts of the property, or its value alone."""
         prop = self.property
         if has_signed_parts(prop):
-            return np.atleast_1d(prop.signed_hard(predict).detach().double().cpu().numpy())
+            signed = prop.residuals if self.smooth else prop.signed_hard
+            return np.atleast_1d(signed(predict).detach().double().cpu().numpy())
         return np.array([self.value(predict)])
 
     def lines(self, engine: Engine, delta: Array, sampled: SurrogateSettings) -> Lines:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repairopt.methods.task import FLAT, NO_INFLUENCE, Task
-from repairopt.network import Remembering
+from repairopt.network import Predict, Remembering
 from repairopt.program import Array
 from repairopt.specify import (
     SampleConstraint,
@@ -19,6 +19,7 @@ from repairopt.specify import (
     ShareRows,
     fails_by_sample,
     is_strict,
+    labelled_data,
     margins_at,
     sample_count,
     samples_in,
@@ -28,7 +29,7 @@ from repairopt.verify import Judgement, Stop
 
 from .filter import Pair
 from .limits import Limit, Lines
-from .objectives import Objective, ObjectiveModel
+from .objectives import Objective, ObjectiveModel, SmoothObjective, SoftmaxLoss
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +107,28 @@ class NonlinearProgram:
         ]
         return NonlinearProgram(self.task, moved, self.objective, self.inputs)
 
+    def smoothed(self) -> NonlinearProgram:
+        """The same with differentiable stand-ins in place of counts.
+
+        Limits on shares of wrong samples become a part of the objective, as the loss of these samples.
+        """
+        counted = [limit for limit in self.limits if limit.takes_margin]
+        losses = [SoftmaxLoss(self.task.engine, labelled_data([limit.property])) for limit in counted]
+        smooth = SmoothObjective(self.task.engine, self.objective, losses)
+        others = [replace(limit, smooth=True) for limit in self.limits if not limit.takes_margin]
+        return NonlinearProgram(self.task, others, smooth, self.inputs)
+
     def point(self, delta: Array) -> Point:
         """Judge a weight change."""
         self._pass(delta)
         judged = self.task.judge.keep(delta)
         predict = self.task.engine.predict(delta)
-        goal = self.limits[0].value(predict) if self.limits[0].margin else judged.goal
-        values = np.array([goal, *(limit.value(predict) for limit in self.limits[1:])])
+        values = np.array([self._value(limit, judged, predict) for limit in self.limits])
         return Point(judged, values, self.objective.value(delta), self._violation(judged, values))
+
+    def _value(self, limit: Limit, judged: Judgement, predict: Predict) -> float:
+        known = limit.property is self.task.goal and not limit.margin and not limit.smooth
+        return judged.goal if known else limit.value(predict)
 
     def _pass(self, delta: Array) -> None:
         """Run each set of inputs so that the models need no second run if the point is accepted."""

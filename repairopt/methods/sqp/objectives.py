@@ -6,7 +6,7 @@ Each objective gives its value at a weight change, and a convex quadratic or lin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from repairopt.methods.cross_entropy import softmax_curvature
 from repairopt.network import Engine, Predict, pull_back
 from repairopt.program import Array
 from repairopt.specify import scaled_weights, sum_by_weight
+
+LOSS_WEIGHT = 10.0  # of losses that stand for limits, beside an objective; that of violations in the merit function
 
 Data = tuple[Tensor, Tensor]
 
@@ -169,6 +171,48 @@ class SoftmaxLoss:
         curvature = (self.share + own_share) * hessian.cpu().numpy()
         curvature[np.diag_indices(engine.n)] += self.ridge / max(1, engine.n) / self.scale**2
         return ObjectiveModel(gradient + self.change(delta)[1], curvature, self.value(delta))
+
+
+class SmoothObjective:
+    """An objective without what counts in it, and losses that are to fall first.
+
+    Args:
+        engine: The network and the ``n`` weights.
+        objective: Its differentiable part counts.
+        losses: Weigh ten times as much, each.
+    """
+
+    def __init__(self, engine: Engine, objective: Objective, losses: Sequence[SoftmaxLoss]) -> None:
+        self.engine, self.objective, self.losses = engine, objective, losses
+        self.on_outputs, self.typical = True, objective.typical + LOSS_WEIGHT * len(losses) * SoftmaxLoss.typical
+
+    def value(self, delta: Array) -> float:
+        """At a weight change."""
+        own = self.change(delta)[0] if self.objective.on_outputs else self.objective.value(delta)
+        with torch.no_grad():
+            return own + float(self.soft(self.engine.predict(delta)))
+
+    def soft(self, predict: Predict) -> Tensor:
+        """Without what is a function of the weight change alone."""
+        total = self.objective.soft(predict)
+        for loss in self.losses:
+            total = total + LOSS_WEIGHT * loss.soft(predict)
+        return total
+
+    def change(self, delta: Array) -> tuple[float, Array]:
+        """That of the objective."""
+        return self.objective.change(delta)
+
+    def model(self, delta: Array) -> ObjectiveModel:
+        """Quadratic model around a weight change; a norm of the whole change stays one."""
+        own = self.objective.model(delta)
+        gradient, hessian = own.gradient, own.hessian
+        for loss in self.losses:
+            part = loss.model(delta)
+            assert part.hessian is not None
+            gradient = gradient + LOSS_WEIGHT * part.gradient
+            hessian = LOSS_WEIGHT * part.hessian + (0.0 if hessian is None else hessian)
+        return replace(own, gradient=gradient, hessian=hessian, constant=self.value(delta))
 
 
 def _reduction(weights: Tensor | None) -> str:

@@ -45,6 +45,9 @@ def run_sequence(
         start: Where to begin the first run; None for no change.
         warm: Whether that met limits a little easier, so that one more run, by short stages, is all that can pay.
 
+    Where limits are missed still, their differentiable stand-ins lead the way, and a last run goes on from there:
+    counts rise and fall by single samples, so that from afar no step may be better than none.
+
     Returns:
         What the best run proposes.
     """
@@ -89,4 +92,19 @@ def run_sequence(
             best, outcome = end, by_stages.outcome(ended)
         if direct.best.delta.any() and (same or (not better and rows_of(task) < TINIEST)):
             break
+    if best.violation > MET and again:
+        counts, ended = _after_stand_ins(problem, settings, floor)
+        if counts.best.pair < best.pair:
+            outcome = counts.outcome(ended)
     return outcome
+
+
+def _after_stand_ins(problem: NonlinearProgram, settings: Any, floor: float) -> tuple[Sequence, Status]:
+    """A run by count from where one without counts leads, and its status."""
+    task, smooth = problem.task, problem.smoothed()
+    way = Sequence(task, smooth, settings, smooth.point(np.zeros(task.engine.n)), floor)
+    way.called = " of the stand-ins"
+    way.run(settings.max_steps // 2, until=lambda at: problem.point(at.delta).violation <= MET)
+    counts = Sequence(task, problem, settings, problem.point(way.at.delta), floor)
+    counts.called = " after the stand-ins"
+    return counts, counts.run(settings.max_steps)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -115,8 +116,19 @@ class _Run:
         """The result of the run that ended in the folder, where it was made from the same."""
         result: SolveResult = read_result(self.folder.path / RESULT)[0]
         made = {"spec": result.spec_hash, "weights": result.base, "seed": result.seed, "data": result.inputs}
-        self.folder.check_state(made, self.state, RESULT)
+        solver = self.options.solver or self.spec.file.spec.solver
+        self.folder.check_state(made | self._logged("solver", solver), self.state | {"solver": solver}, RESULT)
         return result
+
+    def _logged(self, key: str, otherwise: Any) -> dict[str, Any]:
+        """What the log says that the run of the folder began with; ``otherwise`` where it does not say so."""
+        found = otherwise
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            for line in (self.folder.path / AUDIT).read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                if entry["event"] in ("run started", "run resumed"):
+                    found = entry["data"].get(key, otherwise)
+        return {key: found}
 
     def go(self, weights: Any, solver: str | None) -> SolveResult:
         start = self.folder.load_checkpoint(self.state)
