@@ -186,6 +186,7 @@ bounds:
 """
 ERRORS = {
     "no spec": (lambda f: ["check", f / "no.yaml"], "cannot be read (No such file"),
+    "list and file": (lambda f: ["compare", "--list", f / "spec.yaml"], "--list lists all that can run and takes no"),
     "bad YAML": (lambda f: ["check", spec_of(f, "label: {", "label: {]")], "no valid YAML"),
     "unknown key": (lambda f: ["check", spec_of(f, "change:", "chance:")], "did you mean 'change'?"),
     "wrong column": (lambda f: ["check", spec_of(f, "merit:", "merits:")], "did you mean 'merit'?"),

@@ -185,6 +185,8 @@ def compare(source: Path | None, out: Path, listing: bool, as_json: bool, quiet:
     """
     from repairopt.interfaces.commandline.runs.compare_run import compare_study, list_contestants
 
+    if listing and source is not None:
+        raise click.UsageError(f"--list lists all that can run and takes no file; leave '{source}' or --list out.")
     if listing:
         emit(list_contestants(), as_json, systems_text)
     if source is None:
