@@ -24,6 +24,11 @@ from .way_back import find_way
 
 MOST_WORK = 2e12  # floating-point operations of training, up to which a second one says what unseen rows get
 TINY = 1e-300  # square of a proposal that is none
+WAYS = (
+    0.1,
+    0.2,
+    *(k / 20 for k in range(6, 21)),
+)  # in steps of 0.05 from 0.3 on; a test of one more costs no confidence
 HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
@@ -82,7 +87,7 @@ class TrainThenCorrect:
     keep: float = 3.0
     smoothing: float = 0.01
     margin: float = 0.5
-    ways: tuple[float, ...] = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
+    ways: tuple[float, ...] = WAYS
     folds: int = 4
     confidence: float | None = 0.95
     precision: Literal["own", "bfloat16"] = "own"
@@ -158,10 +163,16 @@ class TrainThenCorrect:
 
     def _go(self, task: Task, change: Array, most: float) -> None:
         """As far towards a proposal, up to a share of the way, as what must stay true allows; the best is kept."""
-        for share in sorted((share for share in self.ways if share <= most), reverse=True):
-            judged = self._judged(task, share * change, f"{100 * share:.0f} % of the proposal")
+        shares = sorted(share for share in self.ways if share <= most)
+        low, at = 0, len(shares) - 1
+        high = at
+        while low <= high:  # the longest first; where its hard rows are out of reach, shares are halved
+            judged = self._judged(task, shares[at] * change, f"{100 * shares[at]:.0f} % of the proposal")
             if judged.feasible or not _breaks_hard_rows(task, judged):
-                break  # where the correction cannot make all hard rows hold, go less far
+                low = at + 1
+            else:
+                high = at - 1
+            at = (low + high) // 2
         if task.judge.best is task.judge.original:
             fits = lambda judged: judged.feasible and not judged.constant  # noqa: E731
             shorter = task.judge.bisect(np.zeros_like(change), min(self.ways) * change, fits, HALVINGS)
