@@ -27,7 +27,8 @@ from .model_checks import check_derivative
 
 RIDGE = 1e-3  # of the mean second moment of a layer's activations, added to all
 WIDEST = 4_096  # activations of a layer above which their second moment is taken for diagonal
-KNOWN = 2_000  # samples of each set that tell the second moments
+KNOWN = 2_000  # samples of each set that tell the second moments, at most
+ENOUGH, FEWEST = 10, 200  # places of a set for each activation, and samples, where layers see many places of a sample
 FLOATS = 2**23  # numbers that a block of a product of rows takes
 
 Chosen = Mapping[str, tuple[nn.Module, bool]]  # layers whose weight changes as a whole, and whether the bias does
@@ -145,8 +146,9 @@ class LayersOfRows:
         squares = dict.fromkeys(self.layers, 0.0)
         counts = dict.fromkeys(self.layers, 0)
         draw = torch.Generator().manual_seed(0)
+        known = self._known(inputs[0], delta) if len(inputs) else KNOWN
         for one in inputs:
-            samples = torch.arange(0, len(one), max(1, -(-len(one) // KNOWN)))
+            samples = torch.arange(0, len(one), max(1, -(-len(one) // known)))
             for part in samples.split(self._step(one)):
                 with self._recorded(one[part.to(one.device)], delta) as (outputs, seen):
                     sides = torch.randint(0, 2, outputs.shape, generator=draw).to(outputs) * 2 - 1
@@ -158,6 +160,14 @@ class LayersOfRows:
                     counts[name] += len(flat)
                     squares[name] += float(signals[name].square().sum()) / signals[name].shape[2]
         return {name: Metric.of(moments[name] / counts[name], squares[name] / counts[name]) for name in moments}
+
+    def _known(self, inputs: Tensor, delta: Any) -> int:
+        """Samples of a set that tell the second moments: of convolutions fewer, of which each sample shows many."""
+        with self._recorded(inputs[:1], delta) as (_, seen):
+            sizes = [one.features.shape[1:] for one in seen.values()]
+        if all(places == 1 for places, _ in sizes):
+            return KNOWN
+        return min(KNOWN, max([FEWEST, *(ENOUGH * f // places for places, f in sizes if f <= WIDEST)]))
 
     def rows(
         self,

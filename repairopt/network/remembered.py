@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ class LastPoints:
 
     def at(self, delta: Tensor) -> ByTensor:
         """What is remembered of one weight change."""
-        key = delta.detach().cpu().numpy().tobytes()
+        key = hashlib.blake2b(delta.detach().cpu().contiguous().numpy()).digest()  # of many weights no copy
         if key not in self._points:
             while len(self._points) >= self._count:
                 self._points.popitem(last=False)

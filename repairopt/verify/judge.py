@@ -135,7 +135,8 @@ class Judge:
         self._labelled = specify.labelled_data([*self.constraints, self.goal])
         if same is None:
             with limited(None):
-                self.original, margins = self._judged(np.zeros(engine.n))
+                judged, margins = self._judged(np.zeros(engine.n))
+            self.original = replace(judged, candidate=np.zeros(engine.n))  # zeros that are not written take no memory
             pairs = zip(self.constraints, margins, strict=True)
             self.required = tuple(specify.required_margins(c, m) for c, m in pairs)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +161,27 @@ def test_rows_out_of_reach_of_the_last_layer_move_all():
             after = given.engine.predict(found.change)(x).argmax(1)
             assert torch.equal(after, y)
     assert reached == {"last": False, "all": True}
+
+
+@pytest.mark.parametrize("reach", [0.05, 0.1, 0.3, 0.5, 0.75, 0.95, 1.0])
+def test_the_longest_way_whose_hard_rows_are_within_reach_is_found_in_few_trials(trained, monkeypatch, reach):
+    model, clean, _ = trained
+    y = labels_of(clean)
+    spec = make_specification(ErrorRate(turned(clean), y, target=0.0), [KeepLabels(clean, y, tolerance=0.0)])
+    method, tried = TrainThenCorrect(), []
+    task = prepare_repair(model, spec, weights="last", method=method, started=(0.0, 0.0)).task
+
+    def judged(method, task, change, step):
+        tried.append(float(change[0]))
+        whole = task.judge.original
+        return replace(whole, broken=(0,)) if change[0] <= reach else replace(whole, broken=(1,))
+
+    monkeypatch.setattr(TrainThenCorrect, "_judged", judged)
+    method._go(task, np.ones(task.engine.n), 1.0)
+    within = [share for share in method.ways if share <= reach]
+    assert max((share for share in tried if share <= reach), default=None) == (max(within) if within else None)
+    assert tried[0] == 1.0
+    assert len(tried) <= 6
 
 
 def test_only_chosen_weights_move_and_norms_are_frozen(fingerprint):

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,3 +177,18 @@ def test_goals_that_are_no_number_are_named(value, snippets):
         goal_value(CallableProperty(value, name="mine"), engine_of().predict())
     for snippet in snippets:
         assert snippet in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc, which is not here")
+def test_of_many_weights_no_copy_is_kept_but_that_of_the_best():
+    def resident():
+        return 4096 * int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+
+    model = nn.Sequential(nn.Linear(1, 3000), nn.Linear(3000, 3000), nn.Linear(3000, 2)).double()
+    engine = Engine(model, {name: torch.arange(p.numel()) for name, p in model.named_parameters()})
+    spec = Specification(ErrorRate(X, RIGHT, target=0.0)).anchored(engine.predict())
+    before = resident()
+    judge = Judge(engine, spec)
+    for step in (1e-3, 2e-3, 3e-3):  # outputs of the last three are remembered
+        judge(np.full(engine.n, step))
+    assert (resident() - before) / engine.n < 4  # bytes; zeros that are never written take none
