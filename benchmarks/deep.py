@@ -222,15 +222,12 @@ READING = """## Reading
 
 def report(records: list[Record]) -> str:
     """The tables."""
-    splits = sorted({int(r["split"]) for r in records})
     names = list(dict.fromkeys(str(r["method"]) for r in records))
-    lines = [
-        "# Repair of all layers",
-        "",
-        f"Made by `python benchmarks/deep.py`; divisions {splits[0]} to {splits[-1]}.",
-        "",
+    lines = ["# Repair of all layers", ""]
+    lines += [
+        "Made by `python benchmarks/deep.py`. Means with standard errors over divisions, held-out but for guard flips;"
     ]
-    lines += ["Means with standard errors over divisions, held-out but for guard flips; one thread.", ""]
+    lines += ["one thread.", ""]
     lines += ["| method | divisions | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     by = {name: {int(r["split"]): r for r in records if r["method"] == name} for name in names}
 
@@ -241,9 +238,14 @@ def report(records: list[Record]) -> str:
         return f"{found.mean():{sign}.{digits}f} ± {error:.{digits}f}"
 
     for name in names:
-        rows = by[name].values()
+        rows, splits = by[name].values(), sorted(by[name])
         means = " | ".join(cell([float(r[c]) for r in rows]) for c in COLUMNS)
-        lines.append(f"| {name} | {len(rows)} | {means} |")
+        lines.append(f"| {name} | {splits[0]} to {splits[-1]} | {means} |")
+    lines += ["", f"Where at most {FLIPS:g} negative flips on new data were asked for:", ""]
+    for name in names:
+        kept = [float(r["negative flips"]) <= FLIPS for r in by[name].values()]
+        if "conservative" in name:
+            lines.append(f"* {name}: {sum(kept)} of {len(kept)} divisions have no more, held-out.")
     lines += ["", "### Paired differences to repairopt", "", "| | less | " + " | ".join(COLUMNS[:4]) + " |"]
     lines.append("|---|---|" + "---|" * 4)
     pairs = [(PLAIN, name) for name in names if "hard" not in name and "conservative" not in name and name != PLAIN]

@@ -30,6 +30,7 @@ from repairopt.verify import Claim, for_delivered, make_claim
 from .two_sides import Sides
 
 LEAST_ROWS = 40  # of a bound, below which nothing is divided
+SPAN = 0.14  # of the way, at least, over which a shadow price is a mean: a shorter one may flip a single row
 
 
 class Unseen:
@@ -67,8 +68,8 @@ class Way:
         unseen: Outputs of the networks that were trained without a part of the rows each, at that share.
         changes: Their proposals, ``(n,)`` each.
         folds: Which rows each had not seen.
-        prices: Shadow price of each bound: decrease of the loss per unit by which it is relaxed, from here on towards
-            the proposal, on unseen rows; 0 of bounds that allow to go on.
+        prices: Shadow price of each bound: decrease of the loss per unit by which it is relaxed, around here on the
+            way to the proposal, on unseen rows; 0 of bounds that allow to go on.
     """
 
     share: float
@@ -131,22 +132,23 @@ def find_way(
     except SpecificationError:  # a part lacks a class or a group
         return Way(max(ways))
     found = Way(min(ways), bounds, Unseen(task, division, changes, min(ways)), changes, division)  # also if not shown
-    here: Predict = task.engine.predict()
     for way in sorted(ways):
         task.judge.check_time()
         unseen = Unseen(task, division, changes, way)
         with torch.no_grad():
             refused = [bound for bound in bounds if not _holds(task, bound, unseen, confidence)]
             if refused:
+                back = max((share for share in ways if share <= way - SPAN), default=0.0)
+                here = Unseen(task, division, changes, back)
                 return replace(found, prices=_prices(bounds, refused, sides, keep, here, unseen))
-        found, here = Way(way, bounds, unseen, changes, division, dict.fromkeys((b.name for b in bounds), 0.0)), unseen
+        found = Way(way, bounds, unseen, changes, division, dict.fromkeys((b.name for b in bounds), 0.0))
     return found
 
 
 def _prices(
     bounds: Sequence[Any], refused: Sequence[Any], sides: Sides, keep: float, here: Predict, there: Predict
 ) -> dict[str, float]:
-    """What the loss falls by per unit of each bound, between the last share that is shown and the first that is not."""
+    """What the loss falls by per unit of each bound, from a share before the first one that is not shown to that."""
     prices = {bound.name: 0.0 for bound in bounds}
     gain = _loss(sides, keep, here) - _loss(sides, keep, there)
     for bound in refused:
