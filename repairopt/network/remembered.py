@@ -51,7 +51,7 @@ class LastPoints:
 
     def at(self, delta: Tensor) -> ByTensor:
         """What is remembered of one weight change."""
-        key = hashlib.blake2b(delta.detach().cpu().contiguous().numpy()).digest()  # of many weights no copy
+        key = hashlib.blake2b(delta.detach().cpu().contiguous().numpy().data).digest()  # of many weights no copy
         if key not in self._points:
             while len(self._points) >= self._count:
                 self._points.popitem(last=False)
