@@ -210,8 +210,8 @@ READING = """## Reading
   0.9 the repair has .790 / .960 / .989 and .0065 flips (at the end .809 / .962 / .988 / .0077), which is level with or
   ahead of Adam, three times the epochs, the mean of two runs and small steps, but WiSE-FT at 0.8 has .990 and .0051; at
   0.8, where flips are level with it (.0055), Adam of three times the epochs repairs more (.782 after .758). On the LSTM
-  and the Transformer (divisions 10 and 11), whose plain repair is ahead of tuned Adam in every column, 0.9 of the way
-  costs .01 of the repair rate for .0015 flips. `TrainThenCorrect(ways=(0.9,))` goes as far.
+  (divisions 10 and 11) and the Transformer (10 alone), whose plain repair is ahead of tuned Adam in every column, 0.9
+  of the way costs .01 of the repair rate for .0015 flips. `TrainThenCorrect(ways=(0.9,))` goes as far.
 * Time: the machine was shared. Plain ran at a load of 7 on two cores, rivals and the last layer at 5, Adam with small
   steps at 6; on an idle machine a repair takes about 16 s, 13.9 ms a step.
 * Hard: no guard flips on any of the ten divisions. It ends with the network of plain on all ten, since plain breaks no
