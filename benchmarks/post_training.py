@@ -2,10 +2,10 @@
 
     python benchmarks/post_training.py [--part fairness|robustness] [--subject digits|LeNet5] [--seeds N] [--out FOLDER]
 
-    python benchmarks/post_training.py [--part fairness|robustness] [--subject digits|LeNet5] [--seeds N] [--out DIR]
-1,500 to choose by, the other 22,662 to measure on. Robustness: a network with its history (scikit-learn's digits, or
-LeNet5 on 8,100 MNIST images); C&W, FGSM, JSMA and PGD make points against the original network from test images, and
-robustness is the accuracy on them. One thread, CPU s. Needs ``REPAIROPT_DATA``.
+Fairness: a network that learned 6,000 rows of Adult, 1,500 to choose by, the other 22,662 to measure on. Robustness: a
+network with its history (scikit-learn's digits, or LeNet5 on 8,100 MNIST images); C&W, FGSM, JSMA and PGD make points
+against the original network from test images, and robustness is the accuracy on them. One thread, CPU s. Needs
+``REPAIROPT_DATA``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from repairopt import KeepLabels, OddsGap, Settings, solve_repair
 from repairopt.methods import DARE, FMT, AdversarialTraining, Debias, DropColumn, Reweigh
 from repairopt.methods.training.attacks import CarliniWagner, attacked, find_attack
 from repairopt.pipeline import propose_candidate
-from repairopt.specify import ErrorRate
+from repairopt.specify import AdversarialError, ErrorRate
 
 FOLDER = Path(__file__).resolve().parent
 SEX = 0  # column, 1 for men
 LEARNED, IMAGES, ATTACKED = 6_000, 2_000, 300  # rows of Adult, and images, to learn from; test images attacked
+LONGEST = 300.0  # seconds of our own repair
 Pair = tuple[Tensor, Tensor]
 Row = list[str]
 
@@ -137,6 +138,13 @@ def robustness(seeds: int, name: str) -> list[Row]:
             print(name, every[-1], flush=True)
         mean = np.mean(every, 0)
         rows.append([name, *(f"{value:.3f}" for value in mean[:-1]), f"{mean[-1]:.1f}"])
+    begun = time.process_time()
+    asked = AdversarialError(*few, subject.radius, target=0.02)
+    keep = KeepLabels(*train, tolerance=0.01)
+    repair = solve_repair(model, asked, [keep], data=train, settings=Settings(time_limit=LONGEST))
+    found = figures(repair.model)
+    print("ours", found, repair.report.method, repair.report.verdict, flush=True)
+    rows.append(["default call (ours)", *(f"{value:.3f}" for value in found), f"{time.process_time() - begun:.1f}"])
     return rows
 
 
@@ -156,7 +164,9 @@ accuracy of the original; its SPD, which was not bounded, stays higher than FMT'
 DARE makes the network more robust, most against C&W, and loses 0.7 points of clean accuracy.
 Not confirmed on this network (630 training images): that slicing and the loss on hidden outputs matter, and that
 adversarial training does less. Trained on the points of any attack, mixed with clean images, the network is more robust
-against all four, and more accurate.
+against all four, and more accurate. The default call, asked for an error under attack (PGD) of at most 2 % at no more
+than 1 % of right answers lost, changes 100 weights, does not reach that, and stays at the original accuracy: it is
+more robust than DARE, most against C&W, and less than training on attacked points.
 """,
     "robustness_lenet5": """\
 DARE raises the mean from 0.651 to 0.865 at no loss of clean accuracy, without seeing an attack, and the search of the

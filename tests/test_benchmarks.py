@@ -277,3 +277,17 @@ def test_default_calls(data_dir, tmp_path):
     assert all(len(row) == len(head) for row in rows)
     assert "false" in rows[0][head.index("claims")]
     assert (tmp_path / "default_calls.md").is_file()
+
+
+def test_limits_can_count_the_processors_time():
+    """Cells of the study begin with a folder on their path, which Python reads when it starts."""
+    folder = str(BENCHMARKS / "processor_clock")
+    code = "import time; a = time.perf_counter(); time.sleep(0.5); print(time.perf_counter() - a)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": folder},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(told.stdout) < 0.3

@@ -21,11 +21,14 @@ from torch import nn
 
 from repairopt import (
     AttackSuccess,
+    Bound,
     Classifier,
     ErrorRate,
     FineTune,
+    FlipRate,
     GroupGap,
     KeepLabels,
+    Specification,
     SpecificationError,
     Subject,
     UnfixedRate,
@@ -46,7 +49,8 @@ from repairopt.compare import (
     read_cells,
     recommend_methods,
 )
-from repairopt.compare.cell import Job
+from repairopt.compare.cell import Job, run_here
+from repairopt.compare.fixing_metrics import measure_fixing
 from repairopt.errors import ResultError
 from repairopt.localize import NewWeights
 from repairopt.methods import Outcome, available_methods
@@ -432,6 +436,9 @@ def test_advice_comes_from_the_cells():
     assert [one.method for one in advice][0] == "both"
     assert advice[0].best_in_all
     assert recommend_methods(found, "repair")[0].method in ("much", "both")
+    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
+    asked = Specification(ErrorRate(x, y, target=0.0), (Bound(FlipRate(x, y), 0.01),))
+    assert [list(one.letters) for one in recommend_methods(found, asked)][0] == ["repair", "compatibility"]
     assert "bad" not in [one.method for one in advice]
     with pytest.raises(SpecificationError, match="no figures of ASR"):
         recommend_methods(found, "robustness")
@@ -525,6 +532,41 @@ def test_attack_success_counts_right_rows_alone():
     assert found.details(net) == {"right points": 4.0, "attacked points": pytest.approx(2.0)}
 
 
+def test_attacks_reach_500_rows_that_both_networks_label_right():
+    """Thresholds at 0.5 and 0.55: an attack wins rows within a third of the radius, and none beyond the radius."""
+
+    def threshold(at):
+        net = nn.Linear(1, 2)
+        with torch.no_grad():
+            net.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            net.bias.copy_(torch.tensor([at, -at]))
+        return net
+
+    x = torch.linspace(0, 1, 1501)[:, None]
+    y, radius = (x[:, 0] > 0.5).long(), 0.1
+    apart = Subject("line", threshold(0.5), None, None, (x[:40] + 2, y[:40]), (x, y), radius=radius)
+    found = measure_fixing(apart, threshold(0.5), threshold(0.55), seed=3)
+    both = np.flatnonzero(((x[:, 0] > 0.5) == (x[:, 0] > 0.55)).numpy())
+    drawn = x[np.random.default_rng(3).permutation(both)[:500], 0].double()
+    for name, at in (("attack_success_before", 0.5), ("attack_success", 0.55)):
+        near = [float(((drawn - at).abs() < share * radius).double().mean()) for share in (1 / 3, 1)]
+        assert near[0] <= found[name] <= near[1]  # 40 steps of a 30th of the radius, from any point of the interval
+    few = Subject("line", threshold(0.5), None, None, (x[:40] + 2, y[:40]), (x[:900:9], y[:900:9]), radius=radius)
+    assert np.isfinite(measure_fixing(few, threshold(0.5), threshold(0.5))["attack_success"])
+
+
+@pytest.mark.parametrize("name", ["CARE", "PVNN"])
+def test_systems_that_repair_a_gap_between_groups_are_hosted(name):
+    """Both are run by the platform on one specification, and measured by their own product on new rows."""
+    model, x, y = loan_decisions(3000)
+    goal = GroupGap.sampled(x, 5, count=1000, favorable=1, target=0.02)
+    loans = Subject.divide("loans", model, x, y, groups=x[:, 5].numpy(), favorable=1, goal=goal, protected=(5,))
+    cell = run_here(Job(name, named_methods([name])[name], loans, 0, Limits()))
+    assert cell.outcome in (CellOutcome.MEASURED, CellOutcome.CORRUPTED), cell.reason
+    assert cell.metrics["goal"] < 0.6 * cell.metrics["goal_before"]
+    assert cell.metrics["parity"] < cell.metrics["parity_before"]
+
+
 def test_unfixed_rate_is_one_minus_the_repair_rate():
     labels = torch.tensor([0, 0, 1, 1])
     before, after = torch.eye(2)[[0, 1, 0, 1]], torch.eye(2)[[0, 0, 0, 0]]
@@ -537,8 +579,6 @@ def test_unfixed_rate_is_one_minus_the_repair_rate():
 
 
 def test_auto_is_the_default_call():
-    from repairopt.compare.cell import Job, run_here
-
     model, x, y = loan_decisions(300)
     subject = Subject.divide("loans", model, x, y)
     assert named_methods(["auto"]) == {"auto": "auto"}

@@ -1,5 +1,7 @@
 """Augmentation: definitions of the operations, styles and clusters, and that training with each works."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,38 @@ def test_Mixup(images, digits):
 
 def test_CutMix(images):
     _check_training(images, methods.CutMix(epochs=6, rate=0.05))
+
+
+def _of_units(mixed):  # image k has its pixel k alone, so that a mixture shows what it is made of
+    return mixed.flatten(1)
+
+
+def _of_flat_images(mixed):  # image k has the value k everywhere, so that areas can be counted
+    return (mixed.flatten(1)[:, :, None] == torch.arange(12.0)).float().mean(1)
+
+
+@pytest.mark.parametrize(
+    ("method", "x", "shares"),
+    [
+        (methods.Mixup(), torch.eye(12).view(12, 1, 3, 4), _of_units),
+        (methods.CutMix(), torch.arange(12.0).view(12, 1, 1, 1).expand(12, 1, 8, 8), _of_flat_images),
+    ],
+)
+def test_labels_count_by_the_share_of_their_rows(method, x, shares, images):
+    y, logits, seen = torch.arange(12) % 10, torch.randn(12, 10, generator=_draw(1)), []
+    task = proposal(methods.Cutout(epochs=1), images.model, _failures(images, _contrast), data=images.training)[0]
+    mixed_in = []
+    for seed in range(6):
+        net = lambda inputs: seen.append(inputs) or logits  # noqa: E731
+        recipe = method.recipe(replace(task, seed=seed), net, (x, y), (x, y), _draw(seed))
+        loss = recipe.loss(x, y)
+        share = shares(seen[-1])
+        torch.testing.assert_close(share.sum(1), torch.ones(12))
+        assert int((share > 1e-6).sum(1).max()) <= 2, "pairs are mixed"
+        costs = F.cross_entropy(logits.repeat_interleave(12, 0), y.repeat(12), reduction="none").view(12, 12)
+        torch.testing.assert_close(loss, (share * costs).sum(1).mean())
+        mixed_in.append(1 - float(share.diagonal().min()))
+    assert max(mixed_in) - min(mixed_in) > 0.3, "the share is drawn anew"
 
 
 def test_AugMix(images):

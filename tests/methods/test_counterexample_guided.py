@@ -42,6 +42,24 @@ def test_a_region_is_repaired_and_proved(method, weights):
     assert repair.report.rounds[-1].step.startswith("proved")
 
 
+def test_SpecRepair_removes_counterexamples_at_the_least_change_of_the_outputs_on_data():
+    """One point of a linear network: the answer is that of ``min (a^2 + 9 b^2) / 2, a + b >= 1 + margin``."""
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    data = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0])
+    above = Region([1.0, 1.0], [1.0, 1.0], [[1.0]], [3.0], name="output of 3 or more")
+    labels = torch.zeros(200, dtype=torch.int64)
+    repair = solve_repair(model, above, weights="all", data=(data, labels), method=SpecRepair())
+    assert repair.report.verdict is Verdict.REPAIRED
+    change = repair.delta["weight"][0]
+    assert 1.0 < float(change.sum()) < 1.25
+    curvature = data.T @ data
+    least = torch.linalg.solve(curvature, torch.ones(2))
+    least *= change.sum() / least.sum()
+    assert float(change @ curvature @ change) < 1.05 * float(least @ curvature @ least)
+
+
 def test_weights_change_as_much_as_small_units_ask_for_and_a_limit_is_said():
     model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
     with torch.no_grad():

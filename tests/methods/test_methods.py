@@ -1,12 +1,14 @@
 """The methods: where they must agree, what bisection promises, networks without derivatives, rows in conflict."""
 
 import contextlib
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from biased_task import Steps, repair as repair_with, task
+from scipy.optimize import linprog
 from torch import nn
 
 from repairopt import (
@@ -30,7 +32,7 @@ from repairopt import (
     Verdict,
     solve_repair,
 )
-from repairopt.methods import Method, Outcome
+from repairopt.methods import Method, Outcome, Task
 from repairopt.verify import Judge
 
 ALL = Strictest(positive=1, negative=1)
@@ -88,6 +90,9 @@ def test_every_method_repairs_the_biased_network(method, weights):
     assert report.verification.checks[0].failed <= 12
     before, after = report.labels(held_out=True).accuracy
     assert after >= before - 0.01
+    rates = [pair[1] for name, pair in report.measure().details.items() if name.startswith("favorable rate")]
+    assert len(rates) == 2
+    assert all(0.1 < rate < 0.9 for rate in rates), "no group gets one answer alone"
     assert set(found.delta) == set(report.location.indices)
 
 
@@ -105,10 +110,45 @@ def test_every_convexification_serves(convexify):
     assert found.report.measure().after < found.report.measure().before / 2
 
 
-def test_a_linear_program_is_one():
-    found = repair(task(), OneShot(), program="lp")
-    assert found.report.surrogate.hessian is None
+def test_a_linear_program_is_one_and_ends_where_scipy_ends(monkeypatch):
+    """The linear model within its bounds, on the rows that the quadratic program has too."""
+    solved = []
+
+    def kept(self, program):
+        solved.append((program, plain(self, program)))
+        return solved[-1][1]
+
+    plain = Task.solve_program
+    monkeypatch.setattr(Task, "solve_program", kept)
+    found, _ = (repair(task(), OneShot(), program=kind) for kind in ("lp", "qp"))
+    (linear, solution), (quadratic, _) = solved
     assert found.report.surrogate.kind == "linear"
+    assert linear.hessian is None
+    assert quadratic.hessian is not None
+    np.testing.assert_array_equal(linear.matrix, quadratic.matrix)
+    sides = np.concatenate([linear.upper, -linear.lower])
+    rows = np.concatenate([linear.matrix, -linear.matrix])[np.isfinite(sides)]
+    bounds = np.stack([linear.delta_lower, linear.delta_upper], axis=1)
+    known = linprog(linear.gradient, rows, sides[np.isfinite(sides)], bounds=bounds)
+    assert linear.gradient @ solution.delta == pytest.approx(known.fun, rel=1e-6)
+    assert found.report.measure().after < found.report.measure().before
+
+
+def test_a_sequence_lowers_its_merit_step_by_step_and_ends_by_the_smallest_step():
+    toy = task()
+    settings = {"objective": "property", "max_steps": 200, "smallest_step": 1e-3}
+    found = repair(toy, Sequential(**settings), goal=toy.gap(0.0), weights="all", trust_radius=0.3)
+    count, rounds = len(toy.labels), found.report.rounds
+
+    def merit(goal, broken):
+        return goal + Sequential().penalty * max(0, broken - int(0.03 * count)) / count
+
+    merits = [merit(found.report.measure().before, 0), *(merit(r.goal, r.broken) for r in rounds if r.accepted)]
+    assert len(merits) > 3
+    assert all(later < earlier for earlier, later in pairwise(merits))
+    radius = float(rounds[-1].note.removeprefix("radius ").split(",")[0])
+    assert len(rounds) < 200
+    assert radius < 2e-3  # the next one, half of it, is below the smallest step
 
 
 # ------------------------------------------------------------------------ bisection

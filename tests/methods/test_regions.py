@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from clipped_law import controller
+from linear_regions import box, is_violated_exactly
 from torch import nn
 
 from repairopt import Settings, solve_repair
@@ -51,16 +52,24 @@ def test_methods_that_read_points_alone_refuse_regions(method: str) -> None:
         solve_repair(controller(), limits(1.03), method=method)
 
 
+def violated(model: nn.Sequential, region: Region) -> bool:
+    """Whether the unsafe set is reached, by all linear regions of the network in rational arithmetic."""
+    layers = [(one.weight.detach().numpy(), one.bias.detach().numpy()) for one in model if isinstance(one, nn.Linear)]
+    return is_violated_exactly(layers, region, box(region.lower.tolist(), region.upper.tolist()))
+
+
 def test_default_call_proves_a_region() -> None:
     model = controller()
     region = limits(1.03)
     assert worst(model, region) < 0
+    assert violated(model, region)
     x = 2 * torch.rand(2000, 2) - 1
     repair = solve_repair(model, region, [KeepOutputs(x, 0.1, weight=1.0, tolerance=1.0)], settings=Settings(seed=1))
     assert repair.report.verdict is Verdict.REPAIRED
     assert "regions are proved" in repair.report.meaning
     assert "RegionRepair" in repair.report.method
     assert worst(repair.model, region) > 0
+    assert not violated(repair.model, region)
     details = repair.report.verification.measures[0].details
     assert details["share of the volume proved"][1] == 1.0
     assert details["regions with a counterexample"] == (1.0, 0.0)

@@ -180,6 +180,18 @@ def test_rew_reweighing_makes_group_and_label_independent():
     assert float(gap.value(product(Reweigh(protected=(GROUP,)), loans(), gap))) < 0.6 * float(gap.value(loans().model))
 
 
+def test_weights_are_those_of_aif360():
+    datasets = pytest.importorskip("aif360.datasets", reason="the extra bench is not installed")
+    pd = pytest.importorskip("pandas")
+    from aif360.algorithms.preprocessing import Reweighing
+
+    groups, labels = (loans().training[0][:, GROUP] > 0).long(), loans().training[1]
+    table = pd.DataFrame({"group": groups.numpy(), "label": labels.numpy()}, dtype=float)
+    given = datasets.BinaryLabelDataset(df=table, label_names=["label"], protected_attribute_names=["group"])
+    theirs = Reweighing([{"group": 0}], [{"group": 1}]).fit_transform(given)
+    assert balancing_weights(groups, labels).tolist() == pytest.approx(theirs.instance_weights.tolist())
+
+
 def test_supp_drop_protected_feature_trains_without_the_column():
     network = product(DropColumn(protected=(GROUP,), epochs=20), loans())
     assert not network[0].weight[:, GROUP].any()
@@ -190,7 +202,7 @@ def test_supp_drop_protected_feature_trains_without_the_column():
     assert loans().right(network) > 0.75
 
 
-@pytest.mark.parametrize("row", ["ADV adversarial debiasing", "FAD (one-network adversarial fairness)"])
+@pytest.mark.parametrize("row", sorted(Debias.systems))
 def test_adv_adversarial_debiasing_leaves_an_adversary_at_the_base_rate(row):
     method = Debias(protected=(GROUP,), epochs=25, **Debias.systems[row])
     gap = OddsGap.observed(*loans().test, GROUP, favorable=1, target=0.0)

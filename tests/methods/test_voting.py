@@ -201,6 +201,33 @@ def _training(task):
     return material_of(task, failing=False).training
 
 
+@pytest.mark.parametrize("metric", ["statistical parity", "average odds", "equal opportunity"])
+def test_ROC_decides_as_aif360(metric):
+    """The same grid, the same bound: AIF360 decides the same rows, or others of the same balanced accuracy."""
+    datasets = pytest.importorskip("aif360.datasets", reason="the extra bench is not installed")
+    pd = pytest.importorskip("pandas")
+    from aif360.algorithms.postprocessing import RejectOptionClassification
+
+    model, x, y = loan_decisions(600)
+    gap = GroupGap.observed(x, column=5, favorable=1, target=0.05)
+    method = methods.RejectOption(metric=metric, thresholds=12, margins=6)
+    task, outcome, found = proposal(method, model, gap, data=(x, y))
+    rows, labels = (part.numpy() for part in _training(task))
+    (chances,) = _chances([model], torch.from_numpy(rows))
+    table = pd.DataFrame({"group": rows[:, 5], "label": labels}, dtype=float)
+    true = datasets.BinaryLabelDataset(df=table, label_names=["label"], protected_attribute_names=["group"])
+    answered = true.copy()
+    answered.scores = chances[:, 1:].double().numpy()
+    answered.labels = (answered.scores > 0.5).astype(float)
+    settings = {"num_class_thresh": 12, "num_ROC_margin": 6, "metric_name": f"{metric.capitalize()} difference"}
+    theirs = RejectOptionClassification([{"group": 0}], [{"group": 1}], **settings).fit(true, answered)
+    decided = theirs.predict(answered).labels[:, 0]
+    own = found(torch.from_numpy(rows)).argmax(1).numpy()
+    balanced = [((one[labels == 1] == 1).mean() + (one[labels == 0] == 0).mean()) / 2 for one in (own, decided)]
+    assert balanced[0] == pytest.approx(balanced[1], abs=1e-9)
+    assert (own == decided).mean() > 0.99
+
+
 def test_ROC_is_a_file(tmp_path, fingerprint):
     model, x, y = loan_decisions(1000)
     gap = GroupGap.observed(x, column=5, favorable=1, target=0.06)

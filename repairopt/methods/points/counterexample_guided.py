@@ -31,7 +31,9 @@ BATCH = 200  # counterexamples of one attack that become rows
 DEPTHS, GROWTH = 0.2, 1.7  # first margin, in depths of the violation; its growth where nothing is found or proved
 SPLITS = 60  # of one box, in the verification
 WIDE = 1e6  # limit on weights that is none
-ADAM, RISE, RISES = 300, 5.0, 8  # steps of one penalty, its growth, how often it grows
+ADAM, RISE, RISES = 300, 5.0, 14  # steps of one penalty, its growth, how often it grows
+SETTLED = 0.98  # of the cost, above which a further descent gains too little
+DATA = 2000  # rows on which outputs are to stay, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,32 +122,67 @@ class SpecRepair(CounterexampleGuided):
         check_settings(self, {"rate": Expected(above=True)})
 
     def remove(self, task: Task, found: Counterexamples, delta: Array) -> Array | None:
-        """Adam with an exact penalty, whose price rises."""
-        engine, price = task.engine, 1.0
-        scale = engine.scale.double()
-        every = torch.cat([x for x, _ in task.data])[:2000] if task.data else None
-        with torch.no_grad():
-            before = None if every is None else engine.outputs(every, engine.as_delta(None))
-        change = torch.as_tensor(delta, dtype=torch.float64) / scale
+        """Adam with an exact penalty, whose price rises; once all hold, for as long as that gains."""
+        descent = _PenaltyDescent(task, found, self.rate)
+        change, price = descent.start(delta), 1.0 / len(found.inputs)
         for _ in range(RISES):
-            change = change.detach().requires_grad_()
-            optimizer = Adam([change], lr=self.rate)
-            for _ in range(ADAM):
-                task.judge.check_time()
-                optimizer.zero_grad()
-                with torch.enable_grad():
-                    moved = (change * scale).to(engine.dtype)
-                    lacks = found.margin - found.margins(lambda x, at=moved: engine.outputs(x, at))
-                    loss = change.square().mean()
-                    if every is not None and before is not None:
-                        loss = (engine.outputs(every, moved) - before).square().mean().double()
-                    (loss + price * lacks.clamp(min=0).double().sum()).backward()
-                optimizer.step()
-            moved_now: Array = (change * scale).detach().numpy()
-            if float(found.margins(engine.predict(moved_now)).min()) > found.margin / 2:
-                return moved_now
+            change = descent.run(change, price)
+            if descent.all_hold(change):
+                break
             price *= RISE
-        return None
+        else:
+            return None
+        while True:  # the price is high enough: what is left is to minimize
+            further = descent.run(change, price)
+            if not (descent.all_hold(further) and descent.cost(further) < SETTLED * descent.cost(change)):
+                return descent.delta(change)
+            change = further
+
+
+class _PenaltyDescent:
+    """Steps of Adam on the change of the outputs on data plus a price on violations; weights in natural sizes."""
+
+    def __init__(self, task: Task, found: Counterexamples, rate: float) -> None:
+        self.engine, self.check_time, self.found, self.rate = task.engine, task.judge.check_time, found, rate
+        self.scale = self.engine.scale.double()
+        self.data = torch.cat([x for x, _ in task.data])[:DATA] if task.data else None
+        with torch.no_grad():
+            none = self.engine.as_delta(None)
+            self.before = None if self.data is None else self.engine.outputs(self.data, none)
+
+    def start(self, delta: Array) -> Tensor:
+        """A change of the weights in natural sizes."""
+        return torch.as_tensor(delta, dtype=torch.float64) / self.scale
+
+    def delta(self, change: Tensor) -> Array:
+        """A change in natural sizes as one of the weights."""
+        found: Array = (change * self.scale).detach().numpy()
+        return found
+
+    def all_hold(self, change: Tensor) -> bool:
+        """Whether all counterexamples hold by half of the margin."""
+        return float(self.found.margins(self.engine.predict(self.delta(change))).min()) > self.found.margin / 2
+
+    def cost(self, change: Tensor) -> Tensor:
+        """Mean squared change of the outputs on the data, without data of the weights."""
+        if self.data is None or self.before is None:
+            return change.square().mean()
+        outputs = self.engine.outputs(self.data, (change * self.scale).to(self.engine.dtype))
+        return (outputs - self.before).square().mean().double()
+
+    def run(self, change: Tensor, price: float) -> Tensor:
+        """Some steps at one price."""
+        change = change.detach().requires_grad_()
+        optimizer = Adam([change], lr=self.rate)
+        for _ in range(ADAM):
+            self.check_time()
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                moved = (change * self.scale).to(self.engine.dtype)
+                lacks = self.found.margin - self.found.margins(lambda x, at=moved: self.engine.outputs(x, at))
+                (self.cost(change) + price * lacks.clamp(min=0).double().sum()).backward()
+            optimizer.step()
+        return change.detach()
 
 
 class Counterexamples:

@@ -28,7 +28,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.network import Engine, Predict, Whitening, jacobian, whitening
 from repairopt.program import Array, Status
-from repairopt.specify import SampleShare, has_signed_parts, samples_in
+from repairopt.specify import SampleShare, has_signed_parts, price_of, samples_in
 
 from .filter import MET
 from .limits import Limit
@@ -37,7 +37,9 @@ from .nonlinear_program import NonlinearProgram
 STIFFER = 4.0  # factor of a penalty whose bound is not nearer
 FIRST_PENALTY = 20.0  # of a limit, for each unit squared of what it is missed by, over its size
 ROW_PENALTY = 10.0  # of a row of a sample, for each logit squared, as a mean over the samples
+CLOSE = 1e-4  # what a limit or a row may be missed by, below which it asks for nothing further
 NEARER = 0.9  # share of what was missed, below which an outer step was worth its time
+FIRST_REACH, WIDER = 0.1, 2.0  # natural sizes by which weights move in the first outer step; its growth
 MEMORY = 10  # pairs of L-BFGS
 
 
@@ -50,6 +52,10 @@ class _Penalized:
         weight: Weight of each term, so that rows count as a mean.
         penalty: Penalty of squared violations.
         multipliers: ``(m,)``.
+        price: Of a violation, for each unit and term, beyond which no multiplier goes; infinite for what must hold.
+        allowed: How many samples may fail; those that miss most are let go in each outer step.
+        samples: How many samples the terms are of, each of as many terms.
+        held: Which terms count, ``(m,)``, as 1 or 0.
         before: Largest violation after the last outer step.
     """
 
@@ -57,20 +63,37 @@ class _Penalized:
     weight: float
     penalty: float
     multipliers: Tensor
+    price: float = float("inf")
+    allowed: int = 0
+    samples: int = 1
+    held: Tensor | None = None
     before: float = float("inf")
 
     def value(self, predict: Predict) -> Tensor:
-        """The term of the augmented Lagrangian."""
-        pushed = torch.clamp(self.multipliers + self.penalty * self.terms(predict), min=0.0)
-        return self.weight * ((pushed**2 - self.multipliers**2).sum() / (2.0 * self.penalty))
+        """The term of the augmented Lagrangian: the largest of ``p t - (p - multiplier)^2 / (2 penalty)``."""
+        terms = self.terms(predict)
+        pushed = self._pushed(terms)
+        each = pushed * terms - (pushed - self.multipliers) ** 2 / (2.0 * self.penalty)
+        return self.weight * (each if self.held is None else each * self.held).sum()
+
+    def _pushed(self, terms: Tensor) -> Tensor:
+        most = self.price / self.weight if self.weight else self.price
+        return torch.clamp(self.multipliers + self.penalty * terms, min=0.0, max=most)
 
     def update(self, predict: Predict) -> None:
         """New multipliers; a stiffer penalty where the violation did not fall by half."""
         with torch.no_grad():
             terms = self.terms(predict)
-        self.multipliers = torch.clamp(self.multipliers + self.penalty * terms, min=0.0)
+        if self.allowed:
+            worst = terms.view(self.samples, -1).amax(1)
+            let_go = worst.topk(min(self.allowed, len(worst))).indices
+            held = torch.ones_like(terms).view(self.samples, -1)
+            held[let_go[worst[let_go] > 0]] = 0.0
+            self.held = held.flatten()
+            terms = torch.where(self.held > 0, terms, torch.full_like(terms, -1.0))
+        self.multipliers = self._pushed(terms)
         now = float(terms.clamp(min=0.0).max()) if len(terms) else 0.0
-        if now > 0.5 * self.before and now > 1e-4:
+        if now > 0.5 * self.before and now > CLOSE:
             self.penalty *= STIFFER
         self.before = now
 
@@ -112,19 +135,22 @@ class _Loop:
         back = self.white.pulled(slope) if self.white is not None else slope * self.scale
         return value, back
 
-    def minimize(self, u: Array) -> Array:
-        """L-BFGS from a point."""
+    def minimize(self, u: Array, reach: float) -> Array:
+        """L-BFGS from a point, within so many natural sizes of each weight around it."""
         from scipy.optimize import minimize
 
         bounds = None
         if self.box is not None:
-            bounds = list(zip(self.box[0] / self.scale, self.box[1] / self.scale, strict=True))
+            low, high = (side / self.scale for side in self.box)
+            bounds = list(zip(np.clip(u - reach, low, high), np.clip(u + reach, low, high), strict=True))
         options = {"maxiter": self.settings.inner_steps, "maxcor": MEMORY, "ftol": 0.1 * self.settings.smallest_fall}
         found = minimize(self.function, u, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         return np.asarray(found.x, dtype=np.float64)
 
 
-def run_augmented(task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None) -> Outcome:
+def run_augmented(
+    task: Task, problem: NonlinearProgram, settings: Any, start: Array | None = None, *, hold: bool = False
+) -> Outcome:
     """Minimize the objective subject to limits and strict rows, matrix-free.
 
     Args:
@@ -132,22 +158,25 @@ def run_augmented(task: Task, problem: NonlinearProgram, settings: Any, start: A
         problem: Judges points; its limits and objective.
         settings: The method, whose fields are read.
         start: Where to begin; None for no change.
+        hold: Whether rows of which some may fail are rows of the program too, and weights move little at first.
+            Without, right answers are kept by the labelled data alone, and may come back from far away.
 
     Returns:
         The best point by count: bounds met first, then the smallest objective.
     """
-    loop = _loop(task, problem, settings)
+    loop = _loop(task, problem, settings, hold)
     point = problem.point(np.zeros(task.engine.n) if start is None else start)
-    best, quiet = point, 0
+    best, quiet, lost = point, 0, 0
     for outer in range(settings.outer_steps):
         _offsets(loop, problem, task.engine, point.delta)
         with task.timed("solve"):
-            u = loop.minimize(loop.from_delta(point.delta))
+            u = loop.minimize(loop.from_delta(point.delta), FIRST_REACH * WIDER**outer if hold else np.inf)
         trial = problem.point(loop.to_delta(u))
         note = f"misses {trial.violation:.3g}, objective {trial.objective:.4f}"
         task.record(f"outer step {outer + 1}", trial.judged, accepted=trial.pair < best.pair, note=note)
         fall = best.objective - trial.objective
-        small = fall < settings.smallest_fall * abs(best.objective)
+        size = max(abs(best.objective), problem.objective.typical if hold else 0.0)
+        small = fall < settings.smallest_fall * size
         wish = bool(loop.pieces) and not loop.pieces[0].weight
         enough = trial.judged.feasible and (trial.judged.met or wish)  # by count: what is missed is lead or buffer
         still = small and (
@@ -158,8 +187,12 @@ def run_augmented(task: Task, problem: NonlinearProgram, settings: Any, start: A
         predict = task.engine.predict(trial.delta)
         for piece in loop.pieces:
             piece.update(predict)
+        missed = float(np.maximum(0.0, trial.values - problem.accepted).sum())
+        asks = missed > MET or any(piece.before > CLOSE for piece in loop.pieces if piece.weight)
+        quiet += small and not asks and not hold  # rows that nothing asks for are not met by further steps
         point = trial if np.isfinite(trial.violation) else best
-        if quiet >= 1 or (not loop.pieces and outer == 0):
+        lost += not np.isfinite(trial.violation)
+        if quiet >= 1 or lost > 1 or (not loop.pieces and outer == 0):
             break
     prices = {
         limit.name: float(piece.weight * piece.multipliers.sum())
@@ -169,7 +202,7 @@ def run_augmented(task: Task, problem: NonlinearProgram, settings: Any, start: A
     return Outcome(best.delta, status, on_target=True, prices=prices)
 
 
-def _loop(task: Task, problem: NonlinearProgram, settings: Any) -> _Loop:
+def _loop(task: Task, problem: NonlinearProgram, settings: Any, hold: bool) -> _Loop:
     engine = task.engine
     low, high = task.box(np.zeros(engine.n), task.trust_radius)
     scale = engine.scale.cpu().numpy()
@@ -180,10 +213,10 @@ def _loop(task: Task, problem: NonlinearProgram, settings: Any) -> _Loop:
         count = len(limit.parts(engine.predict()))
         double = 2 if has_signed_parts(limit.property) else 1
         size = FIRST_PENALTY / max(1e-3, abs(limit.limit) + 0.05)
-        weight = 0.0 if _is_wish(limit, problem) else 1.0
+        by_rows = hold and problem.by_rows and limit is problem.limits[0]  # rows ask for the same, and for no more
+        weight = 0.0 if by_rows or _is_wish(limit, problem) else 1.0
         loop.pieces.append(_Penalized(lambda p: torch.zeros(0), weight, size, torch.zeros(double * count).double()))
-    for c in problem.strict:
-        loop.pieces.append(_rows(task, c))
+    loop.pieces += [_rows(task, c) for c in (problem.by_sample if hold else problem.strict)]
     return loop
 
 
@@ -233,7 +266,7 @@ def _soft_parts(limit: Limit, predict: Predict) -> Tensor:
 
 
 def _rows(task: Task, c: int) -> _Penalized:
-    """All margins of a strict constraint as terms."""
+    """All margins of a constraint by sample as terms."""
     constraint: Any = task.constraints[c]
     required = torch.as_tensor(task.required[c])
     samples = samples_in(constraint)
@@ -243,4 +276,13 @@ def _rows(task: Task, c: int) -> _Penalized:
         margins = constraint.margins_of(outputs[samples.to(outputs.device)], samples).flatten()
         return required.to(margins) - margins
 
-    return _Penalized(terms, 1.0 / max(1, len(samples)), ROW_PENALTY, torch.zeros(len(required)))
+    price = price_of(constraint)
+    return _Penalized(
+        terms,
+        1.0 / max(1, len(samples)),
+        ROW_PENALTY,
+        torch.zeros(len(required)),
+        price=float("inf") if price is None else price,
+        allowed=0 if price is not None else task.judge.original.allowed[c],
+        samples=max(1, len(samples)),
+    )

@@ -59,6 +59,7 @@ NUMBERS = {
     "smallest_fall": Expected(),
 }
 MANY_WEIGHTS_RIDGE, MANY_WEIGHTS_LEAD = 1e-2, 1 / 8
+LOST = 0.05  # of the rows, of which more that break are not corrected but held from the beginning
 LEAD_OF_ROWS = 0.5  # logits by which rows that are corrected lead, where what is stated asks for less
 
 
@@ -148,7 +149,7 @@ class SQP(TrustRegion):
         if inner is task:
             return self._run(task)
         try:
-            found = self._corrected(task, inner, self._run(inner))
+            found = self._with_rows_held(task, inner, self._run(inner))
             if self.confidence is not None and found.delta.any():
                 best = inner.judge.best  # what is out of reach is not tried again from several starts for each part
                 again = self if best.met and best.feasible else replace(self, restarts=0)
@@ -166,7 +167,27 @@ class SQP(TrustRegion):
         task = replace(task, judge=Judge(task.engine, task.spec, task.judge.deadline), start=None)
         inner = with_rows_of_goal(task)
         found = self.minimize(inner, self.nonlinear_program(inner, self.named_buffers()))
-        return self._corrected(task, inner, found)
+        return self._with_rows_held(task, inner, found)
+
+    def _with_rows_held(self, task: Task, inner: Task, found: Outcome) -> Outcome:
+        """Many weights may break what they should keep: then again with those rows in the program, from near by.
+
+        A last layer of very large weights would make the rows right of a network that has lost what it knew.
+        """
+        if task.engine.n <= self.largest_dense or task.change:
+            return found
+        problem = self.nonlinear_program(inner, self.named_buffers(), self._leads(inner))
+        far = problem.surplus(inner.judge(found.delta)) > LOST * problem.samples
+        if not far:
+            found = self._corrected(task, inner, found)
+        best = inner.judge.best
+        if best.met and best.feasible:
+            return found
+        held = self._corrected(task, inner, run_augmented(inner, problem, self, hold=True))
+        best = inner.judge.best
+        if best.met and best.feasible:
+            return held
+        return self._corrected(task, inner, found) if far else found
 
     def _corrected(self, task: Task, inner: Task, found: Outcome) -> Outcome:
         """Where many weights leave points or rows missed, what is proposed with all of them made to hold.
