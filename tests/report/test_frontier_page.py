@@ -65,7 +65,8 @@ def test_prices_groups_and_rows_are_those_of_each_repair(traced, page):
     for point in traced.points:
         for name, price in point.repair.report.prices.items():
             shown = [c[2] for c in page.cells if len(c) == 3 and c[0] == name]
-            assert "0" in shown if abs(price) < 1e-9 else any(s.startswith(f"{price:.2f}"[:4]) for s in shown)
+            numbers = [float(text.split()[0].replace(",", "")) for text in shown]
+            assert any(number == pytest.approx(price, rel=1e-3, abs=1e-9) for number in numbers), shown
         for rates in point.repair.report.evidence.rates:
             if rates.quantity == "favorable rate":
                 sides = zip(rates.groups, rates.before, rates.after, strict=True)

@@ -73,6 +73,8 @@ class _Penalized:
         """The term of the augmented Lagrangian: the largest of ``p t - (p - multiplier)^2 / (2 penalty)``."""
         terms = self.terms(predict)
         pushed = self._pushed(terms)
+        if self.price == float("inf") and self.held is None:  # the same, with fewer roundings
+            return self.weight * ((pushed**2 - self.multipliers**2).sum() / (2.0 * self.penalty))
         each = pushed * terms - (pushed - self.multipliers) ** 2 / (2.0 * self.penalty)
         return self.weight * (each if self.held is None else each * self.held).sum()
 
