@@ -33,7 +33,7 @@ def run_sequence(
     gap of 0.006 beside a bound on recall that the original just meets; at once it ends at 0.036, by stages at 0.006 and
     a higher accuracy). Where limits that are not even half of the way off stay out of reach, those farther off are not
     tried (of 24 runs by stages that met their limits, each had met those of all stages before). Where stages end at the
-    point of the first run, and of the fewest rows where they end at no better one, more stages are not tried either.
+    point of the first run, and of the fewest rows, more stages are not tried either.
 
     A first run that meets the limits at a cost is left there for a run by short stages, and goes on only where these do
     not arrive. (On 24 repairs of Adult, after both runs to their ends the objective was no lower, in twice the time.)
@@ -82,29 +82,30 @@ def run_sequence(
             return by_stages.outcome(ended)
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
-    for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
-        if best.violation <= MET or (rows_of(task) < TINIEST and task.judge.count > EFFORT):
+    tiny = rows_of(task) < TINIEST
+    for run in range(1, (min(1, settings.restarts) if warm or tiny else settings.restarts) + 1):
+        if best.violation <= MET or (tiny and task.judge.count > EFFORT):
             break
         end, by_stages, ended = stages(run * STAGES, SHORT if warm else max(1, settings.max_steps // 2))
         same = np.allclose(end.delta, direct.best.delta, rtol=SAME, atol=0.0)  # the part of the way is out of reach too
         better = end.pair < best.pair
         if better:
             best, outcome = end, by_stages.outcome(ended)
-        if direct.best.delta.any() and (same or (not better and rows_of(task) < TINIEST)):
+        if same and direct.best.delta.any():
             break
     if best.violation > MET and again:
-        counts, ended = _after_stand_ins(problem, settings, floor)
+        counts, ended = _after_stand_ins(problem, settings, floor, settings.max_steps // (4 if tiny else 2))
         if counts.best.pair < best.pair:
             outcome = counts.outcome(ended)
     return outcome
 
 
-def _after_stand_ins(problem: NonlinearProgram, settings: Any, floor: float) -> tuple[Sequence, Status]:
-    """A run by count from where one without counts leads, and its status."""
+def _after_stand_ins(problem: NonlinearProgram, settings: Any, floor: float, most: int) -> tuple[Sequence, Status]:
+    """A run by count from where at most so many steps without counts lead, and its status."""
     task, smooth = problem.task, problem.smoothed()
     way = Sequence(task, smooth, settings, smooth.point(np.zeros(task.engine.n)), floor)
     way.called = " of the stand-ins"
-    way.run(settings.max_steps // 2, until=lambda at: problem.point(at.delta).violation <= MET)
+    way.run(most, until=lambda at: problem.point(at.delta).violation <= MET)
     counts = Sequence(task, problem, settings, problem.point(way.at.delta), floor)
     counts.called = " after the stand-ins"
     return counts, counts.run(settings.max_steps)
