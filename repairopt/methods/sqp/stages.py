@@ -38,15 +38,15 @@ def run_sequence(
     A first run that meets the limits at a cost is left there for a run by short stages, and goes on only where these do
     not arrive. (On 24 repairs of Adult, after both runs to their ends the objective was no lower, in twice the time.)
 
+    Where limits are missed still, their differentiable stand-ins lead the way, and a last run goes on from there:
+    counts rise and fall by single samples, so that from afar no step may be better than none.
+
     Args:
         task: The repair in progress.
         problem: Judges points and makes models.
         settings: The method, whose fields are read.
         start: Where to begin the first run; None for no change.
         warm: Whether that met limits a little easier, so that one more run, by short stages, is all that can pay.
-
-    Where limits are missed still, their differentiable stand-ins lead the way, and a last run goes on from there:
-    counts rise and fall by single samples, so that from afar no step may be better than none.
 
     Returns:
         What the best run proposes.
