@@ -33,7 +33,7 @@ def run_sequence(
     gap of 0.006 beside a bound on recall that the original just meets; at once it ends at 0.036, by stages at 0.006 and
     a higher accuracy). Where limits that are not even half of the way off stay out of reach, those farther off are not
     tried (of 24 runs by stages that met their limits, each had met those of all stages before). Where stages end at the
-    point of the first run, and of the fewest rows, more stages are not tried either.
+    point of the first run, and of the fewest rows where they end at no better one, more stages are not tried either.
 
     A first run that meets the limits at a cost is left there for a run by short stages, and goes on only where these do
     not arrive. (On 24 repairs of Adult, after both runs to their ends the objective was no lower, in twice the time.)
@@ -83,7 +83,7 @@ def run_sequence(
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
     tiny = rows_of(task) < TINIEST
-    for run in range(1, (min(1, settings.restarts) if warm or tiny else settings.restarts) + 1):
+    for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
         if best.violation <= MET or (tiny and task.judge.count > EFFORT):
             break
         end, by_stages, ended = stages(run * STAGES, SHORT if warm else max(1, settings.max_steps // 2))
@@ -91,7 +91,7 @@ def run_sequence(
         better = end.pair < best.pair
         if better:
             best, outcome = end, by_stages.outcome(ended)
-        if same and direct.best.delta.any():
+        if direct.best.delta.any() and (same or (tiny and not better)):
             break
     if best.violation > MET and again:
         counts, ended = _after_stand_ins(problem, settings, floor, settings.max_steps // (4 if tiny else 2))
