@@ -24,11 +24,7 @@ from .way_back import find_way
 
 MOST_WORK = 2e12  # floating-point operations of training, up to which a second one says what unseen rows get
 TINY = 1e-300  # square of a proposal that is none
-WAYS = (
-    0.1,
-    0.2,
-    *(k / 20 for k in range(6, 21)),
-)  # in steps of 0.05 from 0.3 on; a test of one more costs no confidence
+WAYS = (0.1, 0.2, *(k / 20 for k in range(6, 21)))  # in steps of 0.05 from 0.3 on: one more test costs no confidence
 HALVINGS = 8  # of the shortest way, where not even that can be gone
 CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 
