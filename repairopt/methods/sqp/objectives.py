@@ -178,12 +178,13 @@ class SmoothObjective:
 
     Args:
         engine: The network and the ``n`` weights.
-        objective: Its differentiable part counts.
+        objective: Its differentiable part counts; nothing where it is a norm of the change, which would hold losses up.
         losses: Weigh ten times as much, each.
     """
 
     def __init__(self, engine: Engine, objective: Objective, losses: Sequence[SoftmaxLoss]) -> None:
-        self.engine, self.objective, self.losses = engine, objective, losses
+        self.engine, self.losses = engine, losses
+        self.objective = objective if objective.on_outputs or not losses else NoObjective(engine.n)
         self.on_outputs, self.typical = True, objective.typical + LOSS_WEIGHT * len(losses) * SoftmaxLoss.typical
 
     def value(self, delta: Array) -> float:
@@ -213,6 +214,31 @@ class SmoothObjective:
             gradient = gradient + LOSS_WEIGHT * part.gradient
             hessian = LOSS_WEIGHT * part.hessian + (0.0 if hessian is None else hessian)
         return replace(own, gradient=gradient, hessian=hessian, constant=self.value(delta))
+
+
+class NoObjective:
+    """Zero, for ``n`` weights."""
+
+    on_outputs, typical = False, 0.0
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def value(self, delta: Array) -> float:
+        """Zero."""
+        return 0.0
+
+    def soft(self, predict: Predict) -> Tensor:
+        """Zero."""
+        return torch.zeros(())
+
+    def change(self, delta: Array) -> tuple[float, Array]:
+        """Zero, and zeros ``(n,)``."""
+        return 0.0, np.zeros(self.n)
+
+    def model(self, delta: Array) -> ObjectiveModel:
+        """Zero."""
+        return ObjectiveModel(np.zeros(self.n), None, 0.0)
 
 
 def _reduction(weights: Tensor | None) -> str:
