@@ -28,7 +28,19 @@ import torch
 from benchmark_files import read_csv, write_csv
 from default_measures import YES, answers, gap_of, measured
 from default_peers import PEERS
-from default_tables import RECIDIVISM, Rows, adult, bank, recidivism
+from default_tables import (
+    Rows,
+    absent_tables,
+    adult,
+    arrests,
+    bank,
+    credit,
+    incomes,
+    insurance,
+    recidivism,
+    wages_1988,
+    wages_2004,
+)
 from torch import nn
 
 from repairopt import SQP, Bound, GroupGap, MissRate, OddsGap, solve_repair
@@ -138,6 +150,11 @@ def by_education(rows: Rows) -> np.ndarray:
     return rows.words["tertiary"]
 
 
+def told(name: str) -> Callable[[Rows], np.ndarray]:
+    """Groups of a column that comes with the rows."""
+    return lambda rows: rows.words[name]
+
+
 def by_six(rows: Rows) -> np.ndarray:
     """Six ranges of age."""
     return np.digitize(rows.words["age"].astype(float), [24, 30, 37, 45, 53]).astype(str)
@@ -155,6 +172,15 @@ JOBS = [
     Job("bank marketing, parity", by_education, 0.02, rows=5_000, table=bank),
     Job("recidivism, parity", by_race, 0.05, rows=1_500, table=recidivism, training=2_500),
     Job("recidivism, odds", by_race, 0.08, rows=1_500, kind="odds", table=recidivism, training=2_500),
+    Job("incomes, parity", told("gender"), 0.05, table=incomes),
+    Job("incomes, odds", told("gender"), 0.08, kind="odds", table=incomes),
+    Job("incomes, four crossed groups", told("crossed"), 0.05, table=incomes),
+    Job("wages of 1988, parity", told("ethnicity"), 0.05, table=wages_1988),
+    Job("insurance, parity of ethnicity", told("ethnicity"), 0.05, rows=1_500, table=insurance, training=3_000),
+    Job("insurance, parity of self-employed", told("employed"), 0.05, rows=1_500, table=insurance, training=3_000),
+    Job("credit, 500 rows, age", told("age"), 0.05, rows=500, table=credit, training=1_500),
+    Job("arrests, parity", told("colour"), 0.05, rows=1_000, table=arrests, training=2_000),
+    Job("wages of 2004, 200 rows", told("gender"), 0.05, rows=200, table=wages_2004),
 ]
 
 
@@ -350,9 +376,11 @@ def main() -> None:
     if absent:
         print(f"Left out, not installed: {', '.join(absent)}.")
     wanted = [job for job in JOBS if options.jobs is None or job.name in options.jobs]
-    if not RECIDIVISM.exists() and not options.read:
-        print(f"Left out, there is no {RECIDIVISM.name} among the tables: recidivism.")
-        wanted = [job for job in wanted if job.table is not recidivism]
+    for lacking, tables in ({} if options.read else absent_tables()).items():
+        left_out = [job for job in wanted if job.table in tables]
+        if left_out:
+            print(f"Left out, {lacking} is not here: {', '.join(job.name for job in left_out)}.")
+        wanted = [job for job in wanted if job not in left_out]
     seeds, halves = range(options.first, options.first + options.seeds), options.halves
     if options.quick:
         wanted, seeds, halves = [job for job in JOBS if job.rows == min(other.rows for other in JOBS)], range(1), 1
