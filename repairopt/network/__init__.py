@@ -1,10 +1,11 @@
 """A network under a weight change: runs, derivatives, bounds of sets."""
 
 from .candidate import Array, Candidate, ModuleCandidate, network_of
-from .changed_network import ForwardFunction
+from .changed_network import Caller as Caller, ForwardFunction
 from .classifier import UNORDERED, Classifier, Reading, meaning_of, second_of_two, split_model
 from .deadline import Stop, check_time, is_late, limited, time_left
 from .differentiate import hessian, jacobian, pull_back, sample_rows, tangent
+from .direct_calls import outputs_of
 from .engine import CACHE_BYTES, Engine, Predict, Remembering, batched
 from .inference_tensors import usable
 from .inputs import (
@@ -20,7 +21,7 @@ from .inputs import (
     to_tensors,
 )
 from .layer_rows import LayerRows, LayersOfRows
-from .model_checks import agree, shadow, telling_rows
+from .model_checks import agree, shadow, telling_rows, writes_into
 from .remembered import identity
 from .row_values import check_same_index, is_missing_word, listed_values, missing_values, refuse_missing
 from .sets.activation_lines import Lines, lines

@@ -49,12 +49,12 @@ class Experts(nn.Module):
     def expert(self, number: int, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of the expert for a class."""
         weights = {name: getattr(self, buffer) for name, buffer in self._names[number].items()}
-        found: Tensor = functional_call(self.network, weights, (inputs,))
+        found: Tensor = functional_call(self.network, weights, (inputs.clone(),))
         return found
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)``."""
-        outputs: Tensor = self.network(inputs)
+        outputs: Tensor = self.network(inputs.clone())
         best = torch.zeros(len(outputs), dtype=outputs.dtype, device=outputs.device)
         for number in self.classes:
             own = self.expert(number, inputs)
