@@ -32,7 +32,7 @@ from .sets.evidence import Evidence, digest_of, divided, evidence_of, examine_re
 from .sets.frames import Frame
 from .sets.leaves import LastLayer, Leaves, own_last_layer
 from .sets.network_steps import NetworkSteps
-from .sets.propagate_zonotope import Slope
+from .sets.propagate_zonotope import Slope, said_of_softmax as said_of_softmax
 from .sets.region_attack import RegionSearch, attack_regions
 from .sets.row_groups import RowGroups
 from .sets.zonotope_layers import Call, Zonotope, relaxation
