@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
                 f"Check the shape of the data, or pass Classifier(model, lambda model, x: ...)."
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
-            got, way = _described(output)
+            got, way = described(output, len(few))
             raise ModelError(f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). {way}.")
         if output.layout is not torch.strided:
             raise ModelError(f"{what}: its outputs are sparse; expected a plain tensor, as of outputs.to_dense().")
@@ -194,6 +194,15 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
     return int(output.shape[1])
 
 
+def writes_into(run: Callable[[Tensor], Any], rows: Tensor) -> bool:
+    """Whether a function, such as a network, writes into the rows that it is given; it is given a copy."""
+    given = rows.detach().clone()
+    before = given._version
+    with torch.no_grad():
+        run(given)
+    return given._version != before or not torch.equal(given, rows)
+
+
 def check_derivative(model: nn.Module, outputs: Tensor) -> None:
     """A ModelError where outputs that weights with gradients made have none."""
     if torch.is_grad_enabled() and not outputs.requires_grad:
@@ -221,10 +230,10 @@ def _left_alone(caller: nn.Module, few: Tensor) -> Any:
             )
 
 
-def _described(output: Any) -> tuple[str, str]:
+def described(output: Any, rows: int) -> tuple[str, str]:
     """What a call returned instead of logits, and how they are had from it."""
     if isinstance(output, Tensor):
-        one = output.ndim == 1 and len(output) == 5
+        one = output.ndim == 1 and len(output) == rows
         if one and not output.is_floating_point():
             return "whole numbers, as of classes,", "Return the scores that they are chosen by, before argmax"
         way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"
