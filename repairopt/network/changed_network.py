@@ -121,14 +121,21 @@ class ChangedNetwork:
         flat = [p.detach().flatten().double() for p in self.model.parameters() if p.is_floating_point()]
         return float(torch.cat(flat).square().mean().sqrt()) or 1.0
 
+    @cached_property
+    def _places(self) -> list[tuple[str, Tensor, slice, bool]]:
+        """Of each parameter its positions, where they stand in a weight change, and whether they are all there are."""
+        found, start = [], 0
+        for name, ix in self.indices.items():
+            span = slice(start, start := start + ix.numel())
+            found.append((name, ix, span, ix.numel() == self._initial[name].numel()))
+        return found
+
     def weights(self, delta: Tensor) -> dict[str, Tensor]:
         """The changed parameters, by name, at a weight change ``delta (n,)``."""
-        out, start = {}, 0
-        for name, ix in self.indices.items():
-            base, piece = self._initial[name], delta[start : start + len(ix)]
-            start += len(ix)
-            flat = base.flatten()
-            flat = flat + piece if len(ix) == flat.numel() else flat.index_add(0, ix, piece)
+        out = {}
+        for name, ix, span, whole in self._places:
+            base, piece = self._initial[name], delta[span]
+            flat = base.flatten() + piece if whole else base.flatten().index_add(0, ix, piece)
             out[name] = flat.view(base.shape)
         return out
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import Fork
 from small_spec import SPEC, write_spec
 
 from repairopt.errors import PatchError, RepairError, ResultError, SpecFileError
@@ -54,21 +55,15 @@ with RunFolder(Path(sys.argv[1])).working(resume=False, overwrite=False):
 
 
 def test_a_folder_in_which_another_process_works_is_refused_until_it_ends(tmp_path, monkeypatch):
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "held\n"
     spec = write_spec(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("run")
-    try:
+    with Fork(HOLDING, tmp_path / "run") as other:  # whose lock ends with it
+        assert other.stdout.readline() == "held\n"
         for out in (tmp_path / "run", Path("run"), Path("link"), tmp_path / "link" / ".." / "run"):
             for options in (Options(), Options(overwrite=True), Options(resume=True)):
                 with pytest.raises(ResultError, match="another process is at work in it"):
                     solve_spec(spec, out, options)
-    finally:
-        other.kill()  # whose lock ends with it
-        other.communicate()
     solve_spec(spec, tmp_path / "run", Options(report=False))
 
 
@@ -298,6 +293,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_message(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_devices_and_pipes_stay_and_links_lead_to_what_is_replaced(finished, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")

@@ -53,6 +53,7 @@ def test_they_pass_the_checks(method):
     assert {"gap: better", "gap: patch", "gap: kept by the judge", "gap: time limit"} <= set(check_method(method))
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("method", NEW)
 def test_each_is_a_repair_like_any_other(method, given, tmp_path):
     data = (given.inputs, given.labels)

@@ -92,7 +92,7 @@ def test_many_weights_are_repaired_by_it_without_breaking_a_guard(trained, finge
 @pytest.mark.slow
 def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
     model, clean, new = trained
-    clean, there = clean[:500], labels_of(new)
+    clean, there = clean[:300], labels_of(new)
     y = labels_of(clean)
     flips = FlipRate(clean, y)
     found = {}
@@ -314,7 +314,7 @@ def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     wanted = ErrorRate(x[:2], (model(x[:2]).argmax(1) + 1) % 3, target=0.0)
-    found = solve_repair(model, wanted, settings=Settings(time_limit=4.0))
+    found = solve_repair(model, wanted, settings=Settings(time_limit=2.0))
     assert found.report.method == "SQP()"
     assert found.report.verdict is Verdict.REPAIRED
 
