@@ -6,6 +6,7 @@ For tests that kill, limit or measure a process of their own; what an import loa
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -98,13 +99,14 @@ def _serve(connection: socket.socket) -> None:
 
     torch.set_num_threads(1)
     gc.freeze()  # a collection in a fork would copy all that is shared
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes between
     while True:
         order, files, *_ = socket.recv_fds(connection, MOST, 4)
+        with contextlib.suppress(ChildProcessError):  # so that their time is counted as that of the tests
+            while os.waitpid(-1, os.WNOHANG if order else 0)[0]:
+                pass
         if not order:
             return
         if not os.fork():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             process = os.fork()
             if not process:
                 connection.close()
