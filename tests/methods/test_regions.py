@@ -165,7 +165,7 @@ def test_other_numbers_of_outputs_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_acas_xu_property_2_is_proved(data_dir) -> None:
+def test_acas_xu_property_2_is_proved_by_the_default_call(data_dir) -> None:
     pytest.importorskip("onnxruntime")
     from repairopt.interfaces.specfile.onnx_model import load_onnx
 
@@ -174,7 +174,7 @@ def test_acas_xu_property_2_is_proved(data_dir) -> None:
     goal = Region.from_vnnlib(folder / "prop_2.vnnlib")
     low = torch.tensor([-0.328422877, -0.5, -0.5, -0.5, -0.5])
     x = (low + (torch.tensor([0.679857769, 0.5, 0.5, 0.5, 0.5]) - low) * torch.rand(1000, 5)).reshape(-1, 1, 1, 5)
-    repair = solve_repair(model, goal, [KeepLowest(x)], method=RegionRepair(refinements=1))
+    repair = solve_repair(model, goal, [KeepLowest(x)])
     assert repair.report.verdict is Verdict.REPAIRED
     with torch.no_grad():
         same = model(x).argmin(1) == repair.model(x).argmin(1)
