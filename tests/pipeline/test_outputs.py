@@ -272,7 +272,7 @@ def test_outputs_of_another_precision_than_the_weights_are_repaired(outside, met
     assert found.report.verification.goal_after <= found.report.verification.goal_before
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 def test_modules_that_hide_their_layers_say_what_to_pass():
     goal = ErrorRate(X, Y, target=0.1)
     with pytest.raises(ModelError, match="compiled by torch.compile, .* Pass model._orig_mod"):
