@@ -11,7 +11,7 @@ from repairopt.errors import ModelError, RepairError
 
 from .classifier import Classifier
 from .inference_tensors import usable
-from .model_checks import described
+from .model_checks import FAILURES, described
 
 
 def outputs_of(predict: Any, inputs: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def _of_module(model: nn.Module, run: Any, inputs: Tensor) -> Tensor:
             found = run(copied)
         except RepairError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except FAILURES as error:
             if dtype != dtypes[-1]:
                 continue
             raise ModelError(

@@ -14,6 +14,7 @@ from repairopt.errors import ModelError, RepairError
 
 from .inference_tensors import usable
 
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)  # of a forward that cannot run on rows
 SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
 
@@ -29,6 +30,8 @@ def check_is_module(model: Any) -> None:
         got, way = f"'{model}'", "Load the file, as by torch.load(path, weights_only=False), and pass the module."
     elif isinstance(getattr(model, "module_", None), nn.Module):
         got, way = f"a {type(model).__name__}", "Pass its module_."
+    elif isinstance(model, torch.export.ExportedProgram):
+        got, way = "an ExportedProgram", "Pass its module(), exported with a dynamic first dimension."
     elif hasattr(model, "predict"):
         got, way = f"a {type(model).__name__}", "Of an estimator of another library, pass the torch module inside."
     else:
@@ -135,7 +138,7 @@ def accepts(caller: nn.Module, inputs: Tensor) -> bool:
             _left_alone(caller, inputs)
     except RepairError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except FAILURES:
         return False
     return True
 
@@ -151,10 +154,12 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
             output = _left_alone(caller, few)
         except RepairError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except FAILURES as error:
+            fixed = "Guard failed" in str(error)  # of torch.export
+            way = "Export it with a dynamic first dimension" if fixed else "Check the shape of the data"
             raise ModelError(
                 f"{what}: cannot run on inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {error}). "
-                f"Check the shape of the data, or pass Classifier(model, lambda model, x: ...)."
+                f"{way}, or pass Classifier(model, lambda model, x: ...)."
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
             got, way = described(output, len(few))
@@ -175,7 +180,7 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
             )
         try:
             each = [caller(few[i : i + 1].clone()) for i in range(len(few))]
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except FAILURES as error:
             raise ModelError(
                 f"{what}: runs on 5 inputs, but not on one alone ({type(error).__name__}: {error}). Look for batch "
                 f"statistics in forward, or a fixed size of the batch."

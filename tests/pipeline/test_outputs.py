@@ -272,7 +272,7 @@ def test_outputs_of_another_precision_than_the_weights_are_repaired(outside, met
     assert found.report.verification.goal_after <= found.report.verification.goal_before
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 def test_modules_that_hide_their_layers_say_what_to_pass():
     goal = ErrorRate(X, Y, target=0.1)
     with pytest.raises(ModelError, match="compiled by torch.compile, .* Pass model._orig_mod"):
@@ -281,6 +281,11 @@ def test_modules_that_hide_their_layers_say_what_to_pass():
         solve_repair(torch.jit.trace(NET, X[:2]), goal)
     with pytest.raises(ModelError, match="its outputs are sparse"):
         solve_repair(nn.Sequential(NET, Cast(lambda z: z.to_sparse())), goal, weights="last")
+    exported = torch.export.export(NET, (X,))
+    with pytest.raises(ModelError, match=r"an ExportedProgram\. Pass its module\(\)"):
+        solve_repair(exported, goal)
+    with pytest.raises(ModelError, match=r"Guard failed.*Export it with a dynamic first dimension"):
+        solve_repair(exported.module(), goal)
 
 
 def two_classes(count=40):
