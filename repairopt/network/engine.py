@@ -30,7 +30,7 @@ from .tracing import ONE_AT_A_TIME
 Predict = Callable[[Tensor], Tensor]
 POINTS = 3  # weight changes whose outputs and passes are kept
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented", UserWarning)
-CACHE_BYTES = 8 * 2**20  # weight vectors are batched in chunks of about this size: larger ones leave the CPU cache
+CACHE_BYTES = 8 * 2**20  # of weight vectors or of rows that are run at once: more leave the CPU cache
 
 
 class Predictor:
@@ -135,9 +135,18 @@ class Engine(ChangedNetwork):
         weights = self.weights(delta) if self.n else {}
         still = self.still(inputs) if samples is None else None
         samples = samples if still is None else still.moved
-        parts = [self.run(weights, part) for _, part in self.batches(inputs, samples, 3 * self.widest(inputs))]
+        most = None if torch.is_grad_enabled() else self.rows_in_cache(inputs)
+        parts = [self.run(weights, part) for _, part in self.batches(inputs, samples, 3 * self.widest(inputs), most)]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
         return found if still is None else still.outputs(found)
+
+    def rows_in_cache(self, inputs: Tensor) -> int | None:
+        """Rows of a pass without gradients of which no layer leaves the cache; None where that does not matter.
+
+        Passes of convolutions over more rows took twice as long, since the system clears fresh memory for each layer.
+        """
+        itemsize = torch.finfo(self.dtype).bits // 8
+        return max(1, CACHE_BYTES // (self.widest(inputs) * itemsize)) if self.device.type == "cpu" else None
 
     def known_outputs(self, inputs: Tensor, delta: Tensor) -> Tensor:
         """Outputs without gradients, remembered for the last few weight changes; not to be written into."""
@@ -226,12 +235,12 @@ class Engine(ChangedNetwork):
         return tuple(torch.cat(parts) for parts in zip(*(p for _, p in self.batches(inputs, None, 1)), strict=True))
 
     def batches(
-        self, inputs: Tensor, samples: Tensor | None, floats: int
+        self, inputs: Tensor, samples: Tensor | None, floats: int, most: int | None = None
     ) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-        """Slices of the samples and their frontier, so that ``floats`` numbers a sample stay within the limit."""
+        """Slices of the samples, at most ``most``, and their frontier; ``floats`` numbers a sample are in the limit."""
         count = inputs.shape[0] if samples is None else len(samples)
         itemsize = torch.finfo(self.dtype).bits // 8
-        step = max(1, min(count, self.memory_limit // 2 // max(1, floats * itemsize)))
+        step = max(1, min(count, most or count, self.memory_limit // 2 // max(1, floats * itemsize)))
         cached = self._frontier(inputs)
         for start in range(0, count, step):
             check_time()
@@ -252,7 +261,8 @@ class Engine(ChangedNetwork):
                 return None
             self._frontier_bytes += size
             widest = max(64, inputs[0].numel() * 16)
-            step = max(1, self.memory_limit // 4 // (widest * probe[0].element_size()))
+            room = min(self.memory_limit // 4, CACHE_BYTES if self.device.type == "cpu" else self.memory_limit)
+            step = max(1, room // (widest * probe[0].element_size()))
             with torch.no_grad():
                 parts = [self.to_frontier(block) for block in inputs.split(step)]
             return tuple(torch.cat(block) if len(block) > 1 else block[0] for block in zip(*parts, strict=True))

@@ -301,7 +301,9 @@ def _signals(model: nn.Module, outputs: Tensor, seen: Mapping[str, _Seen], cotan
     """Derivatives behind each layer, ``(S, P, o)``."""
     behind = [one.behind for one in seen.values()]
     check_derivative(model, outputs)
-    found = torch.autograd.grad(outputs, behind, cotangent, retain_graph=True, allow_unused=True)
+    with torch.enable_grad():
+        summed = (outputs * cotangent).sum()  # a scalar: grad_outputs would import a symbolic algebra system
+    found = torch.autograd.grad(summed, behind, retain_graph=True, allow_unused=True)
     signals = {}
     for (name, one), given in zip(seen.items(), found, strict=True):
         signal = torch.zeros_like(one.behind) if given is None else given

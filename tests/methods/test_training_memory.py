@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from repairopt import ErrorRate, KeepLabels, Settings, SpecificationError, TrainThenCorrect, solve_repair
 from repairopt.methods.training import two_sides
-from repairopt.methods.training.activations import blocks_of, kept_by, run_blocks_again
+from repairopt.methods.training.activations import blocks_of, kept_by, lay_by_pixel, run_blocks_again
 
 
 class Residual(nn.Module):
@@ -131,6 +131,23 @@ def test_quick_passes_propose_and_the_network_counts_in_its_own_precision(fast):
     wanted = torch.bfloat16 if "precision" in fast else torch.float32
     assert {dtype for dtype, learns in precisions if not learns} == {torch.float32}
     assert wanted in {dtype for dtype, learns in precisions if learns}
+
+
+class Viewed(nn.Module):
+    """What many networks do between convolutions and linear layers, which asks for one channel after the other."""
+
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+@pytest.mark.parametrize("between", [nn.Flatten, Viewed])
+def test_weights_of_convolutions_lie_by_pixel_where_the_network_runs_so(between):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), between(), nn.Linear(64, 2))
+    x = torch.randn(5, 2, 6, 6)
+    before = model(x)
+    lay_by_pixel(model, x)
+    assert model[0].weight.is_contiguous() == (between is Viewed)
+    torch.testing.assert_close(model(x), before)
 
 
 def test_wrong_choices_are_named(rows):

@@ -118,6 +118,17 @@ def test_a_tiny_memory_limit_gives_the_same_numbers(case):
     assert len(pieces) == 23
 
 
+def test_no_layer_of_a_pass_without_gradients_leaves_the_cache():
+    model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
+    inputs, sizes = torch.randn(100, 1, 34, 34), []
+    engine = Engine(model, {"0.weight": torch.arange(64 * 9)})
+    engine.predict()(inputs[:1])  # traces the network
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: sizes.append(out.nbytes)):
+        outputs = engine.predict()(inputs)
+    torch.testing.assert_close(outputs, model(inputs).detach())
+    assert 2**22 < max(sizes) <= 2**23  # of 25 MiB for all rows
+
+
 def test_what_comes_before_the_first_changed_layer_is_computed_once():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
     inputs, other, seen = torch.randn(50, 4), torch.randn(50, 4), []

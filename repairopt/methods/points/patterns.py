@@ -140,10 +140,11 @@ class PatternRows:
         with torch.enable_grad():
             read = self._read(moving, self.inputs, self.pattern, self.matrix)
             weight = torch.zeros_like(read, requires_grad=True)
-            (pulled,) = torch.autograd.grad(read, moving, weight, create_graph=True, allow_unused=True)
+            summed = (read * weight).sum()  # a scalar: grad_outputs would import a symbolic algebra system
+            (pulled,) = torch.autograd.grad(summed, moving, create_graph=True, allow_unused=True)
             if pulled is None:  # nothing that is read comes after the weights
                 return torch.zeros_like(read)
-            (found,) = torch.autograd.grad(pulled, weight, delta)
+            (found,) = torch.autograd.grad((pulled * delta).sum(), weight)
         return found.detach()
 
 

@@ -99,6 +99,25 @@ def run_blocks_again(blocks: Sequence[nn.Module]) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
+def lay_by_pixel(network: nn.Module, inputs: Tensor) -> None:
+    """Let weights of convolutions lie in memory pixel by pixel, and with them activations, where the network runs so.
+
+    Processors pass such layers sooner, forward and backward together by 5 to 20 % (``channels_last`` of torch).
+
+    Args:
+        network: From one tensor to outputs; its parameters keep their values and their gradients' names.
+        inputs: A few rows on which it is tried, ``(N, ...)``.
+    """
+    if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        return
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            network(inputs)
+    except RuntimeError:  # it views activations, which lie one channel after the other otherwise
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 def quick_forward(network: nn.Module, precision: str, channels_last: bool) -> Callable[[Tensor], Tensor]:
     """The network as a function whose passes are quicker on some devices; its weights stay as they are.
 

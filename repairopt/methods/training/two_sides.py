@@ -28,7 +28,7 @@ from repairopt.specify import (
     restricted,
 )
 
-from .activations import Kept, blocks_of, kept_by, quick_forward, run_blocks_again
+from .activations import Kept, blocks_of, kept_by, lay_by_pixel, quick_forward, run_blocks_again
 from .draws import draw_batches
 from .multiplier import Multiplier
 from .pass_cost import operations
@@ -162,6 +162,8 @@ class _Run:
         known += [x for _, item, _ in sides.soft if (x := inputs_of(item)) is not None]
         if any([self.rows_that_fit(x) < FEW_ROWS for x in known]):
             self._save_memory(known)
+        if known and task.engine.device.type == "cpu":
+            lay_by_pixel(self.network, self._converted(known[0][:TRIED]))
         self.quick = quick_forward(self.network, settings.precision, settings.channels_last)
         rates = {name: natural_rate(name, self.network.model, settings.rate) for name in self.parameters}
         groups = [{"params": [weight], "lr": rates[name]} for name, weight in self.parameters.items()]
@@ -341,6 +343,8 @@ class _Run:
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of the network in training, in parts that fit into memory."""
         most = self.rows_that_fit(inputs)
+        if not torch.is_grad_enabled():
+            most = min(most, self.task.engine.rows_in_cache(inputs) or most)
         taken = inputs.split(most) if len(inputs) > most else [inputs]
         parts = [self.network(self._converted(part)) for part in taken]
         found: Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
