@@ -18,7 +18,8 @@ from repairopt.network import Shards
 from repairopt.program import Status
 from repairopt.verify import Claim, Judgement
 
-from .two_sides import Sides, train
+from .sides import Sides
+from .two_sides import train
 from .unseen_rows import said_of_unseen_rows
 from .way_back import find_way
 
@@ -33,8 +34,9 @@ CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 class TrainThenCorrect:
     """Repair of many weights: training proposes, unseen rows and a program decide.
 
-    A run of Adam at a constant rate starts at the original weights and learns the labels, smoothed, of the rows that
-    fail and of those to keep; the mean of its weights over its last half is the proposal. Goals and bounds without
+    A run of Adam at a constant rate starts at the original weights. It learns the labels, smoothed, of the rows that
+    fail and of those to keep, and to stay close to the original's outputs on those to keep that it gets right
+    (distillation); the mean of its weights over its last half is the proposal. Goals and bounds without
     labels enter with multipliers, as in :class:`FineTune`. Where bounds stand for new data, the same is done without a
     part of the rows each, and the way from the original to the proposal is gone as far as the bounds are shown to hold
     on rows that were not trained on. Last, every hard row is made to hold: by the smallest change of the last layer, or
@@ -52,7 +54,10 @@ class TrainThenCorrect:
         batch: Rows of each of the two in a step, at most. Steps are of a half or a quarter, and more, where the update
             of the weights is cheap beside the passes, as of convolutions, Transformers and LSTMs.
         rate: Learning rate of Adam, in units of the root mean square of each parameter; at most 0.01 in all.
-        keep: Weight of the rows to keep.
+        keep: Weight of the labels of the rows to keep.
+        closeness: Weight of the distance from the original's outputs on those that it gets right.
+        temperature: By which outputs are divided before they are compared with the original's: the higher, the more do
+            all classes count and not the largest outputs alone.
         smoothing: Share of a label that is given to all classes alike.
         margin: Logits by which corrected rows lead, where what is stated asks for less.
         ways: Shares of the way that are tested where bounds stand for new data.
@@ -67,8 +72,9 @@ class TrainThenCorrect:
 
     References:
         Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018 (means of
-        weights). Wortsman and others, Robust fine-tuning of zero-shot models, CVPR 2022 (the way back). Kingma and Ba,
-        Adam, ICLR 2015. Chen, Xu, Zhang and Guestrin, Training deep nets with sublinear memory cost, 2016.
+        weights). Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, 2015. Wortsman and others,
+        Robust fine-tuning of zero-shot models, CVPR 2022 (the way back). Kingma and Ba, Adam, ICLR 2015. Chen, Xu,
+        Zhang and Guestrin, Training deep nets with sublinear memory cost, 2016.
 
     Example:
         >>> TrainThenCorrect(epochs=5).rate
@@ -80,7 +86,9 @@ class TrainThenCorrect:
     epochs: int = 8
     batch: int = 128
     rate: float = 0.04
-    keep: float = 3.0
+    keep: float = 1.0
+    closeness: float = 0.5
+    temperature: float = 2.0
     smoothing: float = 0.01
     margin: float = 0.5
     ways: tuple[float, ...] = WAYS
@@ -95,6 +103,8 @@ class TrainThenCorrect:
         numbers = {
             "rate": Expected(above=True),
             "keep": Expected(),
+            "closeness": Expected(),
+            "temperature": Expected(above=True),
             "margin": Expected(),
             "smoothing": Expected(high=1, below=True),
         }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,17 @@ from repairopt.methods.task import Array, Task
 from repairopt.network import identity, time_left
 from repairopt.specify import (
     ChangeBox,
-    Differentiable,
-    PropertyBound,
-    SignedParts,
-    answers_only,
     goal_value,
     inputs_of,
-    labels_of,
-    measured,
-    restricted,
 )
 
 from .activations import Kept, blocks_of, kept_by, lay_by_pixel, quick_forward, run_blocks_again
+from .distillation import distance, known_answers
 from .draws import draw_batches
 from .multiplier import Multiplier
 from .pass_cost import operations
 from .rates import natural_rate
+from .sides import Sides
 from .step_plan import StepPlan, plan_steps
 
 STAGES = 4  # of a run, each twice as long as the one before
@@ -43,64 +38,6 @@ FEW_TAUGHT = 150  # rows, of which a few more or less are noise, and other metho
 OF_OTHERS = 0.4  # of the time that is left, for what comes after a run
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
-Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Sides:
-    """What a repair of many weights learns from.
-
-    Attributes:
-        failing: Labelled rows of the goal.
-        kept: Labelled rows of the constraints, and of the data whose loss is kept small.
-        soft: Goal and bounds that have no labels of their own, each with its name and its limit.
-    """
-
-    failing: tuple[Pair, ...]
-    kept: tuple[Pair, ...]
-    soft: tuple[tuple[str, Any, float], ...]
-
-    @classmethod
-    def of(cls, task: Task) -> Sides:
-        """The sides of a repair."""
-        bounds = [c for c in task.constraints if isinstance(c, PropertyBound) and c.limit is not None]
-        items = [(task.goal.name, task.goal, float(task.goal.target))]
-        items += [(c.name, c.property, float(c.limit or 0.0)) for c in bounds]
-        soft = tuple(item for item in items if not _by_label(item[1]) and isinstance(item[1], Differentiable))
-        own = labels_of(task.goal) if _by_label(task.goal) else None
-        failing = () if own is None else (own,)
-        known = [labels_of(measured(c)) for c in task.constraints]
-        kept: list[Pair] = []
-        for pair in [*(pair for pair in known if pair is not None), *task.data]:
-            if not any(_same(pair, other) for other in (*failing, *kept)):
-                kept.append(pair)
-        return cls(failing, tuple(kept), soft)
-
-    @property
-    def count(self) -> int:
-        """Number of labelled rows of both sides."""
-        return sum(len(y) for _, y in (*self.failing, *self.kept))
-
-    def where(self, keep: Callable[[Tensor], Tensor]) -> Sides:
-        """The same on the rows that ``keep`` chooses."""
-
-        def part(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-            masks = [keep(x) for x, _ in pairs]
-            return tuple(
-                (x[m.to(x.device)], y[m.to(y.device)]) for (x, y), m in zip(pairs, masks, strict=True) if m.any()
-            )
-
-        soft = tuple((name, restricted(item, keep), limit) for name, item, limit in self.soft)
-        return replace(self, failing=part(self.failing), kept=part(self.kept), soft=soft)
-
-
-def _by_label(item: Any) -> bool:
-    """Whether an item is about right answers to labelled rows, which cross-entropy speaks of."""
-    return labels_of(item) is not None and answers_only(item) and not isinstance(item, SignedParts)
-
-
-def _same(first: Pair, second: Pair) -> bool:
-    return first[0].shape == second[0].shape and (first[0] is second[0] or torch.equal(first[0], second[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +65,7 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     Args:
         task: The repair; its engine says which weights may change.
         sides: Rows.
-        settings: Has ``epochs``, ``batch``, ``rate``, ``keep`` and ``smoothing``.
+        settings: Has ``epochs``, ``batch``, ``rate``, ``keep``, ``closeness``, ``temperature`` and ``smoothing``.
 
     References:
         Izmailov and others, Averaging weights leads to wider optima and better generalization, UAI 2018. Szegedy and
@@ -147,6 +84,19 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
         steps, before = 2 * steps, wrong
     change = run.change() if shards is None else shards.of_first(run.change)
     return Trained(change, {limit.name: limit.shadow_price() for limit in run.limits}, run.work)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Rows of a set in a step, their labels, what the original says of those to keep, and their weight."""
+
+    inputs: Tensor
+    rows: Tensor
+    labels: Tensor
+    original: Tensor | None
+    weight: float
+    closeness: float
+    tally: list[int] | None
 
 
 class _Run:
@@ -172,6 +122,7 @@ class _Run:
         self.average: list[Tensor] = []
         self.work, self.planned = 0.0, self.plan()
         before = task.engine.predict()
+        self.answers = known_answers(task, [x for x, _ in sides.kept])
         self.limits = [
             Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
         ]
@@ -300,7 +251,8 @@ class _Run:
         for x, y in self.sides.failing:
             own = slice(None) if self.shards is None else self.shards.own(len(y))
             if len(y[own]):
-                self._loss(self.predict(x[own]), y[own], 0.0, tally)
+                outputs = self.predict(x[own])
+                _count_wrong(outputs, y[own].to(outputs.device), tally)
         torch._foreach_copy_(weights, last)
         return tally
 
@@ -320,23 +272,24 @@ class _Run:
     def _losses(
         self, failing: list[Tensor], kept: list[Tensor], penalties: list[Tensor], tally: list[int] | None
     ) -> Iterator[Any]:
-        """Cross-entropy of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
-        sides = [(self.sides.failing, failing, 1.0, tally), (self.sides.kept, kept, self.settings.keep, None)]
-        parts, most = [], 0  # rows that do not fit
-        for pairs, chosen, weight, counted in sides:
-            total = sum(map(len, chosen))
-            for (x, y), rows in zip(pairs, chosen, strict=True):
+        """Losses of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
+        sides = [(self.sides.failing, failing, [None] * len(failing), 1.0, tally)]
+        sides += [(self.sides.kept, kept, self.answers, self.settings.keep, None)]
+        parts, most = list[_Part](), 0  # rows that do not fit
+        for pairs, chosen, answers, weight, counted in sides:
+            total, close = sum(map(len, chosen)), self.settings.closeness
+            for (x, y), rows, answer in zip(pairs, chosen, answers, strict=True):
                 own = rows if self.shards is None else rows[self.shards.own(len(rows))]
                 most = max(most, len(own) - self.rows_that_fit(x))
-                parts += [
-                    (x, y, piece, weight / total, counted) for piece in own.split(self.rows_that_fit(x)) if len(piece)
-                ]
+                for piece in own.split(self.rows_that_fit(x)):
+                    if len(piece):
+                        before = None if answer is None else answer[piece]
+                        parts.append(_Part(x, piece, y[piece], before, weight / total, close / total, counted))
         fits = most <= 0
         for group in [parts] if fits else [[part] for part in parts]:
             if group:
-                outputs = self._outputs([(x, rows) for x, _, rows, _, _ in group])
-                each = zip(outputs, group, strict=True)
-                yield sum(self._loss(found, y[rows], weight, counted) for found, (_, y, rows, weight, counted) in each)
+                outputs = self._outputs([(part.inputs, part.rows) for part in group])
+                yield sum(self._loss(found, part) for found, part in zip(outputs, group, strict=True))
         if penalties:
             yield sum(penalties) / (1 if self.shards is None else self.shards.count)  # each process has the whole
 
@@ -367,14 +320,20 @@ class _Run:
         if self.run_again:
             run_blocks_again(blocks_of(self.network))
 
-    def _loss(self, outputs: Tensor, labels: Tensor, weight: float, tally: list[int] | None) -> Tensor:
-        """Sum of the cross-entropy of some rows, times a weight; adds wrong rows and rows to ``tally``."""
-        aim = labels.to(outputs.device)
-        if tally is not None:
-            tally[0] += int((outputs.detach().argmax(1) != aim).sum())
-            tally[1] += len(aim)
-        smoothing = self.settings.smoothing
-        return weight * F.cross_entropy(outputs, aim, reduction="sum", label_smoothing=smoothing)
+    def _loss(self, outputs: Tensor, part: _Part) -> Tensor:
+        """Sum of the losses of some rows, times their weight; adds wrong rows and rows to their tally."""
+        aim, smoothing = part.labels.to(outputs.device), self.settings.smoothing
+        if part.tally is not None:
+            _count_wrong(outputs, aim, part.tally)
+        loss = part.weight * F.cross_entropy(outputs, aim, reduction="sum", label_smoothing=smoothing)
+        if part.original is None:
+            return loss
+        return loss + part.closeness * distance(outputs, aim, part.original, self.settings.temperature)
+
+
+def _count_wrong(outputs: Tensor, labels: Tensor, tally: list[int]) -> None:
+    tally[0] += int((outputs.detach().argmax(1) != labels).sum())
+    tally[1] += len(labels)
 
 
 def _trainable(task: Task) -> tuple[nn.Module, dict[str, nn.Parameter], dict[str, Tensor]]:

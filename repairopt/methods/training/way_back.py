@@ -27,7 +27,7 @@ from repairopt.specify import (
 )
 from repairopt.verify import Claim, for_delivered, make_claim
 
-from .two_sides import Sides
+from .sides import Sides
 
 LEAST_ROWS = 40  # of a bound, below which nothing is divided
 SPAN = 0.14  # of the way, at least, over which a shadow price is a mean: a shorter one may flip a single row
