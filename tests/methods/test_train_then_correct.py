@@ -215,7 +215,17 @@ def test_a_goal_without_labels_is_reached_by_its_multiplier():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"rate": 0.0}, {"ways": ()}, {"ways": (0.5, 1.5)}, {"folds": 1}, {"confidence": 1.0}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"rate": 0.0},
+        {"closeness": -1.0},
+        {"temperature": 0.0},
+        {"ways": ()},
+        {"ways": (0.5, 1.5)},
+        {"folds": 1},
+        {"confidence": 1.0},
+    ],
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(SpecificationError, match=f"TrainThenCorrect: {next(iter(wrong))}="):
