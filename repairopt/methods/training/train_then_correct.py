@@ -41,7 +41,8 @@ class TrainThenCorrect:
     part of the rows each, and the way from the original to the proposal is gone as far as the bounds are shown to hold
     on rows that were not trained on. Last, every hard row is made to hold: by the smallest change of the last layer, or
     where that cannot, of all linear and convolutional layers, in the second moment of their features, by a quadratic
-    program in the violated rows alone. The true network is counted.
+    program in the violated rows alone; of given points that are to become right, all layers are tried first. The true
+    network is counted.
 
     Batch normalization is frozen and dropout is off. Batches whose activations do not fit into memory are taken in
     parts, and where few rows fit, blocks in a row (of a ResNet, a Transformer) keep what they are given alone and are

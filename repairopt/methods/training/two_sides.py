@@ -273,7 +273,7 @@ class _Run:
         self, failing: list[Tensor], kept: list[Tensor], penalties: list[Tensor], tally: list[int] | None
     ) -> Iterator[Any]:
         """Losses of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
-        sides = [(self.sides.failing, failing, [None] * len(failing), 1.0, tally)]
+        sides: list[Any] = [(self.sides.failing, failing, [None] * len(failing), 1.0, tally)]
         sides += [(self.sides.kept, kept, self.answers, self.settings.keep, None)]
         parts, most = list[_Part](), 0  # rows that do not fit
         for pairs, chosen, answers, weight, counted in sides:
