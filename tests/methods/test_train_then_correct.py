@@ -163,6 +163,20 @@ def test_rows_out_of_reach_of_the_last_layer_move_all():
     assert reached == {"last": False, "all": True}
 
 
+def test_points_of_the_goal_move_all_layers_where_the_last_one_would_do():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 60), nn.ReLU(), nn.Linear(60, 3)).requires_grad_(False)
+    x = torch.randn(40, 4)
+    y = model(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 3
+    spec = make_specification(ErrorRate(x, y, target=0.0))
+    for weights in ("last", "all"):
+        given = prepare_repair(model, spec, weights=weights, method=TrainThenCorrect(), started=(0.0, 0.0)).task
+        found = correct_rows(given, np.zeros(given.engine.n), 0.1, goal=True)
+        assert torch.equal(given.engine.predict(found.change)(x).argmax(1), y)
+    assert found.change[: 5 * 60].any(), "the first layer"
+
+
 @pytest.mark.parametrize("reach", [0.05, 0.1, 0.3, 0.5, 0.75, 0.95, 1.0])
 def test_the_longest_way_whose_hard_rows_are_within_reach_is_found_in_few_trials(trained, monkeypatch, reach):
     model, clean, _ = trained
