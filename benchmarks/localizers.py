@@ -99,7 +99,7 @@ def table(method: str, quick: bool) -> list[str]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in range(1 if quick else 2):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-        spans = [order[:900], order[900:1350], order[1350:]]
+        spans = [order[:300], order[300:500], order[500:700]] if quick else [order[:900], order[900:1350], order[1350:]]
         torch.manual_seed(seed)
         for model, shape in list(networks().values())[: 1 if quick else None]:
             parts = [(x[span].view(-1, *shape), y[span]) for span in spans]

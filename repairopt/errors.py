@@ -13,11 +13,13 @@ import os
 import sys
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -189,6 +191,12 @@ def as_foreign(entry: str, error: Exception) -> ForeignError:
     with contextlib.suppress(TypeError):  # a class that needs other arguments, or cannot be combined
         return type(kind.__name__, (ForeignError, kind), {"__module__": __name__})(text)
     return ForeignError(text)
+
+
+def visible(text: str) -> str:
+    """The text with control and direction characters written out: names in data may not steer the terminal."""
+    hidden = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI}
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in hidden})
 
 
 class _DefaultDtype:

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process of the tests compiles them and the library anew
 PROJECT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
-gc.set_threshold(20_000, 20, 50)  # torch and what it loads are a million objects that no collection frees
+gc.set_threshold(100_000, 20, 50)  # torch and what it loads are a million objects that no collection frees
 settings.register_profile("repairopt", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repairopt")
 
@@ -40,7 +41,16 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed records a stack trace for each kind of GPU
+
+
+@pytest.fixture(autouse=True)
+def _one_table_of_onnx_operators():
+    """torch reads the source of its ONNX operators anew for each export, which is half of it; here it does so once."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    tables = getattr(module, "ONNXRegistry", None)
+    if hasattr(tables, "from_torchlib") and not hasattr(tables.from_torchlib, "cache_info"):
+        tables.from_torchlib = staticmethod(cache(tables.from_torchlib))
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ CORE = sorted(PACKAGE.rglob("*.py"))
 BACK_ENDS = sorted((PROJECT / "solvers").glob("*.py"))
 SCRIPTS = sorted((PROJECT / "examples").glob("*.py")) + sorted((PROJECT / "benchmarks").glob("*.py"))
 MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path for path in CORE}
+NAMES = {path: name for name, path in MODULES.items()}
 
 
 @cache
@@ -71,8 +72,13 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imports(path: Path) -> Iterator[tuple[str, str]]:
+@cache
+def imports(path: Path) -> list[tuple[str, str]]:
     """``(module, name)`` of each name that a file imports, those for type checkers and within functions too."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, str]]:
     package = path.relative_to(PROJECT).parent.parts
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -83,11 +89,14 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
             yield from ((module, alias.name) for alias in node.names)
 
 
-def within(path: Path) -> Iterator[tuple[str, str]]:
+@cache
+def within(path: Path) -> list[tuple[str, str]]:
     """The imports from this package; a module that is imported as a name stands in the first place."""
-    for module, name in imports(path):
-        if module.split(".")[0] == "repairopt" and not module.startswith("repairopt.solvers"):
-            yield (f"{module}.{name}", "") if f"{module}.{name}" in MODULES else (module, name)
+    return [
+        (f"{module}.{name}", "") if f"{module}.{name}" in MODULES else (module, name)
+        for module, name in imports(path)
+        if module.split(".")[0] == "repairopt" and not module.startswith("repairopt.solvers")
+    ]
 
 
 def room(module: str) -> str:
@@ -97,7 +106,7 @@ def room(module: str) -> str:
 
 
 def module_of(path: Path) -> str:
-    return next(name for name, other in MODULES.items() if other == path)
+    return NAMES[path]
 
 
 @cache
@@ -115,17 +124,19 @@ def named(path: Path) -> str:
 def top_level(path: Path) -> set[str]:
     """Libraries that a file imports when it is imported itself."""
 
-    class Strip(ast.NodeTransformer):
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-            return None
+    def found(body: list[ast.stmt]) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield str(node.module)
+            elif not isinstance(node, ast.FunctionDef) and not (
+                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            ):
+                parts = [getattr(node, name, []) for name in ("body", "orelse", "handlers", "finalbody")]
+                yield from found([child for part in parts for child in part])
 
-        def visit_If(self, node: ast.If) -> ast.If | None:
-            return None if "TYPE_CHECKING" in ast.dump(node.test) else node
-
-    module = Strip().visit(ast.parse(path.read_text(encoding="utf-8")))
-    names = [a.name for n in ast.walk(module) if isinstance(n, ast.Import) for a in n.names]
-    names += [str(n.module) for n in ast.walk(module) if isinstance(n, ast.ImportFrom) and not n.level]
-    return {name.split(".")[0] for name in names}
+    return {name.split(".")[0] for name in found(tree(path).body)}
 
 
 def test_the_tree_is_twelve_rooms_and_the_errors():

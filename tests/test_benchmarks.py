@@ -207,7 +207,7 @@ def test_correctness(data_dir, tmp_path):
     hard = {row[0]: row for row in tables["Mode: hard"][1:]}
     assert float(hard["SQP, all errors"][5]) == 0.0  # no flip among the samples to keep
     sizes = next(rows for title, rows in tables.items() if title.startswith("Samples"))
-    assert {row[0] for row in sizes[1:]} == {"1,000", "4,000", "slope of log time"}
+    assert {row[0] for row in sizes[1:]} == {"500", "2,000", "slope of log time"}
     for head, *rows in tables.values():
         assert all(len(row) == len(head) for row in rows)
     assert "## Reading" in (tmp_path / "correctness.md").read_text()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, public, require_extra
+from repairopt.errors import SpecificationError, public, require_extra, visible
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
@@ -93,7 +93,7 @@ class Frontier:
         if self.thresholds:
             lines.append("thresholds by group, on the original scores")
             lines += [_cells(f"{point.target:8.4f}", point) for point in self.thresholds]
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     @public
     def to_html(self, *, title: str = "Frontier of repairs", **options: Any) -> str:

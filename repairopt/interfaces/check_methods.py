@@ -144,12 +144,14 @@ def _check_case(expect: Expect, method: Method, case: _Case) -> list[str]:
     same = before[0] == fingerprint(case.model) and before[1] == [m.training for m in case.model.modules()]
     expect(same and torch.equal(before[2], inputs), "model and data as they were", "others")
     ran = ["model unchanged", *_check_verdict(expect, case, repair)]
-    again = case.repair(method)
-    with torch.no_grad():
-        apart = float((again.model(inputs) - repair.model(inputs)).abs().max())
-    expect(apart <= 1e-6, "a second run with the same seed to agree", f"outputs {apart:.3g} apart")
+    if case.reachable:  # where nothing is done two runs agree
+        again = case.repair(method)
+        with torch.no_grad():
+            apart = float((again.model(inputs) - repair.model(inputs)).abs().max())
+        expect(apart <= 1e-6, "a second run with the same seed to agree", f"outputs {apart:.3g} apart")
+        ran.append("two runs agree")
     _check_time(expect, method, case, seconds)
-    ran += ["two runs agree", "time limit"]
+    ran.append("time limit")
     if "start" in uses(method) and case.name == "gap":
         at_answer = case.repair(method, start=FAIR).report
         expect(

@@ -94,7 +94,7 @@ def _readers_of_inputs(graph: LayerGraph, units: Sequence[int]) -> Iterator[tupl
     values = graph.values
     entry = next(node for node in values if node.op == "placeholder")
     axis = graph.layers[0].axis if graph.layers else -1
-    if not values[entry].is_floating_point():
+    if len(units) and not values[entry].is_floating_point():
         raise ModelError(
             f"{graph.what}: its inputs are indices of an embedding, so no weight reads input feature {list(units)[0]} "
             f"alone. Name the weights by layer, pattern or mask instead, or use 'gradient'."

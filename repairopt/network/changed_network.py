@@ -27,6 +27,7 @@ from .model_checks import (
     check_positions,
     shadow,
     telling_rows,
+    writes_into,
 )
 from .replace_weights import Replaceable
 from .split_graph import Split, split_at
@@ -35,16 +36,22 @@ FEW = 5  # rows on which a network is tried
 ForwardFunction = Callable[[nn.Module, Tensor], Tensor]
 
 
-class _Caller(nn.Module):
-    """One tensor in, logits out, whatever the user's model looks like."""
+class Caller(nn.Module):
+    """One tensor in, logits out, whatever the user's model looks like; names of parameters have ``model.`` in front.
 
-    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None) -> None:
+    ``copies`` says whether the model is given a copy, since its forward writes into what it is given.
+    """
+
+    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None, copies: bool = False) -> None:
         super().__init__()
         self.model = model
         self.forward_fn = forward_fn
+        self.copies = copies
         self.user_class = type(model).__name__
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(N, k)``."""
+        inputs = inputs.clone() if self.copies else inputs
         return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
 
 
@@ -70,7 +77,7 @@ class ChangedNetwork:
         traced: ChangedNetwork | None = None,
     ) -> None:
         self.model, self.forward_fn = model, forward_fn
-        self.caller = _Caller(shadow(model), forward_fn).eval()
+        self.caller = Caller(shadow(model), forward_fn).eval()
         parameters = dict(self.caller.model.named_parameters())
         self.dtype, self.device = check_model(model, parameters)
         self.indices = {name: check_positions(name, ix, parameters) for name, ix in (indices or {}).items()}
@@ -114,14 +121,21 @@ class ChangedNetwork:
         flat = [p.detach().flatten().double() for p in self.model.parameters() if p.is_floating_point()]
         return float(torch.cat(flat).square().mean().sqrt()) or 1.0
 
+    @cached_property
+    def _places(self) -> list[tuple[str, Tensor, slice, bool]]:
+        """Of each parameter its positions, where they stand in a weight change, and whether they are all there are."""
+        found, start = [], 0
+        for name, ix in self.indices.items():
+            span = slice(start, start := start + ix.numel())
+            found.append((name, ix, span, ix.numel() == self._initial[name].numel()))
+        return found
+
     def weights(self, delta: Tensor) -> dict[str, Tensor]:
         """The changed parameters, by name, at a weight change ``delta (n,)``."""
-        out, start = {}, 0
-        for name, ix in self.indices.items():
-            base, piece = self._initial[name], delta[start : start + len(ix)]
-            start += len(ix)
-            flat = base.flatten()
-            flat = flat + piece if len(ix) == flat.numel() else flat.index_add(0, ix, piece)
+        out = {}
+        for name, ix, span, whole in self._places:
+            base, piece = self._initial[name], delta[span]
+            flat = base.flatten() + piece if whole else base.flatten().index_add(0, ix, piece)
             out[name] = flat.view(base.shape)
         return out
 
@@ -172,7 +186,7 @@ class ChangedNetwork:
         inputs = usable(inputs).detach().to(self.device)
         if inputs.is_floating_point() or not self._takes_integers:
             inputs = inputs.to(self.dtype)
-        return inputs
+        return inputs.clone() if self.caller.copies else inputs
 
     @property
     def suffix(self) -> nn.Module:
@@ -190,6 +204,7 @@ class ChangedNetwork:
             )
         few = self.converted(few)
         self.classes = check_outputs(self.caller, few, inputs)
+        self.caller.copies = self.caller.copies or writes_into(self.caller, few)
         self._shapes.add(inputs.shape[1:])
         if self._replaceable is not None:
             return

@@ -70,8 +70,9 @@ def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple
     try:
         return as_tensor(owner, inputs), as_tensor(f"{owner}, labels", labels)
     except SpecificationError:
-        if np.ndim(labels) == 1 and not isinstance(labels, Tensor):
-            refuse_missing(owner, "label", labels)
+        with suppress(ValueError, TypeError):  # of what is no array
+            if np.ndim(labels) == 1 and not isinstance(labels, Tensor):
+                refuse_missing(owner, "label", labels)
         raise
 
 

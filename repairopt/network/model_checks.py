@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from repairopt.errors import ModelError, RepairError
 
 from .inference_tensors import usable
 
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)  # of a forward that cannot run on rows
 SPREAD = 8  # rows on which two ways to run a network are compared, besides the most extreme ones
 
 
@@ -29,6 +30,8 @@ def check_is_module(model: Any) -> None:
         got, way = f"'{model}'", "Load the file, as by torch.load(path, weights_only=False), and pass the module."
     elif isinstance(getattr(model, "module_", None), nn.Module):
         got, way = f"a {type(model).__name__}", "Pass its module_."
+    elif isinstance(model, torch.export.ExportedProgram):
+        got, way = "an ExportedProgram", "Pass its module(), exported with a dynamic first dimension."
     elif hasattr(model, "predict"):
         got, way = f"a {type(model).__name__}", "Of an estimator of another library, pass the torch module inside."
     else:
@@ -135,7 +138,7 @@ def accepts(caller: nn.Module, inputs: Tensor) -> bool:
             _left_alone(caller, inputs)
     except RepairError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except FAILURES:
         return False
     return True
 
@@ -151,13 +154,15 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
             output = _left_alone(caller, few)
         except RepairError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except FAILURES as error:
+            fixed = "Guard failed" in str(error)  # of torch.export
+            way = "Export it with a dynamic first dimension" if fixed else "Check the shape of the data"
             raise ModelError(
                 f"{what}: cannot run on inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {error}). "
-                f"Check the shape of the data, or pass Classifier(model, lambda model, x: ...)."
+                f"{way}, or pass Classifier(model, lambda model, x: ...)."
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(few):
-            got, way = _described(output)
+            got, way = described(output, len(few))
             raise ModelError(f"{what}: its call returned {got} for 5 inputs; expected logits (5, k). {way}.")
         if output.layout is not torch.strided:
             raise ModelError(f"{what}: its outputs are sparse; expected a plain tensor, as of outputs.to_dense().")
@@ -175,7 +180,7 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
             )
         try:
             each = [caller(few[i : i + 1].clone()) for i in range(len(few))]
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except FAILURES as error:
             raise ModelError(
                 f"{what}: runs on 5 inputs, but not on one alone ({type(error).__name__}: {error}). Look for batch "
                 f"statistics in forward, or a fixed size of the batch."
@@ -192,6 +197,15 @@ def check_outputs(caller: nn.Module, few: Tensor, inputs: Tensor) -> int:
                 f"{float((output - alone).abs().max()):.3g}). Look for batch statistics in forward."
             )
     return int(output.shape[1])
+
+
+def writes_into(run: Callable[[Tensor], Any], rows: Tensor) -> bool:
+    """Whether a function, such as a network, writes into the rows that it is given; it is given a copy."""
+    given = rows.detach().clone()
+    before = given._version
+    with torch.no_grad():
+        run(given)
+    return given._version != before or not torch.equal(given, rows)
 
 
 def check_derivative(model: nn.Module, outputs: Tensor) -> None:
@@ -221,10 +235,10 @@ def _left_alone(caller: nn.Module, few: Tensor) -> Any:
             )
 
 
-def _described(output: Any) -> tuple[str, str]:
+def described(output: Any, rows: int) -> tuple[str, str]:
     """What a call returned instead of logits, and how they are had from it."""
     if isinstance(output, Tensor):
-        one = output.ndim == 1 and len(output) == 5
+        one = output.ndim == 1 and len(output) == rows
         if one and not output.is_floating_point():
             return "whole numbers, as of classes,", "Return the scores that they are chosen by, before argmax"
         way = 'outputs="one logit"), or "one probability", or "regression"' if one else "lambda model, x: ...)"

@@ -12,7 +12,7 @@ from .differences import Change
 from .lora_export import export_lora
 from .onnx_export import TOLERANCES, OnnxExport, export_onnx
 from .patch import Patch, load_weights, merged_state_dict, save_weights
-from .restated import FORMS, AsLogits
+from .restated import FORMS, AsLogits, parameters_inside as parameters_inside
 from .safe_files import check_archive, read_arrays, read_tensors, whole_file, write_tensors
 from .stack import Conflict, apply_all, find_conflicts, revert_all
 from .weights import Fingerprint, digest_tensor, fingerprint, listed

@@ -79,7 +79,7 @@ def export_onnx(
         target = place_of(path)
     except PatchError as error:
         raise ExportError(str(error)) from None
-    program = _exported(portable, inputs)
+    program = _exported(portable, tuple(x.clone() for x in inputs))  # the model may write into them
     state = state_of(portable)
     program.model.metadata_props["repairopt_weights_sha256"] = fingerprint(state).total
     size = sum(value.numel() * value.element_size() for value in state.values())
@@ -156,7 +156,7 @@ def _compare(
         ) from error
     for xs, outputs in zip(batches, found, strict=True):
         with torch.no_grad():
-            wanted = _leaves(model(*xs))
+            wanted = _leaves(model(*(x.clone() for x in xs)))  # it may write into them
         largest = max(largest, *_differences(outputs, wanted, *tolerance))
     return names, largest
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import PatchError, WrongBaseError, public
+from repairopt.errors import PatchError, WrongBaseError, public, visible
 
 from .claims import PatchInfo, hash_spec, library_versions
 from .differences import FORMS, Change, Kind, check_is_base, compare
@@ -257,7 +257,7 @@ class Patch:
     def __str__(self) -> str:
         lines = [f"patch of {sum(c.count for c in self.changes)} entries in {len(self.changes)} weights"]
         lines += [f"  {change}" for change in self.changes]
-        return "\n".join(lines + origin_lines(self.base, self.repaired, self.content_hash, self.info))
+        return visible("\n".join(lines + origin_lines(self.base, self.repaired, self.content_hash, self.info)))
 
 
 def patch_info(spec: Any, info: dict[str, Any]) -> PatchInfo:

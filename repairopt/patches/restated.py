@@ -40,6 +40,16 @@ class AsLogits(nn.Module):
         return _log(torch.cat([1 - column, column], 1))
 
 
+def parameters_inside(network: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """Parameters by the names that they have in the user's network, with those that they have in ``network``.
+
+    The two differ where ``network`` is an :class:`AsLogits` around the user's.
+    """
+    inside = isinstance(network, AsLogits)
+    own: Any = network.network if inside else network
+    return {name: (f"network.{name}" if inside else name, p) for name, p in own.named_parameters()}
+
+
 class AsStated(nn.Module):
     """A wrapper that reads logits, with outputs as those of the network inside of it.
 

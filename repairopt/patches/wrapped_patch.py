@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import PatchError, WrongBaseError, public
+from repairopt.errors import PatchError, WrongBaseError, public, visible
 
 from .claims import PatchInfo
 from .patch import CONTENT, HEADER, Patch, content_hash, origin_lines, patch_info, read_checked
@@ -154,7 +154,7 @@ class WrappedPatch:
     def __str__(self) -> str:
         count = sum(tensor.numel() for tensor in self.tensors.values())
         head = f"patch that puts a '{self.kind}' with {count} numbers around the network"
-        return "\n".join([head, *origin_lines(self.base, self.repaired, self.content_hash, self.info)])
+        return visible("\n".join([head, *origin_lines(self.base, self.repaired, self.content_hash, self.info)]))
 
 
 def load_patch(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Patch | WrappedPatch:

@@ -101,7 +101,8 @@ def prepare_repair(
     network, forward_fn = split_model(model)
     steps = method if isinstance(method, TrustRegion) else TrustRegion()
     steps.check_model()
-    forward_fn, note = reading_of(network, forward_fn, spec, convertible="weights" in uses(method))
+    convertible = "weights" in uses(method) or getattr(method, "converts_outputs", False)
+    forward_fn, note = reading_of(network, forward_fn, spec, convertible=convertible)
     deadline = None if settings.time_limit is None else started[0] + settings.time_limit
     late, where = False, Location({}, None, "none; the method leaves the weights as they are")
     factored: Factored | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from repairopt.errors import SolverError, SpecificationError, public
@@ -200,6 +201,8 @@ def propose_candidate(
         return _better(first, prepared, chosen, deadline)
     if is_open and isinstance(chosen, SQP) and plain and _has_many_weights(prepared.task):
         chosen = find_method(MANY)
+    if free and isinstance(chosen, SQP) and prepared.task.judge.original.breaks_rows:
+        return _proposed_for_broken(prepare, prepared, chosen, deadline)
     return _proposed(prepared, chosen, deadline)
 
 
@@ -237,6 +240,28 @@ def _proposed_by_layers(
     if named == "last" or first.is_met or first.stopped:
         return first
     return _better(first, prepare("last"), method, deadline)
+
+
+def _proposed_for_broken(
+    prepare: Callable[[Any], Prepared], prepared: Prepared, method: Method, deadline: float | None
+) -> Proposal:
+    """What a method proposes where constraints are broken from the beginning, and if they stay so, in other weights.
+
+    In the last layer the rows of a program are what outputs will be, and weights that are chosen for the goal need not
+    be those that matter to constraints.
+    """
+    first = _proposed(prepared, method, deadline)
+    if first.is_met or first.stopped:
+        return first
+    with limited(deadline):
+        other = prepare("auto" if prepared.task.judge.original.met else "last")
+    return first if _same_weights(prepared, other) else _better(first, other, method, deadline)
+
+
+def _same_weights(one: Prepared, other: Prepared) -> bool:
+    """Whether two choices of weights are the same."""
+    first, second = one.task.engine.indices, other.task.engine.indices
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def _better(first: Proposal, prepared: Prepared, method: Method, deadline: float | None) -> Proposal:

@@ -7,6 +7,7 @@ import textwrap
 from itertools import zip_longest
 from typing import Any
 
+from repairopt.errors import visible
 from repairopt.verify import Check, LabelCounts, Measure
 
 from .plain_words import list_caveats, proof_in_words
@@ -31,7 +32,7 @@ def report_text(report: Any) -> str:
     proof = proof_in_words(report.to_dict())
     for text in (*([f"proof: {proof}"] if proof else []), _change(report), _how(report), *_trust(report)):
         lines += _wrapped(text)
-    return "\n".join(line.rstrip() for line in lines)
+    return visible("\n".join(line.rstrip() for line in lines))
 
 
 def _new_data(report: Any) -> list[str]:

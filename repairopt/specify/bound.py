@@ -78,7 +78,10 @@ class Bound:
     def _check_numbers(self) -> None:
         """No number that was given is ignored: a target of the property, a slack beside a limit, or what is void."""
         if self.limit is not None:
-            refuse_void(f"bound on '{self.property.name}': limit", self.property, float(self.limit))
+            what = f"bound on '{self.property.name}': limit"
+            refuse_void(what, self.property, float(self.limit))
+            if np.isneginf(self.limit):
+                raise SpecificationError(f"{what} is {self.limit}, which no network meets; expected a number.")
         target, default = getattr(self.property, "target", None), getattr(type(self.property), "target", None)
         stated = isinstance(default, Unstated) or (isinstance(default, int | float) and target != default)
         if stated and not isinstance(target, Unstated) and target != self.limit:

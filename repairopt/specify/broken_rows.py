@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict
+from repairopt.network import Predict, outputs_of
 
 from .contracts import Anchored, Keep, SampleConstraint, Transferable, Unstated, answers_only, labels_of, restricted
 from .intervals import Interval, rate_interval
@@ -115,5 +115,5 @@ class BrokenRows:
     def _least(self, predict: Predict) -> Tensor:
         """Smallest margin of each counted row."""
         samples = self.counted
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         return self.margins_of(outputs[samples.to(outputs.device)], samples).flatten(1).amin(1)

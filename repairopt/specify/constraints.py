@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, as_tensor, check_inputs, check_labelled, check_labels
+from repairopt.network import Predict, as_tensor, check_inputs, check_labelled, check_labels, outputs_of
 
 from .contracts import Keep, Unstated, restricted
 from .expected import Expected, is_one_of, keep_plain
@@ -63,7 +63,7 @@ class BySample:
         """Margins of all samples, flattened ``(m,)``."""
         samples = samples_in(self)
         own: Any = self
-        return own.margins_of(predict(self.inputs)[samples], samples).flatten()
+        return own.margins_of(outputs_of(predict, self.inputs)[samples], samples).flatten()
 
     def check_allowance(self) -> None:
         """Refuse a tolerance that is no share, and a price that is not above 0."""
@@ -115,7 +115,7 @@ class _Labels(BySample, LabelLeads):
         return replace(self, inputs=inputs, labels=labels, samples=None)
 
     def _correct(self, predict: Predict) -> tuple[Tensor, Tensor]:
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         check_labels(f"constraint '{self.name}'", self.labels, outputs.shape[1])
         found = outputs.argmax(1).cpu()
         return found, found == self.labels.cpu()
@@ -291,7 +291,7 @@ class KeepOutputs(BySample):
 
     def anchor(self, predict: Predict) -> KeepOutputs:
         """Remember the outputs of the original network ``predict``."""
-        return replace(self, original=predict(self.inputs).detach())
+        return replace(self, original=outputs_of(predict, self.inputs).detach())
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """Room below and above each logit, ``(B, 2 k)``."""

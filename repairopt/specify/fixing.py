@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repairopt.network import Predict
+from repairopt.network import Predict, outputs_of
 
 from .contracts import Unstated
 from .intervals import Interval, rate_interval
@@ -57,7 +57,7 @@ class UnfixedRate(AccuracyDrop, LabelLeads):
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label, over the samples that were wrong."""
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         was = (~self._before()).to(outputs)
         return ((1 - self._chance(outputs)) * was).sum() / was.sum().clamp(min=1)
 
@@ -109,5 +109,5 @@ class AttackSuccess(AdversarialError):
 
     def _right(self, predict: Predict) -> Tensor:
         with torch.no_grad():
-            outputs = predict(self.inputs)
+            outputs = outputs_of(predict, self.inputs)
         return outputs.argmax(1) == self.labels.to(outputs.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_inputs
+from repairopt.network import Predict, check_inputs, outputs_of
 
 from .contracts import Unstated
 from .expected import Expected, keep_plain
@@ -75,7 +75,7 @@ class KeepLowest:
 
     def anchor(self, predict: Predict) -> KeepLowest:
         """Remember which output the original network ``predict`` gives the smallest value."""
-        return replace(self, lowest=predict(self.inputs).argmin(1).cpu())
+        return replace(self, lowest=outputs_of(predict, self.inputs).argmin(1).cpu())
 
     def margins_of(self, outputs: Tensor, samples: Tensor) -> Tensor:
         """How far each other output lies above the one that was smallest, ``(B, k - 1)``."""
@@ -86,7 +86,7 @@ class KeepLowest:
 
     def margins(self, predict: Predict) -> Tensor:
         """Margins of all samples, flattened ``(m,)``."""
-        return self.margins_of(predict(self.inputs), samples_in(self)).flatten()
+        return self.margins_of(outputs_of(predict, self.inputs), samples_in(self)).flatten()
 
     def required(self, margins: Tensor) -> Tensor:
         """Smallest margin that a row asks for, given those of the original network."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_inputs
+from repairopt.network import Predict, check_inputs, outputs_of
 
 from .constraints import BySample
 from .contracts import Keep, Unstated
@@ -114,7 +114,7 @@ class LabelSetErrors:
         return replace(self, inputs=self.inputs[mask], label_sets=self.label_sets[mask.cpu()])
 
     def _all(self, predict: Predict) -> Tensor:
-        return self.margins_of(predict(self.inputs), torch.arange(len(self.inputs)))
+        return self.margins_of(outputs_of(predict, self.inputs), torch.arange(len(self.inputs)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class KeepLabelSets(BySample):
 
     def anchor(self, predict: Predict) -> KeepLabelSets:
         """Remember which labels the original network ``predict`` decides rightly."""
-        outputs = predict(self.inputs).detach().cpu()
+        outputs = outputs_of(predict, self.inputs).detach().cpu()
         own = torch.where(outputs > 0, 1, -1)
         if self.label_sets is not None:
             stated = 2 * self.label_sets - 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
-from repairopt.network import Predict, check_labelled, check_labels
+from repairopt.network import Predict, check_labelled, check_labels, outputs_of
 
 from .contracts import Keep, Unstated
 from .intervals import Interval, matched_interval, rate_interval
@@ -75,7 +75,7 @@ class LabelledPoints(WeightedRows):
         return rate_interval(float(weighted_mean(hits.double(), weights)) * count, count, confidence)
 
     def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         check_labels(f"'{self.name}'", self.labels, outputs.shape[-1])
         return outputs
 
@@ -188,13 +188,13 @@ class MissRate(LabelledPoints, LabelLeads):
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the class over its points."""
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         return 1 - (torch.softmax(outputs, dim=-1)[:, self.label] * self._weight(outputs)).sum()
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:
         """Where the share on new points of the class lies; exact."""
         own = self.counted
-        found = predict(self.inputs).argmax(-1).cpu()[own.cpu()]
+        found = outputs_of(predict, self.inputs).argmax(-1).cpu()[own.cpu()]
         return self._rate_interval(found != self.label, own, confidence)
 
     def _mean_of_own(self, values: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class AccuracyDrop(LabelledPoints):
 
     def soft_value(self, predict: Predict) -> Tensor:
         """Accuracy before minus the mean probability of the true label."""
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         before = weighted_mean(self._before().float(), self.sample_weight).to(outputs.device)
         return before - weighted_mean(self._chance(outputs), self.sample_weight)
 
@@ -369,7 +369,7 @@ class FlipRate(AccuracyDrop, LabelLeads):
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the true label, over the samples that were right, times their share."""
-        outputs = predict(self.inputs)
+        outputs = outputs_of(predict, self.inputs)
         return weighted_mean((1 - self._chance(outputs)) * self._before().to(outputs), self.sample_weight)
 
     def interval(self, predict: Predict, confidence: float = 0.95) -> Interval:

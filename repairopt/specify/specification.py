@@ -290,6 +290,7 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = (), dat
     twins: list[Property] = []
     pair = isinstance(held_out, tuple | list) and len(held_out) in (2, 3)
     if is_dataset(held_out) or (pair and not any(isinstance(item, Property | Constraint) for item in held_out)):
+        _refuse_pairs(held_out)
         given, labels, weights = (held_out, None, None) if is_dataset(held_out) else (*held_out, None)[:3]
         items = [item for item in (spec.goal, *spec.watch, *spec.on_outputs) if isinstance(item, Transferable)]
         _check_columns(items, given)
@@ -303,6 +304,18 @@ def make_specification(goal: Any, constraints: Any = (), held_out: Any = (), dat
         twins = list(_twins(others, inputs, labels, weights))
     more: Any = {"others": others, "others_held_out": tuple(twins), "labelled": (*spec.labelled, *rows)}
     return replace(spec, held_out=held_out, **more)
+
+
+def _refuse_pairs(held_out: Any) -> None:
+    """A SpecificationError where several pairs are given in place of one."""
+    first = held_out[0] if isinstance(held_out, tuple | list) else None
+    if not isinstance(first, tuple | list) or not all(getattr(part, "shape", ()) for part in first):
+        return
+    if len({part.shape for part in first}) > 1:  # rows and labels, and no list of rows
+        raise SpecificationError(
+            "held_out: is a list of pairs; expected one pair (inputs, labels). Put their rows together, as by "
+            "torch.cat, or give properties and constraints for each."
+        )
 
 
 def _labelled_rows(name: str, inputs: Tensor, labels: Any) -> list[LabelledRows]:

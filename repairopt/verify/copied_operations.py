@@ -288,7 +288,7 @@ def _clipped(call: Operation) -> int | None:
 
 
 @copies(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, torch.flatten, torch.reshape)
-@copies("flatten", "reshape", "view", "unsqueeze", "squeeze", "contiguous", torch.unsqueeze, torch.squeeze)
+@copies("flatten", "reshape", "view", "unsqueeze", "squeeze", "contiguous", "clone", torch.unsqueeze, torch.squeeze)
 def _same(call: Operation) -> int | None:
     """Row-major reshapes leave the flat vector as it is."""
     same = len(call.result) == 2 and int(np.prod(call.shape)) == int(np.prod(call.flow.shape))

@@ -104,6 +104,11 @@ class Judgement:
         """Failing samples beyond what is allowed, all constraints together."""
         return sum(max(0, b - a) for b, a in zip(self.broken, self.allowed, strict=True))
 
+    @property
+    def breaks_rows(self) -> bool:
+        """Whether constraints on rows are broken, and no bound on a property is."""
+        return self.surplus > 0 and self.shortfall == 0
+
     def better_than(self, other: Judgement) -> bool:
         """Feasible first, then closer to the target, then fewer failing samples."""
         return self._rank() < other._rank()

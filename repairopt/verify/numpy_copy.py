@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repairopt.errors import UnsupportedError
-from repairopt.network import network_name, run_and_keep, shadow, trace_network
+from repairopt.network import network_name, run_and_keep, said_of_softmax, shadow, trace_network
 from repairopt.patches import fingerprint
 from repairopt.program import AffineLayer, Layer, LayeredNetwork
 
@@ -113,6 +113,6 @@ class _Copy:
         if found is None:
             raise UnsupportedError(
                 f"{self.what}: '{node.name}' ({name}), as it is used here, is not covered by the check of proofs. "
-                f"{SUPPORTED}"
+                f"{SUPPORTED}{said_of_softmax(name)}"
             )
         return Flow(found, tuple(result.shape[1:]))

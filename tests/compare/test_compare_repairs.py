@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from forked import Fork
 from html_pages import Page
 from small_spec import write_spec
 from torch import nn
@@ -61,7 +61,7 @@ from repairopt.specify import AdversarialError
 
 @pytest.fixture(scope="module")
 def subject():
-    model, x, y = loan_decisions(1200)
+    model, x, y = loan_decisions(700)
     return Subject.divide("loans", model, x, y, groups=x[:, 5].numpy(), favorable=1, radius=0.1)
 
 
@@ -352,15 +352,13 @@ model, x, y = loan_decisions(300)
 subject = Subject.divide("loans", model, x, y)
 compare_repairs(subject, {{"quick": Quick(), "waits": Waits()}}, repetitions=1, folder={str(tmp_path / "out")!r})
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}
-    )
     end = time.monotonic() + 60
-    while not (tmp_path / "began").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert (tmp_path / "began").exists()
-    process.send_signal(sent)
-    process.wait(timeout=20)  # of 60 s that the method waits
+    with Fork(code, TMPDIR=str(tmp_path)) as process:
+        while not (tmp_path / "began").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert (tmp_path / "began").exists()
+        process.send_signal(sent)
+        process.wait(timeout=20)  # of 60 s that the method waits
 
     def left():  # this test's own processes, whose files for a while are in its directory
         found = []

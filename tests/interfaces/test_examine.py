@@ -113,11 +113,11 @@ def run(capsys, *arguments):
 
 
 def test_the_command_takes_a_spec_a_file_of_weights_and_a_function(tmp_path, capsys):
-    code, said = run(capsys, write_spec(tmp_path), "--json", "--time-limit", 0.5)
+    code, said = run(capsys, write_spec(tmp_path), "--json", "--time-limit", 0.05)
     found = json.loads(said.out)
     assert (code, found["usable"], found["rows"]) == (0, True, 400)
     save_weights(small(4, 8, 3), tmp_path / "w.safetensors")
-    code, said = run(capsys, tmp_path / "w.safetensors", "--rows", 1000, "--time-limit", 0.5)
+    code, said = run(capsys, tmp_path / "w.safetensors", "--rows", 1000, "--time-limit", 0.05)
     assert code == 0
     assert "1,000 rows" in said.out
     assert "It can be repaired." in said.out
@@ -176,7 +176,7 @@ def test_rows_of_an_onnx_file_are_drawn_as_it_reads_them(tmp_path, capsys, shape
     network = nn.Sequential(*first, nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3))
     file = exported(network, torch.zeros(2, *shape, dtype=getattr(torch, dtype)), tmp_path / "m.onnx")
     for options in ([], ["--shape", ",".join(map(str, shape))]):
-        code, said = run(capsys, file, "--time-limit", 0.3, *options)
+        code, said = run(capsys, file, "--time-limit", 0.05, *options)
         assert code == 0, said.out + said.err
         assert "(200, 3), float32" in said.out
 
@@ -184,7 +184,7 @@ def test_rows_of_an_onnx_file_are_drawn_as_it_reads_them(tmp_path, capsys, shape
 def test_a_table_of_embeddings_gets_indices(monkeypatch, capsys):
     table = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 2))
     monkeypatch.setattr("torch.nn.Table", lambda: table, raising=False)
-    code, said = run(capsys, "torch.nn:Table", "--shape", "4", "--time-limit", 0.3)
+    code, said = run(capsys, "torch.nn:Table", "--shape", "4", "--time-limit", 0.05)
     assert code == 0, said.out + said.err
     code, said = run(capsys, "torch.nn:Table")
     assert "the shape of one row is not known" in said.err
@@ -216,10 +216,10 @@ def test_a_shape_shows_an_onnx_file_the_sizes_that_it_leaves_open(tmp_path, caps
     file = tmp_path / "m.onnx"
     options = {"dynamo": False, "input_names": ["rows"], "dynamic_axes": {"rows": open_sizes}}
     torch.onnx.export(network, (example,), str(file), **options)
-    code, said = run(capsys, file, "--time-limit", 0.3)
+    code, said = run(capsys, file, "--time-limit", 0.05)
     assert code == 2
     assert "(of doctor: --shape)" in said.err
-    code, said = run(capsys, file, "--time-limit", 0.3, "--shape", shape)
+    code, said = run(capsys, file, "--time-limit", 0.05, "--shape", shape)
     assert code == 0, said.out + said.err
 
 

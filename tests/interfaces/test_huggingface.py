@@ -34,13 +34,13 @@ def tokens(count: int = 120) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def bert() -> nn.Module:
-    """Two layers, 16 wide, trained for a moment on a third of the sentences; nothing is downloaded."""
+    """One layer, 16 wide, trained for a moment on a third of the sentences; nothing is downloaded."""
     transformers = pytest.importorskip("transformers", reason="comes with the extra 'peft'")
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50,
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=16,
@@ -87,7 +87,7 @@ def test_a_bert_is_repaired(bert, weights, fingerprint):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it of transformers
 def test_a_bert_is_repaired_by_factors_of_low_rank(bert, fingerprint, tmp_path):
     peft = pytest.importorskip("peft")
-    batch, labels = tokens()
+    batch, labels = tokens(60)
     packed, before = PackedInputs(batch), fingerprint(bert)
     wrong = bert(**batch).logits.argmax(1) != labels
     goal = ErrorRate(packed.inputs[wrong], labels[wrong], target=0.0)
@@ -96,7 +96,7 @@ def test_a_bert_is_repaired_by_factors_of_low_rank(bert, fingerprint, tmp_path):
     repair = solve_repair(Classifier(bert, packed), goal, [keep], weights=LowRank(2), held_out=held_out)
     assert repair.report.verdict is Verdict.REPAIRED
     assert repair.report.method == "TrainThenCorrect()"
-    assert {name for name in repair.delta if "layer.0" not in name and "layer.1" not in name} == {
+    assert {name for name in repair.delta if "layer.0" not in name} == {
         "bert.pooler.dense.weight",
         "classifier.weight",
     }

@@ -69,6 +69,7 @@ def test_an_array_comes_back_unscaled(tmp_path):
     assert found.places == ("0", "1")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_page_of_a_run_and_the_page_made_again_speak_of_classes_and_units(tmp_path):
     torch.manual_seed(0)
     write_spec(tmp_path, SPEC.replace("  merit:\n", "  merit: {mean: 0, std: 1}\n"))

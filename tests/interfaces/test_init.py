@@ -86,6 +86,28 @@ def test_the_encoding_that_the_network_was_trained_with_is_found(tmp_path, capsy
     assert right == pytest.approx(float((network(inputs).argmax(1) == labels).float().mean()), abs=0.05)
 
 
+@pytest.mark.parametrize("text_first", [False, True])
+def test_a_label_that_nothing_names_and_columns_in_the_order_of_an_encoder_are_found(tmp_path, capsys, text_first):
+    draw = np.random.default_rng(0)
+    sex, checks, job = draw.integers(0, 2, N), draw.integers(0, 7, N), draw.integers(0, 3, N)
+    rare = checks + job + draw.normal(0, 1, N) > 6
+    frame = pd.DataFrame({"released": np.where(rare, "no", "yes"), "checks": checks, "job": np.array([*"abc"])[job]})
+    frame = frame.assign(sex=np.array(["F", "M"])[sex], visits=draw.integers(0, 2, N))
+    numbers, texts = frame[["checks", "visits"]], pd.get_dummies(frame[["job", "sex"]])
+    encoded = pd.concat([texts, numbers] if text_first else [numbers, texts], axis=1)
+    labels, inputs = torch.tensor(~rare).long(), torch.tensor(encoded.to_numpy(np.float32))
+    save_weights(trained(inputs, labels, [7, 8, 2]), tmp_path / "w.safetensors")
+    frame.to_csv(tmp_path / "raw.csv", index=False)
+    encoded.assign(released=frame["released"])[["released", *encoded]].to_csv(tmp_path / "encoded.csv", index=False)
+    for table, group in (("raw", "sex"), ("encoded", "sex_F")):
+        out = tmp_path / f"{table}.yaml"
+        assert run(capsys, "init", tmp_path / "w.safetensors", tmp_path / f"{table}.csv", "--out", out)[0] == 0
+        spec = open_spec(out)
+        assert (spec.file.spec.label.column, spec.file.spec.sensitive_features) == ("released", [group])
+        read = torch.cat([rows.inputs for rows in spec.data.sets.values()]).float()
+        assert sorted(read.tolist()) == sorted(inputs.tolist())
+
+
 @pytest.mark.parametrize(
     ("head", "classes", "separator"),
     [

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     save_weights(controller(), folder / "controller.safetensors")
     (folder / "range.vnnlib").write_text(RANGE)
     (folder / "spec.yaml").write_text(SPEC)
-    assert ran("solve", folder / "spec.yaml", "--out", folder / "run", "--quiet") == 0
+    assert ran("solve", folder / "spec.yaml", "--out", folder / "run", "--quiet", "--no-report") == 0
     return folder
 
 

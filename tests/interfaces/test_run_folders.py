@@ -12,7 +12,6 @@ import random
 import re
 import shutil
 import stat
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import Fork
 from small_spec import SPEC, write_spec
 
 from repairopt.errors import PatchError, RepairError, ResultError, SpecFileError
@@ -54,21 +54,15 @@ with RunFolder(Path(sys.argv[1])).working(resume=False, overwrite=False):
 
 
 def test_a_folder_in_which_another_process_works_is_refused_until_it_ends(tmp_path, monkeypatch):
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "held\n"
     spec = write_spec(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("run")
-    try:
+    with Fork(HOLDING, tmp_path / "run") as other:  # whose lock ends with it
+        assert other.stdout.readline() == "held\n"
         for out in (tmp_path / "run", Path("run"), Path("link"), tmp_path / "link" / ".." / "run"):
             for options in (Options(), Options(overwrite=True), Options(resume=True)):
                 with pytest.raises(ResultError, match="another process is at work in it"):
                     solve_spec(spec, out, options)
-    finally:
-        other.kill()  # whose lock ends with it
-        other.communicate()
     solve_spec(spec, tmp_path / "run", Options(report=False))
 
 
@@ -240,6 +234,7 @@ import resource, signal, sys
 from repairopt.interfaces.commandline.commands import main
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+sys.dont_write_bytecode = True  # compiled modules would be cut too
 for size, run in ((0, sys.argv[2]), (3_000, sys.argv[3])):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
@@ -250,14 +245,14 @@ for size, run in ((0, sys.argv[2]), (3_000, sys.argv[3])):
 
 
 def test_files_that_cannot_grow_are_a_message_and_the_run_goes_on_elsewhere(finished, tmp_path):
-    """Files of no byte cut the lock, those of 3,000 the result; -B, as compiled modules would be cut too."""
+    """Files of no byte cut the lock, those of 3,000 the result."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
     runs = [tmp_path / name for name in ("lock", "result")]
-    command = [sys.executable, "-B", "-c", LIMITED, tmp_path / "spec.yaml", *runs]
-    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    messages = re.findall(r"^.*File too large.*\n2$", ended.stderr, flags=re.MULTILINE)
-    assert len(messages) == 2, ended.stderr
-    assert "Traceback" not in ended.stderr
+    with Fork(LIMITED, tmp_path / "spec.yaml", *runs) as limited:
+        said = limited.stderr.read()
+        assert limited.wait() == 0
+    assert len(re.findall(r"^.*File too large.*\n2$", said, flags=re.MULTILINE)) == 2, said
+    assert "Traceback" not in said
     for run in runs:
         assert solve_spec(tmp_path / "spec.yaml", run, Options(resume=True, report=False)).verdict
 
@@ -298,6 +293,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_message(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_devices_and_pipes_stay_and_links_lead_to_what_is_replaced(finished, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")

@@ -7,13 +7,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Fork
 from small_spec import SPEC, write_spec
 
 from repairopt import solve_repair
@@ -24,7 +23,7 @@ from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.specfile.opened import open_spec
 from repairopt.patches import Patch, load_patch, load_weights, save_weights, verify_log
 
-MOMENTS = 4
+MOMENTS = 3
 PLAIN = Options(report=False)  # where nobody looks at the page
 
 
@@ -170,11 +169,7 @@ def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
     """Moments over the length of a run; loaded libraries are shared by forking, so that it takes seconds."""
     few = SPEC.replace("0:400", "0:120").replace("400:800", "400:450")
     spec = write_spec(tmp_path, few.replace('  - recall("yes") >= 0.6\n', ""))
-    command = [sys.executable, "-c", KILLED, str(spec), str(tmp_path / "first")]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
+    with Fork(KILLED, spec, tmp_path / "first") as server:
         assert server.stdout.readline() == "ready\n"
 
         def solve(out: Path, resume: bool, seconds: float, report: bool = False) -> int:
@@ -198,11 +193,6 @@ def test_kill_9_at_random_moments_leaves_nothing_or_a_resumable_run(tmp_path):
             assert not [p.name for p in out.iterdir() if "unfinished" in p.name or "checkpoint" in p.name]
             assert verify_patch(spec, out / PATCH).sound
         assert killed >= MOMENTS // 3, "enough of the moments lie within the run, however busy the machine is"
-    finally:
-        server.kill()
-        server.wait()
-        server.stdin.close()
-        server.stdout.close()
 
 
 def test_a_spec_says_what_one_output_means(tmp_path):
@@ -241,6 +231,7 @@ def test_reported_rows_and_guards_are_weighed_as_in_python(tmp_path):
     assert not torch.equal(own.model(guard.inputs), spec.model(guard.inputs))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_held_out_rows_are_told_of_where_the_goal_speaks_of_other_rows(tmp_path):
     text = SPEC.replace('goal: gap(group, favorable="yes", kind=parity) <= 0.1', "goal: error_rate(guard) <= 0.05")
     solve_spec(write_spec(tmp_path, text), tmp_path / "run")

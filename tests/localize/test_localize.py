@@ -564,6 +564,7 @@ def test_the_model_is_not_modified(mlp, how):
         (Neurons("2", [1.5]), SpecificationError, r"expected whole numbers"),
         (Neurons("2", [1], weights="both"), SpecificationError, r"weights='both'; expected 'outgoing' or 'incoming'"),
         (Neurons("5", [1]), ModelError, r"no later layer with weights reads layer '5'.*Use weights='incoming'"),
+        (Inputs([]), SpecificationError, r"units=\[\]; expected whole numbers, at least one"),
         (Inputs([3]), SpecificationError, r"inputs of model Sequential: unit 3 is out of range; there are 3"),
         ({"5.weight": torch.ones(4, 2, dtype=torch.bool)}, SpecificationError, r"shape \(4, 2\); expected .*\(2, 4\)"),
         ({"5.weight": [8]}, SpecificationError, r"positions in '5.weight'.*a vector of whole numbers below 8"),

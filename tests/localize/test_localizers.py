@@ -83,7 +83,7 @@ def test_formula_6_on_four_neurons():
 def test_AdversarialSpectrum_finds_a_planted_block():
     """As the paper counts: 100 failing rows, the ten most vulnerable neurons."""
     found = 0
-    for seed in range(10):
+    for seed in range(5):
         torch.manual_seed(seed)
         blocks = [nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()) for _ in range(3)]
         own = learned(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), *blocks, nn.Linear(16, 10)), steps=80)
@@ -94,7 +94,7 @@ def test_AdversarialSpectrum_finds_a_planted_block():
         rows = torch.cat([wrong.nonzero().flatten()[:100], (~wrong).nonzero().flatten()])
         goal = ErrorRate(own.repair[0][rows], own.repair[1][rows])
         found += AdversarialSpectrum(top=10).chosen(_question(own.model, goal)) == str(guilty)
-    assert found >= 9
+    assert found == 5
 
 
 def test_forward_impact_by_hand():
@@ -198,7 +198,7 @@ def test_every_localizer_feeds_the_solver(name, digits, goal):
         name: len(places) for name, places in location.indices.items()
     }
     aim = ErrorRate(*digits.repair, target=0.02)
-    found = solve_repair(digits.model, aim, weights=name, settings=Settings(time_limit=3))
+    found = solve_repair(digits.model, aim, weights=name, settings=Settings(time_limit=0.5))
     old = dict(digits.model.named_parameters())
     for name, new in found.model.named_parameters():
         moved = (new != old[name]).flatten().nonzero()[:, 0].tolist()

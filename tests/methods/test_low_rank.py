@@ -70,6 +70,7 @@ def rank_of(change: torch.Tensor) -> int:
     return int(torch.linalg.matrix_rank(change.double().flatten(1), rtol=1e-5))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_factors_are_repaired_by_default_and_merged(peft, trained, fingerprint, tmp_path):
     model, clean, turned = trained
     y, before = labels_of(clean), fingerprint(model)

@@ -1,14 +1,12 @@
 """Offsets and thresholds by group, and votes: what they find and need, and that they are files like any repair."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from biased_task import repair as repair_with, task
+from forked import run_forked
 from small_spec import SPEC, write_spec
 from torch import nn
 
@@ -53,6 +51,7 @@ def test_they_pass_the_checks(method):
     assert {"gap: better", "gap: patch", "gap: kept by the judge", "gap: time limit"} <= set(check_method(method))
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("method", NEW)
 def test_each_is_a_repair_like_any_other(method, given, tmp_path):
     data = (given.inputs, given.labels)
@@ -354,7 +353,9 @@ outside_shifting = outside_methods:Shifting
 outside_shift = outside_methods:Shifted
 """
 USE = """
-import os, sys
+import sys
+
+sys.path.insert(0, sys.argv[3])
 from repairopt.interfaces.commandline.runs.solve_run import Options, solve_spec
 from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 from repairopt.interfaces.testing import check_method
@@ -364,8 +365,7 @@ assert "outside_shifting" in available_methods()
 check_method(find_method("outside_shifting"))
 result = solve_spec(sys.argv[1], sys.argv[2], Options(report=False))
 checked = verify_patch(sys.argv[1], result.files["patch"])
-print(result.verdict, result.method, checked.sound, checked.met, flush=True)
-os._exit(0)  # to take down what is loaded takes a second
+print(result.verdict, result.method, checked.sound, checked.met)
 """
 
 
@@ -378,11 +378,7 @@ def test_a_method_and_a_wrapper_from_outside_the_package(tmp_path):
     (info / "entry_points.txt").write_text(POINTS)
     text = SPEC.replace("change: {layers: last}\n", "method: outside_shifting\n").replace("  - flips(guard) <= 3\n", "")
     spec = write_spec(tmp_path, text)
-    run = [sys.executable, "-c", USE, str(spec), str(tmp_path / "out")]
-    found = subprocess.run(
-        run, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(outside)}
-    )
-    assert found.stdout.split() == ["repaired", "Shifting()", "True", "True"], found.stderr
+    assert run_forked(USE, spec, tmp_path / "out", outside).split() == ["repaired", "Shifting()", "True", "True"]
     patch = tmp_path / "out" / "patch.safetensors"
     assert np.array_equal(load_patch(patch).settings["column"], -1)
     checked = verify_patch(spec, patch)

@@ -64,7 +64,7 @@ def test_an_expected_price_is_nearer_to_that_of_new_rows_than_a_count(monkeypatc
 
     monkeypatch.setattr(PriceOfConfidence, "is_fair", keep)
     errors = []
-    for seed in range(6):
+    for seed in range(4):
         random = np.random.default_rng(seed)
 
         def rows(count, random=random):
@@ -93,6 +93,6 @@ def test_an_expected_price_is_nearer_to_that_of_new_rows_than_a_count(monkeypatc
             lost = (sides[at, reference.labels[0]] - sides[at, found.labels[0]]).mean()
             errors.append((expected - lost, counted - lost))
             assert price.expected_cost(found, found) == 0.0
-    assert len(errors) >= 4, "most of the repairs have a price to be told"
+    assert len(errors) >= 3, "most of the repairs have a price to be told"
     told, count = np.sqrt((np.array(errors) ** 2).mean(0))
     assert told < 0.7 * count

@@ -138,7 +138,7 @@ def test_what_cannot_be_proved_is_marked_so() -> None:
         Region([-1.0, -1.0], [1.0, 1.0], [[1.0]], [0.5], name="above"),
         Region([-1.0, -1.0], [1.0, 1.0], [[-1.0]], [0.5], name="below"),
     ]
-    repair = solve_repair(model, impossible, settings=Settings(time_limit=5.0))
+    repair = solve_repair(model, impossible, settings=Settings(time_limit=1.0))
     assert repair.report.verdict is not Verdict.REPAIRED
     assert repair.report.verification.goal_after > 0
 
@@ -173,7 +173,7 @@ def test_acas_xu_property_2_is_proved_by_the_default_call(data_dir) -> None:
     model = load_onnx(folder / "acasxu_2_1.onnx")
     goal = Region.from_vnnlib(folder / "prop_2.vnnlib")
     low = torch.tensor([-0.328422877, -0.5, -0.5, -0.5, -0.5])
-    x = (low + (torch.tensor([0.679857769, 0.5, 0.5, 0.5, 0.5]) - low) * torch.rand(4000, 5)).reshape(-1, 1, 1, 5)
+    x = (low + (torch.tensor([0.679857769, 0.5, 0.5, 0.5, 0.5]) - low) * torch.rand(1000, 5)).reshape(-1, 1, 1, 5)
     repair = solve_repair(model, goal, [KeepLowest(x)])
     assert repair.report.verdict is Verdict.REPAIRED
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_balls_in_many_dimensions_are_proved_by_all_layers() -> None:
     torch.manual_seed(0)
     x = torch.rand(300, 40)
     y = (x[:, :20].sum(1) > x[:, 20:].sum(1)).long()
-    model = nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 2))
+    model = nn.Sequential(nn.Linear(40, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 2))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(20):
         loss = nn.functional.cross_entropy(model(x), y)
@@ -220,6 +220,7 @@ def test_a_planted_violation_of_no_volume_is_never_proved() -> None:
     assert found.details(model)["share of the volume proved"] < 1.0
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_page_says_what_the_proof_is() -> None:
     repair = solve_repair(controller(), limits(1.03))
     page = repair.report.to_html()
@@ -237,7 +238,7 @@ def test_all_layers_move_on_boxes_with_a_small_change(monkeypatch, finished: boo
         at = "repairopt.methods.regions.descend_leaves.proved_at"
         monkeypatch.setattr(at, lambda state, margin, best, leaves, most: (leaves, None, 0))
     model, x = controller(), 2 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) - 1
-    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=30, steps=90, after=20))
+    method = RegionRepair(layers="all", leaf_descent=LeafDescent(leaves=20, steps=40, after=10))
     repair = solve_repair(model, UnprovedRegions(limits(1.03), keep=x), method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     assert worst(repair.model, limits(1.03)) > 0
@@ -253,7 +254,7 @@ def test_all_layers_are_taken_where_the_last_one_costs_more_than_it_must(monkeyp
     at = "repairopt.methods.regions.region_repair."
     for name, number in (("DEAR", 0.0), ("MUCH", 0.0), ("BETTER", 100.0)):
         monkeypatch.setattr(at + name, number)
-    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=30, steps=90, after=20))
+    method = RegionRepair(refinements=1, leaf_descent=LeafDescent(leaves=20, steps=40, after=10))
     repair = solve_repair(controller(), limits(1.03), method=method)
     assert repair.report.verdict is Verdict.REPAIRED
     assert worst(repair.model, limits(1.03)) > 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Fork
 from sharded_repair import repair
 
 from repairopt import ErrorRate, Settings, SpecificationError, TrainThenCorrect, solve_repair
@@ -31,11 +30,11 @@ def test_two_processes_end_with_what_one_ends_with(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    known = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    started = subprocess.Popen([sys.executable, str(SCRIPT), str(tmp_path)], env=known)
-    with torch.random.fork_rng(devices=[]):
-        alone = repair(sharded=False)
-    assert started.wait(timeout=120) == 0
+    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    with Fork(SCRIPT.read_text(encoding="utf-8"), tmp_path, **known) as started:
+        with torch.random.fork_rng(devices=[]):
+            alone = repair(sharded=False)
+        assert started.wait(timeout=120) == 0, started.stderr.read()
     (first, told), (second, also) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert told == also
     assert all(torch.equal(first[name], second[name]) for name in first)

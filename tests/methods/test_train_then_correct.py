@@ -92,7 +92,7 @@ def test_many_weights_are_repaired_by_it_without_breaking_a_guard(trained, finge
 @pytest.mark.slow
 def test_a_bound_on_flips_holds_on_new_rows_and_is_claimed(trained):
     model, clean, new = trained
-    clean, there = clean[:500], labels_of(new)
+    clean, there = clean[:300], labels_of(new)
     y = labels_of(clean)
     flips = FlipRate(clean, y)
     found = {}
@@ -338,7 +338,7 @@ def test_a_time_limit_leaves_half_of_it_for_what_is_tried_next(monkeypatch):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     wanted = ErrorRate(x[:2], (model(x[:2]).argmax(1) + 1) % 3, target=0.0)
-    found = solve_repair(model, wanted, settings=Settings(time_limit=4.0))
+    found = solve_repair(model, wanted, settings=Settings(time_limit=2.0))
     assert found.report.method == "SQP()"
     assert found.report.verdict is Verdict.REPAIRED
 
@@ -388,7 +388,7 @@ def test_to_count_operations_leaves_the_network_as_it_is(monkeypatch, fingerprin
 
 
 def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
-    """Labels at random, which take a second stage; of 10 s, each stage is made to take 4."""
+    """Labels at random, which take further stages; of 10 s, each stage is made to take 4."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
     x, y = torch.randn(300, 6), torch.randint(0, 2, (300,))
@@ -409,7 +409,7 @@ def test_no_further_stage_is_begun_that_would_leave_no_time(monkeypatch):
             patch.setattr(two_sides._Run, "take", timed)
             patch.setattr(two_sides, "time_left", lambda now=now: now[0])
             two_sides.train(task, two_sides.Sides.of(task), TrainThenCorrect(epochs=1))
-    assert steps == {4.0: 1, 0.0: 2}
+    assert steps[4.0] == 1 < steps[0.0]
 
 
 @pytest.mark.parametrize(("rows", "stages"), [(two_sides.FEW_TAUGHT - 1, 1), (two_sides.FEW_TAUGHT, 2)])

@@ -93,15 +93,16 @@ def test_every_training_method_repairs_reports_and_leaves_the_rest_alone(name, f
     needs_its_library(name)
     subject, goal = subject_of(name)
     method, before = small(name, subject), fingerprint(subject.model)
-    data = [part.clone() for part in subject.training]
-    first = solve_repair(subject.model, goal, data=subject.training, method=method)
-    again = solve_repair(subject.model, goal, data=subject.training, method=method)
+    few = (subject.training[0][:250], subject.training[1][:250])
+    data = [part.clone() for part in few]
+    first = solve_repair(subject.model, goal, data=few, method=method)
+    again = solve_repair(subject.model, goal, data=few, method=method)
     x = subject.test[0]
     with torch.no_grad():
         assert torch.equal(first.model(x), again.model(x)), "one seed, one result"
         assert torch.equal(Patched(first, subject).model(x), first.model(x))
     assert fingerprint(subject.model) == before
-    assert all(torch.equal(a, b) for a, b in zip(data, subject.training, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(data, few, strict=True))
     assert first.report.rounds
     assert type(method).__name__ in str(first.report.method)
     assert "tensor(" not in str(first.report.method)
@@ -129,8 +130,8 @@ def test_every_training_method_refuses_what_makes_no_sense_and_ends_in_time(name
         if hasattr(method, key):
             method = replace(method, **{key: getattr(small(name, subject), key)})
     started = time.perf_counter()
-    solve_repair(subject.model, goal, data=subject.training, method=method, settings=Settings(time_limit=0.2))
-    assert time.perf_counter() - started < 20, "hundred times the limit: it was not looked at"
+    solve_repair(subject.model, goal, data=subject.training, method=method, settings=Settings(time_limit=0.03))
+    assert time.perf_counter() - started < 10, "hundreds of times the limit: it was not looked at"
 
 
 def test_retraining_is_reproducible_and_takes_the_best_goal_among_the_accurate():

@@ -9,6 +9,7 @@ from torch import nn
 
 from repairopt import CallableProperty, ErrorRate, ModelError, Settings, solve_repair
 from repairopt.network import Engine, pull_back
+from repairopt.specify import AdversarialError, AttackSuccess, anchor
 
 
 class Two(nn.Module):
@@ -240,3 +241,36 @@ def test_a_forward_that_writes_into_parameters_is_refused_and_undone(kind):
     with pytest.raises(ModelError, match=r"writes into its parameter 'b.weight'"):
         solve_repair(model, CallableProperty(lambda predict: predict(x).square().mean(), 0.01), weights="last")
     assert torch.equal(model.b.weight, before)
+
+
+def rows_of_users():
+    torch.manual_seed(1)
+    x = 2 * torch.randn(40, 3)
+    return x, (x[:, 0] > 0).long()
+
+
+@pytest.mark.parametrize("kind", [ScalesItsInput, ClampsData, StartsInPlace])
+@pytest.mark.parametrize("method", ["train_then_correct", "fine_tune", "gradient_repair", "hard_voting", "sqp"])
+def test_no_method_writes_into_the_rows_of_the_user(kind, method):
+    torch.manual_seed(0)
+    x, y = rows_of_users()
+    given = x.clone()
+    goal, settings = ErrorRate(given, y, target=0.1), Settings(time_limit=1)
+    repair = solve_repair(kind(), goal, method=method, settings=settings)
+    assert torch.equal(given, x)
+    wrong = float((repair.model(x.clone()).argmax(1) != y).double().mean())
+    assert repair.report.verification.goal_after == pytest.approx(wrong, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [ScalesItsInput, ClampsData, StartsInPlace])
+@pytest.mark.parametrize("goal", [AdversarialError, AttackSuccess])
+def test_attacks_leave_the_rows_of_the_user_alone(kind, goal):
+    torch.manual_seed(0)
+    x, y = rows_of_users()
+    given, network = x.clone(), kind()
+    asked = anchor(goal(given, y, radius=0.0, lower=-9.0, upper=9.0), network)
+    wrong = float((network(x.clone()).argmax(1) != y).double().mean())
+    found = float(asked.value(network))  # within radius 0 the wrong rows are what an attack finds, the right ones none
+    assert found == pytest.approx(wrong if goal is AdversarialError else 0.0, abs=1e-6)
+    solve_repair(network, goal(given, y, radius=0.1, lower=-9.0, upper=9.0), settings=Settings(time_limit=0.5))
+    assert torch.equal(given, x)

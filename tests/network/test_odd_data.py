@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from repairopt import ErrorRate, GroupGap, KeepLabels, ModelError, Settings, SpecificationError, solve_repair
+from repairopt.localize import Inputs, localize
 from repairopt.network import Engine, Remembering, to_tensors
 
 PLAIN = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
@@ -72,6 +73,7 @@ def test_what_holds_no_real_numbers_is_refused(make, said):
         torch.zeros(12, dtype=torch.complex64),
         torch.zeros(12, device="meta"),
         [0.0] * 11 + [float("nan")],
+        [[0, 1], [2]] * 6,
     ],
 )
 def test_labels_that_are_missing_or_no_real_numbers_are_refused(labels):
@@ -277,3 +279,16 @@ def test_a_last_layer_wider_than_memory_is_repaired():
     settings = Settings(memory_limit=2**26)  # the second moment of its inputs alone is larger
     found = solve_repair(network, ErrorRate(rows[:2], 1 - said[:2]), method="sqp", weights="last", settings=settings)
     assert found.report.verdict == "repaired"
+
+
+def test_several_held_out_pairs_are_to_be_put_together():
+    labels = np.arange(12) % 2
+    pairs = [(PLAIN, labels), (PLAIN, labels)]
+    with pytest.raises(SpecificationError, match=r"list of pairs.*torch\.cat"):
+        solve_repair(nn.Linear(3, 2), ErrorRate(PLAIN, labels, target=0.9), held_out=pairs)
+
+
+def test_an_embedding_has_no_input_features_to_choose_from_none():
+    network = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.raises(SpecificationError, match="at least one"):
+        localize(network, Inputs([]), inputs=torch.zeros(4, 2, dtype=torch.long))

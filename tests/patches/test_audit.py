@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from datetime import datetime
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from biased_task import task
+from forked import Fork, run_forked
 from hypothesis import given, strategies as st
 
 from repairopt import Settings, solve_repair
@@ -161,11 +159,12 @@ write("killed", 10**6)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_a_killed_process_leaves_a_chain_that_goes_on(path):
-    with subprocess.Popen([sys.executable, "-c", WRITING, str(path), "killed"]) as process:
+    with Fork(WRITING, path, "killed") as process:
         while not path.exists() or path.stat().st_size < 10_000:
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     end = AuditLog(path).append("went on")
     assert verify_log(path) == end
     assert end.count > 20
@@ -174,7 +173,7 @@ def test_a_killed_process_leaves_a_chain_that_goes_on(path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_two_processes_write_one_chain(path):
-    assert subprocess.run([sys.executable, "-c", WRITING, str(path), "both"], check=False).returncode == 0
+    run_forked(WRITING, path, "both")
     assert verify_log(path).count == 200
     for name in ("a", "b"):
         assert [e["data"]["number"] for e in lines(path) if e["data"]["writer"] == name] == list(range(100))

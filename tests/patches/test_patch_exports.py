@@ -115,6 +115,27 @@ def test_onnx_with_several_inputs_and_outputs(tmp_path):
     np.testing.assert_allclose(total, x.sum(1).numpy(), rtol=1e-4, atol=1e-5)
 
 
+class ScalesItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x *= 2
+        return self.inside(x)
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_onnx_of_a_model_that_writes_into_its_input(tmp_path):
+    torch.manual_seed(0)
+    model, x = ScalesItsInput(), torch.randn(6, 4)
+    given = x.clone()
+    found = export_onnx(model, given, tmp_path / "model.onnx")
+    assert torch.equal(given, x)
+    np.testing.assert_allclose(run_onnx(found.path, x)[0], model(x.clone()).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 @needs_onnx
 @pytest.mark.slow
 def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):

@@ -6,13 +6,12 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Fork
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sample_networks import Tied, chain
@@ -295,8 +294,8 @@ for _ in sys.stdin:
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_a_killed_process_leaves_a_whole_file(tmp_path):
     """The processes are forked from one that has loaded the libraries."""
-    path, pipe = tmp_path / "p.safetensors", subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", SAVING, str(path)], stdin=pipe, stdout=pipe, text=True) as server:
+    path = tmp_path / "p.safetensors"
+    with Fork(SAVING, path) as server:
         for wait in (0.0, 0.013, 0.029):
             path.unlink(missing_ok=True)
             print("go", file=server.stdin, flush=True)

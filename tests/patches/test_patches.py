@@ -58,7 +58,7 @@ def pairs(draw, dtypes=FLOATS):
 
 
 @pytest.mark.parametrize("form", ["auto", *FORMS])
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(pair=pairs())
 def test_every_form_is_exact_to_the_bit_both_ways(form, pair):
     kind, before, after = pair

@@ -17,7 +17,10 @@ from repairopt import (
     Verdict,
     solve_repair,
 )
+from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.localize import LayerGraph
+from repairopt.methods import NNRepair
+from repairopt.patches import load_patch
 from repairopt.specify import CertifiedRadius
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(5))
@@ -269,7 +272,7 @@ def test_outputs_of_another_precision_than_the_weights_are_repaired(outside, met
     assert found.report.verification.goal_after <= found.report.verification.goal_before
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
 def test_modules_that_hide_their_layers_say_what_to_pass():
     goal = ErrorRate(X, Y, target=0.1)
     with pytest.raises(ModelError, match="compiled by torch.compile, .* Pass model._orig_mod"):
@@ -278,3 +281,82 @@ def test_modules_that_hide_their_layers_say_what_to_pass():
         solve_repair(torch.jit.trace(NET, X[:2]), goal)
     with pytest.raises(ModelError, match="its outputs are sparse"):
         solve_repair(nn.Sequential(NET, Cast(lambda z: z.to_sparse())), goal, weights="last")
+    exported = torch.export.export(NET, (X,))
+    with pytest.raises(ModelError, match=r"an ExportedProgram\. Pass its module\(\)"):
+        solve_repair(exported, goal)
+    with pytest.raises(ModelError, match=r"Guard failed.*Export it with a dynamic first dimension"):
+        solve_repair(exported.module(), goal)
+
+
+def two_classes(count=40):
+    torch.manual_seed(1)
+    x = torch.randn(count, 3)
+    return x, (x[:, 0] > 0).long()
+
+
+def hidden(outputs=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, outputs))
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = hidden()
+
+    def forward(self, x):
+        return {"logits": self.inside(x), "features": x}
+
+
+ANSWERS = {
+    "softmax": (lambda: nn.Sequential(hidden(), nn.Softmax(1)), lambda out: out.argmax(1)),
+    "one logit": (lambda: Classifier(hidden(1), outputs="one logit"), lambda out: (out[:, 0] > 0).long()),
+    "one probability": (
+        lambda: Classifier(nn.Sequential(hidden(1), nn.Sigmoid()), outputs="one probability"),
+        lambda out: (out[:, 0] > 0.5).long(),
+    ),
+    "named": (lambda: Classifier(Named(), lambda m, x: m(x)["logits"]), lambda out: out["logits"].argmax(1)),
+}
+
+
+@pytest.mark.parametrize("weights", ["last", "*0.weight"])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_prdnn_repairs_networks_whatever_their_outputs_mean(name, weights, tmp_path):
+    make, answers = ANSWERS[name]
+    (x, y), model = two_classes(), make()
+    asked = {"method": "prdnn", "weights": weights}
+    if name == "named" and weights != "last":  # what a decoupled network gives is no dict
+        with pytest.raises(SpecificationError, match="Put its forward_fn into a module"):
+            solve_repair(model, ErrorRate(x, y, target=0.0), **asked)
+        return
+    repair = solve_repair(model, ErrorRate(x, y, target=0.0), **asked)
+    assert repair.report.verdict is Verdict.REPAIRED
+    assert answers(repair.model(x)).tolist() == y.tolist()
+    if name == "softmax":
+        assert torch.allclose(repair.model(x).sum(1), torch.ones(len(x)))
+    repair.as_patch(model).save(tmp_path / "patch.safetensors")
+    plain = model.model if isinstance(model, Classifier) else model
+    again = load_patch(tmp_path / "patch.safetensors").apply(plain)
+    assert answers(again(x)).tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("layer", ["last", "intermediate"])
+def test_nnrepair_finds_behind_a_softmax_what_it_finds_for_logits(layer):
+    x, y = two_classes()
+    plain, behind = hidden(), nn.Sequential(hidden(), nn.Softmax(1))
+    goal, method = ErrorRate(x, y, target=0.0), NNRepair(layer=layer)
+    first, second = (solve_repair(model, goal, method=method) for model in (plain, behind))
+    assert first.report.verification.goal_after == second.report.verification.goal_after
+    assert torch.allclose(torch.softmax(first.model(x), 1), second.model(x), atol=1e-5)
+
+
+def test_a_network_of_one_number_has_no_row_for_each_class():
+    x, y = two_classes()
+    with pytest.raises(SpecificationError, match="one number for two classes"):
+        solve_repair(Classifier(hidden(1), outputs="one logit"), ErrorRate(x, y), method="nnrepair")
+
+
+def test_bounds_say_that_a_softmax_may_be_left_out():
+    region = Region([0.2, -0.1, -0.1], [0.3, 0.1, 0.1], [[-1.0, 1.0]])
+    with pytest.raises(UnsupportedError, match="give the network without it"):
+        solve_repair(nn.Sequential(hidden(), nn.Softmax(1)), region)

@@ -98,3 +98,12 @@ def test_verdicts_are_those_of_numpy_and_no_repair_runs_on(part):
         if spent > LIMIT + GRACE:
             faults.append(f"{seed}: {spent:.1f} processor seconds")
     assert not faults
+
+
+@pytest.mark.parametrize("seed", [127, 130])
+def test_where_the_goal_is_met_the_weights_are_those_that_mend_broken_constraints(seed):
+    net, _, _, _, goal, keep = a_task(seed)
+    found = solve_repair(net, goal, keep)
+    assert found.report.verification.goal_before <= goal.target
+    assert (found.report.verification.checks[0].before < 0).any()
+    assert found.report.verdict is Verdict.REPAIRED

@@ -205,7 +205,7 @@ def test_inputs_that_are_indices_have_no_columns(bag):
 
 @pytest.mark.parametrize("weights", ["last", ["0.bias"]])
 def test_a_property_that_reads_the_network_works_at_defaults(weights):
-    radius = CertifiedRadius(X[:6], Y[:6], target=20.0, lower=-9.0, upper=9.0)
+    radius = CertifiedRadius(X[:2], Y[:2], target=20.0, lower=-9.0, upper=9.0)
     found = solve_repair(net(), radius, weights=weights, method="one_shot", settings=QUICK)
     assert found.report.surrogate is None or found.report.surrogate.kind != "hessian"
 

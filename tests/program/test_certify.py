@@ -211,7 +211,7 @@ def test_a_trace_of_a_multiplier_does_not_cost_the_bound_where_every_point_is_op
 
 
 @given(random_programs())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_random_programs_are_certified_and_bounds_hold(program):
     for name in available_solvers(program.kind):
         solution = solve(program, name)

@@ -140,7 +140,7 @@ def random_programs(draw):
 
 
 @given(random_programs())
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_random_programs(program):
     found = solve(program, WoodburyIPM())
     expected = solve(program if program.hessian is None else dense(program), PIQP())
@@ -258,7 +258,7 @@ from repairopt.program.solve_program import solve
 from repairopt.solvers import WoodburyIPM
 from repairopt.program import LowRankHessian
 random = np.random.default_rng(0)
-n, m = 30_000, 1_500
+n, m = 20_000, 1_000
 matrix = np.empty((m, n))
 mixing = random.normal(size=(10, n))
 for i in range(0, m, 100):
@@ -277,9 +277,9 @@ print(found.solver, found.status, found.violation, (after - before) / 1024)
 
 @pytest.mark.slow
 def test_memory_of_a_large_program():
-    """A dense Hessian would take 6.7 GiB, another copy of the rows 0.34."""
+    """A dense Hessian would take 3 GiB, another copy of the rows 153 MiB."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     solver, status, violation, mebibytes = run.stdout.split()
     assert (solver, status) == ("woodbury", "optimal")
     assert float(violation) <= 1e-9
-    assert float(mebibytes) < 400
+    assert float(mebibytes) < 180

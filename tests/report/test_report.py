@@ -176,3 +176,25 @@ def test_a_vacuous_constraint_reads_vacuous_and_a_wish_reads_wish():
     assert rows["fix labels"].endswith("wish")
     assert next(line for name, line in rows.items() if name.startswith("keep labels")).endswith("holds")
     assert KeepLabels(toy.inputs, toy.labels).name == "keep labels"
+
+
+ODD = ["\x1b[31mred", "\u202eleft \u4e2d\u6587"]  # a color, a change of direction, letters that a font may lack
+
+
+def test_names_in_data_do_not_steer_the_terminal():
+    toy = task(count=200)
+    gap = GroupGap.observed(toy.inputs, sensitive_features=[ODD[i % 2] for i in range(len(toy.inputs))], target=0.5)
+    text = str(repaired(goal=gap, constraints=[], held_out=()))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert r"\u001b[31mred" in text
+    assert r"\u202eleft" in text
+
+
+def test_pictures_of_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures come with the extra 'report'")
+    toy = task(count=200)
+    groups = [ODD[i % 2] for i in range(len(toy.inputs))]
+    gap = GroupGap.observed(toy.inputs, sensitive_features=groups, target=0.05)
+    repair_with(toy.model, gap, [toy.keep()], weights="last").save_html(tmp_path / "page.html")
+    assert "\u4e2d\u6587" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -78,7 +78,7 @@ def test_targets_are_numbers_that_can_be_missed(target):
             solve_repair(NETWORK, goal, weights="last")
 
 
-@pytest.mark.parametrize("limit", ["0.1", True, math.nan, "x", np.nan])
+@pytest.mark.parametrize("limit", ["0.1", True, math.nan, "x", np.nan, -math.inf])
 def test_limits_are_numbers(limit):
     with pytest.raises(SpecificationError, match="limit"):
         Bound(AccuracyDrop(X, Y), limit=limit)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from repairopt.errors import visible
+
 if TYPE_CHECKING:
     from repairopt.interfaces.commandline.runs import results
 
 WIDTH = 100
 CONSTANT = "The network now gives all rows one class, which counts as not met."
-BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def emit(result: results.Result, as_json: bool, text: Callable[[Any], str]) -> None:
@@ -33,12 +33,6 @@ def emit_error(name: str, message: str, as_json: bool) -> None:
     else:
         click.echo(visible(f"repairopt: {message}"), err=True)
     raise SystemExit(2)
-
-
-def visible(text: str) -> str:
-    """The text with control and direction characters written out: names in a file may not steer the terminal."""
-    hidden = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI}
-    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in hidden})
 
 
 def check_text(result: results.CheckResult) -> str:

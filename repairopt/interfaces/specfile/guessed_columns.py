@@ -19,22 +19,32 @@ LABELS = ("label", "labels", "target", "y", "class", "decision", "outcome", "app
 SENSITIVE = ("sex", "gender", "race", "ethnicity", "ethnic", "age_group", "nationality", "religion", "disability")
 IDENTIFIERS = ("id", "index", "row", "uuid", "key")
 FEW, MANY = 12, 40  # values of a column: a group at most, categories at most
+TRIED = 5  # columns that may be the label, beside the likeliest
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 COMMAS = re.compile(r"[+-]?(\d+|\d*,\d+)")  # numbers with a decimal comma, and whole ones
 ROW_NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # names of a column that a frame's index became
 
 
-def label_column(columns: Mapping[str, Any], label: str | None) -> tuple[str, str]:
-    """The column of the true class, and how it was found."""
+def label_columns(columns: Mapping[str, Any], label: str | None) -> list[tuple[str, str]]:
+    """The columns that may be the true class, the likeliest first, and how each was found.
+
+    Without a name that says so, the only column of texts, else the last one; then the first, texts, and others of few
+    values.
+    """
     if label is not None:
         if label not in columns:
             raise SpecFileError(f"--label {label}: there is no such column; columns: {', '.join(columns)}.")
-        return label, "as you said"
-    for name in reversed(list(columns)):
+        return [(label, "as you said")]
+    names = list(columns)
+    for name in reversed(names):
         if name.lower() in LABELS:
-            return name, f"guessed by the name '{name}'"
-    name = list(columns)[-1]
-    return name, f"guessed: '{name}' is the last column"
+            return [(name, f"guessed by the name '{name}'")]
+    texts = [name for name in names if columns[name].dtype.kind in "OUS"]
+    first, why = (texts[0], "the only column of texts") if len(texts) == 1 else (names[-1], "the last column")
+    few = [name for name in reversed(names) if name != first and 2 <= len(distinct(columns[name])) <= FEW]
+    few.sort(key=lambda name: (name not in (names[0], names[-1]), name not in texts))
+    told = f"guessed: the network knows more of it than of '{first}', {why}"
+    return [(first, f"guessed: '{first}' is {why}"), *((name, told) for name in few[:TRIED])]
 
 
 def group_columns(columns: Mapping[str, Any], label: str, sensitive: Sequence[str]) -> tuple[list[str], str]:
@@ -47,9 +57,14 @@ def group_columns(columns: Mapping[str, Any], label: str, sensitive: Sequence[st
             raise SpecFileError(f"--sensitive {label}: is the label; name the label by --label, or another column.")
         return list(sensitive), "as you said"
     few = [name for name in columns if name != label and 2 <= len(distinct(columns[name])) <= FEW]
-    named = [name for name in few if name.lower().replace("-", "_") in SENSITIVE]
+    named: dict[str, str] = {}
+    for name in few:
+        own = name.lower().replace("-", "_")
+        for word in SENSITIVE:
+            if own == word or own.startswith(f"{word}_"):  # the first of several columns, one for each value
+                named.setdefault(word, name)
     if named:
-        return named[:2], "guessed by name"
+        return list(named.values())[:2], "guessed by name"
     texts = [name for name in few if columns[name].dtype.kind in "OUS"]
     return texts[:1], "guessed: a column of few texts" if texts else "none found; name them by --sensitive"
 
@@ -143,18 +158,23 @@ def rows_to_read(columns: Mapping[str, Any], needed: Sequence[str]) -> str:
 
 
 def encodings(columns: Mapping[str, Any], left: list[str], groups: Sequence[str], width: int | None) -> Any:
-    """Choices of columns, each with its encoding, whose width is that of the network; the most natural first."""
+    """Choices of columns, each with its encoding, whose width is that of the network; the most natural first.
+
+    Columns come in the order of the table, then numbers first or texts first, as encoders of frames leave them.
+    """
     named = [name for name in left if not _counts_rows(name, columns[name])]
     numbers = [name for name in named if columns[name].dtype.kind in "fiub"]
     selections = [left, named, [n for n in named if n not in groups], numbers, [n for n in numbers if n not in groups]]
     seen: list[Any] = []
     for selection in selections:
-        for text, scaling in itertools.product(("categories", "one_hot"), ("", "standard", "unit")):
-            found = {name: _encoding(columns[name], text, scaling) for name in selection}
+        ordered = [sorted(selection, key=lambda name: (name in numbers) != first) for first in (True, False)]
+        ways = itertools.product(("categories", "one_hot"), ("", "standard", "unit"), (selection, *ordered))
+        for text, scaling, names in ways:
+            found = {name: _encoding(columns[name], text, scaling) for name in names}
             wide = sum(len(how.get("one_hot", [0])) for how in found.values() if how is not None)
             fits = None not in found.values() and found and (width is None or wide == width)
-            if fits and found not in seen:
-                seen.append(found)
+            if fits and list(found.items()) not in seen:
+                seen.append(list(found.items()))
                 yield found
 
 

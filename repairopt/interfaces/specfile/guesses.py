@@ -29,7 +29,7 @@ from .guessed_columns import (
     encoding_of,
     encodings,
     group_columns,
-    label_column,
+    label_columns,
     orders,
     rows_to_read,
     said_of_unread,
@@ -42,6 +42,8 @@ from .read_table import read_columns
 
 HELD_OUT = 0.3
 FILLER = {"bounds": ["max_change <= 1"]}  # makes a spec of content without a goal
+KNOWN = 0.1  # from 0 to 1, of a label that the network knows something of
+LIKELIER = 2.0  # times as much it must know of another column to be taken for the label before the likeliest
 ROWS = 20_000  # on which ways to encode are tried
 SHOWN = 8  # rows that show an ONNX file sizes that it leaves open
 
@@ -56,7 +58,7 @@ class Guess:
         inputs: How the inputs were found.
         sensitive: How the groups were found.
         candidates: Statements that can be the goal, each with its value on the network as it is.
-        right: Share of the rows that the network is right on.
+        known: What the network knows of the label, from 0 for nothing to 1 for everything.
     """
 
     content: dict[str, Any]
@@ -64,7 +66,7 @@ class Guess:
     inputs: str
     sensitive: str
     candidates: tuple[tuple[str, float], ...] = field(default=())
-    right: float = 0.0
+    known: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def guess_spec(
         data: CSV, Parquet or npz.
         path: Where the spec file will be; file names in it are relative to its folder.
         weights: Weights for ``package.module:function``.
-        label: The column of the true class; guessed by its name, else the last one.
+        label: The column of the true class; guessed by its name, its place, and what the network knows of it.
         sensitive: Columns that tell groups apart; guessed by their names.
         fixed: Numbers that fill other inputs of an ONNX file, by name.
 
@@ -127,7 +129,7 @@ def guess_spec(
             problems.append(error)
     if not found:
         raise problems[0]
-    best = max(found, key=lambda guess: guess.right)
+    best = max(found, key=lambda guess: guess.known)
     return replace(best, candidates=_candidates(best.content, path))
 
 
@@ -178,8 +180,23 @@ def _separator(data: Path) -> dict[str, str]:
 
 
 def _of_table(asked: _Asked) -> Guess:
-    content, columns = asked.content, with_numbers(asked.columns)
-    chosen, how_label = label_column(columns, asked.label)
+    """The column that may be the label of which the network knows most; the likeliest where it knows half as much."""
+    columns = with_numbers(asked.columns)
+    found: list[Guess] = []
+    problems: list[RepairError] = []
+    for chosen, how in label_columns(columns, asked.label):
+        try:
+            found.append(_with_label(replace(asked, content=dict(asked.content)), columns, chosen, how))
+        except RepairError as error:
+            problems.append(error)
+    best = max(found, key=lambda guess: guess.known, default=None)
+    if best is None or (problems and best.known <= KNOWN):
+        raise problems[0]
+    return best if best.known > max(KNOWN, LIKELIER * found[0].known) else found[0]
+
+
+def _with_label(asked: _Asked, columns: Mapping[str, Any], chosen: str, how_label: str) -> Guess:
+    content = asked.content
     left = [name for name in columns if name != chosen]
     groups, how_groups = group_columns(columns, chosen, asked.sensitive)
     width = _width(asked.network)
@@ -193,32 +210,38 @@ def _of_table(asked: _Asked) -> Guess:
         )
     content["sensitive_features"] = list(groups)
     if where := rows_to_read(columns, [chosen, *groups]):
-        content["data"]["repair"]["where"] = where
+        content["data"] = {"repair": content["data"]["repair"] | {"where": where}}
         how_label += "; rows without a label or a group are left out"
     labels = [{"column": chosen} | ({} if order is None else {"classes": order}) for order in orders(columns[chosen])]
     ways = [{"inputs": inputs, "label": said} for inputs, said in itertools.product(ways_in, labels)]
-    found, how, right = _best_way(asked, content, ways)
-    return Guess(found, how_label, f"{len(found['inputs'])} columns; {how}", how_groups, right=right)
+    found, how, known = _best_way(asked, content, ways)
+    said = f"{len(found['inputs'])} columns; {how}"
+    return Guess(found, how_label, said, how_groups, known=known)
 
 
 def _best_way(
     asked: _Asked, content: dict[str, Any], ways: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, Any], str, float]:
-    """The content with the way to read the rows on which the network is most often right, in words and as a share."""
-    best, chosen, problem = -1.0, ways[0], ""
+    """The content with the way to read the rows that suits the network best, that in words, and what it knows of them.
+
+    What counts is the share of rows that it is right on and the area under its ROC curve: a network that misreads its
+    rows may say the most frequent label of all of them, and be right more often than one that was trained to find rare
+    ones; one that says too little or too much of a label may tell rows apart as well.
+    """
+    right, known, chosen, problem = -1.0, -1.0, ways[0], ""
     for way in ways:
         try:
-            right = _accuracy(open_spec(_checked(content | way | FILLER, asked.path)), asked.network)
+            found = _right_and_known(open_spec(_checked(content | way | FILLER, asked.path)), asked.network)
         except RepairError as error:
             problem = problem or str(error)
             continue
-        if right > best:
-            best, chosen = right, way
-    if best < 0:
+        if sum(found) > right + known:
+            (right, known), chosen = found, way
+    if right < 0:
         raise SpecFileError(f"data: no way to read it fits the network. The first try said: {problem}")
-    how = f"the network is right on {best:.1%} of the rows"
+    how = f"the network is right on {right:.1%} of the rows"
     how += f", the best of {len(ways)} ways to read them" if len(ways) > 1 else ""
-    return content | chosen, how, best
+    return content | chosen, how, known
 
 
 def _width(network: nn.Module) -> int | None:
@@ -235,7 +258,13 @@ def _checked(content: dict[str, Any], path: Path) -> Any:
     return check_spec(path, content)
 
 
-def _accuracy(spec: OpenSpec, network: nn.Module) -> float:
+def _right_and_known(spec: OpenSpec, network: nn.Module) -> tuple[float, float]:
+    """Share of the rows that the network is right on; what it knows of labels, 0 for nothing and 1 for everything.
+
+    That is the Gini coefficient, ``2 AUC - 1`` of each label against all others, mean over labels.
+    """
+    from scipy.stats import rankdata
+
     rows = spec.data.sets["repair"]
     outputs = PlainNetwork(network)(rows.inputs[:ROWS])
     assert rows.labels is not None
@@ -249,7 +278,12 @@ def _accuracy(spec: OpenSpec, network: nn.Module) -> float:
             f"label: the rows have {len(named)} of the network's {outputs.shape[1]} classes ({', '.join(named[:6])}). "
             f"Give rows of every class, or write the spec by hand, with all classes in the order of the outputs."
         )
-    return float((outputs.argmax(1) == rows.labels[:ROWS]).double().mean())
+    labels, shares, known = rows.labels[:ROWS].numpy(), torch.softmax(outputs.double(), 1), []
+    for k in np.unique(labels):
+        own = labels == k
+        area = (rankdata(shares[:, int(k)].numpy())[own].mean() - (own.sum() + 1) / 2) / max(1, (~own).sum())
+        known.append(2 * float(area) - 1)
+    return float((outputs.argmax(1).numpy() == labels).mean()), float(np.nan_to_num(np.mean(known), nan=-1.0))
 
 
 # -------------------------------------------------------------------------------------------- arrays
@@ -283,9 +317,9 @@ def _of_arrays(asked: _Asked) -> Guess:
         said = {key: value for key, value in (("scale", scale), ("shape", size)) if value is not None}
         named = {} if order is None else {"classes": order}
         ways.append({"array": array | said, "label": {"column": chosen} | named})
-    found, said_right, right = _best_way(asked, asked.content, ways)
+    found, said_right, known = _best_way(asked, asked.content, ways)
     how_groups = "none; name columns of the array under array: columns:"
-    return Guess(found, how, f"the array '{name}'; {said_right}", how_groups, right=right)
+    return Guess(found, how, f"the array '{name}'; {said_right}", how_groups, known=known)
 
 
 def _are_classes(values: Any) -> bool:

@@ -16,20 +16,12 @@ from repairopt.methods.material import material_of
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
+from repairopt.network import Caller
 from repairopt.program import Status
 
 from .bilevel import Pair, Schedule, search_cell, train_block
 from .cell import FixedCell, RelaxedCell, node_shapes, segments_of
 from .rebuilt import BLOCK, REST, replace_block
-
-
-class _Caller(nn.Module):
-    def __init__(self, model: nn.Module, forward_fn: Any) -> None:
-        super().__init__()
-        self.model, self.forward_fn = model, forward_fn
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +91,7 @@ class ArchRepair:
         rows = material_of(task, validation=self.validation)
         with task.timed("localize"):
             name = self._located(task, rows.failing, rows.passing)
-        network = _Caller(copy.deepcopy(task.engine.model), task.engine.forward_fn).eval()
+        network = Caller(copy.deepcopy(task.engine.model), task.engine.forward_fn, task.engine.caller.copies).eval()
         convert = Question.of(task.engine, rows.failing, rows.passing).graph.convert
         everything = [(convert(x), y) for x, y in (rows.training, rows.failing)]
         repair = (torch.cat([x for x, _ in everything]), torch.cat([y for _, y in everything]))
@@ -146,10 +138,10 @@ class ArchRepair:
         )
 
     def _shapes(self, task: Task, name: str, inputs: Tensor) -> list[tuple[int, int, int]]:
-        network = _Caller(copy.deepcopy(task.engine.model), task.engine.forward_fn).eval()
+        network = Caller(copy.deepcopy(task.engine.model), task.engine.forward_fn, task.engine.caller.copies).eval()
         return node_shapes(segments_of(network.model.get_submodule(name)), _read_by(network, name, task, inputs))
 
-    def _relaxed(self, task: Task, network: _Caller, name: str, inputs: Tensor) -> RelaxedCell:
+    def _relaxed(self, task: Task, network: Caller, name: str, inputs: Tensor) -> RelaxedCell:
         """Put the relaxed block into the network; only it can be trained."""
         segments = segments_of(network.model.get_submodule(name))
         shapes = node_shapes(segments, _read_by(network, name, task, inputs))
@@ -164,7 +156,7 @@ class ArchRepair:
         return cell
 
     def _candidate(
-        self, task: Task, network: _Caller, name: str, genotype: Sequence[Mapping[str, Any]], cell: RelaxedCell
+        self, task: Task, network: Caller, name: str, genotype: Sequence[Mapping[str, Any]], cell: RelaxedCell
     ) -> NewArchitecture:
         block = network.model.get_submodule(name)
         assert isinstance(block, FixedCell)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from repairopt.network import ONE_AT_A_TIME
+from repairopt.patches import parameters_inside
 
 CHANGE = "change_of_"  # in front of buffers
 
@@ -32,18 +33,19 @@ class Decoupled(nn.Module):
     def __init__(self, network: nn.Module, change: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network, self.training = network, network.training
-        own = dict(network.named_parameters())
+        own = parameters_inside(network)
         for name, value in change.items():
-            if name not in own or own[name].shape != value.shape:
+            if name not in own or own[name][1].shape != value.shape:
                 raise ValueError(f"'{name}' of shape {tuple(value.shape)} is no parameter of the network")
-            self.register_buffer(CHANGE + name.replace(".", "__"), value.to(own[name]))
+            self.register_buffer(CHANGE + name.replace(".", "__"), value.to(own[name][1]))
         self._names = tuple(change)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)``."""
-        own = dict(self.network.named_parameters())
-        points = {name: own[name].detach() for name in self._names}
-        change = {name: getattr(self, CHANGE + name.replace(".", "__")) for name in self._names}
+        own = parameters_inside(self.network)
+        called = {name: own[name][0] for name in self._names}
+        points = {called[name]: own[name][1].detach() for name in self._names}
+        change = {called[name]: getattr(self, CHANGE + name.replace(".", "__")) for name in self._names}
         with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first use imports what torch itself has deprecated
             found: Any = jvp(lambda given: functional_call(self.network, given, (inputs,)), (points,), (change,))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from repairopt.patches import parameters_inside
+
 EXPERT = "expert_"  # in front of buffers: expert_3__4__weight
 
 
@@ -30,15 +32,15 @@ class Experts(nn.Module):
     def __init__(self, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network, self.training = network, network.training
-        own = dict(network.named_parameters())
+        own = parameters_inside(network)
         names: dict[int, dict[str, str]] = {}
         for key, value in weights.items():
             number, _, name = key.partition(":")
-            if name not in own or own[name].shape != value.shape or not number.isdigit():
+            if name not in own or own[name][1].shape != value.shape or not number.isdigit():
                 raise ValueError(f"'{key}' of shape {tuple(value.shape)} is no class with a parameter of the network")
             buffer = f"{EXPERT}{number}__{name.replace('.', '__')}"
-            self.register_buffer(buffer, value.to(own[name]))
-            names.setdefault(int(number), {})[name] = buffer
+            self.register_buffer(buffer, value.to(own[name][1]))
+            names.setdefault(int(number), {})[own[name][0]] = buffer
         self._names = dict(sorted(names.items()))
 
     @property
@@ -49,12 +51,12 @@ class Experts(nn.Module):
     def expert(self, number: int, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of the expert for a class."""
         weights = {name: getattr(self, buffer) for name, buffer in self._names[number].items()}
-        found: Tensor = functional_call(self.network, weights, (inputs,))
+        found: Tensor = functional_call(self.network, weights, (inputs.clone(),))
         return found
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)``."""
-        outputs: Tensor = self.network(inputs)
+        outputs: Tensor = self.network(inputs.clone())
         best = torch.zeros(len(outputs), dtype=outputs.dtype, device=outputs.device)
         for number in self.classes:
             own = self.expert(number, inputs)

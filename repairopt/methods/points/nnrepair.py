@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError
 from repairopt.localize import Wrapped
 from repairopt.methods.outcome import Outcome
+from repairopt.methods.postprocess.two_networks import network_of_logits
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
-from repairopt.network import shadow
+from repairopt.patches import AsLogits
 from repairopt.program import Array, Program, Status
 from repairopt.specify import labelled_data
 
@@ -53,6 +54,7 @@ class NNRepair:
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"solver"})
+    converts_outputs: ClassVar[bool] = True  # probabilities become logarithms
     systems: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "NNRepair last layer": {},
         "NNRepair intermediate layer": {"layer": "intermediate"},
@@ -72,9 +74,8 @@ class NNRepair:
 
     def run(self, task: Task) -> Outcome:
         """One expert after another, then judge the merged network."""
-        if task.engine.forward_fn is not None:
-            raise SpecificationError("method NNRepair: runs the module itself; give the network without a forward_fn.")
-        points = _Points(task, self.layer)
+        network, read = self._network(task)
+        points = _Points(task, network, self.layer)
         experts: dict[str, Tensor] = {}
         for number in points.missed:
             found = self._last(task, points, number) if points.is_last else self._inner(task, points, number)
@@ -83,10 +84,20 @@ class NNRepair:
             task.record(f"expert for class {number}", accepted=found is not None)
         if not experts:
             return Outcome(np.zeros(task.engine.n), Status.INFEASIBLE)
-        candidate = Wrapped("experts", {}, experts)
+        candidate = Wrapped("experts", read, experts)
         task.log.last = (0, 0, None)
         task.record(f"{len(points.missed)} experts", task.judge.keep(candidate))
         return Outcome(candidate, Status.FEASIBLE, indivisible=True)
+
+    def _network(self, task: Task) -> tuple[nn.Module, dict[str, Any]]:
+        """The network, whose last layer has a row for each class, as a module that gives logits."""
+        network, read = network_of_logits(task, self)
+        if read.get("network_outputs", "probabilities") != "probabilities":
+            raise SpecificationError(
+                "method NNRepair: changes the row of a class in the last layer, and the network gives one number for "
+                "two classes. Choose another method, such as prdnn."
+            )
+        return network, read
 
     def _last(self, task: Task, points: _Points, number: int) -> dict[str, Tensor] | None:
         """The row of a class in the last layer."""
@@ -152,8 +163,8 @@ class NNRepair:
 class _Points:
     """Labelled points, what a layer reads and gives on them, and which are wrong."""
 
-    def __init__(self, task: Task, layer: str) -> None:
-        model: Any = shadow(task.engine.model)
+    def __init__(self, task: Task, network: nn.Module, layer: str) -> None:
+        model: Any = network.network if isinstance(network, AsLogits) else network
         pairs = labelled_data([*task.constraints, task.goal]) + [(x, y) for x, y in task.data]
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
         if not pairs or not linear:
@@ -171,7 +182,7 @@ class _Points:
         seen: list[Tensor] = []
         handle = self.module.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
         with torch.no_grad():
-            outputs = model(task.engine.converted(inputs))
+            outputs = network(task.engine.converted(inputs))
         handle.remove()
         if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(inputs):
             raise SpecificationError(f"method NNRepair: layer '{self.name}' is not run on one vector for each input.")

@@ -52,7 +52,7 @@ class PatchNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)``."""
         flat = inputs.flatten(1)
-        outputs: Tensor = self.network(inputs)
+        outputs: Tensor = self.network(inputs.clone())
         for normals, sides, slope, shift, bound in zip(*(getattr(self, name) for name in PARTS), strict=True):
             room = (self.gamma * (sides - flat @ normals.T) + 1).clamp(0, 1)
             gate = bound * (room.sum(1) - (len(sides) - 1)).clamp(min=0)[:, None] - bound

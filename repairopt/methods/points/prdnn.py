@@ -12,6 +12,7 @@ import torch
 from repairopt.errors import SpecificationError
 from repairopt.localize import Wrapped
 from repairopt.methods.outcome import Outcome
+from repairopt.methods.postprocess.two_networks import network_of_logits
 from repairopt.methods.settings import Expected, check_settings
 from repairopt.methods.task import Task
 from repairopt.network import Array, Candidate
@@ -79,10 +80,10 @@ class PRDNN(LeastNorm):
                 f"method PRDNN: a change of '{layer}' makes a decoupled network, without bounds that could prove a "
                 f"region. Choose weights='last', or state points as the goal and the regions as polytopes=."
             )
-        if task.engine.forward_fn is not None:
+        if task.engine.forward_fn is not None and (regions or self.polytopes):
             raise SpecificationError(
-                "method PRDNN: runs the module itself, but the Classifier reads its outputs in another way. Put that "
-                "into a module of your own, whose call takes the inputs and gives logits."
+                "method PRDNN: follows regions through the module itself, whose outputs the repair reads in another "
+                "way, as of a softmax or a Classifier. Give a module whose call takes the inputs and gives logits."
             )
         polytopes = [one if isinstance(one, Polytope) else plane_polytope(one, self) for one in self.polytopes]
         polytopes += [plane_polytope(one, self) for one in regions]
@@ -91,6 +92,8 @@ class PRDNN(LeastNorm):
             if points.constraints:
                 linearization = linearize(task.engine, points.constraints, required=leads_of(points, self.buffer))
                 parts.append(LinearizedRows(linearization, tuple(range(len(points.constraints)))))
+                if not task.engine.exact:  # before the program is solved: whether a network can be decoupled
+                    network_of_logits(task, self)
             if polytopes:
                 shape = shape_of(task, points, regions)
                 copy = linear_copy(task.engine.model, shape, self)
@@ -106,13 +109,13 @@ class PRDNN(LeastNorm):
             return Outcome(np.zeros(task.engine.n), solution.status)
         if regions and not softened:
             return proved_outcome(task, solution.delta, solution.status, shape)
-        candidate = decoupled_candidate(task, solution.delta)
+        candidate = decoupled_candidate(task, self, solution.delta)
         judged = task.judge.keep(candidate)
         task.record("most points" if softened else "all points", judged)
         return Outcome(candidate, solution.status, indivisible=True)
 
 
-def decoupled_candidate(task: Task, delta: Array) -> Candidate | Array:
+def decoupled_candidate(task: Task, method: object, delta: Array) -> Candidate | Array:
     """The change itself where outputs are affine in it, else a decoupled network."""
     if task.engine.exact or not np.any(delta):
         return delta
@@ -121,4 +124,4 @@ def decoupled_candidate(task: Task, delta: Array) -> Candidate | Array:
         flat = torch.zeros_like(own[name]).flatten()
         flat[index] = torch.as_tensor(delta[start : start + len(index)]).to(flat)
         change[name], start = flat.view(own[name].shape), start + len(index)
-    return Wrapped("decoupled", {}, change)
+    return Wrapped("decoupled", network_of_logits(task, method)[1], change)

@@ -127,8 +127,9 @@ class GroupOffsets(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(N, k)`` of rows ``(N, d)``."""
+        group = self.membership(inputs)  # first: the network may write into its inputs
         outputs: Tensor = self.network(inputs)
-        return outputs + self.membership(inputs).to(outputs.dtype) @ self.offsets
+        return outputs + group.to(outputs.dtype) @ self.offsets
 
     def membership(self, inputs: Tensor) -> Tensor:
         """Which group each row is in, 0 or 1, ``(N, q)``."""

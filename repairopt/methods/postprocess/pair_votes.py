@@ -29,7 +29,7 @@ class HardVote(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logarithms of probabilities ``(N, k)``."""
-        first, second = (torch.log_softmax(net(inputs), 1) for net in (self.network, self.other))
+        first, second = (torch.log_softmax(net(inputs.clone()), 1) for net in (self.network, self.other))
         return torch.where(second.amax(1, keepdim=True) > first.amax(1, keepdim=True), second, first)
 
     @classmethod
@@ -59,8 +59,8 @@ class TemperatureVote(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logarithms of probabilities ``(N, k)``."""
-        first = torch.log_softmax(self.network(inputs) / self.temperatures[0], 1)
-        second = torch.log_softmax(self.other(inputs) / self.temperatures[1], 1)
+        first = torch.log_softmax(self.network(inputs.clone()) / self.temperatures[0], 1)
+        second = torch.log_softmax(self.other(inputs.clone()) / self.temperatures[1], 1)
         if self.combine == "mean":
             return torch.logsumexp(torch.stack([first, second]), 0) - math.log(2)
         return torch.where(second.amax(1, keepdim=True) > first.amax(1, keepdim=True), second, first)
@@ -98,7 +98,7 @@ class PerturbationVote(nn.Module):
         parts = []
         for net in (self.network, self.other):
             noisy = [torch.softmax(net(inputs + one.to(inputs.dtype)), 1) for one in self.noise]
-            parts.append((torch.log_softmax(net(inputs), 1), entropy(torch.stack(noisy).mean(0))))
+            parts.append((torch.log_softmax(net(inputs.clone()), 1), entropy(torch.stack(noisy).mean(0))))
         return less_uncertain(parts, self.soft)
 
     @classmethod
@@ -139,8 +139,8 @@ class DropoutVote(nn.Module):
             for k in range(len(gates[0].masks)):
                 for gate in gates:
                     gate.current = k
-                noisy.append(torch.softmax(masked(inputs), 1))
-            parts.append((torch.log_softmax(net(inputs), 1), entropy(torch.stack(noisy).mean(0))))
+                noisy.append(torch.softmax(masked(inputs.clone()), 1))
+            parts.append((torch.log_softmax(net(inputs.clone()), 1), entropy(torch.stack(noisy).mean(0))))
         return less_uncertain(parts, self.soft)
 
     @classmethod

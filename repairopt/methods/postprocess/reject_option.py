@@ -49,10 +49,11 @@ class RejectOptionModule(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, 2)``."""
+        group = self.groups.membership(inputs)  # first: the network may write into its inputs
         outputs = self.network(inputs)
         lead = outputs[:, self.favorable] - outputs[:, 1 - self.favorable]
         score = lead - math.log(self.threshold / (1 - self.threshold))
-        side = (self.groups.membership(inputs).to(score.dtype) @ self.groups.offsets.to(score.dtype))[:, 0]
+        side = (group.to(score.dtype) @ self.groups.offsets.to(score.dtype))[:, 0]
         near = (torch.sigmoid(lead) - self.threshold).abs() <= self.margin
         decided = torch.where(near & (side != 0), side * (score.abs() + STEP), score)
         zero = torch.zeros_like(decided)

@@ -33,7 +33,7 @@ class SoftVote(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logarithms of probabilities ``(N, k)``."""
-        first = torch.log_softmax(self.network(inputs), 1) + math.log(1 - self.weight)
+        first = torch.log_softmax(self.network(inputs.clone()), 1) + math.log(1 - self.weight)
         second = torch.log_softmax(self.other(inputs), 1) + math.log(self.weight)
         return torch.logsumexp(torch.stack([first, second]), 0)
 

@@ -34,9 +34,9 @@ CLAIMED = 0.95  # confidence of claims where bounds are to hold on average only
 class TrainThenCorrect:
     """Repair of many weights: training proposes, unseen rows and a program decide.
 
-    A run of Adam at a constant rate starts at the original weights. It learns the labels, smoothed, of the rows that
-    fail and of those to keep, and to stay close to the original's outputs on those to keep that it gets right
-    (distillation); the mean of its weights over its last half is the proposal. Goals and bounds without
+    A run of Adam at a constant rate starts at the original weights and learns the labels, smoothed, of the rows that
+    fail and of those to keep, and where ``closeness`` asks for it the original's outputs on those to keep that it gets
+    right (distillation); the mean of its weights over its last half is the proposal. Goals and bounds without
     labels enter with multipliers, as in :class:`FineTune`. Where bounds stand for new data, the same is done without a
     part of the rows each, and the way from the original to the proposal is gone as far as the bounds are shown to hold
     on rows that were not trained on. Last, every hard row is made to hold: by the smallest change of the last layer, or
@@ -56,7 +56,9 @@ class TrainThenCorrect:
             of the weights is cheap beside the passes, as of convolutions, Transformers and LSTMs.
         rate: Learning rate of Adam, in units of the root mean square of each parameter; at most 0.01 in all.
         keep: Weight of the labels of the rows to keep.
-        closeness: Weight of the distance from the original's outputs on those that it gets right.
+        closeness: Weight of the distance from the original's outputs on those that it gets right. With 0.5, and 1 for
+            ``keep``, an LSTM and a Transformer lost fewer right answers on new data; where rows to keep are of the kind
+            that fails, as rotated digits beside rotated digits, less was learned of it.
         temperature: By which outputs are divided before they are compared with the original's: the higher, the more do
             all classes count and not the largest outputs alone.
         smoothing: Share of a label that is given to all classes alike.
@@ -87,8 +89,8 @@ class TrainThenCorrect:
     epochs: int = 8
     batch: int = 128
     rate: float = 0.04
-    keep: float = 1.0
-    closeness: float = 0.5
+    keep: float = 3.0
+    closeness: float = 0.0
     temperature: float = 2.0
     smoothing: float = 0.01
     margin: float = 0.5

@@ -17,23 +17,12 @@ from repairopt.localize import LayerGraph, NewWeights
 from repairopt.methods.adam import Adam
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
-from repairopt.network import ForwardFunction, shadow
+from repairopt.network import Caller, shadow, writes_into
 from repairopt.program import Status
 
 ROWS = 1000  # of a run without gradients
 Edit = Callable[[fx.Node, Tensor], Tensor]
 Masks = Mapping[str, Tensor]
-
-
-class _Caller(nn.Module):
-    """One tensor in, logits out; names of parameters have ``model.`` in front, as in a :class:`LayerGraph`."""
-
-    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None) -> None:
-        super().__init__()
-        self.model, self.forward_fn = model, forward_fn
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs) if self.forward_fn is None else self.forward_fn(self.model, inputs)
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,10 @@ class Trainee:
         self.task = task
         model = copy.deepcopy(shadow(task.engine.model)).eval().requires_grad_(False)
         self.graph = LayerGraph(model, task.engine.forward_fn, example[:3])
-        self.network = _Caller(model, task.engine.forward_fn)  # the graph's own network shares memory, not gradients
+        copies = task.engine.caller.copies or writes_into(task.engine.caller, self.graph.convert(example[:3]))
+        self.network = Caller(
+            model, task.engine.forward_fn, copies
+        )  # the graph's own network shares memory, not gradients
         for module in model.modules():
             if getattr(module, "inplace", False) is True:  # values that are kept must not be overwritten
                 module.inplace = False  # type: ignore[assignment]
@@ -127,7 +119,7 @@ class Trainee:
             model.load_state_dict(dict(state))
         except (RuntimeError, TypeError, ValueError) as error:
             raise SpecificationError(f"history: a state dict does not fit {self.graph.what}: {error}.") from error
-        return _Caller(model.requires_grad_(False), self.network.forward_fn)
+        return Caller(model.requires_grad_(False), self.network.forward_fn, self.network.copies)
 
     def run(
         self,

@@ -122,7 +122,8 @@ class _Run:
         self.average: list[Tensor] = []
         self.work, self.planned = 0.0, self.plan()
         before = task.engine.predict()
-        self.answers = known_answers(task, [x for x, _ in sides.kept])
+        kept = [x for x, _ in sides.kept]
+        self.answers = known_answers(task, kept) if settings.closeness else [None] * len(kept)
         self.limits = [
             Multiplier(name, item, limit, goal_value(item, before), self) for name, item, limit in sides.soft
         ]

@@ -153,7 +153,7 @@ class Certifier:
         columns, most = few[0].numel(), few[0].numel() ** 2
         with torch.no_grad():
             try:
-                plain = self.traced.network(few)
+                plain = self.traced.network(few.clone())
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise UnsupportedError(
                     f"{self.traced.what}: cannot be run on {few.dtype} inputs of shape {tuple(few.shape)} ({error}). "

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from repairopt.errors import SpecificationError
 from repairopt.network.inputs import check_inputs, check_labels
-from repairopt.network.model_checks import shadow
+from repairopt.network.model_checks import shadow, writes_into
 from repairopt.network.replace_weights import Replaceable
 
 Bound = float | Tensor
@@ -127,11 +127,14 @@ class _Attacker:
         copy = shadow(network)
         own = {name: value.detach() for name, value in (*copy.named_parameters(), *copy.named_buffers())}
         own.update({name: value.detach() for name, value in (parameters or {}).items()})
-        self.call = _runner(copy, own, {name: own[name] for name in parameters or {}})
+        call = _runner(copy, own, {name: own[name] for name in parameters or {}})
         self.inputs, self.labels = check_inputs("attack", inputs, labels)
         first = next((p for p in own.values() if p.is_floating_point()), self.inputs)
         like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
         self.inputs, self.labels = self.inputs.detach().to(**like), self.labels.to(first.device)
+        seen = torch._C._functorch.peek_interpreter_stack() is not None  # a run before was outside
+        writes = not seen and writes_into(call, self.inputs[:1])
+        self.call = (lambda x: call(x.clone())) if seen or writes else call
         self.lower, self.upper = (torch.as_tensor(side, **like) for side in (lower, upper))
         self.search = search or Search()
         with torch.no_grad():

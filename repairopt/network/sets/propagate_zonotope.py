@@ -204,7 +204,15 @@ class _Step:
             what = f"layer '{name}' ({type(self.traced.network.get_submodule(name)).__name__})"
         else:
             what = f"operation '{name}' (node '{node.name}')"
-        return f"{self.traced.what}: {what}, as it is used here, has no zonotope transformer. {SUPPORTED}"
+        hint = said_of_softmax(what)
+        return f"{self.traced.what}: {what}, as it is used here, has no zonotope transformer. {SUPPORTED}{hint}"
+
+
+def said_of_softmax(operation: str) -> str:
+    """What to say of an operation at the end of networks, which bounds need not have."""
+    if "softmax" not in operation.lower():
+        return ""
+    return " A softmax at the end orders classes as the logits do: give the network without it."
 
 
 def asks_shape(node: fx.Node) -> bool:

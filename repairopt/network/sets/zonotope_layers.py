@@ -214,7 +214,7 @@ relaxation(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2
 
 
 @relaxation(nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.unsqueeze, torch.squeeze)
-@relaxation("flatten", "reshape", "view", "unsqueeze", "squeeze", "contiguous")
+@relaxation("flatten", "reshape", "view", "unsqueeze", "squeeze", "contiguous", "clone")
 def _reshape(call: Call) -> Zonotope | None:
     """Row-major reshapes keep samples apart exactly if they keep the first size."""
     z, center = call.z, call.run(call.z.center, *call.args[1:], **call.kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -95,7 +96,8 @@ def picture_bytes(figure: Any, kind: str = "svg", dpi: int = 150) -> bytes:
 
     target = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # letters that the font lacks are boxes
         figure.savefig(target, format=kind, dpi=dpi, metadata=metadata)
     return target.getvalue()
 

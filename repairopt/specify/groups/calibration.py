@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_labelled
+from repairopt.network import Predict, check_labelled, outputs_of
 from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.intervals import DRAWS, Interval
 from repairopt.specify.measures import GROUPS, Argument, Given, Measure
@@ -127,7 +127,7 @@ class CalibrationError(WeightedGroups):
         drawn = sums + np.sqrt(np.maximum(variance, 0.0)) * np.random.default_rng(0).normal(size=(DRAWS, len(sums)))
         rows = self.samples.cells.sum(1).numpy()
         errors = np.abs(drawn).reshape(DRAWS, self.samples.q, self.bins).sum(2) / rows
-        tail, value = (1.0 - confidence) / 2.0, float(self.value(predict))
+        tail, value = (1.0 - confidence) / 2.0, float(self.value(predict).detach())
         high = max(value, float(np.quantile(errors.max(1), 1.0 - tail)))
         low = max(0.0, 2.0 * value - high)
         count = int(self.samples.effective.min())
@@ -146,7 +146,7 @@ class CalibrationError(WeightedGroups):
 
     def _cells(self, predict: Predict) -> tuple[Tensor, Tensor]:
         """Probability minus outcome of each row ``(M,)``, and how much it counts in each group and bin (M, q bins)."""
-        outputs = predict(self.samples.inputs)
+        outputs = outputs_of(predict, self.samples.inputs)
         check_favorable(self.name, self.favorable, outputs.shape[-1])
         chance = torch.softmax(outputs, dim=-1)[..., self.favorable]
         place = (chance.detach() * self.bins).long().clamp(0, self.bins - 1)

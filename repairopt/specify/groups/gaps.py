@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, stack, where
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_inputs
+from repairopt.network import Predict, check_inputs, outputs_of
 from repairopt.specify.contracts import Unstated
 from repairopt.specify.expected import is_one_of
 from repairopt.specify.intervals import Interval, bootstrap_rates, gap_interval, ratio_interval
@@ -139,7 +139,7 @@ class RateGap(WeightedGroups):
         raise NotImplementedError
 
     def _outputs(self, predict: Predict) -> Tensor:
-        outputs = predict(self.samples.inputs)
+        outputs = outputs_of(predict, self.samples.inputs)
         check_favorable(self.name, self.favorable, outputs.shape[-1])
         return outputs
 

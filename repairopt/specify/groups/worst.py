@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError, public
-from repairopt.network import Predict, check_inputs, check_labelled
+from repairopt.network import Predict, check_inputs, check_labelled, outputs_of
 from repairopt.specify.contracts import Keep, Unstated
 from repairopt.specify.expected import is_one_of
 from repairopt.specify.intervals import Interval, gap_interval, largest_mean_interval, largest_rate_interval
@@ -250,7 +250,7 @@ class WorstGroup(WeightedGroups):
 
     def _each(self, predict: Predict, soft: bool = False) -> Tensor:
         """Harm of each row ``(M,)``."""
-        outputs = predict(self.samples.inputs)
+        outputs = outputs_of(predict, self.samples.inputs)
         largest = self.label if self.harm in CLASS else int(self.labels.max())  # type: ignore[union-attr]
         if not 0 <= largest < outputs.shape[-1]:
             raise SpecificationError(
