@@ -192,10 +192,6 @@ def run_split(split: int, share: float, wanted: list[str]) -> Iterator[Record]:
 
 READING = """## Reading
 
-* All figures here are of the version before closeness to the original's outputs was part of the loss, and before passes
-  that only count were taken in parts that stay in the cache (about 2.5 of 16 s). With both, divisions 40 and 41, which
-  defaults were settled on, have .790 / .960 / .9894 / .0050 and .775 / .955 / .9922 / .0040 (repair rate, shifted,
-  clean, flips); division 40 had .804 / .963 / .9872 / .0074.
 * The repair is ahead of tuned Adam over all layers of about the same time (three times the epochs) by 3 to 4.5 standard
   errors of the paired difference in repair rate and shifted accuracy, by 2.3 in clean accuracy and 1.7 in negative
   flips. It is level with the mean of two runs in the last two, and ahead by six in the first two.
