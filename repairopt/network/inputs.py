@@ -70,10 +70,16 @@ def to_tensors(inputs: Any, labels: Any = None, *, owner: str = "data") -> tuple
     try:
         return as_tensor(owner, inputs), as_tensor(f"{owner}, labels", labels)
     except SpecificationError:
-        with suppress(ValueError, TypeError):  # of what is no array
-            if np.ndim(labels) == 1 and not isinstance(labels, Tensor):
-                refuse_missing(owner, "label", labels)
+        if _is_flat(labels) and not isinstance(labels, Tensor):
+            refuse_missing(owner, "label", labels)
         raise
+
+
+def _is_flat(values: Any) -> bool:
+    """Whether values have one dimension; lists of lists of several lengths have none."""
+    with suppress(ValueError, TypeError):
+        return bool(np.ndim(values) == 1)
+    return False
 
 
 def check_beside(owner: str, inputs: Any, **parts: Any) -> None:

@@ -44,7 +44,7 @@ def test_unseen_answers_that_were_right_change_less():
     y, was_right = (clean @ teacher).argmax(1), model(new).argmax(1) == (new @ teacher).argmax(1)
     flips = []
     for closeness in (0.0, 0.5):
-        method = TrainThenCorrect(epochs=2, closeness=closeness)
+        method = TrainThenCorrect(epochs=2, keep=1.0, closeness=closeness)
         given = {"data": [(clean, y), (shifted, y)], "held_out": (clean[:1], y[:1]), "weights": "all", "method": method}
         repaired = solve_repair(model, ErrorRate(shifted, y, target=0.0), **given).model
         flips.append(int((was_right & (repaired(new).argmax(1) != (new @ teacher).argmax(1))).sum()))
