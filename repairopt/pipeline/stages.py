@@ -251,7 +251,7 @@ def _proposed_for_broken(
     be those that matter to constraints.
     """
     first = _proposed(prepared, method, deadline)
-    if first.is_met or first.stopped:
+    if first.prepared.task.judge.best.feasible or first.stopped:
         return first
     with limited(deadline):
         other = prepare("auto" if prepared.task.judge.original.met else "last")
