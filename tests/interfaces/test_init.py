@@ -17,6 +17,7 @@ from torch import nn
 from repairopt.compare import train_network
 from repairopt.errors import ModelError
 from repairopt.interfaces.commandline.commands import main
+from repairopt.interfaces.specfile.guessed_columns import label_columns
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.interfaces.specfile.onnx_model import load_onnx
 from repairopt.interfaces.specfile.opened import open_spec
@@ -106,6 +107,26 @@ def test_a_label_that_nothing_names_and_columns_in_the_order_of_an_encoder_are_f
         assert (spec.file.spec.label.column, spec.file.spec.sensitive_features) == ("released", [group])
         read = torch.cat([rows.inputs for rows in spec.data.sets.values()]).float()
         assert sorted(read.tolist()) == sorted(inputs.tolist())
+
+
+def test_the_only_texts_of_a_table_are_no_label_where_they_stand_among_inputs(tmp_path, capsys):
+    draw = np.random.default_rng(1)
+    age, sex, visits = draw.integers(0, 5, N), draw.integers(0, 2, N), draw.integers(0, 3, N)
+    bought = (age + visits + 2 * draw.normal(size=N) > 3).astype(int)  # of which little can be known
+    inputs = torch.tensor(np.stack([age, sex, visits], 1)).float()
+    save_weights(trained(inputs, torch.tensor(bought), [3, 6, 2]), tmp_path / "w.safetensors")
+    frame = pd.DataFrame({"age": age, "sex": np.array(["f", "m"])[sex], "visits": visits, "bought": bought})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    likely = [name for name, _ in label_columns({name: frame[name].to_numpy() for name in frame}, None)]
+    assert likely == ["bought", "age", "sex", "visits"]  # the last and the first, then texts
+    out = tmp_path / "spec.yaml"
+    assert run(capsys, "init", tmp_path / "w.safetensors", tmp_path / "rows.csv", "--out", out)[0] == 0
+    spec = open_spec(out).file.spec
+    assert (spec.label.column, spec.sensitive_features, list(spec.inputs)) == (
+        "bought",
+        ["sex"],
+        ["age", "sex", "visits"],
+    )
 
 
 @pytest.mark.parametrize(

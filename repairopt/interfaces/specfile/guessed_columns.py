@@ -28,8 +28,8 @@ ROW_NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # names of a col
 def label_columns(columns: Mapping[str, Any], label: str | None) -> list[tuple[str, str]]:
     """The columns that may be the true class, the likeliest first, and how each was found.
 
-    Without a name that says so, the only column of texts, else the last one; then the first, texts, and others of few
-    values.
+    Without a name that says so, the first one where no other has texts, else the last one; then the first, texts, and
+    others of few values.
     """
     if label is not None:
         if label not in columns:
@@ -40,7 +40,8 @@ def label_columns(columns: Mapping[str, Any], label: str | None) -> list[tuple[s
         if name.lower() in LABELS:
             return [(name, f"guessed by the name '{name}'")]
     texts = [name for name in names if columns[name].dtype.kind in "OUS"]
-    first, why = (texts[0], "the only column of texts") if len(texts) == 1 else (names[-1], "the last column")
+    words = texts == names[:1] and 2 <= len(distinct(columns[names[0]])) <= FEW
+    first, why = (names[0], "the only column of texts") if words else (names[-1], "the last column")
     few = [name for name in reversed(names) if name != first and 2 <= len(distinct(columns[name])) <= FEW]
     few.sort(key=lambda name: (name not in (names[0], names[-1]), name not in texts))
     told = f"guessed: the network knows more of it than of '{first}', {why}"

@@ -68,9 +68,10 @@ def correct_rows(task: Task, change: Array, margin: float, *, goal: bool = False
 
 
 def _outputs_moved(task: Task, before: Array, after: Array) -> float:
-    """Mean square change of outputs on the rows that are known."""
+    """Sum of the squared changes of outputs on the rows that are known."""
     first, second = task.engine.predict(before), task.engine.predict(after)
-    return sum(float((second(x) - first(x)).double().square().sum()) for x in known_inputs(task))
+    with torch.no_grad():
+        return sum(float((second(x) - first(x)).double().square().sum()) for x in known_inputs(task))
 
 
 def keep_corrected(task: Task, change: Array, margin: float, *, goal: bool = True) -> Judgement | None:
