@@ -66,8 +66,9 @@ def run_sequence(
             sequence = Sequence(task, part, settings, part.point(at.delta), floor)
             sequence.called = f" of stage {stage} of {count}"
             status = sequence.run(settings.max_steps if whole else most)
-            at = sequence.best
-            if not patient and 2 * stage <= count and at.violation > stuck:
+            begun, at = at, sequence.best
+            lost = at.violation > (stuck if 2 * stage <= count else MET) and (2 * stage <= count or _same(begun, at))
+            if lost and not patient:
                 break
         return at if whole else problem.point(at.delta), sequence, status
 
@@ -87,7 +88,7 @@ def run_sequence(
         if best.violation <= MET or (tiny and task.judge.count > EFFORT):
             break
         end, by_stages, ended = stages(run * STAGES, SHORT if warm else max(1, settings.max_steps // 2))
-        same = np.allclose(end.delta, direct.best.delta, rtol=SAME, atol=0.0)  # the part of the way is out of reach too
+        same = _same(direct.best, end)  # the part of the way is out of reach too
         better = end.pair < best.pair
         if better:
             best, outcome = end, by_stages.outcome(ended)
@@ -95,17 +96,26 @@ def run_sequence(
             break
     if best.violation > MET and again:
         counts, ended = _after_stand_ins(problem, settings, floor, settings.max_steps // (4 if tiny else 2))
-        if counts.best.pair < best.pair:
+        if counts is not None and counts.best.pair < best.pair:
             outcome = counts.outcome(ended)
     return outcome
 
 
-def _after_stand_ins(problem: NonlinearProgram, settings: Any, floor: float, most: int) -> tuple[Sequence, Status]:
-    """A run by count from where at most so many steps without counts lead, and its status."""
+def _same(one: Point, other: Point) -> bool:
+    """Whether two runs have ended at one point."""
+    return float(np.linalg.norm(other.delta - one.delta)) <= SAME * float(np.linalg.norm(one.delta))
+
+
+def _after_stand_ins(
+    problem: NonlinearProgram, settings: Any, floor: float, most: int
+) -> tuple[Sequence | None, Status]:
+    """A run by count from where at most so many steps without counts lead, if they lead anywhere, and its status."""
     task, smooth = problem.task, problem.smoothed()
     way = Sequence(task, smooth, settings, smooth.point(np.zeros(task.engine.n)), floor)
     way.called = " of the stand-ins"
-    way.run(most, until=lambda at: problem.point(at.delta).violation <= MET)
+    ended = way.run(most, until=lambda at: problem.point(at.delta).violation <= MET)
+    if not way.at.delta.any():  # from there the first run began
+        return None, ended
     counts = Sequence(task, problem, settings, problem.point(way.at.delta), floor)
     counts.called = " after the stand-ins"
     return counts, counts.run(settings.max_steps)
