@@ -23,6 +23,7 @@ from repairopt.localize import Location
 from repairopt.methods import (
     MET,
     SQP,
+    TINIEST,
     GainModel,
     NonlinearProgram,
     OutOfFold,
@@ -137,7 +138,7 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         level = [_bias_of(group) for group in groups if not group.column][:1]
         return prepare(_union([groups[told], *level], _called([groups[told], *level])))
     choices = _few_weights(groups, ranked) if few else _tries(groups, ranked, far, real)
-    if few and real:
+    if few and (real or _rows(usual.task) < TINIEST):  # they do not tell choices apart
         return prepare(choices[-1])
     division = division if few else Folds(PARTS, usual.task.seed)
 
