@@ -87,8 +87,8 @@ class DAQP(TimedBackEnd):
         return native_options(
             self.native,
             primal_tol=self.feasibility_tol,
-            # Steps of the active set take at most about 3 for each variable and row (8,000 programs of small repairs took
-            # up to 270); proximal ones either end soon or go round to any limit, and the next back end is faster then.
+            # Steps of the active set take up to about 3 for each variable and row (270 in 8,000 of small repairs);
+            # proximal ones end soon or go round to any limit, and then the next back end is faster.
             iter_limit=max(1_000, 20 * (program.n + program.m)),
             eps_prox=-1.0,  # proximal steps where the Hessian is singular ...
             eta_prox=1e-9,  # ... to this accuracy

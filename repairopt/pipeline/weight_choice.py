@@ -137,10 +137,13 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
     if told is not None:
         level = [_bias_of(group) for group in groups if not group.column][:1]
         return prepare(_union([groups[told], *level], _called([groups[told], *level])))
-    choices = _few_weights(groups, ranked) if few else _tries(groups, ranked, far, real)
-    if few and (real or _rows(usual.task) < TINIEST):  # they do not tell choices apart
-        return prepare(choices[-1])
-    division = division if few else Folds(PARTS, usual.task.seed)
+    if few:
+        sets = _few_weights(groups, ranked)
+        if real or _rows(usual.task) < TINIEST:  # they do not tell choices apart
+            return prepare(sets[-1])
+        winner = _cross_validated(method, [with_weights(usual, one).task for one in sets], division)
+        return None if winner is None else prepare(sets[winner])
+    choices, division = _tries(groups, ranked, far, real), Folds(PARTS, usual.task.seed)
 
     def tried(k: int, part: int) -> _Trial | None:
         if is_late():
@@ -148,11 +151,6 @@ def _search(method: SQP, usual: Prepared, prepare: Callable[[Any], Prepared]) ->
         choice = choices[k]
         return _tried(method, (usual if choice is None else with_weights(usual, choice)).task, division, part)
 
-    if few:
-        tasks = [(usual if choice is None else with_weights(usual, choice)).task for choice in choices]
-        winner, judged = _cross_validated(method, tasks, division)
-        best = choices[winner] if winner is not None else None
-        return prepare(best) if best is not None else usual if judged else None
     trials = {k: trial for k in range(len(choices)) if (trial := tried(k, 0))}
     order = sorted(trials, key=lambda k: _merit(trials[k], trials.values()))[:FINALISTS]
     for part in range(1, PARTS):
@@ -242,7 +240,7 @@ def _rows(task: Task) -> float:
     return max((len(x) for x in (*items, *(x for x, _ in task.data))), default=np.inf)
 
 
-def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[Location | None]:
+def _few_weights(groups: Sequence[WeightGroup], ranked: Sequence[int]) -> list[Location]:
     """Where rows are few: some single columns and the best few of them, each with the level of all answers."""
     columns = [k for k in ranked if groups[k].column]
     layers = [group for group in groups if not group.column]
@@ -358,8 +356,8 @@ def _tried(method: SQP, task: Task, division: Folds, part: int, steps: int = TRI
     return _Trial(failed, new.violation, objective, price, outcome.delta)
 
 
-def _cross_validated(method: SQP, tasks: Sequence[Task], division: Folds) -> tuple[int | None, bool]:
-    """Position of the choice that is worth most on all parts of the rows in turn, and whether any could be judged.
+def _cross_validated(method: SQP, tasks: Sequence[Task], division: Folds) -> int | None:
+    """Position of the choice that is worth most on all parts of the rows in turn; None where none could be judged.
 
     What bounds miss is told by all parts together, because few rows of one are mostly noise. After each part the worse
     half of what is left is given up, down to the finalists.
@@ -377,7 +375,7 @@ def _cross_validated(method: SQP, tasks: Sequence[Task], division: Folds) -> tup
             order = sorted(means, key=lambda k: _merit(means[k], means.values()))
             trials = {k: trials[k] for k in order[: max(FINALISTS, (len(order) + 1) // 2)]}
     if not trials:
-        return None, False
+        return None
     found = {k: _mean(own) for k, own in trials.items()}
     for k, own in trials.items():
         stated = method.nonlinear_program(tasks[k], method.named_buffers()).limits
@@ -386,7 +384,7 @@ def _cross_validated(method: SQP, tasks: Sequence[Task], division: Folds) -> tup
             unseen = OutOfFold(tasks[k].engine, division, [trial.delta for trial in own])
             missed = sum(max(0.0, value_without_noise(limit, unseen) - limit.aim) for limit in limits)
             found[k] = replace(found[k], violation=missed)
-    return min(found, key=lambda k: _merit(found[k], found.values())), True
+    return min(found, key=lambda k: _merit(found[k], found.values()))
 
 
 def _mean(trials: Sequence[_Trial]) -> _Trial:

@@ -30,6 +30,7 @@ from repairopt.verify import Claim, Judge
 
 from .augmented import run_augmented
 from .confident import run_confidently
+from .division import TINIEST, rows_of
 from .generalization import judge_generalization
 from .interval_width import WidthLimit, bound_widths
 from .limits import collect_limits, median_lead
@@ -207,7 +208,8 @@ class SQP(TrustRegion):
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {name: getattr(self, name) for name in ("confidence", "folds", "narrow", "most_cost")}
-            attempt = replace(self, restarts=0).minimize
+            few = self.max_steps // 4 if rows_of(task) < TINIEST else self.max_steps
+            attempt = replace(self, restarts=0, max_steps=max(1, few)).minimize
             found = run_confidently(
                 task, self.nonlinear_program, self.minimize, attempt, leads=self._leads(task), **options
             )
