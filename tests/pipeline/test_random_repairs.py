@@ -15,7 +15,7 @@ from repairopt import ErrorRate, GroupGap, KeepLabels, OutputBounds, Settings, V
 from repairopt.localize import CARE
 from repairopt.specify import ROUNDING
 
-COUNT, PARTS = rounds(25), 8
+COUNT, PARTS = rounds(25), 12
 LIMIT, GRACE = 0.15, 2.0  # seconds of a repair, and those for what it cannot do without
 
 
