@@ -51,7 +51,7 @@ def run_sequence(
     Returns:
         What the best run proposes.
     """
-    first = problem.point(np.zeros(task.engine.n))
+    tiny, first = rows_of(task) < TINIEST, problem.point(np.zeros(task.engine.n))
     floor = FLOOR * max(abs(first.objective), problem.objective.typical)
     stuck = max(MET, STUCK * float(np.maximum(0.0, first.values - problem.accepted).sum()))
 
@@ -67,8 +67,9 @@ def run_sequence(
             sequence.called = f" of stage {stage} of {count}"
             status = sequence.run(settings.max_steps if whole else most)
             begun, at = at, sequence.best
+            spent = tiny and stage < count and task.judge.count > EFFORT
             lost = at.violation > (stuck if 2 * stage <= count else MET) and (2 * stage <= count or _same(begun, at))
-            if lost and not patient:
+            if (lost and not patient) or spent:
                 break
         return at if whole else problem.point(at.delta), sequence, status
 
@@ -83,7 +84,6 @@ def run_sequence(
             return by_stages.outcome(ended)
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
-    tiny = rows_of(task) < TINIEST
     for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
         if best.violation <= MET or (tiny and task.judge.count > EFFORT):
             break

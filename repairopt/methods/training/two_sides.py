@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from repairopt.specify import (
 )
 
 from .activations import Kept, blocks_of, kept_by, lay_by_pixel, quick_forward, run_blocks_again
+from .all_rows import AllRows
 from .distillation import distance, known_answers
 from .draws import draw_batches
 from .multiplier import Multiplier
@@ -30,13 +32,14 @@ from .rates import natural_rate
 from .sides import Sides
 from .step_plan import StepPlan, plan_steps
 
-STAGES = 4  # of a run, each twice as long as the one before
+STAGES, STAGES_OF_FEW = 4, 2  # of a run, each twice as long as the one before; of few rows
 LEARNED = 0.05  # share of wrong rows at which a run ends
 TRIED = 2  # rows of a pass whose memory is measured
 STILL, STILL_OF_FEW = 0.75, 0.5  # of the wrong rows of the stage before, at which it still learns; of few rows
 FEW_TAUGHT = 150  # rows, of which a few more or less are noise, and other methods are quick
 OF_OTHERS = 0.4  # of the time that is left, for what comes after a run
 AVERAGED = 0.5  # of the steps of a stage, the last ones, over whose weights the mean is taken
+NOTHING: list[list[Tensor]] = [[], []]  # drawn of two sides
 FEW_ROWS = 16  # that fit into memory, below which blocks are run again in the backward pass
 
 
@@ -74,8 +77,8 @@ def train(task: Task, sides: Sides, settings: Any) -> Trained:
     run, shards = _Run(task, sides, settings), task.engine.shards
     steps, before = run.planned.count, run.wrong_at_first()
     reserved = OF_OTHERS * time_left()
-    still = STILL_OF_FEW if sides.count < FEW_TAUGHT else STILL
-    for _ in range(STAGES):
+    stages, still = (STAGES_OF_FEW, STILL_OF_FEW) if sides.count < FEW_TAUGHT else (STAGES, STILL)
+    for _ in range(stages):
         left = time_left()
         wrong = run.take(steps, reserved)
         took = left - time_left()  # NaN without a deadline
@@ -121,6 +124,7 @@ class _Run:
         self.draw = torch.Generator().manual_seed(task.seed)
         self.average: list[Tensor] = []
         self.work, self.planned = 0.0, self.plan()
+        self.all_rows, self.wanted = self._all_rows(), list[Tensor]()
         before = task.engine.predict()
         kept = [x for x, _ in sides.kept]
         self.answers = known_answers(task, kept) if settings.closeness else [None] * len(kept)
@@ -146,6 +150,30 @@ class _Run:
             same = given is not None and given.shape == probe[0].shape and torch.equal(given, probe[0])
             self.late[key] = bool(probe) and not same
         return self.late[key]
+
+    def _all_rows(self) -> AllRows | None:
+        """All rows, where every step takes all and they are few and alike; None elsewhere."""
+        failing, kept = self.sides.failing, self.sides.kept
+        known, most = [x for x, _ in (*failing, *kept)], self.planned.batch
+        kinds = {(x.shape[1:], x.dtype, x.device, self._starts_late(x)) for x in known}
+        plain = not self.settings.closeness and self.shards is None
+        small = self.sides.count < FEW_TAUGHT and all([sum(len(y) for _, y in own) <= most for own in (failing, kept)])
+        if not (plain and small and len(kinds) == 1) or self.sides.count > self.rows_that_fit(known[0]):
+            return None
+        late = self._starts_late(known[0])
+        read = [self._read_late(x, torch.arange(len(x))) if late else (x,) for x in known]
+        return AllRows.of(read, failing, kept, self.settings.keep)
+
+    def _loss_of_all(self, rows: AllRows, tally: list[int] | None) -> Tensor:
+        """The losses of all rows in one pass and one sum, which takes half the time of one for each side."""
+        late = self._starts_late(next(x for x, _ in (*self.sides.failing, *self.sides.kept)))
+        outputs = self.task.engine.run(self.parameters, rows.read) if late else self.forward(*rows.read)
+        if not self.wanted:
+            self.wanted.append(rows.wanted(outputs, self.settings.smoothing))
+        if tally is not None:
+            tally[0] += rows.wrong(outputs)
+            tally[1] += len(rows.failing)
+        return -(torch.log_softmax(outputs, 1) * self.wanted[0]).sum()
 
     def _outputs(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
         """Outputs ``(len(rows), k)`` of some rows of each set; of the few rows of small steps in one pass, if alike."""
@@ -197,7 +225,8 @@ class _Run:
         self.work += steps * self.planned.work
         tally, weights, count = [0, 0], list(self.parameters.values()), 0
         sides = [[len(y) for _, y in pairs] for pairs in (self.sides.failing, self.sides.kept)]
-        for step, (failing, kept) in enumerate(draw_batches(sides, self.planned.batch, steps, self.draw)):
+        drawn = draw_batches(sides, self.planned.batch, steps, self.draw)
+        for step, (failing, kept) in enumerate(repeat(NOTHING, steps) if self.all_rows else drawn):
             self.task.judge.check_time()
             if time_left() < reserved:
                 break
@@ -274,6 +303,11 @@ class _Run:
         self, failing: list[Tensor], kept: list[Tensor], penalties: list[Tensor], tally: list[int] | None
     ) -> Iterator[Any]:
         """Losses of a batch of each side, in parts that fit into memory, and penalties; adds to ``tally``."""
+        if self.all_rows:
+            yield self._loss_of_all(self.all_rows, tally)
+            if penalties:
+                yield sum(penalties)
+            return
         sides: list[Any] = [(self.sides.failing, failing, [None] * len(failing), 1.0, tally)]
         sides += [(self.sides.kept, kept, self.answers, self.settings.keep, None)]
         parts, most = list[_Part](), 0  # rows that do not fit
