@@ -218,10 +218,13 @@ class Task:
             solution = replace(solution, delta=solution.delta[: self.engine.n])
         return solution, gave_way
 
-    def solve_program(self, program: Program) -> Solution:
-        """Solve a program within the time left; trouble is noted, Ctrl-C ends the repair."""
+    def solve_program(self, program: Program, *, prove: bool = True) -> Solution:
+        """Solve a program within the time left; trouble is noted, Ctrl-C ends the repair.
+
+        A step that one back end does not find is not worth a proof that there is none: ``prove=False``.
+        """
         limit, shards = self.judge.time_to_solve(), self.engine.shards
-        options: Any = {"feasibility_tol": self.tolerance, "time_limit": limit, "isolate": self.isolate}
+        options: Any = {"feasibility_tol": self.tolerance, "time_limit": limit, "isolate": self.isolate, "prove": prove}
         with self.timed("solve"):
             if shards is None:
                 solution = solve(program, self.solver, **options)
