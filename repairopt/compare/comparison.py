@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from repairopt.errors import ResultError, SpecificationError, public
+from repairopt.errors import ResultError, SpecificationError, path_of, public
 from repairopt.patches import whole_file
 from repairopt.report import render_comparison, shown_letters
 from repairopt.specify import is_sequence
@@ -163,6 +163,7 @@ class Comparison:
         """One HTML page that needs no network: table with letters, pictures, ranks, figures of papers beside."""
         return render_comparison(self, self.measured(), title=title)
 
+    @public
     def save_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page of :meth:`to_html` to a file, whole or not at all."""
         page = self.to_html(**options)
@@ -288,7 +289,7 @@ def _working_in(folder: str | Path | None) -> Iterator[dict[str, Cell]]:
         with nullcontext():
             yield {}
         return
-    path = Path(folder)
+    path = path_of(folder, "folder", written=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / LOCK, timeout=0):
@@ -302,7 +303,7 @@ def _working_in(folder: str | Path | None) -> Iterator[dict[str, Cell]]:
 
 def read_cells(folder: str | Path) -> dict[str, Cell]:
     """The cells that a folder holds, by key; a line that was cut short by a kill is dropped."""
-    path, found = Path(folder) / CELLS, dict[str, Cell]()
+    path, found = path_of(folder, "folder") / CELLS, dict[str, Cell]()
     if not path.exists():
         return found
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -10,7 +10,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.program import AffineLayer, Array, Program, RectifierLayer, Status
 
@@ -58,7 +58,7 @@ class ThreeMDNN:
     def __post_init__(self) -> None:
         counts = {"proposals": Expected(low=1, whole=True)}
         check_settings(self, {**counts, "limit": Expected(above=True), "buffer": Expected()})
-        if self.total not in ("max", "sum"):
+        if not is_one_of(self.total, ("max", "sum")):
             raise SpecificationError(f"method ThreeMDNN: total={self.total!r}; choose max or sum.")
 
     def run(self, task: Task) -> Outcome:

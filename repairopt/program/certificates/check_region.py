@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import ProofError
+from repairopt.errors import ProofError, public
 from repairopt.program.program import Array
 
 from .box_tiling import boxes_tile
@@ -32,6 +32,7 @@ Run = Callable[[Array], Array]
 Boxes = tuple[Array, Array, Any, Any]  # lower sides, upper sides, the box of the proof that they are in, and the leaf
 
 
+@public
 def check_proof(
     network: LayeredNetwork,
     proof: RegionProof,
