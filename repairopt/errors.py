@@ -17,6 +17,7 @@ import traceback
 import types
 import typing
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -287,6 +288,38 @@ def as_foreign(entry: str, error: Exception, wrong: str = "") -> RepairError:
     with contextlib.suppress(TypeError):  # a class that needs other arguments, or cannot be combined
         return type(kind.__name__, (base, kind), {"__module__": __name__})(text)
     return base(text)
+
+
+def forgiven(
+    name: str, function: Callable[..., Any], *, again: bool = False, tell: Callable[[str], None] | None = None
+) -> Callable[..., None]:
+    """A user's function that is told of progress, whose exceptions end nothing; Ctrl-C in it passes.
+
+    Args:
+        name: What it is called, for the warning.
+        function: The function.
+        again: Whether it is called again after it failed.
+        tell: Called with the same words as the warning, once.
+
+    Returns:
+        A function with the same arguments.
+    """
+    failed: list[str] = []
+
+    def call(*values: Any) -> None:
+        if failed and not again:
+            return
+        try:
+            function(*values)
+        except Exception as error:
+            if not failed:
+                ends = "it is called again all the same" if again else "it is not called again"
+                failed.append(f"{name} failed ({type(error).__name__}: {error}); {ends}.")
+                if tell is not None:
+                    tell(failed[0])
+                warnings.warn(failed[0], RuntimeWarning, stacklevel=2)
+
+    return call
 
 
 def visible(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from repairopt.errors import ResultError, SpecificationError, path_of, public
+from repairopt.errors import ResultError, SpecificationError, forgiven, path_of, public
 from repairopt.patches import whole_file
 from repairopt.report import render_comparison, shown_letters
 from repairopt.specify import is_sequence
@@ -233,6 +233,7 @@ def compare_repairs(
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise SpecificationError(f"{name}={count!r}; expected a whole number, 1 or more.")
     made = named_methods(methods)
+    progress = None if progress is None else forgiven("progress", progress)
     for one in given:
         one.specification()  # what is wrong with it is said before anything runs
     digests = {one.name: one.digest() for one in given}

@@ -41,6 +41,7 @@ from repairopt.specify import (
 )
 from repairopt.verify import Stop
 
+from .callbacks import Callbacks
 from .conclude import CONFIDENCE, conclude_repair
 from .former import take_former
 from .given_points import layers_for_points, weights_for_points
@@ -161,6 +162,25 @@ def propose_candidate(
     For comparisons of methods: what a method of the literature ends with is measured as it is, good or bad, where a
     repair would fall back to a better point that it met on its way.
     """
+    callbacks = Callbacks(settings)
+    given: Any = {"data": data, "held_out": held_out, "weights": weights, "method": method}
+    found = _propose(model, goal, constraints, **given, settings=callbacks.settings)
+    for failure in callbacks.failures:
+        found.prepared.task.log.note(failure)
+    return found
+
+
+def _propose(
+    model: nn.Module | Classifier,
+    goal: Any,
+    constraints: Any,
+    *,
+    data: Any,
+    held_out: Any,
+    weights: Any,
+    method: str | Method,
+    settings: Settings,
+) -> Proposal:
     started = (time.perf_counter(), time.process_time())
     data = labelled_pairs(data)
     spec = make_specification(goal, constraints, held_out, data)
