@@ -220,10 +220,54 @@ class AdversarialError(_Points):
         probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points,)), dim=-1)
         return 1 - probabilities.gather(1, self.labels.to(points.device)[:, None]).mean()
 
+    def around(self, predict: Predict) -> AttackedPoints:
+        """The same for networks near this one, where the worst points for it are held: it costs no attack."""
+        points, margins = self.attacked(predict)
+        counted = torch.ones(len(margins), dtype=torch.bool, device=margins.device)
+        return AttackedPoints(self.name, float(self.target), self.inputs, points, self.labels, counted)
+
     def details(self, predict: Predict) -> dict[str, float]:
         """Number of points with a counterexample, and of points wrong as they are."""
         margins, clean = self.attacked(predict)[1], replace(self, radius=0.0).attacked(predict)[1]
         return {"attacked points": float((margins <= 0).sum()), "wrong points": float((clean <= 0).sum())}
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedPoints:
+    """What an attack says of networks near the one it was made for, whose worst points are held.
+
+    Attributes:
+        name: Of the property.
+        target: Of the property.
+        inputs: The points ``(N, ...)`` themselves.
+        points: The worst points found around them.
+        labels: Classes ``(N,)``.
+        counted: Which points count, ``(N,)``; of the others none is broken.
+    """
+
+    name: str
+    target: float
+    inputs: Tensor
+    points: Tensor
+    labels: Tensor
+    counted: Tensor
+
+    def value(self, predict: Predict) -> Tensor:
+        """Share of points that are wrong, or whose worst point is."""
+        least = torch.minimum(self._leads(predict, self.inputs), self._leads(predict, self.points))
+        return ((least <= 0) & self.counted).double().sum() / self.counted.sum().clamp(min=1)
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """One minus the mean probability of the label at the worst points."""
+        chances = torch.softmax(predict(self.points), dim=-1)
+        own = chances.gather(1, self.labels.to(chances.device)[:, None])[:, 0]
+        return ((1 - own) * self.counted).sum() / self.counted.sum().clamp(min=1)
+
+    def _leads(self, predict: Predict, inputs: Tensor) -> Tensor:
+        outputs = predict(inputs)
+        labels = self.labels.to(outputs.device)[:, None]
+        others = outputs.scatter(1, labels, -torch.inf).amax(1)
+        return outputs.gather(1, labels)[:, 0] - others
 
 
 def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
