@@ -102,9 +102,10 @@ class PropertySampler:
 
     def signed_hard(self, residuals: Array) -> Array:
         """Residuals ``(q,)`` from ``goal.signed_hard`` where it exists, else the given soft ones."""
-        if not isinstance(self.goal, SignedParts):
+        goal: Any = self.goal
+        if not isinstance(goal, SignedParts):
             return residuals
-        hard = torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
+        hard = torch.as_tensor(goal.signed_hard(self.engine.predict(self.at)))
         found = hard.detach().cpu().double().numpy().reshape(-1)
         if found.shape != residuals.shape:
             raise SpecificationError(
