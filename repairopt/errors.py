@@ -306,11 +306,11 @@ def forgiven(
     """
     failed: list[str] = []
 
-    def call(*values: Any) -> None:
+    def call(*values: Any, **named: Any) -> None:
         if failed and not again:
             return
         try:
-            function(*values)
+            function(*values, **named)
         except Exception as error:
             if not failed:
                 ends = "it is called again all the same" if again else "it is not called again"

@@ -162,6 +162,10 @@ def propose_candidate(
     For comparisons of methods: what a method of the literature ends with is measured as it is, good or bad, where a
     repair would fall back to a better point that it met on its way.
     """
+    if not isinstance(settings, Settings):
+        raise SpecificationError(
+            f"settings: got a {type(settings).__name__}; expected repairopt.Settings, as in settings=Settings(seed=1)."
+        )
     callbacks = Callbacks(settings)
     given: Any = {"data": data, "held_out": held_out, "weights": weights, "method": method}
     found = _propose(model, goal, constraints, **given, settings=callbacks.settings)
@@ -306,11 +310,7 @@ def _has_many_weights(task: Task) -> bool:
 
 
 def _check_options(method: Method, weights: Any, settings: Settings, data: Any) -> None:
-    """Refuse what the method would ignore, and settings of another kind."""
-    if not isinstance(settings, Settings):
-        raise SpecificationError(
-            f"settings: got a {type(settings).__name__}; expected repairopt.Settings, as in settings=Settings(seed=1)."
-        )
+    """Refuse what the method would ignore."""
     given = {name: _differs(getattr(settings, name, None), getattr(DEFAULTS, name, None)) for name in OPTIONAL}
     given["weights"] = not (isinstance(weights, str) and weights == "auto")
     given["sample_weight"] = any(weight_of(pair) is not None for pair in data)

@@ -15,7 +15,7 @@ from .intervals import Interval, rate_interval
 from .margins import LabelLeads
 from .measures import BOX, DATA, DOWN, FIRST, WHERE, Argument, Measure
 from .properties import AccuracyDrop
-from .robustness import AdversarialError, AttackedPoints
+from .robustness import AdversarialError
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class AttackSuccess(AdversarialError):
         own = self.on(self.inputs[right.to(self.inputs.device)], self.labels[right.to(self.labels.device)])
         return AdversarialError.soft_value(own, predict) if bool(right.any()) else torch.zeros(())
 
-    def around(self, predict: Predict) -> AttackedPoints:
+    def around(self, predict: Predict) -> Any:
         """As :meth:`AdversarialError.around`; points that are wrong as they are do not count."""
         return replace(super().around(predict), counted=self._right(predict))
 

@@ -267,11 +267,11 @@ class AdversarialError(_Points):
         probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points,)), dim=-1)
         return 1 - probabilities.gather(1, self.labels.to(points.device)[:, None]).mean()
 
-    def around(self, predict: Predict) -> AttackedPoints:
+    def around(self, predict: Predict) -> _AttackedPoints:
         """The same for networks near this one, where the worst points for it are held: it costs no attack."""
         points, margins = self.attacked(predict)
         counted = torch.ones(len(margins), dtype=torch.bool, device=margins.device)
-        return AttackedPoints(self.name, float(self.target), self.inputs, points, self.labels, counted)
+        return _AttackedPoints(self.name, float(self.target), self.inputs, points, self.labels, counted)
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Number of points with a counterexample, and of points wrong as they are."""
@@ -280,7 +280,7 @@ class AdversarialError(_Points):
 
 
 @dataclass(frozen=True, eq=False)
-class AttackedPoints:
+class _AttackedPoints:
     """What an attack says of networks near the one it was made for, whose worst points are held.
 
     Attributes:

@@ -195,7 +195,7 @@ def test_a_twin_is_made_of_every_class_and_is_no_instance_of_it():
 def test_the_cases_use_every_class():
     used = set(re.findall(r"lib\.(\w+)", inspect.getsource(sys.modules[__name__])))
     inner = {"ShareRows", "_Labels", "Specification"}  # made by methods; shared by two classes; made of any goal
-    inner |= {"AttackedPoints"}  # what a surrogate samples in place of an error under attack
+    inner |= {"_AttackedPoints"}  # what a surrogate samples in place of an error under attack
     assert used >= set(BUILT_IN) - inner
 
 
