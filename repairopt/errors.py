@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import threading
 import traceback
+import types
+import typing
 import unicodedata
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,11 +157,15 @@ class ForeignError(RepairError):
 
 
 def public(function: Function) -> Function:
-    """Make a function a public entry: it runs with torch in its usual state, and only a :class:`RepairError` leaves it.
+    """Make a function, or the making of a class, a public entry, which only a :class:`RepairError` leaves.
 
-    Whatever surrounds the call (``no_grad``, ``inference_mode``, autocast, a default dtype or device) is put aside, so
-    that results are those without, and put back. Warnings that a filter raises pass.
+    It runs with torch in its usual state: whatever surrounds the call (``no_grad``, ``inference_mode``, autocast, a
+    default dtype or device) is put aside, so that results are those without, and put back. Warnings that a filter
+    raises pass.
     """
+    if isinstance(function, type):
+        function.__init__ = public(function.__init__)  # type: ignore[misc]
+        return function
 
     @functools.wraps(function)
     def entered(*args: Any, **kwargs: Any) -> Any:
@@ -167,16 +175,102 @@ def public(function: Function) -> Function:
         except (RepairError, Warning):
             raise
         except Exception as error:
-            raise as_foreign(function.__name__, error) from error
+            wrong = _wrong_argument(function, args, kwargs)
+            raise as_foreign(_name_of(function), error, wrong) from error
 
     return entered  # type: ignore[return-value]
 
 
-def as_foreign(entry: str, error: Exception) -> ForeignError:
-    """An exception as one of the library, which says where it arose."""
+def _name_of(function: Callable[..., Any]) -> str:
+    """The name that users call it by."""
+    return function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
+
+
+def _wrong_argument(function: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """Which argument is not of the type that the signature states, in words; empty where all are, or nobody knows."""
+    try:
+        hints, signature = typing.get_type_hints(function), inspect.signature(function)
+        given = signature.bind(*args, **kwargs).arguments
+    except (NameError, TypeError):  # a name for type checkers alone; another number of arguments
+        return ""
+    for name, value in given.items():
+        kind = signature.parameters[name].kind
+        if name in hints and kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD) and not _is_a(value, hints[name]):
+            expected = str(signature.parameters[name].annotation)
+            return f"{name}={shown(value)}; expected {expected.replace('os.PathLike[str]', 'os.PathLike')}."
+    return ""
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of a hint, of its items one level deep; True where that cannot be told."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if hint is None:
+        return value is None
+    kind = origin or hint
+    if kind is float:
+        kind = int | float
+    try:
+        found = isinstance(value, kind)
+    except TypeError:  # Any, type variables, protocols
+        return True
+    if found and kind in (list, tuple, Sequence) and inner:
+        return not isinstance(value, str) and all(_is_a(item, inner[0]) for item in value)
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value in a message: itself where it is short, else its type."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    if isinstance(value, str) and len(value) > 60:
+        return repr(f"{value[:50]} ...")
+    kind = type(value)
+    return text if 0 < len(text) <= 60 and "\n" not in text and " at 0x" not in text else f"a {kind.__name__}"
+
+
+def path_of(value: Any, what: str, *, written: bool = False) -> Path:
+    """A path that a user gave; ``~`` stands for the home folder.
+
+    Args:
+        value: A text or an ``os.PathLike``.
+        what: Whose path it is, for the message.
+        written: Whether something is written there; names with blanks around them are slips, mostly.
+
+    Raises:
+        SpecificationError: It is no path, is empty, or no file can have it.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
+        raise SpecificationError(f"{what}: path={shown(value)}; expected a text or a pathlib.Path.")
+    if not text.strip():
+        raise SpecificationError(f"{what}: path={text!r}; expected the name of a file or folder, got none.")
+    path = Path(text)
+    if path.parts[:1] == ("~",):
+        path = path.expanduser()
+    odd = [part for part in path.parts if part != part.strip() or any(unicodedata.category(c) == "Cc" for c in part)]
+    if written and odd:
+        raise SpecificationError(
+            f"{what}: path={text!r} has a name with blanks around it or control characters; expected one without."
+        )
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise SpecificationError(f"{what}: path={shown(text)} cannot be the name of a file ({why}).") from error
+    return path
+
+
+def as_foreign(entry: str, error: Exception, wrong: str = "") -> RepairError:
+    """An exception as one of the library, which says where it arose, and which argument is ``wrong``."""
     frames = traceback.extract_tb(error.__traceback__)
     own, library = Path(__file__).parent, "site-packages"
     theirs = [f for f in frames[1:] if own not in Path(f.filename).parents and library not in f.filename]
+    theirs = [f for f in theirs if f.filename != "<string>" and not f.filename.endswith(".pyx")]  # of dataclasses, C
     where = (theirs or frames)[-1]
     kind, place = type(error), f"{where.filename}, line {where.lineno}, in {where.name}"
     text = str(error).strip() or "no message"
@@ -188,9 +282,44 @@ def as_foreign(entry: str, error: Exception) -> ForeignError:
         if theirs
         else "No check of the inputs foresaw it; simplify model and data, and report it with the chained traceback."
     )
+    if wrong:
+        text = f"{entry}: {wrong}"
+    base = SpecificationError if wrong else ForeignError
     with contextlib.suppress(TypeError):  # a class that needs other arguments, or cannot be combined
-        return type(kind.__name__, (ForeignError, kind), {"__module__": __name__})(text)
-    return ForeignError(text)
+        return type(kind.__name__, (base, kind), {"__module__": __name__})(text)
+    return base(text)
+
+
+def forgiven(
+    name: str, function: Callable[..., Any], *, again: bool = False, tell: Callable[[str], None] | None = None
+) -> Callable[..., None]:
+    """A user's function that is told of progress, whose exceptions end nothing; Ctrl-C in it passes.
+
+    Args:
+        name: What it is called, for the warning.
+        function: The function.
+        again: Whether it is called again after it failed.
+        tell: Called with the same words as the warning, once.
+
+    Returns:
+        A function with the same arguments.
+    """
+    failed: list[str] = []
+
+    def call(*values: Any, **named: Any) -> None:
+        if failed and not again:
+            return
+        try:
+            function(*values, **named)
+        except Exception as error:
+            if not failed:
+                ends = "it is called again all the same" if again else "it is not called again"
+                failed.append(f"{name} failed ({type(error).__name__}: {error}); {ends}.")
+                if tell is not None:
+                    tell(failed[0])
+                warnings.warn(failed[0], RuntimeWarning, stacklevel=2)
+
+    return call
 
 
 def visible(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from repairopt.errors import ResultError, SpecificationError, public
+from repairopt.errors import ResultError, SpecificationError, forgiven, path_of, public
 from repairopt.patches import whole_file
 from repairopt.report import render_comparison, shown_letters
 from repairopt.specify import is_sequence
@@ -163,6 +163,7 @@ class Comparison:
         """One HTML page that needs no network: table with letters, pictures, ranks, figures of papers beside."""
         return render_comparison(self, self.measured(), title=title)
 
+    @public
     def save_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page of :meth:`to_html` to a file, whole or not at all."""
         page = self.to_html(**options)
@@ -232,6 +233,7 @@ def compare_repairs(
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise SpecificationError(f"{name}={count!r}; expected a whole number, 1 or more.")
     made = named_methods(methods)
+    progress = None if progress is None else forgiven("progress", progress)
     for one in given:
         one.specification()  # what is wrong with it is said before anything runs
     digests = {one.name: one.digest() for one in given}
@@ -288,7 +290,7 @@ def _working_in(folder: str | Path | None) -> Iterator[dict[str, Cell]]:
         with nullcontext():
             yield {}
         return
-    path = Path(folder)
+    path = path_of(folder, "folder", written=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / LOCK, timeout=0):
@@ -302,7 +304,7 @@ def _working_in(folder: str | Path | None) -> Iterator[dict[str, Cell]]:
 
 def read_cells(folder: str | Path) -> dict[str, Cell]:
     """The cells that a folder holds, by key; a line that was cut short by a kill is dropped."""
-    path, found = Path(folder) / CELLS, dict[str, Cell]()
+    path, found = path_of(folder, "folder") / CELLS, dict[str, Cell]()
     if not path.exists():
         return found
     for line in path.read_text(encoding="utf-8").splitlines():

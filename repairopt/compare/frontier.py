@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, public, require_extra, visible
+from repairopt.errors import SpecificationError, public, require_extra, shown, visible
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
@@ -20,8 +20,10 @@ from repairopt.patches import whole_file
 from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
 from repairopt.report import Repair, Verdict, render_frontier
 from repairopt.specify import (
+    Expected,
     LabelledPair,
     Specification,
+    are_numbers,
     goal_value,
     make_specification,
     row_weights,
@@ -30,6 +32,7 @@ from repairopt.specify import (
 )
 
 STEPS = 8  # bounds in a sweep, where the user does not say
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,7 @@ class Frontier:
             )
         return render_frontier(self, title=title, **options)
 
+    @public
     def save_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page of :meth:`to_html` to a file, whole or not at all."""
         page = self.to_html(**options)
@@ -208,6 +212,7 @@ def trace_frontier(
     twins: tuple[Any, ...] = ()
     if held_out_goal is not None:
         twins = tuple(held_out_goal) if isinstance(held_out_goal, list | tuple) else (held_out_goal,)
+        twins = Specification(goal, held_out=twins).held_out  # which refuses what is neither property nor constraint
     elif held_out is not None:
         own = held_out if held_out.weight is None else (*held_out, held_out.weight)
         twins = make_specification(goal, constraints, own).held_out
@@ -252,6 +257,8 @@ def _labelled(owner: str, given: Any) -> Any:
     """Inputs and labels, with the weight of each row, checked; None where nothing was given."""
     if given is None:
         return None
+    if not is_dataset(given) and not (isinstance(given, tuple | list) and len(given) in (2, 3)):
+        raise SpecificationError(f"{owner}: got {shown(given)}; expected (inputs, labels), a dataset or a loader.")
     inputs, labels, weights = (given, None, None) if is_dataset(given) else (*given, weight_of(given))[:3]
     x, y = check_inputs(owner, inputs, labels, integers=True)
     return LabelledPair(x, y, row_weights(owner, weights, inputs, len(x)))
@@ -259,10 +266,9 @@ def _labelled(owner: str, given: Any) -> Any:
 
 def _bounds(targets: Sequence[float] | int, value: float) -> npt.NDArray[np.float64]:
     if isinstance(targets, int):
-        if targets < 1:
-            raise SpecificationError(f"targets={targets}; expected 1 or more bounds, or a list of them.")
+        if not 1 <= targets <= MOST_STEPS:
+            raise SpecificationError(f"targets={shown(targets)}; expected 1 to {MOST_STEPS} bounds, or a list of them.")
         return np.linspace(0.9, 0.1, targets) * value
-    found = np.sort(np.asarray(list(targets), dtype=np.float64))[::-1]
-    if not len(found) or not np.all(np.isfinite(found)):
+    if not are_numbers(targets, Expected(low=-np.inf)):
         raise SpecificationError(f"targets={targets!r}: expected at least one finite number.")
-    return found
+    return np.sort(np.asarray([float(one) for one in targets]))[::-1]

@@ -9,7 +9,7 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 
 from .blocks import SAME, Cells, adjust_means
 
@@ -17,6 +17,7 @@ LEAST_PAIRS = 3  # common cells, for a paired test
 TESTS = ("paired", "blocked")
 
 
+@public
 def letter_groups(
     values: Mapping[str, Cells], *, better: int, level: float = 0.05, test: str = "paired"
 ) -> dict[str, str]:

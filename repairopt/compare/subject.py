@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import RepairError, SpecificationError, public
+from repairopt.errors import RepairError, SpecificationError, public, shown
 from repairopt.network import UNORDERED, Classifier, Engine, check_labelled, check_labels, split_model
 from repairopt.specify import ErrorRate, KeepLabels, Specification, make_specification
 
@@ -24,6 +25,14 @@ SHARES = (0.5, 0.1, 0.2, 0.2)  # of the rows, where all come from one set
 FAILING, RIGHT = "failing rows of the repair set", "right answers of the repair set"
 
 
+def _as_groups(name: str, groups: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(groups)
+    except (TypeError, ValueError) as error:
+        raise SpecificationError(f"subject '{name}': groups are no array ({error}); expected one a row.") from error
+
+
+@public
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A network on which repairers are compared, with its rows.
@@ -92,7 +101,7 @@ class Subject:
                 )
             known |= dict.fromkeys(own, part)
         if self.groups is not None:
-            groups = np.asarray(self.groups)
+            groups = _as_groups(self.name, self.groups)
             if groups.shape != (len(self.test[1]),):
                 raise SpecificationError(
                     f"subject '{self.name}': groups have shape {groups.shape}; expected one for each of the "
@@ -173,6 +182,9 @@ class Subject:
             raise SpecificationError(
                 f"subject '{name}': shares={shares}; expected four numbers above 0 whose sum is 1."
             )
+        if not isinstance(seed, int) or seed < 0:
+            raise SpecificationError(f"subject '{name}': seed={shown(seed)}; expected a whole number, 0 or more.")
+        groups = None if groups is None else _as_groups(name, groups)
         if groups is not None and np.shape(groups) != (len(x),):
             raise SpecificationError(
                 f"subject '{name}': groups have shape {np.shape(groups)}; expected one for each of the {len(x)} rows."
@@ -183,7 +195,7 @@ class Subject:
         place = draw.permutation(len(order))[[order[key] for key in keys]] / len(order)
         part = np.searchsorted(np.cumsum(shares)[:-1], place, side="right")
         rows = {one: torch.as_tensor(np.flatnonzero(part == k)) for k, one in enumerate(PARTS)}
-        own = None if groups is None else np.asarray(groups)[rows["test"].numpy()]
+        own = None if groups is None else groups[rows["test"].numpy()]
         parts: Any = {one: (x[ix.to(x.device)], y[ix.to(y.device)]) for one, ix in rows.items()}
         return cls(name=name, model=model, **parts, groups=own, **options)
 

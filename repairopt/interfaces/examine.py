@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import RepairError, public
+from repairopt.errors import RepairError, forgiven, public
 from repairopt.localize import LayerGraph, localize
 from repairopt.methods import SQP
 from repairopt.network import Certifier, Classifier, Engine, pull_back, split_model
@@ -108,6 +108,7 @@ def examine_model(
         What works, and what trial repairs cost. A part that does not work is a finding, not an exception.
     """
     network, forward_fn = split_model(model)
+    tell = forgiven("tell", tell)
     few, total = inputs[:ROWS], len(inputs) if rows is None else rows
     size = sum(parameter.numel() for parameter in network.parameters())
     name = f"{type(network).__name__}, {size:,} parameters"

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError, SpecificationError
+from repairopt.errors import ModelError, SpecificationError, public
 from repairopt.network import as_tensor
 
 
+@public
 @dataclass(eq=False)
 class PackedInputs:
     """Named inputs of one shape as one tensor, and the way back.
@@ -49,11 +50,11 @@ class PackedInputs:
             )
         tensors = {str(name): as_tensor(f"PackedInputs, '{name}'", value) for name, value in self.named.items()}
         kinds = {(tuple(tensor.shape), tensor.is_floating_point()) for tensor in tensors.values()}
-        if len(kinds) > 1:
+        if len(kinds) > 1 or not all(shape for shape, _ in kinds):
             shapes = ", ".join(f"'{name}' {tuple(t.shape)} {t.dtype}" for name, t in tensors.items())
             raise SpecificationError(
-                f"PackedInputs: {shapes}; expected one shape, all whole numbers or all floating. Leave out what the "
-                f"model has a default for, labels among them."
+                f"PackedInputs: {shapes}; expected one shape of rows, all whole numbers or all floating. Leave out "
+                f"what the model has a default for, labels among them."
             )
         self.names, self.inputs = tuple(tensors), torch.stack(list(tensors.values()), dim=1)
         self.named = {}  # the stack holds them now

@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable
 from itertools import count
 
+from repairopt.errors import public
 from repairopt.report import Report
 from repairopt.verify import Round
 
 Log = Callable[[dict[str, float], int], object]
 
 
+@public
 def track_rounds(log: Log, prefix: str = "repair") -> Callable[[Round], None]:
     """What to pass as ``progress=`` of :func:`repairopt.solve_repair`.
 
@@ -50,6 +52,7 @@ def track_rounds(log: Log, prefix: str = "repair") -> Callable[[Round], None]:
     return progress
 
 
+@public
 def report_metrics(report: Report, prefix: str = "repair") -> dict[str, float]:
     """The figures of a report by name, for a tracker or a table.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import SpecificationError
+from repairopt.specify import Expected
 
 from .question import Neuron, Pair, Question, best_neurons
 
@@ -39,7 +40,7 @@ class Probes:
     weights: str = "incoming"
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not 0 < self.share <= 1:
+        if not Expected(high=1, above=True).fits(self.share):
             raise SpecificationError(f"Probes: share={self.share!r}; expected a number above 0, at most 1.")
 
     def neurons(self, question: Question) -> list[Neuron]:

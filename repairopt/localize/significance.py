@@ -9,6 +9,7 @@ from torch import Tensor
 
 from repairopt.errors import ModelError, SpecificationError
 from repairopt.network import Engine, NetworkSteps, check_time, relax
+from repairopt.specify import Expected
 
 from .follow_units import hidden_layers, outgoing
 from .question import Neuron, Question, best_neurons, check_count
@@ -46,7 +47,7 @@ class Significance:
 
     def __post_init__(self) -> None:
         check_count(self, count=self.count, samples=self.samples)
-        if isinstance(self.widen, bool) or not 0 <= self.widen < float("inf"):
+        if not Expected().fits(self.widen):
             raise SpecificationError(f"Significance: widen={self.widen!r}; expected a number, 0 or more.")
 
     def neurons(self, question: Question) -> list[Neuron]:

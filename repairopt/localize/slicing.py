@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from repairopt.errors import ModelError, SpecificationError
+from repairopt.errors import ModelError, SpecificationError, public
 from repairopt.network import check_time, run_and_keep
 
 from .follow_units import readers
@@ -75,6 +75,7 @@ class NNSlicer:
         return {name: torch.where(mask, scores[name] - least + 1, 0.0).double().cpu() for name, mask in kept.items()}
 
 
+@public
 class Slicer:
     """Slices of one network; what all samples have in common is computed once.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from repairopt.errors import ModelError, SpecificationError
+from repairopt.specify import is_one_of
 
 from .question import Neuron, Question, best_neurons, check_count
 from .trace_layers import Layer
@@ -81,7 +82,7 @@ class DeepFault:
 
     def __post_init__(self) -> None:
         check_count(self, count=self.count, star=self.star)
-        if self.measure not in MEASURES:
+        if not is_one_of(self.measure, MEASURES):
             raise SpecificationError(f"DeepFault: measure={self.measure!r}; choose from {', '.join(MEASURES)}.")
 
     def neurons(self, question: Question) -> list[Neuron]:
@@ -131,7 +132,7 @@ class AdversarialSpectrum:
 
     def __post_init__(self) -> None:
         check_count(self, top=self.top)
-        if self.level not in ("block", "layer", "neuron"):
+        if not is_one_of(self.level, ("block", "layer", "neuron")):
             raise SpecificationError(f"AdversarialSpectrum: level={self.level!r}; choose block, layer or neuron.")
 
     def neurons(self, question: Question) -> list[Neuron]:

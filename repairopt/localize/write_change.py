@@ -27,6 +27,8 @@ def apply(model: nn.Module, location: Location, delta: npt.NDArray[np.float64]) 
         raise ModelError(f"delta has shape {delta.shape}; expected ({location.size},) finite numbers, one a weight.")
     repaired = copy.deepcopy(model)
     parameters = dict(repaired.named_parameters())
+    if missing := [name for name in location.indices if name not in parameters]:
+        raise ModelError(f"model {type(model).__name__}: has no parameter '{missing[0]}', which is to change.")
     changes, start = {}, 0
     with torch.no_grad():
         for name, positions in location.indices.items():

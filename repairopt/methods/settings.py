@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repairopt.errors import SpecificationError
-from repairopt.specify import Expected as Expected, is_one_of as is_one_of, keep_plain
+from repairopt.specify import Expected as Expected, are_numbers as are_numbers, is_one_of as is_one_of, keep_plain
 from repairopt.surrogate import SurrogateSettings, check_way
 
 
@@ -58,7 +58,7 @@ class SurrogateModel(TrustRegion):
         """As :meth:`TrustRegion.check_model`."""
         super().check_model()
         check_way(self.convexify)
-        if self.program not in ("qp", "lp"):
+        if not is_one_of(self.program, ("qp", "lp")):
             raise SpecificationError(f"method {type(self).__name__}: program={self.program!r}; choose qp or lp.")
 
 

@@ -29,7 +29,7 @@ from repairopt.errors import SpecificationError, public
 
 from .inference_tensors import usable
 from .row_files import Spool, as_type
-from .row_values import check_same_index, refuse_missing
+from .row_values import check_same_index, refuse_missing, samples_in
 
 INDICES = "Names of classes become indices by pandas.factorize(labels, sort=True)[0]."
 BATCH = 256  # samples of a dataset that are read at a time
@@ -210,7 +210,7 @@ def _from_dataset(owner: str, data: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(data, TensorDataset):
         return _pair(owner, data, data.tensors)
     loader = _in_order(owner, data)
-    if isinstance(loader.dataset, IterableDataset) and not hasattr(loader.dataset, "__len__"):
+    if isinstance(loader.dataset, IterableDataset) and samples_in(loader.dataset) is None:
         raise SpecificationError(
             f"{owner}: a {type(loader.dataset).__name__} without a length may never end. Collect what you want of it "
             f"in a TensorDataset."
@@ -231,7 +231,7 @@ def _read(owner: str, loader: DataLoader[Any]) -> tuple[list[Tensor], Any, int]:
     """
     columns: list[Spool] = []
     first: Any = None
-    rows = 0
+    rows, most = 0, samples_in(loader.dataset) if isinstance(loader.dataset, IterableDataset) else None
     try:
         for part in loader:
             if not isinstance(part, Tensor | list | tuple):
@@ -251,6 +251,8 @@ def _read(owner: str, loader: DataLoader[Any]) -> tuple[list[Tensor], Any, int]:
             rows += len(batch[0])
             for column, one in zip(columns, batch, strict=True):
                 column.add(one)
+            if most is not None and rows > most:  # it may never end
+                break
         return [column.tensor() for column in columns], first, rows
     except (TypeError, RuntimeError) as error:
         if "collate" not in str(error) + traceback.extract_tb(error.__traceback__)[-1].filename:

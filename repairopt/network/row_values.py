@@ -109,3 +109,11 @@ def check_same_index(owner: str, **parts: Any) -> None:
                 f"{known.index[row]!r}. Pass {name}.loc[{first}.index], or {name}.to_numpy() where they belong "
                 f"together by position."
             )
+
+
+def samples_in(dataset: Any) -> int | None:
+    """How many samples a dataset says that it has; None where it does not know."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError, AttributeError, AssertionError):
+        return None

@@ -16,10 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import IO, Any
 
-from repairopt.errors import AuditError
+from repairopt.errors import AuditError, path_of, public
 
 from .safe_files import sync_folder
 
@@ -36,6 +35,7 @@ class LogEnd:
     hash: str = START
 
 
+@public
 class AuditLog:
     """Appends events to a file; several processes may append to the same one.
 
@@ -62,7 +62,7 @@ class AuditLog:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = path_of(path, "audit log", written=True)
         if not self.path.parent.is_dir():
             raise AuditError(f"audit log '{self.path}': there is no folder '{self.path.parent}'. Make it before.")
         self.end, self._size = LogEnd(), 0
@@ -72,6 +72,7 @@ class AuditLog:
         if new:
             sync_folder(self.path.parent)
 
+    @public
     def append(self, event: str, /, **data: Any) -> LogEnd:
         """Write one line, to the disk; returns the new end of the chain.
 
@@ -138,6 +139,7 @@ class AuditLog:
         self.end = LogEnd(self.end.count + 1, str(entry["hash"]))
 
 
+@public
 def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> LogEnd:
     """Check the chain of an audit log, which is only read; returns its end.
 
@@ -147,9 +149,10 @@ def verify_log(path: str | os.PathLike[str], *, expected: str | None = None) -> 
         AuditError: There is no such file; a line is unfinished, malformed, changed, removed, added or moved, with its
             number counted from 1; or no line has the expected hash.
     """
+    path = path_of(path, "audit log")
     what = os.fspath(path)
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise AuditError(f"audit log '{what}': cannot be read ({error}).") from error
     if lines.pop():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ExportError, public
+from repairopt.errors import ExportError, path_of, public
 
 from .patch import Patch
 from .safe_files import whole_file, write_tensors
@@ -60,6 +60,7 @@ def export_lora(
     References:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022.
     """
+    folder = path_of(folder, "folder of the adapter", written=True)
     if hasattr(model, "peft_config"):
         return _adapter_of(patch, model, folder, max_rank)
     old = state_of(model)

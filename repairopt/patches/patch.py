@@ -120,12 +120,14 @@ class Patch:
         """SHA-256 of everything in the patch. Keep it elsewhere: it tells a patch from one that was made to look so."""
         return content_hash(*self._parts)
 
+    @public
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the patch as a safetensors file, which is there whole or not at all; its folder must exist."""
         text, tensors = self._parts
         write_tensors(path, tensors, {HEADER: text, CONTENT: self.content_hash})
 
     @classmethod
+    @public
     def load(cls, path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Patch:
         """Read a patch. Nothing in the file is executed.
 
@@ -367,12 +369,14 @@ def _standalone(weights: Weights) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
+@public
 def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
     """Write or replace a safetensors file of weights, whole or not at all; tied weights under each name."""
     state = _standalone(weights)
     write_tensors(path, state, {"format": "pt", "repairopt_weights_sha256": fingerprint(state).total})
 
 
+@public
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict in a safetensors file, on the CPU; a PatchError for a pickle, a patch, or changed weights."""
     tensors, texts = read_tensors(path)

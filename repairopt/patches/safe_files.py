@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from repairopt.errors import PatchError, require_extra
+from repairopt.errors import PatchError, path_of, require_extra
 
 UNPACKED = 2**26  # bytes that any archive may unpack to
 RATIO = 100  # times its own size that a larger one may unpack to; deflate reaches 1,000 on zeros
@@ -28,14 +28,15 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """The tensors of a whole safetensors file by name, on the CPU, and the texts of its header."""
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        what = "is a folder; expected a safetensors file." if Path(path).is_dir() else "no such file."
-        raise PatchError(f"'{os.fspath(path)}': {what}")
+    path = path_of(path, "file of tensors")
+    if not path.is_file():
+        what = "is a folder; expected a safetensors file." if path.is_dir() else "no such file."
+        raise PatchError(f"'{path}': {what}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
-        raise PatchError(f"'{os.fspath(path)}': {_what_it_is(Path(path))} ({error}). Nothing was loaded.") from error
+        raise PatchError(f"'{os.fspath(path)}': {_what_it_is(path)} ({error}). Nothing was loaded.") from error
 
 
 def _what_it_is(path: Path) -> str:
@@ -122,7 +123,7 @@ def place_of(path: str | os.PathLike[str]) -> Path:
     Raises:
         PatchError: Nothing can be written there.
     """
-    target = Path(path)
+    target = path_of(path, "file to write", written=True)
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise PatchError(
             f"'{os.fspath(path)}': is a device or a pipe, and files are written whole or not at all. Give the path of "

@@ -44,6 +44,7 @@ class Conflict:
         return f"{who}: '{self.weight}', {self.count} entries at {', '.join(map(str, self.positions))}{more}"
 
 
+@public
 def find_conflicts(patches: Sequence[Patch]) -> list[Conflict]:
     """Pairs of patches, in the order of their use, that touch the same entries or have different bases.
 

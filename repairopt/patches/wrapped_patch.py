@@ -106,6 +106,7 @@ class WrappedPatch:
         """SHA-256 of everything in the patch."""
         return content_hash(self._header, dict(self.tensors))
 
+    @public
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, which is there whole or not at all; its folder must exist."""
         write_tensors(path, self.tensors, {WRAPPED_HEADER: self._header, CONTENT: self.content_hash})
@@ -157,6 +158,7 @@ class WrappedPatch:
         return visible("\n".join([head, *origin_lines(self.base, self.repaired, self.content_hash, self.info)]))
 
 
+@public
 def load_patch(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Patch | WrappedPatch:
     """Read a patch of weights or a wrapped patch that ``save`` wrote; nothing in the file is executed."""
     texts = read_tensors(path)[1]

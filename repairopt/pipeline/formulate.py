@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import SpecificationError, public
+from repairopt.errors import SolverError, SpecificationError, public
 from repairopt.methods import Method, Outcome, find_method
 from repairopt.program import Array, Program, Status
 from repairopt.report import Repair
 from repairopt.specify import make_specification
 from repairopt.surrogate import Linearization, Strictest, Surrogate, build_program, linearize, select_rows
+from repairopt.verify import Stop
 
 from .conclude import conclude_repair
 from .former import without_former
@@ -112,11 +113,21 @@ def formulate_repair(
 
     Raises:
         SpecificationError: Goal, constraints or data are malformed.
+        SolverError: The time limit ended before there was a program.
     """
     given = (model, goal, constraints, method, settings)
     model, goal, constraints, method, settings, options = without_former(*given, options)
     spec = make_specification(goal, constraints, options.pop("held_out", ()))
     prepared = prepare_repair(model, spec, method=find_method(method), settings=settings, **options)
+    try:
+        return _formulated(prepared, selection)
+    except Stop as stop:
+        raise SolverError(
+            f"formulate_repair: {stop}, {settings.time_limit} s, before there was a program. Give it more time."
+        ) from stop
+
+
+def _formulated(prepared: Prepared, selection: Strictest | None) -> RepairProgram:
     task = prepared.task
     surrogate = task.fit()
     lin = linearize(task.engine, task.constraints, required=task.required)

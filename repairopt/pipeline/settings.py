@@ -30,8 +30,10 @@ class Settings:
         tolerance: Largest relative violation of a row that counts as feasible; that of verdicts unless given.
         start: Weight change to begin at, for methods that can: for parameters by name the change, as ``checkpoint``
             gets it, or a repair or a patch of this model.
-        progress: Called with each :class:`Round`.
-        checkpoint: Called with the best change so far, a tensor for each parameter, whenever a point is kept.
+        progress: Called with each :class:`Round`. Where it raises, a warning and the report say so, the repair goes on,
+            and it is not called again; KeyboardInterrupt ends the repair, with the best point so far.
+        checkpoint: Called with the best change so far, a tensor for each parameter, whenever a point is kept. Where it
+            raises, as on a full disk, the same holds, but it is called again.
 
     Raises:
         SpecificationError: A limit or tolerance that is not above 0, or a seed below 0.

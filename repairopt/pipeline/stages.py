@@ -43,6 +43,7 @@ from repairopt.specify import (
 )
 from repairopt.verify import Stop
 
+from .callbacks import Callbacks
 from .conclude import CONFIDENCE, conclude_repair
 from .former import take_former
 from .given_points import layers_for_points, weights_for_points
@@ -163,6 +164,29 @@ def propose_candidate(
     For comparisons of methods: what a method of the literature ends with is measured as it is, good or bad, where a
     repair would fall back to a better point that it met on its way.
     """
+    if not isinstance(settings, Settings):
+        raise SpecificationError(
+            f"settings: got a {type(settings).__name__}; expected repairopt.Settings, as in settings=Settings(seed=1)."
+        )
+    callbacks = Callbacks(settings)
+    given: Any = {"data": data, "held_out": held_out, "weights": weights, "method": method}
+    found = _propose(model, goal, constraints, **given, settings=callbacks.settings)
+    for failure in callbacks.failures:
+        found.prepared.task.log.note(failure)
+    return found
+
+
+def _propose(
+    model: nn.Module | Classifier,
+    goal: Any,
+    constraints: Any,
+    *,
+    data: Any,
+    held_out: Any,
+    weights: Any,
+    method: str | Method,
+    settings: Settings,
+) -> Proposal:
     started = (time.perf_counter(), time.process_time())
     data = labelled_pairs(data)
     spec = make_specification(goal, constraints, held_out, data)
@@ -290,11 +314,7 @@ def _has_many_weights(task: Task) -> bool:
 
 
 def _check_options(method: Method, weights: Any, settings: Settings, data: Any) -> None:
-    """Refuse what the method would ignore, and settings of another kind."""
-    if not isinstance(settings, Settings):
-        raise SpecificationError(
-            f"settings: got a {type(settings).__name__}; expected repairopt.Settings, as in settings=Settings(seed=1)."
-        )
+    """Refuse what the method would ignore."""
     given = {name: _differs(getattr(settings, name, None), getattr(DEFAULTS, name, None)) for name in OPTIONAL}
     given["weights"] = not (isinstance(weights, str) and weights == "auto")
     given["sample_weight"] = any(weight_of(pair) is not None for pair in data)

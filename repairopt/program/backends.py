@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import SolverNotFoundError, UnsupportedError
+from repairopt.errors import SolverNotFoundError, SpecificationError, UnsupportedError, public, shown
 
 from .program import Kind, Program
 from .solution import Solver
@@ -51,12 +51,17 @@ def find_solver(program: Program, solver: str | Solver | None = None) -> Solver:
     return backend
 
 
+@public
 def available_solvers(kind: Kind | str | None = None) -> list[str]:
     """Sorted names of the back ends whose libraries are installed, of those that take a kind of program.
 
     None of the libraries is imported and no licence is taken.
     """
-    return list(_available(None if kind is None else Kind(kind)))
+    try:
+        return list(_available(None if kind is None else Kind(kind)))
+    except ValueError:
+        known = ", ".join(one.value for one in Kind)
+        raise SpecificationError(f"available_solvers: kind={shown(kind)}; choose one of {known}.") from None
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import ProgramError, SolverError
+from repairopt.errors import ProgramError, SolverError, shown
 from repairopt.program.certificates.elastic import least_violation
 from repairopt.program.certificates.farkas import farkas_certificate
 from repairopt.program.working_sets.row_oracles import DenseRows
@@ -77,8 +77,11 @@ def solve(
     check_size(program)
     check_number("time_limit", time_limit)
     check_number("memory_limit", memory_limit)
-    check_number("feasibility_tol", feasibility_tol)
+    check_number("feasibility_tol", feasibility_tol, none=False)
     check_number("optimality_tol", optimality_tol)
+    for name, flag in (("fallback", fallback), ("isolate", isolate), ("prove", prove)):
+        if not isinstance(flag, bool | np.bool_) and (flag is not None or name == "isolate"):
+            raise ProgramError(f"solve: {name}={shown(flag)}; expected True or False.")
     time_limit = None if time_limit == np.inf else time_limit
     others = solver is None if fallback is None else fallback
     options = {"feasibility_tol": feasibility_tol, "optimality_tol": optimality_tol, "isolate": isolate}
@@ -92,11 +95,12 @@ def solve(
     return tries.best()
 
 
-def check_number(name: str, value: Any) -> None:
-    """A ProgramError where an option is neither None nor a number above 0."""
+def check_number(name: str, value: Any, none: bool = True) -> None:
+    """A ProgramError where an option is no number above 0, nor None where that is an answer."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if value is not None and not (number and value > 0):
-        raise ProgramError(f"solve: {name}={value!r}; expected a number above 0, or None.")
+    if not (number and value > 0) and (value is not None or not none):
+        way = ", or None" if none else ""
+        raise ProgramError(f"solve: {name}={shown(value)}; expected a number above 0{way}.")
 
 
 def check_size(program: Program) -> None:

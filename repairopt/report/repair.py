@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repairopt.errors import RepairError, SpecificationError, WrongBaseError, public
+from repairopt.errors import RepairError, SpecificationError, WrongBaseError, path_of, public
 from repairopt.network import Classifier, split_model
 from repairopt.patches import fingerprint, whole_file
 from repairopt.report.pictures.collect import evidence_from_dict
@@ -67,6 +67,7 @@ class Repair:
         """The report as one HTML page, see :meth:`repairopt.Report.to_html`."""
         return self.report.to_html(**options)
 
+    @public
     def save_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page to a file, see :meth:`repairopt.Report.save_html`."""
         return self.report.save_html(path, **options)
@@ -112,7 +113,7 @@ def write_html(
         page = result.to_html(**options, evidence=evidence)
     elif isinstance(result, str | Path):
         try:
-            plain, evidence, stated, complete = _read(Path(result))
+            plain, evidence, stated, complete = _read(path_of(result, "folder of a run"))
             page = render_page(plain, evidence, complete=complete, **{**options, "claims": claims or stated})
         except RepairError:
             raise

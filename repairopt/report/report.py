@@ -266,6 +266,7 @@ class Report:
         options: dict[str, Any] = {"title": title, "frontier": frontier, "features": features, "claims": claims}
         return render_page(self.to_dict(), self.evidence if evidence is None else evidence, **options)
 
+    @public
     def save_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page of :meth:`to_html` to a file, whole or not at all."""
         page = self.to_html(**options)

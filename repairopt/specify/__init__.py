@@ -49,6 +49,7 @@ from .contradictions import said_of_contradictions as said_of_contradictions
 from .costs import ExpectedCost
 from .expected import (
     Expected as Expected,
+    are_numbers as are_numbers,
     is_one_of as is_one_of,
     is_sequence as is_sequence,
     keep_plain as keep_plain,

@@ -11,7 +11,7 @@ from repairopt.errors import PatchError, SpecificationError
 from repairopt.patches import read_arrays
 
 from .contracts import Array
-from .expected import Expected, keep_plain
+from .expected import Expected, as_numbers, keep_plain
 from .measures import Argument, Given, Measure
 
 
@@ -124,9 +124,13 @@ class LinearRows:
 
     def rows(self, initial: Array) -> tuple[Any, Array, Array]:
         """The rows, checked against the number of weights."""
-        matrix = self.matrix if hasattr(self.matrix, "tocsr") else np.atleast_2d(np.asarray(self.matrix, float))
+        owner = f"constraint '{self.name}'"
+        is_sparse = hasattr(self.matrix, "tocsr")
+        matrix = self.matrix if is_sparse else np.atleast_2d(as_numbers(owner, "matrix", self.matrix))
+        if matrix.ndim != 2 or (is_sparse and matrix.dtype.kind not in "biuf"):
+            raise SpecificationError(f"{owner}: matrix {matrix.shape} of {matrix.dtype}; expected (m, n), real.")
         m = matrix.shape[0]
-        sides = [np.asarray(side, float) for side in (self.lower, self.upper)]
+        sides = [as_numbers(owner, what, getattr(self, what)) for what in ("lower", "upper")]
         if any(side.shape not in ((), (1,), (m,)) for side in sides):
             raise SpecificationError(
                 f"constraint '{self.name}': lower {sides[0].shape} and upper {sides[1].shape} do not fit {m} rows; "

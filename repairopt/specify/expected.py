@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+
+from repairopt.errors import SpecificationError, shown
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,29 @@ class Expected:
 def is_sequence(value: Any) -> bool:
     """Whether a value holds several: no text, and no array of one number, which has no items to go through."""
     return hasattr(value, "__iter__") and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
+
+
+def are_numbers(value: Any, expected: Expected) -> bool:
+    """Whether a value holds numbers, at least one, that are all as expected."""
+    if not is_sequence(value) or isinstance(value, Mapping):
+        return False
+    items = list(value)
+    return bool(items) and all(map(expected.fits, items))
+
+
+def as_numbers(owner: str, what: str, value: Any) -> npt.NDArray[np.float64]:
+    """A value as an array of float64; a SpecificationError for texts, dates, complex numbers and what is ragged."""
+    try:
+        found = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        if found.dtype.kind == "O":
+            found = found.astype(np.float64)
+        if found.dtype.kind not in "biuf":
+            raise TypeError(f"they are of type {found.dtype}")
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise SpecificationError(
+            f"{owner}: {what}={shown(value)} cannot be read as numbers ({error}). Pass real numbers."
+        ) from error
+    return found.astype(np.float64)
 
 
 def is_one_of(value: Any, names: Collection[str]) -> bool:

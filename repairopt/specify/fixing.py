@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,6 +101,10 @@ class AttackSuccess(AdversarialError):
         right = self._right(predict)
         own = self.on(self.inputs[right.to(self.inputs.device)], self.labels[right.to(self.labels.device)])
         return AdversarialError.soft_value(own, predict) if bool(right.any()) else torch.zeros(())
+
+    def around(self, predict: Predict) -> Any:
+        """As :meth:`AdversarialError.around`; points that are wrong as they are do not count."""
+        return replace(super().around(predict), counted=self._right(predict))
 
     def details(self, predict: Predict) -> dict[str, float]:
         """Right points, and those of them with a counterexample."""

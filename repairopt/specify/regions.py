@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public
 
 from .vnnlib import read_vnnlib
 
@@ -166,6 +166,7 @@ class Region:
         return cls(points.amin(0), points.amax(0), matrix, offset, group, name, vertices=points)
 
     @classmethod
+    @public
     def from_vnnlib(cls, path: str | os.PathLike[str], shape: tuple[int, ...] | None = None) -> list[Region]:
         """The regions of a VNN-LIB file, one for each input box; the file's property holds if it holds on all.
 

@@ -7,17 +7,17 @@ Both need the network itself, not only its outputs: ``predict`` must carry ``net
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import RepairError, SpecificationError
 from repairopt.network import Bound, Certifier, Predict, Search, Slope, attack, attacked_radius, check_labelled, shadow
+from repairopt.patches import fingerprint
 
 from .contracts import Unstated
 from .expected import Expected, is_one_of
@@ -28,6 +28,44 @@ def _make_radius(kind: Any, given: Given) -> Any:
     rows, options = given.rows(), given.options()
     options["aggregate"] = {"mean": "mean", "least": "max"}[options["aggregate"]]
     return kind(rows.inputs, rows.labels, target=given.limit(10.0), name=given.name, **options)
+
+
+class FoundOf:
+    """What was found of the last networks: a judge, a step and a report ask for the same, and an attack is dear.
+
+    Networks are told apart by their numbers, so that one that was changed in place is another.
+    """
+
+    KEPT = 4
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Any, Any]] = []
+
+    def of(
+        self, network: nn.Module, parameters: Mapping[str, Tensor], rows: Sequence[Tensor], find: Callable[[], Any]
+    ) -> Any:
+        """What ``find()`` gives for a network with some parameters replaced, on some rows."""
+        key = self._key(network, parameters, rows)
+        for known, found in self._known:
+            if key is not None and known[0] is network and known[1:] == key[1:]:
+                return found
+        found = find()
+        if key is not None:
+            self._known = [(key, found), *self._known[: self.KEPT - 1]]
+        return found
+
+    @staticmethod
+    def _key(network: nn.Module, parameters: Mapping[str, Tensor], rows: Sequence[Tensor]) -> tuple[Any, ...] | None:
+        """None where the numbers cannot be read, as inside of torch.func."""
+        try:
+            numbers = (
+                version_of(network),
+                fingerprint(parameters).total,
+                fingerprint({str(k): x for k, x in enumerate(rows)}).total,
+            )
+        except (RuntimeError, RepairError):
+            return None
+        return network, numbers
 
 
 class _Points:
@@ -89,6 +127,7 @@ class CertifiedRadius(_Points):
     search: Search = Search()
     name: str = "inverse certified radius"
     _last: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _found: FoundOf = field(default_factory=FoundOf, init=False, repr=False)
 
     measures = (
         Measure(
@@ -120,7 +159,11 @@ class CertifiedRadius(_Points):
     def radii(self, predict: Predict) -> Tensor:
         """Certified radius of each input, ``(N,)``; 0 where none is certified."""
         certifier, parameters = self._certifier(predict)
-        return certifier.radii(parameters, tol=self.tol, start=self.start, max_radius=self.max_radius)
+
+        def find() -> Tensor:
+            return certifier.radii(parameters, tol=self.tol, start=self.start, max_radius=self.max_radius)
+
+        return self._found.of(network_of(predict, self.name)[0], parameters, (self.inputs, self.labels), find)
 
     def value(self, predict: Predict) -> Tensor:
         """Mean or largest of one over the certified radius."""
@@ -153,8 +196,7 @@ class CertifiedRadius(_Points):
     def _certifier(self, predict: Predict) -> tuple[Certifier, Mapping[str, Tensor]]:
         """A certifier that keeps what lies before the changed parameters, as long as the network is the same."""
         network, parameters = network_of(predict, self.name)
-        version = sum(tensor._version for tensor in chain(network.parameters(), network.buffers()))
-        state = frozenset(parameters), version
+        state = frozenset(parameters), version_of(network)
         if self._last.get("network") is not network or self._last.get("state") != state:
             options: Any = {key: getattr(self, key) for key in ("lower", "upper", "slope")}
             certifier = Certifier(network, self.inputs, self.labels, changed=tuple(parameters), **options)
@@ -187,6 +229,7 @@ class AdversarialError(_Points):
     upper: Bound = 1.0
     search: Search = Search()
     name: str = "error under attack"
+    _found: FoundOf = field(default_factory=FoundOf, init=False, repr=False)
 
     measures = (
         Measure(
@@ -207,7 +250,11 @@ class AdversarialError(_Points):
         """The worst points found and their margins, see :func:`repairopt.network.attack`."""
         network, parameters = network_of(predict, self.name)
         options: Any = {key: getattr(self, key) for key in ("lower", "upper", "search")}
-        return attack(network, self.inputs, self.labels, self.radius, parameters=parameters, **options)
+
+        def find() -> tuple[Tensor, Tensor]:
+            return attack(network, self.inputs, self.labels, self.radius, parameters=parameters, **options)
+
+        return self._found.of(network, parameters, (self.inputs, self.labels), find)
 
     def value(self, predict: Predict) -> Tensor:
         """Share of points with a counterexample."""
@@ -220,10 +267,66 @@ class AdversarialError(_Points):
         probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points,)), dim=-1)
         return 1 - probabilities.gather(1, self.labels.to(points.device)[:, None]).mean()
 
+    def around(self, predict: Predict) -> _AttackedPoints:
+        """The same for networks near this one, where the worst points for it are held: it costs no attack."""
+        points, margins = self.attacked(predict)
+        counted = torch.ones(len(margins), dtype=torch.bool, device=margins.device)
+        return _AttackedPoints(self.name, float(self.target), self.inputs, points, self.labels, counted)
+
     def details(self, predict: Predict) -> dict[str, float]:
         """Number of points with a counterexample, and of points wrong as they are."""
         margins, clean = self.attacked(predict)[1], replace(self, radius=0.0).attacked(predict)[1]
         return {"attacked points": float((margins <= 0).sum()), "wrong points": float((clean <= 0).sum())}
+
+
+@dataclass(frozen=True, eq=False)
+class _AttackedPoints:
+    """What an attack says of networks near the one it was made for, whose worst points are held.
+
+    Attributes:
+        name: Of the property.
+        target: Of the property.
+        inputs: The points ``(N, ...)`` themselves.
+        points: The worst points found around them.
+        labels: Classes ``(N,)``.
+        counted: Which points count, ``(N,)``; of the others none is broken.
+    """
+
+    name: str
+    target: float
+    inputs: Tensor
+    points: Tensor
+    labels: Tensor
+    counted: Tensor
+
+    def value(self, predict: Predict) -> Tensor:
+        """Share of points that are wrong, or whose worst point is."""
+        least = torch.minimum(self._leads(predict, self.inputs), self._leads(predict, self.points))
+        return ((least <= 0) & self.counted).double().sum() / self.counted.sum().clamp(min=1)
+
+    def soft_value(self, predict: Predict) -> Tensor:
+        """One minus the mean probability of the label at the worst points."""
+        chances = torch.softmax(predict(self.points), dim=-1)
+        own = chances.gather(1, self.labels.to(chances.device)[:, None])[:, 0]
+        return ((1 - own) * self.counted).sum() / self.counted.sum().clamp(min=1)
+
+    def _leads(self, predict: Predict, inputs: Tensor) -> Tensor:
+        outputs = predict(inputs)
+        labels = self.labels.to(outputs.device)[:, None]
+        others = outputs.scatter(1, labels, -torch.inf).amax(1)
+        return outputs.gather(1, labels)[:, 0] - others
+
+
+def version_of(network: nn.Module) -> str:
+    """A text that is another one once a number of the network is, however that was changed.
+
+    Inside of torch.func, where numbers cannot be read, by the versions that torch counts.
+    """
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    try:
+        return fingerprint(tensors).total
+    except RuntimeError:
+        return str([(id(tensor), tensor._version) for tensor in tensors.values()])
 
 
 def network_of(predict: Predict, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, shown
 from repairopt.network import Predict, check_labelled, column_names, identity, is_dataset, to_tensors, usable
 
 from .broken_rows import BrokenRows
@@ -156,7 +156,7 @@ class Specification:
         for part in ("constraints", "held_out", "watch"):
             object.__setattr__(self, part, _as_tuple(part, getattr(self, part)))
         for item in self.constraints:
-            if not isinstance(item, Constraint | ChangeConstraint):
+            if isinstance(item, type) or not isinstance(item, Constraint | ChangeConstraint):
                 way = "repairopt.specify has ready-made ones."
                 way = f"Bound({type(item).__name__}(...)) makes one of it." if isinstance(item, Property) else way
                 way = IN_WORDS if isinstance(item, str) else way
@@ -165,7 +165,7 @@ class Specification:
                     f"and rows(initial); got {type(item).__name__}. {way}"
                 )
         for other in (*self.held_out, *self.watch):
-            if not isinstance(other, Property | Constraint):
+            if isinstance(other, type) or not isinstance(other, Property | Constraint):
                 raise SpecificationError(
                     f"held_out, watch: expected properties and constraints, or for held_out one pair (inputs, labels); "
                     f"got {type(other).__name__}."
@@ -182,9 +182,9 @@ class Specification:
         """Take names from the frames that groups were made from, and positions of what is protected."""
         for what in ("protected", "columns"):
             given = getattr(self, what)
-            listed = given.tolist() if hasattr(given, "tolist") else given
+            listed = given.tolist() if hasattr(given, "tolist") and not getattr(given, "is_meta", False) else given
             if not isinstance(listed, tuple | list | range) or not all(isinstance(one, int | str) for one in listed):
-                raise SpecificationError(f"{what}: got {given!r}; expected a list of columns, by position or name.")
+                raise SpecificationError(f"{what}: got {shown(given)}; expected a list of columns, positions or names.")
             object.__setattr__(self, what, tuple(listed))
         if not self.columns:
             gaps = [one for one in map(measured, (self.goal, *self.constraints)) if isinstance(one, Divided)]

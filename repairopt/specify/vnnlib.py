@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
-from repairopt.errors import SpecFileError, require_extra
+from repairopt.errors import SpecFileError, path_of, require_extra
 
 from .vnnlib_cases import CaseReader, Form, Refused, VnnlibCase, shown
 from .vnnlib_second import parse_second_version
@@ -42,7 +41,7 @@ def read_vnnlib(path: str | os.PathLike[str]) -> list[VnnlibCase]:
             inputs and outputs or several inputs, products of variables, more than 100,000 disjuncts.
         MissingExtraError: The file is of version 2, and ``vnnlib`` is not installed.
     """
-    file = Path(path)
+    file = path_of(path, "VNN-LIB file")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -40,7 +40,7 @@ class PropertySampler:
     """
 
     def __init__(self, engine: Engine, goal: Property, delta0: Any = None, soft: bool = False) -> None:
-        self.engine, self.goal, self.evaluations = engine, goal, 0
+        self.engine, self.evaluations = engine, 0
         self.scale: Array = engine.scale.cpu().numpy().astype(np.float64)
         self.at = self.scale * 0.0 if delta0 is None else torch.as_tensor(delta0).detach().cpu().double().numpy()
         if self.at.shape != (engine.n,) or not engine.n:
@@ -48,6 +48,8 @@ class PropertySampler:
                 f"fit_surrogate: delta0 has shape {self.at.shape} for {engine.n} weights; expected one number for "
                 f"each of at least one weight. Pass the change at which to fit, and a Location that is not empty."
             )
+        around = getattr(goal, "around", None)  # what a goal that is dear offers for weights nearby
+        self.goal = goal = around(engine.predict(self.at)) if callable(around) else goal
         self.differentiable = isinstance(goal, Differentiable | Residuals)
         self._function = self.offers("soft_value", "value='soft'") if soft else goal.value
         self.start = float(self._evaluate(goal.value, np.zeros((1, engine.n)))[0])
@@ -100,9 +102,10 @@ class PropertySampler:
 
     def signed_hard(self, residuals: Array) -> Array:
         """Residuals ``(q,)`` from ``goal.signed_hard`` where it exists, else the given soft ones."""
-        if not isinstance(self.goal, SignedParts):
+        goal: Any = self.goal
+        if not isinstance(goal, SignedParts):
             return residuals
-        hard = torch.as_tensor(self.goal.signed_hard(self.engine.predict(self.at)))
+        hard = torch.as_tensor(goal.signed_hard(self.engine.predict(self.at)))
         found = hard.detach().cpu().double().numpy().reshape(-1)
         if found.shape != residuals.shape:
             raise SpecificationError(

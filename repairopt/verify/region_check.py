@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import PatchError, ProofError
+from repairopt.errors import PatchError, ProofError, path_of, public
 from repairopt.network import shadow
 from repairopt.patches import fingerprint, read_tensors, write_tensors
 from repairopt.program import Array, OutputRows, ProofVerdict, RegionProof, check_proof
@@ -26,6 +25,7 @@ PARTS = ("lower", "upper", "leaf_lower", "leaf_upper", "leaf_box", "matrix", "of
 MORE = ("vertices", "hull", "leaf_slopes")
 
 
+@public
 def check_deployed(
     network: nn.Module,
     proof: RegionProof,
@@ -68,6 +68,7 @@ def runner_of(network: nn.Module, shape: tuple[int, ...]) -> Callable[[Array], A
     return run
 
 
+@public
 def save_proof(proof: RegionProof, path: str | os.PathLike[str]) -> str:
     """Write or replace a proof as a safetensors file, whole or not at all; the SHA-256 of its content."""
     sizes = [len(rows.offset) for rows in proof.rows]
@@ -86,9 +87,11 @@ def save_proof(proof: RegionProof, path: str | os.PathLike[str]) -> str:
     return content
 
 
+@public
 def load_proof(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> RegionProof:
     """Read a proof; a ProofError for a damaged or changed file, or one whose content has another hash than expected."""
-    what = f"'{Path(path)}'"
+    path = path_of(path, "proof")
+    what = f"'{path}'"
     try:
         tensors, texts = read_tensors(path)
     except PatchError as error:

@@ -104,7 +104,7 @@ def test_curves_are_drawn_from_the_points(traced, held_out):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (0, r"targets=0; expected 1 or more bounds"),
+        (0, r"targets=0; expected 1 to 1000 bounds"),
         ([], r"targets=\[\]: expected at least one finite number"),
         ([0.1, float("nan")], r"expected at least one finite number"),
     ],

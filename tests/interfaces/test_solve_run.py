@@ -27,7 +27,7 @@ MOMENTS = 3
 PLAIN = Options(report=False)  # where nobody looks at the page
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Ends a run from within, as a kill would."""
 
 

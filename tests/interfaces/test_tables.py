@@ -281,3 +281,33 @@ def test_a_number_that_is_no_listed_one_is_refused(tmp_path, classes):
     assert "'ok'" in said or "label" in said
     if "." not in classes:
         assert "values that are not listed, such as '0'" in said
+
+
+@pytest.mark.parametrize(("first", "second"), [("01", "1"), ("007", "7"), ("00", "0"), ("1.50", "1.5"), ("-01", "01")])
+def test_codes_of_digits_are_texts_where_the_spec_lists_them(tmp_path, first, second):
+    """Read as numbers they are one and the same, and every row got the second category."""
+    rows, spec = (
+        ROWS.replace("NA", first).replace("ZA", second),
+        SPEC.replace('["NA", "ZA"]', f'["{first}", "{second}"]'),
+    )
+    assert [row[1] for row in inputs(tmp_path, rows, spec)] == [0, 1, 0, 1]
+
+
+def test_categories_that_are_the_same_are_refused(tmp_path):
+    spec = SPEC.replace('["NA", "ZA"]', '["1", 1]')
+    assert "column 'country': '1' is listed twice" in refused(
+        tmp_path, ROWS.replace("NA", "1").replace("ZA", "1"), spec
+    )
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
+def test_truth_values_of_yaml_are_those_of_tables(tmp_path, name):
+    rows = ROWS.replace("yes", "True").replace("no", "False")
+    spec = SPEC.replace('["no", "yes"]', "[false, true]")
+    assert opened(tmp_path, rows, spec, name).data.sets["repair"].labels.tolist() == [0, 1, 1, 0]
+    words = refused(tmp_path, ROWS, SPEC.replace('["no", "yes"]', "[no, yes]"), name)
+    assert "YAML reads no as a truth value, so put the values into quotes" in words
+
+
+def test_a_number_with_an_underscore_is_a_text(tmp_path):
+    assert "1 texts, such as '1_000' in row 0" in refused(tmp_path, ROWS.replace("0.1", "1_000"))

@@ -11,7 +11,7 @@ from linear_regions import box, is_violated_exactly
 from torch import nn
 
 from repairopt import Settings, solve_repair
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.methods import LeafDescent, RegionRepair
 from repairopt.methods.regions.last_layer import RegionSearchState
 from repairopt.methods.regions.least_change import LeastChange
@@ -161,6 +161,45 @@ def test_malformed_regions_are_refused(arguments: tuple, text: str) -> None:
 def test_other_numbers_of_outputs_are_refused() -> None:
     with pytest.raises(SpecificationError, match="speak of 2 outputs"):
         solve_repair(controller(), Region([0.0, 0.0], [1.0, 1.0], [[1.0, -1.0]]))
+
+
+class Ending(nn.Module):
+    """A small network whose outputs have another form."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.body, self.end = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1)), end
+
+    def forward(self, x):
+        return self.end(self.body(x))
+
+
+@pytest.mark.parametrize("end", [lambda z: z, lambda z: z.squeeze(1)], ids=["one logit", "flat"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_regions_of_networks_with_one_output_are_proved(end, sign) -> None:
+    torch.manual_seed(1)
+    region = Region([-0.1, -0.1], [0.1, 0.1], [[sign]])
+    found = solve_repair(Ending(end).eval(), UnprovedRegions([region]))
+    assert found.report.verdict is Verdict.REPAIRED
+    assert "PROVED" in str(found.report)
+    with torch.no_grad():
+        outputs = found.model(0.2 * torch.rand(10_000, 2) - 0.1)
+    assert bool((sign * outputs > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("end", "row", "words"),
+    [
+        (lambda z: (z, z.sum()), [1.0], "returns a tuple"),
+        (lambda z: {"logits": z}, [1.0], "returns a dict"),
+        (lambda z: torch.softmax(z, 1), [1.0], "give the network without it"),
+        (torch.sigmoid, [1.0], "does not end in a linear layer"),
+    ],
+    ids=["tuple", "dict", "softmax", "probability"],
+)
+def test_regions_of_networks_with_other_outputs_are_refused_by_name(end, row, words) -> None:
+    with pytest.raises((UnsupportedError, SpecificationError), match=words):
+        solve_repair(Ending(end).eval(), UnprovedRegions([Region([-0.1, -0.1], [0.1, 0.1], [row])]))
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from biased_task import repair as repair_with, task
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ChainDataset, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from repairopt import (
     AccuracyDrop,
@@ -203,3 +205,18 @@ class TestFrames:
         bound = Bound(MissRate(frame, toy.labels), slack=0.5)
         repair = solve_repair(model, ErrorRate(frame, toy.labels, target=0.1), [bound], method="sequential")
         assert repair.report.measure().after <= repair.report.measure().before
+
+
+@pytest.mark.parametrize("rows", [40, 60, None])
+def test_a_stream_of_another_length_than_it_says_is_refused(rows):
+    class Stream(IterableDataset):
+        def __len__(self):
+            return 50
+
+        def __iter__(self):
+            return ((torch.ones(3) * k, k % 2) for k in (itertools.count() if rows is None else range(rows)))
+
+    with pytest.raises(SpecificationError, match="50 samples of the Stream became"):
+        ErrorRate(Stream())
+    with pytest.raises(SpecificationError, match="may never end"):
+        ErrorRate(ChainDataset([TensorDataset(torch.ones(3))]))  # it adds up lengths, and asserts that all are streams

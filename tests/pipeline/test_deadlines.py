@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from repairopt import ErrorRate, GroupGap, KeepLabels, Settings, solve_repair
+from repairopt import ErrorRate, GroupGap, KeepLabels, Region, Settings, UnprovedRegions, Verdict, solve_repair
 from repairopt.localize import CARE, Gradient
 from repairopt.network import Stop, check_time, is_late, limited
 
@@ -63,3 +63,21 @@ def test_deadlines_nest_and_end():
         with pytest.raises(Stop, match="time limit"):
             check_time()
     check_time()
+
+
+def test_the_check_of_regions_that_are_not_proved_ends_with_the_limit():
+    """It went on for 30 s, whatever the limit; where the search has a proof it still does."""
+    torch.manual_seed(0)
+    net, region = wide(), Region([-1.0] * 6, [1.0] * 6, [[1.0, -1.0]])
+    begun = time.perf_counter()
+    found = solve_repair(net, UnprovedRegions([region]), settings=Settings(time_limit=1.0))
+    assert time.perf_counter() - begun < 1.0 + GRACE
+    assert found.report.verdict is not Verdict.REPAIRED or found.report.verification.goal_after == 0
+
+
+def test_rows_of_many_points_are_made_within_the_limit():
+    torch.manual_seed(1)
+    x = torch.randn(1500, 6)
+    goal, begun = ErrorRate(x, (x[:, 0] > 0).long(), target=0.0), time.perf_counter()
+    solve_repair(wide(), goal, method="three_m_dnn", settings=Settings(time_limit=LIMIT))
+    assert time.perf_counter() - begun < LIMIT + GRACE

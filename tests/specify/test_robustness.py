@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad
 
+from repairopt import AttackSuccess, solve_repair
 from repairopt.errors import SpecificationError
 from repairopt.network import Engine, Search, attack
 from repairopt.network.engine import Predictor
 from repairopt.network.sets.zonotope import certified_margin, certified_radius, last_layer_zonotope
 from repairopt.program import Program, solve
-from repairopt.specify import AdversarialError, CertifiedRadius, Property
+from repairopt.specify import AdversarialError, CertifiedRadius, Property, robustness
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +249,33 @@ def test_published_network_has_its_known_radius(data_dir):
     predict = engine.predict((weight - network[6].weight).detach().flatten())
     prop = CertifiedRadius(inputs[:1], labels[:1], target=1 / 0.13, tol=4e-4)
     assert float(prop.value(predict)) == pytest.approx(1 / 0.1316, rel=4e-3)
+
+
+def test_a_step_that_samples_asks_for_few_attacks(monkeypatch):
+    calls = []
+    attack = robustness.attack
+    monkeypatch.setattr(robustness, "attack", lambda *given, **named: calls.append(1) or attack(*given, **named))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    x = torch.randn(40, 3)
+    y = network(x).argmax(1)
+    for kind in (AdversarialError, AttackSuccess):
+        found = solve_repair(network, kind(x, y, radius=0.2, target=0.0, lower=-9.0, upper=9.0), method="one_shot")
+        verification = found.report.verification
+        assert verification.goal_after <= verification.goal_before
+    assert len(calls) < 40  # it was one for each of 2,600 sampled weights
+
+
+def test_what_was_found_is_of_the_network_as_it_is_now():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(3, 2)).eval(), torch.rand(20, 3)
+    with torch.no_grad():
+        y = network(x).argmax(1)
+    for prop in (AdversarialError(x, y, radius=0.01), CertifiedRadius(x, y, target=10.0)):
+        before = float(prop.value(network))
+        network[0].weight.data.mul_(-1)  # which torch does not count as a change
+        network[0].bias.data.mul_(-1)
+        assert float(prop.value(network)) > before
+        network[0].weight.data.mul_(-1)
+        network[0].bias.data.mul_(-1)
+        assert float(prop.value(network)) == before

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .paths import FILE, NEW
 from .show import (
     Bars,
     check_text,
@@ -28,7 +29,6 @@ from .show import (
 )
 
 CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
-FILE = click.Path(path_type=Path)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; its schema: repairopt schema."
 )
@@ -68,7 +68,7 @@ def cli(threads: int | None) -> None:
 
 
 @cli.command(epilog=example("repairopt demo --out my-demo"))
-@click.option("--out", type=FILE, default="repairopt-demo", show_default=True, help="Folder to write to.")
+@click.option("--out", type=NEW, default="repairopt-demo", show_default=True, help="Folder to write to.")
 @overwrite_option
 @quiet_option
 @json_option
@@ -88,7 +88,7 @@ def demo(out: Path, overwrite: bool, quiet: bool, as_json: bool) -> None:
 @click.option(
     "--fixed", multiple=True, metavar="NAME=NUMBER", help="Number that fills another input of an ONNX file; as often."
 )
-@click.option("--out", type=FILE, default="spec.yaml", show_default=True, help="File to write.")
+@click.option("--out", type=NEW, default="spec.yaml", show_default=True, help="File to write.")
 @overwrite_option
 @quiet_option
 @json_option
@@ -126,7 +126,7 @@ def check(spec: Path, patch: Path | None, strict: bool, quiet: bool, as_json: bo
 
 @cli.command(epilog=example("repairopt solve spec.yaml --out run --time-limit 60"))
 @spec_argument
-@click.option("--out", type=FILE, required=True, help="Folder for patch, report, log, result.")
+@click.option("--out", type=NEW, required=True, help="Folder for patch, report, log, result.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), help="Time limit in seconds; the best point is kept."
 )
@@ -147,7 +147,7 @@ def solve(spec: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> 
 
 @cli.command(epilog=example("repairopt frontier spec.yaml --out frontier --points 6"))
 @spec_argument
-@click.option("--out", type=FILE, required=True, help="Folder for the page and the patches.")
+@click.option("--out", type=NEW, required=True, help="Folder for the page and the patches.")
 @click.option(
     "--points", type=click.IntRange(min=1), default=5, show_default=True, help="Number of bounds, evenly apart."
 )
@@ -168,7 +168,7 @@ def frontier(spec: Path, out: Path, as_json: bool, quiet: bool, **options: Any) 
 @cli.command(epilog=example('repairopt compare study.yaml --out study --method sqp --method "Apricot (AP)"'))
 @click.argument("source", type=FILE, metavar="SPEC|STUDY", required=False)
 @click.option("--list", "listing", is_flag=True, help="List methods and systems of the literature, and end.")
-@click.option("--out", type=FILE, default="comparison", show_default=True, help="Folder to write to.")
+@click.option("--out", type=NEW, default="comparison", show_default=True, help="Folder to write to.")
 @click.option("--method", "methods", multiple=True, help="Method or system, repeatable; in place of those of the file.")
 @click.option("--repetitions", type=click.IntRange(min=1), help="How often each, with random seeds from 0.")
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds of a method on a network.")
@@ -204,7 +204,7 @@ def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, 
 patch_argument = click.argument("patch", type=FILE)
 out_option = click.option(
     "--out",
-    type=FILE,
+    type=NEW,
     required=True,
     help="File to write: .safetensors, .pt (state dict), .onnx; for apply also a folder, an adapter for peft.",
 )
@@ -268,7 +268,7 @@ def verify(spec: Path, patch: Path, as_json: bool, quiet: bool, **options: Any) 
 )
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds of processor time for bounds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the points.")
-@click.option("--picture", type=FILE, help="Draw a slice of the first box, or of one that fails, to this .svg or .png.")
+@click.option("--picture", type=NEW, help="Draw a slice of the first box, or of one that fails, to this .svg or .png.")
 @click.option("--lowest", is_flag=True, help="In the picture the lowest output is the answer, not the highest.")
 @quiet_option
 @json_option
@@ -295,7 +295,7 @@ def show(patch: Path, as_json: bool) -> None:
 
 @cli.command(epilog=example("repairopt report run"))
 @click.argument("folder", type=FILE)
-@click.option("--out", type=FILE, help="File to write; by default report.html in the folder.")
+@click.option("--out", type=NEW, help="File to write; by default report.html in the folder.")
 @quiet_option
 @json_option
 def report(folder: Path, out: Path | None, as_json: bool, quiet: bool) -> None:

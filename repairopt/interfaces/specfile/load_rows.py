@@ -60,6 +60,8 @@ def _encode_column(file: SpecFile, path: FileRows, name: str, how: ColumnSpec, v
         number = _positions(file, path, (name, where), wanted, values, how.other)
         return number[:, None] if how.one_hot is None else np.eye(len(wanted) + 1, len(wanted))[number]
     try:
+        if any(isinstance(value, str) and "_" in value for value in values):
+            raise ValueError("Python reads 1_000 as a number, other tools do not")
         numbers = values.astype(np.float64)
     except (ValueError, TypeError):
         found = sorted({str(value) for value in values})[:8]
@@ -101,7 +103,7 @@ def _missing(values: Any, listed: Any, marks: Any = ()) -> Any:
 def _is_number(value: Any) -> bool:
     with contextlib.suppress(ValueError, TypeError):
         float(value)
-        return True
+        return "_" not in str(value)
     return False
 
 
@@ -110,6 +112,9 @@ def _positions(
 ) -> Any:
     """The place of each value among the categories; of others that of ``other``, behind the last to be ignored."""
     place = {_plain(value): i for i, value in enumerate(wanted)}
+    if len(place) < len(wanted):
+        twice = next(value for i, value in enumerate(wanted) if place[_plain(value)] != i)
+        raise file.fail(name[1], f"column '{name[0]}': {twice!r} is listed twice; keep one")
     rest = -1 if other is None else place.get(_plain(other), len(wanted))
     found = np.array([place.get(_plain(value), rest) for value in values])
     if (found < 0).any():
@@ -117,6 +122,8 @@ def _positions(
         unknown = sorted({str(value) for value in values[found < 0]})
         reason = f"column '{name[0]}' of '{path}' has values that are not listed, such as '{unknown[0]}' in row {row}"
         hint = "" if name[1] == ("label",) else "; other: says what such values become"
+        if {"True", "False"} & set(place) and unknown[0].lower() in ("yes", "no", "on", "off", "true", "false"):
+            hint = f"; YAML reads {unknown[0]} as a truth value, so put the values into quotes"
         raise file.fail(name[1], f"{reason}; {did_you_mean(unknown[0], [str(value) for value in wanted])}{hint}")
     return found
 

@@ -84,6 +84,15 @@ class SetSpec(Strict):
         }
 
 
+def _as_words(listed: Any) -> Any:
+    """The truth values that YAML makes of yes, no, true and false as texts, as tables say them."""
+    return [str(one) if isinstance(one, bool) else one for one in listed] if isinstance(listed, list) else listed
+
+
+Listed = Annotated[list[str | int | float], BeforeValidator(_as_words, json_schema_input_type=list[str | int | float])]
+Classes = Annotated[list[str | int], BeforeValidator(_as_words, json_schema_input_type=list[str | int])]
+
+
 class ColumnSpec(Strict):
     """How a column becomes inputs: as it is, scaled, or by categories."""
 
@@ -91,8 +100,8 @@ class ColumnSpec(Strict):
     scale: tuple[Number, Number] | None = Field(default=None, description="low, high: becomes (x - low) / (high - low)")
     mean: Number | None = Field(default=None, description="with std: becomes (x - mean) / std")
     std: Number | None = Field(default=None, gt=0)
-    categories: list[str | int | float] | None = Field(default=None, description="becomes 0, 1, 2, ... in this order")
-    one_hot: list[str | int | float] | None = Field(default=None, description="becomes one input for each of these")
+    categories: Listed | None = Field(default=None, description="becomes 0, 1, 2, ... in this order")
+    one_hot: Listed | None = Field(default=None, description="becomes one input for each of these")
     fill: str | Number | None = Field(default=None, description="for missing values; else they are an error")
     missing: list[str | int | float] = Field(default=[], description="further marks of a missing value, such as -9")
     other: str | int | float | None = Field(
@@ -136,7 +145,7 @@ class LabelSpec(Strict):
     """The true class of each row."""
 
     column: str = Field(description="column or array")
-    classes: list[str | int] | None = Field(
+    classes: Classes | None = Field(
         default=None, description="in the order of the network's outputs; left out for class numbers"
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecFileError
+from repairopt.errors import SpecFileError, path_of
 
 from .networks import mlp, nnet
 
@@ -82,7 +82,7 @@ def load_nnet(path: str | os.PathLike[str], *, raw: bool = True) -> nn.Sequentia
 
 def read_nnet(path: str | os.PathLike[str]) -> NnetFile:
     """Read a ``.nnet`` file; a SpecFileError names file and line of what is malformed."""
-    file = Path(path)
+    file = path_of(path, "network file")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repairopt.errors import ExportError, ModelError, public
+from repairopt.errors import ExportError, ModelError, path_of, public
 from repairopt.patches import TOLERANCES, whole_file
 
 from .onnx_branches import graph_at, replace_array, without_branches
@@ -54,7 +54,7 @@ def load_onnx(
         ModelError: The file is not valid, has several inputs, gives no scores ``(N, k)``, or ends in operators that are
             not covered.
     """
-    path = Path(path)
+    path = path_of(path, "ONNX file")
     model = read_model(path)
     rows = None if rows is None else some_rows("rows", rows)
     whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
@@ -99,7 +99,7 @@ def write_onnx(network: nn.Module, target: Path | str, rows: Any) -> float:
         raise ModelError(
             f"model {type(network).__name__}: was not read from an ONNX file; export_onnx writes any model."
         )
-    target, rows = Path(target), some_rows("rows", rows)
+    target, rows = path_of(target, "write_onnx", written=True), some_rows("rows", rows)
     model = read_model(source["path"])
     state = dict(network.named_parameters())
     for name, (branches, place, position, form) in source["weights"].items():

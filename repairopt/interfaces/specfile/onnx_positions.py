@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError, public
+from repairopt.errors import ModelError, path_of, public
 from repairopt.network import as_tensor
 
 from .onnx_branches import without_branches
@@ -71,7 +71,7 @@ def load_positions(
         MissingExtraError: onnx or onnxruntime is not installed.
         ModelError: The file is not valid, has no such scores, or no layer looks at each position alone.
     """
-    path, inputs = Path(path), some_rows("inputs", inputs)
+    path, inputs = path_of(path, "ONNX file"), some_rows("inputs", inputs)
     model = read_model(path)
     whole = OnnxGraph(path, model, model.graph.output[0].name, fixed or {})
     graph, few, found = _scores(without_branches(whole, inputs), inputs, output)

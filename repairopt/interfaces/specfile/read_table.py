@@ -93,6 +93,7 @@ def _read_csv(file: SpecFile, where: Where, path: Path, separator: str) -> Any:
     table = pandas.read_csv(path, **options)
     gaps = [k for k, column in enumerate(table.columns) if table[column].isna().any()]
     gaps = [k for k in gaps if table.dtypes.iloc[k].kind not in "fiu" or _lists_words(file, str(table.columns[k]))]
+    gaps += [k for k, column in enumerate(table.columns) if k not in gaps and _lists_codes(file, str(column))]
     if gaps:  # texts such as NA are values there
         options |= {"usecols": gaps, "keep_default_na": False, "na_values": [""], "dtype": str}
         texts = pandas.read_csv(path, **options)
@@ -101,12 +102,30 @@ def _read_csv(file: SpecFile, where: Where, path: Path, separator: str) -> Any:
     return table
 
 
-def _lists_words(file: SpecFile, column: str) -> bool:
-    """Whether the spec lists the texts of a column, so that it holds no numbers."""
+def _listed(file: SpecFile, column: str) -> list[Any]:
+    """The values of a column that the spec lists."""
     how, label = (file.spec.inputs or {}).get(column), file.spec.label
     listed = [*(how.categories or how.one_hot or [])] if how else []
-    listed += (label.classes or []) if label is not None and label.column == column else []
-    return any(isinstance(value, str) for value in listed)
+    return listed + [*((label.classes or []) if label is not None and label.column == column else [])]
+
+
+def _lists_words(file: SpecFile, column: str) -> bool:
+    """Whether the spec lists the texts of a column, so that it holds no numbers."""
+    return any(isinstance(value, str) for value in _listed(file, column))
+
+
+def _lists_codes(file: SpecFile, column: str) -> bool:
+    """Whether the spec lists texts of digits that are others once they are read as numbers, such as 007."""
+    return any(isinstance(value, str) and _is_code(value) for value in _listed(file, column))
+
+
+def _is_code(text: str) -> bool:
+    """Whether a text is a number that is written otherwise by Python."""
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return text not in (str(number), f"{number:.0f}")
 
 
 def _checked_cells(file: SpecFile, where: Where, path: Path, how: tuple[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repairopt.errors import LanguageError, SpecFileError
+from repairopt.errors import LanguageError, SpecFileError, path_of
 from repairopt.interfaces.specfile.language.statements import Statement, did_you_mean, parse
 from repairopt.interfaces.specfile.language.syntax import read_filter
 
@@ -72,7 +72,7 @@ def read_bytes(path: Path) -> bytes:
 
 def read_spec(path: str | Path) -> SpecFile:
     """Read and check a YAML file; no other file is opened, no code is run. An error has a line for each problem."""
-    file = Path(path)
+    file = path_of(path, "spec file")
     found, lines = load_yaml(file, read_bytes(file))
     return check_spec(file, found, lines)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from repairopt.compare import Limits, Subject, named_methods
-from repairopt.errors import SpecFileError, SpecificationError
+from repairopt.errors import SpecFileError, SpecificationError, path_of
 from repairopt.network import Classifier
 from repairopt.specify import Divided, Grouped
 
@@ -62,7 +62,7 @@ def read_study(path: str | Path, methods: Sequence[str] = ()) -> Study:
     Raises:
         SpecFileError: With file and line; also where a spec file has no held-out rows with labels.
     """
-    file = Path(path)
+    file = path_of(path, "study")
     content, lines = load_yaml(file, read_bytes(file))
     if not isinstance(content, dict) or "subjects" not in content:
         spec = open_spec(check_spec(file, content, lines))

@@ -14,7 +14,7 @@ from repairopt.errors import ModelError, SpecificationError
 from repairopt.localize import AdversarialSpectrum, NewArchitecture, Question
 from repairopt.methods.material import material_of
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import Caller
 from repairopt.program import Status
@@ -81,7 +81,7 @@ class ArchRepair:
         numbers = {"rate": Expected(above=True), "decay": Expected(), "start": Expected()}
         check_settings(self, {**counts, **numbers})
         for name, known in (("level", ("block", "layer")), ("finetune", ("block", "all"))):
-            if getattr(self, name) not in known:
+            if not is_one_of(getattr(self, name), known):
                 raise SpecificationError(
                     f"method ArchRepair: {name}={getattr(self, name)!r}; choose {' or '.join(known)}."
                 )

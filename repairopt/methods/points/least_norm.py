@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from repairopt.errors import SpecificationError
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import Engine
 from repairopt.program import Array, LowRankHessian, Program, Solution, Status, solve_working_set
@@ -37,7 +37,7 @@ class LeastNorm:
 
     def __post_init__(self) -> None:
         check_settings(self, {"limit": Expected(above=True), "buffer": Expected()})
-        if self.norm not in NORMS:
+        if not is_one_of(self.norm, NORMS):
             raise SpecificationError(
                 f"method {type(self).__name__}: norm={self.norm!r}; choose one of {', '.join(NORMS)}."
             )

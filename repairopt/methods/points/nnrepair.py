@@ -14,7 +14,7 @@ from repairopt.errors import SpecificationError
 from repairopt.localize import Wrapped
 from repairopt.methods.outcome import Outcome
 from repairopt.methods.postprocess.two_networks import network_of_logits
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.patches import AsLogits
 from repairopt.program import Array, Program, Status
@@ -69,7 +69,7 @@ class NNRepair:
     def __post_init__(self) -> None:
         expected = {"units": Expected(1, whole=True), "margin": Expected(), "share": Expected(0.5, 1.0, above=True)}
         check_settings(self, expected)
-        if self.norm not in ("l1", "linf"):
+        if not is_one_of(self.norm, ("l1", "linf")):
             raise SpecificationError(f"method NNRepair: norm={self.norm!r}; choose l1 or linf.")
 
     def run(self, task: Task) -> Outcome:

@@ -10,7 +10,7 @@ import numpy as np
 
 from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.program import AffineLayer, Array, Program, RectifierLayer, Status
 
@@ -58,7 +58,7 @@ class ThreeMDNN:
     def __post_init__(self) -> None:
         counts = {"proposals": Expected(low=1, whole=True)}
         check_settings(self, {**counts, "limit": Expected(above=True), "buffer": Expected()})
-        if self.total not in ("max", "sum"):
+        if not is_one_of(self.total, ("max", "sum")):
             raise SpecificationError(f"method ThreeMDNN: total={self.total!r}; choose max or sum.")
 
     def run(self, task: Task) -> Outcome:
@@ -165,6 +165,7 @@ class _Chain:
         made = read[self.wrong] @ layer.weight.T + layer.bias
         unit = np.sqrt(np.mean(made**2)) or 1.0
         for k, point in enumerate(self.wrong.tolist()):
+            self.task.judge.check_time()
             slope = self._slope(made[k], at, point)
             active = np.flatnonzero(np.abs(slope) > 1e-9 * np.abs(slope).max(initial=0.0))
             signs = np.sign(slope[active])
@@ -196,18 +197,21 @@ class _Chain:
         self, name: str, at: int, read: Array, matrix: list[Array], least: list[Array], which: Any
     ) -> tuple[Array, Array, Any, Array] | Status:
         """The least largest change of a layer whose outputs ``y`` are to hold ``matrix[i] @ y >= least[i]``."""
+        from scipy import sparse
+
         layer: Any = self.layers[at]
         shape = layer.weight.shape
         rows, columns, places = self._variables(name, shape)
         lines, sides = [], []
         for part, low, point in zip(matrix, least, which, strict=True):
+            self.task.judge.check_time()
             if len(part):
                 source = np.append(read[point], 1.0)
-                lines.append(part[:, rows] * source[columns])
+                lines.append(sparse.csr_matrix(part[:, rows] * source[columns]))  # most outputs are in no row
                 sides.append(low - part @ (layer.weight @ read[point] + layer.bias))
         if not lines or all((side <= 0).all() for side in sides):
             return np.zeros(shape), np.zeros(shape[0]), places, np.zeros(len(places))
-        change = self._solve(np.concatenate(lines), np.concatenate(sides), places)
+        change = self._solve(sparse.vstack(lines, format="csr"), np.concatenate(sides), places)
         if isinstance(change, Status):
             return change
         weight, bias = np.zeros(shape), np.zeros(shape[0])
@@ -229,7 +233,7 @@ class _Chain:
             start += len(own)
         return np.concatenate(rows), np.concatenate(columns), np.concatenate(places)
 
-    def _solve(self, lines: Array, sides: Array, places: Any) -> Array | Status:
+    def _solve(self, lines: Any, sides: Array, places: Any) -> Array | Status:
         from scipy import sparse
 
         count = len(places)
@@ -239,14 +243,14 @@ class _Chain:
             gradient=np.append(np.zeros(count), 1.0),
             matrix=sparse.vstack(
                 [
-                    sparse.hstack([sparse.csr_matrix(lines), sparse.csr_matrix((len(lines), 1))]),
+                    sparse.hstack([lines, sparse.csr_matrix((len(sides), 1))]),
                     sparse.hstack([-eye, ones]),
                     sparse.hstack([eye, ones]),
                 ],
                 format="csr",
             ),
             lower=np.concatenate([sides, np.zeros(2 * count)]),
-            upper=np.full(len(lines) + 2 * count, np.inf),
+            upper=np.full(len(sides) + 2 * count, np.inf),
             delta_lower=np.append(np.maximum(lower[places], -self.method.limit), 0.0),
             delta_upper=np.append(np.minimum(upper[places], self.method.limit), np.inf),
         )

@@ -15,7 +15,7 @@ from repairopt.errors import SpecificationError
 from repairopt.localize import Wrapped
 from repairopt.methods.material import material_of
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import network_of
 from repairopt.program import Status
@@ -191,7 +191,7 @@ class TemperatureAlignment(DecidedByRow):
     validation: Pair | None = None
 
     def __post_init__(self) -> None:
-        if self.combine not in ("mean", "confident"):
+        if not is_one_of(self.combine, ("mean", "confident")):
             raise SpecificationError(
                 f"method TemperatureAlignment: combine={self.combine!r}; choose mean or confident."
             )

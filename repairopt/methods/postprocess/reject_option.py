@@ -15,7 +15,7 @@ from repairopt.errors import SpecificationError
 from repairopt.localize import Wrapped
 from repairopt.methods.material import material_of
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.program import Status
 from repairopt.specify import Grouped, measured
@@ -105,7 +105,7 @@ class RejectOption:
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("thresholds", "margins"), Expected(low=1, whole=True))
         check_settings(self, {**counts, "bound": Expected(high=1)})
-        if self.metric not in METRICS:
+        if not is_one_of(self.metric, METRICS):
             raise SpecificationError(f"method RejectOption: metric={self.metric!r}; choose {', '.join(METRICS)}.")
 
     def run(self, task: Task) -> Outcome:

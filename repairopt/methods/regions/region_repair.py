@@ -291,10 +291,7 @@ class _Run:
         return best
 
     def _checked(self, status: Status) -> Outcome:
-        """The last candidate whose proof is checked; of those that are not proved the last one, marked so.
-
-        This is done whatever the time: a proof that nobody checked is worth less than some seconds.
-        """
+        """The last candidate whose proof is checked, whatever the time; of those not proved the last one, marked so."""
         if self.late():
             self.task.log.note("The time limit ended the search; this is the best that was found until then.")
         self.task.judge.deadline = None
@@ -303,7 +300,7 @@ class _Run:
         found: list[tuple[NewWeights, CheckedProof]] = []
         with limited(None), self.task.timed("check the proof"):
             for candidate, evidence in order[:1] if status is Status.NO_POINT else tried:
-                found.append((candidate, self._check(candidate, evidence)))
+                found.append((candidate, self._check(candidate, evidence, status is not Status.NO_POINT)))
                 if found[-1][1].proved or found[-1][1].verdict is None:
                     break
         candidate, checked = found[-1] if found[-1][1].proved else found[0]
@@ -312,10 +309,11 @@ class _Run:
             self.task.log.note(f"The proof was made by the search's own bounds alone, {checked.describe()}")
         return Outcome(candidate, status, on_target=True, proof=checked.proof, proof_verdict=checked.verdict)
 
-    def _check(self, candidate: NewWeights, evidence: Evidence) -> CheckedProof:
+    def _check(self, candidate: NewWeights, evidence: Evidence, proved: bool) -> CheckedProof:
         """The proof of a candidate, checked; goal and constraints are told what was found."""
         model, regions = candidate.apply(self.task.engine.model), self.regions.regions
-        seconds = max(LEAST_CHECK, time.process_time() - self.started)
+        free = proved or not self.reserve  # what the search did not prove gets what is left of a time limit
+        seconds = max(LEAST_CHECK, time.process_time() - self.started) if free else self.reserve
         checked = check_repaired(model, regions, evidence, self.network.shape, time_limit=seconds, seed=self.task.seed)
         self._remember(candidate, as_checked(evidence, checked, regions))
         self.task.record(f"checked: {checked.describe()}", self.task.judge(candidate), accepted=checked.proved)

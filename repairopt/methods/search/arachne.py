@@ -75,7 +75,7 @@ class Arachne:
                 "positives": Expected(low=1, whole=True, none=True),
             },
         )
-        if self.version not in (1, 2):
+        if not isinstance(self.version, int) or self.version not in (1, 2):
             raise SpecificationError(f"method Arachne: version={self.version!r}; choose 1 or 2.")
 
     def run(self, task: Task) -> Outcome:

@@ -64,7 +64,8 @@ class DistrRep:
         counts = {"iterations": Expected(low=1, whole=True), "pairs": Expected(low=1, whole=True, none=True)}
         check_settings(self, {**counts, "particles": Expected(low=2, whole=True)})
         for name, given in (("importance", self.importance), ("risks", self.risks)):
-            if given is not None and (not given or not all(Expected().fits(one) for one in given.values())):
+            good = isinstance(given, Mapping) and given and all(map(Expected().fits, given.values()))
+            if given is not None and not good:
                 raise SpecificationError(f"method DistrRep: {name}={given!r}; expected weights of 0 or more, some.")
 
     def run(self, task: Task) -> Outcome:

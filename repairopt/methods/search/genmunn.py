@@ -15,7 +15,7 @@ from repairopt.errors import ModelError, SpecificationError
 from repairopt.localize import weight_spectrum
 from repairopt.methods.material import Material, material_of
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import Array
 from repairopt.program import Status
@@ -68,7 +68,7 @@ class GenMuNN:
         counts = dict.fromkeys(("generations", "patience", "samples"), Expected(low=1, whole=True))
         numbers = {"degree": Expected(above=True), "share": Expected(high=1, above=True)}
         check_settings(self, {**counts, **numbers, "population": Expected(low=4, whole=True)})
-        if self.ranking not in ("auto", "effect", "spectrum"):
+        if not is_one_of(self.ranking, ("auto", "effect", "spectrum")):
             raise SpecificationError(f"method GenMuNN: ranking={self.ranking!r}; choose auto, effect or spectrum.")
 
     def run(self, task: Task) -> Outcome:

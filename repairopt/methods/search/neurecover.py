@@ -14,7 +14,7 @@ from repairopt.errors import SpecificationError
 from repairopt.localize import NewWeights, Question, affine_layer, forward_impact, gradient_loss
 from repairopt.methods.material import material_of
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import Array, network_of
 from repairopt.program import Status
@@ -66,7 +66,7 @@ class NeuRecover:
         counts = dict.fromkeys(("iterations", "positives"), Expected(low=1, whole=True))
         numbers = {"rate": Expected(high=1, above=True), "alpha": Expected()}
         check_settings(self, {**counts, **numbers, "particles": Expected(low=2, whole=True)})
-        if self.past not in ("best", "previous"):
+        if not is_one_of(self.past, ("best", "previous")):
             raise SpecificationError(f"method NeuRecover: past={self.past!r}; choose best or previous.")
 
     def run(self, task: Task) -> Outcome:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from repairopt.errors import SpecificationError
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected
+from repairopt.methods.settings import Expected, are_numbers
 from repairopt.methods.task import Task
 
 from .fit import Training, accuracy, fit_weights
@@ -60,7 +60,7 @@ class FairNeuron(Training):
         super().__post_init__()
         for name in ("thetas", "gammas"):
             values = getattr(self, name)
-            if not values or not all(isinstance(value, int | float) and 0 < value <= 1 for value in values):
+            if not are_numbers(values, Expected(high=1, above=True)):
                 raise self.wrong(f"{name}={values!r}; expected numbers above 0, at most 1, at least one.")
 
     def expected(self) -> dict[str, Expected]:

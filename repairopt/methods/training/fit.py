@@ -13,7 +13,7 @@ from torch import Tensor
 from repairopt.errors import SpecificationError
 from repairopt.methods.adam import Adam
 from repairopt.methods.material import Material, material_of
-from repairopt.methods.settings import Expected, check_settings
+from repairopt.methods.settings import Expected, check_settings, is_one_of
 from repairopt.methods.task import Task
 from repairopt.network import check_labelled
 
@@ -66,7 +66,7 @@ class Training:
     def chosen(self, name: str, known: Iterable[str]) -> None:
         """Refuse a word that is not known."""
         value = getattr(self, name)
-        if value not in known:
+        if not is_one_of(value, known := tuple(known)):
             raise self.wrong(f"{name}={value!r}; choose {', '.join(known)}.")
 
 

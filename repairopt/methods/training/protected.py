@@ -81,6 +81,8 @@ def protected_groups(method: Any, inputs: Tensor) -> Groups:
 
 def check_protected(name: str, columns: Sequence[Any]) -> None:
     """Refuse what are no different column numbers."""
-    good = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in columns)
+    good = isinstance(columns, Sequence) and all(
+        isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in columns
+    )
     if not good or len(set(columns)) < len(columns):
         raise SpecificationError(f"method {name}: protected={columns!r}; expected different column numbers, 0 or more.")

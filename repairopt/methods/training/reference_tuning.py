@@ -18,7 +18,7 @@ from torch import Tensor
 from repairopt.localize import Slice, Slicer, by_unit
 from repairopt.methods.material import Material
 from repairopt.methods.outcome import Outcome
-from repairopt.methods.settings import Expected
+from repairopt.methods.settings import Expected, are_numbers
 from repairopt.methods.task import Task
 
 from .fit import Score, Training, accuracy, fit_weights
@@ -70,7 +70,7 @@ class ReferenceTuning(Training):
         super().__post_init__()
         self.chosen("loss", ("reference", "label"))
         self.chosen("layer", ("penultimate", "last"))
-        if not self.rates or not all(isinstance(rate, int | float) and rate > 0 for rate in self.rates):
+        if not are_numbers(self.rates, Expected(above=True)):
             raise self.wrong(f"rates={self.rates!r}; expected learning rates above 0, at least one.")
 
     def expected(self) -> dict[str, Expected]:

@@ -150,6 +150,11 @@ def input_shape(network: nn.Module, shape: tuple[int, ...] | None, size: int) ->
             continue
         if isinstance(found, Tensor) and found.ndim == 2 and len(found) == 3:
             return one
+        if not isinstance(found, Tensor):
+            raise UnsupportedError(
+                f"network {network_name(network)}: returns a {type(found).__name__}; what is said of regions is said "
+                f"of one tensor of outputs (N, k). Give a module whose forward returns that alone."
+            )
     tried = ", ".join(map(str, dict.fromkeys(usual if shape is None else [shape])))
     raise UnsupportedError(
         f"network {network_name(network)}: runs on no inputs of {size} numbers in the "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import ProofError
+from repairopt.errors import ProofError, forgiven, public
 from repairopt.program.program import Array
 
 from .box_tiling import boxes_tile
@@ -32,6 +32,7 @@ Run = Callable[[Array], Array]
 Boxes = tuple[Array, Array, Any, Any]  # lower sides, upper sides, the box of the proof that they are in, and the leaf
 
 
+@public
 def check_proof(
     network: LayeredNetwork,
     proof: RegionProof,
@@ -60,6 +61,7 @@ def check_proof(
         ProofError: The proof is of another network, or its leaves do not tile its boxes.
     """
     start = time.process_time()
+    progress = None if progress is None else forgiven("progress", progress)
     _check_belongs(network, proof)
     checker = _Checker(network, proof, run or network.run, np.random.default_rng(seed))
     checker.sample(min(samples, FIRST))

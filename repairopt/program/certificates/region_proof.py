@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import ProofError
+from repairopt.errors import ProofError, public
 from repairopt.program.program import Array
 
 from .hulls import Hulls
@@ -41,6 +41,17 @@ _MEANING = {
 }
 
 
+def _as_array(name: str, value: Any, kind: type) -> Array:
+    try:
+        found = np.asarray(value, dtype=np.float64)
+        if not np.isfinite(found).all():
+            raise ValueError("some are not finite")
+        return found if kind is np.float64 else np.asarray(value, dtype=kind)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProofError(f"proof of a region: {name} is no array of numbers ({error}).") from error
+
+
+@public
 @dataclass(frozen=True, eq=False)
 class OutputRows:
     """Rows of outputs: they hold at ``y`` if for every group some row of it has ``matrix @ y - offset > 0``.
@@ -57,9 +68,14 @@ class OutputRows:
 
     def __post_init__(self) -> None:
         for name, kind in (("matrix", np.float64), ("offset", np.float64), ("group", np.int64)):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
-        count = len(self.offset)
-        shapes = self.matrix.ndim == 2 and self.matrix.shape[0] == count and self.group.shape == (count,)
+            object.__setattr__(self, name, _as_array(name, getattr(self, name), kind))
+        count = self.offset.size
+        shapes = (
+            self.offset.ndim == 1
+            and self.matrix.ndim == 2
+            and self.matrix.shape[0] == count
+            and self.group.shape == (count,)
+        )
         if not count or not shapes or set(self.group.tolist()) != set(range(int(self.group.max()) + 1)):
             raise ProofError(
                 f"rows of a region: matrix {self.matrix.shape}, offset {self.offset.shape}, groups "
@@ -84,6 +100,7 @@ class OutputRows:
         return any(not any(s for s, g in zip(signs, groups, strict=True) if g == group) for group in set(groups))
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class RegionProof:
     """Boxes, the rows that are to hold on each, and the leaves that tile the boxes.
@@ -124,11 +141,11 @@ class RegionProof:
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "leaf_lower", "leaf_upper"):
-            value = np.asarray(getattr(self, name), dtype=np.float64)
+            value = _as_array(name, getattr(self, name), np.float64)
             object.__setattr__(self, name, value)
             if value.ndim != 2 or not np.isfinite(value).all():
                 raise ProofError(f"proof of a region: {name} has shape {value.shape}, or numbers that are not finite.")
-        object.__setattr__(self, "leaf_box", np.asarray(self.leaf_box, dtype=np.int64))
+        object.__setattr__(self, "leaf_box", _as_array("leaf_box", self.leaf_box, np.int64))
         object.__setattr__(self, "rows", tuple(self.rows))
         boxes, leaves = self.lower.shape, self.leaf_lower.shape
         fits = self.upper.shape == boxes and self.leaf_upper.shape == leaves and self.leaf_box.shape == leaves[:1]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repairopt.errors import PatchError, SpecificationError
+from repairopt.errors import PatchError, SpecificationError, path_of
 from repairopt.patches import read_arrays, whole_file
 
 Array = npt.NDArray[Any]
@@ -168,7 +168,7 @@ def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
     """Write the evidence to ``evidence.npz`` in a folder, for a page that is made later without model and data."""
     arrays: dict[str, Array] = {}
     tree = json.dumps(_pack(evidence, arrays))
-    path = Path(folder) / FILE
+    path = path_of(folder, "folder of evidence", written=True) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, tree=np.array(tree), **arrays)
@@ -177,7 +177,7 @@ def save_evidence(evidence: Evidence, folder: str | Path) -> Path:
 
 def load_evidence(folder: str | Path) -> Evidence:
     """Read ``evidence.npz`` of a folder that :func:`save_evidence` wrote to; else a SpecificationError."""
-    path = Path(folder) / FILE
+    path = path_of(folder, "folder of evidence") / FILE
     try:
         arrays = read_arrays(path)
         found = _unpack(json.loads(str(arrays.pop("tree"))), arrays)

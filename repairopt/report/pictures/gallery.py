@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from repairopt.errors import SpecificationError, shown
+
 from . import plots
 from .evidence import Evidence
 from .plots import data_uri, split_name
@@ -32,7 +34,10 @@ def draw_gallery(
 ) -> list[Picture]:
     """Draw everything that there is evidence for; the frontier's arguments are those of ``plot_frontier``."""
     drawn = [*_regions(evidence), *_groups(evidence)]
-    points = list(getattr(frontier, "points", frontier))
+    given = getattr(frontier, "points", frontier)
+    if not isinstance(given, list | tuple) or not all(hasattr(p, "value") and hasattr(p, "accuracy") for p in given):
+        raise SpecificationError(f"frontier: got {shown(frontier)}; expected what trace_frontier returned, or points.")
+    points = list(given)
     if points:
         figure = plots.plot_frontier(points, chosen, original)
         text = "What accuracy each level of the property costs; the square is this repair."

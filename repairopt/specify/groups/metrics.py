@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from repairopt.errors import SpecificationError, require_extra
+from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.network import check_same_index, listed_values, refuse_missing
 from repairopt.specify.sample_weights import row_weights
 
@@ -55,6 +55,7 @@ def count(y_true: Any, y_pred: Any, *, sample_weight: Any = None) -> float:
     return float(len(np.asarray(y_true)))
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class GroupMetrics:
     """Metrics over all samples and in each group.
@@ -242,7 +243,10 @@ def _array(name: str, values: Any) -> npt.NDArray[Any]:
     """Values of rows as an array; of texts and numbers together each stays what it is."""
     what = {"y_true": "true label", "y_pred": "answer"}.get(name, "group")
     refuse_missing("GroupMetrics", what, values)
-    found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    try:
+        found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise SpecificationError(f"GroupMetrics: {name} are no array ({error}); expected one value a row.") from error
     if isinstance(values, list | tuple) and (found.ndim > 1 or found.dtype.kind in "US"):
         listed = listed_values("GroupMetrics", name, values)
         if found.ndim > 1 or any(not isinstance(value, str | bytes) for value in listed):

@@ -84,6 +84,7 @@ def _as_in_fairlearn(name: str, what: str, kind: str) -> Measure:
     )
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class OddsGap(RateGap):
     """How differently a network treats people of different groups with the same true label (equalized odds).

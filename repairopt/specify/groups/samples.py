@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, shown
 from repairopt.network import (
     check_beside,
     check_inputs,
@@ -23,6 +23,7 @@ from repairopt.network import (
     listed_values,
     refuse_missing,
 )
+from repairopt.specify.expected import is_sequence
 from repairopt.specify.sample_weights import Array, effective_count, kish_counts, row_weights
 
 MANY = 10  # groups up to which there may be as many as rows
@@ -276,6 +277,8 @@ def _told_by_features(owner: str, inputs: Any, features: Any, values: Any) -> tu
         raise SpecificationError(f"'{owner}': {len(labels)} sensitive_features for {len(x)} inputs.{hint}")
     if values is None:
         refuse_missing(f"'{owner}'", "group", labels)
+    elif not is_sequence(values) or not all(isinstance(value, Hashable) for value in values):
+        raise SpecificationError(f"'{owner}': values={shown(values)}; expected a list of groups.")
 
     def name(value: Any) -> str:
         return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

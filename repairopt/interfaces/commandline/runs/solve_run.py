@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from repairopt.errors import SpecFileError, SpecificationError
+from repairopt.errors import SpecFileError, SpecificationError, forgiven
 from repairopt.interfaces.commandline.show import Bars
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.in_words import decode
@@ -160,8 +160,10 @@ class _Run:
         spec = self.spec
         assert spec.goal is not None
 
+        append = forgiven("audit log", log.append, again=True)  # the end of the run is written, or is an error
+
         def note(entry: Round) -> None:
-            log.append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
+            append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
             step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
 
         method = _method(spec)

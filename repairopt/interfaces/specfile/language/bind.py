@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from repairopt.errors import LanguageError, RepairError, SpecificationError
+from repairopt.errors import LanguageError, RepairError, SpecificationError, public
 from repairopt.specify import (
     WAYS,
     Bound,
@@ -89,6 +89,7 @@ class BoundStatement:
         return Bound(self.item, limit=float(self.item.target), name=self.item.name)
 
 
+@public
 def bind_statement(statement: Statement | str, data: Data, on: str | None = None) -> BoundStatement:
     """A goal or bound on data: a property or constraint of the library.
 

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from repairopt import specify
-from repairopt.errors import SpecificationError
+from repairopt.errors import SpecificationError, public, shown
 
 from .python_code import OwnMeasure
 
@@ -62,6 +62,7 @@ KINDS = {  # what an argument of a kind is, and the forms of value that it may b
 BY_NAME: dict[str, specify.Measure] = {}
 
 
+@public
 def add_measures(kind: Any) -> Any:
     """Add the measures that a class declares to the language.
 
@@ -71,9 +72,11 @@ def add_measures(kind: Any) -> Any:
     Raises:
         SpecificationError: It declares none, or one whose name another class has, or an argument of an unknown kind.
     """
-    declared = vars(kind).get("measures", ())
+    declared = vars(kind).get("measures", ()) if isinstance(kind, type) else ()
     if not declared or not all(isinstance(measure, specify.Measure) for measure in declared):
-        raise SpecificationError(f"{kind.__name__}: declares no measures; expected measures = (Measure(...), ...).")
+        raise SpecificationError(
+            f"{getattr(kind, '__name__', shown(kind))}: declares no measures; expected measures = (Measure(...), ...)."
+        )
     for measure in declared:
         known = BY_NAME.get(measure.name)
         if known is not None and known.kind.__qualname__ != kind.__qualname__:
