@@ -16,7 +16,7 @@ from repairopt.errors import RepairError, public
 from repairopt.localize import LayerGraph, localize
 from repairopt.methods import SQP
 from repairopt.network import Certifier, Classifier, Engine, pull_back, split_model
-from repairopt.pipeline import Settings, solve_repair
+from repairopt.pipeline import Settings, solve_repair, unless_interrupted
 from repairopt.report import Repair
 from repairopt.specify import ErrorRate, KeepLabels
 
@@ -233,5 +233,5 @@ def _repair(model: Any, choice: str, few: Tensor, outputs: Tensor, time_limit: f
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = Settings(time_limit=time_limit)
-        repair = solve_repair(model, goal, keep, weights=choice, method=SQP(), settings=settings)
+        repair = unless_interrupted(solve_repair(model, goal, keep, weights=choice, method=SQP(), settings=settings))
     return repair, time.process_time() - started

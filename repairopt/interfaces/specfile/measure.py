@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,23 +76,24 @@ def measure_claims(
     *,
     location: Mapping[str, list[int]] | None = None,
     network: PlainNetwork | None = None,
+    tell: Callable[[str, float], None] = lambda text, share: None,
 ) -> list[ClaimRow]:
     """Every goal, bound and watched measure of a spec, on the rows of the repair and on held-out ones.
 
     ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
     by parameter: for bounds by ``linear_rows``. ``network`` is that of ``model``, where it has run on rows already.
+    ``tell`` is called after each claim with its name, and the share of the claims that are measured.
     """
     outputs = spec.file.spec.model.outputs
     before = PlainNetwork(spec.model, outputs)
     after = network or (before if model is None else PlainNetwork(model, outputs))
     changed = (spec.model, spec.model if model is None else _unwrapped(model, spec.model))
     found, bounds = [], [bound.statement for bound in spec.bounds]
-    for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:
-        if item is None:
-            continue
+    for item in spec.statements:
         role = "wish" if item.wish else "bound" if item.statement in bounds else "watch"
         role = "goal" if spec.goal is not None and item.statement is spec.goal.statement else role
         found.append(_claim(item, role, (before, after), changed, location, spec.file.spec.confidence))
+        tell(item.statement.name, len(found) / len(spec.statements))
     found.sort(key=lambda claim: claim.role == "watch")
     return found
 

@@ -137,6 +137,12 @@ class OpenSpec:
     watch: tuple[BoundStatement, ...]
     held_out: tuple[BoundStatement, ...] = field(default=())
 
+    @property
+    def statements(self) -> tuple[BoundStatement, ...]:
+        """Goal, bounds, those on held-out rows, and what is watched, in this order."""
+        goal = () if self.goal is None else (self.goal,)
+        return (*goal, *self.bounds, *self.held_out, *self.watch)
+
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that the spec names."""
         spec, found = self.file.spec, {}
