@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, public, require_extra, visible
+from repairopt.errors import SpecificationError, public, visible
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
 from repairopt.patches import whole_file
 from repairopt.pipeline import DEFAULTS, INTERRUPTED, Settings, solve_repair, unless_interrupted, without_former
-from repairopt.report import Repair, Verdict, render_frontier
+from repairopt.report import Repair, Verdict, load_matplotlib, render_frontier
 from repairopt.specify import (
     LabelledPair,
     Specification,
@@ -134,7 +134,7 @@ class Frontier:
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        require_extra("report", "Frontier.plot", "matplotlib")
+        load_matplotlib("Frontier.plot")
         import matplotlib.pyplot as plt
 
         if held_out is None:
