@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError, public
+from repairopt.errors import ModelError, RepairError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.network import Reading
 from repairopt.specify import (
@@ -55,7 +55,9 @@ class PlainNetwork:
         try:
             with torch.no_grad():
                 parts = [self.read(self.network, part.to(device, copy=True)).cpu() for part in inputs.split(BATCH)]
-        except RuntimeError as error:
+        except RepairError:
+            raise
+        except Exception as error:  # forward is the user's; a program of torch.export asserts the shape of its inputs
             raise ModelError(
                 f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
                 f"Look at inputs or array in the spec."

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from repairopt.errors import require_extra
@@ -37,8 +38,8 @@ def load_matplotlib(task: str = "A picture") -> Any:
     """
     require_extra("report", task, "matplotlib")
     with _without_a_word():
-        import matplotlib
-    return matplotlib
+        found, *_ = (import_module(name) for name in ("matplotlib", "matplotlib.figure", "matplotlib.font_manager"))
+    return found
 
 
 @contextmanager
