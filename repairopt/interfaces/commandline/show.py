@@ -164,13 +164,17 @@ def doctor_text(result: results.DoctorResult) -> str:
         mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
         lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
     if result.trials:
-        head = (
-            f"{'weights':12}{'number':>12}  {'trial':>9}  {f'{result.rows:,} rows':>14}  {'derivatives':>12}  verdict"
-        )
-        lines += ["", "A trial repair, and what is expected for all rows (processor time, memory):", head]
+        said = f"expected for {result.rows:,} rows"
+        lines += [
+            "",
+            "Trial repairs, and what one of all rows costs (processor time, memory of the process):",
+        ]
+        lines += [f"{'weights':12}{'number':>12}  {'trial':>20}  {said:>26}  verdict of the trial"]
     for one in result.trials:
-        cost = f"{one.seconds:7.1f} s  {_seconds(one.expected_seconds):>12} s  {one.expected_bytes / 2**20:8.1f} MiB"
-        lines.append(f"{one.weights:12}{one.count:12,}  {cost}  {one.verdict}")
+        more = "> " if one.at_least else ""
+        cost = f"{f'{one.rows:,} rows {one.seconds:.1f} s':>20}"
+        expected = f"{more}{_seconds(one.expected_seconds)} s {one.expected_bytes / 2**20:8,.0f} MiB"
+        lines.append(f"{one.weights:12}{one.count:12,}  {cost}  {expected:>26}  {one.verdict}")
     return "\n".join([*lines, "", "It can be repaired." if result.usable else "It cannot be repaired as it is."])
 
 

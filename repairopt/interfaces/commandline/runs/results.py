@@ -138,7 +138,10 @@ class TrialLine(Strict):
     verdict: str
     seconds: float = Field(description="processor time of the trial")
     expected_seconds: float = Field(description="the same for all rows")
-    expected_bytes: int = Field(description="derivatives of all rows; batched where that is too much")
+    expected_bytes: int = Field(description="memory of the process at its peak, for all rows")
+    at_least: bool = Field(
+        default=False, description="the trial ended at its time limit: a repair takes more than expected_seconds"
+    )
 
 
 class DoctorResult(Result):
