@@ -58,6 +58,15 @@ def test_pages_run(name, tmp_path, monkeypatch, request):
     assert re.search(PRINTS.get(name, "."), printed.strip(), flags=re.DOTALL), printed
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("tutorials/")])
+def test_tutorials_show_what_their_code_prints(name):
+    found = fences(TEXT[name])
+    for fence, after in zip(found, [*found[1:], None], strict=True):
+        if fence.runs and re.search(r"\bprint\(|repairopt (check|solve|verify)", fence.body):
+            assert after is not None, fence.body
+            assert after.language == "text", fence.body
+
+
 def test_code_that_is_not_run_says_why():
     titles = [fence.title for text in TEXT.values() for fence in fences(text) if fence.title]
     assert titles

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError, public
 from repairopt.methods import SQP, Method
 from repairopt.network import Engine, split_model
-from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
+from repairopt.pipeline import DEFAULTS, Settings, solve_repair, unless_interrupted, without_former
 from repairopt.specify import Folds, KeepLabels, Restrictable, restricted
 
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # logits
@@ -95,7 +95,7 @@ def _tried(model: nn.Module, goal: Any, keep: KeepLabels, division: Folds, optio
         seen = division.outside(fold, inputs)
         own = restricted(goal, partial(division.outside, fold))
         part = keep.on(inputs[seen.to(inputs.device)], keep.labels[seen.to(keep.labels.device)])
-        repaired = solve_repair(model, own, [part], **options).model
+        repaired = unless_interrupted(solve_repair(model, own, [part], **options)).model
         predict = Engine(repaired, forward_fn=forward_fn).predict()
         with torch.no_grad():
             now = predict(inputs).argmax(-1).cpu()

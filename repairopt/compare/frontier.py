@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import SpecificationError, public, require_extra, shown, visible
+from repairopt.errors import SpecificationError, public, shown, visible
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
 from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
 from repairopt.patches import whole_file
-from repairopt.pipeline import DEFAULTS, Settings, solve_repair, without_former
-from repairopt.report import Repair, Verdict, render_frontier
+from repairopt.pipeline import DEFAULTS, INTERRUPTED, Settings, solve_repair, unless_interrupted, without_former
+from repairopt.report import Repair, Verdict, load_matplotlib, render_frontier
 from repairopt.specify import (
     Expected,
     LabelledPair,
@@ -68,12 +68,14 @@ class Frontier:
         points: From the loosest bound to the tightest.
         thresholds: For a gap between groups of two-class decisions: the best that a threshold of its own for each group
             does with the original scores, which needs the group at every decision; empty for other properties.
+        stopped: ``"interrupted"`` where Ctrl-C ended the sweep; the points are those that were found until then.
     """
 
     name: str
     original: FrontierPoint
     points: tuple[FrontierPoint, ...]
     thresholds: tuple[ThresholdPoint, ...] = ()
+    stopped: str = ""
 
     def best(self, limit: float) -> FrontierPoint:
         """The most accurate point whose property, on repair data, is at most a limit.
@@ -96,6 +98,7 @@ class Frontier:
         if self.thresholds:
             lines.append("thresholds by group, on the original scores")
             lines += [_cells(f"{point.target:8.4f}", point) for point in self.thresholds]
+        lines += [f"Stopped early ({self.stopped}), before the last bound."] if self.stopped else []
         return visible("\n".join(lines))
 
     @public
@@ -135,7 +138,7 @@ class Frontier:
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        require_extra("report", "Frontier.plot", "matplotlib")
+        load_matplotlib("Frontier.plot")
         import matplotlib.pyplot as plt
 
         if held_out is None:
@@ -227,21 +230,38 @@ def trace_frontier(
     options = {"data": () if data is None else data, "method": chosen, "weights": weights}
     if isinstance(weights, str) and weights == "auto":
         middle = replace(goal, target=bounds[len(bounds) // 2])
-        weights = solve_repair(model, middle, constraints, settings=settings, **options).report.location
+        begun = _telling(settings, "weights")
+        found = unless_interrupted(solve_repair(model, middle, constraints, settings=begun, **options))
+        weights = found.report.location
     options |= {"weights": weights}
     points: list[FrontierPoint] = []
     before: Repair | None = None
-    for bound in bounds:
-        begun = replace(settings, start=None if before is None or wants_factors(weights) else before.delta)
+    stopped = ""
+    for k, bound in enumerate(bounds):
+        begun = _telling(settings, f"bound {k + 1} of {len(bounds)}")
+        begun = replace(begun, start=None if before is None or wants_factors(weights) else before.delta)
         unseen = [replace(twin, target=bound) if twin.name == goal.name else twin for twin in twins]
         found = solve_repair(
             model, replace(goal, target=bound), constraints, held_out=unseen, settings=begun, **options
         )
         met = found.report.verdict is Verdict.REPAIRED
+        stopped = found.report.stopped if found.report.stopped == INTERRUPTED else ""
+        if stopped and not met and points:
+            break
         before = found if met else before
         points.append(point(bound, found.model, found, met))
+        if stopped:
+            break
     thresholds = threshold_frontier(engine.predict(), goal, list(bounds), data, held_out, other)
-    return Frontier(goal.name, point(value, module, None, True), tuple(points), thresholds)
+    return Frontier(goal.name, point(value, module, None, True), tuple(points), thresholds, stopped)
+
+
+def _telling(settings: Settings, part: str) -> Settings:
+    """Settings whose progress says in each step of which part of the sweep it is."""
+    tell = settings.progress
+    if tell is None:
+        return settings
+    return replace(settings, progress=lambda entry: tell(replace(entry, step=f"{part}, {entry.step}")))
 
 
 def accuracy(predict: Any, data: tuple[Tensor, Tensor] | None) -> float:

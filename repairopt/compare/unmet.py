@@ -23,7 +23,7 @@ from torch import nn
 from repairopt.errors import ProgramError, SpecificationError, public
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
-from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, without_former
+from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, unless_interrupted, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
 from repairopt.report import Repair, Verdict
 from repairopt.specify import CallableProperty, ChangeConstraint, Specification, is_strict
@@ -113,20 +113,24 @@ def explain_unmet(
     goal = Specification(goal, tuple(items)).goal
     options |= {"method": find_method(chosen), "settings": settings}
     limit = float(goal.target)
-    first = solve_repair(model, goal, items, **options)
+
+    def tried(aim: Any, bounds: Sequence[Any]) -> Repair:
+        return unless_interrupted(solve_repair(model, aim, bounds, **options))
+
+    first = tried(goal, items)
     if _met(first):
         return Unmet((), _value(first), limit, None, first)
     if not wants_factors(options.get("weights")):
         options["weights"] = first.report.location
     left = list(range(len(items)))
     idle = _met_by_any(goal, first)
-    among_themselves = bool(items) and not _held(solve_repair(model, idle, items, **options))
+    among_themselves = bool(items) and not _held(tried(idle, items))
     kept, fine = (idle, _held) if among_themselves else (goal, _met)
-    if not among_themselves and not _met(solve_repair(model, goal, (), **options)):
+    if not among_themselves and not _met(tried(goal, ())):
         left = []  # the goal alone is out of reach
 
     def met(chosen: Sequence[int]) -> bool:
-        return fine(solve_repair(model, kept, [items[i] for i in chosen], **options))
+        return fine(tried(kept, [items[i] for i in chosen]))
 
     for k in list(left):
         without = [i for i in left if i != k]

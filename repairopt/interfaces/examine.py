@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +12,11 @@ from torch import Tensor, nn
 
 from repairopt.errors import RepairError, forgiven, public
 from repairopt.localize import LayerGraph, localize
-from repairopt.methods import SQP
 from repairopt.network import Certifier, Classifier, Engine, pull_back, split_model
-from repairopt.pipeline import Settings, solve_repair
-from repairopt.report import Repair
-from repairopt.specify import ErrorRate, KeepLabels
 
-ROWS, POINTS = 200, 3  # of a trial repair: rows at most, and how many of them are to get another label
+from .trial_repairs import Trial, try_repairs, warm_up
+
+ROWS = 200  # on which the parts of the library are tried; trial repairs take more
 LISTED, MOST_FREQUENT = 12, 3  # classes whose answers are all counted, and of more those that are named
 CHOICES = ("last", "gradient", "all")
 
@@ -38,30 +34,6 @@ class Finding:
     what: str
     ok: bool | None
     detail: str
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A small repair of the network, run to see what one costs.
-
-    Attributes:
-        weights: Which weights could change, as given to ``solve_repair``.
-        count: How many weights that are.
-        rows: Rows of the trial.
-        verdict: How it ended.
-        seconds: Processor time of the trial.
-        expected_seconds: The same for all rows, on the line through this trial and one of a quarter of its rows.
-        expected_bytes: Memory of the derivatives of all rows by these weights, which the library batches where it is
-            more than the limit of :class:`repairopt.Settings`.
-    """
-
-    weights: str
-    count: int
-    rows: int
-    verdict: str
-    seconds: float
-    expected_seconds: float
-    expected_bytes: int
 
 
 @dataclass(frozen=True)
@@ -98,9 +70,9 @@ def examine_model(
 
     Args:
         model: As for :func:`repairopt.solve_repair`.
-        inputs: Rows as the network reads them, ``(N, ...)``; at most 200 of them are used.
+        inputs: Rows as the network reads them, ``(N, ...)``; the more there are, the better costs are known.
         rows: How many rows the repair will have; the number of ``inputs`` by default.
-        time_limit: Seconds for each trial repair.
+        time_limit: Seconds for each trial repair; with more rows than the last one of them had in time, none is tried.
         weights: Which choices of weights are tried.
         tell: Called with a few words before each part.
 
@@ -118,12 +90,15 @@ def examine_model(
         return Examination(name, tuple(found), ())
     tell("layers")
     graph = LayerGraph(network, forward_fn, few)
-    found += [_layers(graph), _derivatives(network, forward_fn, graph, few), _bounds(engine, few, outputs)]
+    found += [_layers(network, graph), _derivatives(network, forward_fn, graph, few), _bounds(engine, few, outputs)]
     trials = []
+    if weights:
+        warm_up(model, few, outputs)
+        outputs = engine.predict()(inputs[:total])
     for choice in weights:
         tell(f"weights '{choice}'")
         try:
-            trials.append(_trial(model, choice, few, outputs, total, time_limit))
+            trials.append(try_repairs(model, choice, inputs[:total], outputs, total, time_limit))
         except RepairError as error:
             found.append(Finding(f"weights '{choice}'", None, f"cannot be chosen: {error}"))
     return Examination(name, tuple(found), tuple(trials))
@@ -163,13 +138,13 @@ def _outputs(network: nn.Module, forward_fn: Any, few: Tensor) -> tuple[Engine |
     return engine, outputs, found
 
 
-def _layers(graph: LayerGraph) -> Finding:
+def _layers(network: nn.Module, graph: LayerGraph) -> Finding:
     kinds = Counter(layer.kind for layer in graph.layers)
     named = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none with weights"
-    ends = ""
+    ends = _other_layers(network, graph)
     if graph.affine:
         first, last = graph.affine[0].name, graph.affine[-1].name
-        ends = f"; first '{first}', last '{last}'"
+        ends = f"; first '{first}', last '{last}'{ends}"
     if graph.is_traceable:
         return Finding("layers", True, f"{named}{ends}")
     return Finding(
@@ -180,6 +155,18 @@ def _layers(graph: LayerGraph) -> Finding:
     )
 
 
+def _other_layers(network: nn.Module, graph: LayerGraph) -> str:
+    """What of the parameters is in layers of other kinds, which ``weights="all"`` and names of parameters reach."""
+    known = {name for layer in graph.layers for name in layer.parameters}
+    whole = tuple(f"{layer.name}." for layer in graph.layers if layer.kind == "recurrent")
+    others = {name: value.numel() for name, value in network.named_parameters() if name not in known}
+    others = {name: size for name, size in others.items() if not name.startswith(whole)}
+    if not others:
+        return ""
+    kinds = Counter(type(network.get_submodule(name.rpartition(".")[0])).__name__ for name in others)
+    return f"; {sum(others.values()):,} parameters in other layers ({', '.join(kinds)})"
+
+
 def _derivatives(network: nn.Module, forward_fn: Any, graph: LayerGraph, few: Tensor) -> Finding:
     """Whether the derivatives of many samples are had in one pass."""
     try:
@@ -187,15 +174,13 @@ def _derivatives(network: nn.Module, forward_fn: Any, graph: LayerGraph, few: Te
         engine = Engine(network, where.indices, forward_fn=forward_fn)
         classes = engine.predict()(few).shape[1]
         pull_back(engine, few, torch.ones(len(few), classes, dtype=engine.dtype, device=engine.device))
-        recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+        beyond = "batched, by automatic differentiation"
+        if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+            beyond += ", recurrent layers step by step"
         if engine.exact:
-            return Finding("derivatives", True, "exact: the last layer is affine in its weights, nothing is linearized")
-        if recurrent:
-            text = (
-                "one sample after the other, because torch.func knows no recurrent layers: slow beyond the last layer"
-            )
-            return Finding("derivatives", None, text)
-        return Finding("derivatives", True, "batched, by automatic differentiation")
+            said = "of the last layer exact: it is affine in its weights, nothing is linearized"
+            return Finding("derivatives", True, f"{said}; of others {beyond}")
+        return Finding("derivatives", True, beyond)
     except (RepairError, RuntimeError, TypeError) as error:
         return Finding("derivatives", False, f"{type(error).__name__}: {error}")
 
@@ -208,31 +193,3 @@ def _bounds(engine: Engine, few: Tensor, outputs: Tensor) -> Finding:
     except RepairError as error:
         return Finding("certified bounds", None, f"not available: {error}")
     return Finding("certified bounds", True, "available: CertifiedRadius and balls around inputs")
-
-
-def _trial(model: Any, choice: str, few: Tensor, outputs: Tensor, total: int, time_limit: float) -> Trial:
-    """A repair of all rows, and one of a quarter of them: what it costs for more rows lies on the line through both."""
-    part = max(1, len(few) // 4)
-    _, fewer = _repair(model, choice, few[:part], outputs[:part], time_limit)
-    repair, seconds = _repair(model, choice, few, outputs, time_limit)
-    report = repair.report
-    verdict = str(report.verdict) + (f" ({report.stopped})" if report.stopped else "")
-    slope = max(0.0, seconds - fewer) / max(1, len(few) - part)
-    expected, count = seconds + slope * max(0, total - len(few)), report.location.size
-    return Trial(choice, count, len(few), verdict, seconds, expected, 8 * count * total)
-
-
-def _repair(model: Any, choice: str, few: Tensor, outputs: Tensor, time_limit: float) -> tuple[Repair, float]:
-    """Some rows are to get their second best class, the others to keep theirs, as in most repairs; processor time."""
-    best, order = outputs.sort(1, descending=True)
-    order, wrong = order.cpu(), (best[:, 0] - best[:, 1]).argsort()[:POINTS].cpu()
-    kept = torch.ones(len(few), dtype=torch.bool)
-    kept[wrong] = False
-    goal: Any = ErrorRate(few[wrong], order[wrong, 1])
-    keep = KeepLabels(few[kept], order[kept, 0], tolerance=0.05) if bool(kept.any()) else ()
-    started = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        settings = Settings(time_limit=time_limit)
-        repair = solve_repair(model, goal, keep, weights=choice, method=SQP(), settings=settings)
-    return repair, time.process_time() - started

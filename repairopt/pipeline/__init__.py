@@ -2,6 +2,7 @@
 
 from .former import without_former
 from .formulate import RepairProgram, formulate_repair
+from .interrupted import INTERRUPTED, unless_interrupted
 from .prepare import prepare_repair
 from .settings import DEFAULTS, Settings
 from .stages import Proposal, propose_candidate, solve_repair

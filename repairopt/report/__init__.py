@@ -4,6 +4,7 @@ from .as_patch import claims_from_report, record_repair
 from .comparison_page import render_comparison, shown_letters
 from .frontier_page import render_frontier
 from .pictures.collect import ReportSources
+from .pictures.drawing_library import load_matplotlib
 from .pictures.evidence import RegionMap
 from .pictures.plots import picture_bytes
 from .pictures.region_maps import map_region, plot_region_map

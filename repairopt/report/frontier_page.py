@@ -13,11 +13,11 @@ from repairopt.patches import library_versions
 from .axes import span, ticks
 from .html_page import SPLITS, claim_rows, cost_rows, group_table, input_table, open_template, outcome_tone, read_part
 from .pictures.collect import collect_evidence
-from .pictures.evidence import Evidence, Rates
+from .pictures.evidence import AffectedInputs, Evidence, Rates
 from .plain_words import list_caveats, number, percent, summarize
 from .stated import BOUNDS, Stated, restate, restate_evidence, stated_names
 
-AFFECTED = 100  # inputs of a set that can be searched
+AFFECTED, LISTED = 5000, 100  # inputs of a set whose answers changed that can be searched, and that stand on the page
 MOST_COLUMNS = 40  # of an input, above which its values are left out
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 330, 60, 14, 14, 50  # of the picture, and its margins
 MOVED = 5e-4  # change of a rate that is worth a mark
@@ -100,12 +100,17 @@ def _repair(
         "costs": cost_rows(plain),
         "groups": [_rates(one) for one in compared or evidence.rates],
         "tables": [group_table(table, evidence) for table in evidence.tables],
-        "affected": [
-            input_table(one, evidence, features, MOST_COLUMNS) | {"changed": (one.before != one.after).tolist()}
-            for one in evidence.affected
-        ],
+        "affected": [_searched(one, evidence, features) for one in evidence.affected],
         "weights": plain["weights"]["changed"],
     }
+
+
+def _searched(affected: AffectedInputs, evidence: Evidence, features: Sequence[str]) -> dict[str, Any]:
+    """The first rows, which stand on the page, and further ones whose answers changed, which its search looks in."""
+    table, changed = input_table(affected, evidence, features, MOST_COLUMNS), affected.before != affected.after
+    further = [row for row, moved in zip(table["rows"][LISTED:], changed[LISTED:], strict=True) if moved]
+    count = f"{'the first ' if len(changed) == AFFECTED and changed.all() else ''}{int(changed.sum()):,}"
+    return table | {"rows": table["rows"][:LISTED], "changed": changed.tolist(), "further": further, "count": count}
 
 
 def _rates(rates: Rates) -> dict[str, Any]:

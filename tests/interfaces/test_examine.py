@@ -11,7 +11,10 @@ from small_spec import write_spec
 from torch import nn
 
 from repairopt.errors import ModelError, SpecFileError
+from repairopt.interfaces import trial_repairs
 from repairopt.interfaces.commandline.commands import main
+from repairopt.interfaces.commandline.runs.results import DoctorResult, TrialLine
+from repairopt.interfaces.commandline.show import doctor_text
 from repairopt.interfaces.examine import examine_model
 from repairopt.interfaces.specfile.given_model import model_entry
 from repairopt.interfaces.specfile.networks import mlp
@@ -59,9 +62,28 @@ def test_an_ordinary_network_has_everything():
     assert found.usable
     assert [one.ok for one in found.findings] == [True] * 4
     assert [(one.weights, one.count, one.rows) for one in found.trials] == [("last", 27, 60), ("all", 67, 60)]
-    assert found.trials[0].expected_bytes == 8 * 27 * 600
+    assert 2**26 < found.trials[0].expected_bytes < 2**34  # of the process
     assert found.trials[0].expected_seconds >= found.trials[0].seconds > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_trials_have_more_and_more_rows_and_what_was_tried_is_expected(capsys, monkeypatch):
+    rows = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    seen = []
+    kept = trial_repairs._repair
+    monkeypatch.setattr(trial_repairs, "_repair", lambda *a: (seen.append(len(a[2])), kept(*a))[1])
+    (whole,) = examine_model(small(4, 8, 3), rows, weights=["last"]).trials
+    assert seen[1:] == [50, 200, 500]  # the first one is not timed
+    assert (whole.rows, whole.expected_seconds, whole.at_least) == (500, whole.seconds, False)
+    (more,) = examine_model(small(4, 8, 3), rows, rows=50_000, weights=["last"]).trials
+    assert 10 <= more.expected_seconds / more.seconds <= 1000  # the 0.5th to the 1.5th power of 100 times the rows
+    assert more.expected_bytes > 2**26  # of the whole process
+    (short,) = examine_model(small(4, 8, 3), rows, weights=["last"], time_limit=1e-9).trials
+    assert (short.at_least, short.expected_seconds) == (True, short.seconds)
+    fields = {"model": "m", "basis": "", "source": "s", "rows": 500, "usable": True, "findings": []}
+    lines = [TrialLine(**vars(one)) for one in (whole, short)]
+    text = doctor_text(DoctorResult(exit_code=0, trials=lines, **fields))
+    assert text.count(" > 0.0 s") == 1
 
 
 def test_integer_inputs_and_recurrent_layers_are_said_to_have_no_bounds():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import warnings
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -175,6 +177,74 @@ def test_bytes_of_images_are_scaled_and_shaped(tmp_path, capsys):
     ]
     array = open_spec(out).file.spec.array
     assert (array.name, array.scale, array.shape) == ("images", (0, 255), [16])
+
+
+def test_a_column_of_measurements_is_no_label_whatever_its_name():
+    draw = np.random.default_rng(0)
+    columns = {"income": draw.lognormal(10, 0.5, 300).round(2), "age": draw.integers(18, 80, 300)}
+    columns["credit"] = np.where(columns["income"] > 22_000, "good", "bad")
+    assert [name for name, _ in label_columns(columns, None)][0] == "credit"
+    columns["income"] = columns["income"].round(-3).astype(int)  # repeats, and has many values still
+    assert [name for name, _ in label_columns(columns, None)][0] == "credit"
+    columns["income"] = np.where(columns["income"] > 50_000, ">50K", "<=50K")
+    assert label_columns(columns, None) == [("income", "guessed by the name 'income'")]
+
+
+@pytest.fixture
+def any_module(tmp_path, monkeypatch):
+    """A folder with rows, and a module that is no plain state dict in all ways in which people keep one."""
+    (age, income, color), scaled, labels = people()
+    inputs = torch.tensor(np.stack([*scaled, color], axis=1), dtype=torch.float32)
+    network = trained(inputs, labels, [3, 8, 2])
+    names = np.array(["no", "yes"])[labels]
+    write_rows(tmp_path / "rows.csv", ["age", "income", "color", "bought"], zip(age, income, color, names, strict=True))
+    torch.jit.script(network).save(str(tmp_path / "TorchScript.pt"))
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(network, (inputs[:2],), dynamic_shapes=({0: rows},))
+    torch.export.save(program, tmp_path / "torch.export.pt2")
+    torch.save(network, tmp_path / "pickled.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, network
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`isinstance:FutureWarning")
+@pytest.mark.parametrize("file", ["TorchScript.pt", "torch.export.pt2", "pickled.pt"])
+def test_a_module_in_a_file_is_named_and_the_line_that_loads_it_works(any_module, capsys, file):
+    folder, network = any_module
+    code, said = run(capsys, "init", folder / file, folder / "rows.csv")
+    assert code == 2
+    assert Path(file).stem in said.err
+    assert "line 1" not in said.err  # of a spec that is not there
+    (line,) = re.findall(r"`(network = lambda: .*?)`", said.err)
+    name = f"own_{Path(file).stem.replace('.', '_')}"
+    (folder / f"{name}.py").write_text(f"import torch\n{line}\n")
+    code, said = run(capsys, "init", f"{name}:network", folder / "rows.csv", "--out", folder / "spec.yaml")
+    assert code == 0, said.err
+    code, said = run(capsys, "check", folder / "spec.yaml", "--json")
+    assert code == 1
+    spec = open_spec(folder / "spec.yaml")
+    rows = spec.data.sets["repair"]
+    right = float((network(rows.inputs).argmax(1) == rows.labels).float().mean())
+    assert json.loads(said.out)["accuracy"]["repair"] == pytest.approx(right, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        (lambda state: {"epoch": 3, "model_state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, ""),
+        (lambda state: {"state_dict": state, "ema": state}, ""),
+        (lambda state: {"model": state, "ema": state}, "several state dicts, 'model', 'ema'"),
+        (lambda state: {"epoch": 3}, "holds a dict"),
+    ],
+)
+def test_weights_in_a_checkpoint_are_found(tmp_path, capsys, kept, text):
+    write_spec(tmp_path)
+    torch.save(kept(dict(mlp([2, 4, 2]).state_dict())), tmp_path / "checkpoint.pt")
+    out = tmp_path / "first.yaml"
+    code, said = run(capsys, "init", tmp_path / "checkpoint.pt", tmp_path / "rows.csv", "--out", out)
+    assert code == (2 if text else 0)
+    assert text in said.err
 
 
 @pytest.mark.parametrize(

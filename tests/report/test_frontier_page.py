@@ -11,6 +11,7 @@ from biased_task import task
 from html_pages import CHROMIUM, Browser, Page, look_at
 
 from repairopt import Bound, Frontier, FrontierPoint, GroupGap, MissRate, SpecificationError, trace_frontier
+from repairopt.report import frontier_page
 
 TARGETS = [0.25, 0.1, 0.02]
 HOSTILE = {
@@ -195,6 +196,36 @@ def test_rows_are_searched_and_an_address_chooses(html, tmp_path):
     assert found["none"] == f"0 of {found['all']} rows"
     assert found["changed"]
     assert 0 < found["count"] < found["all"]
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_the_search_finds_changed_rows_that_are_not_on_the_page(traced, tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier_page, "LISTED", 5)
+    html = traced.to_html(features=["merit", "<script>group</script>"])
+    found = look_at(
+        html,
+        """
+        const win = doc.defaultView, search = doc.querySelector("article:not([hidden]) .search");
+        const [words, box] = search.querySelectorAll("input"), table = search.nextElementSibling;
+        const listed = () => table.querySelectorAll("tbody tr:not([hidden])").length;
+        const said = () => search.querySelector("output").textContent;
+        const further = JSON.parse(search.querySelector("script").textContent), before = [listed(), said()];
+        const last = further[further.length - 1], texts = row => [...row.cells].map(cell => cell.textContent);
+        words.value = last.slice(4).join(" "); words.dispatchEvent(new win.Event("input"));
+        const hit = texts(table.querySelector("tbody tr:not([hidden])")), one = said();
+        words.value = ""; words.dispatchEvent(new win.Event("input"));
+        return {before, hit, last, one, after: [listed(), said()], further: further.length};
+        """,
+        tmp_path,
+        1280,
+        address="#repair-3",
+    )
+    whole = 5 + found["further"]
+    assert found["further"] > 5
+    assert found["hit"] == found["last"]
+    assert found["one"] == f"1 of {whole} rows"
+    assert found["before"] == found["after"] == [5, f"{whole} of {whole} rows, 5 listed"]
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +35,7 @@ from repairopt import (
 from repairopt.errors import MissingExtraError, PatchError
 from repairopt.report.html_page import NO_PICTURES, WIDEST, input_table
 from repairopt.report.pictures import plots
+from repairopt.report.pictures.drawing_library import font_families, load_matplotlib
 from repairopt.report.pictures.evidence import FILE, Evidence, load_evidence, save_evidence
 from repairopt.report.repair import write_html
 from repairopt.specify import AdversarialError
@@ -270,6 +274,34 @@ def test_without_matplotlib_the_page_is_made_and_says_so(fair, monkeypatch):
         fair.report.plot_groups()
     assert isinstance(error.value, RepairError)
     plots.figure_class.cache_clear()
+
+
+@pytest.mark.slow
+def test_where_home_cannot_be_written_to_pictures_are_drawn_without_a_word(tmp_path):
+    home = tmp_path / "home"
+    home.write_text("a file, in which nobody can make a folder")
+    names = ("HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "USERPROFILE")
+    surroundings = {key: value for key, value in os.environ.items() if key not in names} | {"HOME": str(home)}
+    code = "from repairopt.report.pictures.plots import drawing, picture_bytes\n"
+    code += "with drawing(2.0, 'a title') as (figure, axes):\n    axes.plot([0, 1])\n"
+    code += "print(len(picture_bytes(figure)) > 1000)"
+    ended = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
+def test_names_are_written_in_an_installed_font_that_has_their_letters(monkeypatch):
+    manager = load_matplotlib().font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", [*manager.ttflist, SimpleNamespace(name="Noto Sans CJK SC")])
+    font_families.cache_clear()
+    assert font_families()[0] == "DejaVu Sans"
+    assert "Noto Sans CJK SC" in font_families()
+    font_families.cache_clear()
+
+
+def test_long_names_of_groups_keep_out_of_each_others_way():
+    assert plots.wrapped("a long name of a group " * 9, most=3).count("\n") == 2
+    assert plots.wrapped("a long name of a group " * 9, most=3).endswith(" ...")
+    assert plots.wrapped("a name of two lines at most", most=3) == "a name of two\nlines at most"
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -1,4 +1,4 @@
-"""The commands. Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."""
+"""The commands. Exit codes: 0 goal and bounds are met, 1 not met, 2 usage or input error, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from .bars import Bars
 from .paths import FILE, NEW
 from .show import (
-    Bars,
     check_text,
     compare_text,
     doctor_text,
@@ -28,7 +28,8 @@ from .show import (
     verify_text,
 )
 
-CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
+CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error, 130 interrupted."
+INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; its schema: repairopt schema."
 )
@@ -119,8 +120,8 @@ def check(spec: Path, patch: Path | None, strict: bool, quiet: bool, as_json: bo
     with bars.stage("reading model and data"):
         opened = open_spec(spec)
         check_choices(opened)
-    with bars.stage("measuring every claim"):
-        found = check_spec_file(opened, patch=patch, strict=strict)
+    with bars.stage("measuring every claim", len(opened.statements)) as step:
+        found = check_spec_file(opened, patch=patch, strict=strict, tell=step)
     emit(found, as_json, check_text)
 
 
@@ -197,7 +198,8 @@ def compare(source: Path | None, out: Path, listing: bool, as_json: bool, quiet:
 def _move(back: bool, spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:
     from repairopt.interfaces.commandline.runs.move_run import move_patch
 
-    result = move_patch(spec, patch, out, back=back, weights=weights, overwrite=options["overwrite"])
+    bars = Bars(quiet=options["as_json"] or options["quiet"])
+    result = move_patch(spec, patch, out, back=back, weights=weights, overwrite=options["overwrite"], progress=bars)
     emit(result, options["as_json"], lambda r: f"wrote {r.out} ({r.kind}), weights SHA-256 {r.weights}")
 
 
@@ -217,6 +219,7 @@ weights_option = click.option("--weights", type=FILE, help="File of weights to u
 @out_option
 @weights_option
 @overwrite_option
+@quiet_option
 @json_option
 def apply(spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:
     """Write the network of SPEC with PATCH applied. Other weights than those it was made for are refused."""
@@ -229,6 +232,7 @@ def apply(spec: Path, patch: Path, out: Path, weights: Path | None, **options: A
 @out_option
 @weights_option
 @overwrite_option
+@quiet_option
 @json_option
 def revert(spec: Path, patch: Path, out: Path, weights: Path | None, **options: Any) -> None:
     """Write the weights from before PATCH, to the bit; --weights names the repaired ones."""
@@ -251,9 +255,7 @@ def verify(spec: Path, patch: Path, as_json: bool, quiet: bool, **options: Any) 
     """Recompute every claim from the original weights and the patch alone, without the code that solves."""
     from repairopt.interfaces.commandline.runs.verify_run import verify_patch
 
-    with Bars(quiet=as_json or quiet).stage("recomputing every claim"):
-        found = verify_patch(spec, patch, **options)
-    emit(found, as_json, verify_text)
+    emit(verify_patch(spec, patch, progress=Bars(quiet=as_json or quiet), **options), as_json, verify_text)
 
 
 @cli.command("check-proof", epilog=example("repairopt check-proof run --samples 1000000"))
@@ -334,12 +336,13 @@ def doctor(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
 @cli.command(epilog=example("repairopt solvers --test"))
 @click.option("--test", is_flag=True, help="Solve a tiny program with each, to see whether its licence is there.")
+@quiet_option
 @json_option
-def solvers(test: bool, as_json: bool) -> None:
+def solvers(test: bool, quiet: bool, as_json: bool) -> None:
     """List the back ends: installed, licensed, kinds of programs."""
     from repairopt.interfaces.commandline.runs.solvers_run import list_solvers
 
-    emit(list_solvers(test=test), as_json, solvers_text)
+    emit(list_solvers(test=test, progress=Bars(quiet=as_json or quiet)), as_json, solvers_text)
 
 
 @cli.command(epilog=example("repairopt schema > repairopt.schema.json"))
@@ -369,10 +372,9 @@ def main(arguments: list[str] | None = None) -> None:
             error.show()
             raise SystemExit(2) from None
         emit_error("UsageError", error.format_message(), as_json)
-    except (click.Abort, KeyboardInterrupt):
-        emit_error(
-            "Interrupted", "interrupted. The same command with --resume continues what has an --out folder.", as_json
-        )
+    except (click.Abort, KeyboardInterrupt) as stop:
+        notes = [note for one in (stop, stop.__cause__) for note in getattr(one, "__notes__", ())]
+        emit_error("Interrupted", " ".join(["interrupted.", *notes]), as_json, INTERRUPTED)
     except Exception as error:
         from repairopt.errors import RepairError, as_foreign
 

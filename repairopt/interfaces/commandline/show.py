@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,13 +24,13 @@ def emit(result: results.Result, as_json: bool, text: Callable[[Any], str]) -> N
     raise SystemExit(result.exit_code)
 
 
-def emit_error(name: str, message: str, as_json: bool) -> None:
-    """Print an error: to stderr for people, as JSON to stdout; exit code 2."""
+def emit_error(name: str, message: str, as_json: bool, code: int = 2) -> None:
+    """Print an error: to stderr for people, as JSON to stdout; and end the process with an exit code."""
     if as_json:
-        click.echo(json.dumps({"format": 1, "exit_code": 2, "command": "error", "error": name, "message": message}))
+        click.echo(json.dumps({"format": 1, "exit_code": code, "command": "error", "error": name, "message": message}))
     else:
         click.echo(visible(f"repairopt: {message}"), err=True)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def check_text(result: results.CheckResult) -> str:
@@ -87,6 +85,7 @@ def frontier_text(result: results.FrontierResult) -> str:
         values = [number(row.value) for row in claims if row.role == "goal"]
         lines.append(f"{name:>10}" + "".join(f"{value:>12}" for value in values) + f"  {verdict}".rstrip())
     wrote = [one.patch for one in result.repairs] + [result.out]
+    lines += ["", f"Stopped early ({result.stopped}), before the last bound."] if result.stopped else []
     return "\n".join([*lines, "", *(f"wrote {path}" for path in wrote)])
 
 
@@ -165,13 +164,17 @@ def doctor_text(result: results.DoctorResult) -> str:
         mark = {True: "ok", False: "FAILED", None: "-"}[line.ok]
         lines += textwrap.wrap(line.detail, WIDTH, initial_indent=f"{mark:8}{line.what:20}", subsequent_indent=" " * 28)
     if result.trials:
-        head = (
-            f"{'weights':12}{'number':>12}  {'trial':>9}  {f'{result.rows:,} rows':>14}  {'derivatives':>12}  verdict"
-        )
-        lines += ["", "A trial repair, and what is expected for all rows (processor time, memory):", head]
+        said = f"expected for {result.rows:,} rows"
+        lines += [
+            "",
+            "Trial repairs, and what one of all rows costs (processor time, memory of the process):",
+        ]
+        lines += [f"{'weights':12}{'number':>12}  {'trial':>20}  {said:>26}  verdict of the trial"]
     for one in result.trials:
-        cost = f"{one.seconds:7.1f} s  {_seconds(one.expected_seconds):>12} s  {one.expected_bytes / 2**20:8.1f} MiB"
-        lines.append(f"{one.weights:12}{one.count:12,}  {cost}  {one.verdict}")
+        more = "> " if one.at_least else ""
+        cost = f"{f'{one.rows:,} rows {one.seconds:.1f} s':>20}"
+        expected = f"{more}{_seconds(one.expected_seconds)} s {one.expected_bytes / 2**20:8,.0f} MiB"
+        lines.append(f"{one.weights:12}{one.count:12,}  {cost}  {expected:>26}  {one.verdict}")
     return "\n".join([*lines, "", "It can be repaired." if result.usable else "It cannot be repaired as it is."])
 
 
@@ -194,35 +197,3 @@ def solvers_text(result: results.SolversResult) -> str:
         kinds, needs = ", ".join(s.kinds), ", ".join(s.needs)
         lines.append(f"{s.name:12}{'yes' if s.installed else 'no':12}{licensed:10}{kinds:34}{s.version:14}{needs}")
     return "\n".join(lines)
-
-
-class Bars:
-    """A progress bar for each stage with the time left, on stderr; silent where that is no terminal, or ``quiet``."""
-
-    def __init__(self, time_limit: float | None = None, quiet: bool = False) -> None:
-        self.time_limit, self.hidden = time_limit, quiet or not sys.stderr.isatty()
-
-    @contextmanager
-    def stage(self, name: str, steps: int = 0) -> Iterator[Callable[[str], None]]:
-        """A bar. With steps or a time limit it says how long at most; the number of steps is an upper bound."""
-        import time
-
-        started, limit = time.monotonic(), self.time_limit if steps else None
-        total = 1000
-        options: Any = {"label": f"{name:24}", "show_eta": bool(steps), "file": sys.stderr, "hidden": self.hidden}
-        with click.progressbar(length=total, **options) as bar:
-            at = [0, 0]  # steps made, position shown
-
-            def step(text: str) -> None:
-                at[0] += 1
-                share = 1.0 - (1.0 - 1.0 / max(steps, 1)) ** at[0] if steps else 0.0
-                if limit is not None:
-                    share = max(share, (time.monotonic() - started) / limit)
-                position = min(total - 1, int(total * share))
-                bar.label = f"{name:24}{text[:40]:40}"
-                bar.update(max(0, position - at[1]))
-                at[1] = max(position, at[1])
-
-            bar.update(0)
-            yield step
-            bar.update(total - at[1])

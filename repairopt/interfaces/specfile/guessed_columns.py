@@ -19,6 +19,7 @@ LABELS = ("label", "labels", "target", "y", "class", "decision", "outcome", "app
 SENSITIVE = ("sex", "gender", "race", "ethnicity", "ethnic", "age_group", "nationality", "religion", "disability")
 IDENTIFIERS = ("id", "index", "row", "uuid", "key")
 FEW, MANY = 12, 40  # values of a column: a group at most, categories at most
+ROWS_OF_A_CLASS = 5  # at least, on average, of a column that is taken for the label by its name
 TRIED = 5  # columns that may be the label, beside the likeliest
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 COMMAS = re.compile(r"[+-]?(\d+|\d*,\d+)")  # numbers with a decimal comma, and whole ones
@@ -36,9 +37,9 @@ def label_columns(columns: Mapping[str, Any], label: str | None) -> list[tuple[s
             raise SpecFileError(f"--label {label}: there is no such column; columns: {', '.join(columns)}.")
         return [(label, "as you said")]
     names = list(columns)
-    for name in reversed(names):
-        if name.lower() in LABELS:
-            return [(name, f"guessed by the name '{name}'")]
+    told_by_name = [name for name in reversed(names) if name.lower() in LABELS and _has_classes(columns[name])]
+    if told_by_name:
+        return [(name, f"guessed by the name '{name}'") for name in told_by_name[:1]]
     texts = [name for name in names if columns[name].dtype.kind in "OUS"]
     words = texts == names[:1] and 2 <= len(distinct(columns[names[0]])) <= FEW
     first, why = (names[0], "the only column of texts") if words else (names[-1], "the last column")
@@ -46,6 +47,16 @@ def label_columns(columns: Mapping[str, Any], label: str | None) -> list[tuple[s
     few.sort(key=lambda name: (name not in (names[0], names[-1]), name not in texts))
     told = f"guessed: the network knows more of it than of '{first}', {why}"
     return [(first, f"guessed: '{first}' is {why}"), *((name, told) for name in few[:TRIED])]
+
+
+def _has_classes(values: Any) -> bool:
+    """Whether values repeat as classes do, and are no measurements: an income in currency is no label."""
+    kinds = distinct(values)
+    if values.dtype.kind not in "fiu":
+        return 2 <= len(kinds) <= max(MANY, len(values) // ROWS_OF_A_CLASS)
+    whole = all(float(kind).is_integer() for kind in kinds)
+    counted = whole and max(kinds, default=0) - min(kinds, default=0) == len(kinds) - 1
+    return whole and (2 <= len(kinds) <= MANY or (counted and len(kinds) <= len(values) // ROWS_OF_A_CLASS))
 
 
 def group_columns(columns: Mapping[str, Any], label: str, sensitive: Sequence[str]) -> tuple[list[str], str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from keyword import iskeyword
 from pathlib import Path
@@ -79,6 +79,7 @@ class _Asked:
     label: str | None
     sensitive: tuple[str, ...]
     path: Path
+    tell: Callable[[str], None]
 
 
 def guess_spec(
@@ -90,6 +91,7 @@ def guess_spec(
     label: str | None = None,
     sensitive: Sequence[str] = (),
     fixed: Mapping[str, float] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Guess:
     """Guess what a spec file at ``path`` would say of a model and a file of rows.
 
@@ -101,6 +103,7 @@ def guess_spec(
         label: The column of the true class; guessed by its name, its place, and what the network knows of it.
         sensitive: Columns that tell groups apart; guessed by their names.
         fixed: Numbers that fill other inputs of an ONNX file, by name.
+        tell: Called after each way to read the rows that was tried, with the best so far.
 
     Raises:
         SpecFileError: The model or the data cannot be read, or no columns fit the inputs of the network.
@@ -124,7 +127,7 @@ def guess_spec(
             network = load_model(bare_spec(own, path, data={"repair": rows}), _shown_rows(columns, label))
             content = {"model": own, "data": {"repair": dict(rows)}, "split": {"held_out": HELD_OUT}}
             made = _of_arrays if Path(data).suffix == ".npz" else _of_table
-            found.append(made(_Asked(content, network, columns, label, tuple(sensitive), path)))
+            found.append(made(_Asked(content, network, columns, label, tuple(sensitive), path, tell)))
         except RepairError as error:
             problems.append(error)
     if not found:
@@ -229,7 +232,8 @@ def _best_way(
     ones; one that says too little or too much of a label may tell rows apart as well.
     """
     right, known, chosen, problem = -1.0, -1.0, ways[0], ""
-    for way in ways:
+    for k, way in enumerate(ways):
+        asked.tell(f"{way['label']['column']}: way {k + 1} of {len(ways)}" + (f", best {right:.1%} right" if k else ""))
         try:
             found = _right_and_known(open_spec(_checked(content | way | FILLER, asked.path)), asked.network)
         except RepairError as error:

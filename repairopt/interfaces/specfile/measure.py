@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repairopt.errors import ModelError, public
+from repairopt.errors import ModelError, RepairError, public
 from repairopt.interfaces.specfile.language.bind import BoundStatement
 from repairopt.network import Reading
 from repairopt.specify import (
@@ -55,7 +55,9 @@ class PlainNetwork:
         try:
             with torch.no_grad():
                 parts = [self.read(self.network, part.to(device, copy=True)).cpu() for part in inputs.split(BATCH)]
-        except RuntimeError as error:
+        except RepairError:
+            raise
+        except Exception as error:  # forward is the user's; a program of torch.export asserts the shape of its inputs
             raise ModelError(
                 f"model {type(self.network).__name__}: cannot take inputs of shape {tuple(inputs.shape)} ({error}). "
                 f"Look at inputs or array in the spec."
@@ -76,23 +78,24 @@ def measure_claims(
     *,
     location: Mapping[str, list[int]] | None = None,
     network: PlainNetwork | None = None,
+    tell: Callable[[str, float], None] = lambda text, share: None,
 ) -> list[ClaimRow]:
     """Every goal, bound and watched measure of a spec, on the rows of the repair and on held-out ones.
 
     ``model`` is judged, the spec's where it is None. ``location`` has the positions of the weights that could change,
     by parameter: for bounds by ``linear_rows``. ``network`` is that of ``model``, where it has run on rows already.
+    ``tell`` is called after each claim with its name, and the share of the claims that are measured.
     """
     outputs = spec.file.spec.model.outputs
     before = PlainNetwork(spec.model, outputs)
     after = network or (before if model is None else PlainNetwork(model, outputs))
     changed = (spec.model, spec.model if model is None else _unwrapped(model, spec.model))
     found, bounds = [], [bound.statement for bound in spec.bounds]
-    for item in [spec.goal, *spec.bounds, *spec.held_out, *spec.watch]:
-        if item is None:
-            continue
+    for item in spec.statements:
         role = "wish" if item.wish else "bound" if item.statement in bounds else "watch"
         role = "goal" if spec.goal is not None and item.statement is spec.goal.statement else role
         found.append(_claim(item, role, (before, after), changed, location, spec.file.spec.confidence))
+        tell(item.statement.name, len(found) / len(spec.statements))
     found.sort(key=lambda claim: claim.role == "watch")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from repairopt.interfaces.specfile.language.statements import Statement
 from repairopt.patches import check_archive, listed, load_weights
 
 from .load_rows import load_data
+from .module_files import advice_on
 from .nnet_file import read_nnet
 from .reader import SpecFile, check_spec, read_spec
 from .stated_regions import load_regions, points_around
@@ -56,7 +58,16 @@ def load_model(file: SpecFile, rows: Tensor | None = None) -> nn.Module:
         raise file.fail(("model", "factory"), f"{model.factory} returned a {kind}; expected a torch.nn.Module.")
     if model.weights is not None:
         fill_weights(file, network, file.existing(("model", "weights"), model.weights))
-    return network.eval()
+    return _evaluating(network)
+
+
+def _evaluating(network: nn.Module) -> nn.Module:
+    """The network in evaluation mode; of a program of torch.export, which has one mode, a copy that takes the call."""
+    try:
+        return network.eval()
+    except NotImplementedError:
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # of torch's own copies
+        return copy.deepcopy(network).eval()
 
 
 def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
@@ -80,16 +91,24 @@ def read_state(file: SpecFile, path: Path) -> Mapping[str, Tensor]:
         raise file.fail(where, str(error)) from error
     except Exception as error:
         first = str(error).split(". ")[0].strip() or type(error).__name__  # what follows is advice to trust the file
-        reason = (
-            f"'{path}' is no plain state dict ({first}). Files that need code to be read are refused, and nothing in "
-            f"it was executed. Where you trust it, convert it: repairopt.patches.save_weights(model, 'w.safetensors')."
-        )
-        raise file.fail(where, reason) from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise file.fail(where, advice_on(path, first)) from None
+    states = _states(found)
+    if len(states) > 1 and "state_dict" not in states:
+        reason = f"'{path}' holds several state dicts, {listed(list(states))}; save the one to be repaired alone"
+        raise file.fail(where, reason)
+    if not states:
         raise file.fail(where, f"'{path}' holds a {type(found).__name__}; expected a state dict, names to tensors.")
-    return found
+    return states.get("state_dict", next(iter(states.values())))
+
+
+def _states(found: Any) -> dict[str, Mapping[str, Tensor]]:
+    """The state dict that was saved, or those in a checkpoint by their keys."""
+    if not isinstance(found, Mapping):
+        return {}
+    if all(isinstance(value, Tensor) for value in found.values()):
+        return {"": found}
+    inside = {str(key): value for key, value in found.items() if isinstance(value, Mapping) and value}
+    return {key: value for key, value in inside.items() if all(isinstance(one, Tensor) for one in value.values())}
 
 
 def fill_weights(file: SpecFile, network: nn.Module, path: Path) -> None:
@@ -136,6 +155,12 @@ class OpenSpec:
     bounds: tuple[BoundStatement, ...]
     watch: tuple[BoundStatement, ...]
     held_out: tuple[BoundStatement, ...] = field(default=())
+
+    @property
+    def statements(self) -> tuple[BoundStatement, ...]:
+        """Goal, bounds, those on held-out rows, and what is watched, in this order."""
+        goal = () if self.goal is None else (self.goal,)
+        return (*goal, *self.bounds, *self.held_out, *self.watch)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that the spec names."""

@@ -54,7 +54,7 @@ class SpecFile:
 
     def fail(self, where: Sequence[Any], reason: str) -> SpecFileError:
         """An error that names the line of a key."""
-        return SpecFileError(f"{self.path}, line {line_of(self.lines, tuple(where))}: {reason}")
+        return SpecFileError(f"{_place(self.path, self.lines, tuple(where))}: {reason}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -106,18 +106,23 @@ def check_spec(path: Path, content: Any, lines: Mapping[Path_, int] | None = Non
             found[where[0]].append(parse(text))
         except LanguageError as error:
             hint = CUT_OFF if text.count("(") > text.count(")") else ""
-            errors.append(f"{path}, line {line_of(places, where)}: {error}{hint}")
+            errors.append(f"{_place(path, places, where)}: {error}{hint}")
     for name, rows in spec.data.items():
         try:
             read_filter(rows.where) if rows.where is not None else None
         except LanguageError as error:
-            errors.append(f"{path}, line {line_of(places, ('data', name, 'where'))}: {error}")
+            errors.append(f"{_place(path, places, ('data', name, 'where'))}: {error}")
     if errors:
         raise SpecFileError("\n".join(errors))
     goal = next(iter(found["goal"]), None)
     checked = SpecFile(path, spec, goal, tuple(found["bounds"]), tuple(found["watch"]), places)
     _check_uses(checked, texts)
     return checked
+
+
+def _place(path: Path, lines: Mapping[Path_, int], where: Path_) -> str:
+    """File and line of a key; the file alone for content that was not read from one."""
+    return f"{path}, line {line_of(lines, where)}" if lines else str(path)
 
 
 def line_of(lines: Mapping[Path_, int], where: Path_) -> int:

@@ -22,6 +22,7 @@ from .region_maps import map_region
 CELLS = 64  # rows and columns of a heat map
 CLASSES = 20  # up to which the recall of each is shown
 AFFECTED, SETS = 12, 4  # inputs of a set, sets
+FEW, MOST_NUMBERS = 100, 2**22  # inputs that are kept of any size, and numbers of all that are kept
 MAPS, FEW_INPUTS = 3, 20  # slices of regions, and inputs up to which one tells something
 DISPARITIES = ("demographic_parity_difference", "equalized_odds_difference", "equal_opportunity_difference")
 Items = Sequence[tuple[Any, bool]]  # anchored properties and constraints, and whether each is held out
@@ -229,7 +230,8 @@ def _most_affected(items: Items, both: Both, most: int) -> tuple[AffectedInputs,
         shift = (after - before).abs().sum(1) / 2
         answers = before.argmax(1), after.argmax(1)
         rank = shift + 2.0 * (answers[0] != answers[1])
-        rows = rank.argsort(descending=True, stable=True)[:most]
+        fits = max(FEW, MOST_NUMBERS // max(1, inputs[:1].numel()))
+        rows = rank.argsort(descending=True, stable=True)[: min(most, fits)]
         rows = rows[shift[rows] > 1e-6]
         chosen = inputs[rows.to(inputs.device)].detach().cpu().numpy()
         key = (held_out, rows.numpy().tobytes(), chosen.tobytes())

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from repairopt.errors import SpecificationError, require_extra
+from repairopt.errors import SpecificationError
 
+from .drawing_library import load_matplotlib, styled
 from .evidence import AffectedInputs, LayerChange, Margins, Progress, Rates
 
 BEFORE, AFTER = "#E69F00", "#0072B2"  # orange, blue
@@ -33,7 +34,7 @@ SETTINGS: Any = {f"{group}.{key}": value for group, style in STYLES.items() for 
 SETTINGS |= {"text.parse_math": False}  # users' names may hold dollar signs
 SETTINGS |= {"axes.grid": True, "axes.axisbelow": True, "lines.markersize": 6, "hatch.linewidth": 0.6}
 SETTINGS |= {"figure.facecolor": "white", "savefig.facecolor": "white"}
-MOST_GROUPS = 24  # in a picture
+MOST_GROUPS, NAMED = 24, 3  # in a picture, and lines of the name of one, which the tables have in full
 MOST_SAMPLES = 4000  # that did not cross; those that crossed are all drawn
 BINS = 40  # of a histogram
 COLUMNS = 4  # of images
@@ -47,7 +48,7 @@ def have_matplotlib() -> bool:
 @cache
 def figure_class() -> Any:
     """Matplotlib's ``Figure``, which a notebook shows without ``pyplot``; else a MissingExtraError."""
-    require_extra("report", "A picture", "matplotlib")
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -77,9 +78,7 @@ def drawing(
     ``height`` is in inches; ``legend`` is the number of its columns, 0 for none.
     """
     made = figure_class()
-    import matplotlib
-
-    with matplotlib.rc_context(SETTINGS):
+    with styled(SETTINGS):
         figure = made(figsize=(WIDTH, height), layout="constrained")
         panels = list(figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0])
         panels[0].set(title=wrapped(title, 52), ylabel=up)
@@ -92,11 +91,9 @@ def drawing(
 
 def picture_bytes(figure: Any, kind: str = "svg", dpi: int = 150) -> bytes:
     """A Matplotlib figure as the bytes of an ``"svg"`` or ``"png"`` file, the same for the same figure."""
-    import matplotlib
-
     target = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+    with styled(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # letters that the font lacks are boxes
         figure.savefig(target, format=kind, dpi=dpi, metadata=metadata)
     return target.getvalue()
@@ -107,9 +104,11 @@ def data_uri(figure: Any) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(picture_bytes(figure)).decode()
 
 
-def wrapped(text: str, width: int = 24) -> str:
-    """A label in as few lines as fit beside a picture, of about the same length."""
+def wrapped(text: str, width: int = 24, most: int | None = None) -> str:
+    """A label in as few lines as fit beside a picture, of about one length; what is beyond ``most`` is left out."""
     lines = textwrap.wrap(text, width)
+    if most is not None and len(lines) > most:
+        return "\n".join(textwrap.wrap(text, width, max_lines=most, placeholder=" ..."))
     for narrower in range(len(text) // max(1, len(lines)), width):
         even = textwrap.wrap(text, narrower)
         if len(even) == len(lines):
@@ -125,7 +124,7 @@ def split_name(held_out: bool) -> str:
 def plot_rates(rates: Rates) -> Any:
     """One line for each group: hollow before, full after, with 95 % intervals."""
     shown = slice(0, MOST_GROUPS)
-    names = [wrapped(name) for name in rates.groups[shown]]
+    names = [wrapped(name, most=NAMED) for name in rates.groups[shown]]
     before, after = rates.before[shown], rates.after[shown]
     place = np.arange(len(names))[::-1]
     lines = sum(name.count("\n") + 1 for name in names)
@@ -267,11 +266,9 @@ def plot_inputs(affected: AffectedInputs, label: Callable[[int], str] = str) -> 
             f"or (3, H, W). The page shows them as a table."
         )
     made = figure_class()
-    import matplotlib
-
     count = len(affected.rows)
     rows = -(-count // COLUMNS)
-    with matplotlib.rc_context(SETTINGS):
+    with styled(SETTINGS):
         figure = made(figsize=(WIDTH, 0.75 + 1.62 * rows), layout="constrained")
         for k, axes in enumerate(figure.subplots(rows, COLUMNS, squeeze=False).flat):
             axes.axis("off")

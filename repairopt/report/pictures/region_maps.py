@@ -10,6 +10,7 @@ import numpy as np
 from repairopt.errors import SpecificationError
 from repairopt.program import ProofVerdict, RegionProof
 
+from .drawing_library import load_matplotlib
 from .evidence import RegionMap
 from .plots import AFTER, QUIET, WORSE, drawing
 
@@ -96,6 +97,7 @@ def _rectangles(lower: Any, upper: Any, point: Any, pair: list[int]) -> Any:
 
 def plot_region_map(region: RegionMap, label: Callable[[int], str] = str) -> Any:
     """The slice before and after: answers as areas, failures hatched, proved leaves outlined, open ones filled."""
+    load_matplotlib()
     import matplotlib.patches as shapes
     from matplotlib.colors import ListedColormap
 

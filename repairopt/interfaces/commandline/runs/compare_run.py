@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from repairopt.compare import NEEDS, TOOLS, Comparison, Limits, compare_repairs, list_systems, recommend_methods
 from repairopt.errors import ResultError, SpecificationError
-from repairopt.interfaces.commandline.show import Bars
+from repairopt.interfaces.commandline.bars import Bars
 from repairopt.interfaces.specfile.study import read_study
 from repairopt.patches import whole_file
 
@@ -62,7 +64,7 @@ def compare_study(
     memory = study.limits.memory if memory_limit is None else int(memory_limit * 2**30)
     count = study.repetitions if repetitions is None else repetitions
     total = len(study.methods) * len(study.subjects) * count
-    with tell.stage("repairing", total) as step:
+    with tell.stage("repairing", total) as step, _resumable(folder):
         found = compare_repairs(
             study.subjects,
             study.methods,
@@ -72,7 +74,7 @@ def compare_study(
             processes=processes,
             published=study.published,
             progress=lambda done, of, left, cell: step(
-                f"{done}/{of}{'' if math.isnan(left) else f', {left:.0f} s left'}, {cell.method}"
+                f"{done}/{of}{'' if math.isnan(left) else f', {left:.0f} s left'}, {cell.method}", done / of
             ),
         )
     result = CompareResult(
@@ -90,6 +92,17 @@ def compare_study(
     with whole_file(folder / RESULT) as part:
         part.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return result
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Ctrl-C is told what to do with the cells that have ended."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if (folder / CELLS).exists():
+            stop.add_note(f"The same command with --resume continues what '{folder}' holds.")
+        raise
 
 
 def _advice(found: Comparison, needs: tuple[str, ...]) -> list[str]:

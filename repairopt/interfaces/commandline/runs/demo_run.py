@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repairopt.compare import train_network
 from repairopt.errors import ResultError
-from repairopt.interfaces.commandline.show import Bars
+from repairopt.interfaces.commandline.bars import Bars
 from repairopt.interfaces.specfile.networks import mlp
 from repairopt.patches import save_weights
 

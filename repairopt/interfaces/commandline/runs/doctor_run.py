@@ -18,7 +18,8 @@ from .results import CheckLine, DoctorResult, TrialLine
 from .solve_run import Progress
 
 SHOWN = 5  # rows that show an ONNX file sizes that it leaves open
-RANDOM_ROWS = 200
+RANDOM_ROWS = 200  # at least
+MOST_NUMBERS = 2**24  # of random rows
 
 
 def examine_source(
@@ -41,14 +42,17 @@ def examine_source(
             network, inputs, basis = spec.model, spec.data.sets["repair"].inputs, "rows of the spec"
         else:
             network = load_given(source, weights, _rows_of_onnx(source, shape))
-            inputs, basis = _random_rows(network, source, shape), "random rows; a spec file gives real ones"
+            basis = "random rows; a spec file gives real ones"
+            inputs = _random_rows(network, source, shape, 1)
+            most = max(RANDOM_ROWS, MOST_NUMBERS // max(1, inputs[0].numel()))
+            inputs = _random_rows(network, source, shape, min(most, max(RANDOM_ROWS, rows or 0)))
     with progress.stage("examining", 6) as step:
         found = examine_model(network, inputs, rows=rows, time_limit=time_limit, tell=step)
     return DoctorResult(
         exit_code=0 if found.usable else 1,
         source=source,
         model=found.model,
-        basis=f"{min(len(inputs), RANDOM_ROWS)} {basis}",
+        basis=f"{len(inputs):,} {basis}",
         rows=len(inputs) if rows is None else rows,
         usable=found.usable,
         findings=[CheckLine(what=one.what, ok=one.ok, detail=one.detail) for one in found.findings],
@@ -62,14 +66,14 @@ def _first_table(network: nn.Module) -> nn.Embedding | None:
     return first if isinstance(first, nn.Embedding) else None
 
 
-def _drawn(network: nn.Module, sizes: list[int], draw: torch.Generator) -> Tensor:
+def _drawn(network: nn.Module, sizes: list[int], count: int, draw: torch.Generator) -> Tensor:
     """Rows of a shape: as an ONNX file reads them; indices, where the first layer looks them up; else numbers."""
-    if (known := random_rows(network, RANDOM_ROWS, sizes)) is not None:
+    if (known := random_rows(network, count, sizes)) is not None:
         return known
     table = _first_table(network)
     if table is not None:
-        return torch.randint(table.num_embeddings, (RANDOM_ROWS, *sizes), generator=draw)
-    return torch.randn(RANDOM_ROWS, *sizes, generator=draw)
+        return torch.randint(table.num_embeddings, (count, *sizes), generator=draw)
+    return torch.randn(count, *sizes, generator=draw)
 
 
 def _rows_of_onnx(source: str, shape: str | None) -> Tensor | None:
@@ -94,11 +98,11 @@ def _sizes(shape: str) -> list[int]:
     return sizes
 
 
-def _random_rows(network: nn.Module, source: str, shape: str | None) -> Tensor:
+def _random_rows(network: nn.Module, source: str, shape: str | None, count: int) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     if shape is not None:
-        return _drawn(network, _sizes(shape), draw)
-    if (known := random_rows(network, RANDOM_ROWS)) is not None:
+        return _drawn(network, _sizes(shape), count, draw)
+    if (known := random_rows(network, count)) is not None:
         return known
     layers = LayerGraph(network).layers
     if not layers or layers[0].kind != "linear" or _first_table(network) is not None:
@@ -106,4 +110,4 @@ def _random_rows(network: nn.Module, source: str, shape: str | None) -> Tensor:
             f"model '{source}': the shape of one row is not known. Give it, such as --shape 3,224,224, or a spec file."
         )
     width = dict(network.named_parameters())[layers[0].weights[0]].shape[1]
-    return torch.randn(RANDOM_ROWS, width, generator=draw)
+    return torch.randn(count, width, generator=draw)

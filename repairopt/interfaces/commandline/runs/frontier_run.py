@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from repairopt.compare import Frontier, trace_frontier
 from repairopt.errors import ResultError, SpecFileError
-from repairopt.interfaces.commandline.show import Bars
+from repairopt.interfaces.commandline.bars import Bars, Step
 from repairopt.interfaces.specfile.claim_rows import all_met, plain
 from repairopt.interfaces.specfile.in_words import decode
 from repairopt.interfaces.specfile.measure import measure_claims
@@ -22,9 +22,11 @@ from repairopt.methods import SQP
 from repairopt.network import Classifier
 from repairopt.patches import whole_file
 from repairopt.pipeline import Settings
+from repairopt.verify import Round
 
 from .results import FrontierLine, FrontierResult
 from .solve_run import Progress, twins
+from .told_rounds import ToldRounds
 
 PAGE, RESULT = "frontier.html", "frontier.json"
 
@@ -68,7 +70,7 @@ def trace_spec(
         frontier = _trace(spec, targets, step)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    with tell.stage("measuring every claim"):
+    with tell.stage("measuring every claim", len(frontier.points)) as step:
         for k, point in enumerate(frontier.points):
             assert point.repair is not None
             positions = {name: ix.tolist() for name, ix in point.repair.report.location.indices.items()}
@@ -79,12 +81,14 @@ def trace_spec(
             verdict, met = str(point.repair.report.verdict), all_met(claims) and point.met
             bound = spec.goal.shown(point.target)
             lines.append(FrontierLine(bound=bound, verdict=verdict, met=met, claims=claims, patch=str(path)))
+            step(f"bound {bound:.4g}", (k + 1) / len(frontier.points))
     result = FrontierResult(
         exit_code=0 if any(line.met for line in lines) else 1,
         spec=str(file.path),
         out=str(folder / PAGE),
         original=before,
         repairs=lines,
+        stopped=frontier.stopped,
         seconds=time.perf_counter() - started,
     )
     with tell.stage("writing"):
@@ -110,13 +114,20 @@ def _targets(spec: OpenSpec, now: float | None, points: int, bounds: Sequence[fl
     return [*(float(f"{target:.4g}") for target in np.linspace(start, end, points + 1)[1:-1]), end]
 
 
-def _trace(spec: OpenSpec, targets: Sequence[float], step: Callable[[str], None]) -> Frontier:
+def _trace(spec: OpenSpec, targets: Sequence[float], step: Step) -> Frontier:
     said, rows, goal = spec.file.spec, spec.data.sets["repair"], spec.goal
     assert goal is not None
     if said.method not in ("sqp", "auto"):
         raise spec.file.fail(("method",), f"a frontier is traced by method sqp; got {said.method}")
     held_out = spec.data.sets.get("held_out")
     others = twins(spec)
+    told: dict[str, ToldRounds] = {}  # by part of the sweep, whose name each step begins with
+
+    def note(entry: Round) -> None:
+        part = entry.step.partition(",")[0]
+        words = told.setdefault(part, ToldRounds(goal.shown))(entry)
+        step(words, (len(told) - 1) / (len(targets) + 1))
+
     known = held_out is not None and held_out.labels is not None
     unseen = (held_out.inputs, held_out.labels, held_out.weights) if held_out is not None and known else None
     return trace_frontier(
@@ -129,9 +140,7 @@ def _trace(spec: OpenSpec, targets: Sequence[float], step: Callable[[str], None]
         held_out_goal=others or None,
         weights=chosen_weights(spec),
         method=SQP(objective=said.change.minimize, confidence=None),
-        settings=Settings(
-            solver=said.solver, time_limit=said.time_limit, seed=said.seed, progress=lambda entry: step(entry.step)
-        ),
+        settings=Settings(solver=said.solver, time_limit=said.time_limit, seed=said.seed, progress=note),
     )
 
 

@@ -16,6 +16,7 @@ from repairopt.patches import whole_file
 from .results import InitResult
 from .solve_run import Progress
 
+WAYS = 30  # to read the rows that are tried, about
 HEAD = """\
 # Written by `repairopt init`. Comments say what was guessed: look at it, then
 #   repairopt check {name}                 what holds now
@@ -42,13 +43,15 @@ def write_first_spec(
         raise ResultError(f"'{path}' exists. Use --overwrite, or another --out.")
     if not path.parent.is_dir():
         raise ResultError(f"'{path}': there is no folder '{path.parent}'. Make it before.")
-    with progress.stage("looking at model and data"):
+    with progress.stage("looking at model and data", WAYS) as step:
         filled = dict(map(_filled, fixed))
-        guess = guess_spec(model, data, path, weights=weights, label=label, sensitive=sensitive, fixed=filled)
+        options: dict[str, Any] = {"label": label, "sensitive": sensitive, "fixed": filled, "tell": step}
+        guess = guess_spec(model, data, path, weights=weights, **options)
     text = spec_text(guess, path.name)
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
-    open_spec(path)
+    with progress.stage("reading what was written"):
+        open_spec(path)
     return InitResult(
         exit_code=0,
         out=str(path),

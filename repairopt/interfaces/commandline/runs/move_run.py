@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from repairopt.errors import ResultError, WrongBaseError
+from repairopt.interfaces.commandline.bars import Bars
 from repairopt.interfaces.specfile.load_rows import load_data
 from repairopt.interfaces.specfile.onnx_model import source_of, write_onnx
 from repairopt.interfaces.specfile.opened import fill_weights, load_model
@@ -31,6 +32,7 @@ def move_patch(
     back: bool = False,
     weights: str | Path | None = None,
     overwrite: bool = False,
+    progress: Bars | None = None,
 ) -> MoveResult:
     """Write the repaired network, or the one from before, as ``.safetensors``, ``.pt`` (a state dict) or ``.onnx``.
 
@@ -48,8 +50,10 @@ def move_patch(
     if not target.parent.is_dir():
         raise ResultError(f"'{target}': there is no folder '{target.parent}'. Make it before.")
     file, found = read_spec(source), load_patch(patch)
-    rows = load_data(file).sets["repair"].inputs if file.spec.model.onnx and file.spec.data else None
-    model = load_model(file, rows)
+    bars = progress or Bars(quiet=True)
+    with bars.stage("reading model and data"):
+        rows = load_data(file).sets["repair"].inputs if file.spec.model.onnx and file.spec.data else None
+        model = load_model(file, rows)
     if weights is not None:
         model = found.around_weights(model) if back and isinstance(found, WrappedPatch) else model
         fill_weights(file, model, Path(weights))
@@ -60,9 +64,10 @@ def move_patch(
         raise type(error)(f"{error}{hint}") from error
     kind: Any = ENDINGS.get(target.suffix, ADAPTER)
     written: Any = {"out": str(target), "weights": fingerprint(moved).total}
-    if kind == ADAPTER:
-        _write_adapter(found, model, target)
-    difference = None if kind == ADAPTER else _write(file, moved, target, kind)
+    with bars.stage("writing"):
+        if kind == ADAPTER:
+            _write_adapter(found, model, target)
+        difference = None if kind == ADAPTER else _write(file, moved, target, kind)
     command: Literal["apply", "revert"] = "revert" if back else "apply"
     return MoveResult(exit_code=0, command=command, kind=kind, largest_difference=difference, **written)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from repairopt.errors import PatchError, ProofError, ResultError, WrongBaseError
-from repairopt.interfaces.commandline.show import Bars
+from repairopt.interfaces.commandline.bars import Bars
 from repairopt.interfaces.specfile.opened import load_model, open_spec
 from repairopt.interfaces.specfile.reader import read_spec
 from repairopt.patches import fingerprint, load_patch, whole_file

@@ -17,7 +17,9 @@ class Result(Strict):
     """What all have in common."""
 
     format: Literal[1] = Field(default=1, description="of this output")
-    exit_code: Literal[0, 1, 2] = Field(description="0 met, 1 not met or violated, 2 usage or input error")
+    exit_code: Literal[0, 1, 2, 130] = Field(
+        description="0 met, 1 not met or violated, 2 usage or input error, 130 interrupted"
+    )
 
 
 class CheckResult(Result):
@@ -136,7 +138,10 @@ class TrialLine(Strict):
     verdict: str
     seconds: float = Field(description="processor time of the trial")
     expected_seconds: float = Field(description="the same for all rows")
-    expected_bytes: int = Field(description="derivatives of all rows; batched where that is too much")
+    expected_bytes: int = Field(description="memory of the process at its peak, for all rows")
+    at_least: bool = Field(
+        default=False, description="the trial ended at its time limit: a repair takes more than expected_seconds"
+    )
 
 
 class DoctorResult(Result):
@@ -170,6 +175,7 @@ class FrontierResult(Result):
     out: str = Field(description="the page")
     original: list[ClaimRow]
     repairs: list[FrontierLine]
+    stopped: str = Field(default="", description="why it ended before its last bound, or empty")
     seconds: float
 
 

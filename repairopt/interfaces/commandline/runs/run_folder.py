@@ -54,6 +54,9 @@ class RunFolder:
             with FileLock(self.path / LOCK, timeout=0):
                 self._begin(resume, overwrite)
                 yield
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"The same command with --resume continues what '{self.path}' holds.")
+            raise
         except Timeout:
             raise ResultError(
                 f"'{self.path}': another process is at work in it. Wait for its end, or give another --out."

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from repairopt.errors import SpecFileError, SpecificationError, forgiven
-from repairopt.interfaces.commandline.show import Bars
+from repairopt.interfaces.commandline.bars import Bars, Step
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met, plain
 from repairopt.interfaces.specfile.in_words import decode
 from repairopt.interfaces.specfile.measure import measure_claims
@@ -32,6 +31,7 @@ from repairopt.verify import Round, save_proof
 from .results import Changed, SolveResult
 from .run_folder import AUDIT, PATCH, PROOF, REPORT, RESULT, RunFolder, read_result
 from .show_run import file_hashes, write_report
+from .told_rounds import ToldRounds
 
 STEPS = 40  # of the method, an upper bound for the progress bar
 
@@ -53,7 +53,7 @@ def check_choices(spec: OpenSpec) -> None:
 class Progress(Protocol):
     """What a run tells the user while it goes on."""
 
-    def stage(self, name: str, steps: int = 0) -> AbstractContextManager[Callable[[str], None]]:
+    def stage(self, name: str, steps: int = 0) -> AbstractContextManager[Step]:
         """A part of the run; what it returns is called after each step of it, with a word on where it stands."""
         ...
 
@@ -149,22 +149,21 @@ class _Run:
             repair = self._repair(weights, solver, log, step, start)
         positions = {name: ix.tolist() for name, ix in repair.report.location.indices.items()}
         own_rows = any(bound.by_location for bound in self.spec.bounds)
-        with self.tell.stage("measuring every claim"):
-            claims = measure_claims(self.spec, repair.model, location=positions if own_rows else None)
+        with self.tell.stage("measuring every claim", len(self.spec.statements)) as step:
+            claims = measure_claims(self.spec, repair.model, location=positions if own_rows else None, tell=step)
         with self.tell.stage("writing"):
             return self._write(repair, claims, positions if own_rows else None, log)
 
-    def _repair(
-        self, weights: Any, solver: str | None, log: AuditLog, step: Callable[[str], None], start: Any
-    ) -> Repair:
+    def _repair(self, weights: Any, solver: str | None, log: AuditLog, step: Step, start: Any) -> Repair:
         spec = self.spec
         assert spec.goal is not None
+        told = ToldRounds(spec.goal.shown)
 
         append = forgiven("audit log", log.append, again=True)  # the end of the run is written, or is an error
 
         def note(entry: Round) -> None:
             append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
-            step(f"{entry.step}, goal {spec.goal.shown(entry.goal):.4g}" if entry.goal == entry.goal else entry.step)  # type: ignore[union-attr]
+            step(told(entry))
 
         method = _method(spec)
         fixed = weights != "auto" and not isinstance(weights, LowRank)  # what a start can be a change of

@@ -7,33 +7,40 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from typing import Any
 
 from repairopt.errors import SolverNotFoundError
+from repairopt.interfaces.commandline.bars import Bars
 from repairopt.program import Kind, load_solver, missing_libraries, needed_libraries, registered_solvers, solve
 
 from .results import SolverLine, SolversResult
 
 
-def list_solvers(*, test: bool = False) -> SolversResult:
+def list_solvers(*, test: bool = False, progress: Bars) -> SolversResult:
     """Every registered back end; only with ``test`` is a library imported, and a tiny program solved with it."""
-    lines, owners = [], packages_distributions()
-    for name in registered_solvers():
-        try:
-            backend: Any = load_solver(name)
-        except SolverNotFoundError:
-            lines.append(SolverLine(name=name, installed=False, licensed=None, kinds=[], needs=[], version=""))
-            continue
-        needs = list(needed_libraries(backend))
-        installed = not missing_libraries(backend)
-        lines.append(
-            SolverLine(
-                name=name,
-                installed=installed,
-                licensed=_licensed(backend) if test and installed else None,
-                kinds=sorted(kind.value for kind in backend.kinds),
-                needs=needs,
-                version=_version(needs, owners) if installed else "",
-            )
-        )
+    owners, names = packages_distributions(), list(registered_solvers())
+    if not test:
+        return SolversResult(exit_code=0, solvers=[_line(name, test, owners) for name in names])
+    lines: list[SolverLine] = []
+    with progress.stage("testing", len(names)) as step:
+        for name in names:
+            step(name, len(lines) / len(names))
+            lines.append(_line(name, test, owners))
     return SolversResult(exit_code=0, solvers=lines)
+
+
+def _line(name: str, test: bool, owners: Mapping[str, list[str]]) -> SolverLine:
+    try:
+        backend: Any = load_solver(name)
+    except SolverNotFoundError:
+        return SolverLine(name=name, installed=False, licensed=None, kinds=[], needs=[], version="")
+    needs = list(needed_libraries(backend))
+    installed = not missing_libraries(backend)
+    return SolverLine(
+        name=name,
+        installed=installed,
+        licensed=_licensed(backend) if test and installed else None,
+        kinds=sorted(kind.value for kind in backend.kinds),
+        needs=needs,
+        version=_version(needs, owners) if installed else "",
+    )
 
 
 def _version(needs: list[str], owners: Mapping[str, list[str]]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from repairopt.errors import AuditError, PatchError, ResultError, WrongBaseError
+from repairopt.interfaces.commandline.bars import Bars, Step
 from repairopt.interfaces.specfile.claim_rows import ClaimRow, all_met
 from repairopt.interfaces.specfile.measure import PlainNetwork, became_constant, measure_accuracy, measure_claims
 from repairopt.interfaces.specfile.opened import OpenSpec, open_spec
@@ -45,6 +46,7 @@ def verify_patch(
     signers: str | Path | None = None,
     signer: str | None = None,
     strict: bool = False,
+    progress: Bars | None = None,
 ) -> VerifyResult:
     """Recompute what a patch and its result claim; options are those of ``repairopt verify``.
 
@@ -59,13 +61,16 @@ def verify_patch(
         raise ResultError(
             "a signature is checked with both, a file of allowed --signers and the --signer it is to be of."
         )
-    check = _Verifier(open_spec(source), Path(patch_path))
-    claims = check.patch(expected_hash)
-    beside = Path(patch_path).parent
-    check.result(_given(result, beside / RESULT), claims)
-    check.log(_given(audit, beside / AUDIT), expected_log, claims)
-    check.files(beside)
-    check.signature(_given(result, beside / RESULT), signers, signer)
+    bars, beside = progress or Bars(quiet=True), Path(patch_path).parent
+    with bars.stage("reading model and data"):
+        check = _Verifier(open_spec(source), Path(patch_path))
+    with bars.stage("recomputing every claim", len(check.spec.statements)) as step:
+        claims = check.patch(expected_hash, step)
+    with bars.stage("reading result and log"):
+        check.result(_given(result, beside / RESULT), claims)
+        check.log(_given(audit, beside / AUDIT), expected_log, claims)
+        check.files(beside)
+        check.signature(_given(result, beside / RESULT), signers, signer)
     sound = all(line.ok is not False for line in check.lines)
     met = bool(claims) and all_met(claims, strict) and not check.constant
     return VerifyResult(
@@ -102,7 +107,7 @@ class _Verifier:
     def say(self, what: str, ok: bool | None, detail: str) -> None:
         self.lines.append(CheckLine(what=what, ok=ok, detail=detail))
 
-    def patch(self, expected_hash: str | None) -> list[ClaimRow]:
+    def patch(self, expected_hash: str | None, tell: Step) -> list[ClaimRow]:
         """The patch file, its base, what it leads to, and each of its claims."""
         try:
             patch = self.found = load_patch(self.path, expected_hash=expected_hash)
@@ -127,7 +132,7 @@ class _Verifier:
             self.largest = _largest(self.spec.model, model)
         if (proof := take_proof(self.spec, model, self.path.parent)) is not None:
             self.say("regions", *proof)
-        claims = measure_claims(self.spec, model, location=self._location())
+        claims = measure_claims(self.spec, model, location=self._location(), tell=tell)
         self.constant = became_constant(self.spec, model)
         wrong = _differences(patch.info.claims, claims)
         count = f"{len(claims)} claims recomputed"
@@ -296,6 +301,7 @@ def check_spec_file(
     patch: str | Path | None = None,
     strict: bool = False,
     model: nn.Module | None = None,
+    tell: Step = lambda text, share=0.0: None,
 ) -> CheckResult:
     """Measure goal and bounds of a spec on its network, with a patch applied, or on ``model``; nothing is changed."""
     spec = source if isinstance(source, OpenSpec) else open_spec(source)
@@ -304,7 +310,8 @@ def check_spec_file(
         judged = Patch.load(patch).apply(judged)
         take_proof(spec, judged, Path(patch).parent)
     network = PlainNetwork(judged, spec.file.spec.model.outputs)
-    claims, accuracy = measure_claims(spec, judged, network=network), measure_accuracy(spec, network)
+    claims = measure_claims(spec, judged, network=network, tell=tell)
+    accuracy = measure_accuracy(spec, network)
     constant = became_constant(spec, judged)
     met = all_met(claims, strict) and not constant
     return CheckResult(
