@@ -253,6 +253,7 @@ def test_files_that_cannot_grow_are_a_message_and_the_run_goes_on_elsewhere(fini
         assert limited.wait() == 0
     assert len(re.findall(r"^.*File too large.*\n2$", said, flags=re.MULTILINE)) == 2, said
     assert "Traceback" not in said
+    assert "Warning" not in said
     for run in runs:
         assert solve_spec(tmp_path / "spec.yaml", run, Options(resume=True, report=False)).verdict
 

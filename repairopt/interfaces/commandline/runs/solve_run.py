@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,7 @@ class _Run:
     ) -> None:
         self.spec, self.folder, self.options, self.tell, self.inputs = spec, folder, options, tell, inputs
         self.command, self.started = command, time.perf_counter()
+        self.gaps: list[str] = []  # in the audit log
         said = spec.file.spec
         self.seed = said.seed if options.seed is None else options.seed
         self.time_limit = said.time_limit if options.time_limit is None else options.time_limit
@@ -145,7 +147,8 @@ class _Run:
             time_limit=self.time_limit,
             versions=library_versions(),
         )
-        with self.tell.stage("repairing", STEPS) as step:
+        with self.tell.stage("repairing", STEPS) as step, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(audit log|settings: checkpoint) failed")  # which the notes say
             repair = self._repair(weights, solver, log, step, start)
         positions = {name: ix.tolist() for name, ix in repair.report.location.indices.items()}
         own_rows = any(bound.by_location for bound in self.spec.bounds)
@@ -159,7 +162,7 @@ class _Run:
         assert spec.goal is not None
         told = ToldRounds(spec.goal.shown)
 
-        append = forgiven("audit log", log.append, again=True)  # the end of the run is written, or is an error
+        append = forgiven("audit log", log.append, again=True, tell=self.gaps.append)  # its end is written, or an error
 
         def note(entry: Round) -> None:
             append("round", **{key: value for key, value in vars(entry).items() if key != "log"})
@@ -203,7 +206,7 @@ class _Run:
         constant = report.verification.constant and not report.verification.constant_before
         met = all_met(claims) and not constant
         done = report.verdict is Verdict.REPAIRED
-        notes = [*list_warnings(report.to_dict(), kept), *report.notes]
+        notes = [*list_warnings(report.to_dict(), kept), *report.notes, *self.gaps]
         files = {"patch": PATCH, "result": RESULT, "report": REPORT, "audit": AUDIT}
         files |= _write_proof(repair, folder)
         problem = self._report(repair, kept) if self.options.report else ""
