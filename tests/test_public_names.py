@@ -223,7 +223,9 @@ def test_odd_paths_are_refused_and_nothing_is_written(name, repair, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("odd", [odd for odd in ODD_PATHS if odd not in ("lines\nof\x1b[31mtext", "run ")], ids=repr)
+@pytest.mark.parametrize(
+    "odd", [odd for odd in ODD_PATHS if odd not in ("lines\nof\x1b[31mtext", "run ")], ids=lambda odd: f"{odd!r:.10}"
+)
 def test_a_path_is_told_from_what_is_none(odd):
     with pytest.raises(SpecificationError, match="patch: path=") as caught:
         path_of(odd, "patch")

@@ -1,4 +1,4 @@
-"""The commands. Exit codes: 0 goal and bounds are met, 1 not met, 2 usage or input error, 130 interrupted."""
+"""The commands. Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from .show import (
     verify_text,
 )
 
-CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error, 130 interrupted."
-INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
+CODES = "Exit codes: 0 goal and bounds are met, 1 not met or violated, 2 usage or input error."
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; its schema: repairopt schema."
 )
@@ -374,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
         emit_error("UsageError", error.format_message(), as_json)
     except (click.Abort, KeyboardInterrupt) as stop:
         notes = [note for one in (stop, stop.__cause__) for note in getattr(one, "__notes__", ())]
-        emit_error("Interrupted", " ".join(["interrupted.", *notes]), as_json, INTERRUPTED)
+        emit_error("Interrupted", " ".join(["interrupted.", *notes]), as_json)
     except Exception as error:
         from repairopt.errors import RepairError, as_foreign
 

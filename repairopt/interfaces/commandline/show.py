@@ -24,13 +24,13 @@ def emit(result: results.Result, as_json: bool, text: Callable[[Any], str]) -> N
     raise SystemExit(result.exit_code)
 
 
-def emit_error(name: str, message: str, as_json: bool, code: int = 2) -> None:
-    """Print an error: to stderr for people, as JSON to stdout; and end the process with an exit code."""
+def emit_error(name: str, message: str, as_json: bool) -> None:
+    """Print an error: to stderr for people, as JSON to stdout; exit code 2."""
     if as_json:
-        click.echo(json.dumps({"format": 1, "exit_code": code, "command": "error", "error": name, "message": message}))
+        click.echo(json.dumps({"format": 1, "exit_code": 2, "command": "error", "error": name, "message": message}))
     else:
         click.echo(visible(f"repairopt: {message}"), err=True)
-    raise SystemExit(code)
+    raise SystemExit(2)
 
 
 def check_text(result: results.CheckResult) -> str:

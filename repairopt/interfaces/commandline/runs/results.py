@@ -17,9 +17,7 @@ class Result(Strict):
     """What all have in common."""
 
     format: Literal[1] = Field(default=1, description="of this output")
-    exit_code: Literal[0, 1, 2, 130] = Field(
-        description="0 met, 1 not met or violated, 2 usage or input error, 130 interrupted"
-    )
+    exit_code: Literal[0, 1, 2] = Field(description="0 met, 1 not met or violated, 2 usage or input error")
 
 
 class CheckResult(Result):
