@@ -29,6 +29,7 @@ MOVED = {  # former module -> where its names are now
     "track": ("interfaces.track",),
     "specfile": ("interfaces.specfile",),
     "specfile.networks": ("interfaces.specfile.networks",),  # spec files name it
+    "specfile.open_spec": ("interfaces.specfile.opened",),
 }
 
 
