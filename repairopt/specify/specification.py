@@ -258,7 +258,8 @@ def repeated_rows(spec: Specification, data: Any) -> str:
         return ""
     return (
         f"{count:,} of {total:,} held-out rows equal a row of the repair data: what the report says of held-out "
-        f"data is too good by that much. Split by rows, without repeats, before the repair."
+        f"data is too good by that much. Split by rows, without repeats, before the repair; in a spec file, split: "
+        f"{{together: true}} does."
     )
 
 

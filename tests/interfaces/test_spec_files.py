@@ -352,3 +352,31 @@ def test_sets_that_one_network_cannot_read_are_refused_by_name(tmp_path, change,
     path.write_text(ARRAYS.format(**({"held_out": "a", "guard": "a", "more": ""} | change)))
     with pytest.raises(SpecFileError, match=message):
         open_spec(path)
+
+
+def test_rows_with_equal_inputs_stay_in_one_set(tmp_path):
+    inputs = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1)[:150]
+    np.savez(tmp_path / "rows.npz", x=inputs.numpy(), y=(inputs[:, 0] > 0).long().numpy())
+    save_weights(mlp([2, 4, 2]), tmp_path / "w.safetensors")
+    plain = {
+        "model": {
+            "factory": "repairopt.interfaces.specfile.networks:mlp",
+            "arguments": {"sizes": [2, 4, 2]},
+            "weights": str(tmp_path / "w.safetensors"),
+        },
+        "data": {"repair": str(tmp_path / "rows.npz")},
+        "split": {"held_out": 0.3, "guard": 0.2},
+        "array": {"name": "x"},
+        "label": {"column": "y"},
+        "goal": "error_rate <= 0.1",
+    }
+
+    def shared(split):
+        sets = open_spec(plain | {"split": plain["split"] | split}).data.sets
+        kinds = {name: {tuple(row) for row in rows.inputs.tolist()} for name, rows in sets.items()}
+        assert sum(len(rows) for rows in sets.values()) == 150
+        assert all(abs(len(sets[name]) - 150 * share) <= 3 for name, share in plain["split"].items())
+        return {one for one in kinds["held_out"] if one in kinds["repair"] | kinds["guard"]}
+
+    assert shared({})
+    assert not shared({"together": True})

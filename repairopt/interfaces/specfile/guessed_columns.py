@@ -190,6 +190,14 @@ def encodings(columns: Mapping[str, Any], left: list[str], groups: Sequence[str]
                 yield found
 
 
+def repeated_share(inputs: Sequence[Any]) -> float:
+    """The share of rows whose inputs, arrays ``(N, ...)``, are those of a row before."""
+    import pandas
+
+    flat = [[row.tobytes() for row in values] if values.ndim > 1 else values for values in inputs]
+    return float(pandas.DataFrame(dict(enumerate(flat))).duplicated().mean())
+
+
 def _counts_rows(name: str, values: Any) -> bool:
     """Whether a column is a number of the row, by its name or as the index of a frame that was written with it."""
     if name.lower() in IDENTIFIERS:

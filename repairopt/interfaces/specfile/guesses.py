@@ -31,6 +31,7 @@ from .guessed_columns import (
     group_columns,
     label_columns,
     orders,
+    repeated_share,
     rows_to_read,
     said_of_unread,
     text_options,
@@ -41,6 +42,7 @@ from .opened import OpenSpec, load_model, open_spec
 from .read_table import read_columns
 
 HELD_OUT = 0.3
+MOST_REPEATED = 0.5  # share of rows; with more, equal rows are other cases that look alike, not the same one again
 FILLER = {"bounds": ["max_change <= 1"]}  # makes a spec of content without a goal
 KNOWN = 0.1  # from 0 to 1, of a label that the network knows something of
 LIKELIER = 2.0  # times as much it must know of another column to be taken for the label before the likeliest
@@ -133,6 +135,9 @@ def guess_spec(
     if not found:
         raise problems[0]
     best = max(found, key=lambda guess: guess.known)
+    names = list(best.content.get("inputs", [])) or [best.content["array"]["name"]]
+    if 0 < repeated_share([columns[name] for name in names]) <= MOST_REPEATED:
+        best.content["split"] = {"held_out": HELD_OUT, "together": True}
     return replace(best, candidates=_candidates(best.content, path))
 
 

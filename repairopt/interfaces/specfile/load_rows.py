@@ -199,15 +199,33 @@ def _check_shapes(file: SpecFile, sets: Mapping[str, RowSet]) -> None:
 def _divided(file: SpecFile, rows: RowSet) -> dict[str, RowSet]:
     split = file.spec.split
     order = np.random.default_rng(split.seed).permutation(len(rows))
+    kind = _equal_rows(rows.inputs)[order] if split.together else order
+    order, kind = (values[_by_first(kind)] for values in (order, kind))
     found, start = {}, 0
     for name, share in (("held_out", split.held_out), ("guard", split.guard)):
         count = round(share * len(rows))
         if share and not count:
             raise file.fail(("split", name), f"{share:g} of {len(rows)} rows is none; give a larger share.")
         if share:
-            found[name] = rows.choose(np.sort(order[start : start + count]))
-            start += count
+            end = start + count
+            while end < len(rows) and kind[end] == kind[end - 1]:
+                end += 1
+            found[name] = rows.choose(np.sort(order[start:end]))
+            start = end
+    if start == len(rows):
+        raise file.fail(("split",), "leaves no row for the repair; give smaller shares.")
     return {**found, "repair": rows.choose(np.sort(order[start:]))}
+
+
+def _equal_rows(inputs: torch.Tensor) -> Any:
+    """For each row ``(N,)`` the number of what it reads, the same for equal inputs."""
+    return torch.unique(inputs.flatten(1), dim=0, return_inverse=True)[1].numpy()
+
+
+def _by_first(kind: Any) -> Any:
+    """An order in which equal values stand together, where the first of them stood; that of distinct ones stays."""
+    _, first, own = np.unique(kind, return_index=True, return_inverse=True)
+    return np.argsort(first[own], kind="stable")
 
 
 def _row_set(file: SpecFile, name: str, opened: dict[Any, dict[str, Any]]) -> RowSet:

@@ -153,9 +153,11 @@ class LabelSpec(Strict):
 class SplitSpec(Strict):
     """Rows drawn from the repair set for others."""
 
+    _later: ClassVar[tuple[str, ...]] = ("together",)
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guard: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: int = Field(default=0, ge=0)
+    together: bool = Field(default=False, description="rows with equal inputs come into the same set")
 
     @model_validator(mode="after")
     def _something_left(self) -> SplitSpec:

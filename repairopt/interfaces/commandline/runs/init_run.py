@@ -79,7 +79,8 @@ def spec_text(guess: Guess, name: str) -> str:
     said, lines = guess.content, [HEAD.format(name=name)]
     lines += _block("model", said["model"])
     lines += _block("data", said["data"])
-    lines.append(f"split: {_flow(said['split'])}    # rows that the repair never sees")
+    repeats = "; equal rows stay together" if said["split"].get("together") else ""
+    lines.append(f"split: {_flow(said['split'])}    # rows that the repair never sees{repeats}")
     if "inputs" in said:
         lines += [f"# {guess.inputs}", "inputs:    # in the order in which the network reads them"]
         lines += [f"  {_flow(column)}: {_flow(how) if how else ''}".rstrip() for column, how in said["inputs"].items()]
