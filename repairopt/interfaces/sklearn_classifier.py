@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError, public, require_extra
 from repairopt.methods import find_method, uses
 from repairopt.network import Classifier as Adapter, Engine, check_same_index
-from repairopt.pipeline import Settings, solve_repair
+from repairopt.pipeline import Settings, solve_repair, unless_interrupted
 from repairopt.report import Repair
 from repairopt.specify import ErrorRate, GroupGap, KeepLabels, OddsGap, Property, row_weights, weighted
 
@@ -121,6 +121,7 @@ class Classifier:
         found: Repair = solve_repair(self.original_, goal, kept, **options)
         self.repair_, self.model_ = found, found.model
         self._forward = None if found.report.subjects is None else found.report.subjects.forward_fn
+        unless_interrupted(found)  # a search over settings is to end; what was found is kept
         return self
 
     @public

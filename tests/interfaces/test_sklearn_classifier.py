@@ -10,7 +10,7 @@ import torch
 from biased_task import task
 from torch import nn
 
-from repairopt import SpecificationError, Verdict
+from repairopt import Settings, SpecificationError, Verdict
 from repairopt.errors import MissingExtraError
 
 sklearn = pytest.importorskip("sklearn", reason="the extra 'sklearn'")
@@ -140,3 +140,14 @@ def test_probabilities_are_those_of_the_network_whatever_its_outputs(end):
     fitted.fit(toy.inputs.numpy(), toy.labels.numpy())
     expected = toy.model(toy.inputs).softmax(1).detach().numpy()
     assert np.allclose(fitted.predict_proba(toy.inputs.numpy()), expected, atol=1e-5)
+
+
+def test_ctrl_c_ends_fit_and_what_was_found_is_kept():
+    def progress(entry):
+        raise KeyboardInterrupt
+
+    toy = task()
+    fair = RepairedClassifier(toy.model, options={"weights": "last", "settings": Settings(progress=progress)})
+    with pytest.raises(KeyboardInterrupt):
+        fair.fit(toy.inputs.numpy(), toy.labels.numpy())
+    assert fair.repair_.report.stopped == "interrupted"
