@@ -177,6 +177,9 @@ def test_bytes_of_images_are_scaled_and_shaped(tmp_path, capsys):
     ]
     array = open_spec(out).file.spec.array
     assert (array.name, array.scale, array.shape) == ("images", (0, 255), [16])
+    values = [one["value"] for one in json.loads(said.out)["candidates"]]
+    assert values[0] > 0
+    assert max(values[1:]) < 1, "what is at its best is no goal while others have room"
 
 
 def test_a_column_of_measurements_is_no_label_whatever_its_name():
