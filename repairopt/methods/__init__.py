@@ -30,7 +30,7 @@ from .regions.region_repair import RegionRepair
 from .registry import available_methods, find_method, method_class
 from .search.swarm import Swarm
 from .settings import TrustRegion
-from .sqp.division import TINIEST, rows_of
+from .sqp.division import TINIEST
 from .sqp.expected_gain import GainModel, Positions, steepest_sides
 from .sqp.filter import MET
 from .sqp.method import SQP

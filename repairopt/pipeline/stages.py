@@ -19,14 +19,12 @@ from repairopt.localize import LARGE, is_factor
 from repairopt.methods import (
     OPTIONAL,
     SQP,
-    TINIEST,
     Method,
     Outcome,
     Task,
     available_methods,
     check_uses,
     find_method,
-    rows_of,
     uses,
 )
 from repairopt.network import Classifier, limited
@@ -223,9 +221,7 @@ def _propose(
             prepared = choose_weights(chosen, prepare)
     else:
         prepared = prepare(weights)
-    if first is not None:  # of very few rows, no point that was missed so far became right by more than one run
-        if isinstance(chosen, SQP) and rows_of(prepared.task) < TINIEST:
-            chosen = replace(chosen, restarts=1)
+    if first is not None:
         return _better(first, prepared, chosen, deadline)
     if is_open and isinstance(chosen, SQP) and plain and _has_many_weights(prepared.task):
         chosen = find_method(MANY)

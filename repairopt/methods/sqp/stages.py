@@ -67,9 +67,8 @@ def run_sequence(
             sequence.called = f" of stage {stage} of {count}"
             status = sequence.run(settings.max_steps if whole else most)
             begun, at = at, sequence.best
-            spent = tiny and stage < count and task.judge.count > EFFORT
             lost = at.violation > (stuck if 2 * stage <= count else MET) and (2 * stage <= count or _same(begun, at))
-            if (lost and not patient) or spent:
+            if lost and not patient:
                 break
         return at if whole else problem.point(at.delta), sequence, status
 
