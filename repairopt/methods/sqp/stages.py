@@ -67,7 +67,8 @@ def run_sequence(
             sequence.called = f" of stage {stage} of {count}"
             status = sequence.run(settings.max_steps if whole else most)
             begun, at = at, sequence.best
-            lost = at.violation > (stuck if 2 * stage <= count else MET) and (2 * stage <= count or _same(begun, at))
+            still = stage > 1 and at.violation > MET and _same(begun, at)
+            lost = still or (2 * stage <= count and at.violation > stuck)
             if lost and not patient:
                 break
         return at if whole else problem.point(at.delta), sequence, status
