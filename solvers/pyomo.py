@@ -31,6 +31,7 @@ STATUS = statuses(
     FAILED="infeasibleOrUnbounded licensingProblems invalidProblem internalSolverError solverFailure error other "
     "unknown",
 )
+INTERRUPTS = ("userInterrupt", "resourceInterrupt")  # the second one is what it makes of Ctrl-C in SCIP
 WITHOUT_DUALS = ("scip",)  # beginnings of names; Pyomo raises where it is asked for their duals
 _HIGHS = ("primal_feasibility_tolerance", "dual_feasibility_tolerance", "mip_feasibility_tolerance")
 TOLERANCES = {
@@ -99,7 +100,7 @@ class Pyomo(TimedBackEnd):
             status = told_apart(STATUS.get(self._run(solver, name, model, mixed=False)[0], Status.FAILED))
         if status is Status.NO_POINT and found and program.integer is not None:
             status = Status.FEASIBLE
-        message, interrupted = f"{native} ({name})", native == "userInterrupt"
+        message, interrupted = f"{native} ({name})", native in INTERRUPTS
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
             return Solution(status, message=message, interrupted=interrupted)
         delta = np.array([model.delta[j].value for j in range(program.n)], dtype=np.float64)
