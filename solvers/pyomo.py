@@ -18,7 +18,7 @@ from repairopt.program import Array, Kind, Program, Solution, Status, without_no
 from .back_end import TimedBackEnd, statuses, told_apart
 from .highs_model import quiet_highs
 from .matrices import finite_side, half_hessian, integer_mask, sparse_rows
-from .scip import NOISE, runs_away
+from .scip import NOISE, axes_of, least_height, runs_away
 
 # Every pyomo.opt.TerminationCondition. A limit with a feasible point in hand becomes FEASIBLE in solve().
 STATUS = statuses(
@@ -31,6 +31,7 @@ STATUS = statuses(
     FAILED="infeasibleOrUnbounded licensingProblems invalidProblem internalSolverError solverFailure error other "
     "unknown",
 )
+INTERRUPTS = ("userInterrupt", "resourceInterrupt")  # the second one is what it makes of Ctrl-C in SCIP
 WITHOUT_DUALS = ("scip",)  # beginnings of names; Pyomo raises where it is asked for their duals
 _HIGHS = ("primal_feasibility_tolerance", "dual_feasibility_tolerance", "mip_feasibility_tolerance")
 TOLERANCES = {
@@ -88,6 +89,8 @@ class Pyomo(TimedBackEnd):
         model = as_pyomo(program)
         if program.integer is None and not name.startswith(WITHOUT_DUALS):
             model.dual = pyo.Suffix(direction=pyo.Suffix.IMPORT)
+        if program.hessian is not None and name.startswith("scip"):
+            _put_height(model, program)
         native, found, bound = "infeasibleOrUnbounded", False, float("nan")
         if not (name.startswith("scip") and runs_away(program, self.time_limit)):
             native, found, bound = self._run(solver, name, model, mixed=program.integer is not None)
@@ -97,12 +100,13 @@ class Pyomo(TimedBackEnd):
             status = told_apart(STATUS.get(self._run(solver, name, model, mixed=False)[0], Status.FAILED))
         if status is Status.NO_POINT and found and program.integer is not None:
             status = Status.FEASIBLE
-        message = f"{native} ({name})"
+        message, interrupted = f"{native} ({name})", native in INTERRUPTS
         if status not in (Status.OPTIMAL, Status.FEASIBLE):
-            return Solution(status, message=message)
+            return Solution(status, message=message, interrupted=interrupted)
         delta = np.array([model.delta[j].value for j in range(program.n)], dtype=np.float64)
         rows, bounds = _duals(program, model, delta)
-        return Solution(status, delta=delta, bound=bound, message=message, row_duals=rows, bound_duals=bounds)
+        told: dict[str, Any] = {"bound": bound, "message": message, "interrupted": interrupted}
+        return Solution(status, delta=delta, row_duals=rows, bound_duals=bounds, **told)
 
     def _run(self, solver: Any, name: str, model: Any, *, mixed: bool) -> tuple[str, bool, float]:
         """The native status, whether there is a point, and the lower bound of a mixed-integer solve, or NaN."""
@@ -159,6 +163,34 @@ def as_pyomo(program: Program) -> Any:
         objective = objective + pyo.quicksum(value * delta[i] * delta[j] for i, j, value in entries)
     model.objective = pyo.Objective(expr=objective, sense=pyo.minimize)
     return model
+
+
+def _put_height(model: Any, program: Program) -> None:
+    """Replace a quadratic objective by the height of a point above it, which is bounded below, as SCIP itself gets it.
+
+    Left to its own height without a bound, SCIP branches over free variables and looks at no time limit (measured: 10
+    s asked on four variables, and no answer after 45).
+    """
+    import pyomo.environ as pyo
+    from pyomo.core.expr import LinearExpression
+
+    def weighted(numbers: Array, variables: list[Any]) -> Any:
+        return LinearExpression(constant=0.0, linear_coefs=numbers.tolist(), linear_vars=variables)
+
+    found, floor, delta = axes_of(program), least_height(program), list(model.delta.values())
+    scale, height = 1.0, model.objective.expr - program.constant
+    if found is not None:
+        curved, curvature, axes, scale = found
+        model.places = pyo.Var(range(len(curvature)))
+        moved = [delta[j] for j in curved]
+        model.axes = pyo.Constraint(
+            model.places.index_set(), rule=lambda model, k: weighted(axes[:, k], moved) == model.places[k]
+        )
+        squares = (value * model.places[k] ** 2 for k, value in enumerate((curvature / 2 / scale).tolist()))
+        height = weighted(program.gradient / scale, delta) + pyo.quicksum(squares)
+    model.height = pyo.Var(bounds=(None if floor is None else floor / scale, None))
+    model.above = pyo.Constraint(expr=height <= model.height)
+    model.objective.set_value(scale * model.height + program.constant)
 
 
 def _default(program: Program) -> str:

@@ -199,24 +199,15 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
     terms = {Term(variable): float(g) for variable, g in zip(variables, program.gradient, strict=True)}
     added = _Objective()
     if program.hessian is not None:
-        half = half_hessian(program).tocoo()
-        curved = np.unique(np.concatenate([half.row, half.col]))  # binary variables of a formulation are not
-        dense = half.nnz > max(PRODUCTS, DENSE * len(curved) * (len(curved) + 1) / 2)
-        endless = half.nnz > len(curved) and len(curved) <= SMALL and not np.all(np.isfinite(program.bounds()))
-        block = program.dense_hessian()[np.ix_(curved, curved)] if dense or endless else np.zeros((0, 0))
-        curvature, axes = np.linalg.eigh(block)
-        most = float(np.abs(curvature).max(initial=0.0))
-        least = FLAT * most
-        dense |= endless and curvature[0] < NEARLY_FLAT * most
-        if dense and curvature[0] >= -least and curvature[-1] > 0:
-            scale = max(1.0, 2.0 ** round(np.log2(curvature[-1])))
-            curvature, axes = curvature[curvature > least], axes[:, curvature > least]
+        half, found = half_hessian(program).tocoo(), axes_of(program)
+        if found is not None:
+            curved, curvature, axes, scale = found
             places = _add_axes(model, axes, [variables[j] for j in curved])
             added = _Objective(None, places, axes, curved, scale)
             terms = {term: value / scale for term, value in terms.items()}
             squares = zip(places, (curvature / 2 / scale).tolist(), strict=True)
             terms |= {Term(place, place): value for place, value in squares}
-        floor = _floor(program)
+        floor = least_height(program)
         added = replace(added, height=model.addVar(lb=None if floor is None else floor / added.scale, ub=None))
         if added.axes is None:
             for i, j, value in zip(half.row, half.col, half.data.tolist(), strict=True):
@@ -226,6 +217,28 @@ def _add_objective(model: Any, program: Program, variables: list[Any]) -> _Objec
     model.setObjective(Expr(terms), "minimize")
     model.addObjoffset(program.constant)
     return added
+
+
+def axes_of(program: Program) -> tuple[Any, Array, Array, float] | None:
+    """How a convex Hessian that SCIP should not see as products is given by its axes; None where products will do.
+
+    Numbers ``(k,)`` of the variables with curvature, curvatures ``(r,)``, axes as columns ``(k, r)``, and what the
+    objective is divided by.
+    """
+    half = half_hessian(program).tocoo()
+    curved = np.unique(np.concatenate([half.row, half.col]))  # binary variables of a formulation are not
+    dense = half.nnz > max(PRODUCTS, DENSE * len(curved) * (len(curved) + 1) / 2)
+    endless = half.nnz > len(curved) and len(curved) <= SMALL and not np.all(np.isfinite(program.bounds()))
+    if not dense and not endless:
+        return None
+    curvature, axes = np.linalg.eigh(program.dense_hessian()[np.ix_(curved, curved)])
+    most = float(np.abs(curvature).max(initial=0.0))
+    least = FLAT * most
+    dense |= endless and curvature[0] < NEARLY_FLAT * most
+    if not dense or curvature[0] < -least or curvature[-1] <= 0:
+        return None
+    wanted = curvature > least
+    return curved, curvature[wanted], axes[:, wanted], max(1.0, 2.0 ** round(np.log2(curvature[-1])))
 
 
 def _add_axes(model: Any, axes: Array, variables: list[Any]) -> tuple[Any, ...]:
@@ -240,7 +253,7 @@ def _add_axes(model: Any, axes: Array, variables: list[Any]) -> tuple[Any, ...]:
     return tuple(places)
 
 
-def _floor(program: Program) -> float | None:
+def least_height(program: Program) -> float | None:
     """Smallest value of the objective without rows and bounds; SCIP branches on and on over free variables else."""
     if np.all(np.isfinite(program.bounds())):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from repairopt.errors import SpecificationError, public, shown, visible
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, ThresholdPoint, threshold_frontier
-from repairopt.network import Classifier, Engine, check_inputs, is_dataset, split_model
+from repairopt.network import Classifier, Engine, Stop, check_inputs, is_dataset, split_model
 from repairopt.patches import whole_file
 from repairopt.pipeline import DEFAULTS, INTERRUPTED, Settings, solve_repair, unless_interrupted, without_former
 from repairopt.report import Repair, Verdict, load_matplotlib, render_frontier
@@ -30,6 +30,8 @@ from repairopt.specify import (
     sum_by_weight,
     weight_of,
 )
+
+from .shared_limit import SharedLimit
 
 STEPS = 8  # bounds in a sweep, where the user does not say
 MOST_STEPS = 1000
@@ -69,6 +71,7 @@ class Frontier:
         thresholds: For a gap between groups of two-class decisions: the best that a threshold of its own for each group
             does with the original scores, which needs the group at every decision; empty for other properties.
         stopped: ``"interrupted"`` where Ctrl-C ended the sweep; the points are those that were found until then.
+            ``"time limit"`` where a repair ended at its share of the time, or a bound was not tried any more.
     """
 
     name: str
@@ -98,7 +101,8 @@ class Frontier:
         if self.thresholds:
             lines.append("thresholds by group, on the original scores")
             lines += [_cells(f"{point.target:8.4f}", point) for point in self.thresholds]
-        lines += [f"Stopped early ({self.stopped}), before the last bound."] if self.stopped else []
+        if self.stopped:
+            lines.append(f"Stopped early ({self.stopped}); bounds that are missed or missing may be met in more time.")
         return visible("\n".join(lines))
 
     @public
@@ -193,7 +197,7 @@ def trace_frontier(
             them from ``held_out``, where they can be made.
         weights: As there; ``"auto"`` is settled once, in the middle of the sweep.
         method: Settings of the method; by default without buffers for new data, because the curve shows those.
-        settings: As there.
+        settings: As there; the time limit is that of the whole sweep, whose repairs share what is left evenly.
         **options: Former keywords.
 
     Returns:
@@ -227,33 +231,62 @@ def trace_frontier(
         accuracies = accuracy(predict, data), accuracy(predict, held_out)
         return FrontierPoint(target, goal_value(goal, predict), accuracies[0], new, accuracies[1], met, repair)
 
+    shared = SharedLimit(settings)
     options = {"data": () if data is None else data, "method": chosen, "weights": weights}
     if isinstance(weights, str) and weights == "auto":
-        middle = replace(goal, target=bounds[len(bounds) // 2])
-        begun = _telling(settings, "weights")
-        found = unless_interrupted(solve_repair(model, middle, constraints, settings=begun, **options))
-        weights = found.report.location
-    options |= {"weights": weights}
-    points: list[FrontierPoint] = []
-    before: Repair | None = None
-    stopped = ""
-    for k, bound in enumerate(bounds):
-        begun = _telling(settings, f"bound {k + 1} of {len(bounds)}")
-        begun = replace(begun, start=None if before is None or wants_factors(weights) else before.delta)
+        options |= {
+            "weights": _settled(model, replace(goal, target=bounds[len(bounds) // 2]), constraints, shared, options)
+        }
+
+    def repaired(bound: float, start: Repair | None, settings: Settings) -> Repair:
+        begun = replace(settings, start=None if start is None or wants_factors(options["weights"]) else start.delta)
         unseen = [replace(twin, target=bound) if twin.name == goal.name else twin for twin in twins]
-        found = solve_repair(
-            model, replace(goal, target=bound), constraints, held_out=unseen, settings=begun, **options
-        )
-        met = found.report.verdict is Verdict.REPAIRED
-        stopped = found.report.stopped if found.report.stopped == INTERRUPTED else ""
-        if stopped and not met and points:
-            break
-        before = found if met else before
-        points.append(point(bound, found.model, found, met))
-        if stopped:
-            break
+        aim = replace(goal, target=bound)
+        return solve_repair(model, aim, constraints, held_out=unseen, settings=begun, **options)
+
+    found, stopped = _sweep(repaired, [float(bound) for bound in bounds], shared)
+    points = tuple(point(bound, repair.model, repair, _is_met(repair)) for bound, repair in found)
     thresholds = threshold_frontier(engine.predict(), goal, list(bounds), data, held_out, other)
-    return Frontier(goal.name, point(value, module, None, True), tuple(points), thresholds, stopped)
+    return Frontier(goal.name, point(value, module, None, True), points, thresholds, stopped)
+
+
+def _settled(model: Any, goal: Any, constraints: Any, shared: SharedLimit, options: dict[str, Any]) -> Any:
+    """The weights that ``"auto"`` chooses for a goal, in half of the time at most."""
+
+    def repaired(settings: Settings) -> Repair:
+        return solve_repair(model, goal, constraints, settings=_telling(settings, "weights"), **options)
+
+    return unless_interrupted(shared.run(repaired, 2, needed=True)).report.location
+
+
+def _sweep(
+    repaired: Callable[[float, Repair | None, Settings], Repair], bounds: Sequence[float], shared: SharedLimit
+) -> tuple[list[tuple[float, Repair]], str]:
+    """A repair for each bound, begun at the last one that met its own, until time is up; why they ended early."""
+    found: list[tuple[float, Repair]] = []
+    before: Repair | None = None
+    for k, bound in enumerate(bounds):
+        part = f"bound {k + 1} of {len(bounds)}"
+
+        def one(settings: Settings, bound: float = bound, before: Any = before, part: str = part) -> Repair:
+            return repaired(bound, before, _telling(settings, part))
+
+        try:
+            repair = shared.run(one, len(bounds) - k, needed=not found)
+        except Stop:
+            break
+        interrupted = repair.report.stopped == INTERRUPTED
+        if interrupted and found and not _is_met(repair):
+            return found, INTERRUPTED
+        found.append((bound, repair))
+        if interrupted:
+            return found, INTERRUPTED
+        before = repair if _is_met(repair) else before
+    return found, shared.stopped
+
+
+def _is_met(repair: Repair) -> bool:
+    return repair.report.verdict is Verdict.REPAIRED
 
 
 def _telling(settings: Settings, part: str) -> Settings:

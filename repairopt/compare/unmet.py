@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import combinations
@@ -23,13 +24,17 @@ from torch import nn
 from repairopt.errors import ProgramError, SpecificationError, public
 from repairopt.localize import wants_factors
 from repairopt.methods import SQP, Method, find_method, with_rows_of_goal
+from repairopt.network import Stop
 from repairopt.pipeline import DEFAULTS, Settings, prepare_repair, solve_repair, unless_interrupted, without_former
 from repairopt.program import Conflict, Program, explain_conflict, stack_rows
 from repairopt.report import Repair, Verdict
 from repairopt.specify import CallableProperty, ChangeConstraint, Specification, is_strict
 from repairopt.surrogate import linearize
 
+from .shared_limit import TIME_LIMIT, SharedLimit
+
 LEAST_LEAD = 1e-5  # of what rows of a proof ask: holding counts, not the lead that a repair aims at
+RUNS = 3  # repairs of a call, beside one for each constraint, at least
 MOST_ENTRIES = 20_000_000  # of the rows of a proof
 
 
@@ -46,6 +51,7 @@ class Unmet:
         target: What the goal had to reach.
         proof: Rows in conflict with a certificate that was checked, or None.
         repair: The repair that came closest.
+        stopped: ``"time limit"`` where a repair ended at its share of the time, or was not begun.
     """
 
     conflict: tuple[str, ...]
@@ -54,6 +60,7 @@ class Unmet:
     proof: Conflict | None
     repair: Repair
     smallest: bool = True
+    stopped: str = ""
 
     @property
     def proved(self) -> bool:
@@ -69,7 +76,9 @@ class Unmet:
         together = "by itself" if single else "together"
         text = f"{names} {how} {together} with these weights; closest value of the goal: {self.closest:.4g}, "
         text += f"target {self.target:.4g}. "
-        if not self.smallest:
+        if self.stopped:
+            text += f"Stopped early ({self.stopped}): with more time, some of these may be met. "
+        elif not self.smallest:
             text += "There may be a smaller set in conflict; most_tries= looks for one longer. "
         if self.proof is not None:
             return text + f"Proved: {self.proof}"
@@ -95,7 +104,7 @@ def explain_unmet(
         constraints: As there.
         most_tries: Repairs that may be run to look for a smaller set, once none of the bounds can be left out.
         method: As there; None for SQP without buffers for new data.
-        settings: As there.
+        settings: As there; the time limit is that of the whole call, whose repairs share what is left.
         **options: ``data``, ``held_out``, ``weights`` and former keywords. With ``weights="auto"`` all tries use the
             weights of the first.
 
@@ -111,37 +120,42 @@ def explain_unmet(
     given = (model, goal, constraints, SQP(confidence=None) if method is None else method, settings)
     model, goal, _, chosen, settings, options = without_former(*given, options)
     goal = Specification(goal, tuple(items)).goal
-    options |= {"method": find_method(chosen), "settings": settings}
-    limit = float(goal.target)
+    options |= {"method": find_method(chosen)}
+    limit, shared, runs = float(goal.target), SharedLimit(settings), iter(range(RUNS + len(items), 0, -1))
 
-    def tried(aim: Any, bounds: Sequence[Any]) -> Repair:
-        return unless_interrupted(solve_repair(model, aim, bounds, **options))
+    def tried(aim: Any, bounds: Sequence[Any], *, needed: bool = False) -> Repair:
+        def repair(settings: Settings) -> Repair:
+            return solve_repair(model, aim, bounds, settings=settings, **options)
 
-    first = tried(goal, items)
+        return unless_interrupted(shared.run(repair, max(2, next(runs, 2)), needed=needed))
+
+    first = tried(goal, items, needed=True)
     if _met(first):
         return Unmet((), _value(first), limit, None, first)
     if not wants_factors(options.get("weights")):
         options["weights"] = first.report.location
-    left = list(range(len(items)))
-    idle = _met_by_any(goal, first)
-    among_themselves = bool(items) and not _held(tried(idle, items))
-    kept, fine = (idle, _held) if among_themselves else (goal, _met)
-    if not among_themselves and not _met(tried(goal, ())):
-        left = []  # the goal alone is out of reach
+    left, smallest, among_themselves, kept = list(range(len(items))), False, False, goal
 
     def met(chosen: Sequence[int]) -> bool:
-        return fine(tried(kept, [items[i] for i in chosen]))
+        fine = _held if among_themselves else _met
+        return _possible(tried(kept, [items[i] for i in chosen]), fine)
 
-    for k in list(left):
-        without = [i for i in left if i != k]
-        if not met(without):
-            left = without
-    left, smallest = _fewest(met, len(items), left, most_tries)
-    proof = _prove(model, kept, [items[i] for i in left], options)
+    with contextlib.suppress(Stop):
+        idle = _met_by_any(goal, first)
+        among_themselves = bool(items) and not _possible(tried(idle, items), _held)
+        kept = idle if among_themselves else goal
+        if not among_themselves and not _possible(tried(goal, ()), _met):
+            left = []  # the goal alone is out of reach
+        for k in list(left):
+            without = [i for i in left if i != k]
+            if not met(without):
+                left = without
+        left, smallest = _fewest(met, len(items), left, most_tries)
+    proof = _prove(model, kept, [items[i] for i in left], options | {"settings": settings}, shared.left)
     conflict = (*(() if among_themselves else (goal.name,)), *(names[i] for i in left))
     if proof is not None:
         conflict = tuple(name for name in conflict if name in proof.constraints)
-    return Unmet(conflict, _value(first), limit, proof, first, smallest)
+    return Unmet(conflict, _value(first), limit, proof, first, smallest, shared.stopped)
 
 
 def _fewest(
@@ -174,6 +188,11 @@ def _met(repair: Repair) -> bool:
     return repair.report.verdict is Verdict.REPAIRED
 
 
+def _possible(repair: Repair, fine: Callable[[Repair], bool]) -> bool:
+    """Whether all is well, or might be with more time: of what the time limit ended nobody says that it cannot be."""
+    return fine(repair) or repair.report.stopped == TIME_LIMIT
+
+
 def _held(repair: Repair) -> bool:
     """Whether all constraints hold, whatever the goal does; a constant network, which is no repair, may hold them."""
     return all(check.holds or check.soft for check in repair.report.verification.checks if not check.held_out)
@@ -184,8 +203,15 @@ def _value(repair: Repair) -> float:
     return float(goal.after if _held(repair) else goal.before)
 
 
-def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dict[str, Any]) -> Conflict | None:
-    """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts."""
+def _prove(
+    model: nn.Module, goal: Any, constraints: Sequence[Any], options: dict[str, Any], seconds: float | None
+) -> Conflict | None:
+    """A certified conflict of rows; None where the outputs are not affine in the weights, or the bounds are counts.
+
+    None too where no ``seconds`` are left.
+    """
+    if seconds == 0:
+        return None
     rows_only = [one for one in constraints if is_strict(one)]
     on_change = [one for one in constraints if isinstance(one, ChangeConstraint)]
     own = {key: value for key, value in options.items() if key != "held_out"}
@@ -205,6 +231,6 @@ def _prove(model: nn.Module, goal: Any, constraints: Sequence[Any], options: dic
     sides: Any = {"lower": rows.lower, "upper": rows.upper, "delta_lower": low, "delta_upper": high}
     program = Program(np.zeros(task.engine.n), matrix=rows.matrix, sources=rows.sources, **sides)
     try:
-        return explain_conflict(program, time_limit=options["settings"].time_limit)
+        return explain_conflict(program, time_limit=seconds)
     except ProgramError:
         return None

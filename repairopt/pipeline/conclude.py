@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from repairopt.network import Candidate, Remembering
 from repairopt.patches import library_versions
 from repairopt.program import Status
 from repairopt.report import Repair, Report, ReportSources, Trust, Verdict
-from repairopt.specify import beyond, margins_at
+from repairopt.specify import Detailed, beyond, margins_at
 from repairopt.verify import Check, Judge, Judgement, Verification, both_networks, verify
 
 from .new_data import claims_on
@@ -45,14 +46,17 @@ def conclude_repair(
     Returns:
         The repaired copy, its change and the report.
     """
-    task = prepared.task
+    task, deadline = prepared.task, prepared.task.judge.deadline
     final = _settle(task, outcome, shrink, stopped)
-    ending = _end_at(prepared, final)
+    ending = _end_at(prepared, final, deadline)
     verdict = _verdict(ending.verification, outcome, ending.changed)
     if verdict in (Verdict.UNSOLVED, Verdict.INFEASIBLE) and ending.changed and not _is_better(ending.verification):
         final = task.judge.original  # a change that gains nothing is not applied
-        ending = _end_at(prepared, final)
+        ending = _end_at(prepared, final, deadline)
         verdict = _verdict(ending.verification, outcome, ending.changed)
+    goal = prepared.specification.goal
+    if isinstance(goal, Detailed) and not ending.verification.measures[0].details:
+        task.log.note(f"Time was up before the details of '{goal.name}' were measured; its value is.")
     candidate, repaired, delta = ending.candidate, ending.repaired, ending.delta
     report = Report(
         verdict=verdict,
@@ -116,7 +120,7 @@ class _Ending:
         return differ if self.delta or isinstance(self.candidate, WeightChange) else self.candidate.size()
 
 
-def _end_at(prepared: Prepared, final: Judgement) -> _Ending:
+def _end_at(prepared: Prepared, final: Judgement, deadline: float | None) -> _Ending:
     task = prepared.task
     candidate = prepared.as_candidate(final.candidate)
     repaired = candidate.apply(prepared.model)
@@ -127,7 +131,8 @@ def _end_at(prepared: Prepared, final: Judgement) -> _Ending:
     with task.timed("verify"):
         initial = task.engine.initial.double().cpu().numpy()
         moved = final.delta if isinstance(final.candidate, np.ndarray) else gather_moved(task.location, delta)
-        verification = verify(prepared.model, repaired, prepared.specification, change=(initial, moved), both=both)
+        options: Any = {"change": (initial, moved), "both": both, "deadline": deadline}
+        verification = verify(prepared.model, repaired, prepared.specification, **options)
     return _Ending(candidate, repaired, delta, both, verification)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from repairopt import specify
 from repairopt.errors import public
-from repairopt.network import Engine, ForwardFunction, Remembering, identity
+from repairopt.network import Engine, ForwardFunction, Remembering, Stop, identity, limited
 
 from .claims import paired_error
 from .judge import is_constant
@@ -144,19 +146,25 @@ def verify(
     forward_fn: ForwardFunction | None = None,
     memory_limit: int = 2**30,
     both: tuple[Remembering, Remembering] | None = None,
+    deadline: float | None = None,
 ) -> Verification:
-    """Measure both networks on a specification; ``change`` is ``(initial weights, delta)``, ``(n,)`` each."""
+    """Measure both networks on a specification; ``change`` is ``(initial weights, delta)``, ``(n,)`` each.
+
+    Details that are not known at a ``deadline``, in seconds of ``time.perf_counter()``, are left out: they tell of
+    attacks and the like, and no verdict needs them.
+    """
     both = both or both_networks(original, repaired, forward_fn=forward_fn, memory_limit=memory_limit)
-    measures = [_measure(both, spec.goal, False, float(spec.goal.target))]
+    measure = partial(_measure, both, deadline)
+    measures = [measure(spec.goal, False, float(spec.goal.target))]
     watched = {item.name for item in spec.watch}
-    measures += [_compared(both, item, _measure(both, item, False, None)) for item in spec.watch]
+    measures += [_compared(both, item, measure(item, False, None)) for item in spec.watch]
     checks = [_check(both, constraint, False) for constraint in spec.on_outputs]
     for item in spec.held_out:
         if isinstance(item, specify.Constraint):
             checks.append(_check(both, item, True))
         else:
             target = float(spec.goal.target) if item.name == spec.goal.name else None
-            unseen = _measure(both, item, True, target)
+            unseen = measure(item, True, target)
             measures.append(_compared(both, item, unseen) if item.name in watched else unseen)
     if change is not None:
         checks += [_check_change(c, *change) for c in spec.on_change]
@@ -166,7 +174,7 @@ def verify(
     labelled = specify.labelled_data([item for item, _ in sources])
     constant_before, constant = (is_constant(predict, labelled) for predict in both)
     others = [(item, False) for item in spec.others] + [(item, True) for item in spec.others_held_out]
-    measures += [replace(_compared(both, item, _measure(both, item, part, None)), brief=True) for item, part in others]
+    measures += [replace(_compared(both, item, measure(item, part, None)), brief=True) for item, part in others]
     known = [(found, part) for item, part in sources if (found := specify.labels_of(item)) is not None]
     labels += _label_counts(both, [(one, one.held_out) for one in spec.labelled if not _stands_in(one, known)])
     return Verification(tuple(measures), tuple(checks), tuple(labels), constant, constant_before)
@@ -208,15 +216,20 @@ def _largest(prop: Any, predict: Remembering) -> float:
 
 
 def _measure(
-    both: tuple[Remembering, Remembering], item: specify.Property, held_out: bool, target: float | None
+    both: tuple[Remembering, Remembering],
+    deadline: float | None,
+    item: specify.Property,
+    held_out: bool,
+    target: float | None,
 ) -> Measure:
     item = specify.anchor(item, both[0])
     before, after = (specify.goal_value(item, predict) for predict in both)
     details: dict[str, tuple[float, float]] = {}
     if isinstance(item, specify.Detailed):
-        first, second = (item.details(predict) for predict in both)
-        keys = dict.fromkeys([*first, *second])  # a figure that one of the two lacks is not known
-        details = {key: (float(first.get(key, np.nan)), float(second.get(key, np.nan))) for key in keys}
+        with contextlib.suppress(Stop), limited(deadline):
+            first, second = (item.details(predict) for predict in both)
+            keys = dict.fromkeys([*first, *second])  # a figure that one of the two lacks is not known
+            details = {key: (float(first.get(key, np.nan)), float(second.get(key, np.nan))) for key in keys}
     return Measure(item.name, held_out, before, after, target, details)
 
 

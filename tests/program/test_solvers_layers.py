@@ -242,3 +242,33 @@ def test_layers_agree_with_direct_back_ends(backend):
         layer, direct = solve(program, backend), solve(program)
         assert layer.status is Status.OPTIMAL, layer.message
         assert layer.objective == pytest.approx(direct.objective, rel=1e-5, abs=1e-5)
+
+
+def test_scip_behind_pyomo_keeps_to_its_limit_where_variables_are_free():
+    """It branched on and on over products of free variables, whatever its time limit."""
+    needs(Pyomo(), Kind.MIQP)
+    program = Program(
+        gradient=np.array([-2.0, 0.0, 2.0, 1.0]),
+        hessian=np.array([[2.0, -2.0, 1.0, 1.0], [-2.0, 4.0, 0.0, 0.0], [1.0, 0.0, 2.0, 1.0], [1.0, 0.0, 1.0, 2.0]]),
+        matrix=np.array([[2.0, 2.0, -1.0, 0.0]]),
+        lower=np.array([-2.0]),
+        upper=np.array([-1.0]),
+        delta_lower=np.array([-np.inf, -1.0, 0.0, -np.inf]),
+        delta_upper=np.array([np.inf, np.inf, 4.0, np.inf]),
+        integer=np.array([False, False, True, True]),
+    )
+    found = solve(program, "pyomo", time_limit=10.0)
+    assert found.status is Status.OPTIMAL
+    assert found.seconds < 10
+    assert found.objective == pytest.approx(0.45, abs=1e-6)  # by the own back end of SCIP too
+
+
+def test_scip_behind_pyomo_gets_dense_hessians_by_their_axes():
+    needs(Pyomo(), Kind.MIQP)
+    factor = np.random.default_rng(0).normal(size=(12, 20))
+    sides = {"delta_lower": np.full(20, -2.0), "delta_upper": np.full(20, 2.0), "integer": np.arange(20) < 4}
+    program = Program(factor.sum(0), hessian=factor.T @ factor, constant=1.5, **sides)
+    found, expected = (solve(program, name, time_limit=10.0) for name in ("pyomo", "scip"))
+    assert found.status is expected.status is Status.OPTIMAL
+    assert found.objective == pytest.approx(expected.objective, abs=1e-5)
+    assert found.bound <= expected.objective + 1e-5

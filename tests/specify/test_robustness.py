@@ -279,3 +279,19 @@ def test_what_was_found_is_of_the_network_as_it_is_now():
         network[0].weight.data.mul_(-1)
         network[0].bias.data.mul_(-1)
         assert float(prop.value(network)) == before
+
+
+def test_runs_of_a_search_find_the_same_together_as_one_by_one(monkeypatch):
+    """Few rows run all restarts in one batch; each goes for classes of its own."""
+    from repairopt.network.sets import counterexamples
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 4)).double().eval()
+    x, y = torch.rand(30, 5, dtype=torch.float64), torch.arange(30) % 4
+    together = counterexamples.attack(network, x, y, 0.1)
+    monkeypatch.setattr(counterexamples, "FEW", 1)
+    alone = counterexamples.attack(network, x, y, 0.1)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+    nearest = counterexamples.attack(network, x, y, 0.1, search=Search(restarts=1))
+    assert (together[1] <= nearest[1] + 1e-12).all()

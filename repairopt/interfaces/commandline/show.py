@@ -85,7 +85,8 @@ def frontier_text(result: results.FrontierResult) -> str:
         values = [number(row.value) for row in claims if row.role == "goal"]
         lines.append(f"{name:>10}" + "".join(f"{value:>12}" for value in values) + f"  {verdict}".rstrip())
     wrote = [one.patch for one in result.repairs] + [result.out]
-    lines += ["", f"Stopped early ({result.stopped}), before the last bound."] if result.stopped else []
+    if result.stopped:
+        lines += ["", f"Stopped early ({result.stopped}); bounds that are missed or missing may be met in more time."]
     return "\n".join([*lines, "", *(f"wrote {path}" for path in wrote)])
 
 

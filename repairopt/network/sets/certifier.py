@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repairopt.errors import SpecificationError, UnsupportedError
+from repairopt.network.deadline import check_time
 from repairopt.network.inputs import check_inputs, check_labels
 
 from .propagate_zonotope import Environment, Slope, TracedNetwork
@@ -98,6 +99,7 @@ class Certifier:
         rows = torch.arange(len(radii), device=radii.device) if rows is None else rows
         parts = []
         for part in rows.split(self._batch):
+            check_time()
             values = self.traced.run(self.late, self._before(radii, part), parameters, self.slope)
             parts.append(_smallest_gap(values[self.traced.nodes[-1]], self.labels[part]))
         return torch.cat(parts)

@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from repairopt.errors import SpecificationError
+from repairopt.network.deadline import check_time
 from repairopt.network.inputs import check_inputs, check_labels
 from repairopt.network.model_checks import shadow, writes_into
 from repairopt.network.replace_weights import Replaceable
 
 Bound = float | Tensor
-Slope = Callable[[Tensor | None], Tensor]
+Slope = Callable[[Tensor], Tensor]
+FEW = 100_000  # numbers that runs of a search hold together, at most
 
 
 @dataclass(frozen=True)
@@ -159,44 +161,86 @@ class _Attacker:
         best, smallest = x, self.margin(x, y)
         random = torch.Generator().manual_seed(self.search.seed)
         length = 2.5 / self.search.steps if self.search.step is None else self.search.step
-        for restart in range(self.search.restarts):
-            rivals = None if restart == 0 else self.rivals(x, y, restart)
-            noise = torch.rand(x.shape, generator=random, dtype=torch.float64).to(x)
-            at_input = restart == 0 and not self.search.random_start
-            points = x if at_input else low + noise * (high - low)
-            _, slope = self._recorded(points, y)
+        for runs in self._together(x):
+            starts = [self._start(restart, x, low, high, random) for restart in runs]
+            aims = _Aims(x, y, [None if restart == 0 else self.rivals(x, y, restart) for restart in runs])
+            wide_low, wide_high, wide_radius = (_repeated(one, len(runs)) for one in (low, high, radius))
+            points, least = torch.cat(starts), _repeated(smallest, len(runs))
+            worst = points
+            logits, slope = self._recorded(points)
             for _ in range(self.search.steps):
-                points = points - length * radius * slope(rivals).sign()
-                points = torch.minimum(torch.maximum(points, low), high)
-                logits, slope = self._recorded(points, y)
-                value = margin(logits, y)
+                check_time()
+                points = points - length * wide_radius * slope(aims.weights(logits)).sign()
+                points = torch.minimum(torch.maximum(points, wide_low), wide_high)
+                logits, slope = self._recorded(points)
+                value = aims.margins(logits)
+                better = value < least
+                worst = torch.where(better.reshape(wide_radius.shape), points, worst)
+                least = torch.where(better, value, least)
+            for point, value in zip(worst.split(len(x)), least.split(len(x)), strict=True):
                 better = value < smallest
-                best = torch.where(better.reshape(radius.shape), points, best)
+                best = torch.where(better.reshape(radius.shape), point, best)
                 smallest = torch.where(better, value, smallest)
         return best, smallest
 
-    def _recorded(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Slope]:
-        """Logits of points, and what makes the gradient of the margin to rivals there: in one pass where torch allows.
+    def _together(self, x: Tensor) -> list[range]:
+        """Runs of the search by batches: of few numbers all at once, for it is the calls that cost then."""
+        count = self.search.restarts
+        many = max(1, min(count, FEW // max(1, x.numel())))
+        return [range(first, min(first + many, count)) for first in range(0, count, many)]
+
+    def _start(self, restart: int, x: Tensor, low: Tensor, high: Tensor, random: torch.Generator) -> Tensor:
+        noise = torch.rand(x.shape, generator=random, dtype=torch.float64).to(x)
+        return x if restart == 0 and not self.search.random_start else low + noise * (high - low)
+
+    def _recorded(self, points: Tensor) -> tuple[Tensor, Slope]:
+        """Logits of points, and what makes the gradient of weighted logits there: in one pass where torch allows.
 
         Where ``torch.func`` differentiates what calls this, it has to make this gradient too.
         """
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            slope = torch.func.grad(lambda at, rivals: margin(self.call(at), labels, rivals).sum())
+            slope = torch.func.grad(lambda at, weights: (self.call(at) * weights).sum())
             with torch.no_grad():
                 return self.call(points), partial(slope, points)
         with torch.enable_grad():
             leaf = points.detach().requires_grad_()
             logits = self.call(leaf.clone())
-        return logits.detach(), partial(_slope, logits, leaf, labels)
+        return logits.detach(), partial(_slope, logits, leaf)
 
 
-def _slope(logits: Tensor, points: Tensor, labels: Tensor, rivals: Tensor | None) -> Tensor:
-    """Gradient of the margins in points whose logits were recorded; 0 where the logits do not depend on them."""
-    with torch.enable_grad():
-        lead = margin(logits, labels, rivals).sum()
-    if not lead.requires_grad:
+class _Aims:
+    """What runs of a search go for, one run after the other: classes by row and run, None for the nearest class."""
+
+    def __init__(self, x: Tensor, labels: Tensor, rivals: Sequence[Tensor | None]) -> None:
+        self.labels = _repeated(labels, len(rivals))[:, None]
+        self.near = len(x) * sum(one is None for one in rivals)  # rows; such a run is the first one
+        given = [one for one in rivals if one is not None]
+        self.rivals = torch.cat(given)[:, None] if given else labels[:0, None]
+
+    def margins(self, logits: Tensor) -> Tensor:
+        """Logits of the labels minus the largest other ones."""
+        own = logits.gather(-1, self.labels)
+        return (own - logits.scatter(-1, self.labels, float("-inf")).amax(-1, keepdim=True))[:, 0]
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """Gradient in the logits of the margins to what is aimed at; classes that are equally near share it."""
+        near, labels = logits[: self.near], self.labels[: self.near]
+        others = near.scatter(-1, labels, float("-inf"))
+        nearest = (others == others.amax(-1, keepdim=True)).to(logits)
+        far = torch.zeros_like(logits[self.near :]).scatter_(-1, self.rivals, 1.0)
+        weights = -torch.cat([nearest / nearest.sum(-1, keepdim=True), far])
+        return weights.scatter_(-1, self.labels, 1.0)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    return x if times == 1 else torch.cat([x] * times)
+
+
+def _slope(logits: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of weighted logits in points whose logits were recorded; 0 where these do not depend on them."""
+    if not logits.requires_grad:
         return torch.zeros_like(points)
-    return torch.autograd.grad(lead, points, allow_unused=True, materialize_grads=True)[0]
+    return torch.autograd.grad(logits, points, weights, allow_unused=True, materialize_grads=True)[0]
 
 
 def margin(logits: Tensor, labels: Tensor, rivals: Tensor | None = None) -> Tensor:
