@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from repairopt.errors import ExportError, ModelError, SpecificationError
+from repairopt.interfaces.specfile.models import ModelSpec
 from repairopt.interfaces.specfile.onnx_model import load_onnx, write_onnx
 from repairopt.interfaces.specfile.onnx_positions import load_positions
 
@@ -320,3 +321,11 @@ def test_weights_in_nodes_of_constants_are_replaced_where_they_stand(tmp_path, d
     values = [onnx.numpy_helper.to_array(graph.node[1].attribute[0].t) for graph in (before, after)]
     assert values[0].dtype == values[1].dtype
     assert not np.array_equal(*values)
+
+
+def test_tensors_with_numbers_for_names_need_no_quotes_in_a_spec():
+    """Messages write ``output: 10``, which YAML reads as a number."""
+    said = ModelSpec(onnx="m.onnx", output=10, fixed={3: 0.5})
+    assert (said.output, said.fixed) == ("10", {"3": 0.5})
+    with pytest.raises(ValueError, match="output"):
+        ModelSpec(onnx="m.onnx", output=True)

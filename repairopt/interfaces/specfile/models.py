@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+# Exporters call tensors 9 and 10, which YAML reads as numbers.
+TensorName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 OBJECTIVES = Literal["auto", "cross_entropy", "closeness", "l2", "l1", "linf"]
 
 
@@ -35,8 +37,8 @@ class ModelSpec(Strict):
         default=None, description="safetensors, a state dict of torch.save (read with weights_only=True), or .nnet"
     )
     onnx: str | None = Field(default=None, description="ONNX file in place of factory and weights")
-    output: str | None = Field(default=None, description="of an ONNX file with several: the one with the scores")
-    fixed: dict[str, Number] = Field(
+    output: TensorName | None = Field(default=None, description="of an ONNX file with several: the one with the scores")
+    fixed: dict[TensorName, Number] = Field(
         default={}, description="numbers that fill other inputs of an ONNX file, such as states"
     )
     outputs: Literal["auto", "logits", "one logit", "probabilities", "one probability", "regression"] = Field(
