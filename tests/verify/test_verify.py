@@ -129,3 +129,24 @@ def test_figures_that_one_of_the_two_networks_lacks_are_told_as_unknown():
     assert list(details) == ["3 positive", "4 positive"]
     assert np.isnan(details["3 positive"][1])
     assert np.isnan(details["4 positive"][0])
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "turned", "holds"),
+    [(0.25, 4, True), (0.25, 5, False), (0.0625, 1, True), (0.1, 2, False), (0.05, 1, False), (1.0, 16, True)],
+)
+def test_a_tolerance_is_a_share_of_the_right_answers_and_holds_at_its_edge(tolerance, turned, holds):
+    """Of 20 rows 16 are right; ``turned`` of them turn wrong."""
+    x, labels = torch.eye(20), torch.zeros(20, dtype=torch.long)
+
+    def with_wrong(count):
+        network = nn.Linear(20, 2, bias=False)
+        leads = torch.ones(20).index_fill(0, torch.arange(count), -1.0)
+        network.weight.data = torch.stack([leads, -leads])
+        return network.eval()
+
+    goal, keep = ErrorRate(x, labels, target=0.5), KeepLabels(x, labels, tolerance=tolerance)
+    found = verify(with_wrong(4), with_wrong(4 + turned), Specification(goal, (keep,)))
+    assert found.checks[0].holds is holds
+    assert found.checks[0].failed == turned
+    assert found.goal_after == (4 + turned) / 20
