@@ -55,7 +55,8 @@ def reading_of(
     if outputs.shape[1] == 1:
         return _numbers(model, forward_fn, of_classes, outputs)
     chances = bool(((outputs >= 0) & (outputs <= 1)).all())
-    if chances and bool(((outputs.sum(1) - 1).abs() < TOLERANCE).all()):
+    certain = bool(((outputs == 0) | (outputs == 1)).all())  # logarithms of 0 and 1 have no slope here
+    if chances and not certain and bool(((outputs.sum(1) - 1).abs() < TOLERANCE).all()):
         if convertible and not spec.of_sizes:
             return Reading(forward_fn, "probabilities"), (
                 "The network gives probabilities, as after a softmax. Their logarithms are repaired, which order the "

@@ -360,3 +360,13 @@ def test_bounds_say_that_a_softmax_may_be_left_out():
     region = Region([0.2, -0.1, -0.1], [0.3, 0.1, 0.1], [[-1.0, 1.0]])
     with pytest.raises(UnsupportedError, match="give the network without it"):
         solve_repair(nn.Sequential(hidden(), nn.Softmax(1)), region)
+
+
+@pytest.mark.parametrize("target", [0.19, 0.1, 0.0])
+def test_a_table_of_answers_is_no_softmax(target):
+    """Its outputs are 0 and 1 on all rows, whose logarithms have no slope."""
+    table = nn.Linear(20, 2, bias=False)
+    table.weight.data = torch.tensor([[0.0] * 4 + [1.0] * 16, [1.0] * 4 + [0.0] * 16])
+    found = solve_repair(table, ErrorRate(torch.eye(20), torch.zeros(20, dtype=torch.long), target=target))
+    assert found.report.verdict is Verdict.REPAIRED
+    assert found.report.verification.goal_after <= target
