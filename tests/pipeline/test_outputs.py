@@ -370,3 +370,12 @@ def test_a_table_of_answers_is_no_softmax(target):
     found = solve_repair(table, ErrorRate(torch.eye(20), torch.zeros(20, dtype=torch.long), target=target))
     assert found.report.verdict is Verdict.REPAIRED
     assert found.report.verification.goal_after <= target
+
+
+def test_a_softmax_that_is_sure_of_every_row_is_to_be_left_out():
+    torch.manual_seed(0)
+    sure = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
+    sure[0].weight.data *= 1e6
+    x = torch.randn(20, 4)
+    found = solve_repair(sure, ErrorRate(x, (sure(x).argmax(1) + 1) % 3))
+    assert "Give the network without it." in " ".join(found.report.notes)
