@@ -57,10 +57,10 @@ def reading_of(
     chances = bool(((outputs >= 0) & (outputs <= 1)).all())
     certain = bool(((outputs == 0) | (outputs == 1)).all())  # logarithms of 0 and 1 have no slope here
     sums_to_one = chances and bool(((outputs.sum(1) - 1).abs() < TOLERANCE).all())
-    if sums_to_one and certain and any(isinstance(module, nn.Softmax | nn.LogSoftmax) for module in model.modules()):
+    if sums_to_one and certain and any(isinstance(module, nn.Softmax) for module in model.modules()):
         return forward_fn, (
-            "The outputs are 0 or 1 in every row: the softmax of the network is so sure that no weight moves them. Give "
-            "the network without it."
+            "The outputs are 0 or 1 in every row: the softmax of the network is so sure that no weight moves them. "
+            "Give the network without it."
         )
     if sums_to_one and not certain:
         if convertible and not spec.of_sizes:
