@@ -104,7 +104,7 @@ from repairopt.network import row_files
 
 torch.set_num_threads(1)
 row_files.MOST_BYTES = 2**24
-COUNT, WIDTH = 80_000, 1_000  # 320 MB each of what is to keep and of what fails
+COUNT, WIDTH = 100_000, 1_000  # 400 MB each of what is to keep and of what fails
 
 
 class Rows(Dataset):
@@ -129,7 +129,7 @@ with torch.no_grad():
 model.requires_grad_(False)
 loaders = [DataLoader(Rows(shift), batch_size=1000) for shift in (0.8, 0.0)]
 used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (used + 304 * 2**20,) * 2)  # less than either
+resource.setrlimit(resource.RLIMIT_DATA, (used + 376 * 2**20,) * 2)  # less than either
 goal, keep = ErrorRate(loaders[0], target=0.1), KeepLabels(loaders[1], tolerance=0.1)
 method = TrainThenCorrect(epochs=1, batch=512)
 repair = solve_repair(model, goal, [keep], weights="all", method=method, settings=Settings(memory_limit=2**26))
