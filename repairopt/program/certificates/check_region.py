@@ -173,11 +173,12 @@ class _Checker:
                 weak, slopes = (part, None) if late else self.weak(*part)
                 if self.point is not None:
                     return
+                late = late or time.process_time() > limit
                 if len(weak[2]) and (late or not left):
                     self.open.append(weak)
                 elif len(weak[2]):
                     self.splits += len(weak[2])
-                    halves += self.halves(weak, slopes)
+                    halves += self.halves(weak, slopes, limit)
                 if progress is not None:
                     progress(min(start + self.batch, len(level[2])), len(level[2]))
             if not halves:
@@ -221,8 +222,8 @@ class _Checker:
                 own = box == number
                 self.look_at(np.concatenate([corner[own], middle[own]]), int(number))
 
-    def halves(self, boxes: Boxes, slopes: Any) -> list[Boxes]:
-        """Both halves of each box, split where the bounds of both are best (strong branching)."""
+    def halves(self, boxes: Boxes, slopes: Any, limit: float) -> list[Boxes]:
+        """Both halves of each box, split where the bounds of both are best (strong branching), of those tried in time."""
         lower, upper, box, leaf = boxes
         rows = np.arange(len(lower))
         hulls = self.proof.hulls(lower, upper, box)
@@ -234,6 +235,8 @@ class _Checker:
         tried = np.argsort(-score, axis=1)[:, :TRIED]
         best, chosen = np.full(len(lower), -np.inf), tried[:, 0].copy()
         for dimension in tried.T if tried.shape[1] > 1 else ():
+            if time.process_time() > limit:
+                break
             parts = _split(lower, upper, dimension, middle)
             gains = [np.minimum(self.bounds(*part, box, leaf)[0], 0) for part in parts]
             gain = np.where(most[rows, dimension] > least[rows, dimension], gains[0] + gains[1], -np.inf)
