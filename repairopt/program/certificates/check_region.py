@@ -223,7 +223,7 @@ class _Checker:
                 self.look_at(np.concatenate([corner[own], middle[own]]), int(number))
 
     def halves(self, boxes: Boxes, slopes: Any, limit: float) -> list[Boxes]:
-        """Both halves of each box, split where the bounds of both are best (strong branching), of those tried in time."""
+        """Both halves of each box, split where the bounds of both are best among those in time (strong branching)."""
         lower, upper, box, leaf = boxes
         rows = np.arange(len(lower))
         hulls = self.proof.hulls(lower, upper, box)
