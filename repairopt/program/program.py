@@ -227,7 +227,10 @@ def _dense(hessian: Matrix) -> Array:
 
 def _mask(value: Any, n: int) -> npt.NDArray[np.bool_]:
     """The mask of the integer variables, or None where there are none."""
-    mask = np.asarray(value)
+    try:
+        mask = np.asarray(value)
+    except ValueError as error:
+        raise ProgramError(f"program: integer is ragged; expected a mask of {n} booleans, got {value!r}.") from error
     if mask.shape != (n,):
         raise ProgramError(f"program: integer mask has shape {mask.shape}, expected ({n},).")
     if mask.dtype != np.bool_ and not np.all((mask == 0) | (mask == 1)):

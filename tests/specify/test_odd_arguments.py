@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from odd_values import ODD
 
 from repairopt import (
     SQP,
@@ -47,31 +48,6 @@ from repairopt import (
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
-ODD = [
-    10**400,
-    "a",
-    "",
-    None,
-    True,
-    float("nan"),
-    float("inf"),
-    -1,
-    -0.5,
-    2.5,
-    0,
-    [],
-    {},
-    (1, 2),
-    object(),
-    1 + 2j,
-    b"x",
-    np.array(["a", "b"]),
-    np.empty((0, 3)),
-    np.array(None),
-    torch.zeros(0, 3),
-    pd.NA,
-    pd.Series([1, 2]),
-]
 ROWS = {"inputs": X, "labels": Y}
 GIVEN = {
     **dict.fromkeys([ErrorRate, KeepLabels, FixLabels, AccuracyDrop, FlipRate, ConfusionRate, MissRate], ROWS),
