@@ -7,6 +7,9 @@ has no back end for, or to add to the model, by :func:`as_pyomo`. A missing exec
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -115,7 +118,8 @@ class Pyomo(TimedBackEnd):
         if name == "highs":  # its QP solver may go round in circles
             options = {"qp_iteration_limit": QP_ITERATIONS} | options
         limit = {} if self.time_limit is None else {"timelimit": float(self.time_limit)}
-        with without_noise(2, NOISE, wanted=name.startswith("scip") and not self.verbose):
+        noise = without_noise(2, NOISE, wanted=name.startswith("scip") and not self.verbose)
+        with noise, _without_closed_handlers():
             result = solver.solve(model, tee=self.verbose, load_solutions=False, options=options, **limit)
         found = len(result.solution) > 0 and str(result.solver.status) != "error"
         if found:
@@ -124,6 +128,24 @@ class Pyomo(TimedBackEnd):
         bound: Any = result.problem.lower_bound if mixed else None
         known = isinstance(bound, int | float) and np.isfinite(bound)
         return str(result.solver.termination_condition), found, float(bound) if known else float("nan")
+
+
+@contextlib.contextmanager
+def _without_closed_handlers() -> Iterator[None]:
+    """Pyomo asks every handler of the logs for its file, which raises where somebody has closed that."""
+    loggers = (logging.getLogger("pyomo"), logging.getLogger())
+    closed = [(logger, one) for logger in loggers for one in logger.handlers if _is_closed(one)]
+    for logger, one in closed:
+        logger.removeHandler(one)
+    try:
+        yield
+    finally:
+        for logger, one in closed:
+            logger.addHandler(one)
+
+
+def _is_closed(handler: logging.Handler) -> bool:
+    return bool(getattr(getattr(handler, "stream", None), "closed", False))
 
 
 def as_pyomo(program: Program) -> Any:

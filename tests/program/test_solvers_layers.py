@@ -1,6 +1,7 @@
 """CVXPY and Pyomo: every problem through the solvers behind them, the models for users, statuses, what is missing."""
 
 import importlib
+import logging
 from dataclasses import FrozenInstanceError, replace
 from importlib.util import find_spec
 
@@ -242,6 +243,17 @@ def test_layers_agree_with_direct_back_ends(backend):
         layer, direct = solve(program, backend), solve(program)
         assert layer.status is Status.OPTIMAL, layer.message
         assert layer.objective == pytest.approx(direct.objective, rel=1e-5, abs=1e-5)
+
+
+def test_a_log_handler_whose_stream_is_closed_does_not_stop_pyomo(monkeypatch, tmp_path):
+    pytest.importorskip("pyomo")
+    pytest.importorskip("highspy")
+    with open(tmp_path / "log", "w") as stream:
+        pass
+    handlers = [*logging.getLogger().handlers, logging.StreamHandler(stream)]  # as of basicConfig, beside a notebook
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+    assert solve(knapsack().program, "pyomo").status is Status.OPTIMAL
+    assert logging.getLogger().handlers == handlers
 
 
 def test_scip_behind_pyomo_keeps_to_its_limit_where_variables_are_free():
