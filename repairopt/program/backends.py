@@ -83,7 +83,7 @@ def preferred_solvers(program: Program) -> list[str]:
     A back end whose ``preference`` is infinite (licensed ones, modelling layers) is left out; one that states none
     comes after those that do.
     """
-    rules = {name: getattr(load_solver(name), "preference", None) for name in available_solvers(program.kind)}
+    rules = {name: getattr(load_solver(name), "preference", None) for name in _available(program.kind)}
     rated = [(1000.0 if rule is None else float(rule(program)), name) for name, rule in rules.items()]
     return [name for rate, name in sorted(rated) if np.isfinite(rate)]
 

@@ -29,6 +29,7 @@ from repairopt.specify import (
 )
 
 UNNAMED = Source("", -1)
+KNOWN, MOST_KNOWN = 4, 2**20  # sets of rows that are kept for a step that is tried again, and their entries at most
 Picks = dict[int, npt.NDArray[np.int64]]  # for each constraint, by position, the margins chosen
 
 
@@ -47,6 +48,7 @@ class Linearization:
     required: tuple[Array, ...]
     outputs: dict[tuple[object, ...], Tensor] = field(repr=False)
     _slopes_of: dict[int, Array] = field(default_factory=dict, repr=False)  # of constraints that are not by sample
+    _known: dict[tuple[int, bytes], Array] = field(default_factory=dict, repr=False)  # the last that were asked for
 
     def at(self, step: Array) -> tuple[Array, ...]:
         """All linearized margins at ``delta + step``, for each constraint ``(m_c,)``, without building a row."""
@@ -96,7 +98,18 @@ class Linearization:
                 soft = soft_margins(constraint)
                 self._slopes_of[c] = jacobian(self.engine, soft, self.delta)[1].cpu().numpy()
             return self._slopes_of[c][index]
-        samples, p = samples_in(constraint), self._width(c)
+        key = (c, index.tobytes())
+        if key not in self._known:
+            found = self._slopes_by_sample(constraint, index, self._width(c))
+            if found.size > MOST_KNOWN:
+                return found
+            while len(self._known) >= KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = found
+        return self._known[key]
+
+    def _slopes_by_sample(self, constraint: SampleConstraint, index: npt.NDArray[np.int64], p: int) -> Array:
+        samples = samples_in(constraint)
         chosen = samples[torch.as_tensor(index // p)]
         outputs = self.outputs[identity(constraint.inputs)]
         leaf = outputs[chosen.to(outputs.device)].detach().clone().requires_grad_()

@@ -153,7 +153,8 @@ class SQP(TrustRegion):
             found = self._with_rows_held(task, inner, self._run(inner))
             if self.confidence is not None and found.delta.any():
                 best = inner.judge.best  # what is out of reach is not tried again from several starts for each part
-                again = self if best.met and best.feasible else replace(self, restarts=0)
+                much = best.met and best.feasible and rows_of(inner) >= TINIEST
+                again = self if much else self._with_less_effort(inner)
                 folds: int = self.folds  # type: ignore[attr-defined] # a constant of the class, or what was passed
                 return replace(
                     found, said_of_unseen=lambda: judge_generalization(task, again._without_data, folds=folds)
@@ -208,16 +209,18 @@ class SQP(TrustRegion):
     def _run(self, task: Task) -> Outcome:
         if self.buffer is None and self.confidence is not None:
             options: Any = {name: getattr(self, name) for name in ("confidence", "folds", "narrow", "most_cost")}
-            few = self.max_steps // 4 if rows_of(task) < TINIEST else self.max_steps
-            attempt = replace(self, restarts=0, max_steps=max(1, few)).minimize
-            found = run_confidently(
-                task, self.nonlinear_program, self.minimize, attempt, leads=self._leads(task), **options
-            )
+            attempt, leads = self._with_less_effort(task).minimize, self._leads(task)
+            found = run_confidently(task, self.nonlinear_program, self.minimize, attempt, leads=leads, **options)
             if found is not None:
                 return replace(found.outcome, claims=found.claims, buffers=found.buffers, margins=found.margins)
         leads = self._leads(task)
         outcome = self.minimize(task, self.nonlinear_program(task, self.named_buffers(), leads))
         return replace(outcome, margins=leads)
+
+    def _with_less_effort(self, task: Task) -> SQP:
+        """One run each, of a quarter of the steps where the rows are fewest."""
+        few = self.max_steps // 4 if rows_of(task) < TINIEST else self.max_steps
+        return replace(self, restarts=0, max_steps=max(1, few))
 
     def _leads(self, task: Task) -> dict[str, float]:
         """By name of goal and bounds, in logits; those that ask for none are left out.

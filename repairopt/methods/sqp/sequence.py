@@ -17,6 +17,7 @@ from repairopt.methods.task import Task
 from repairopt.program import Array, Program, Rows, Solution, Status, solve_working_set
 from repairopt.surrogate import LinearizedRows, MostViolated, Picks, Surrogate, select_rows
 
+from .division import TINIEST, rows_of
 from .filter import MET, Filter, Pair
 from .nonlinear_program import Models, NonlinearProgram, Point
 from .step import StepProgram, limit_prices
@@ -27,7 +28,7 @@ OVERSHOOT = 1e-7  # relative, by which a step goes further than a limit, for bac
 PRICE = 20.0  # of a missed limit in a step, for each unit
 FIX_PRICE = 100.0  # of each logit that a sample to be fixed shortfall in a step, over the number of samples
 STOPPED = 3  # rejections in a row after which the filter decides
-REJECTIONS = 8  # in a row, that end a sequence
+REJECTIONS, FEWEST = 8, 5  # in a row, that end a sequence, and one of the fewest rows
 HALVINGS = 4  # on the way to a point that misses bounds
 ROW_ROUNDS = 8  # solves of a step as rows of samples join
 
@@ -63,7 +64,7 @@ class Sequence:
     def __init__(self, task: Task, problem: NonlinearProgram, settings: Any, at: Point, floor: float = 0.0) -> None:
         self.task, self.problem, self.settings = task, problem, settings
         self.scale = task.engine.scale.cpu().numpy()
-        self.at, self.floor = at, floor
+        self.at, self.floor, self.tiny = at, floor, rows_of(task) < TINIEST
         self.best, self.filter = self.at, Filter()
         self.models: Models | None = None
         self.rejected, self.called = 0, ""
@@ -107,7 +108,7 @@ class Sequence:
                 self.aims = (self.aims + np.maximum(self.problem.aims, self.at.values)) / 2
             wanted = self.at.objective - predicted.objective
             nothing = self.at.violation <= MET and wanted < self._smallest_fall
-            if self.rejected >= REJECTIONS or (self.rejected >= 2 and (small or nothing)):
+            if self.rejected >= (FEWEST if self.tiny else REJECTIONS) or (self.rejected >= 2 and (small or nothing)):
                 break
         return status
 
@@ -165,14 +166,17 @@ class Sequence:
         return self.problem.predicted(found.models, found.step, self.at.delta)
 
     def _try_step(self, found: Step) -> tuple[Point, Step, str]:
-        """Judge the step; one that misses more for curvature is corrected once, one that breaks samples gets rows."""
+        """Judge the step; one that misses more for curvature is corrected once, one that breaks samples gets rows.
+
+        Of the fewest rows only the first step from a point is corrected: where that did not help, shorter ones follow.
+        """
         assert found.step is not None
         trial = self.problem.point(self.at.delta + found.step)
         if self._acceptable(trial, self._predicted(found)):
             return trial, found, ""
         worse = self.problem.surplus(trial.judged) > self.problem.surplus(self.at.judged)
         again = self._with_broken_samples(found, trial) if worse else None
-        if again is None:
+        if again is None and not (self.tiny and self.rejected):
             again = self._second_order_correction(found, trial)
         note = ""
         if again is not None and again.step is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from repairopt.program.program import Array, Matrix, Program
 from repairopt.program.rows import Source, below
 from repairopt.program.solution import Solution
 
-from .row_oracles import Index
+from .row_oracles import Index, excess
 
 PATIENCE = 2  # rounds for which a row stays though slack
 SLACK = 1e-6  # room above which a row counts as slack
@@ -68,6 +69,12 @@ class WorkingRows:
         self.lower, self.upper = self.lower[keep], self.upper[keep]
         self.index, self.slack_rounds = self.index[keep], self.slack_rounds[keep]
 
+    def excess(self, delta: Array) -> Array:
+        """Violations of the rows at hand, where those are all, in the order of the oracle ``(m,)``."""
+        found = np.empty(len(self.index))
+        found[self.index] = excess(self.matrix @ delta, self.lower, self.upper)
+        return found
+
     def spread(self, values: Array | None, own: int, m: int) -> Array | None:
         """Multipliers of the rows at hand, behind those of the head's ``own`` rows, as multipliers of all rows."""
         if values is None:
@@ -91,8 +98,13 @@ def relaxation(head: Program, working: WorkingRows, reach: float) -> Program:
         upper=np.concatenate([head.upper, working.upper]),
         delta_lower=np.maximum(low, np.minimum(-reach, high)),
         delta_upper=np.minimum(high, np.maximum(reach, low)),
-        sources=(head.sources or (Source("head", -1),) * head.m) + tuple(Source("row", int(i)) for i in working.index),
+        sources=(head.sources or (Source("head", -1),) * head.m) + tuple(map(_named, working.index.tolist())),
     )
+
+
+@lru_cache(maxsize=100_000)
+def _named(row: int) -> Source:
+    return Source("row", row)
 
 
 def at_reach(head: Program, delta: Array, reach: float) -> bool:
@@ -124,7 +136,7 @@ def certified_gap(program: Program, solution: Solution) -> float:
 def _beside(matrix: Matrix, n: int) -> Matrix:
     """Zero columns for the variables that the rows do not speak of."""
     if not hasattr(matrix, "tocsr"):
-        return np.pad(matrix, ((0, 0), (0, n - matrix.shape[1])))
+        return np.hstack([matrix, np.zeros((matrix.shape[0], n - matrix.shape[1]))])
     from scipy import sparse
 
     matrix = matrix.tocsr()

@@ -176,8 +176,14 @@ class _Loop:
         return self.solution.status is Status.FEASIBLE and certified_gap(self.program, self.solution) <= near
 
     def look(self) -> Index:
-        """The violated rows outside of the working set; looks again in full precision before saying none."""
+        """The violated rows outside of the working set; looks again in full precision before saying none.
+
+        Where every row is at hand, that takes no pass.
+        """
         delta = self._point()
+        if len(self.working.index) == self.oracle.m:
+            self.excess = self.working.excess(delta[: self.head.n_delta])
+            return np.zeros(0, dtype=np.int64)
         screen = getattr(self.oracle, "screen", None)
         self.excess = self._pass(delta, screen)
         bad = self._bad()
