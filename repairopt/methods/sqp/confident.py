@@ -28,7 +28,7 @@ from repairopt.program import Array
 from repairopt.specify import Folds, of_real_rows
 from repairopt.verify import Stop
 
-from .division import EFFORT, TINIEST, divided, rows_of
+from .division import divided, is_spent, rows_of
 from .filter import MET
 from .interval_width import WidthLimit, on_one_side, shortest_way, spread
 from .nonlinear_program import NonlinearProgram
@@ -180,8 +180,8 @@ class _Search:
 
     @property
     def is_spent(self) -> bool:
-        """Whether a repair of very few rows, of which more effort would only fit the noise, has cost its due."""
-        return rows_of(self.tasks[0]) < TINIEST and sum(task.judge.count for task in self.tasks) > EFFORT
+        """Whether all runs together have cost their due."""
+        return is_spent(*self.tasks)
 
     @property
     def first_leads(self) -> Sizes:

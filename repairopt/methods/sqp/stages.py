@@ -10,7 +10,7 @@ from repairopt.methods.outcome import Outcome
 from repairopt.methods.task import Task
 from repairopt.program import Array, Status
 
-from .division import EFFORT, TINIEST, rows_of
+from .division import TINIEST, is_spent, rows_of
 from .filter import MET
 from .nonlinear_program import NonlinearProgram, Point
 from .sequence import Sequence
@@ -85,7 +85,7 @@ def run_sequence(
         status = direct.run(settings.max_steps)
     best, outcome = direct.best, direct.outcome(status)
     for run in range(1, (min(1, settings.restarts) if warm else settings.restarts) + 1):
-        if best.violation <= MET or (tiny and task.judge.count > EFFORT):
+        if best.violation <= MET or is_spent(task):
             break
         end, by_stages, ended = stages(run * STAGES, SHORT if warm else max(1, settings.max_steps // 2))
         same = _same(direct.best, end)  # the part of the way is out of reach too
