@@ -99,8 +99,7 @@ class AttackSuccess(AdversarialError):
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the label at the worst points found for the points that are right."""
         right = self._right(predict)
-        own = self.on(self.inputs[right.to(self.inputs.device)], self.labels[right.to(self.labels.device)])
-        return AdversarialError.soft_value(own, predict) if bool(right.any()) else torch.zeros(())
+        return self._soft(predict, right) if bool(right.any()) else torch.zeros(())
 
     def around(self, predict: Predict) -> Any:
         """As :meth:`AdversarialError.around`; points that are wrong as they are do not count."""

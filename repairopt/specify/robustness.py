@@ -262,10 +262,15 @@ class AdversarialError(_Points):
 
     def soft_value(self, predict: Predict) -> Tensor:
         """One minus the mean probability of the label at the worst points found, which are held fixed."""
+        return self._soft(predict, slice(None))
+
+    def _soft(self, predict: Predict, rows: Any) -> Tensor:
+        """The same of some of the points, by their numbers or a mask."""
         network, parameters = network_of(predict, self.name)
-        points, _ = self.attacked(predict)
-        probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points,)), dim=-1)
-        return 1 - probabilities.gather(1, self.labels.to(points.device)[:, None]).mean()
+        points = self.attacked(predict)[0]
+        own = self.labels.to(points.device)[rows]
+        probabilities = torch.softmax(functional_call(shadow(network), dict(parameters), (points[rows],)), dim=-1)
+        return 1 - probabilities.gather(1, own[:, None]).mean()
 
     def around(self, predict: Predict) -> _AttackedPoints:
         """The same for networks near this one, where the worst points for it are held: it costs no attack."""

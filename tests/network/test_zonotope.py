@@ -8,6 +8,7 @@ from torch import nn
 
 from repairopt.errors import SpecificationError, UnsupportedError
 from repairopt.network import Certifier, Search, attack, attacked_radius
+from repairopt.network.sets import certifier as certifiers
 from repairopt.network.sets.zonotope import certified_margin, certified_radius, last_layer_zonotope
 
 
@@ -224,10 +225,20 @@ def test_batches_pruning_and_kept_layers_change_nothing(kind):
         certifier.margins(0.2, {"unannounced": torch.zeros(1)})
 
     traced = certifier.traced
-    ball = {traced.input: certifier.ball(certifier.as_radii(0.2))}
+    ball = {traced.input: certifier.ball(certifier.as_radii(0.2), certifier.inputs)}
     loose, tight = (traced.run(traced.nodes, ball, {}, prune=prune)[traced.nodes[-1]] for prune in (False, True))
     torch.testing.assert_close(loose.spread, tight.spread, rtol=1e-10, atol=1e-10)
     assert loose.generators.shape[1] >= tight.generators.shape[1]
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 3e-4])
+def test_halvings_looked_at_together_end_where_single_ones_do(tol, monkeypatch):
+    network = randomized(mlp(4, 6, 5, 3))
+    inputs, labels = torch.rand(40, 4, dtype=torch.float64), torch.arange(40) % 3
+    together = Certifier(network, inputs, labels).radii({}, tol=tol)
+    monkeypatch.setattr(certifiers, "SMALL", 0)
+    assert torch.equal(together, Certifier(network, inputs, labels).radii({}, tol=tol))
+    assert 0 < (together > 0).sum() < 40  # of both kinds
 
 
 def test_derivative_in_the_weights_is_the_difference_quotient():

@@ -7,11 +7,11 @@ from functools import partial
 from repairopt.errors import SpecificationError
 from repairopt.methods.subtask import part_of
 from repairopt.methods.task import Task
-from repairopt.specify import Attacked, Folds, inputs_of, labelled_data, measured, tied_sets
+from repairopt.specify import Attacked, Certified, Folds, inputs_of, labelled_data, measured, tied_sets
 
 TINIEST = 150  # rows, below which more effort only fits their noise
 EFFORT = 100  # points that are judged of the fewest rows, after which runs are short and none is tried again
-DEAR = 3  # of them, as many as one of a goal that takes an attack counts for
+DEAR = 3  # of them, as many as one of a goal that takes an attack or a certificate counts for
 DIVISIONS = 8  # into folds that are drawn where one takes all rows of a group out
 
 
@@ -42,5 +42,5 @@ def rows_of(task: Task) -> int:
 
 def is_spent(*tasks: Task) -> bool:
     """Whether a repair of the fewest rows, or its parts, have cost their due: more effort would only fit the noise."""
-    each = DEAR if isinstance(tasks[0].goal, Attacked) else 1
+    each = DEAR if isinstance(tasks[0].goal, Attacked | Certified) else 1
     return rows_of(tasks[0]) < TINIEST and each * sum(task.judge.count for task in tasks) > EFFORT

@@ -18,6 +18,7 @@ from .zonotope_layers import Zonotope, box
 
 ROUNDING = 64.0  # units of machine precision, times the size of what the last sums add up
 MEMORY_LIMIT = 2**27
+LEVELS, SMALL = 3, 200_000  # halvings that are looked at in one pass, and numbers of generators that may take
 
 Bound = float | Tensor
 
@@ -83,10 +84,9 @@ class Certifier:
             )
         return radii.expand(len(self.inputs))
 
-    def ball(self, radii: Tensor, rows: Tensor | slice = slice(None)) -> Zonotope:
-        """The balls of the given radii ``(N,)`` around the inputs ``rows``, cut off at the bounds."""
-        x = self.inputs[rows]
-        r = radii[rows].reshape(-1, *[1] * (x.ndim - 1))
+    def ball(self, radii: Tensor, x: Tensor) -> Zonotope:
+        """The balls of some radii ``(k,)`` around points ``(k, ...)``, cut off at the bounds."""
+        r = radii.reshape(-1, *[1] * (x.ndim - 1))
         return box(torch.maximum(x - r, self.lower), torch.minimum(x + r, self.upper))
 
     def margins(self, radius: Any, parameters: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
@@ -97,17 +97,24 @@ class Certifier:
             )
         radii = self.as_radii(radius)
         rows = torch.arange(len(radii), device=radii.device) if rows is None else rows
+        return self._margins(radii[rows], rows, parameters)
+
+    def _margins(self, radii: Tensor, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Certified margins of inputs ``rows (k,)``, which may repeat, for one radius each, ``(k,)``."""
         parts = []
-        for part in rows.split(self._batch):
+        for part, own in zip(rows.split(self._batch), radii.split(self._batch), strict=True):
             check_time()
-            values = self.traced.run(self.late, self._before(radii, part), parameters, self.slope)
+            values = self.traced.run(self.late, self._before(own, part), parameters, self.slope)
             parts.append(_smallest_gap(values[self.traced.nodes[-1]], self.labels[part]))
         return torch.cat(parts)
 
     def radii(
         self, parameters: Mapping[str, Tensor], *, tol: float = 1e-3, start: float = 0.2, max_radius: float = 1.0
     ) -> Tensor:
-        """Largest certified radius of each input by bisection, 0 where none is; see certified_radius."""
+        """Largest certified radius of each input by bisection, 0 where none is; see certified_radius.
+
+        Of few small inputs the radii of several halvings are looked at in one pass, for it is the calls that cost then.
+        """
         if not (tol > 0 and start > 0 and max_radius > 0):
             raise SpecificationError(
                 f"certified radius: tol {tol}, start {start}, max_radius {max_radius}; expected > 0."
@@ -115,33 +122,34 @@ class Certifier:
 
         def holds(radii: Tensor, rows: Tensor) -> Tensor:
             with torch.no_grad():
-                return self.margins(radii, parameters, rows) > 0
+                return self._margins(radii, rows, parameters) > 0
 
         low = self.inputs.new_zeros(len(self.inputs))
         high = torch.full_like(low, min(start, max_radius))
         correct = torch.arange(len(low), device=low.device)
         correct = growing = correct[holds(low, correct)]
         while len(growing):
-            growing = growing[holds(high, growing)]
+            growing = growing[holds(high[growing], growing)]
             low[growing] = high[growing]
             growing = growing[high[growing] < max_radius]
             high[growing] = (2 * high[growing]).clamp(max=max_radius)
+        levels = LEVELS if 2**LEVELS * len(correct) * self._size <= SMALL else 1
         while len(rows := correct[(high - low)[correct] > tol]):
-            middle = (low + high) / 2
-            good = holds(middle, rows)
-            low[rows[good]], high[rows[~good]] = middle[rows[good]], middle[rows[~good]]
+            halvings = _Halvings(low[rows], high[rows], levels)
+            low[rows], high[rows] = halvings.walk(holds(halvings.radii.flatten(), halvings.repeated(rows)), tol)
         return low
 
     def _before(self, radii: Tensor, rows: Tensor) -> Environment:
-        """Everything that the late nodes need, for some of the inputs."""
+        """Everything that the late nodes need, for some of the inputs and a radius each."""
         if not self.changed:
-            return {self.traced.input: self.ball(radii, rows)}
-        key = tuple(rows.tolist()), tuple(radii[rows].tolist())
+            return {self.traced.input: self.ball(radii, self.inputs[rows])}
+        key = tuple(rows.tolist()), tuple(radii.tolist())
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][1]
         with torch.no_grad():
-            found = self.traced.run(self.early, {self.traced.input: self.ball(radii, rows)}, {}, self.slope)
+            balls = self.ball(radii, self.inputs[rows])
+            found = self.traced.run(self.early, {self.traced.input: balls}, {}, self.slope)
         sets = [value.generators for value in found.values() if isinstance(value, Zonotope)]
         self._kept[key] = sum(g.numel() * g.element_size() for g in sets), found
         while sum(size for size, _ in self._kept.values()) > self.memory_limit:
@@ -177,7 +185,38 @@ class Certifier:
             )
         if self.labels is not None:
             check_labels("certified margin", self.labels, plain.shape[1])
+        self._size = most
         return max(1, self.memory_limit // (most * few.element_size()))
+
+
+class _Halvings:
+    """All radii that some halvings of intervals may come to.
+
+    Attributes:
+        radii: Middles, ``(k, 2^levels - 1)``: of the intervals, of their two halves, of the four quarters, and so on.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, levels: int) -> None:
+        self.low, self.high, middles = low, high, []
+        lows, highs = low[:, None], high[:, None]
+        for _ in range(levels):
+            middles.append(middle := (lows + highs) / 2)
+            lows, highs = (torch.stack(pair, 2).flatten(1) for pair in ((lows, middle), (middle, highs)))
+        self.radii = torch.cat(middles, 1)
+
+    def repeated(self, rows: Tensor) -> Tensor:
+        """A row of each radius, flattened, from those of the intervals ``(k,)``."""
+        return rows.repeat_interleave(self.radii.shape[1])
+
+    def walk(self, holds: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+        """Ends of the intervals, ``(k,)`` each, halved down to ``tol`` or as often as is known, by what holds."""
+        low, high, holds = self.low, self.high, holds.reshape(self.radii.shape)
+        place = torch.zeros_like(low, dtype=torch.int64)[:, None]
+        while int(place.max()) < self.radii.shape[1]:
+            middle, good, wide = self.radii.gather(1, place)[:, 0], holds.gather(1, place)[:, 0], high - low > tol
+            low, high = torch.where(wide & good, middle, low), torch.where(wide & ~good, middle, high)
+            place = 2 * place + 1 + good[:, None]
+        return low, high
 
 
 def _smallest_gap(logits: Zonotope, labels: Tensor) -> Tensor:

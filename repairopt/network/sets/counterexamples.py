@@ -171,7 +171,7 @@ class _Attacker:
             for _ in range(self.search.steps):
                 check_time()
                 points = points - length * wide_radius * slope(aims.weights(logits)).sign()
-                points = torch.minimum(torch.maximum(points, wide_low), wide_high)
+                points = points.clamp(wide_low, wide_high)
                 logits, slope = self._recorded(points)
                 value = aims.margins(logits)
                 better = value < least
@@ -216,6 +216,7 @@ class _Aims:
         self.near = len(x) * sum(one is None for one in rivals)  # rows; such a run is the first one
         given = [one for one in rivals if one is not None]
         self.rivals = torch.cat(given)[:, None] if given else labels[:0, None]
+        self.of_two: Tensor | None = None
 
     def margins(self, logits: Tensor) -> Tensor:
         """Logits of the labels minus the largest other ones."""
@@ -223,13 +224,20 @@ class _Aims:
         return (own - logits.scatter(-1, self.labels, float("-inf")).amax(-1, keepdim=True))[:, 0]
 
     def weights(self, logits: Tensor) -> Tensor:
-        """Gradient in the logits of the margins to what is aimed at; classes that are equally near share it."""
+        """Gradient in the logits of the margins to what is aimed at; classes that are equally near share it.
+
+        Of two classes it is always the same.
+        """
+        if self.of_two is not None:
+            return self.of_two
         near, labels = logits[: self.near], self.labels[: self.near]
         others = near.scatter(-1, labels, float("-inf"))
         nearest = (others == others.amax(-1, keepdim=True)).to(logits)
         far = torch.zeros_like(logits[self.near :]).scatter_(-1, self.rivals, 1.0)
         weights = -torch.cat([nearest / nearest.sum(-1, keepdim=True), far])
-        return weights.scatter_(-1, self.labels, 1.0)
+        weights.scatter_(-1, self.labels, 1.0)
+        self.of_two = weights if logits.shape[-1] == 2 else None
+        return weights
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:

@@ -90,7 +90,8 @@ def last_layer_zonotope(
     Arguments as for :func:`certified_margin`; an UnsupportedError where the last step is no ``Linear`` module.
     """
     certifier = Certifier(network, inputs, None, **options)
-    traced, known = certifier.traced, {certifier.traced.input: certifier.ball(certifier.as_radii(radius))}
+    balls = certifier.ball(certifier.as_radii(radius), certifier.inputs)
+    traced, known = certifier.traced, {certifier.traced.input: balls}
     last: Any = traced.nodes[-1].args[0]
     is_linear = last.op == "call_module" and isinstance(traced.network.get_submodule(str(last.target)), nn.Linear)
     if not is_linear:
