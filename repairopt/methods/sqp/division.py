@@ -10,7 +10,7 @@ from repairopt.methods.task import Task
 from repairopt.specify import Attacked, Certified, Folds, inputs_of, labelled_data, measured, tied_sets
 
 TINIEST = 150  # rows, below which more effort only fits their noise
-EFFORT = 100  # points that are judged of the fewest rows, after which runs are short and none is tried again
+EFFORT = 80  # points that are judged of the fewest rows, after which runs are short and none is tried again
 DEAR = 3  # of them, as many as one of a goal that takes an attack or a certificate counts for
 DIVISIONS = 8  # into folds that are drawn where one takes all rows of a group out
 
