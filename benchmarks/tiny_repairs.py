@@ -1,8 +1,9 @@
 """What tiny repairs cost by default: random networks, 10 to 120 rows, goals within and out of reach.
 
 The tasks are those of the fuzzer of small repairs (``tests/pipeline/test_random_repairs.py``), other seeds, without a
-limit, and the same networks with up to 8 of the rows that they get wrong as points to mend, beside all others to keep;
-processor seconds of the call, after a first one that imports what is needed.
+limit; the same networks with up to 8 of the rows that they get wrong as points to mend, beside all others to keep; and
+the same with goals that take attacks or certificates. Processor seconds of the call, after a first one that imports
+what is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ sys.path[:0] = [str(HERE.parent / "tests" / part) for part in ("pipeline", "supp
 
 from test_random_repairs import a_task  # noqa: E402
 
-from repairopt import ErrorRate, KeepLabels, solve_repair  # noqa: E402
+from repairopt import AttackSuccess, ErrorRate, KeepLabels, solve_repair  # noqa: E402
+from repairopt.specify import AdversarialError, CertifiedRadius  # noqa: E402
 
 READING = """## Reading
 
@@ -78,6 +80,21 @@ def points(seed: int) -> tuple[Any, Any, Any, int] | None:
     return net, ErrorRate(x[pick], y[pick]), keep, len(x)
 
 
+def robust(seed: int) -> tuple[Any, Any, Any, int]:
+    """The same network with a goal that takes attacks or certificates, every second one without a constraint."""
+    net, x, y, *_ = a_task(seed)
+    box: Any = {"lower": float(x.min()) - 1, "upper": float(x.max()) + 1}
+    share = (0.0, 0.5)[seed // 3 % 2]  # of what the original has
+    if seed % 3 == 0:
+        before = float(CertifiedRadius(x, y, target=1.0, **box).value(net))
+        goal: Any = CertifiedRadius(x, y, target=(0.6 + 0.6 * share) * before, **box)
+    else:
+        kind = (AdversarialError, AttackSuccess)[seed % 3 - 1]
+        before = float(kind(x, y, radius=0.1, target=0.0, **box).value(net))
+        goal = kind(x, y, radius=0.1, target=share * before, **box)
+    return net, goal, [KeepLabels(x, y, tolerance=0.1)] if seed % 2 else [], len(x)
+
+
 def measure(
     task: Callable[[int], tuple[Any, Any, Any, int] | None], seeds: range
 ) -> list[tuple[float, str, int, float]]:
@@ -118,10 +135,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    for task in (usual, points):
+    for task in (usual, points, robust):
         measure(task, range(chosen.first - 1, chosen.first))
     seeds = range(chosen.first, chosen.first + chosen.count)
-    first, second = measure(usual, seeds), measure(points, seeds)
+    first, second, third = (measure(task, seeds) for task in (usual, points, robust))
     least, most = min(one[2] for one in first), max(one[2] for one in first)
     text = f"""# Tiny repairs by default
 
@@ -134,6 +151,11 @@ The same networks, where up to 8 of the rows that they get wrong are to become r
 a twentieth or a tenth may be lost:
 
 {table(second)}
+The same networks, where a third each asks for certified radii a tenth or two fifths smaller in the inverse, for half of
+the error under attack or none, and for half of the success of attacks or none; every second one is to keep nine tenths
+of its right answers:
+
+{table(third)}
 {READING}"""
     chosen.out.write_text(text, encoding="utf-8")
     print(text)

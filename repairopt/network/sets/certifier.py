@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -73,6 +73,7 @@ class Certifier:
         self.late = self.traced.late(changed) if changed else self.traced.nodes
         self.early = [node for node in self.traced.nodes if node not in set(self.late)]
         self._kept: OrderedDict[Any, tuple[int, Environment]] = OrderedDict()
+        self._kept_bytes = 0
         self._batch = self._probe()
 
     def as_radii(self, radius: Any) -> Tensor:
@@ -124,20 +125,34 @@ class Certifier:
             with torch.no_grad():
                 return self._margins(radii, rows, parameters) > 0
 
-        low = self.inputs.new_zeros(len(self.inputs))
-        high = torch.full_like(low, min(start, max_radius))
-        correct = torch.arange(len(low), device=low.device)
-        correct = growing = correct[holds(low, correct)]
-        while len(growing):
-            growing = growing[holds(high[growing], growing)]
-            low[growing] = high[growing]
-            growing = growing[high[growing] < max_radius]
-            high[growing] = (2 * high[growing]).clamp(max=max_radius)
-        levels = LEVELS if 2**LEVELS * len(correct) * self._size <= SMALL else 1
-        while len(rows := correct[(high - low)[correct] > tol]):
-            halvings = _Halvings(low[rows], high[rows], levels)
+        few = 2**LEVELS * len(self.inputs) * self._size <= SMALL
+        most = min(max_radius, torch.finfo(self.inputs.dtype).max / 4)
+        low, high = self._grown(holds, min(start, most), most, 2**LEVELS if few else 1)
+        while len(rows := torch.nonzero(high - low > tol)[:, 0]):
+            halvings = _Halvings(low[rows], high[rows], LEVELS if few else 1)
             low[rows], high[rows] = halvings.walk(holds(halvings.radii.flatten(), halvings.repeated(rows)), tol)
         return low
+
+    def _grown(
+        self, holds: Callable[[Tensor, Tensor], Tensor], start: float, most: float, at_once: int
+    ) -> tuple[Tensor, Tensor]:
+        """The last radius that holds and the first that does not, of 0, ``start`` and its doubles up to ``most``.
+
+        Of each input, ``(N,)``; both are 0 where 0 does not hold, ``most`` where that does. ``at_once`` is how many
+        radii are looked at in one pass.
+        """
+        low, high = (self.inputs.new_zeros(len(self.inputs)) for _ in range(2))
+        growing, before, tried = torch.arange(len(low), device=low.device), 0.0, [0.0]
+        while len(growing):
+            while len(tried) < at_once and tried[-1] < most:
+                tried.append(_next(tried[-1], start, most))
+            good = holds(low.new_tensor(tried).repeat(len(growing)), growing.repeat_interleave(len(tried)))
+            count = good.reshape(-1, len(tried)).int().cumprod(1).sum(1)
+            low[growing] = low.new_tensor([before, *tried])[count]
+            high[growing] = low.new_tensor([*tried, tried[-1]])[count]
+            growing = growing[(count == len(tried)) & (tried[-1] < most)]
+            before, tried = tried[-1], [_next(tried[-1], start, most)]
+        return low, high
 
     def _before(self, radii: Tensor, rows: Tensor) -> Environment:
         """Everything that the late nodes need, for some of the inputs and a radius each."""
@@ -152,8 +167,9 @@ class Certifier:
             found = self.traced.run(self.early, {self.traced.input: balls}, {}, self.slope)
         sets = [value.generators for value in found.values() if isinstance(value, Zonotope)]
         self._kept[key] = sum(g.numel() * g.element_size() for g in sets), found
-        while sum(size for size, _ in self._kept.values()) > self.memory_limit:
-            self._kept.popitem(last=False)
+        self._kept_bytes += self._kept[key][0]
+        while self._kept_bytes > self.memory_limit:
+            self._kept_bytes -= self._kept.popitem(last=False)[1][0]
         return found
 
     def _probe(self) -> int:
@@ -187,6 +203,10 @@ class Certifier:
             check_labels("certified margin", self.labels, plain.shape[1])
         self._size = most
         return max(1, self.memory_limit // (most * few.element_size()))
+
+
+def _next(radius: float, start: float, most: float) -> float:
+    return min(2 * radius, most) if radius else start
 
 
 class _Halvings:
